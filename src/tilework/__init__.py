@@ -1,0 +1,81 @@
+"""Functions on huge N-D images, crop by crop.
+
+`tiled_map` turns a function on a small crop into a lazy dask array over an image of any size; `plan_tiles`
+shows what it would do; `Output` declares what the function returns; `load_once` and `from_torch` bring
+models; `to_zarr` writes. Importing the package imports none of dask, zarr and distributed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tilework.api import plan_tiles, tiled_map
+    from tilework.errors import (
+        AlignmentError,
+        ContractError,
+        CostWarning,
+        GridError,
+        MemoryBudgetError,
+        TilingError,
+        TilingWarning,
+    )
+    from tilework.fn import from_torch, load_once
+    from tilework.geometry import Box, Tile
+    from tilework.output import Output
+    from tilework.plan import TilePlan
+    from tilework.store import to_zarr
+
+_HOMES = {
+    "AlignmentError": "errors",
+    "Box": "geometry",
+    "ContractError": "errors",
+    "CostWarning": "errors",
+    "GridError": "errors",
+    "MemoryBudgetError": "errors",
+    "Output": "output",
+    "Tile": "geometry",
+    "TilePlan": "plan",
+    "TilingError": "errors",
+    "TilingWarning": "errors",
+    "from_torch": "fn",
+    "load_once": "fn",
+    "plan_tiles": "api",
+    "tiled_map": "api",
+    "to_zarr": "store",
+}
+
+__all__ = [
+    "AlignmentError",
+    "Box",
+    "ContractError",
+    "CostWarning",
+    "GridError",
+    "MemoryBudgetError",
+    "Output",
+    "Tile",
+    "TilePlan",
+    "TilingError",
+    "TilingWarning",
+    "from_torch",
+    "load_once",
+    "plan_tiles",
+    "tiled_map",
+    "to_zarr",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("tilework")
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"tilework.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,110 @@
+"""Samples outside the image, invented by index arithmetic inside the task that reads the crop.
+
+The image is never copied to pad it: each axis maps the wanted positions to positions inside the image,
+reads the few intervals that hold them, and takes from those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+__all__ = ["BOUNDARIES", "AxisRead", "Boundary", "read_padded"]
+
+Boundary = Literal["reflect", "symmetric", "edge", "wrap", "constant"]
+BOUNDARIES: tuple[Boundary, ...] = ("reflect", "symmetric", "edge", "wrap", "constant")
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+def source_index(positions: Ints, extent: int, boundary: Boundary) -> Ints:
+    """Return the sample of ``[0, extent)`` that stands at each position; -1 where a constant does.
+
+    Examples
+    --------
+    >>> source_index(np.arange(-3, 7), 4, "reflect").tolist()
+    [3, 2, 1, 0, 1, 2, 3, 2, 1, 0]
+    """
+    if boundary == "constant":
+        return np.where((positions >= 0) & (positions < extent), positions, -1)
+    if boundary == "edge" or extent == 1:
+        return np.clip(positions, 0, extent - 1)
+    if boundary == "wrap":
+        return positions % extent
+    if boundary == "symmetric":
+        folded = positions % (2 * extent)
+        return np.minimum(folded, 2 * extent - 1 - folded)
+    folded = positions % (2 * extent - 2)
+    return np.minimum(folded, 2 * extent - 2 - folded)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisRead:
+    """How to get ``[start, stop)`` along one axis: the intervals to read and what to take from them."""
+
+    intervals: tuple[tuple[int, int], ...]
+    """Intervals inside the image, in order; read and joined they are what ``take`` indexes."""
+    take: Ints | None = None
+    """Index into the joined intervals; -1 is the constant. None: the one interval as it is."""
+
+    @classmethod
+    def plan(cls, start: int, stop: int, extent: int, boundary: Boundary) -> AxisRead:
+        """Return the reads that give image positions ``[start, stop)``."""
+        if start >= 0 and stop <= extent:
+            return cls(((start, stop),))
+        index = source_index(np.arange(start, stop), extent, boundary)
+        used = np.unique(index[index >= 0])
+        if not used.size:
+            return cls(((0, 0),), index)
+        breaks = np.flatnonzero(np.diff(used) > 1)
+        first = used[np.concatenate(([0], breaks + 1))]
+        last = used[np.concatenate((breaks, [used.size - 1]))]
+        intervals = tuple((int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
+        return cls(intervals, np.where(index >= 0, np.searchsorted(used, index), -1))
+
+
+Reader = Callable[[tuple[tuple[int, int], ...]], np.ndarray[Any, Any]]
+
+
+def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> np.ndarray[Any, Any]:
+    """Return the samples that ``axes`` ask for, reading intervals of the image with ``read``.
+
+    Parameters
+    ----------
+    read : callable
+        Maps one ``(start, stop)`` per axis, inside the image, to an array of that shape.
+    axes : sequence of AxisRead
+    cval : scalar
+        Value of the positions that a constant boundary invents.
+
+    Returns
+    -------
+    numpy.ndarray
+        May be a view of what ``read`` returned.
+    """
+    parts = _join(read, axes, ())
+    for axis, plan in enumerate(axes):
+        if plan.take is None:
+            continue
+        missing = plan.take < 0
+        if not parts.shape[axis]:
+            shape = (*parts.shape[:axis], len(plan.take), *parts.shape[axis + 1 :])
+            parts = np.full(shape, cval, dtype=parts.dtype)
+            continue
+        parts = parts.take(plan.take, axis=axis)
+        if missing.any():
+            parts[(slice(None),) * axis + (missing,)] = cval
+    return parts
+
+
+def _join(
+    read: Reader, axes: Sequence[AxisRead], chosen: tuple[tuple[int, int], ...]
+) -> np.ndarray[Any, Any]:
+    """Return the product of the intervals of the axes that are not ``chosen`` yet, concatenated."""
+    if len(chosen) == len(axes):
+        return read(chosen)
+    intervals = axes[len(chosen)].intervals
+    parts = [_join(read, axes, (*chosen, interval)) for interval in intervals]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=len(chosen))

@@ -1,0 +1,378 @@
+"""`TilePlan`: every decision of a run and no data: tiles, blocks, who computes what, what is read.
+
+Tasks are blocks of tiles. Under ``recompute`` a block runs every tile that has weight in it. Under
+``share`` a tile runs once, in the block in which its support starts, so it reaches only into later blocks::
+
+    block      |-------- b --------|------- b+1 -------|
+    tiles of b     [ support ][ support ][ support ]
+    canvas of b    |---------------|=====|   <- seam: the part of the canvas in later blocks
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any, overload
+
+import numpy as np
+
+from tilework.errors import TilingError
+from tilework.geometry import AxisGrid, Box, Tile, TileGrid, ceil_div
+
+__all__ = ["AxisTable", "OutputPlan", "SourcePlan", "TilePlan"]
+
+Range = tuple[int, int]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+FORMAT = 1
+"""Version of the JSON form."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """What the plan has to know of one output."""
+
+    rim: tuple[int, ...] | None = None
+    """Image samples per grid axis without weight; None when trimming."""
+    scale: tuple[Fraction, ...] = ()
+    """Result samples per image sample, per grid axis."""
+    sample_bytes: int = 1
+    """Bytes that a result sample takes while it is accumulated, over all channels."""
+    final_bytes: int = 1
+    """Bytes that a sample of the returned array takes, over all channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePlan:
+    """What the plan has to know of one source."""
+
+    sample_bytes: int = 1
+    """Bytes per image sample, over all untiled axes."""
+    chunks: tuple[int, ...] | None = None
+    """Storage chunks per grid axis, samples; None where parts decode alone."""
+    in_memory: bool = False
+    """Whether reading is a view that takes no memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class TilePlan(Sequence[Tile]):
+    """A lazy sequence of tiles with the blocks that compute them; made by `plan_tiles`.
+
+    Examples
+    --------
+    >>> from tilework import plan_tiles
+    >>> plan = plan_tiles((100, 100), crop=32, overlap=4)
+    >>> len(plan), plan.grid_shape, plan[1].read.start
+    (16, (4, 4), (0, 20))
+    """
+
+    axes: tuple[AxisGrid, ...]
+    """One grid per axis: first those of ``each``, then the tiled ones."""
+    names: tuple[str, ...]
+    """Names or numbers of the axes, for messages."""
+    n_each: int
+    """How many of the axes are ``each`` axes."""
+    block: tuple[int, ...]
+    """Samples of the image per block and axis."""
+    outputs: tuple[OutputPlan, ...]
+    """One entry per array that the function returns."""
+    sources: tuple[SourcePlan, ...]
+    """One entry per array that is read."""
+    reuse: str = "share"
+    """"share": each tile runs once; "recompute": blocks share nothing."""
+    batch_size: int | None = None
+    """Crops per call of the function; None: one, without a batch axis."""
+    mask: bytes | None = None
+    """Which tiles run, one bit per tile in raster order; None: all."""
+    threads: int = 1
+    """Tasks at a time in a process, for the estimate of memory."""
+    cache_bytes: int = 0
+    """Decoded chunks that a process may keep, bytes."""
+    notes: tuple[str, ...] = ()
+    """Why the plan is as it is."""
+
+    # -- tiles ------------------------------------------------------------------------------------------
+
+    @property
+    def grid(self) -> TileGrid:
+        """The tiles without their blocks."""
+        return TileGrid(self.axes)
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of tiles per axis."""
+        return self.grid.shape
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents of the ``each`` and tiled axes, samples."""
+        return tuple(axis.extent for axis in self.axes)
+
+    def __len__(self) -> int:
+        return len(self.grid)
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tile]: ...
+    def __getitem__(self, index: int | slice) -> Tile | Sequence[Tile]:
+        return self.grid[index]
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self.grid)
+
+    @property
+    def exact_border(self) -> bool:
+        """Whether no axis is padded at its end, so that the untiled image itself is the measure."""
+        return all(a.end_padding == 0 for a in self.axes) and self.axes[-1].edge in (
+            "shift",
+            "squeeze",
+            "clip",
+        )
+
+    @property
+    def covered(self) -> float:
+        """Share of the image that some core covers; below 1 only for ``drop``."""
+        return math.prod(axis.covered / axis.extent for axis in self.axes)
+
+    @property
+    def runs(self) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+        """Which tiles run, shape ``grid_shape``; None: all."""
+        return None if self.mask is None else _unpack(self.mask, self.grid_shape)
+
+    # -- blocks -----------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """Number of blocks per axis."""
+        return tuple(ceil_div(a.extent, b) for a, b in zip(self.axes, self.block, strict=True))
+
+    @property
+    def tables(self) -> tuple[AxisTable, ...]:
+        """Per axis, what each block owns, touches and reads."""
+        return _tables(self.axes, self.block, tuple(o.rim for o in self.outputs))
+
+    def count(self, ranges: Sequence[Range]) -> int:
+        """Return how many tiles run among those in ``ranges``, first and last per axis."""
+        if self.mask is None:
+            return math.prod(max(0, b - a) for a, b in ranges)
+        runs = self.runs
+        assert runs is not None
+        return int(runs[tuple(slice(a, b) for a, b in ranges)].sum())
+
+    def owned(self, index: Sequence[int]) -> int:
+        """Return how many tiles the group of block ``index`` runs under ``share``."""
+        return self.count([t.owned[b] for t, b in zip(self.tables, index, strict=True)])
+
+    def touched(self, index: Sequence[int]) -> int:
+        """Return how many running tiles have weight in block ``index``."""
+        return self.count([t.touch[b] for t, b in zip(self.tables, index, strict=True)])
+
+    def earlier(self, index: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the earlier neighbours whose seam reaches into block ``index``, in raster order."""
+        steps = [(1, 0) if b and t.reaches[b - 1] else (0,) for t, b in zip(self.tables, index, strict=True)]
+        near = (
+            tuple(b - d for b, d in zip(index, step, strict=True))
+            for step in itertools.product(*steps)
+            if any(step)
+        )
+        return [block for block in near if self.owned(block)]
+
+    def later(self, index: Sequence[int]) -> list[tuple[int, ...]]:
+        """Return the later neighbours, as steps per axis, into which the group of ``index`` reaches."""
+        steps = [(0, 1) if t.reaches[b] else (0,) for t, b in zip(self.tables, index, strict=True)]
+        found = [step for step in itertools.product(*steps) if any(step)]
+        if self.mask is None:
+            return found
+        # A block that no running tile touches is filled: nobody would take the seam.
+        return [s for s in found if self.touched([b + d for b, d in zip(index, s, strict=True)])]
+
+    def calls(self, box: Box | None = None) -> int:
+        """Return how many crops the function gets when ``box`` is computed.
+
+        Parameters
+        ----------
+        box : Box, optional
+            Image samples of the ``each`` and tiled axes; left out, all.
+
+        Returns
+        -------
+        int
+        """
+        box = Box((0,) * len(self.axes), self.shape) if box is None else box
+        if not box.size or not len(self):
+            return 0
+        chosen = [
+            range(a // size, ceil_div(b, size))
+            for a, b, size in zip(box.start, box.stop, self.block, strict=True)
+        ]
+        if self.mask is not None:
+            return self._masked_calls(chosen)
+        if self.reuse == "share":
+            ranges = []
+            for table, blocks in zip(self.tables, chosen, strict=True):
+                first = blocks[0] - 1 if blocks[0] and table.reaches[blocks[0] - 1] else blocks[0]
+                ranges.append((table.owned[first][0], table.owned[blocks[-1]][1]))
+            return self.count(ranges)
+        return math.prod(
+            sum(t.touch[b][1] - t.touch[b][0] for b in blocks)
+            for t, blocks in zip(self.tables, chosen, strict=True)
+        )
+
+    def _masked_calls(self, chosen: Sequence[range]) -> int:
+        """Return the calls of ``chosen`` blocks per axis: a block that no running tile touches costs none."""
+        tables = self.tables
+        touch = self._counts([[t.touch[b] for b in c] for t, c in zip(tables, chosen, strict=True)])
+        if self.reuse != "share":
+            return int(touch.sum())
+        needed, owned = touch > 0, []
+        for axis, (table, blocks) in enumerate(zip(tables, chosen, strict=True)):
+            reaches = np.array([False, *table.reaches])[blocks.start : blocks.stop]
+            lead = np.zeros_like(needed.take([0], axis))
+            wider = np.moveaxis(np.concatenate((lead, needed), axis), axis, -1)
+            wider[..., :-1] |= wider[..., 1:] & reaches
+            needed = np.moveaxis(wider, -1, axis)
+            owned.append([(0, 0) if b < 0 else table.owned[b] for b in (blocks.start - 1, *blocks)])
+        return int(self._counts(owned)[needed].sum())
+
+    def _counts(self, ranges: Sequence[Sequence[Range]]) -> Ints:
+        """Return how many tiles run in every product of one range per axis."""
+        counts = np.asarray(self.runs, dtype=np.int64)
+        for axis, pairs in enumerate(ranges):
+            before = np.concatenate((np.zeros_like(counts.take([0], axis)), counts.cumsum(axis)), axis)
+            first, last = np.array(pairs).T
+            counts = before.take(last, axis) - before.take(first, axis)
+        return counts
+
+    # -- forms ------------------------------------------------------------------------------------------
+
+    def with_blocks(self, block: Sequence[int], reuse: str, notes: Sequence[str] = ()) -> TilePlan:
+        """Return the same tiles under other blocks."""
+        return replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes))
+
+    def to_json(self) -> str:
+        """Return the plan as JSON; `from_json` gives an equal plan."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data["axes"] = [asdict(axis) for axis in self.axes]
+        data["outputs"] = [asdict(o) | {"scale": [str(s) for s in o.scale]} for o in self.outputs]
+        data["sources"] = [asdict(s) for s in self.sources]
+        data["mask"] = None if self.mask is None else base64.b64encode(self.mask).decode()
+        return json.dumps({"tilework_plan": FORMAT, **data})
+
+    @classmethod
+    def from_json(cls, text: str) -> TilePlan:
+        """Return the plan that `to_json` wrote."""
+        data = json.loads(text)
+        version = data.pop("tilework_plan", None)
+        if version != FORMAT:
+            raise TilingError(f"this is no plan of format {FORMAT}; got format {version!r}.")
+        data["axes"] = tuple(AxisGrid(**a | {"margin": tuple(a["margin"])}) for a in data["axes"])
+        data["outputs"] = tuple(
+            OutputPlan(
+                None if o["rim"] is None else tuple(o["rim"]),
+                tuple(map(Fraction, o["scale"])),
+                o["sample_bytes"],
+                o["final_bytes"],
+            )
+            for o in data["outputs"]
+        )
+        data["sources"] = tuple(
+            SourcePlan(s["sample_bytes"], None if s["chunks"] is None else tuple(s["chunks"]), s["in_memory"])
+            for s in data["sources"]
+        )
+        for name in ("names", "block", "notes"):
+            data[name] = tuple(data[name])
+        data["mask"] = None if data["mask"] is None else base64.b64decode(data["mask"])
+        return cls(**data)
+
+    def explain(self) -> str:
+        """Return what the run does and costs, as text."""
+        from tilework.cost import explain
+
+        return explain(self)
+
+    def __repr__(self) -> str:
+        shape, crop = self.shape[self.n_each :], tuple(a.crop for a in self.axes[self.n_each :])
+        return (
+            f"<TilePlan: {len(self)} crops of {crop} over {shape}, {math.prod(self.blocks)} blocks of "
+            f"{self.block[self.n_each :]}, {self.reuse}>"
+        )
+
+
+@lru_cache(maxsize=8)
+def _unpack(mask: bytes, shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=math.prod(shape))
+    return bits.astype(bool).reshape(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class AxisTable:
+    """For every block along one axis: the tiles it owns and touches, as first and one past the last."""
+
+    owned: list[Range]
+    """Tiles whose support starts in the block."""
+    touch: list[Range]
+    """Tiles that have weight in the block."""
+    owned_read: list[Range]
+    """Image samples that the owned tiles read; may stick out of the image."""
+    touch_read: list[Range]
+    """Image samples that the touching tiles read."""
+    canvas: list[list[Range]]
+    """Per output, the image samples in which the owned tiles have weight."""
+    reaches: list[bool]
+    """Whether the owned tiles have weight in the next block."""
+    longest: int
+    """The longest support of a tile, samples."""
+
+
+@lru_cache(maxsize=16)
+def _tables(
+    axes: tuple[AxisGrid, ...], block: tuple[int, ...], rims: tuple[tuple[int, ...] | None, ...]
+) -> tuple[AxisTable, ...]:
+    return tuple(
+        axis_table(grid, size, tuple(None if rim is None else rim[d] for rim in rims))
+        for d, (grid, size) in enumerate(zip(axes, block, strict=True))
+    )
+
+
+def axis_table(grid: AxisGrid, size: int, rims: tuple[int | None, ...]) -> AxisTable:
+    """Return the table of blocks of ``size`` samples, for outputs with ``rims``."""
+    supports = [grid.supports(rim) for rim in rims]
+    starts = np.minimum.reduce([s for s, _ in supports])
+    stops = np.maximum.reduce([s for _, s in supports])
+    edges = np.append(np.arange(0, grid.extent, size), grid.extent)
+    first = np.searchsorted(starts, edges)
+    touching = np.searchsorted(stops, edges[:-1], side="right")
+    # A block in which no tile has weight touches an empty range, not a negative one.
+    touch = np.stack((np.minimum(touching, first[1:]), first[1:]), axis=1)
+    owned = np.stack((first[:-1], first[1:]), axis=1)
+    canvas = [_extent_of(owned, low, high) for low, high in supports]
+    reaches = [max(c[b][1] for c in canvas) > edges[b + 1] for b in range(len(owned))]
+    return AxisTable(
+        _pairs(owned),
+        _pairs(touch),
+        _extent_of(owned, *grid.reads()),
+        _extent_of(touch, *grid.reads()),
+        canvas,
+        reaches,
+        int((stops - starts).max(initial=0)),
+    )
+
+
+def _pairs(ranges: Ints) -> list[Range]:
+    return [(a, b) for a, b in ranges.tolist()]
+
+
+def _extent_of(ranges: Ints, starts: Ints, stops: Ints) -> list[Range]:
+    """Return the samples from the first tile's start to the last tile's stop; (0, 0) for no tile."""
+    if not len(starts):
+        return [(0, 0)] * len(ranges)
+    some = ranges[:, 1] > ranges[:, 0]
+    low = np.where(some, starts[np.minimum(ranges[:, 0], len(starts) - 1)], 0)
+    high = np.where(some, stops[np.maximum(ranges[:, 1] - 1, 0)], 0)
+    return _pairs(np.stack((low, high), axis=1))

@@ -1,0 +1,1 @@
+"""Tests; a package, since an installed package may bring a stray `tests` of its own."""

@@ -1,0 +1,152 @@
+"""Options, Hypothesis profiles and fixtures that all tests share."""
+
+import functools
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from dask.multiprocessing import initialize_worker_process
+from dask.tokenize import normalize_token
+from hypothesis import HealthCheck, settings
+
+# ------------------------------------------------------------------------------------ Hypothesis
+
+# No deadlines: machines that share their cores stall. Function-scoped fixtures are allowed, because
+# the ones here (`counting`, the scheduler) hold nothing that one example could spoil for the next.
+_common = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+settings.register_profile("default", _common, max_examples=50)
+settings.register_profile("ci", _common, max_examples=40, derandomize=True)
+settings.register_profile("nightly", _common, max_examples=1000)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
+)
+
+# --------------------------------------------------------------------------- options and selection
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runslow", action="store_true", help="run the long laws too")
+
+
+@functools.cache
+def _has_cuda() -> bool:
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return False
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what this run should not or cannot execute: a skip means a missing package."""
+
+    def wanted(item: pytest.Item) -> bool:
+        if "slow" in item.keywords and not config.getoption("--runslow"):
+            return False
+        return "gpu" not in item.keywords or _has_cuda()
+
+    kept = [item for item in items if wanted(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    items[:] = kept
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Where every optional package was installed (``TILEWORK_NO_SKIPS=1``), a skip is a failure."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped") if reporter else None
+    if skipped and os.environ.get("TILEWORK_NO_SKIPS") == "1" and session.exitstatus == 0:
+        reporter.write_line("\nTILEWORK_NO_SKIPS=1: a skip counts as a failure here", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+# ------------------------------------------------------------------------------------- schedulers
+
+
+@pytest.fixture(autouse=True)
+def _synchronous() -> Iterator[None]:
+    """Compute in this thread, where tracebacks and order are plain, unless a test chooses."""
+    with dask.config.set(scheduler="synchronous"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def _process_pool() -> Iterator[ProcessPoolExecutor]:
+    """Two spawned processes for the whole run, since starting them takes seconds.
+
+    A test that kills processes starts its own.
+    """
+    with ProcessPoolExecutor(
+        2, multiprocessing.get_context("spawn"), initializer=initialize_worker_process
+    ) as pool:
+        yield pool
+
+
+@pytest.fixture(params=["sync", "threads", "processes"])
+def scheduler(request: pytest.FixtureRequest, _synchronous: None) -> Iterator[str]:
+    """Run the test once on each of dask's local schedulers; its value is the scheduler's id."""
+    options: dict[str, Any] = {"scheduler": request.param}
+    if request.param == "threads":
+        options["num_workers"] = 4  # more than the cores: order must not matter
+    if request.param == "processes":
+        options["pool"] = request.getfixturevalue("_process_pool")
+    with dask.config.set(options):
+        yield request.param
+
+
+@pytest.fixture
+def client(_synchronous: None) -> Iterator[Any]:
+    """Give a client of a cluster within this process: one worker, two threads, any free port."""
+    from distributed import Client, LocalCluster  # half a second that few tests need
+
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+# --------------------------------------------------------------------------------------- counting
+
+
+class Counting:
+    """A function that leaves one byte in a file at every call.
+
+    So calls are counted over threads, processes, workers, and processes that were killed.
+    """
+
+    def __init__(self, fn: Callable[..., Any], log: Path) -> None:
+        self.fn = fn
+        self.log = log
+        self.__name__ = "counted"  # else dask puts the repr, with its address, into key names
+        self.reset()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self.log.open("ab", buffering=0) as file:
+            file.write(b".")
+        return self.fn(*args, **kwargs)
+
+    def __dask_tokenize__(self) -> Any:
+        return normalize_token(("Counting", self.fn))  # not the log: each test has its own
+
+    @property
+    def calls(self) -> int:
+        """Number of calls since the start or the last `reset`."""
+        return self.log.stat().st_size
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        self.log.write_bytes(b"")
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Callable[[Callable[..., Any]], Counting]:
+    """Wrap functions so that their calls are counted: ``fn = counting(fn); ...; fn.calls``."""
+    number = iter(range(1_000_000))
+    return lambda fn: Counting(fn, tmp_path / f"calls-{next(number)}")

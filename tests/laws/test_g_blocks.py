@@ -1,0 +1,228 @@
+"""G, blocks: who owns, touches and reads what; and the choice of the blocks themselves."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.laws.strategies import axes, many, plans
+from tilework import plan_tiles
+from tilework.blocks import BlockRequest, choose_blocks
+from tilework.cost import peak_bytes
+from tilework.errors import AlignmentError, GridError, MemoryBudgetError
+from tilework.geometry import Box
+from tilework.plan import axis_table
+
+# -- one axis -----------------------------------------------------------------------------------
+
+
+@st.composite
+def blocked_axes(draw):
+    axis = draw(axes())
+    some = st.sampled_from((None, 0, axis.rim))
+    rims = tuple(draw(st.lists(some, min_size=1, max_size=2)))
+    size = axis.grid.quantum * draw(st.integers(1, axis.grid.extent // axis.grid.quantum + 1))
+    return axis, rims, size
+
+
+@many
+@given(blocked_axes())
+def test_G6_tables_of_blocks_equal_walking_all_tiles(drawn):
+    (grid, *_), rims, size = drawn
+    table = axis_table(grid, size, rims)
+    supports = [[grid.support(i, rim) for i in range(len(grid))] for rim in rims]
+    hulls = [(min(a for a, _ in s), max(b for _, b in s)) for s in zip(*supports, strict=True)]
+    reads = [grid.read(i) for i in range(len(grid))]
+
+    def hull(spans, tiles):
+        chosen = [spans[i] for i in tiles]
+        return (min(a for a, _ in chosen), max(b for _, b in chosen)) if chosen else (0, 0)
+
+    starts = range(0, grid.extent, size)
+    blocks = [(a, min(a + size, grid.extent)) for a in starts]
+    assert {len(column) for column in (table.owned, table.touch, table.reaches)} == {len(blocks)}
+    assert [i for pair in table.owned for i in range(*pair)] == list(range(len(grid)))
+    for b, (low, high) in enumerate(blocks):
+        owned = [i for i, (a, _) in enumerate(hulls) if low <= a < high]
+        touch = [i for i, (a, stop) in enumerate(hulls) if a < high and low < stop]
+        assert list(range(*table.owned[b])) == owned
+        assert list(range(*table.touch[b])) == touch
+        assert table.touch[b][0] <= table.touch[b][1]
+        assert table.owned_read[b] == hull(reads, owned)
+        assert table.touch_read[b] == hull(reads, touch)
+        assert [canvas[b] for canvas in table.canvas] == [hull(s, owned) for s in supports]
+        assert table.reaches[b] == any(hulls[i][1] > high for i in owned)
+    assert table.longest == max((b - a for a, b in hulls), default=0)
+
+
+# -- several axes -------------------------------------------------------------------------------
+
+
+def hulls_of(plan):
+    """Return, by position, the box in which each running tile has weight in some output."""
+    found = {}
+    for tile in plan:
+        if plan.runs is not None and not plan.runs[tile.position]:
+            continue
+        spans = []
+        for d, (grid, i) in enumerate(zip(plan.axes, tile.position, strict=True)):
+            ends = [grid.support(i, None if o.rim is None else o.rim[d]) for o in plan.outputs]
+            spans.append((min(a for a, _ in ends), max(b for _, b in ends)))
+        found[tile.position] = Box(*map(tuple, zip(*spans, strict=True)))
+    return found
+
+
+def boxes_of(plan):
+    """Return the box of each block by its index."""
+    return {
+        index: Box(
+            tuple(b * size for b, size in zip(index, plan.block, strict=True)),
+            tuple(min((b + 1) * size, n) for b, size, n in zip(index, plan.block, plan.shape, strict=True)),
+        )
+        for index in itertools.product(*map(range, plan.blocks))
+    }
+
+
+@given(plans(), st.data())
+def test_G6_blocks_of_a_plan_equal_walking_all_tiles(plan, data):
+    hulls, boxes = hulls_of(plan), boxes_of(plan)
+    owner = {}
+    for position, hull in hulls.items():
+        corner = Box(hull.start, tuple(a + 1 for a in hull.start))
+        [owner[position]] = [index for index, box in boxes.items() if box.intersect(corner).size]
+    touched = {
+        index: {p for p, hull in hulls.items() if box.intersect(hull).size} for index, box in boxes.items()
+    }
+    groups = {index: {p for p, o in owner.items() if o == index} for index in boxes}
+    for index in boxes:
+        assert plan.touched(index) == len(touched[index])
+        assert plan.owned(index) == len(groups[index])
+        if plan.reuse != "share":
+            continue
+        # The seams of the earlier neighbours hold all that reaches in; without a mask, no more.
+        needed = {owner[p] for p in touched[index]} - {index}
+        earlier = plan.earlier(index)
+        assert earlier == sorted(earlier)
+        assert needed <= set(earlier) if plan.mask else needed == set(earlier)
+        steps = [tuple(b - a for a, b in zip(block, index, strict=True)) for block in earlier]
+        if needed:
+            assert all(
+                step in plan.later(block)
+                for step, block in zip(steps, earlier, strict=True)
+                if block in needed
+            )
+    ends = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in plan.shape]
+    box = Box(*map(tuple, zip(*ends, strict=True)))
+    wanted = [index for index, block in boxes.items() if block.intersect(box).size]
+    if plan.reuse == "share":
+        run = {b for index in wanted for b in (index, *plan.earlier(index))}
+        assert plan.calls(box) == sum(len(groups[index]) for index in run)
+        assert plan.calls() == len(hulls)
+    else:
+        assert plan.calls(box) == sum(len(touched[index]) for index in wanted)
+        assert plan.calls() == sum(map(len, touched.values())) >= len(hulls)
+
+
+# -- the choice ---------------------------------------------------------------------------------
+
+
+@st.composite
+def requests(draw, plan):
+    """Draw what a caller may fix; units that the output's denominator divides."""
+    unit = tuple(a.quantum * draw(st.sampled_from((1, 1, 2, 5))) for a in plan.axes)
+    return BlockRequest(
+        target=draw(st.sampled_from((None, 1, 100, 10_000))),
+        unit=draw(st.sampled_from((None, unit))),
+        memory_limit=draw(st.sampled_from((None, 10**9, 50_000, 5_000, 500))),
+        reuse=draw(st.sampled_from(("auto", "share", "recompute"))),
+    )
+
+
+def smallest_block(plan, request):
+    """Return the block that is left when all that can be given up is given up."""
+    tables = plan.with_blocks(plan.shape, "share").tables
+    sizes = []
+    for axis, table, unit in zip(plan.axes, tables, request.unit or (1,) * len(tables), strict=True):
+        step = math.lcm(axis.quantum, unit)
+        longest = 1 if request.reuse == "recompute" else table.longest
+        sizes.append(min(axis.extent, max(1, -(-longest // step)) * step))
+    return tuple(sizes)
+
+
+@many
+@given(plans(), st.data())
+def test_chosen_blocks_are_whole_units_and_fit_into_memory(plan, data):
+    request = data.draw(requests(plan))
+    try:
+        chosen = choose_blocks(plan, request)
+    except MemoryBudgetError:
+        least = replace(request, chunks=smallest_block(plan, request))
+        with pytest.raises(MemoryBudgetError, match=r"memory_limit=\d+"):
+            choose_blocks(plan, least)
+        return
+    assert replace(chosen, block=plan.block, reuse=plan.reuse, notes=plan.notes) == plan
+    for size, axis, unit in zip(chosen.block, plan.axes, request.unit or (1,) * len(plan.axes), strict=True):
+        assert size == axis.extent or (0 < size < axis.extent and size % unit == 0)
+        assert size == axis.extent or size % axis.quantum == 0
+    if request.memory_limit is not None:
+        assert peak_bytes(chosen) <= request.memory_limit
+    if request.reuse != "auto":
+        assert chosen.reuse == request.reuse
+    if chosen.reuse == "share":
+        for size, axis, table in zip(chosen.block, plan.axes, chosen.tables, strict=True):
+            assert size == axis.extent or size >= table.longest
+    elif request.reuse == "auto":
+        shared = replace(request, chunks=chosen.block, reuse="share")
+        extra = chosen.calls() / max(1, chosen.count([(0, n) for n in plan.grid_shape])) - 1
+        if extra > 0.05:
+            with pytest.raises((GridError, MemoryBudgetError)):
+                choose_blocks(plan, shared)
+
+
+@many
+@given(plans(), st.data())
+def test_given_chunks_are_kept(plan, data):
+    chunks = tuple(data.draw(st.integers(1, axis.extent)) for axis in plan.axes)
+    request = replace(data.draw(requests(plan)), chunks=chunks, memory_limit=None)
+    unit = request.unit or (1,) * len(chunks)
+    if any(
+        size < axis.extent and (size % axis.quantum or size % u)
+        for size, axis, u in zip(chunks, plan.axes, unit, strict=True)
+    ):
+        with pytest.raises((GridError, AlignmentError), match=r"multiples? of .*; got|got .* of \d+"):
+            choose_blocks(plan, request)
+    else:
+        tables = plan.with_blocks(chunks, "share").tables
+        short = any(
+            size < axis.extent and size < table.longest
+            for size, axis, table in zip(chunks, plan.axes, tables, strict=True)
+        )
+        if short and request.reuse == "share":
+            with pytest.raises(GridError, match=r"longest support; got blocks of \d+"):
+                choose_blocks(plan, request)
+            return
+        chosen = choose_blocks(plan, request)
+        assert chosen.block == chunks
+        assert not (short and chosen.reuse == "share")
+
+
+def test_less_memory_means_smaller_blocks_down_to_the_smallest():
+    """A small image has small blocks at once; they must still shrink where memory is short."""
+    plan = replace(plan_tiles((512, 512), 64, 8), threads=2)
+    sizes = [
+        math.prod(choose_blocks(plan, BlockRequest(memory_limit=limit)).block)
+        for limit in (10**9, 500_000, 300_000, 140_000)
+    ]
+    assert sizes == sorted(set(sizes), reverse=True)
+    with pytest.raises(MemoryBudgetError, match=r"memory_limit=\d+"):
+        choose_blocks(plan, BlockRequest(memory_limit=10_000))
+
+
+def test_a_block_is_never_empty():
+    with pytest.raises(GridError, match="chunks must be at least 1; got 0 on axis 0"):
+        plan_tiles((20,), 8, 2, chunks=0)

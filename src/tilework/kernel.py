@@ -1,0 +1,151 @@
+"""What runs inside a task: groups, seams, merged and finished blocks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilework.accumulate import Accumulator, cover
+from tilework.cache import CHUNKS
+from tilework.calls import Crops, run_tiles, tiles_of
+from tilework.canvas import Partial, combine, finish
+from tilework.geometry import Box, Tile
+from tilework.spec import Index, Spec
+
+__all__ = ["Group", "fill_block", "make_block", "merge", "run_block", "run_group", "take_seams"]
+
+
+@dataclass(slots=True)
+class Group:
+    """What the tiles of one owner block add up to."""
+
+    partials: list[Partial]
+    """One per output."""
+    skipped: list[int]
+    """Numbers of the tiles that the skip predicate left out."""
+
+
+def run_group(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
+    """Return the canvases of the tiles that block ``index`` owns."""
+    with CHUNKS.active():
+        ranges = spec.ranges(index, owned=True)
+        tiles = tiles_of(spec, ranges)
+        crops = [Crops(spec, k, ranges, part, len(tiles)) for k, part in enumerate(given)]
+        accumulator = Accumulator(spec, _canvas_boxes(spec, index))
+        skipped: list[int] = []
+        for tile, results in run_tiles(spec, tiles, crops, skipped):
+            accumulator.add(tile, results)
+    return Group(accumulator.partials, skipped)
+
+
+def take_seams(spec: Spec, index: Index, group: Group) -> dict[Index, Group]:
+    """Return copies of the parts of a group's canvases that lie in later blocks, by step."""
+    seams = {}
+    for step in spec.plan.later(index):
+        boxes = _block_boxes(spec, tuple(b + s for b, s in zip(index, step, strict=True)))
+        parts = [p.crop(layer, box) for layer, p, box in zip(spec.layers, group.partials, boxes, strict=True)]
+        seams[step] = Group(parts, group.skipped)
+    return seams
+
+
+def merge(
+    spec: Spec,
+    index: Index,
+    group: Group | None,
+    earlier: Sequence[Index],
+    seams: Sequence[dict[Index, Group]],
+    after: Sequence[Any] = (),
+) -> Any:
+    """Return the finished block ``index`` from its own group and its earlier neighbours' seams.
+
+    ``after`` is waited for and not used: it keeps the scheduler in raster order.
+    """
+    del after
+    groups = [] if group is None else [group]
+    for owner, seam in zip(earlier, seams, strict=True):
+        groups.append(seam[tuple(b - o for b, o in zip(index, owner, strict=True))])
+    return make_block(spec, index, groups)
+
+
+def run_block(spec: Spec, index: Index, given: Sequence[Any]) -> Any:
+    """Return the finished block ``index``, running every tile that has weight in it.
+
+    Tiles are summed per owner block and the sums added in the order of `merge`, so the bits are those of
+    ``share``.
+    """
+    with CHUNKS.active():
+        ranges = spec.ranges(index, owned=False)
+        owners = _owners(spec, index)
+        boxes = _block_boxes(spec, index)
+        queue: list[tuple[Accumulator, Tile]] = []
+        for owner in owners:
+            whole = _canvas_boxes(spec, owner)
+            accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
+            own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
+            common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
+            queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
+        crops = [Crops(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
+        skipped: list[int] = []
+        by_tile = {tile.index: accumulator for accumulator, tile in queue}
+        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped):
+            by_tile[tile.index].add(tile, results)
+    groups = {id(a): Group(a.partials, skipped) for a, _ in queue}
+    return make_block(spec, index, list(groups.values()))
+
+
+def make_block(spec: Spec, index: Index, groups: Sequence[Group]) -> Any:
+    """Return the block that ``groups`` add up to: an array, or a tuple of them."""
+    skipped = {number for group in groups for number in group.skipped}
+    boxes = _block_boxes(spec, index)
+    blocks = []
+    for k, (layer, box) in enumerate(zip(spec.layers, boxes, strict=True)):
+        total = combine(layer, box, [group.partials[k] for group in groups])
+        if total is None:
+            blocks.append(
+                np.full(layer.layout(box.shape, reduced=True), layer.bound.fill_value, layer.bound.dtype)
+            )
+            continue
+        reached, divisor = cover(spec, layer, index, box, skipped)
+        blocks.append(finish(layer, total, reached, divisor))
+    return tuple(blocks) if spec.many else blocks[0]
+
+
+def fill_block(spec: Spec, shape: Index) -> Any:
+    """Return a block of ``shape`` samples per grid axis in which no tile runs."""
+    blocks = []
+    for layer in spec.layers:
+        lengths = layer.region(Box((0,) * len(shape), shape)).shape
+        blocks.append(np.full(layer.layout(lengths, reduced=True), layer.bound.fill_value, layer.bound.dtype))
+    return tuple(blocks) if spec.many else blocks[0]
+
+
+def _canvas_boxes(spec: Spec, index: Index) -> list[Box]:
+    """Return, per output, the result samples in which the tiles owned by a block have weight."""
+    boxes = []
+    for k, layer in enumerate(spec.layers):
+        spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, index, strict=True)]
+        boxes.append(layer.region(Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))))
+    return boxes
+
+
+def _block_boxes(spec: Spec, index: Index) -> list[Box]:
+    plan = spec.plan
+    start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
+    stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
+    return [layer.region(Box(start, stop)) for layer in spec.layers]
+
+
+def _owners(spec: Spec, index: Index) -> list[Index]:
+    """Return the owners of the tiles with weight in a block: itself, then earlier ones in raster order."""
+    per_axis = []
+    for table, b in zip(spec.plan.tables, index, strict=True):
+        first = b
+        while first and table.owned[first][0] > table.touch[b][0]:
+            first -= 1
+        per_axis.append(range(first, b + 1))
+    others = [owner for owner in itertools.product(*per_axis) if owner != index]
+    return [index, *others]

@@ -1,0 +1,40 @@
+"""What importing the package costs and shows."""
+
+import subprocess
+import sys
+
+import pytest
+
+import tilework as tw
+
+BLOCKED = """
+import sys
+for name in ("dask", "distributed", "zarr", "h5py", "torch", "matplotlib"):
+    sys.modules[name] = None
+import tilework as tw
+plan = tw.plan_tiles((100, 90), crop=32, overlap=4, output=tw.Output("uint8", channels=3))
+assert len(plan) == sum(1 for _ in plan) and "tiles" in plan.explain()
+assert tw.TilePlan.from_json(plan.to_json()) == plan
+"""
+LIGHT = """
+import sys, numpy, dask.array
+import tilework as tw
+tw.tiled_map(abs, numpy.zeros((8, 8)), 4, 1, dtype=float)  # dask itself imports distributed to compute
+heavy = {"matplotlib", "torch", "distributed", "zarr", "skimage"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize("script", [BLOCKED, LIGHT], ids=["plan_without_dask", "map_without_extras"])
+def test_import_is_light_and_clean(script):
+    """Plans work without dask and Zarr, and a map in memory imports nothing that it does not use."""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)
+
+
+def test_every_exported_name_resolves_and_all_is_sorted():
+    assert list(tw.__all__) == sorted(tw.__all__)
+    assert all(getattr(tw, name) is not None for name in tw.__all__)
+    assert set(tw.__all__) < set(dir(tw))
+    assert tw.__version__
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = tw.no_such_name

@@ -1,0 +1,235 @@
+"""Every source gives the bits of the numpy array behind it, and travels as a recipe."""
+
+import pickle
+import threading
+
+import cloudpickle
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+from tilework.cache import ChunkCache
+from tilework.opening import open_source
+
+IMAGE = np.arange(60 * 50, dtype=np.float32).reshape(60, 50)
+
+
+def ramp(crop):
+    """Depend on the neighbours, so that a misplaced sample shows."""
+    return crop + 2 * np.roll(crop, 1, 0) + 3 * np.roll(crop, -1, 1)
+
+
+def expected():
+    return tw.tiled_map(ramp, IMAGE, 16, 2, edge="pad", dtype="float32", chunks=24).compute(scheduler="sync")
+
+
+class Sliceable:
+    """An array-like without numpy's protocols."""
+
+    shape, dtype = IMAGE.shape, IMAGE.dtype
+
+    def __getitem__(self, index):
+        return IMAGE[index]
+
+
+def make_memmap(folder, mode="r"):
+    path = folder / "image.raw"
+    mapped = np.memmap(path, np.float32, "w+", offset=64, shape=(60, 100))
+    mapped[:, ::2] = IMAGE
+    mapped.flush()
+    return np.memmap(path, np.float32, mode, offset=64, shape=(60, 100))[:, ::2]
+
+
+def make_zarr(folder, **options):
+    array = zarr.create_array(str(folder / "image.zarr"), shape=IMAGE.shape, dtype="f4", **options)
+    array[:] = IMAGE
+    return array
+
+
+def make_ome(folder, version):
+    group = zarr.open_group(str(folder / "x.ome.zarr"), mode="w", zarr_format=2 if version == "0.4" else 3)
+    group.create_array("0", data=IMAGE, chunks=(16, 16))
+    images = [{"axes": [{"name": "y"}, {"name": "x"}], "datasets": [{"path": "0"}]}]
+    group.attrs.update({"multiscales": images} if version == "0.4" else {"ome": {"multiscales": images}})
+    return group
+
+
+def make_h5(folder):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "image.h5", "w") as file:
+        file.create_dataset("a/b", data=IMAGE, chunks=(16, 16))
+    return h5py.File(folder / "image.h5", "r")["a/b"]
+
+
+def make_xarray(_):
+    xarray = pytest.importorskip("xarray")
+    return xarray.DataArray(da.from_array(IMAGE, chunks=(17, 23)), dims=("y", "x"))
+
+
+def make_torch(_):
+    return pytest.importorskip("torch").from_numpy(IMAGE.copy())
+
+
+SOURCES = {
+    "numpy": lambda _: IMAGE,
+    "fortran": lambda _: np.asfortranarray(IMAGE),
+    "reversed": lambda _: IMAGE[::-1, ::-1].copy()[::-1, ::-1],
+    "memmap_view": make_memmap,
+    "memmap_copy_on_write": lambda f: make_memmap(f, "c"),
+    "zarr_v3": lambda f: make_zarr(f, chunks=(16, 11)),
+    "zarr_v2": lambda f: make_zarr(f, chunks=(16, 11), zarr_format=2),
+    "zarr_sharded": lambda f: make_zarr(f, chunks=(8, 8), shards=(32, 16)),
+    "zarr_path": lambda f: str(make_zarr(f, chunks=(16, 16)).store.root),
+    "zarr_path_object": lambda f: make_zarr(f, chunks=(16, 16)).store.root,
+    "ome_0.4": lambda f: make_ome(f, "0.4"),
+    "ome_0.5_path": lambda f: make_ome(f, "0.5") and str(f / "x.ome.zarr"),
+    "ome_level": lambda f: make_ome(f, "0.4") and str(f / "x.ome.zarr/0"),
+    "h5py": make_h5,
+    "dask": lambda _: da.from_array(IMAGE, chunks=((7, 30, 23), (1, 49))),
+    "xarray": make_xarray,
+    "torch": make_torch,
+    "load_once": lambda _: tw.load_once(Sliceable),
+    "sliceable": lambda _: Sliceable(),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("blend", ["trim", "gaussian"])
+def test_source_gives_the_bits_of_numpy(name, blend, tmp_path):
+    array = SOURCES[name](tmp_path)
+    options = {"edge": "pad", "blend": blend, "dtype": "float32", "chunks": 24}
+    got = tw.tiled_map(ramp, array, 16, 2, **options).compute(scheduler="threads")
+    want = tw.tiled_map(ramp, IMAGE, 16, 2, **options).compute(scheduler="sync")
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["numpy", "memmap_view", "zarr_v3", "h5py", "dask", "load_once", "xarray"])
+def test_source_travels_to_processes(name, tmp_path, scheduler):
+    array = SOURCES[name](tmp_path)
+    out = tw.tiled_map(ramp, array, 16, 2, edge="pad", dtype="float32", chunks=24)
+    np.testing.assert_array_equal(out.compute(), expected())
+
+
+@pytest.mark.parametrize("name", ["ome_0.4", "ome_0.5_path", "ome_level", "xarray"])
+def test_axis_names_come_from_the_source(name, tmp_path):
+    out = tw.tiled_map(np.negative, SOURCES[name](tmp_path), 16, 2, axes="xy", dtype="float32")
+    np.testing.assert_array_equal(out.compute(), -IMAGE)
+
+
+@pytest.mark.parametrize("name", ["memmap_view", "zarr_v3", "zarr_path", "h5py", "load_once"])
+def test_recipe_is_small(name, tmp_path):
+    """A recipe is far smaller than the 12 kB of the image."""
+    assert len(cloudpickle.dumps(open_source(SOURCES[name](tmp_path)))) < 4000
+
+
+def test_large_memmap_adds_little_to_the_graph(tmp_path):
+    """A 64 MB memmap adds less than 10 kB to the graph."""
+    mapped = np.memmap(tmp_path / "large", np.float32, "w+", shape=(4096, 4096))
+    out = tw.tiled_map(np.negative, mapped, 1024, 0, dtype="float32")
+    size = sum(len(cloudpickle.dumps(node)) for node in dict(out.__dask_graph__()).values())
+    assert size < 10_000 + 4096 * out.npartitions
+
+
+def test_array_in_memory_refuses_to_travel_when_large(monkeypatch):
+    monkeypatch.setattr("tilework.source.MEMORY_TRAVEL_LIMIT", 1000)
+    part = open_source(IMAGE).part([(0, 2), (0, 2)])
+    with pytest.raises(tw.TilingError, match=r"0 MiB in memory .* Zarr"):
+        pickle.dumps(part)
+
+
+def test_memory_store_refuses_to_travel():
+    array = zarr.create_array(zarr.storage.MemoryStore(), data=IMAGE)
+    with pytest.raises(tw.TilingError, match="memory of this process"):
+        pickle.dumps(open_source(array))
+
+
+def test_lazily_opened_xarray_is_refused(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    xarray.DataArray(IMAGE, dims=("y", "x"), name="a").to_dataset().to_zarr(
+        tmp_path / "x.zarr", consolidated=False
+    )
+    lazy = xarray.open_zarr(tmp_path / "x.zarr", chunks=None, consolidated=False)["a"]
+    with pytest.raises(tw.TilingError, match=r"chunks=\{\}"):
+        tw.tiled_map(np.negative, lazy, 16, 2)
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Count reads of chunk files."""
+    counts = {}
+    original = zarr.storage.LocalStore.get
+
+    async def get(self, key, *args, **kwargs):
+        if "/" in key and not key.endswith(".json"):
+            counts[key] = counts.get(key, 0) + 1
+        return await original(self, key, *args, **kwargs)
+
+    monkeypatch.setattr(zarr.storage.LocalStore, "get", get)
+    return counts
+
+
+@pytest.mark.parametrize("options", [{"overlap": 4}, {"stride": 20, "blend": "hann"}], ids=["trim", "blend"])
+def test_each_chunk_is_decoded_once(options, decoded, tmp_path):
+    image = np.arange(256 * 256, dtype=np.float32).reshape(256, 256)
+    array = zarr.create_array(str(tmp_path / "a.zarr"), data=image, chunks=(32, 32))
+    decoded.clear()
+    out = tw.tiled_map(np.negative, array, 40, dtype="float32", chunks=64, **options)
+    np.testing.assert_allclose(out.compute(scheduler="threads"), -image, rtol=1e-6)
+    assert len(decoded) == 64
+    assert set(decoded.values()) == {1}
+
+
+def test_rewritten_store_is_seen_by_the_same_graph(tmp_path):
+    """A chunk that a slice left in the cache is not trusted once its file has changed."""
+    array = make_zarr(tmp_path, chunks=(16, 16))
+    out = tw.tiled_map(np.negative, array, 16, 4, dtype="float32", chunks=16)
+    np.testing.assert_array_equal(out[:20].compute(), -IMAGE[:20])
+    array[:] = IMAGE + 1
+    np.testing.assert_array_equal(out.compute(), -IMAGE - 1)
+
+
+def test_cache_is_bounded_and_loads_each_chunk_once_under_threads():
+    cache, loads, wrong = ChunkCache(), [], []
+    limit = 40 * 80
+
+    def load(keys):
+        for key in keys:
+            loads.append(key)
+            yield key, np.full(10, key[0])
+
+    def use(key, chunk):
+        if not (chunk == key[0]).all():
+            wrong.append(key)
+
+    def read(seed):
+        order = np.random.default_rng(seed).permutation(40)
+        for first in range(0, 40, 5):
+            cache.fetch({(int(k),): 8 for k in order[first : first + 5]}, load, use, limit)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(loads) == 40
+    assert cache._bytes == 0  # the last use dropped each
+    cache.fetch({(k,): 2 for k in range(100)}, load, use, limit)
+    assert cache._bytes <= limit
+
+
+def test_dask_source_computes_only_the_blocks_that_a_slice_needs():
+    seen = []
+
+    def note(block, block_info=None):
+        seen.append(block_info[0]["chunk-location"])
+        return block
+
+    source = da.from_array(IMAGE, chunks=(10, 10)).map_blocks(note, meta=np.empty((0, 0), "f4"))
+    out = tw.tiled_map(np.negative, source, 10, 1, dtype="float32", chunks=8)
+    with dask.config.set(scheduler="sync"):
+        out[:8, :8].compute()
+    assert set(seen) == {(0, 0)}

@@ -1,0 +1,1 @@
+"""Measurements of tilework against its peers and against physical limits, as ratios."""

@@ -1,0 +1,159 @@
+"""The cases: what is run, by whom, and what tilework has to reach."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from benchmarks import graph_size, in_memory, on_disk
+from benchmarks.measure import Bar, Case, Contestant
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from benchmarks.measure import Prepared
+
+QUARTER = Bar("peak over image and output / image", "over_image", "tilework store", 0.25)
+# compute() keeps every block until the last one is there: one more image, whoever made the blocks.
+WITH_BLOCKS = Bar("the same by compute()", "over_image", "tilework compute", None)
+
+
+def _faster(times: float, ours: str) -> Bar:
+    return Bar(f"faster than Patchly, {ours}", "wall_s", ours, times, "patchly", at_least=True)
+
+
+def _blend(name: str, why: str, work: in_memory.Blend, times: float) -> Case:
+    return Case(
+        name=name,
+        why=why,
+        workload=work,
+        contestants=(
+            Contestant("tilework compute", in_memory.tilework_compute, "patchly"),
+            Contestant("patchly", in_memory.patchly),
+            Contestant("tilework store", in_memory.tilework_store, "patchly"),
+            Contestant("numpy loop", in_memory.numpy_loop, "patchly"),
+        ),
+        bars=(
+            _faster(times, "tilework compute"),
+            _faster(times, "tilework store"),
+            QUARTER,
+            WITH_BLOCKS,
+        ),
+        tolerance=1e-5,
+        notes=("over_mb",),
+    )
+
+
+BLEND2D = _blend(
+    "blend2d",
+    "A slide level that fits into memory, each sample in four crops: Patchly's own ground.",
+    in_memory.Blend(shape=(8192, 8192), crop=512, stride=256),
+    times=5,
+)
+BLEND3D = _blend(
+    "blend3d",
+    "A microscope volume, each sample in eight crops: most samples are read and added 8 times.",
+    in_memory.Blend(shape=(512, 512, 512), crop=128, stride=64),
+    times=4,
+)
+
+
+def _with_stride(name: str, prepare: Callable[[in_memory.Blend, Path], Prepared], stride: int) -> Contestant:
+    """Return a contestant with crops that far apart: both overlaps are then one case."""
+    return Contestant(
+        f"{name} {stride}",
+        lambda work, folder: prepare(replace(work, stride=stride), folder),
+        f"monai {stride}" if name != "monai" else None,
+    )
+
+
+STRIDES = (192, 128)
+"""MONAI's overlap of 0.25 and 0.5."""
+
+MONAI2D = Case(
+    name="monai2d",
+    why="Small enough that the cost of starting counts, against the loop most networks run in.",
+    workload=in_memory.Blend(shape=(2048, 2048), crop=256, stride=STRIDES[0]),
+    contestants=tuple(
+        _with_stride(name, prepare, stride)
+        for stride in STRIDES
+        for name, prepare in (("tilework", in_memory.tilework_compute), ("monai", in_memory.monai))
+    ),
+    bars=tuple(
+        Bar(f"{what} / MONAI, stride {s}", figure, f"tilework {s}", limit, f"monai {s}")
+        for s in STRIDES
+        for what, figure, limit in (("wall", "wall_s", 1.0), ("CPU", "cpu_s", None))
+    ),
+    tolerance=1e-5,
+    rounds=15,
+    notes=("over_mb",),
+)
+
+ZARR_TRIM = Case(
+    name="zarr_trim",
+    why="From disk to disk, 1 GiB in 256 chunks: a halo must cost neither decoding nor tasks.",
+    workload=on_disk.Trim(extent=16384, chunk=1024, overlap=64),
+    contestants=(
+        Contestant("tilework", on_disk.tilework_to_zarr, "map_overlap"),
+        Contestant("map_overlap", on_disk.map_overlap),
+        Contestant("copy dask", on_disk.copy_dask, "map_overlap"),
+        Contestant("copy pool", on_disk.copy_pool, "map_overlap"),
+    ),
+    bars=(
+        Bar("CPU / map_overlap", "cpu_s", "tilework", 1.0, "map_overlap"),
+        Bar("tasks / map_overlap", "tasks", "tilework", 0.1, "map_overlap"),
+        Bar("peak / map_overlap", "peak_mb", "tilework", 0.5, "map_overlap"),
+        Bar("wall / copy by dask", "wall_s", "tilework", 1.5, "copy dask"),
+        Bar("CPU / copy by dask", "cpu_s", "tilework", 1.5, "copy dask"),
+        Bar("wall / copy by a pool", "wall_s", "tilework", 1.5, "copy pool"),
+        Bar("CPU / copy by a pool", "cpu_s", "tilework", 1.5, "copy pool"),
+        Bar("bytes decoded / image", "decoded", "tilework", 1.5),
+    ),
+    setup=on_disk.write_source,
+    notes=("tasks", "decoded"),
+)
+
+GRAPH = Case(
+    name="graph",
+    why="Huge images are many tasks: graphs must be built, pickled and sent without a wait.",
+    workload=graph_size.Build(),
+    contestants=(
+        *(
+            Contestant(f"tilework {n}-D", partial(graph_size.tilework_build, ndim=n))
+            for n in graph_size.CROPS
+        ),
+        *(Contestant(f"map_overlap {n}-D", partial(graph_size.map_overlap_build, ndim=n)) for n in (2, 3)),
+    ),
+    bars=(
+        Bar("tasks per block", "tasks_per_block", "tilework*", 3),
+        Bar("build of 32 768 crops, s", "build_32k_s", "tilework*", 1),
+        Bar("build of 100 000 crops, s", "build_100k_s", "tilework*", 3),
+        Bar("bytes of a pickled task", "task_bytes", "tilework*", 4096),
+        Bar("times fn is in the graph", "fn_copies", "tilework*", 1),
+    ),
+    tolerance=None,
+    notes=("tasks_per_block", "build_32k_s", "build_100k_s", "build_s", "task_bytes", "spec_bytes"),
+)
+
+NETWORK = Case(
+    name="network",
+    why="A real denoiser, some 0.2 s a crop: tiling must vanish beside it.",
+    workload=in_memory.Denoise(extent=1024, crop=256, overlap=6),
+    contestants=(
+        Contestant("tilework", in_memory.tilework_network, "plain loop"),
+        Contestant("plain loop", in_memory.loop_network),
+    ),
+    # The call in the run sees the same load; the other two also show whether tiling slows the call
+    # itself, but only on a quiet machine.
+    bars=(
+        Bar("wall / (tiles x one call alone)", "over_alone", "tilework", 1.05),
+        Bar("wall / (tiles x median call in the run)", "over_median", "tilework", 1.05),
+        Bar("wall / plain loop", "wall_s", "tilework", 1.05, "plain loop"),
+    ),
+    tolerance=1e-5,
+    notes=("tiles", "alone_ms", "over_alone", "over_median", "over_sum"),
+)
+
+CASES = {case.name: case for case in (BLEND2D, BLEND3D, MONAI2D, ZARR_TRIM, GRAPH, NETWORK)}

@@ -1,0 +1,304 @@
+"""Contestants whose image is a numpy array: blending with the identity, and a real network."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.measure import CORES, Figures, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+Image = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Identity on crops, put together with Gaussian weights."""
+
+    shape: tuple[int, ...]
+    crop: int
+    stride: int
+
+    def scaled(self, scale: float) -> Blend:
+        """Return the same crops on extents times `scale`."""
+        shape = tuple(max(self.crop + self.stride, round(n * scale)) for n in self.shape)
+        return replace(self, shape=shape)
+
+    def tiny(self) -> Blend:
+        """Return two crops per axis."""
+        return self.scaled(0)
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """A network on crops of a square image; its receptive field reaches `overlap` far."""
+
+    extent: int
+    crop: int
+    overlap: int
+
+    @property
+    def stride(self) -> int:
+        """Distance of neighbouring crops."""
+        return self.crop - 2 * self.overlap
+
+    def scaled(self, scale: float) -> Denoise:
+        """Return the same crops on an extent times `scale`."""
+        return replace(self, extent=max(self.crop + self.stride, round(self.extent * scale)))
+
+    def tiny(self) -> Denoise:
+        """Return two crops per axis."""
+        return self.scaled(0)
+
+
+def identity(crop: Any) -> Any:
+    """Return what came."""
+    return crop
+
+
+def noise(shape: tuple[int, ...]) -> Image:
+    """Return samples that are all different, so that a misplaced one shows."""
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+def largest_difference(result: Any, expected: Image) -> float:
+    """Return the largest |difference|, row by row: `inf` for another shape."""
+    if result.shape != expected.shape:
+        return float("inf")
+    pairs = zip(result, expected, strict=True)
+    # np.max passes a NaN on, max() might not.
+    return float(np.max([np.abs(a - b).max() for a, b in pairs]))
+
+
+def _blended(work: Blend, run: Callable[[Image], Any], allocates: bool = True) -> Prepared:
+    image = noise(work.shape)
+    return Prepared(
+        run=lambda: run(image),
+        check=lambda result: largest_difference(result, image),
+        image_bytes=image.nbytes,
+        output_bytes=image.nbytes if allocates else 0,
+    )
+
+
+# ------------------------------------------------------------------------------------- tilework
+
+
+def tilework_compute(work: Blend, folder: Path) -> Prepared:
+    """`compute()`, which holds all blocks while it puts them together."""
+    import tilework as tw
+
+    def run(image: Image) -> Any:
+        out = tw.tiled_map(
+            identity, image, work.crop, stride=work.stride,
+            blend="gaussian", dtype="float32", name="bench",
+        )  # fmt: skip
+        return out.compute(scheduler="threads", num_workers=CORES)
+
+    return _blended(work, run)
+
+
+def tilework_store(work: Blend, folder: Path) -> Prepared:
+    """Block by block into an array that exists, within a quarter of the image."""
+    import dask
+
+    import tilework as tw
+
+    given = np.full(work.shape, np.nan, np.float32)  # written to, so resident before the start
+
+    def run(image: Image) -> Any:
+        out = tw.tiled_map(
+            identity, image, work.crop, stride=work.stride,
+            blend="gaussian", dtype="float32", name="bench", memory_limit=max(image.nbytes // 4, 2**26),
+        )  # fmt: skip
+        with dask.config.set(scheduler="threads", num_workers=CORES):
+            return tw.to_zarr(out, given, progress=False)
+
+    return _blended(work, run, allocates=False)
+
+
+# ---------------------------------------------------------------------------------------- peers
+
+
+def patchly(work: Blend, folder: Path) -> Prepared:
+    """Patchly's sampler and aggregator."""
+    from patchly import Aggregator, GridSampler, SamplingMode
+
+    def run(image: Image) -> Any:
+        ndim = len(work.shape)
+        sampler = GridSampler(
+            image=image, spatial_size=work.shape, patch_size=(work.crop,) * ndim,
+            step_size=(work.stride,) * ndim, mode=SamplingMode.SAMPLE_EDGE,
+        )  # fmt: skip
+        aggregator = Aggregator(sampler, output_size=work.shape, weights="gaussian")
+        for patch, box in sampler:
+            aggregator.append(identity(patch), box)
+        return aggregator.get_output()
+
+    return _blended(work, run)
+
+
+def numpy_loop(work: Blend, folder: Path) -> Prepared:
+    """The sum that anybody would write, with separable weights and one thread."""
+
+    def run(image: Image) -> Any:
+        middle = (work.crop - 1) / 2
+        profile = np.exp(-((((np.arange(work.crop) - middle) / (work.crop / 8)) ** 2) / 2))
+        profile = np.maximum(profile, 1e-30).astype(np.float32)
+        window, out = np.ones((), np.float32), np.zeros_like(image)
+        sums, starts = [], []
+        for extent in work.shape:
+            window = np.multiply.outer(window, profile)
+            starts.append(_starts(extent, work.crop, work.stride))
+            sums.append(np.zeros(extent))
+            for start in starts[-1]:
+                sums[-1][start : start + work.crop] += profile
+        for corner in itertools.product(*starts):
+            box = tuple(slice(start, start + work.crop) for start in corner)
+            out[box] += identity(image[box]) * window
+        for axis, total in enumerate(sums):
+            shape = [-1 if d == axis else 1 for d in range(len(sums))]
+            out *= (1 / total).astype(np.float32).reshape(shape)
+        return out
+
+    return _blended(work, run)
+
+
+def _starts(extent: int, crop: int, stride: int) -> list[int]:
+    return [*range(0, extent - crop, stride), extent - crop]
+
+
+def monai(work: Blend, folder: Path) -> Prepared:
+    """MONAI's sliding window on torch's threads; its overlap is the shared part of a window."""
+    import torch
+    from monai.inferers import sliding_window_inference
+
+    torch.set_num_threads(CORES)
+
+    def run(image: Image) -> Any:
+        with torch.inference_mode():
+            result = sliding_window_inference(
+                torch.from_numpy(image)[None, None], roi_size=(work.crop,) * image.ndim,
+                sw_batch_size=4, predictor=identity, overlap=1 - work.stride / work.crop,
+                mode="gaussian",
+            )  # fmt: skip
+        return result[0, 0].numpy()
+
+    return _blended(work, run)
+
+
+# -------------------------------------------------------------------------------------- network
+
+
+class TimedNetwork:
+    """DnCNN 6M on torch's threads, which keeps how long each call took."""
+
+    def __init__(self) -> None:
+        import torch
+
+        from tests.networks import dncnn_module
+
+        self.net, self.torch = dncnn_module("6M"), torch
+        torch.set_num_threads(CORES)  # after the load, which asks for one
+        self.seconds: list[float] = []
+
+    def __call__(self, image: Image) -> Image:
+        begin = time.perf_counter()
+        with self.torch.inference_mode():
+            planes = self.torch.from_numpy(np.ascontiguousarray(image))[None, None]
+            result: Image = image - self.net(planes)[0, 0].numpy()
+        self.seconds.append(time.perf_counter() - begin)
+        return result
+
+    def __dask_tokenize__(self) -> str:
+        return "DnCNN 6M"
+
+
+def _in_thread(call: Callable[[], Any]) -> Any:
+    """Return what `call` returns in a thread of its own, as it runs under dask.
+
+    In the main thread glibc hands torch's buffers back to the system after each layer: seen there,
+    the same call of DnCNN took 200 ms, and 115 ms in any other thread.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(call).result()
+
+
+def _denoised(work: Denoise, run: Callable[[TimedNetwork, Image], Any]) -> Prepared:
+    network, image = TimedNetwork(), noise((work.extent, work.extent))
+    expected = network(image)
+    crop = image[: work.crop, : work.crop].copy()
+    alone: list[float] = []
+    inside: list[float] = []
+    took: list[float] = []
+
+    def call_alone() -> None:
+        network.seconds.clear()
+        _in_thread(lambda: [network(crop) for _ in range(8)])
+        # The first call after another shape pays for torch's new buffers.
+        alone.extend(network.seconds[1:])
+        network.seconds.clear()
+
+    def timed_run() -> Any:
+        begin = time.perf_counter()
+        result = run(network, image)
+        took.append(time.perf_counter() - begin)
+        inside.extend(network.seconds)
+        return result
+
+    def figures() -> Figures:
+        call_alone()  # before and after, so that a change of load meets both sides
+        tiles, wall = len(inside), took[-1]
+        return {
+            "tiles": tiles,
+            "alone_ms": 1e3 * statistics.median(alone),
+            "over_alone": wall / (tiles * statistics.median(alone)),
+            "over_median": wall / (tiles * statistics.median(inside)),
+            "over_sum": wall / sum(inside),
+        }
+
+    call_alone()
+    return Prepared(
+        run=timed_run,
+        check=lambda result: largest_difference(result, expected),
+        image_bytes=image.nbytes,
+        output_bytes=image.nbytes,
+        figures=figures,
+    )
+
+
+def tilework_network(work: Denoise, folder: Path) -> Prepared:
+    """One tile after another; the network has both cores."""
+    import tilework as tw
+
+    def run(network: TimedNetwork, image: Image) -> Any:
+        out = tw.tiled_map(network, image, work.crop, work.overlap, dtype="float32", name="bench")
+        return out.compute(scheduler="threads", num_workers=1)
+
+    return _denoised(work, run)
+
+
+def loop_network(work: Denoise, folder: Path) -> Prepared:
+    """The loop that anybody would write: cut, call, trim, paste."""
+
+    def loop(network: TimedNetwork, image: Image) -> Any:
+        out = np.empty_like(image)
+        starts = _starts(work.extent, work.crop, work.stride)
+        for corner in itertools.product(starts, starts):
+            # The first crop keeps its border; later ones write over what lies before their core.
+            low = [work.overlap if start else 0 for start in corner]
+            crop = image[tuple(slice(a, a + work.crop) for a in corner)]
+            core = tuple(slice(a + o, a + work.crop) for a, o in zip(corner, low, strict=True))
+            out[core] = network(crop)[low[0] :, low[1] :]
+        return out
+
+    return _denoised(work, lambda network, image: _in_thread(lambda: loop(network, image)))

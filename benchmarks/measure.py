@@ -1,0 +1,308 @@
+"""What is measured, and how: one contestant, once, in a process of its own.
+
+Peak memory is the high-water mark of resident memory above what was resident when the imports were
+done and the input existed. MB are 10**6 bytes. CPU seconds are user and system time of all threads
+and of finished child processes. The largest difference from the expected array is taken after the
+clock has stopped, so that a fast wrong answer shows. Ratios are of medians over the turns, with the
+least and the greatest ratio of one turn: where these lie far apart, the machine was not quiet.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+CORES = 2
+MB = 1e6
+CHILD_SECONDS = 1800
+"""A contestant that takes longer is stopped and reported as failed."""
+ROOT = Path(__file__).parents[1]
+"""Repository root, from which `benchmarks` and `tests` are importable."""
+RESET_PEAK = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+
+Figures = dict[str, float]
+
+
+class Workload(Protocol):
+    """What all contestants of a case are given."""
+
+    def scaled(self, scale: float) -> Self:
+        """Return the workload with its extents times `scale`."""
+
+    def tiny(self) -> Self:
+        """Return the smallest workload, run once untimed for its imports."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A contestant whose input exists."""
+
+    run: Callable[[], Any]
+    """The only part that is measured."""
+    check: Callable[[Any], float]
+    """Largest |difference| of what `run` returned from the expected array."""
+    image_bytes: int = 0
+    """Size of the image, already resident."""
+    output_bytes: int = 0
+    """Size of the result that `run` allocates; 0 where it was given or is on disk."""
+    figures: Callable[[], Figures] = dict
+    """Further figures, asked for after `check`."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way to do the work."""
+
+    name: str
+    prepare: Callable[[Any, Path], Prepared]
+    """Takes the workload and a folder for files."""
+    peer: str | None = None
+    """The contestant to whose wall time this one is set in proportion."""
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A ratio of two contestants' figures, or one contestant's figure, and its limit."""
+
+    what: str
+    figure: str
+    ours: str
+    """Name of a contestant, or a pattern that takes the worst of those that match."""
+    limit: float | None
+    """None: reported only."""
+    peer: str | None = None
+    at_least: bool = False
+    """The ratio is peer / ours and must reach the limit; else ours / peer must not exceed it."""
+
+    def value(self, ours: Figures, peer: Figures | None) -> float:
+        """Return what is compared with the limit."""
+        if peer is None:
+            return ours[self.figure]
+        top, bottom = (peer, ours) if self.at_least else (ours, peer)
+        return top[self.figure] / bottom[self.figure] if bottom[self.figure] else float("nan")
+
+    def met(self, value: float) -> bool:
+        """Return whether `value` keeps the limit; without a limit anything does."""
+        if self.limit is None:
+            return True
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return "" if self.limit is None else f"{'>=' if self.at_least else '<='} {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload, who runs it, and what tilework has to reach."""
+
+    name: str
+    why: str
+    workload: Workload
+    contestants: tuple[Contestant, ...]
+    bars: tuple[Bar, ...]
+    tolerance: float | None = 0.0
+    """Largest |difference| that counts as right; None: there is no array to check."""
+    rounds: int = 1
+    """Measured runs in one process; more than one where a run takes well under a second."""
+    setup: Callable[[Any, Path], None] | None = None
+    """Makes the files that all contestants read."""
+    notes: tuple[str, ...] = ()
+    """Further figures to print."""
+
+
+@dataclass
+class Outcome:
+    """All samples of a case, per contestant, in the order in which they were taken."""
+
+    case: Case
+    scale: float
+    samples: dict[str, list[Figures]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def median(self, name: str) -> Figures:
+        """Return the median of every figure over the repeats."""
+        runs = self.samples[name]
+        return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+
+    def right(self, name: str) -> bool:
+        """Return whether every run gave the expected array."""
+        limit = self.case.tolerance
+        # Written so that a NaN is wrong.
+        return limit is None or all(run["error"] <= limit for run in self.samples[name])
+
+
+# --------------------------------------------------------------------------------- in the child
+
+
+class PeakMemory:
+    """Context manager: `bytes` is the peak of resident memory above its start."""
+
+    bytes: int = 0
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        _return_free_memory()
+        self._stop = threading.Event()
+        self._sampler: threading.Thread | None = None
+        try:
+            RESET_PEAK.write_text("5")  # proc(5): resets the peak resident set size
+            self._start = _status("VmHWM")
+        except OSError:
+            self._sample()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self._sampler is not None:
+            self._stop.set()
+            self._sampler.join()
+        else:
+            self.bytes = max(0, _status("VmHWM") - self._start)
+
+    def _sample(self) -> None:
+        """Watch every 5 ms instead, where the system keeps no mark that can be reset."""
+        import psutil
+
+        process = psutil.Process()
+        self._start = process.memory_info().rss
+
+        def watch() -> None:
+            while not self._stop.wait(0.005):
+                self.bytes = max(self.bytes, process.memory_info().rss - self._start)
+
+        self._sampler = threading.Thread(target=watch, daemon=True)
+        self._sampler.start()
+
+
+def _status(key: str) -> int:
+    for line in STATUS.read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{STATUS} has no {key}")
+
+
+def _return_free_memory() -> None:
+    """Give freed heap back: what `malloc` kept from making the input would hide growth."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return
+
+
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def use_two_cores() -> None:
+    """Hold this process to two cores, before a library counts them."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+
+
+def measure(case: Case, name: str, scale: float, folder: Path) -> Figures:
+    """Run one contestant in this process and return its figures."""
+    contestant = next(c for c in case.contestants if c.name == name)
+    warm = contestant.prepare(case.workload.tiny(), folder)
+    warm.check(warm.run())
+    del warm
+    prepared = contestant.prepare(case.workload.scaled(scale), folder)
+    rounds = [_measure_once(prepared) for _ in range(case.rounds)]
+    figures = {key: statistics.median(r[key] for r in rounds) for key in ("wall_s", "cpu_s")}
+    figures |= {key: max(r[key] for r in rounds) for key in ("peak_mb", "error")}
+    figures["over_mb"] = figures["peak_mb"] - prepared.output_bytes / MB
+    if prepared.image_bytes:
+        figures["over_image"] = figures["over_mb"] * MB / prepared.image_bytes
+    return figures | prepared.figures()
+
+
+def _measure_once(prepared: Prepared) -> Figures:
+    with PeakMemory() as peak:
+        cpu, wall = _cpu_seconds(), time.perf_counter()
+        result = prepared.run()
+        wall, cpu = time.perf_counter() - wall, _cpu_seconds() - cpu
+    error = float(prepared.check(result))
+    return {"wall_s": wall, "cpu_s": cpu, "peak_mb": peak.bytes / MB, "error": error}
+
+
+# -------------------------------------------------------------------------------- in the parent
+
+
+class ContestantFailed(Exception):
+    """A contestant's process ended with an error; the message is its last line."""
+
+
+def run_child(case: str, name: str | None, scale: float, folder: Path) -> Figures:
+    """Run contestant `name`, or the case's set-up for None, in a fresh process."""
+    answer = folder / "answer.json"
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "benchmarks", case, "--scale", str(scale)]
+    command += ["--child", name or "", str(folder)]
+    threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    environment = os.environ | dict.fromkeys(threads, str(CORES))
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True,
+            timeout=CHILD_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise ContestantFailed(f"stopped after {CHILD_SECONDS} s") from None
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise ContestantFailed(lines[-1])
+    return json.loads(answer.read_text()) if name else {}
+
+
+def child(case: Case, name: str, scale: float, folder: Path) -> None:
+    """Do in this process what `run_child` asked for."""
+    use_two_cores()
+    if name:
+        (folder / "answer.json").write_text(json.dumps(measure(case, name, scale, folder)))
+    elif case.setup is not None:
+        case.setup(case.workload.tiny(), folder)
+        case.setup(case.workload.scaled(scale), folder)
+
+
+def run_case(
+    case: Case, repeat: int, scale: float, only: Sequence[str], tell: Callable[[str], None]
+) -> Outcome:
+    """Let the contestants run in turn, A B A B, so that a change of load meets all of them."""
+    outcome = Outcome(case, scale)
+    names = [c.name for c in case.contestants if not only or any(fnmatchcase(c.name, p) for p in only)]
+    with tempfile.TemporaryDirectory(prefix="tilework-bench-") as made:
+        folder = Path(made)
+        if case.setup is not None:
+            tell(f"{case.name}: set-up")
+            run_child(case.name, None, scale, folder)
+        for turn in range(repeat):
+            for name in names:
+                if name in outcome.failures:
+                    continue
+                tell(f"{case.name}: {name}, {turn + 1} of {repeat}")
+                try:
+                    figures = run_child(case.name, name, scale, folder)
+                except ContestantFailed as failure:
+                    outcome.failures[name] = str(failure)
+                    outcome.samples.pop(name, None)
+                else:
+                    outcome.samples.setdefault(name, []).append(figures)
+    return outcome

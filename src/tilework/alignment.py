@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +15,16 @@ from tilework.geometry import Box, ceil_div
 from tilework.graph import chunks_of
 from tilework.spec import Index, Spec
 
-if TYPE_CHECKING:
-    from tilework.store import Target
-
-__all__ = ["check_aligned", "check_edges", "input_unit", "lengths", "region", "storage", "units_of"]
+__all__ = [
+    "check_aligned",
+    "check_edges",
+    "default_chunks",
+    "grid_axes",
+    "input_unit",
+    "lengths",
+    "region",
+    "units_of",
+]
 
 # Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
 CHUNK_BYTES = 4 * 2**20
@@ -49,26 +55,6 @@ def grid_axes(spec: Spec, number: int) -> list[int]:
     return [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
 
 
-def storage(spec: Spec, number: int, array: Any, target: Target) -> tuple[Index, Index | None]:
-    """Return chunks and shards of one output, as asked for or by default."""
-    given = target.existing()
-    if given is not None:
-        return units_of(given)
-    chunks = lengths("chunks", target.chunks, array.shape)
-    shards = lengths("shards", target.shards, array.shape)
-    if chunks is None:
-        chunks = default_chunks(spec, number, array)
-        if shards is not None:
-            chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, shards, strict=True))
-    if shards is not None:
-        for axis, (c, s) in enumerate(zip(chunks, shards, strict=True)):
-            if s % c:
-                raise AlignmentError(
-                    f"shards must be multiples of chunks; got shard {s} and chunk {c} on axis {axis}."
-                )
-    return chunks, shards
-
-
 def lengths(what: str, value: Any, shape: Index) -> Index | None:
     """Return one length per axis of the result from an int or a tuple."""
     if value is None:
@@ -83,7 +69,7 @@ def lengths(what: str, value: Any, shape: Index) -> Index | None:
     return tuple(int(s) for s in sizes)
 
 
-def default_chunks(spec: Spec, number: int, array: Any) -> Index:
+def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Index:
     """Return the source's chunks where they divide the blocks, else chunks of about `CHUNK_BYTES`."""
     plan, layer = spec.plan, spec.layers[number]
     blocks = [max(sizes) for sizes in chunks_of(spec, layer)]
@@ -95,9 +81,9 @@ def default_chunks(spec: Spec, number: int, array: Any) -> Index:
     ):
         for axis, c, n in zip(grid_axes(spec, number), source or (), plan.shape, strict=True):
             chunks[axis] = min(c, n)
-    while math.prod(chunks) * array.dtype.itemsize > 2 * CHUNK_BYTES:
+    while math.prod(chunks) * itemsize > 2 * CHUNK_BYTES:
         axis = max(range(len(chunks)), key=lambda a: chunks[a])
-        smaller = _halved(chunks[axis], whole=blocks[axis] == array.shape[axis])
+        smaller = _halved(chunks[axis], whole=blocks[axis] == shape[axis])
         if smaller == chunks[axis]:
             break
         chunks[axis] = smaller

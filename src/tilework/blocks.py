@@ -37,6 +37,8 @@ class BlockRequest:
     """Bytes per process."""
     reuse: str = "auto"
     """share, recompute or auto."""
+    slabs: bool = False
+    """Whether blocks may be computed slab by slab, as when writing."""
 
 
 def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
@@ -108,16 +110,19 @@ def _choose_reuse(
 ) -> TilePlan:
     """Return the plan with the cheaper reuse that fits into memory."""
     limit = request.memory_limit
-    candidates = {}
+    candidates: dict[tuple[str, int], TilePlan] = {}
     for reuse in ("recompute", "share") if request.reuse == "auto" else (request.reuse,):
         candidate = plan.with_blocks(block, reuse, notes)
         if reuse == "share" and (short := _too_short(candidate)):
             if request.reuse == "share":
                 raise GridError(short)
             continue
-        candidates[reuse] = candidate
-    peaks = {reuse: peak_bytes(candidate) for reuse, candidate in candidates.items()}
-    fitting = {r: c for r, c in candidates.items() if limit is None or peaks[r] <= limit}
+        candidates[reuse, 0] = candidate
+        if request.slabs and reuse == "share":
+            for slabs in range(1, len(plan.axes) - plan.n_each):
+                candidates[reuse, slabs] = plan.with_blocks(block, reuse, notes, slabs)
+    peaks = {kind: peak_bytes(candidate) for kind, candidate in candidates.items()}
+    fitting = {kind: c for kind, c in candidates.items() if limit is None or peaks[kind] <= limit}
     if not fitting:
         raise MemoryBudgetError(
             f"blocks of {block} samples need about {human(min(peaks.values()))} in a process with "
@@ -125,20 +130,46 @@ def _choose_reuse(
             f"threads; memory_limit is {human(limit or 0)}. Use fewer threads, a smaller crop or batch, or "
             f"memory_limit={min(peaks.values())}."
         )
-    if request.reuse != "auto":
-        return replace(fitting[request.reuse], notes=(*notes, f"reuse={request.reuse!r} was asked for"))
     tiles = max(1, plan.count([(0, n) for n in plan.grid_shape]))
-    extra = candidates["recompute"].calls() / tiles - 1
-    if "recompute" in fitting and (extra <= RECOMPUTE_LIMIT or "share" not in fitting):
+    if request.reuse != "auto":
+        kind = min(fitting, key=lambda k: k[1])
+        why: tuple[str, ...] = (f"reuse={request.reuse!r} was asked for",)
+        if kind[1]:
+            why = (*why, _slab_note(fitting[kind], tiles, peaks["share", 0]))
+        return replace(fitting[kind], notes=(*notes, *why))
+    return _cheapest(candidates, fitting, peaks, tiles)
+
+
+def _cheapest(
+    candidates: dict[tuple[str, int], TilePlan],
+    fitting: dict[tuple[str, int], TilePlan],
+    peaks: dict[tuple[str, int], int],
+    tiles: int,
+) -> TilePlan:
+    """Return the plan with the fewest calls among those that fit; sharing nothing where it costs little."""
+    alone = candidates["recompute", 0]
+    extra, notes = alone.calls() / tiles - 1, alone.notes
+    if ("recompute", 0) in fitting and extra <= RECOMPUTE_LIMIT:
+        kind = ("recompute", 0)
+    else:
+        kind = min(fitting, key=lambda k: (fitting[k].calls(), k[1], k[0]))
+    if kind[0] == "recompute":
         why = f"recompute: {extra:.1%} extra calls"
-        if "share" not in candidates:
+        if ("share", 0) not in candidates:
             why += ", and supports are longer than blocks"
-        elif "share" not in fitting:
-            why += f", and sharing would need {human(peaks['share'])}"
-        return replace(fitting["recompute"], notes=(*notes, why))
-    return replace(
-        fitting["share"], notes=(*notes, f"share: blocks alone would cost {extra:.1%} extra calls")
-    )
+        elif ("share", 0) not in fitting:
+            why += f", and sharing would need {human(peaks['share', 0])}"
+    elif kind[1]:
+        why = _slab_note(fitting[kind], tiles, peaks["share", 0])
+    else:
+        why = f"share: blocks alone would cost {extra:.1%} extra calls"
+    return replace(fitting[kind], notes=(*notes, why))
+
+
+def _slab_note(plan: TilePlan, tiles: int, peak: int) -> str:
+    cut = ", ".join(plan.names[d] for d in plan.slab_axes)
+    extra = plan.calls() / tiles - 1
+    return f"slabs along axis {cut}: {extra:.1%} extra calls; in one piece it would need {human(peak)}"
 
 
 def _too_short(plan: TilePlan) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,19 @@ from tilework.plan import Range
 from tilework.source import BlockSource, MemoryPart, ZarrSource
 from tilework.spec import Index, Spec
 
-__all__ = ["Crops", "block_inputs", "run_tiles", "tiles_of"]
+__all__ = ["Crops", "Failure", "block_inputs", "run_tiles", "tiles_of"]
 
 Array = np.ndarray[Any, Any]
 Results = tuple[Tile, list[Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A tile without a result, in a run that goes on."""
+
+    tile: Tile
+    error: str
+    """Type and message of the exception."""
 
 
 class Crops:
@@ -35,11 +45,27 @@ class Crops:
         self._starts = [a for a, _ in spans]
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
-        self._union = None if apart else self._read(spec.reads(number, ranges))
+        self._union = None if apart else self._read_union(ranges)
         # What a file was decoded into is nobody else's: the only crop in it needs no copy.
         self._copy = None if n_tiles == 1 and isinstance(spec.sources[number], ZarrSource) else True
 
+    def _read_union(self, ranges: Sequence[Range]) -> Array | None:
+        try:
+            return self._read(self._spec.reads(self._number, ranges))
+        except Exception:
+            if self._spec.on_error == "raise":
+                raise
+            return None  # only the tiles that hold what cannot be read shall fail
+
     def _read(self, plans: Sequence[AxisRead]) -> Array:
+        try:
+            return self._read_box(plans)
+        except Exception as error:
+            box = ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)
+            error.add_note(f"raised while reading samples [{box}] of the source")
+            raise
+
+    def _read_box(self, plans: Sequence[AxisRead]) -> Array:
         spec, source, given = self._spec, self._spec.sources[self._number], self._given
         if isinstance(given, MemoryPart):
             return read_padded(given.read, plans, spec.cval)
@@ -80,25 +106,44 @@ def tiles_of(spec: Spec, ranges: Sequence[Range]) -> list[Tile]:
 
 
 def run_tiles(
-    spec: Spec, tiles: Sequence[Tile], crops: Sequence[Crops], skipped: list[int]
+    spec: Spec,
+    tiles: Sequence[Tile],
+    crops: Sequence[Crops],
+    skipped: list[int],
+    failures: list[Failure],
 ) -> Iterator[Results]:
     """Yield each tile with its results, in order, calling the function in batches.
 
-    The numbers of tiles that the skip predicate leaves out are appended to ``skipped``.
+    The numbers of tiles that the skip predicate leaves out are appended to ``skipped``; those that fail,
+    where that does not end the run, to ``skipped`` and ``failures``.
     """
     size = spec.plan.batch_size or 1
     waiting: list[Results] = []
     for tile in tiles:
-        cuts = [c.cut(tile) for c in crops]
-        if spec.skip is not None and _skips(spec, tile, cuts):
-            skipped.append(tile.index)
+        cuts = _cut(spec, tile, crops, skipped, failures)
+        if cuts is None:
             continue
         if waiting and (len(waiting) == size or waiting[0][0].read.shape != tile.read.shape):
-            yield from _call(spec, waiting)
+            yield from _attempt(spec, waiting, skipped, failures)
             waiting = []
         waiting.append((tile, cuts))
     if waiting:
-        yield from _call(spec, waiting)
+        yield from _attempt(spec, waiting, skipped, failures)
+
+
+def _cut(
+    spec: Spec, tile: Tile, crops: Sequence[Crops], skipped: list[int], failures: list[Failure]
+) -> list[Array] | None:
+    """Return the crops of a tile; None where it is not to be run."""
+    try:
+        cuts = [c.cut(tile) for c in crops]
+    except Exception as error:
+        _fail(spec, tile, error, skipped, failures)
+        return None
+    if spec.skip is None or not _skips(spec, tile, cuts):
+        return cuts
+    skipped.append(tile.index)
+    return None
 
 
 def _skips(spec: Spec, tile: Tile, cuts: Sequence[Array]) -> bool:
@@ -109,7 +154,41 @@ def _skips(spec: Spec, tile: Tile, cuts: Sequence[Array]) -> bool:
         raise
 
 
-def _call(spec: Spec, waiting: Sequence[Results]) -> Iterator[Results]:
+def _attempt(
+    spec: Spec, waiting: Sequence[Results], skipped: list[int], failures: list[Failure]
+) -> Iterator[Results]:
+    """Yield the results of one call; where it fails and the run goes on, those of each tile that works."""
+    if spec.on_error == "raise":
+        yield from _call(spec, waiting)
+        return
+    error: Exception | None = None
+    for _ in range(1 + spec.retries):
+        try:
+            # The function may write into its crops, and they may be needed again.
+            yield from _call(spec, [(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
+        except Exception as failed:
+            error = failed
+        else:
+            return
+    assert error is not None
+    if len(waiting) > 1:
+        for one in waiting:
+            yield from _attempt(spec, [one], skipped, failures)
+    else:
+        _fail(spec, waiting[0][0], error, skipped, failures)
+
+
+def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures: list[Failure]) -> None:
+    """Leave a tile without a result, or end the run."""
+    if spec.on_error == "raise":
+        raise error
+    if callable(spec.on_error):
+        spec.on_error(tile, error)
+    skipped.append(tile.index)
+    failures.append(Failure(tile, f"{type(error).__name__}: {error}"))
+
+
+def _call(spec: Spec, waiting: Sequence[Results]) -> list[Results]:
     tiles = [tile for tile, _ in waiting]
     batched = spec.plan.batch_size is not None or is_batched(spec.fn)
     if batched:
@@ -129,8 +208,7 @@ def _call(spec: Spec, waiting: Sequence[Results]) -> Iterator[Results]:
             _check(layer, tiles[0], result, len(tiles) if batched else None)
     except TilingError as error:
         raise type(error)(f"{error} [{_where(tiles)}]") from None
-    for number, tile in enumerate(tiles):
-        yield tile, [r[number] for r in results] if batched else results
+    return [(tile, [r[n] for r in results] if batched else results) for n, tile in enumerate(tiles)]
 
 
 def _where(tiles: Sequence[Tile]) -> str:

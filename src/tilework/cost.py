@@ -21,12 +21,6 @@ def fewest_calls(plan: TilePlan) -> int:
     return math.prod(1 + max(0, ceil_div(a.extent + sum(a.margin) - a.crop, a.stride)) for a in plan.axes)
 
 
-def slowest_first(plan: TilePlan) -> list[int]:
-    """Return the axes in the order of keys: ``each`` axes, then the longest tiled axis first."""
-    tiled = range(plan.n_each, len(plan.axes))
-    return [*range(plan.n_each), *sorted(tiled, key=lambda d: (-plan.axes[d].extent, d))]
-
-
 def tasks(plan: TilePlan) -> int:
     """Return the number of tasks that compute something, the getters of several outputs included."""
     running = [b for b in itertools.product(*map(range, plan.blocks)) if plan.touched(b)]
@@ -60,7 +54,7 @@ def decoded_ratio(plan: TilePlan) -> float:
             worst = max(worst, math.prod(spans))
             continue
         ratio, held = 1.0, float(source.sample_bytes * math.prod(source.chunks))
-        for d in reversed(slowest_first(plan)):
+        for d in reversed(plan.slow_axes):
             chunk, extent = source.chunks[d], plan.shape[d]
             ranges = [(max(a, 0) // chunk, ceil_div(min(b, extent), chunk)) for a, b in reads[d] if b > a]
             once = len(set().union(*(range(a, b) for a, b in ranges)))
@@ -100,7 +94,7 @@ def peak_bytes(plan: TilePlan) -> int:
 
 def _waiting(plan: TilePlan) -> int:
     """Return how many seams wait at a time in raster order: a plane of blocks, a row, and so on."""
-    counts = [plan.blocks[d] for d in slowest_first(plan)]
+    counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
     first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
     return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
 
@@ -129,6 +123,9 @@ def explain(plan: TilePlan) -> str:
     masked = f", {run} run (mask)" if run != len(plan) else ""
     crop, overlap, stride = (tuple(getattr(a, n) for a in tiled) for n in ("crop", "overlap", "stride"))
     sharing = "each tile runs once" if plan.reuse == "share" else "blocks share nothing"
+    if plan.slabs:
+        cut = ", ".join(plan.names[d] for d in plan.slab_axes)
+        sharing = f"one slab of blocks after the other along axis {cut}; tiles across a face run in both"
     ratio, cache, peak = decoded_ratio(plan), human(plan.cache_bytes), human(peak_bytes(plan))
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"

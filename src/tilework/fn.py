@@ -65,16 +65,22 @@ class LoadOnce:
     """A recipe that is built once per process; made by `load_once`."""
 
     def __init__(
-        self, factory: bytes, token: str, concurrent: int, inner: Any = None, batched: bool = False
+        self,
+        packed: bytes,
+        token: str,
+        concurrent: int,
+        inner: Any = None,
+        batched: bool = False,
+        version: str | None = None,
     ) -> None:
-        self._factory, self.token, self._concurrent, self._inner = factory, token, concurrent, inner
-        self.batched = batched
+        self.packed, self.token, self._concurrent, self._inner = packed, token, concurrent, inner
+        self.batched, self.version = batched, version
 
     def _built(self) -> _Entry:
         entry = _REGISTRY.entry(self.token, self._concurrent)
         with entry.lock:
             if not entry.built:
-                factory, args, kwargs = cloudpickle.loads(self._factory)
+                factory, args, kwargs = cloudpickle.loads(self.packed)
                 entry.value = factory(*args, **kwargs)
                 entry.built = True
         return entry
@@ -90,7 +96,8 @@ class LoadOnce:
             return entry.value(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LoadOnce, (self._factory, self.token, self._concurrent, self._inner, self.batched)
+        values = (self.packed, self.token, self._concurrent, self._inner, self.batched, self.version)
+        return LoadOnce, values
 
     def __dask_tokenize__(self) -> Any:
         return "tilework.load_once", self.token
@@ -141,7 +148,7 @@ def load_once(
     packed = cloudpickle.dumps((factory, tuple(args), dict(kwargs or {})))
     digest = hashlib.sha256(packed + repr((version, concurrent)).encode()).hexdigest()
     name = getattr(factory, "__qualname__", type(factory).__name__)
-    return LoadOnce(packed, digest, concurrent, name)
+    return LoadOnce(packed, digest, concurrent, name, version=version)
 
 
 # -- calling ----------------------------------------------------------------------------------------------

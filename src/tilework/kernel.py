@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tilework.accumulate import Accumulator, cover
 from tilework.cache import CHUNKS
-from tilework.calls import Crops, run_tiles, tiles_of
+from tilework.calls import Crops, Failure, run_tiles, tiles_of
 from tilework.canvas import Partial, combine, finish
 from tilework.geometry import Box, Tile
+from tilework.plan import Range
 from tilework.spec import Index, Spec
+from tilework.window import AxisWeights
 
-__all__ = ["Group", "fill_block", "make_block", "merge", "run_block", "run_group", "take_seams"]
+__all__ = [
+    "Group",
+    "block_groups",
+    "end_block",
+    "end_fill",
+    "fill_block",
+    "finish_block",
+    "hold_block",
+    "make_block",
+    "merge_groups",
+    "run_block",
+    "run_group",
+    "take_seams",
+]
+
+Gather = Callable[..., "list[Group]"]
 
 
 @dataclass(slots=True)
@@ -26,7 +43,9 @@ class Group:
     partials: list[Partial]
     """One per output."""
     skipped: list[int]
-    """Numbers of the tiles that the skip predicate left out."""
+    """Numbers of the tiles that have no result: left out by the skip predicate, or failed."""
+    failures: list[Failure] = field(default_factory=list)
+    """Why tiles failed, where a failure does not end the run."""
 
 
 def run_group(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
@@ -37,45 +56,46 @@ def run_group(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
         crops = [Crops(spec, k, ranges, part, len(tiles)) for k, part in enumerate(given)]
         accumulator = Accumulator(spec, _canvas_boxes(spec, index))
         skipped: list[int] = []
-        for tile, results in run_tiles(spec, tiles, crops, skipped):
+        failures: list[Failure] = []
+        for tile, results in run_tiles(spec, tiles, crops, skipped, failures):
             accumulator.add(tile, results)
-    return Group(accumulator.partials, skipped)
+    return Group(accumulator.partials, skipped, failures)
 
 
-def take_seams(spec: Spec, index: Index, group: Group) -> dict[Index, Group]:
+def take_seams(spec: Spec, index: Index, steps: Sequence[Index], group: Group) -> dict[Index, Group]:
     """Return copies of the parts of a group's canvases that lie in later blocks, by step."""
     seams = {}
-    for step in spec.plan.later(index):
+    for step in steps:
         boxes = _block_boxes(spec, tuple(b + s for b, s in zip(index, step, strict=True)))
         parts = [p.crop(layer, box) for layer, p, box in zip(spec.layers, group.partials, boxes, strict=True)]
-        seams[step] = Group(parts, group.skipped)
+        seams[step] = Group(parts, group.skipped, group.failures)
     return seams
 
 
-def merge(
+def merge_groups(
     spec: Spec,
     index: Index,
     group: Group | None,
     earlier: Sequence[Index],
     seams: Sequence[dict[Index, Group]],
     after: Sequence[Any] = (),
-) -> Any:
-    """Return the finished block ``index`` from its own group and its earlier neighbours' seams.
+) -> list[Group]:
+    """Return what adds up to block ``index``: its own group, then its earlier neighbours' seams.
 
     ``after`` is waited for and not used: it keeps the scheduler in raster order.
     """
-    del after
+    del spec, after
     groups = [] if group is None else [group]
     for owner, seam in zip(earlier, seams, strict=True):
         groups.append(seam[tuple(b - o for b, o in zip(index, owner, strict=True))])
-    return make_block(spec, index, groups)
+    return groups
 
 
-def run_block(spec: Spec, index: Index, given: Sequence[Any]) -> Any:
-    """Return the finished block ``index``, running every tile that has weight in it.
+def block_groups(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
+    """Return what adds up to block ``index``, running every tile that has weight in it.
 
-    Tiles are summed per owner block and the sums added in the order of `merge`, so the bits are those of
-    ``share``.
+    Tiles are summed per owner block and the sums added in the order of `merge_groups`, so the bits are those
+    of ``share``.
     """
     with CHUNKS.active():
         ranges = spec.ranges(index, owned=False)
@@ -90,11 +110,41 @@ def run_block(spec: Spec, index: Index, given: Sequence[Any]) -> Any:
             queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
         crops = [Crops(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
         skipped: list[int] = []
+        failures: list[Failure] = []
         by_tile = {tile.index: accumulator for accumulator, tile in queue}
-        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped):
+        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             by_tile[tile.index].add(tile, results)
-    groups = {id(a): Group(a.partials, skipped) for a, _ in queue}
-    return make_block(spec, index, list(groups.values()))
+    groups = {id(a): Group(a.partials, skipped, failures) for a, _ in queue}
+    return list(groups.values())
+
+
+def run_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
+    """Return the finished block ``index`` from the groups that ``gather`` returns."""
+    return make_block(spec, index, gather(spec, index, *args))
+
+
+def hold_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> tuple[Any, list[Failure]]:
+    """Return the finished block ``index`` with the failures of its tiles."""
+    groups = gather(spec, index, *args)
+    failures = list({f.tile.index: f for group in groups for f in group.failures}.values())
+    # Parts of a block that are stored already are not computed again, and not written.
+    with np.errstate(invalid="ignore" if spec.todo is not None else None):
+        return make_block(spec, index, groups), failures
+
+
+def finish_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
+    """Make a block and give it to the end of the run."""
+    return spec.end(spec, index, *hold_block(gather, spec, index, *args))
+
+
+def end_block(spec: Spec, index: Index, held: tuple[Any, list[Failure]]) -> Any:
+    """Give a block that another task made to the end of the run."""
+    return spec.end(spec, index, *held)
+
+
+def end_fill(spec: Spec, index: Index, shape: Index) -> Any:
+    """Give a block in which nothing runs to the end of the run."""
+    return spec.end(spec, index, fill_block(spec, shape), [])
 
 
 def make_block(spec: Spec, index: Index, groups: Sequence[Group]) -> Any:
@@ -124,12 +174,24 @@ def fill_block(spec: Spec, shape: Index) -> Any:
 
 
 def _canvas_boxes(spec: Spec, index: Index) -> list[Box]:
-    """Return, per output, the result samples in which the tiles owned by a block have weight."""
-    boxes = []
+    """Return, per output, the result samples in which those tiles have weight that a block owns and runs."""
+    boxes, ranges = [], spec.ranges(index, owned=True)
+    whole = all(r == t.owned[b] for r, t, b in zip(ranges, spec.plan.tables, index, strict=True))
     for k, layer in enumerate(spec.layers):
-        spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, index, strict=True)]
-        boxes.append(layer.region(Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))))
+        if whole:
+            spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, index, strict=True)]
+            box = layer.region(Box(tuple(a for a, _ in spans), tuple(b for _, b in spans)))
+        else:
+            spans = [_span(weights, r) for weights, r in zip(layer.weights, ranges, strict=True)]
+            box = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+        boxes.append(box)
     return boxes
+
+
+def _span(weights: AxisWeights, tiles: Range) -> Range:
+    """Return the result samples in which the tiles of an axis have weight."""
+    supports = [weights.support(i) for i in range(*tiles)]
+    return min((a for a, _ in supports), default=0), max((b for _, b in supports), default=0)
 
 
 def _block_boxes(spec: Spec, index: Index) -> list[Box]:

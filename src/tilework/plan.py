@@ -25,7 +25,7 @@ import numpy as np
 from tilework.errors import TilingError
 from tilework.geometry import AxisGrid, Box, Tile, TileGrid, ceil_div
 
-__all__ = ["AxisTable", "OutputPlan", "SourcePlan", "TilePlan"]
+__all__ = ["AxisTable", "OutputPlan", "SourcePlan", "TilePlan", "box_sums"]
 
 Range = tuple[int, int]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -95,6 +95,8 @@ class TilePlan(Sequence[Tile]):
     """Decoded chunks that a process may keep, bytes."""
     notes: tuple[str, ...] = ()
     """Why the plan is as it is."""
+    slabs: int = 0
+    """Tiled axes, the slowest first, across which blocks share nothing: written one slab after the other."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 
@@ -151,6 +153,17 @@ class TilePlan(Sequence[Tile]):
     def blocks(self) -> tuple[int, ...]:
         """Number of blocks per axis."""
         return tuple(ceil_div(a.extent, b) for a, b in zip(self.axes, self.block, strict=True))
+
+    @property
+    def slow_axes(self) -> list[int]:
+        """The axes in the order of keys: ``each`` axes, then the longest tiled axis first."""
+        tiled = range(self.n_each, len(self.axes))
+        return [*range(self.n_each), *sorted(tiled, key=lambda d: (-self.axes[d].extent, d))]
+
+    @property
+    def slab_axes(self) -> list[int]:
+        """The axes along which each slab is one block thick."""
+        return self.slow_axes[self.n_each : self.n_each + self.slabs]
 
     @property
     def tables(self) -> tuple[AxisTable, ...]:
@@ -211,6 +224,8 @@ class TilePlan(Sequence[Tile]):
             range(a // size, ceil_div(b, size))
             for a, b, size in zip(box.start, box.stop, self.block, strict=True)
         ]
+        if self.slabs:
+            return self._slab_calls()
         if self.mask is not None:
             return self._masked_calls(chosen)
         if self.reuse == "share":
@@ -223,6 +238,14 @@ class TilePlan(Sequence[Tile]):
             sum(t.touch[b][1] - t.touch[b][0] for b in blocks)
             for t, blocks in zip(self.tables, chosen, strict=True)
         )
+
+    def _slab_calls(self) -> int:
+        """Return the calls of all slabs: a tile runs once in each slab in which it has weight."""
+        cut = self.slab_axes
+        per_axis = [t.touch if d in cut else t.owned for d, t in enumerate(self.tables)]
+        if self.mask is not None:
+            return int(self._counts(per_axis).sum())
+        return math.prod(sum(b - a for a, b in ranges) for ranges in per_axis)
 
     def _masked_calls(self, chosen: Sequence[range]) -> int:
         """Return the calls of ``chosen`` blocks per axis: a block that no running tile touches costs none."""
@@ -242,18 +265,15 @@ class TilePlan(Sequence[Tile]):
 
     def _counts(self, ranges: Sequence[Sequence[Range]]) -> Ints:
         """Return how many tiles run in every product of one range per axis."""
-        counts = np.asarray(self.runs, dtype=np.int64)
-        for axis, pairs in enumerate(ranges):
-            before = np.concatenate((np.zeros_like(counts.take([0], axis)), counts.cumsum(axis)), axis)
-            first, last = np.array(pairs).T
-            counts = before.take(last, axis) - before.take(first, axis)
-        return counts
+        return box_sums(np.asarray(self.runs), ranges)
 
     # -- forms ------------------------------------------------------------------------------------------
 
-    def with_blocks(self, block: Sequence[int], reuse: str, notes: Sequence[str] = ()) -> TilePlan:
+    def with_blocks(
+        self, block: Sequence[int], reuse: str, notes: Sequence[str] = (), slabs: int = 0
+    ) -> TilePlan:
         """Return the same tiles under other blocks."""
-        return replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes))
+        return replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes), slabs=slabs)
 
     def to_json(self) -> str:
         """Return the plan as JSON; `from_json` gives an equal plan."""
@@ -302,6 +322,27 @@ class TilePlan(Sequence[Tile]):
             f"<TilePlan: {len(self)} crops of {crop} over {shape}, {math.prod(self.blocks)} blocks of "
             f"{self.block[self.n_each :]}, {self.reuse}>"
         )
+
+
+def box_sums(values: np.ndarray[Any, Any], ranges: Sequence[Sequence[Range]]) -> Ints:
+    """Return the sum of ``values`` over every product of one range per axis.
+
+    Parameters
+    ----------
+    values : bool or int array
+    ranges : sequence of sequence of (first, stop)
+        For each axis, the ranges along it.
+
+    Returns
+    -------
+    int64 array, as long along each axis as there are ranges
+    """
+    sums = values.astype(np.int64)
+    for axis, pairs in enumerate(ranges):
+        before = np.concatenate((np.zeros_like(sums.take([0], axis)), sums.cumsum(axis)), axis)
+        first, last = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        sums = before.take(last, axis) - before.take(first, axis)
+    return sums
 
 
 @lru_cache(maxsize=8)

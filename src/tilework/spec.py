@@ -36,13 +36,26 @@ class Spec:
     pass_tile: bool = False
     many: bool = False
     """Whether the function returns a tuple or dict."""
+    todo: TilePlan | None = None
+    """The plan with only those tiles in its mask that a run is to compute; None: all that run."""
+    on_error: Any = "raise"
+    """What is done about a tile that fails: "raise", "fill", or a callable that gets tile and exception."""
+    retries: int = 0
+    """Further attempts at a tile before it has failed, unless ``on_error`` is "raise"."""
+    end: Any = None
+    """When writing, takes ``(spec, index, block, failures)`` in the last task of each block."""
     _uses: dict[int, tuple[Array, ...]] = field(default_factory=dict, repr=False)
 
+    @property
+    def active(self) -> TilePlan:
+        """The plan whose mask says which tiles this run computes; `plan` says which have a result at all."""
+        return self.todo or self.plan
+
     def ranges(self, index: Index, *, owned: bool) -> list[Range]:
-        """Return the tiles per axis of a group (``owned``) or block, less masked ones at the ends."""
+        """Return the tiles per axis of a group (``owned``) or block, less idle ones at the ends."""
         tables = self.plan.tables
         ranges = [(t.owned if owned else t.touch)[b] for t, b in zip(tables, index, strict=True)]
-        runs = self.plan.runs
+        runs = self.active.runs
         if runs is None:
             return ranges
         part = runs[tuple(slice(a, b) for a, b in ranges)]
@@ -91,4 +104,13 @@ class Spec:
             self.boundary,
             self.cval,
         )
-        return Spec, (*values, self.skip, self.pass_tile, self.many)
+        return Spec, (
+            *values,
+            self.skip,
+            self.pass_tile,
+            self.many,
+            self.todo,
+            self.on_error,
+            self.retries,
+            self.end,
+        )

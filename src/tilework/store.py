@@ -1,38 +1,38 @@
-"""Writing to Zarr: every storage unit (shard, else chunk) whole, once, by one task."""
+"""Writing to Zarr: every storage unit (shard, else chunk) whole, once, by one task, and resumable."""
 
 from __future__ import annotations
 
-import itertools
+import json
+import logging
 import math
-import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from dask.highlevelgraph import HighLevelGraph
-from dask.task_spec import Task, TaskRef
 
-from tilework.alignment import (
-    check_aligned,
-    check_edges,
-    input_unit,
-    lengths,
-    region,
-    storage,
-    units_of,
-)
+from tilework.alignment import check_aligned, check_edges, input_unit, lengths, units_of
 from tilework.arguments import parse_bytes
 from tilework.blocks import BlockRequest, choose_blocks
-from tilework.errors import TilingError
-from tilework.graph import Names, block_tasks, find_spec, specs_below
-from tilework.run import execute
-from tilework.source import ZarrSource
-from tilework.spec import Index, Spec
+from tilework.cost import peak_bytes
+from tilework.errors import TilingError, TilingWarning
+from tilework.fingerprint import digest, of_spec
+from tilework.geometry import Tile
+from tilework.graph import find_spec, specs_below
+from tilework.job import ChunkJob, Job, TileJob
+from tilework.marks import Marks, write_record
+from tilework.plan import TilePlan
+from tilework.run import Progress, Where, delayed, run
+from tilework.spec import Spec
+from tilework.target import Target, record_of, refuse_source
+from tilework.tasks import Names
+from tilework.units import Bits, Units, unpack_mask
 
-__all__ = ["to_zarr"]
+__all__ = ["Writing", "prepare", "to_zarr"]
+
+LOG = logging.getLogger("tilework")
 
 
 def to_zarr(
@@ -43,15 +43,24 @@ def to_zarr(
     chunks: Any = None,
     shards: Any = None,
     overwrite: bool = False,
-    progress: bool | str = "auto",
+    resume: bool = True,
+    version: str | None = None,
+    on_error: str | Callable[[Any, Exception], Any] = "raise",
+    retries: int = 0,
+    progress: Progress = "auto",
     memory_limit: int | str | None = None,
+    client: Any = None,
+    scheduler: Any = None,
+    resources: Mapping[str, float] | None = None,
+    priority: int = 0,
+    compute: bool = True,
     **options: Any,
 ) -> Any:
     """Compute ``out`` into Zarr and return the array or group that holds it.
 
     The result of `tiled_map` is planned anew against the write units, so that each is written whole, once,
     by the task that computed it. Any other dask array is written as it stands: its chunks must be whole
-    write units.
+    write units. What a run finished is marked beside the data: called again, only the rest is computed.
 
     Parameters
     ----------
@@ -59,18 +68,39 @@ def to_zarr(
         Several outputs are written in one pass: the function runs once per tile.
     store : path, URL, Zarr store, zarr.Group, zarr.Array, or array
         A given array must have the result's shape and dtype; it is written into as it is. numpy, memmap and
-        h5py arrays are taken too, on threads.
+        h5py arrays are taken too, on threads, and not resumed.
     path : str, optional
         Where in the store.
     chunks, shards : tuple of int, samples per axis of the result, optional
-        For several outputs also a dict by key. Default: the source's chunks where they divide the blocks,
-        else about 4 MB.
+        For several outputs also a dict by key. Default: those of the array that is there; the source's chunks
+        where they divide the blocks; else about 4 MB.
     overwrite : bool
         Whether what is there may be deleted.
-    progress : bool or "auto"
-        A bar that counts tiles.
-    memory_limit : int or str, optional
-        As in `tiled_map`, for the plan of the writing.
+    resume : bool
+        Whether to go on with what an earlier call wrote of the same result.
+    version : str, optional
+        Says that the function is the same one, instead of its code; to be changed when the function is.
+    on_error : "raise", "fill", or callable
+        A tile that fails ends the run, with an error that names it; or it is left out and its samples are
+        ``fill_value`` where no other tile has weight, the units that it touches are not marked as done, and
+        a warning and the attributes list it. A callable gets tile and exception, and may raise.
+    retries : int
+        Further attempts at a tile or task that fails.
+    progress : bool, "auto" or callable
+        A bar that counts tiles; "auto": in a terminal and in a notebook, else a line a minute to the log
+        "tilework". A callable gets the number of tiles that are done, and of all.
+    memory_limit : int or str, bytes per process, optional
+        Default: what the workers of the cluster have, or half of this machine's.
+    client : distributed.Client, optional
+        The cluster to run on; default: the active client, else dask's scheduler.
+    scheduler : str or callable, optional
+        Another of dask's schedulers: "threads", "processes", "synchronous".
+    resources : dict, optional
+        What a worker of a cluster must offer to a task that calls the function: ``{"GPU": 1}``.
+    priority : int
+        Of the tasks, on a cluster; more is sooner.
+    compute : bool
+        False: return a `dask.delayed.Delayed` that writes when it is computed, in one graph.
     **options
         For `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
 
@@ -82,9 +112,11 @@ def to_zarr(
     ------
     AlignmentError
         When chunks cannot be whole write units.
+    MemoryBudgetError
+        When no block and no slab fits into memory; says what would.
     TilingError
-        When something is there and ``overwrite`` is false, when the store holds the source, or when members
-        of different calls are given.
+        When something else is there, or the result of other parts, and ``overwrite`` is false; when the store
+        holds the source, or when members of different calls are given.
 
     Examples
     --------
@@ -95,6 +127,72 @@ def to_zarr(
     >>> written.chunks, float(written[9, 9])
     ((5, 5), -99.0)
     """
+    where = Where.find(scheduler, client, retries=retries, resources=resources, priority=priority)
+    asked = Asked(path, chunks, shards, overwrite, resume, version, on_error, memory_limit, options)
+    writing = prepare(out, store, asked, where)
+    if not compute:
+        return delayed(writing.job, where)
+    run([writing.job], where, progress=progress, title=writing.job.title)
+    return writing.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """How a result is to be written, as asked for."""
+
+    path: str | None = None
+    chunks: Any = None
+    shards: Any = None
+    overwrite: bool = False
+    resume: bool = True
+    version: str | None = None
+    on_error: Any = "raise"
+    memory_limit: Any = None
+    options: Mapping[str, Any] | None = None
+
+    def target(self, store: Any, key: str) -> Target:
+        """Return where one output goes."""
+        path = "/".join(p for p in (self.path, key) if p)
+        chunks, shards = _pick(self.chunks, key), _pick(self.shards, key)
+        return Target(store, path, chunks, shards, self.overwrite, self.resume, self.options or {})
+
+
+def _pick(value: Any, key: str) -> Any:
+    if isinstance(value, Mapping):
+        return value.get(key, value.get(int(key)) if key.isdigit() else None)
+    return value
+
+
+@dataclass(slots=True)
+class Writing:
+    """A job together with what its end needs."""
+
+    job: Job
+    targets: Mapping[str, Target]
+    result: Callable[[], Any]
+    """Returns the array or group."""
+    records: Mapping[int, dict[str, Any]]
+    """What the attributes of each array say."""
+
+    def end(self) -> Any:
+        """Say which tiles failed, and return the array or group."""
+        failed = [f"{f.tile}: {f.error}" for f in self.job.failures]
+        for number, record in self.records.items():
+            write_record(self.job.arrays[number], record | ({"failed": failed} if failed else {}))
+        if failed:
+            warnings.warn(
+                f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
+                f"and the next call computes the units that they touch again. The first: {failed[0]}",
+                TilingWarning,
+                stacklevel=3,
+            )
+        return self.result()
+
+
+def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
+    """Return what writes ``out``: everything is checked and created, nothing computed."""
+    if asked.on_error not in ("raise", "fill") and not callable(asked.on_error):
+        raise TilingError(f'on_error must be "raise", "fill" or a callable; got {asked.on_error!r}.')
     several = isinstance(out, tuple | list | Mapping)
     members: dict[str, Any] = (
         {str(k): v for k, v in (out.items() if isinstance(out, Mapping) else enumerate(out))}
@@ -112,74 +210,63 @@ def to_zarr(
     for key, array in members.items():
         if not hasattr(array, "dask"):
             raise TypeError(f"out must be a dask array; got {type(array).__name__} for {key!r}.")
-    requests = {
-        key: Target(
-            store,
-            "/".join(p for p in (path, key) if p),
-            _pick(chunks, key),
-            _pick(shards, key),
-            overwrite,
-            options,
-        )
+    targets = {key: asked.target(store, key) for key in members}
+    first = next(iter(found.values()))
+    for spec in specs_below(out) if first is None else (first[0],):
+        refuse_source(spec, targets.values())
+    for target in targets.values():
+        target.look()
+    if first is None:
+        return _prepare_chunks(out, targets[""], asked, where)
+    writing = _prepare_tiles(members, first[0], first[2], targets, asked, where)
+    if several:
+        writing.result = lambda: zarr.open_group(store, path=asked.path or "", mode="r+")
+    return writing
+
+
+# -- the result of tiled_map ------------------------------------------------------------------------------
+
+
+def _prepare_tiles(
+    members: Mapping[str, Any],
+    spec: Spec,
+    name: str,
+    targets: Mapping[str, Target],
+    asked: Asked,
+    where: Where,
+) -> Writing:
+    numbers = {key: _number(spec, array, name) for key, array in members.items()}
+    marked = all(t.marked for t in targets.values())
+    fingerprint = of_spec(spec, asked.version) if marked else {}
+    layouts = {}
+    for key, array in members.items():
+        targets[key].compare(fingerprint)
+        layouts[key] = targets[key].layout(spec, numbers[key], array.shape, array.dtype.itemsize)
+    spec = replace(_planned(spec, numbers, layouts, targets, asked, where), on_error=asked.on_error)
+    spec.retries = where.retries
+    for key, (chunks, shards) in layouts.items():
+        check_aligned(spec, numbers[key], shards or chunks)
+    record = record_of(fingerprint, spec.plan) if marked else {}
+    arrays = {
+        numbers[key]: targets[key].create(members[key].shape, members[key].dtype, *layouts[key], record)
         for key in members
     }
-    first = next(iter(found.values()))
-    if first is None:
-        for spec in specs_below(out):
-            _refuse_source(spec, requests.values())
-        return _write_chunks(out, requests[""], progress)
-    spec = first[0]
-    _refuse_source(spec, requests.values())
-    numbers = {key: _number(spec, array, first[2]) for key, array in members.items()}
-    written = _write_tiles(members, numbers, spec, first[2], requests, memory_limit, progress)
-    return zarr.open_group(store, path=path or "", mode="r+") if several else written[""]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where one array goes, as asked for."""
-
-    store: Any
-    path: str
-    chunks: Any
-    shards: Any
-    overwrite: bool
-    options: Mapping[str, Any]
-
-    def existing(self) -> Any:
-        """Return the array that was given, if the store is one."""
-        array = all(hasattr(self.store, name) for name in ("shape", "dtype", "__setitem__"))
-        return self.store if array else None
-
-    def create(self, shape: Index, dtype: np.dtype[Any], chunks: Index, shards: Index | None) -> Any:
-        """Return the array to write into."""
-        given = self.existing()
-        if given is not None:
-            if given.shape != shape or given.dtype != dtype:
-                raise TilingError(
-                    f"the array to write into has shape {given.shape} and dtype {given.dtype}; the result "
-                    f"has {shape} and "
-                    f"{dtype}."
-                )
-            return given
-        arguments: dict[str, Any] = {
-            "shape": shape, "dtype": dtype, "chunks": chunks, "shards": shards, "overwrite": self.overwrite,
-        } | dict(self.options)  # fmt: skip
-        try:
-            if isinstance(self.store, zarr.Group):
-                return self.store.create_array(self.path, **arguments)
-            store = str(self.store) if isinstance(self.store, Path) else self.store
-            return zarr.create_array(store, name=self.path or None, **arguments)
-        except (zarr.errors.ContainsArrayError, zarr.errors.ContainsGroupError) as error:
-            raise TilingError(
-                f"{self.store!r} already holds data at {self.path or '/'!r}; overwrite=True deletes it."
-            ) from error
-
-
-def _pick(value: Any, key: str) -> Any:
-    if isinstance(value, Mapping):
-        return value.get(key, value.get(int(key)) if key.isdigit() else None)
-    return value
+    units, done, records = {}, {}, {}
+    for key in members if marked else ():
+        n, (chunks, shards) = numbers[key], layouts[key]
+        units[n] = Units(spec, n, members[key].shape, shards or chunks)
+        old = targets[key].record
+        done[n] = Marks(arrays[n]).read()
+        records[n] = record if old is None else {k: v for k, v in old.items() if k != "failed"}
+        if old is not None and _remask(spec, units[n], arrays[n], done[n], old):
+            records[n] = record
+    upstream = _upstream(members, name)
+    title = f"to_zarr {next(iter(targets.values())).store}"[:60]
+    job = TileJob(
+        title, name, spec, _stand_ins(spec), upstream, arrays, units, done, where.guard, bool(where.resources)
+    )
+    _say_found(job)
+    return Writing(job, targets, lambda: arrays[numbers[next(iter(members))]], records)
 
 
 def _number(spec: Spec, array: Any, name: str) -> int:
@@ -187,108 +274,51 @@ def _number(spec: Spec, array: Any, name: str) -> int:
     return next(n for n in range(len(spec.layers)) if names.output(spec, n) == array.name)
 
 
-def _refuse_source(spec: Spec, targets: Any) -> None:
-    """Refuse to write over the array that is read."""
-    for target in targets:
-        given = target.existing()
-        if given is not None and not isinstance(given, zarr.Array):
-            _refuse_memory(spec, given)
-            continue
-        where = str(given.store_path) if given is not None else str(target.store).rstrip("/")
-        if isinstance(target.store, zarr.Group):
-            where = str(target.store.store_path)
-        own = _place(f"{where}/{target.path}".rstrip("/") if given is None else where)
-        for source in spec.sources:
-            read = source.handle.store_path if isinstance(source, ZarrSource) else getattr(source, "path", "")
-            if read and f"{_place(str(read))}/".startswith(f"{own}/"):
-                raise TilingError(f"{own} holds the array that is read; write somewhere else.")
-
-
-def _place(where: str) -> str:
-    """Return a store's address; that of a local folder absolute and without links, as there are many."""
-    local = where.removeprefix("file://")
-    return where if "://" in local else str(Path(local).resolve())
-
-
-def _refuse_memory(spec: Spec, array: Any) -> None:
-    for source in spec.sources:
-        read = source.handle
-        if (
-            isinstance(array, np.ndarray)
-            and isinstance(read, np.ndarray)
-            and np.may_share_memory(array, read)
-        ):
-            raise TilingError("the array to write into is the one that is read; write into another.")
-
-
-# -- the result of tiled_map ------------------------------------------------------------------------------
-
-
-def _write_tiles(
-    members: Mapping[str, Any],
-    numbers: Mapping[str, int],
+def _planned(
     spec: Spec,
-    name: str,
+    numbers: Mapping[str, int],
+    layouts: Mapping[str, Any],
     targets: Mapping[str, Target],
-    memory_limit: Any,
-    progress: bool | str,
-) -> dict[str, Any]:
-    layouts = {}
-    for key, array in members.items():
-        layouts[key] = storage(spec, numbers[key], array, targets[key])
+    asked: Asked,
+    where: Where,
+) -> Spec:
+    """Return ``spec`` with blocks that are whole write units and fit into memory."""
+    limit = asked.memory_limit
+    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
+    plan = replace(spec.plan, threads=where.threads)
     units = [input_unit(spec, numbers[key], shards or chunks) for key, (chunks, shards) in layouts.items()]
     unit = tuple(math.lcm(*column) for column in zip(*units, strict=True))
-    limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)
-    aligned = all(
-        b == a.extent or b % u == 0 for b, a, u in zip(spec.plan.block, spec.plan.axes, unit, strict=True)
-    )
-    if not aligned or limit is not None:
-        spec = replace_plan(spec, choose_blocks(spec.plan, BlockRequest(None, None, unit, limit, "auto")))
-    for key, (chunks, shards) in layouts.items():
-        check_aligned(spec, numbers[key], shards or chunks)
-    arrays = {
-        key: targets[key].create(members[key].shape, members[key].dtype, *layouts[key]) for key in members
-    }
-    writer = Writer({numbers[key]: array for key, array in arrays.items()})
-    run = _run_name(name)
-    own = dict(block_tasks(spec, Names(run), _dask_sources(members, spec), writer))
-    graph = _with_sources(own, members, name)
-    prefix = f"{run}-write"
-    weights = {
-        key: spec.plan.owned(_index_of(node))
-        for key, node in own.items()
-        if isinstance(key, tuple) and key[0] == prefix
-    }
-    title = f"to_zarr {next(iter(targets.values())).store}"[:60]
-    execute(graph, weights, progress=progress, title=title)
-    return arrays
-
-
-def _run_name(name: str) -> str:
-    """Return a name for the tasks of one writing.
-
-    A cluster would take tasks of an equal name, to another store or of a run that failed, for done.
-    """
-    return f"{name}-{uuid.uuid4().hex[:8]}"
-
-
-def replace_plan(spec: Spec, plan: Any) -> Spec:
-    """Return ``spec`` under another plan."""
+    old = next((t.record["plan"]["block"] for t in targets.values() if t.record is not None), None)
+    request = BlockRequest(None, None, unit, memory, "auto", slabs=True)
+    if old is not None:
+        # Another block shape would be another order of summation.
+        plan = choose_blocks(plan, replace(request, chunks=tuple(old)))
+    else:
+        aligned = all(
+            b == a.extent or b % u == 0 for b, a, u in zip(plan.block, plan.axes, unit, strict=True)
+        )
+        if not aligned or limit is not None or peak_bytes(plan) > memory:
+            plan = choose_blocks(plan, request)
     return replace(spec, plan=plan, _uses={})
 
 
-def _index_of(task: Any) -> Index:
-    """Return the block number among the arguments of a last task: writer, maker, spec, number."""
-    return tuple(task.args[3])
+def _remask(spec: Spec, units: Units, array: Any, done: Bits, record: Mapping[str, Any]) -> bool:
+    """Forget that units are done in which other tiles run than when they were written."""
+    old = TilePlan.from_json(json.dumps(record["plan"])).mask
+    if old == spec.plan.mask:
+        return False
+    shape = spec.plan.grid_shape
+    changed = unpack_mask(old, shape) != unpack_mask(spec.plan.mask, shape)
+    touched = {unit for tile in _tiles(spec, changed) for unit in units.of_tile(tile)}
+    for unit in touched:
+        done[unit] = False
+    Marks(array).pack(done)
+    return True
 
 
-def _dask_sources(members: Mapping[str, Any], spec: Spec) -> list[Any]:
-    """Return stand-ins for the dask sources: tasks refer to them by name only."""
-    del members
-    return [
-        _Named(s.token[1]) if isinstance(s.token, tuple) and s.token[0] == "dask" else None
-        for s in spec.sources
-    ]
+def _tiles(spec: Spec, chosen: Bits) -> Iterator[Tile]:
+    grid = spec.plan.grid
+    return (grid[grid.number(tuple(map(int, position)))] for position in np.argwhere(chosen))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,70 +326,54 @@ class _Named:
     name: str
 
 
-def _with_sources(own: dict[Any, Any], members: Mapping[str, Any], name: str) -> dict[Any, Any]:
-    """Return the writing tasks together with the graphs of the dask arrays that they read."""
+def _stand_ins(spec: Spec) -> list[Any]:
+    """Return stand-ins for the dask sources: tasks refer to them by name only."""
+    return [
+        _Named(s.token[1]) if isinstance(s.token, tuple) and s.token[0] == "dask" else None
+        for s in spec.sources
+    ]
+
+
+def _upstream(members: Mapping[str, Any], name: str) -> dict[Any, Any]:
+    """Return the graphs of the dask arrays that are read."""
     graph: dict[Any, Any] = {}
     for array in members.values():
         for layer, content in array.dask.layers.items():
             if layer != name:
                 graph.update(content)
-    graph.update(own)
     return graph
 
 
-class Writer:
-    """Writes blocks of the outputs to their arrays; the last step of each task."""
-
-    def __init__(self, arrays: Mapping[int, Any]) -> None:
-        self.arrays = dict(arrays)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        for array in self.arrays.values():
-            if isinstance(array, np.ndarray):
-                raise TilingError(
-                    "an array in memory can only be written into by threads of this process; give a Zarr "
-                    "store for "
-                    "processes and clusters."
-                )
-        return Writer, (self.arrays,)
-
-    def __call__(self, spec: Spec, index: Index, block: Any) -> None:
-        """Write a block, or the tuple of blocks of all outputs."""
-        for number, array in self.arrays.items():
-            part = block[number] if spec.many else block
-            array[region(spec, number, index)] = part
+def _say_found(job: Job) -> None:
+    done, units = job.found
+    if done:
+        LOG.info("%s: %d of %d units were found done; %d tiles are to run", job.title, done, units, job.tiles)
+        job.title = f"{job.title} ({done} of {units} units found done)"
 
 
 # -- any other dask array ---------------------------------------------------------------------------------
 
 
-def _write_chunks(array: Any, target: Target, progress: bool | str) -> Any:
-    """Write a dask array whose chunks are whole write units, one task per chunk."""
+def _prepare_chunks(array: Any, target: Target, asked: Asked, where: Where) -> Writing:
+    """Prepare the writing of a dask array whose chunks are whole write units."""
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
-    given = target.existing()
+    if asked.on_error != "raise":
+        raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
+    fingerprint = {"version": asked.version} if asked.version is not None else {"dask name": array.name}
+    fingerprint |= {"chunks of the dask array": digest(array.chunks)}
+    target.compare(fingerprint)
     chunks = lengths("chunks", target.chunks, array.shape) or tuple(c[0] for c in array.chunks)
     shards = lengths("shards", target.shards, array.shape)
-    if given is not None:
-        chunks, shards = units_of(given)
-    for axis, (sizes, unit) in enumerate(zip(array.chunks, shards or chunks, strict=True)):
-        check_edges(sizes, unit, axis)
-    written = target.create(array.shape, array.dtype, chunks, shards)
-    offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in array.chunks]
-    writer, name, tasks = Writer({0: written}), _run_name(array.name), dict[Any, Any]()
-    for index in itertools.product(*map(range, array.numblocks)):
-        box = tuple(slice(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True))
-        key = (f"{name}-write", *index)
-        tasks[key] = Task(key, _write_chunk, writer, box, TaskRef((array.name, *index)))
-    graph = HighLevelGraph.from_collections(f"{name}-write", tasks, dependencies=[array])
-    execute(
-        graph.to_dict(),
-        dict.fromkeys(tasks, 1),
-        progress=progress,
-        title=f"to_zarr {target.store}"[:60],
-    )
-    return written
-
-
-def _write_chunk(writer: Writer, box: tuple[slice, ...], chunk: Any) -> None:
-    writer.arrays[0][box] = chunk
+    if target.there is not None:
+        chunks, shards = units_of(target.there)
+    unit = shards or chunks
+    for axis, (sizes, size) in enumerate(zip(array.chunks, unit, strict=True)):
+        check_edges(sizes, size, axis)
+    record = record_of(fingerprint)
+    written = target.create(array.shape, array.dtype, chunks, shards, record)
+    done = Marks(written).read() if target.marked else None
+    job = ChunkJob(f"to_zarr {target.store}"[:60], array, written, done, unit, where.guard)
+    _say_found(job)
+    records = {} if not target.marked else {0: target.record or record}
+    return Writing(job, {"": target}, lambda: written, records)

@@ -115,7 +115,7 @@ def test_array_that_is_read_is_never_written(tmp_path):
 def test_existing_data_need_overwrite(tmp_path):
     path = str(tmp_path / "a.zarr")
     tw.to_zarr(mapped(), path, progress=False)
-    with pytest.raises(tw.TilingError, match="changed: fn.*overwrite=True"):
+    with pytest.raises(tw.TilingError, match=r"changed: fn.*overwrite=True"):
         tw.to_zarr(mapped(np.negative), path, progress=False)
     with pytest.raises(tw.TilingError, match="overwrite=True deletes it, resume=True goes on"):
         tw.to_zarr(mapped(), path, progress=False, resume=False)

@@ -67,7 +67,8 @@ class Watching(zarr.storage.WrapperStore):
 
 def _is_data(key: str) -> bool:
     """Metadata and done-marks are not."""
-    return not key.endswith(".json") and ".tilework" not in key and not key.rpartition("/")[2].startswith(".z")
+    name = key.rpartition("/")[2]
+    return name != "zarr.json" and not name.startswith(".z") and ".tilework" not in key
 
 
 # -- any grid into any units --------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 `tiled_map` turns a function on a small crop into a lazy dask array over an image of any size; `plan_tiles`
 shows what it would do; `Output` declares what the function returns; `load_once` and `from_torch` bring
-models; `to_zarr` writes. Importing the package imports none of dask, zarr and distributed.
+models; `to_zarr` and `write_many` write, `status` says how far they are. Importing the package imports
+none of dask, zarr and distributed.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
     )
     from tilework.fn import from_torch, load_once
     from tilework.geometry import Box, Tile
+    from tilework.many import write_many
     from tilework.output import Output
     from tilework.plan import TilePlan
+    from tilework.state import status
     from tilework.store import to_zarr
 
 _HOMES = {
@@ -43,7 +46,9 @@ _HOMES = {
     "load_once": "fn",
     "plan_tiles": "api",
     "tiled_map": "api",
+    "status": "state",
     "to_zarr": "store",
+    "write_many": "many",
 }
 
 __all__ = [
@@ -61,8 +66,10 @@ __all__ = [
     "from_torch",
     "load_once",
     "plan_tiles",
+    "status",
     "tiled_map",
     "to_zarr",
+    "write_many",
 ]
 
 

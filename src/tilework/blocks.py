@@ -23,6 +23,10 @@ BLOCKS_PER_THREAD = 4
 RECOMPUTE_LIMIT = 0.05
 
 
+# Reuse, axes that are cut into slabs, and how many times longer blocks are across them.
+Kind = tuple[str, int, int]
+
+
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
     """What the caller fixes of the blocks."""
@@ -66,24 +70,33 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 
 def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
-    """Return the plan with the largest blocks, up to the target, that fit into memory."""
+    """Return the plan with the largest blocks, up to the target, that fit into memory.
+
+    Where memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
+    """
     wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
     target = request.target or int(min(LARGE, wanted))
+    enough = (1 + RECOMPUTE_LIMIT) * plan.count([(0, n) for n in plan.grid_shape])
     error: TilingError | None = None
-    tried = None
-    while True:
+    best = tried = None
+    while target:
         block, notes = _shape(plan, request, target)
         # A small image has small blocks whatever the target: halving it may change nothing at first.
         if block != tried:
             tried = block
             try:
-                return _choose_reuse(plan, block, request, notes)
+                found = _choose_reuse(plan, block, request, notes)
             except MemoryBudgetError as e:
                 error = e
-        if not target:
-            assert error is not None
-            raise error
+            else:
+                best = found if best is None or found.calls() < best.calls() else best
+                if best.calls() <= enough:
+                    return best
         target //= 2
+    if best is None:
+        assert error is not None
+        raise error
+    return best
 
 
 def _check_chunks(plan: TilePlan, chunks: Sequence[int], unit: Sequence[int] | None) -> None:
@@ -110,17 +123,16 @@ def _choose_reuse(
 ) -> TilePlan:
     """Return the plan with the cheaper reuse that fits into memory."""
     limit = request.memory_limit
-    candidates: dict[tuple[str, int], TilePlan] = {}
+    candidates: dict[Kind, TilePlan] = {}
     for reuse in ("recompute", "share") if request.reuse == "auto" else (request.reuse,):
         candidate = plan.with_blocks(block, reuse, notes)
         if reuse == "share" and (short := _too_short(candidate)):
             if request.reuse == "share":
                 raise GridError(short)
             continue
-        candidates[reuse, 0] = candidate
+        candidates[reuse, 0, 1] = candidate
         if request.slabs and reuse == "share":
-            for slabs in range(1, len(plan.axes) - plan.n_each):
-                candidates[reuse, slabs] = plan.with_blocks(block, reuse, notes, slabs)
+            candidates |= _slabs(candidate, fixed=request.chunks is not None)
     peaks = {kind: peak_bytes(candidate) for kind, candidate in candidates.items()}
     fitting = {kind: c for kind, c in candidates.items() if limit is None or peaks[kind] <= limit}
     if not fitting:
@@ -132,35 +144,48 @@ def _choose_reuse(
         )
     tiles = max(1, plan.count([(0, n) for n in plan.grid_shape]))
     if request.reuse != "auto":
-        kind = min(fitting, key=lambda k: k[1])
+        kind = min(fitting, key=lambda k: (fitting[k].calls(), k[1:]))
         why: tuple[str, ...] = (f"reuse={request.reuse!r} was asked for",)
         if kind[1]:
-            why = (*why, _slab_note(fitting[kind], tiles, peaks["share", 0]))
+            why = (*why, _slab_note(fitting[kind], tiles, peaks["share", 0, 1]))
         return replace(fitting[kind], notes=(*notes, *why))
     return _cheapest(candidates, fitting, peaks, tiles)
 
 
+def _slabs(plan: TilePlan, *, fixed: bool) -> dict[Kind, TilePlan]:
+    """Return plans of slabs; blocks that are longer across the slabs run fewer tiles twice."""
+    found = {}
+    for slabs in range(1, len(plan.axes) - plan.n_each):
+        cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
+        for times in (1,) if fixed else (1, 2, 4, 8, 16):
+            block = [b * times if d in cut else b for d, b in enumerate(plan.block)]
+            if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in cut):
+                block = [min(b, n) for b, n in zip(block, plan.shape, strict=True)]
+                found["share", slabs, times] = plan.with_blocks(block, "share", plan.notes, slabs)
+    return found
+
+
 def _cheapest(
-    candidates: dict[tuple[str, int], TilePlan],
-    fitting: dict[tuple[str, int], TilePlan],
-    peaks: dict[tuple[str, int], int],
+    candidates: dict[Kind, TilePlan],
+    fitting: dict[Kind, TilePlan],
+    peaks: dict[Kind, int],
     tiles: int,
 ) -> TilePlan:
     """Return the plan with the fewest calls among those that fit; sharing nothing where it costs little."""
-    alone = candidates["recompute", 0]
+    alone = candidates["recompute", 0, 1]
     extra, notes = alone.calls() / tiles - 1, alone.notes
-    if ("recompute", 0) in fitting and extra <= RECOMPUTE_LIMIT:
-        kind = ("recompute", 0)
+    if ("recompute", 0, 1) in fitting and extra <= RECOMPUTE_LIMIT:
+        kind = ("recompute", 0, 1)
     else:
-        kind = min(fitting, key=lambda k: (fitting[k].calls(), k[1], k[0]))
+        kind = min(fitting, key=lambda k: (fitting[k].calls(), k[1:], k[0]))
     if kind[0] == "recompute":
         why = f"recompute: {extra:.1%} extra calls"
-        if ("share", 0) not in candidates:
+        if ("share", 0, 1) not in candidates:
             why += ", and supports are longer than blocks"
-        elif ("share", 0) not in fitting:
-            why += f", and sharing would need {human(peaks['share', 0])}"
+        elif ("share", 0, 1) not in fitting:
+            why += f", and sharing would need {human(peaks['share', 0, 1])}"
     elif kind[1]:
-        why = _slab_note(fitting[kind], tiles, peaks["share", 0])
+        why = _slab_note(fitting[kind], tiles, peaks["share", 0, 1])
     else:
         why = f"share: blocks alone would cost {extra:.1%} extra calls"
     return replace(fitting[kind], notes=(*notes, why))

@@ -97,7 +97,7 @@ def block_inputs(source: BlockSource, plans: Sequence[AxisRead]) -> list[Index]:
 
 def tiles_of(spec: Spec, ranges: Sequence[Range]) -> list[Tile]:
     """Return the running tiles in ``ranges``, in raster order within each crop shape."""
-    runs = spec.plan.runs
+    runs = spec.active.runs
     tiles = [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]]
     if spec.plan.axes[-1].edge == "clip":
         # Batches hold one shape. Sorting keeps the order of summation the same without them.

@@ -1,18 +1,46 @@
-"""The command line: ``tilework demo``."""
+"""The command line: ``tilework demo``, ``plan``, ``run`` and ``status``."""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tilework")
 def main() -> None:
     """Functions on huge images, crop by crop."""
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Turn errors of arguments, stores and the function into one line and exit code 1."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            yield
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except KeyboardInterrupt:
+        raise click.ClickException("interrupted; run the same command again to go on.") from None
+    except Exception as error:
+        notes = [note.partition("\n")[0] for note in getattr(error, "__notes__", ())]
+        text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        raise click.ClickException(" | ".join([text, *notes])) from error
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
 
 
 @main.command()
@@ -37,10 +65,229 @@ def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
         from tilework.demo import run_demo
     except ImportError as error:
         raise click.ClickException(f'{error}; the demo needs pip install "tilework[demo]".') from error
-    from tilework.errors import TilingError
-
-    try:
+    with _plainly():
         for line in run_demo(folder, crop, overlap, small):
             click.echo(line)
-    except TilingError as error:
-        raise click.ClickException(str(error)) from error
+
+
+# -- run and plan -----------------------------------------------------------------------------------------
+
+
+class Lengths(click.ParamType[Any]):
+    """One whole number for all axes, or one per axis: 256 or 64,256,256."""
+
+    name = "N[,N...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return an int or a tuple of them."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no whole number, nor whole numbers with commas", param, ctx)
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _tiling(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that `tiled_map` and `plan_tiles` share."""
+    for option in reversed(
+        [
+            click.option("--crop", type=Lengths(), required=True, help="Window that FN gets, samples."),
+            click.option("--overlap", type=Lengths(), help="Context per side, samples."),
+            click.option("--stride", type=Lengths(), help="Distance of crops, instead of --overlap."),
+            click.option("--axes", help="Tiled axes: numbers (0,1) or names (yx); default: the last."),
+            click.option("--each", help="Axes whose every index is a call of its own, as --axes."),
+            click.option("--edge", default="shift", show_default=True, help="shift|squeeze|pad|clip|drop"),
+            click.option("--boundary", default="reflect", show_default=True, help="Padding mode."),
+            click.option(
+                "--blend",
+                default="trim",
+                show_default=True,
+                help="trim|average|linear|hann|gaussian|max|min|sum",
+            ),
+            click.option("--rim", type=Lengths(), default=0, help="Outermost samples without weight."),
+            click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
+            click.option("--batch-size", type=int, help="Crops per call of FN."),
+            click.option("--dtype", help="Of the result; declares that FN keeps the crop's shape."),
+            click.option("--memory-limit", help='Per process, as "4GB".'),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("function", metavar="MODULE:FN")
+@click.argument("source", metavar="IN")
+@click.argument("target", metavar="OUT")
+@_tiling
+@click.option("--chunks", type=Lengths(), help="Chunks of OUT, samples.")
+@click.option("--shards", type=Lengths(), help="Shards of OUT, samples.")
+@click.option("--cluster", metavar="ADDRESS", help="Scheduler of a running cluster, tcp://host:8786.")
+@click.option("--workers", type=click.IntRange(1), help="Start that many worker processes here.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on with what is in OUT.")
+@click.option("--overwrite", is_flag=True, help="Delete what is in OUT.")
+@click.option("--version", "fn_version", help="Stands for FN's code when comparing with OUT.")
+@click.option(
+    "--on-error",
+    type=click.Choice(["raise", "fill"]),
+    default="raise",
+    show_default=True,
+    help="A failing tile ends the run, or is left out.",
+)
+@click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a failing tile.")
+@click.option("--progress/--no-progress", default=None, help="Default: in a terminal.")
+def run(function: str, source: str, target: str, **options: Any) -> None:
+    """Run FN on every crop of IN and write the result to OUT.
+
+    MODULE:FN is a function by the name of its module, or of its file: filters:denoise, or
+    ./filters.py:denoise. IN is anything that Zarr opens, OUT a path or URL. Run again after an interrupt:
+    only what is missing is computed.
+
+    \b
+    tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
+    """  # noqa: D301 -- click wants the character itself
+    from tilework.api import tiled_map
+    from tilework.state import status
+    from tilework.store import to_zarr
+
+    with _plainly():
+        cluster, workers = options.pop("cluster"), options.pop("workers")
+        if cluster and workers:
+            raise click.UsageError("--cluster and --workers exclude each other.")
+        progress = options.pop("progress")
+        writing = {
+            name: options.pop(name)
+            for name in ("chunks", "shards", "resume", "overwrite", "on_error", "retries")
+        }
+        version = options.pop("fn_version")
+        out = tiled_map(_function(function), source, **_options(options))
+        with _client(cluster, workers) as client:
+            written = to_zarr(
+                out,
+                target,
+                client=client,
+                version=version,
+                memory_limit=options["memory_limit"],
+                progress="auto" if progress is None else progress,
+                **writing,
+            )
+        found = status(written)
+        for one in found:
+            click.echo(f"{one.place}: {one.done} of {one.units} units done")
+        if not all(one.complete for one in found):
+            raise click.ClickException("some tiles failed; run the same command again to try them again.")
+
+
+@main.command()
+@click.argument("source", metavar="IN")
+@_tiling
+@click.option("--function", metavar="MODULE:FN", help="Called once on zeros to find its output.")
+def plan(source: str, function: str | None, **options: Any) -> None:
+    """Say what a run on IN would do and cost, without writing anything."""
+    import numpy as np
+
+    from tilework.api import tiled_map
+    from tilework.graph import plan_of
+
+    with _plainly():
+        if function is None:
+            options["dtype"] = options["dtype"] or "float32"
+        fn = np.asarray if function is None else _function(function)
+        out = tiled_map(fn, source, **_options(options))
+        if not hasattr(out, "dask"):
+            out = next(iter(out.values() if isinstance(out, dict) else out))
+        click.echo(plan_of(out).explain())
+
+
+@main.command("status")
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True)
+def show_status(stores: tuple[str, ...]) -> None:
+    """Say how far each STORE is; exit code 1 where something is missing."""
+    from tilework.errors import TilingError
+    from tilework.state import status
+
+    rows = []
+    for store in stores:
+        try:
+            found = status(store)
+        except TilingError as error:
+            rows.append((store, "-", "-", "-", str(error)))
+            continue
+        for one in found:
+            state = "complete" if one.complete else "incomplete"
+            share = f"{one.done / max(1, one.units):.1%}"
+            rows.append((one.place.removeprefix("file://"), f"{one.done}/{one.units}", share,
+                         str(len(one.failed)), state))  # fmt: skip
+        if not found:
+            rows.append((store, "-", "-", "-", "nothing that tilework wrote"))
+    head = ("store", "units", "done", "failed tiles", "state")
+    widths = [max(len(row[k]) for row in [head, *rows]) for k in range(len(head))]
+    for row in [head, *rows]:
+        click.echo("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip())
+    if any(row[4] != "complete" for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _options(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the command line as those of `tiled_map`."""
+    found = {name: value for name, value in options.items() if value is not None}
+    if "stride" in found and "overlap" not in found:
+        found["overlap"] = None
+    for name in ("axes", "each"):
+        if name in found:
+            found[name] = _axes(found[name])
+    return found
+
+
+def _axes(text: str) -> Any:
+    parts = text.split(",")
+    return tuple(map(int, parts)) if all(p.strip().lstrip("-").isdigit() for p in parts) else text
+
+
+def _function(name: str) -> Any:
+    """Return the function that ``MODULE:FN`` or ``FILE.py:FN`` names."""
+    module, _, attribute = name.rpartition(":")
+    if not module:
+        raise click.UsageError(f"{name!r} names no function; give MODULE:FN, as filters:denoise.")
+    if module.endswith(".py"):
+        path = Path(module)
+        if not path.is_file():
+            raise click.UsageError(f"there is no file {module}.")
+        # Workers import it by this name from the same folder.
+        sys.path.insert(0, str(path.resolve().parent))
+        module = path.stem
+    elif "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise click.UsageError(f"{error}; give a module that can be imported, or a file.") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise click.UsageError(f"{module} has no {attribute}.")
+        found = getattr(found, part)
+    return found
+
+
+@contextmanager
+def _client(address: str | None, workers: int | None) -> Iterator[Any]:
+    """Give a client of the named cluster, of one that is started here, or none."""
+    if address is None and workers is None:
+        yield None
+        return
+    from distributed import Client, LocalCluster
+
+    if address is not None:
+        with Client(address) as client:
+            yield client
+        return
+    with LocalCluster(n_workers=workers, dashboard_address=":0") as cluster, Client(cluster) as client:
+        # Workers started here must find what was imported from a file's folder.
+        client.run(_extend, [p for p in sys.path if p])
+        yield client
+
+
+def _extend(paths: list[str]) -> None:
+    sys.path.extend(p for p in paths if p not in sys.path)

@@ -71,8 +71,9 @@ def of_spec(spec: Spec, version: str | None = None) -> Parts:
         parts |= describe(spec.skip, "skip")
     for k, layer in enumerate(spec.layers):
         bound, name = layer.bound, f"output {k if layer.bound.key is None else layer.bound.key}"
-        shape = (bound.key, bound.shape, bound.axes, bound.channel_axis, bound.scale)
-        parts[f"{name} layout"] = digest(shape)
+        untiled = tuple(n for a, n in enumerate(bound.shape) if a not in bound.axes)
+        layout = (bound.key, untiled, bound.axes, bound.channel_axis, bound.scale)
+        parts[f"{name} layout"] = digest(layout)
         parts[f"{name} dtype"] = str(bound.dtype)
         parts[f"{name} blend"] = bound.kind
         windows = [None if w.window is None else w.window for w in layer.weights]

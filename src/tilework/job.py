@@ -173,8 +173,7 @@ class Job:
             return
         self.closed = True
         for number in self.done:
-            marks = Marks(self.arrays[number])
-            marks.pack(marks.read())
+            Marks(self.arrays[number]).pack()
 
 
 class TileJob(Job):

@@ -47,13 +47,16 @@ class Marks:
 
     def read(self) -> Bits:
         """Return which units are done."""
+        return self._read(self._marked())
+
+    def _read(self, marked: Iterable[Index]) -> Bits:
         done = np.zeros(math.prod(self.shape), bool)
         packed = _run((self._folder / "done.bits").get(default_buffer_prototype()))
         if packed is not None:
             bits = np.frombuffer(zlib.decompress(packed.to_bytes()), np.uint8)
             done |= np.unpackbits(bits, count=done.size).astype(bool)
         done = done.reshape(self.shape)
-        for unit in self._marked():
+        for unit in marked:
             done[unit] = True
         return done
 
@@ -63,17 +66,23 @@ class Marks:
         empty = cpu.Buffer.from_bytes(b"")
         _run(_all((self._folder / f"done/{name}").set(empty) for name in names))
 
-    def pack(self, done: Bits) -> None:
-        """Replace the marks of single units by one value that says the same.
+    def pack(self) -> None:
+        """Put the marks of single units into one value; a task that is still running may add more."""
+        marked = list(self._marked())
+        self._write(self._read(marked))
+        self._delete(marked)
+
+    def reset(self, done: Bits) -> None:
+        """Let only the units in ``done`` be marked.
 
         The order matters for a run that dies in between: units may be forgotten, never marked by mistake.
         """
-        marked = list(self._marked())
-        undone = [unit for unit in marked if not done[unit]]
-        self._delete(undone)
+        self._delete(self._marked())
+        self._write(done)
+
+    def _write(self, done: Bits) -> None:
         packed = zlib.compress(np.packbits(done).tobytes())
         _run((self._folder / "done.bits").set(cpu.Buffer.from_bytes(packed)))
-        self._delete([unit for unit in marked if done[unit]])
 
     def _marked(self) -> Iterable[Index]:
         """Yield the units that have a mark of their own."""

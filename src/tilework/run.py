@@ -172,8 +172,7 @@ def _after(value: Any, before: Any) -> Any:
 def _close(arrays: Mapping[int, Any], marked: Sequence[int], results: Sequence[Any]) -> Any:
     _after(None, results)
     for number in marked:
-        marks = Marks(arrays[number])
-        marks.pack(marks.read())
+        Marks(arrays[number]).pack()
     return next(iter(arrays.values())) if len(arrays) == 1 else tuple(arrays.values())
 
 

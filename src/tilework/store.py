@@ -17,7 +17,7 @@ from tilework.alignment import check_aligned, check_edges, input_unit, lengths, 
 from tilework.arguments import parse_bytes
 from tilework.blocks import BlockRequest, choose_blocks
 from tilework.cost import peak_bytes
-from tilework.errors import TilingError, TilingWarning
+from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.fingerprint import digest, of_spec
 from tilework.geometry import Tile
 from tilework.graph import find_spec, specs_below
@@ -174,12 +174,12 @@ class Writing:
     records: Mapping[int, dict[str, Any]]
     """What the attributes of each array say."""
 
-    def end(self) -> Any:
+    def end(self, *, warn: bool = True) -> Any:
         """Say which tiles failed, and return the array or group."""
         failed = [f"{f.tile}: {f.error}" for f in self.job.failures]
         for number, record in self.records.items():
             write_record(self.job.arrays[number], record | ({"failed": failed} if failed else {}))
-        if failed:
+        if failed and warn:
             warnings.warn(
                 f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
                 f"and the next call computes the units that they touch again. The first: {failed[0]}",
@@ -292,7 +292,11 @@ def _planned(
     request = BlockRequest(None, None, unit, memory, "auto", slabs=True)
     if old is not None:
         # Another block shape would be another order of summation.
-        plan = choose_blocks(plan, replace(request, chunks=tuple(old)))
+        request = replace(request, chunks=tuple(old))
+        try:
+            plan = choose_blocks(plan, replace(request, reuse="share"))
+        except (GridError, MemoryBudgetError):
+            plan = choose_blocks(plan, request)
     else:
         aligned = all(
             b == a.extent or b % u == 0 for b, a, u in zip(plan.block, plan.axes, unit, strict=True)
@@ -312,7 +316,7 @@ def _remask(spec: Spec, units: Units, array: Any, done: Bits, record: Mapping[st
     touched = {unit for tile in _tiles(spec, changed) for unit in units.of_tile(tile)}
     for unit in touched:
         done[unit] = False
-    Marks(array).pack(done)
+    Marks(array).reset(done)
     return True
 
 

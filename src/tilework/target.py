@@ -77,7 +77,7 @@ class Target:
                 )
             self.there = given
             if record is not None:
-                Marks(given).pack(np.zeros(Marks(given).shape, bool))
+                Marks(given).reset(np.zeros(Marks(given).shape, bool))
             return
         if self.overwrite:
             return

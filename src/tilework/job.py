@@ -272,7 +272,6 @@ class TileJob(Job):
                 yield Piece(self, tasks, writes, shared, keep, position)
         if merged is not None:
             yield merged
-        del self._slabs[name]
 
     def _blocks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
         def call(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -290,7 +290,7 @@ class _Cluster:
         self.shared: dict[int, tuple[Mapping[Key, Any], list[Any]]] = {}
         self.users: Counter[int] = Counter()
         self.current = 0
-        self.completed = as_completed()
+        self.completed = as_completed(loop=where.client.loop)
 
     def run(self, pieces: Iterator[Piece]) -> None:
         """Run all pieces."""

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tilework.alignment import default_chunks, lengths, units_of
 from tilework.errors import AlignmentError, TilingError
 from tilework.fingerprint import UNKNOWN, changes
 from tilework.marks import RECORD, Marks, read_record, write_record
+from tilework.plan import TilePlan
 from tilework.source import ZarrSource
 from tilework.spec import Index, Spec
 
@@ -188,9 +189,12 @@ def versions() -> dict[str, str]:
     return found | {"python": ".".join(platform.python_version_tuple()[:2])}
 
 
-def record_of(fingerprint: Mapping[str, str], plan: Any = None) -> dict[str, Any]:
+def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> dict[str, Any]:
     """Return what is put into the attributes of a written array."""
-    own = {} if plan is None else {"plan": json.loads(plan.to_json())}
+    own = {}
+    if plan is not None:
+        # Of the plan what makes the numbers, not what the machine had: stores of two machines are equal.
+        own["plan"] = json.loads(replace(plan, threads=1, cache_bytes=0, notes=()).to_json())
     return {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint), **own}
 
 

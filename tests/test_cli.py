@@ -1,0 +1,119 @@
+"""The command line: what it writes, what it says, and its exit codes."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner, Result
+
+from tilework.cli import main
+
+DOUBLE = ["run", "cli_filters:double", "in.zarr"]
+IMAGE = np.arange(60 * 50, dtype="f4").reshape(60, 50)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give a folder with an image and a module, and work there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    zarr.create_array("in.zarr", data=IMAGE, chunks=(20, 20))
+    Path("cli_filters.py").write_text(
+        textwrap.dedent("""
+        def double(crop):
+            return crop * 2
+
+        def picky(crop):
+            if (crop == 100).any():
+                raise ValueError("a hundred")
+            return crop
+        """)
+    )
+    return tmp_path
+
+
+def tilework(*args: Any) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def test_run_writes_and_goes_on(folder: Path) -> None:
+    line = ["run", "./cli_filters.py:double", "in.zarr", "out.zarr", "--crop", 16, "--overlap", 2]
+    result = tilework(*line)
+    assert (result.exit_code, result.output) == (0, "file://out.zarr: 9 of 9 units done\n")
+    np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], IMAGE * 2)
+    assert tilework(*line).exit_code == 0
+    changed = tilework(*line[:-1], 4)
+    assert changed.exit_code == 1
+    assert "overlap: (2, 2) -> (4, 4)" in changed.output
+    assert tilework(*line[:-1], 4, "--overwrite", "--chunks", "12,10").exit_code == 0
+    assert zarr.open_array("out.zarr").chunks == (12, 10)
+
+
+def test_status_is_a_table_and_says_what_is_missing(folder: Path) -> None:
+    line = ["run", "cli_filters:picky", "in.zarr", "out.zarr", "--crop", "16", "--overlap", "2"]
+    failed = tilework(*line)
+    assert failed.exit_code == 1
+    assert "Error: a hundred | raised by fn on tile" in failed.output
+    filled = tilework(*line, "--on-error", "fill")
+    assert filled.exit_code == 1
+    assert "Warning: " in filled.output
+    table = tilework("status", "out.zarr", "nothing.zarr", "in.zarr")
+    assert table.exit_code == 1
+    rows = table.output.splitlines()
+    assert rows[0].split() == ["store", "units", "done", "failed", "tiles", "state"]
+    assert "incomplete" in rows[1]
+    assert "there is no Zarr array" in rows[2]
+    assert "nothing that tilework wrote" in rows[3]
+    tilework("run", "cli_filters:double", "in.zarr", "done.zarr", "--crop", 16, "--overlap", 2)
+    assert tilework("status", "done.zarr").exit_code == 0
+
+
+def test_plan_writes_nothing(folder: Path) -> None:
+    result = tilework("plan", "in.zarr", "--crop", "16,20", "--stride", "8,10", "--blend", "hann")
+    assert result.exit_code == 0
+    assert "tiles      28 = 7 x 4" in result.output
+    assert sorted(p.name for p in folder.iterdir()) == ["cli_filters.py", "in.zarr"]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        pytest.param(["run", "none", "in.zarr", "o", "--crop", "8"], 2, "names no function", id="no colon"),
+        pytest.param(["run", "no_mod:f", "in.zarr", "o", "--crop", "8"], 2, "No module named", id="module"),
+        pytest.param(["run", "cli_filters:nope", "in.zarr", "o", "--crop", "8"], 2, "has no nope", id="name"),
+        pytest.param(["run", "no.py:f", "in.zarr", "o", "--crop", "8"], 2, "there is no file", id="file"),
+        pytest.param([*DOUBLE, "o", "--crop", "x"], 2, "whole number", id="crop"),
+        pytest.param([*DOUBLE, "o", "--crop", "8"], 1, "overlap", id="overlap"),
+        pytest.param(["run", DOUBLE[1], "gone.zarr", "o", "--crop", "8", "--overlap", "1"], 1,
+                     "gone.zarr", id="source"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1",
+                      "--workers", "1", "--cluster", "tcp://x:1"], 2, "exclude each other", id="both"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_line(folder: Path, line: list[str], code: int, said: str) -> None:
+    result = tilework(*line)
+    assert result.exit_code == code
+    assert said in result.output
+    assert "Traceback" not in result.output
+
+
+def test_help_can_be_learnt_from() -> None:
+    for command in ("run", "plan", "status", "demo"):
+        assert tilework(command, "--help").exit_code == 0
+    text = tilework("run", "--help").output
+    for word in ("--crop", "--overlap", "--blend", "--cluster", "--workers", "--overwrite", "--resume"):
+        assert word in text
+
+
+@pytest.mark.distributed
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_run_on_workers_of_its_own(folder: Path) -> None:
+    line = ["run", "./cli_filters.py:double", "in.zarr", "out.zarr", "--crop", 16, "--overlap", 2]
+    result = tilework(*line, "--workers", 1)
+    assert result.exit_code == 0, result.output
+    np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], IMAGE * 2)

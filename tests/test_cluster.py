@@ -1,0 +1,235 @@
+"""Runs on a `distributed` cluster: what reaches its scheduler, and what never stands in its memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+import tilework.run
+from tilework.graph import plan_of
+
+pytestmark = [
+    pytest.mark.distributed,
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+IMAGE = np.random.default_rng(0).random((96, 80)).astype("f4")
+
+
+def spoil(crop: np.ndarray) -> np.ndarray:
+    return crop * crop.mean(dtype="f8").astype("f4")
+
+
+def mapped(fn: Any = spoil, **options: Any) -> Any:
+    return tw.tiled_map(
+        fn, IMAGE, 16, stride=8, **{"blend": "gaussian", "dtype": "f4", "chunks": 16} | options
+    )
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Any]:
+    """Run two worker processes with a GPU slot each."""
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(
+            n_workers=2, threads_per_worker=2, dashboard_address=":0", resources={"GPU": 1}
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+def test_E5_the_same_bits_from_every_scheduler(
+    processes: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """Synchronous, threads, processes, a cluster; lazily and written, trimmed and blended."""
+    for blend in ("trim", "gaussian", "max"):
+        out = mapped(blend=blend)
+        whole = out.compute(scheduler="synchronous")
+        written = {
+            "sync": tw.to_zarr(out, tmp_path / f"{blend}0.zarr", chunks=16, scheduler="synchronous"),
+            "threads": tw.to_zarr(out, tmp_path / f"{blend}1.zarr", chunks=16, scheduler="threads"),
+            "cluster": tw.to_zarr(out, tmp_path / f"{blend}2.zarr", chunks=16, client=processes),
+        }
+        with dask.config.set(pool=request.getfixturevalue("_process_pool")):
+            written["processes"] = tw.to_zarr(
+                out, tmp_path / f"{blend}3.zarr", chunks=16, scheduler="processes"
+            )
+        for array in written.values():
+            np.testing.assert_array_equal(array[...], whole)
+        np.testing.assert_array_equal(processes.compute(out, sync=True), whole)
+
+
+def test_the_active_client_is_taken(client: Any) -> None:
+    """As dask users expect."""
+    seen: list[int] = []
+    store = zarr.storage.MemoryStore()
+    with dask.config.set(scheduler=None):
+        tw.to_zarr(mapped(), store, progress=lambda done, total: seen.append(client is not None))
+    assert client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter) > 0
+    assert seen
+
+
+def test_the_window_bounds_what_the_scheduler_knows(
+    processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the image is; each tile runs once, with the seams carried over."""
+    monkeypatch.setattr(tilework.run, "CLUSTER_BLOCKS", 16)
+    monkeypatch.setattr(tilework.run, "BLOCKS_PER_THREAD", 0)
+    image = np.random.default_rng(0).random((1600, 32)).astype("f4")
+    out = tw.tiled_map(spoil, image, 16, stride=8, blend="gaussian", dtype="f4", chunks=16)
+    most = 0
+    count = "lambda dask_scheduler: len(dask_scheduler.tasks)"
+
+    def watch(done: int, total: int) -> None:
+        nonlocal most
+        if done % 5 == 0:
+            most = max(most, processes.run_on_scheduler(eval(count)))
+
+    written = tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes, progress=watch)
+    np.testing.assert_array_equal(written[...], out.compute(scheduler="synchronous"))
+    blocks = 200
+    # Part, group, seam and write of each block in the window, and what waits to be forgotten.
+    assert 0 < most <= 6 * 16
+    assert most < blocks
+
+
+def test_resources_reach_the_tasks_that_call_fn_and_no_others(processes: Any, tmp_path: Path) -> None:
+    """A slot is held for the function, not for writing."""
+    restricted: dict[str, Any] = {}
+
+    def look(dask_scheduler: Any) -> dict[str, Any]:
+        return {
+            str(key[0]).rpartition("-")[2]: dict(ts.resource_restrictions or {})
+            for key, ts in dask_scheduler.tasks.items()
+            if isinstance(key, tuple)
+        }
+
+    def watch(done: int, total: int) -> None:
+        restricted.update(processes.run_on_scheduler(look))
+
+    def slow(crop: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        return crop
+
+    out = mapped(slow)
+    tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes, resources={"GPU": 1}, progress=watch)
+    assert restricted["group"] == {"GPU": 1}
+    assert restricted["write"] == restricted["seam"] == {}
+    with pytest.raises(tw.TilingError, match=r"no worker offers resources=\{'TPU': 1\}"):
+        tw.to_zarr(out, tmp_path / "b.zarr", client=processes, resources={"TPU": 1})
+    with pytest.raises(tw.TilingError, match="workers of a cluster only"):
+        tw.to_zarr(out, tmp_path / "b.zarr", scheduler="threads", resources={"GPU": 1})
+
+
+def test_retries_and_priority_reach_the_scheduler(processes: Any, tmp_path: Path) -> None:
+    """A tile that fails twice is run a third time."""
+    folder, seen = tmp_path / "tries", dict[str, Any]()
+    folder.mkdir()
+
+    def flaky(crop: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        if len(list(folder.iterdir())) < 2:
+            (folder / f"{time.monotonic_ns()}").touch()
+            raise RuntimeError("not yet")
+        return crop
+
+    def look(dask_scheduler: Any) -> list[Any]:
+        return [ts.priority[0] for ts in dask_scheduler.tasks.values() if "group" in str(ts.key)]
+
+    def watch(done: int, total: int) -> None:
+        if found := processes.run_on_scheduler(look):
+            seen["priority"] = found[0]
+
+    out = mapped(flaky)
+    written = tw.to_zarr(
+        out, tmp_path / "a.zarr", chunks=16, client=processes, retries=2, priority=7, progress=watch
+    )
+    np.testing.assert_allclose(written[...], IMAGE, rtol=1e-6)
+    assert seen["priority"] == -7
+
+
+def test_F3_a_tile_that_always_kills_its_worker_is_named(processes: Any, tmp_path: Path) -> None:
+    """The run ends with an error, and the store can be gone on with."""
+
+    def deadly(crop: np.ndarray, tile: tw.Tile) -> np.ndarray:
+        if tile.position == (3, 4):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return crop
+
+    from distributed import KilledWorker
+
+    out = tw.tiled_map(deadly, IMAGE, 16, stride=8, blend="gaussian", dtype="f4", chunks=32, pass_tile=True)
+    with pytest.raises(KilledWorker) as error:
+        tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes, version="1")
+    assert any("(3, 4)" in note and "kills its worker" in note for note in error.value.__notes__)
+    processes.wait_for_workers(2, timeout=60)
+    healthy = tw.tiled_map(
+        lambda crop, tile: crop, IMAGE, 16, stride=8, blend="gaussian", dtype="f4", chunks=32, pass_tile=True
+    )
+    written = tw.to_zarr(healthy, tmp_path / "a.zarr", client=processes, version="1")
+    np.testing.assert_allclose(written[...], IMAGE, rtol=1e-6)
+
+
+def test_a_model_travels_as_its_recipe(processes: Any, tmp_path: Path) -> None:
+    """52 MB through `load_once`: less than 1 MB is sent; each process builds it once."""
+    built = tmp_path / "built"
+    built.mkdir()
+
+    def build() -> Any:
+        (built / f"{os.getpid()}-{threading.get_ident()}-{time.monotonic_ns()}").touch()
+        weights = np.ones(52 * 2**20 // 4, "f4")
+        return lambda crop: crop * weights[0]
+
+    sent: list[int] = []
+    original = processes._send_to_scheduler
+
+    def counted(message: dict[str, Any]) -> Any:
+        if "expr_ser" in message:
+            sent.append(sum(len(memoryview(frame)) for frame in message["expr_ser"].frames))
+        return original(message)
+
+    processes._send_to_scheduler = counted
+    try:
+        out = mapped(tw.load_once(build))
+        tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes)
+    finally:
+        del processes._send_to_scheduler
+    assert 0 < sum(sent) < 1_000_000
+    assert len(list(built.iterdir())) <= 2
+
+
+def test_compute_false_gives_a_delayed(processes: Any, tmp_path: Path, scheduler: str) -> None:
+    """One graph, for those who compute several things at once; the store is marked as usual."""
+    out = mapped()
+    later = tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, compute=False)
+    assert not tw.status(tmp_path / "a.zarr")[0].done
+    written = later.compute()
+    assert tw.status(tmp_path / "a.zarr")[0].complete
+    np.testing.assert_array_equal(written[...], out.compute(scheduler="synchronous"))
+    other = tw.to_zarr(out, tmp_path / "b.zarr", chunks=16, compute=False)
+    np.testing.assert_array_equal(processes.compute(other, sync=True)[...], written[...])
+
+
+def test_progress_counts_every_tile_once(processes: Any, tmp_path: Path) -> None:
+    """On a cluster as elsewhere."""
+    seen: list[tuple[int, int]] = []
+    out = mapped()
+    tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes, progress=lambda *now: seen.append(now))
+    assert seen[-1] == (len(plan_of(out)),) * 2
+    assert seen == sorted(seen)

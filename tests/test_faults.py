@@ -1,0 +1,267 @@
+"""What fails is said by its place, costs nothing that was finished, and can be gone on with."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+from tilework.marks import Marks
+
+IMAGE = np.arange(64 * 64, dtype="f4").reshape(64, 64)
+Count = Callable[[Callable[..., Any]], Any]
+
+
+def double(crop: np.ndarray) -> np.ndarray:
+    return crop * 2
+
+
+def mapped(fn: Any = double, image: Any = IMAGE, **options: Any) -> Any:
+    return tw.tiled_map(fn, image, 16, 4, **{"dtype": "f4", "chunks": 16} | options)
+
+
+class Failing(zarr.storage.WrapperStore):
+    """Raises on some writes of data."""
+
+    def __init__(self, store: Any, fails: Callable[[int], bool], count: list[int] | None = None) -> None:
+        super().__init__(store)
+        self.fails, self.count = fails, [0] if count is None else count
+
+    def _with_store(self, store: Any) -> Failing:
+        return Failing(store, self.fails, self.count)
+
+    async def set(self, key: str, *args: Any, **kwargs: Any) -> None:
+        if "c/" in key:
+            self.count[0] += 1
+            if self.fails(self.count[0]):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        await super().set(key, *args, **kwargs)
+
+
+# -- stores that fail -----------------------------------------------------------------------------------
+
+
+def test_a_store_that_fails_on_every_tenth_write_is_written_in_the_end(counting: Count) -> None:
+    """Each attempt gets further, and nothing finished is computed again."""
+    fn, store = counting(double), Failing(zarr.storage.MemoryStore(), lambda n: n % 10 == 0)
+    attempts, errors = 0, list[OSError]()
+    while True:
+        attempts += 1
+        try:
+            written = tw.to_zarr(mapped(fn), store, chunks=8, progress=False)
+        except OSError as error:
+            errors.append(error)
+        else:
+            break
+    assert all("No space left" in str(e) for e in errors)
+    assert all(any("while writing samples [" in note for note in e.__notes__) for e in errors)
+    np.testing.assert_array_equal(written[...], IMAGE * 2)
+    assert 2 < attempts < 20
+    assert fn.calls <= 64 + 16 * attempts
+
+
+@pytest.mark.parametrize("scheduler_name", ["synchronous", "threads"])
+def test_retries_get_over_it(scheduler_name: str) -> None:
+    """A task is tried again where it failed."""
+    store = Failing(zarr.storage.MemoryStore(), lambda n: n % 10 == 0)
+    written = tw.to_zarr(mapped(), store, chunks=8, retries=3, progress=False, scheduler=scheduler_name)
+    np.testing.assert_array_equal(written[...], IMAGE * 2)
+
+
+def test_a_full_disk_leaves_a_resumable_store(counting: Count) -> None:
+    """From one write on nothing works any more, until there is room."""
+    fn, full = counting(double), [7]
+    store = Failing(zarr.storage.MemoryStore(), lambda n: n > full[0])
+    with pytest.raises(OSError, match="No space left"):
+        tw.to_zarr(mapped(fn), store, chunks=16, retries=1, progress=False, scheduler="threads")
+    full[0] = 10**9
+    fn.reset()
+    written = tw.to_zarr(mapped(fn), store, progress=False)
+    np.testing.assert_array_equal(written[...], IMAGE * 2)
+    assert fn.calls < 64
+
+
+def test_a_read_only_store_is_refused_before_anything_runs(counting: Count) -> None:
+    fn = counting(double)
+    with pytest.raises(ValueError, match="read"):
+        tw.to_zarr(mapped(fn), zarr.storage.MemoryStore(read_only=True), progress=False)
+    assert not fn.calls
+
+
+# -- sources that fail ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Give a stored image."""
+    zarr.create_array(str(tmp_path / "image.zarr"), data=IMAGE, chunks=(16, 16))
+    return tmp_path / "image.zarr"
+
+
+def test_a_corrupt_chunk_is_named_and_can_be_mended(source: Path, tmp_path: Path) -> None:
+    """Its samples stand in the error; after the repair the source has changed, and that is said too."""
+    chunk = source / "c" / "2" / "1"
+    good = chunk.read_bytes()
+    chunk.write_bytes(good[: len(good) // 2])
+    stamp = chunk.stat()
+    with pytest.raises(RuntimeError, match=r"(?i)zstd|decompress|compress") as error:
+        tw.to_zarr(mapped(image=str(source)), tmp_path / "out.zarr", progress=False)
+    assert any("while reading samples [" in note for note in error.value.__notes__)
+    chunk.write_bytes(good)
+    with pytest.raises(tw.TilingError, match="changed: source 0 data"):
+        tw.to_zarr(mapped(image=str(source)), tmp_path / "out.zarr", progress=False)
+    chunk.write_bytes(good[: len(good) // 2])
+    os.utime(chunk, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    with pytest.warns(tw.TilingWarning, match="tiles failed"):
+        filled = tw.to_zarr(
+            mapped(image=str(source), fill_value=-1), tmp_path / "fill.zarr", progress=False, on_error="fill"
+        )
+    values = filled[...]
+    assert (values == -1).any()
+    np.testing.assert_array_equal(values[values != -1], (IMAGE * 2)[values != -1])
+    np.testing.assert_array_equal(values[:24], IMAGE[:24] * 2)
+
+
+def test_a_source_that_vanishes(source: Path, tmp_path: Path) -> None:
+    """Missing chunks of Zarr are fill values, so a missing array must be an error."""
+    out = mapped(image=str(source))
+    shutil.rmtree(source)
+    with pytest.raises((OSError, tw.TilingError), match=r"image\.zarr"):
+        tw.to_zarr(out, tmp_path / "out.zarr", progress=False)
+
+
+# -- tiles that fail ------------------------------------------------------------------------------------
+
+
+def picky(crop: np.ndarray) -> np.ndarray:
+    if (crop == 1000).any():
+        raise ValueError("a thousand")
+    return crop * 2
+
+
+@pytest.mark.parametrize("blend", ["trim", "average"])
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_F2_fill_leaves_out_what_fails_and_no_more(
+    blend: str, batch_size: int | None, scheduler: str, tmp_path: Path
+) -> None:
+    """fill_value where no other tile has weight; the next call tries the units that failed again."""
+
+    def one(crops: np.ndarray) -> np.ndarray:
+        return np.stack([picky(c) for c in crops]) if batch_size else picky(crops)
+
+    store = tmp_path / "a.zarr"
+    out = mapped(one, blend=blend, batch_size=batch_size, fill_value=-1)
+    with pytest.warns(tw.TilingWarning, match=r"tile .* at .*ValueError: a thousand"):
+        written = tw.to_zarr(out, store, chunks=8, progress=False, on_error="fill", version="1")
+    values, right = written[...], IMAGE * 2
+    y, x = divmod(1000, 64)
+    assert values[y, x] == -1
+    lost = values == -1
+    assert 0 < lost.sum() <= 24 * 24
+    np.testing.assert_allclose(values[~lost], right[~lost], rtol=1e-6)
+    [status] = tw.status(written)
+    assert 0 < status.units - status.done <= 25
+    assert all("a thousand" in text for text in status.failed)
+    assert not Marks(written).read()[y // 8, x // 8]
+
+    def mended(crops: np.ndarray) -> np.ndarray:
+        return crops * 2
+
+    again = mapped(mended, blend=blend, batch_size=batch_size, fill_value=-1)
+    written = tw.to_zarr(again, store, progress=False, version="1")
+    np.testing.assert_allclose(written[...], right, rtol=1e-6)
+    assert tw.status(written)[0].complete
+    assert not tw.status(written)[0].failed
+
+
+def test_F2_raise_names_the_tile_on_every_scheduler(scheduler: str, tmp_path: Path) -> None:
+    """The exception is the function's own."""
+    with pytest.raises(ValueError, match="a thousand") as error:
+        tw.to_zarr(mapped(picky), tmp_path / "a.zarr", progress=False)
+    assert any("raised by fn on tile" in note and "crop (16, 16)" in note for note in error.value.__notes__)
+
+
+def test_F2_a_callable_decides(tmp_path: Path) -> None:
+    """It gets tile and exception; what it raises ends the run."""
+    seen: list[Any] = []
+
+    def decide(tile: tw.Tile, error: Exception) -> None:
+        seen.append(tile)
+        if len(seen) > 1:
+            raise RuntimeError("too many") from error
+
+    with pytest.raises(RuntimeError, match="too many"):
+        tw.to_zarr(mapped(picky), tmp_path / "a.zarr", progress=False, on_error=decide)
+    assert isinstance(seen[0], tw.Tile)
+    with pytest.raises(tw.TilingError, match="on_error must be"):
+        tw.to_zarr(mapped(picky), tmp_path / "a.zarr", on_error="ignore")
+
+
+def test_F2_retries_of_a_tile_that_is_filled(tmp_path: Path) -> None:
+    """A tile has failed after all its attempts; it gets the same crop every time."""
+    tried: list[int] = []
+
+    def flaky(crop: np.ndarray) -> np.ndarray:
+        tried.append(int(crop[0, 0]))
+        crop += 1
+        if len(tried) < 3:
+            raise RuntimeError("not yet")
+        return crop - 1
+
+    written = tw.to_zarr(
+        mapped(flaky),
+        tmp_path / "a.zarr",
+        progress=False,
+        on_error="fill",
+        retries=2,
+        scheduler="synchronous",
+    )
+    np.testing.assert_array_equal(written[...], IMAGE)
+    assert tried[0] == tried[1] == tried[2]
+
+
+# -- interrupts -----------------------------------------------------------------------------------------
+
+
+def slow_write(store: str, log: str) -> None:
+    def slow(crop: np.ndarray) -> np.ndarray:
+        with Path(log).open("ab", buffering=0) as file:
+            file.write(b".")
+        time.sleep(0.02)
+        return crop * 2
+
+    try:
+        tw.to_zarr(mapped(slow), store, chunks=16, version="1", progress=False, scheduler="threads")
+    except KeyboardInterrupt:
+        Path(log + ".interrupted").write_text("yes")
+
+
+def test_control_c_leaves_a_resumable_store(tmp_path: Path) -> None:
+    """The interrupt is the user's to see."""
+    store, log = str(tmp_path / "a.zarr"), tmp_path / "log"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tilework.store", "tilework.api", "numpy", "zarr"])
+    process = context.Process(target=slow_write, args=(store, str(log)), daemon=True)
+    process.start()
+    end = time.monotonic() + 60
+    while not (log.exists() and log.stat().st_size > 20) and time.monotonic() < end:
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert Path(f"{log}.interrupted").exists()
+    [status] = tw.status(store)
+    assert 0 < status.done < status.units
+    written = tw.to_zarr(mapped(), store, version="1", progress=False)
+    np.testing.assert_array_equal(written[...], IMAGE * 2)

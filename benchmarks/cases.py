@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from benchmarks import graph_size, in_memory, on_disk
+from benchmarks import graph_size, in_memory, on_disk, writing
 from benchmarks.measure import Bar, Case, Contestant
 
 if TYPE_CHECKING:
@@ -156,4 +156,39 @@ NETWORK = Case(
     notes=("tiles", "alone_ms", "over_alone", "over_median", "over_sum"),
 )
 
-CASES = {case.name: case for case in (BLEND2D, BLEND3D, MONAI2D, ZARR_TRIM, GRAPH, NETWORK)}
+LENGTHS = (1, 2, 4, 8)
+
+LENGTH = Case(
+    name="length",
+    why="A volume may be as long as it likes: memory is a matter of its face.",
+    workload=writing.Long(length=256, face=256, crop=64, stride=32, chunk=64),
+    contestants=tuple(
+        Contestant(f"{n}x", partial(writing.to_zarr, times=n), None if n == 1 else "1x") for n in LENGTHS
+    ),
+    bars=(
+        *(Bar(f"peak, {n} times the length", "peak_mb", f"{n}x", 1.1, "1x") for n in LENGTHS[1:]),
+        Bar("estimate, MB", "estimate_mb", "8x", None),
+    ),
+    tolerance=1e-2,
+    notes=("estimate_mb", "calls", "slabs"),
+)
+
+CLUSTER = Case(
+    name="cluster",
+    why="256 blocks on two worker processes: what the scheduler and the marks cost.",
+    workload=writing.Blocks(count=256, side=256),
+    contestants=(
+        Contestant("tilework", partial(writing.on_cluster, who="tilework"), "map_blocks"),
+        Contestant("tilework model", partial(writing.on_cluster, who="tilework model"), "tilework"),
+        Contestant("map_blocks", partial(writing.on_cluster, who="map_blocks")),
+    ),
+    bars=(
+        Bar("wall / map_blocks", "run_s", "tilework", 1.5, "map_blocks"),
+        Bar("with a 52 MB model / without", "run_s", "tilework model", 1.2, "tilework"),
+    ),
+    tolerance=1e-6,
+    rounds=3,
+    notes=("run_s",),
+)
+
+CASES = {case.name: case for case in (BLEND2D, BLEND3D, MONAI2D, ZARR_TRIM, GRAPH, NETWORK, LENGTH, CLUSTER)}

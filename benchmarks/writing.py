@@ -1,0 +1,138 @@
+"""Contestants that write: images of growing length, and many small blocks on a cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.in_memory import identity
+from benchmarks.measure import CORES, Prepared
+
+
+@dataclass(frozen=True)
+class Long:
+    """A float32 volume from Zarr to Zarr, blended; only its slowest axis grows."""
+
+    length: int
+    face: int
+    crop: int
+    stride: int
+    chunk: int
+
+    def scaled(self, scale: float) -> Long:
+        """Return a face times `scale`."""
+        return replace(self, face=self.chunk * max(1, round(self.face * scale / self.chunk)))
+
+    def tiny(self) -> Long:
+        """Return a volume of few chunks."""
+        return replace(self, length=2 * self.chunk, face=self.chunk)
+
+    def shape(self, times: int) -> tuple[int, int, int]:
+        """Return the extents of the volume of `times` the length."""
+        return (self.length * times, self.face, self.face)
+
+
+def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
+    """Blend a stored volume into another store."""
+    import dask
+    import zarr
+
+    import tilework as tw
+    from tilework.cost import peak_bytes
+    from tilework.plan import TilePlan
+
+    source = folder / f"source-{times}-{work.face}.zarr"
+    if not source.exists():
+        array = zarr.create_array(str(source), shape=work.shape(times), dtype="f4", chunks=(work.chunk,) * 3)
+        layer = np.random.default_rng(0).random((work.chunk, work.face, work.face), "f4")
+        for start in range(0, array.shape[0], work.chunk):
+            array[start : start + work.chunk] = layer + start
+    written: list[Any] = []
+
+    def run() -> Any:
+        out = tw.tiled_map(identity, str(source), work.crop, stride=work.stride, blend="gaussian", dtype="f4")
+        with dask.config.set(scheduler="threads", num_workers=CORES):
+            written[:] = [
+                tw.to_zarr(out, folder / "out.zarr", chunks=work.chunk, overwrite=True, progress=False)
+            ]
+        return written[0]
+
+    def check(result: Any) -> float:
+        there = zarr.open_array(str(source))
+        last = slice(result.shape[0] - work.chunk, None)
+        return float(np.abs(result[last] - there[last]).max())
+
+    def figures() -> dict[str, float]:
+        import json
+
+        plan = TilePlan.from_json(json.dumps(written[0].attrs["tilework"]["plan"]))
+        estimate = peak_bytes(replace(plan, threads=CORES, cache_bytes=256 * 2**20))
+        return {"estimate_mb": estimate / 1e6, "calls": float(plan.calls()), "slabs": float(plan.slabs)}
+
+    return Prepared(run, check, figures=figures)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Blocks of a square float32 image in Zarr, for two worker processes."""
+
+    count: int
+    side: int
+
+    def scaled(self, scale: float) -> Blocks:
+        """Return `scale` times as many blocks."""
+        return replace(self, count=max(4, round(self.count * scale)))
+
+    def tiny(self) -> Blocks:
+        """Return four blocks."""
+        return replace(self, count=4)
+
+
+def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
+    """Write an identity on a cluster, by tilework or by dask."""
+    import dask.array as da
+    import zarr
+    from distributed import Client, LocalCluster
+
+    import tilework as tw
+
+    rows = int(work.count**0.5)
+    shape = (rows * work.side, work.count // rows * work.side)
+    source = zarr.create_array(
+        str(folder / "in.zarr"), shape=shape, dtype="f4", chunks=(work.side,) * 2, overwrite=True
+    )
+    source[:] = np.random.default_rng(0).random(shape, "f4")
+    cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
+    client = Client(cluster)
+    client.wait_for_workers(CORES)
+    client.run(__import__, "tilework.store")
+    taken: list[float] = []
+
+    def run() -> Any:
+        store, start = str(folder / "out.zarr"), time.perf_counter()
+        if who == "map_blocks":
+            array = da.from_zarr(source).map_blocks(identity, dtype="f4")
+            da.to_zarr(array, store, mode="w")
+        else:
+            fn = tw.load_once(_heavy) if who == "tilework model" else identity
+            out = tw.tiled_map(fn, source, work.side, 0, dtype="f4", chunks=work.side)
+            tw.to_zarr(out, store, chunks=work.side, overwrite=True, progress=False)
+        taken.append(time.perf_counter() - start)
+        return zarr.open_array(store)
+
+    def figures() -> dict[str, float]:
+        client.close()
+        cluster.close()
+        return {"run_s": min(taken)}
+
+    return Prepared(run, lambda result: float(np.abs(result[:] - source[:]).max()), figures=figures)
+
+
+def _heavy() -> Any:
+    """Return a model of 52 MB that does nothing."""
+    weights = np.ones(52 * 2**20 // 4, "f4")
+    return lambda crop: crop * weights[0]

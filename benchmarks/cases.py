@@ -191,4 +191,24 @@ CLUSTER = Case(
     notes=("run_s",),
 )
 
-CASES = {case.name: case for case in (BLEND2D, BLEND3D, MONAI2D, ZARR_TRIM, GRAPH, NETWORK, LENGTH, CLUSTER)}
+MILLION = Case(
+    name="million",
+    why="A million blocks: neither client nor scheduler may ever hold them.",
+    workload=writing.Million(blocks=1_000_000, looked_at=30_000),
+    contestants=tuple(
+        Contestant(name, partial(writing.submitted, blend=blend))
+        for name, blend in (("trim", "trim"), ("blend", "gaussian"))
+    ),
+    bars=(
+        Bar("tasks that the scheduler holds", "held", "*", 25_000),
+        Bar("ms of the client per block", "ms_block", "*", 2),
+        Bar("tasks per block", "tasks_block", "*", 3),
+    ),
+    tolerance=None,
+    notes=("held", "ms_block", "tasks_block", "bytes_block"),
+)
+
+CASES = {
+    case.name: case
+    for case in (BLEND2D, BLEND3D, MONAI2D, ZARR_TRIM, GRAPH, NETWORK, LENGTH, CLUSTER, MILLION)
+}

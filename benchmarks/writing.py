@@ -136,3 +136,77 @@ def _heavy() -> Any:
     """Return a model of 52 MB that does nothing."""
     weights = np.ones(52 * 2**20 // 4, "f4")
     return lambda crop: crop * weights[0]
+
+
+@dataclass(frozen=True)
+class Million:
+    """Blocks of a huge volume, of which the first are submitted to a scheduler that is only counted."""
+
+    blocks: int
+    looked_at: int
+
+    def scaled(self, scale: float) -> Million:
+        """Return `scale` times as many blocks to look at."""
+        return replace(self, looked_at=max(100, round(self.looked_at * scale)))
+
+    def tiny(self) -> Million:
+        """Return a hundred blocks."""
+        return replace(self, blocks=1000, looked_at=100)
+
+
+def submitted(work: Million, folder: Path, blend: str) -> Prepared:
+    """Make the tasks of a window after another, and count what a scheduler would hold."""
+    import pickle
+
+    import tilework as tw
+    from tilework.graph import find_spec
+    from tilework.job import TileJob
+    from tilework.run import CLUSTER_BLOCKS
+
+    del folder
+    side = round(work.blocks ** (1 / 3))
+    found: dict[str, float] = {}
+
+    def run() -> None:
+        source = tw.load_once(_Nothing, (side * 64,))
+        # Large blocks, so that the lazy array itself is small; the job gets the small ones.
+        whole = tw.tiled_map(
+            identity, source, 32, stride=16, blend=blend, dtype="f4", chunks=1600, memory_limit="100TB"
+        )
+        spec, _, name = find_spec(whole) or (None, {}, "")
+        assert spec is not None
+        spec = replace(spec, plan=spec.plan.with_blocks((64,) * 3, "share"), _uses={})
+        start = time.perf_counter()
+        job = TileJob("", name, spec, [None], {}, {0: np.empty(0)}, {}, {}, None, False)
+        window: list[Any] = []
+        held: dict[Any, int] = {}
+        most = sent = count = 0
+        for number, piece in enumerate(job.pieces()):
+            if number == work.looked_at:
+                break
+            window.append(piece)
+            window = window[-CLUSTER_BLOCKS:]
+            held |= piece.keep
+            if number % 128 == 0:
+                held = {key: end for key, end in held.items() if end > piece.position}
+                most = max(most, sum(len(p.tasks) for p in window) + len(held))
+            if number < 200:
+                sent += len(pickle.dumps(piece.tasks))
+            count += len(piece.tasks)
+        seconds = time.perf_counter() - start
+        found.update(
+            held=float(most), ms_block=1e3 * seconds / work.looked_at, tasks_block=count / work.looked_at,
+            bytes_block=sent / 200,
+        )  # fmt: skip
+
+    return Prepared(run, lambda _: 0.0, figures=lambda: found)
+
+
+class _Nothing:
+    """An image of any extent that is never read."""
+
+    def __init__(self, extent: int) -> None:
+        self.shape, self.dtype = (extent,) * 3, np.dtype("f4")
+
+    def __getitem__(self, index: Any) -> Any:
+        raise AssertionError("only tasks are made")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import multiprocessing
+import os
 import sys
 import threading
 from collections import OrderedDict
@@ -259,6 +261,7 @@ class TorchFunction:
                 device = self._device
                 if device == "auto":
                     device = "cuda" if torch.cuda.is_available() else "cpu"
+                _one_thread(torch)
                 module = self._module.to(device).eval()
                 self._ready = module, device
             return (*self._ready, torch)
@@ -296,6 +299,12 @@ class TorchFunction:
         if self._channel_axis is not None and self._activation != "argmax":
             array = np.moveaxis(array, 1, _behind_batch(self._channel_axis, array.ndim))
         return array
+
+
+def _one_thread(torch: Any) -> None:
+    """Let torch use one thread in a process beside others, unless the environment says how many."""
+    if multiprocessing.parent_process() is not None and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def _behind_batch(axis: int, ndim: int) -> int:

@@ -159,9 +159,9 @@ def submitted(work: Million, folder: Path, blend: str) -> Prepared:
     import pickle
 
     import tilework as tw
+    from tilework.cluster import CLUSTER_BLOCKS
     from tilework.graph import find_spec
     from tilework.job import TileJob
-    from tilework.run import CLUSTER_BLOCKS
 
     del folder
     side = round(work.blocks ** (1 / 3))

@@ -16,7 +16,7 @@ import pytest
 import zarr
 
 import tilework as tw
-import tilework.run
+import tilework.cluster
 from tilework.graph import plan_of
 
 pytestmark = [
@@ -89,8 +89,8 @@ def test_the_window_bounds_what_the_scheduler_knows(
     processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the image is; each tile runs once, with the seams carried over."""
-    monkeypatch.setattr(tilework.run, "CLUSTER_BLOCKS", 16)
-    monkeypatch.setattr(tilework.run, "BLOCKS_PER_THREAD", 0)
+    monkeypatch.setattr(tilework.cluster, "CLUSTER_BLOCKS", 16)
+    monkeypatch.setattr(tilework.cluster, "BLOCKS_PER_THREAD", 0)
     image = np.random.default_rng(0).random((1600, 32)).astype("f4")
     out = tw.tiled_map(spoil, image, 16, stride=8, blend="gaussian", dtype="f4", chunks=16)
     most = 0

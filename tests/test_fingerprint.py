@@ -15,7 +15,8 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.fingerprint import UNKNOWN, changes, describe
+from tilework.describe import describe
+from tilework.fingerprint import UNKNOWN, changes
 
 IMAGE = np.arange(40 * 40, dtype="f4").reshape(40, 40)
 

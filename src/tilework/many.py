@@ -9,8 +9,10 @@ from typing import Any
 from tilework.calls import Failure
 from tilework.errors import TilingError, one_of
 from tilework.job import Job
-from tilework.run import Progress, Where, run
+from tilework.progress import Progress
+from tilework.run import run
 from tilework.store import Asked, Writing, prepare
+from tilework.where import Where
 
 __all__ = ["Outcome", "Report", "write_many"]
 

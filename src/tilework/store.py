@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,22 +16,23 @@ from tilework.alignment import check_aligned, check_edges, input_unit, lengths, 
 from tilework.arguments import parse_bytes
 from tilework.blocks import BlockRequest, choose_blocks
 from tilework.cost import peak_bytes
+from tilework.digest import digest
 from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
-from tilework.fingerprint import digest, of_spec
+from tilework.fingerprint import of_spec
 from tilework.geometry import Tile
 from tilework.graph import find_spec, specs_below
 from tilework.job import ChunkJob, Job, TileJob
 from tilework.marks import Marks, write_record
 from tilework.plan import TilePlan
-from tilework.run import Progress, Where, delayed, run
+from tilework.progress import LOG, Progress
+from tilework.run import delayed, run
 from tilework.spec import Spec
 from tilework.target import Target, record_of, refuse_source
 from tilework.tasks import Names
 from tilework.units import Bits, Units, unpack_mask
+from tilework.where import Where
 
 __all__ = ["Writing", "prepare", "to_zarr"]
-
-LOG = logging.getLogger("tilework")
 
 
 def to_zarr(

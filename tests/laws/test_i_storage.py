@@ -24,7 +24,8 @@ from tilework.cost import peak_bytes
 from tilework.graph import find_spec, plan_of
 from tilework.job import TileJob
 from tilework.marks import Marks
-from tilework.run import Where, run
+from tilework.run import run
+from tilework.where import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 

@@ -1,0 +1,90 @@
+"""Where a run takes place: one of dask's schedulers, and what a process there may take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+from dask.base import get_scheduler
+
+from tilework.arguments import default_memory, n_threads
+from tilework.errors import TilingError
+
+__all__ = ["Where"]
+
+# Of a worker's memory: beyond it distributed starts to spill.
+MEMORY_SHARE = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The scheduler of a run: dask's choice, or a given one."""
+
+    get: Callable[..., Any]
+    """dask's function that runs a graph, for local schedulers."""
+    client: Any = None
+    """The client of a cluster; None for local schedulers."""
+    retries: int = 0
+    """Further attempts at a failed task."""
+    resources: Mapping[str, float] | None = None
+    """What a worker must offer to a task that calls the function."""
+    priority: int = 0
+    """Of all tasks, for the scheduler of a cluster."""
+
+    @classmethod
+    def find(cls, scheduler: Any = None, client: Any = None, **options: Any) -> Where:
+        """Return the scheduler that dask would choose, or the one that is named."""
+        if client is not None:
+            if not hasattr(client, "scheduler_info"):
+                raise TypeError(f"client must be a distributed.Client; got {type(client).__name__}.")
+            where = cls(client.get, client, **options)
+        else:
+            get = get_scheduler(scheduler=scheduler, cls=da.Array)
+            owner = getattr(get, "__self__", None)
+            where = cls(get, owner if hasattr(owner, "scheduler_info") else None, **options)
+        where._check()
+        return where
+
+    def _check(self) -> None:
+        if type(self.retries) is not int or self.retries < 0:
+            raise TilingError(f"retries must be a whole number, at least 0; got {self.retries!r}.")
+        if not self.resources:
+            return
+        if self.client is None:
+            raise TilingError(
+                f"resources={dict(self.resources)} are known to the workers of a cluster only; leave them "
+                "out, or give client=."
+            )
+        offers = [w["resources"] for w in self.workers()]
+        if not any(all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offers):
+            raise TilingError(
+                f"no worker offers resources={dict(self.resources)}; the {len(offers)} workers offer "
+                f"{offers[:4]}. Start workers with --resources, or leave resources out."
+            )
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Return what the scheduler knows of each worker of the cluster."""
+        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+
+    @property
+    def threads(self) -> int:
+        """Tasks at a time in one process."""
+        if self.client is None:
+            return 1 if getattr(self.get, "__module__", "") == "dask.local" else n_threads()
+        return max((w["nthreads"] for w in self.workers()), default=n_threads())
+
+    @property
+    def memory(self) -> int:
+        """Bytes that one process may take."""
+        if self.client is None:
+            several = "multiprocessing" in getattr(self.get, "__module__", "")
+            return default_memory() // (n_threads() if several else 1)
+        limits = [w["memory_limit"] for w in self.workers() if w["memory_limit"]]
+        return int(MEMORY_SHARE * min(limits)) if limits else default_memory()
+
+    @property
+    def guard(self) -> int | None:
+        """Attempts that tasks make themselves; None where the scheduler sees to it."""
+        return self.retries if self.client is None else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,10 @@ class Accumulator:
         self._spots: dict[tuple[int, int, int], _Spot | None] = {}
         self._slices: dict[Any, tuple[Array, Array]] = {}
         self._held: dict[Any, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Parts and products of weights are found by identity, which does not travel.
+        return self.__dict__ | {"_spots": {}, "_slices": {}, "_held": {}}
 
     def add(self, tile: Tile, results: Sequence[Array]) -> None:
         """Add the results of ``tile``, one per output."""
@@ -105,18 +109,27 @@ def importance(layer: Layer, position: Index, start: Sequence[int], shape: Seque
 
 
 def cover(
-    spec: Spec, layer: Layer, index: Index, box: Box, skipped: set[int]
+    spec: Spec,
+    layer: Layer,
+    index: Index,
+    box: Box,
+    skipped: set[int],
+    times: Mapping[int, int] | None = None,
 ) -> tuple[Array | None, Array | None]:
-    """Return where some tile ran, and the sum of its weights where that is not 1 by construction."""
+    """Return where some tile ran, and the sum of its weights where that is not 1 by construction.
+
+    ``times`` says which tiles were added more than once, and how often.
+    """
+    times = times or {}
     plan = spec.plan
     ranges = [t.touch[b] for t, b in zip(plan.tables, index, strict=True)]
     runs = plan.runs
     masked = runs is not None and not runs[tuple(slice(a, b) for a, b in ranges)].all()
-    partial = masked or bool(skipped)
+    partial = masked or bool(skipped) or bool(times)
     if not partial and layer.importance is None:
         return _covered(layer, box), None
     reached = np.zeros(box.shape, bool)
-    missing = np.zeros(box.shape, bool)
+    uneven = np.zeros(box.shape, bool)
     total = np.zeros(box.shape) if layer.weighted else None
     for position in itertools.product(*(range(a, b) for a, b in ranges)):
         spans = [w.support(i) for w, i in zip(layer.weights, position, strict=True)]
@@ -125,22 +138,24 @@ def cover(
         if not common.size:
             continue
         at = common.shift([-a for a in box.start]).slices
-        ran = (runs is None or bool(runs[position])) and plan.grid.number(position) not in skipped
+        number = plan.grid.number(position)
+        ran = (runs is None or bool(runs[position])) and number not in skipped
+        count = times.get(number, 1) if ran else 0
         weights = (
             _weights_at(layer, position, support, common) if layer.weighted else np.ones((1,) * len(position))
         )
         if ran:
             reached[at] |= weights > 0
             if total is not None:
-                total[at] += weights
-        else:
-            missing[at] |= weights > 0
+                total[at] += count * weights
+        if count != 1:
+            uneven[at] |= weights > 0
     if total is None:
         return reached, None
     if not partial:
         _check_cover(layer, box, total)
-    # Where all tiles ran a separable sum is 1: leaving it out keeps the bits of the unmasked result.
-    return reached, total if layer.importance is not None else np.where(missing, total, 1.0)
+    # Where all tiles ran once a separable sum is 1: leaving it out keeps the bits of the unmasked result.
+    return reached, total if layer.importance is not None else np.where(uneven, total, 1.0)
 
 
 def _weights_at(layer: Layer, position: Index, support: Box, common: Box) -> Array:

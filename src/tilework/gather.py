@@ -1,0 +1,181 @@
+"""`Gatherer`: results that come one by one, added up and finished block by block as blocks are complete.
+
+The steps are those of `tiled_map` with ``reuse="share"``: a tile belongs to the block in which its support
+starts; a block's canvas is complete when all of its tiles came; its seams then wait for later blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilework.accumulate import Accumulator, cover
+from tilework.canvas import Layer, Partial, combine, finish
+from tilework.errors import TilingError
+from tilework.geometry import Box
+from tilework.kernel import Group, take_seams
+from tilework.spec import Index, Spec
+
+__all__ = ["Gatherer"]
+
+Array = np.ndarray[Any, Any]
+
+
+class Gatherer:
+    """Canvases of the blocks in flight; not safe in threads by itself."""
+
+    def __init__(self, spec: Spec, canvas: Array | None = None) -> None:
+        self.spec = spec
+        self.times: dict[int, int] = {}
+        """How often each tile came, by number."""
+        self._open: dict[Index, Accumulator] = {}
+        self._left: dict[Index, int] = {}
+        self._own: dict[Index, Group] = {}
+        self._seams: dict[Index, dict[Index, Group]] = {}
+        self._finished: set[Index] = set()
+        self._owner = [
+            np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]) for t in spec.plan.tables
+        ]
+        self.whole = all(n == 1 for n in spec.plan.blocks)
+        """Whether there is one block, which stays open."""
+        if canvas is not None:
+            start = (0,) * len(spec.plan.axes)
+            accumulator = self._accumulator(start)
+            accumulator.partials[0].array = canvas
+
+    @property
+    def canvas(self) -> Array | None:
+        """The sums so far, where there is one block and a patch came."""
+        accumulator = self._open.get((0,) * len(self.spec.plan.axes)) if self.whole else None
+        return None if accumulator is None else accumulator.partials[0].array
+
+    def detach(self) -> None:
+        """Go on in a copy of the canvas, because somebody else has it now."""
+        canvas = self.canvas
+        assert canvas is not None
+        self._open[(0,) * len(self.spec.plan.axes)].partials[0].array = canvas.copy()
+
+    @property
+    def layer(self) -> Layer:
+        """The one output."""
+        return self.spec.layers[0]
+
+    def add(self, position: Index, values: Array) -> Iterator[tuple[Index, Array]]:
+        """Add the result of the tile at ``position``; yield the blocks that it completes.
+
+        Raises
+        ------
+        TilingError
+            When the tile's block is finished, or the tile came before and cannot be averaged with itself.
+        """
+        plan = self.spec.plan
+        tile = plan.grid.tile(position)
+        owner = tuple(int(o[i]) for o, i in zip(self._owner, position, strict=True))
+        if owner in self._own or owner in self._finished:
+            raise TilingError(f"{tile} came too late: the chunk in which it starts is finished.")
+        if tile.index in self.times and self.layer.bound.kind == "trim":
+            raise TilingError(f"{tile} came twice; values of this dtype are copied and not averaged.")
+        accumulator = self._accumulator(owner)
+        accumulator.add(tile, [values])
+        if tile.index not in self.times:
+            self._left[owner] -= 1
+        self.times[tile.index] = self.times.get(tile.index, 0) + 1
+        if not self._left[owner] and not self.whole:
+            yield from self._close(owner)
+
+    def rest(self) -> Iterator[tuple[Index, Array]]:
+        """Yield the blocks that are not finished, with what came."""
+        if self.whole:
+            index = (0,) * len(self.spec.plan.axes)
+            partials = self._accumulator(index).partials
+            yield index, self._finish(index, partials)
+            return
+        plan = self.spec.plan
+        for owner in [i for i in np.ndindex(*plan.blocks) if i in self._open]:
+            yield from self._close(owner)
+        for index in np.ndindex(*plan.blocks):
+            if index not in self._finished:
+                yield index, self._take(index)
+
+    def _accumulator(self, owner: Index) -> Accumulator:
+        found = self._open.get(owner)
+        if found is None:
+            spans = [t.canvas[0][b] for t, b in zip(self.spec.plan.tables, owner, strict=True)]
+            box = self.layer.region(Box(tuple(a for a, _ in spans), tuple(b for _, b in spans)))
+            if self.whole:
+                box = self._box(owner)
+            found = self._open[owner] = Accumulator(self.spec, [box])
+            self._left[owner] = self.spec.plan.owned(owner)
+        return found
+
+    def _close(self, owner: Index) -> Iterator[tuple[Index, Array]]:
+        """Cut the seams of a complete canvas; yield the blocks that waited for nothing else."""
+        plan = self.spec.plan
+        group = Group(self._open.pop(owner).partials, [])
+        seams = take_seams(self.spec, owner, group)
+        inner = group.partials[0].crop(self.layer, self._box(owner)) if seams else group.partials[0]
+        self._own[owner] = Group([inner], [])
+        nexts = []
+        for step, seam in seams.items():
+            index = tuple(b + s for b, s in zip(owner, step, strict=True))
+            self._seams.setdefault(index, {})[owner] = seam
+            nexts.append(index)
+        for index in (owner, *nexts):
+            complete = index in self._own or not plan.owned(index)
+            if complete and all(e in self._seams.get(index, {}) for e in plan.earlier(index)):
+                yield index, self._take(index)
+
+    def _take(self, index: Index) -> Array:
+        """Return the finished block ``index`` and let go of its parts."""
+        own, seams = self._own.pop(index, None), self._seams.pop(index, {})
+        groups = ([own] if own else []) + [seams[e] for e in sorted(seams)]
+        self._finished.add(index)
+        return self._finish(index, [g.partials[0] for g in groups])
+
+    def _finish(self, index: Index, parts: Sequence[Partial]) -> Array:
+        layer, box = self.layer, self._box(index)
+        total = combine(layer, box, parts)
+        if total is None:
+            shape = layer.layout(box.shape, reduced=True)
+            return np.full(shape, layer.bound.fill_value, layer.bound.dtype)
+        ranges = [t.touch[b] for t, b in zip(self.spec.plan.tables, index, strict=True)]
+        grid = self.spec.plan.grid
+        skipped, times = set[int](), dict[int, int]()
+        if len(self.times) < len(grid) or max(self.times.values()) > 1:
+            for tile in grid.within(ranges):
+                count = self.times.get(tile.index, 0)
+                if not count:
+                    skipped.add(tile.index)
+                elif count > 1:
+                    times[tile.index] = count
+        reached, divisor = cover(self.spec, layer, index, box, skipped, times)
+        return finish(layer, total, reached, divisor)
+
+    def _box(self, index: Index) -> Box:
+        """Return a block in result samples."""
+        plan = self.spec.plan
+        start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
+        stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
+        return self.layer.region(Box(start, stop))
+
+    def place(self, index: Index) -> tuple[slice, ...]:
+        """Return where block ``index`` stands in the finished array."""
+        bound, box = self.layer.bound, self._box(index)
+        spans = [slice(None)] * len(bound.reduced_shape)
+        for axis, span in zip(bound.reduced_axes, box.slices, strict=True):
+            spans[axis] = span
+        return tuple(spans)
+
+    def parts(self) -> list[tuple[Array, Array] | None]:
+        """Return starts and stops of the blocks along each axis of the finished array; None: not cut."""
+        bound, plan = self.layer.bound, self.spec.plan
+        found: list[tuple[Array, Array] | None] = [None] * len(bound.reduced_shape)
+        for d, axis in enumerate(bound.reduced_axes):
+            numbers = [
+                tuple(b if e == d else 0 for e in range(len(plan.axes))) for b in range(plan.blocks[d])
+            ]
+            spans = np.array([(self._box(n).start[d], self._box(n).stop[d]) for n in numbers])
+            found[axis] = (spans[:, 0], spans[:, 1])
+        return found

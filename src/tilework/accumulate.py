@@ -47,8 +47,12 @@ class Accumulator:
 
     def add(self, tile: Tile, results: Sequence[Array]) -> None:
         """Add the results of ``tile``, one per output."""
+        self.add_at(tile.position, results)
+
+    def add_at(self, position: Index, results: Sequence[Array]) -> None:
+        """Add the results of the tile at ``position``, its number along each axis, one per output."""
         for number, (layer, result) in enumerate(zip(self._layers, results, strict=True)):
-            spots = [self._spot(number, d, i) for d, i in enumerate(tile.position)]
+            spots = [self._spot(number, d, i) for d, i in enumerate(position)]
             if None in spots:
                 continue
             placed: list[_Spot] = spots  # type: ignore[assignment]
@@ -61,7 +65,7 @@ class Accumulator:
             if layer.importance is not None:
                 start = [partial.box.start[d] + s.target.start for d, s in enumerate(placed)]
                 shape = [s.target.stop - s.target.start for s in placed]
-                weights = importance(layer, tile.position, start, shape)
+                weights = importance(layer, position, start, shape)
             elif layer.weighted:
                 weights = [s.weights for s in placed[layer.n_each :]]
             add(layer, target, values, weights, self._held)

@@ -139,6 +139,7 @@ class Aggregator:
         self._target = self._given
         self._result: Array | None = None
         self._tensors = False
+        self._dtypes: set[Any] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
@@ -183,14 +184,23 @@ class Aggregator:
             gatherer = self._gatherer
             if gatherer is None:
                 gatherer = self._gatherer = self._start(values)
-            layer = gatherer.layer
-            spans = [w.result(i) for w, i in zip(layer.weights, position, strict=True)]
-            expected = layer.layout([b - a for a, b in spans])
-            if values.shape != expected:
-                raise ContractError(
-                    f"the patch with box {box.tolist()} has shape {values.shape}; expected {expected}."
-                )
-            values = addable(values, layer.bound.kind)
+            values = self._checked(gatherer, position, values, box)
+            if self._result is not None and self._result is gatherer.canvas:
+                gatherer.detach()
+            for index, block in gatherer.add(position, values):
+                assert self._target is not None
+                self._target.store(gatherer.place(index), block)
+
+    def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
+        """Return the values of a patch as they are added, if they have the shape and a dtype for it."""
+        layer, expected = gatherer.layer, gatherer.expected(position)
+        if values.shape != expected:
+            raise ContractError(
+                f"the patch with box {box.tolist()} has shape {values.shape}; expected {expected}."
+            )
+        values = addable(values, layer.bound.kind)
+        # What depends on the dtype alone is asked once for each.
+        if values.dtype not in self._dtypes or layer.bound.kind == "trim":
             check_dtype(layer.bound, values)
             known = layer.bound.accumulator()
             if not np.can_cast(values.dtype, known, "same_kind"):
@@ -198,11 +208,8 @@ class Aggregator:
                     f"the patch with box {box.tolist()} has dtype {values.dtype}; the first one asked for "
                     f"sums in {known}."
                 )
-            if self._result is not None and self._result is gatherer.canvas:
-                gatherer.detach()
-            for index, block in gatherer.add(position, values):
-                assert self._target is not None
-                self._target.store(gatherer.place(index), block)
+            self._dtypes.add(values.dtype)
+        return values
 
     def _start(self, values: Array) -> Gatherer:
         """Return the gatherer for patches like the first one."""

@@ -93,6 +93,11 @@ class CropReader:
         # A recipe of an array in memory does not carry the data, which here must travel.
         self._image = image if isinstance(source, MemorySource | BlockSource) or _is_tensor(image) else None
         self._uses: tuple[Array, ...] | None = None
+        self._tensor = _is_tensor(image)
+        self._device = getattr(image, "device", None)
+        self._fresh = isinstance(source, ZarrSource | H5Source)
+        starts = [grid.reads() for grid in self._grids]
+        self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
 
     def __reduce__(self) -> tuple[Any, ...]:
         what = self.source if self._image is None else self._image
@@ -103,18 +108,24 @@ class CropReader:
 
         A tensor where the image is one, on its device; else a numpy array.
         """
-        reads = [grid.read(i) for grid, i in zip(self._grids, position, strict=True)]
-        with CHUNKS.active():
+        reads = [spans[i] for spans, i in zip(self._spans, position, strict=True)]
+        inside = all(a >= 0 and b <= g.extent for (a, b), g in zip(reads, self._grids, strict=True))
+        if inside:
+            box = [(0, n) for n in self.source.shape]
+            for axis, read in zip(self._axes, reads, strict=True):
+                box[axis] = read
+            crop = self._read(box)
+        else:
             crop = self._cut(reads)
-        if not isinstance(self.source, ZarrSource | H5Source):
+        # What index arithmetic or a file gave is nobody else's.
+        if not self._fresh and (inside or self._padding.boundary is None):
             crop = np.array(crop, order="C", copy=True)
-        if self._image is not None and _is_tensor(self._image):
-            return sys.modules["torch"].from_numpy(crop).to(self._image.device)
+        if self._tensor:
+            return sys.modules["torch"].from_numpy(crop).to(self._device)
         return crop
 
     def _cut(self, reads: Sequence[tuple[int, int]]) -> Array:
-        inside = all(a >= 0 and b <= g.extent for (a, b), g in zip(reads, self._grids, strict=True))
-        if inside or self._padding.boundary is not None:
+        if self._padding.boundary is not None:
             plans = [AxisRead(((0, n),)) for n in self.source.shape]
             for axis, grid, read in zip(self._axes, self._grids, reads, strict=True):
                 plans[axis] = self._plan(grid, read)
@@ -122,7 +133,8 @@ class CropReader:
         wanted, widths = [(0, n) for n in self.source.shape], [(0, 0)] * len(self.source.shape)
         for axis, grid, read in zip(self._axes, self._grids, reads, strict=True):
             wanted[axis] = read
-            widths[axis] = (max(0, -grid.read(0)[0]), max(0, grid.read(len(grid) - 1)[1] - grid.extent))
+            spans = self._spans[self._axes.index(axis)]
+            widths[axis] = (max(0, -spans[0][0]), max(0, spans[-1][1] - grid.extent))
         padding = self._padding
         return read_with_numpy(self._read, wanted, self.source.shape, widths, padding.mode, **padding.options)
 
@@ -134,15 +146,16 @@ class CropReader:
             return self.source.read(box)
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
-        return self.source.read(box, self._uses, self._cache_bytes)
+        with CHUNKS.active():
+            return self.source.read(box, self._uses, self._cache_bytes)
 
     def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
         """Return how many crops read each chunk along each axis of the source."""
         counts = [np.ones(-(-n // c), np.int64) for n, c in zip(self.source.shape, chunks, strict=True)]
         for axis, grid in zip(self._axes, self._grids, strict=True):
             counts[axis][:] = 0
-            for i in range(len(grid)):
-                for a, b in self._plan(grid, grid.read(i)).intervals:
+            for span in self._spans[self._axes.index(axis)]:
+                for a, b in self._plan(grid, span).intervals:
                     counts[axis][a // chunks[axis] : -(-b // chunks[axis])] += b > a
         return tuple(counts)
 

@@ -6,6 +6,7 @@ starts; a block's canvas is complete when all of its tiles came; its seams then 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from tilework.accumulate import Accumulator, cover
 from tilework.canvas import Layer, Partial, combine, finish
 from tilework.errors import TilingError
-from tilework.geometry import Box
+from tilework.geometry import Box, Tile
 from tilework.kernel import Group, take_seams
 from tilework.spec import Index, Spec
 
@@ -35,27 +36,30 @@ class Gatherer:
         self._own: dict[Index, Group] = {}
         self._seams: dict[Index, dict[Index, Group]] = {}
         self._finished: set[Index] = set()
+        counts = spec.plan.grid_shape
+        self._steps = [math.prod(counts[d + 1 :]) for d in range(len(counts))]
         self._owner = [
-            np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]) for t in spec.plan.tables
+            np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]).tolist() for t in spec.plan.tables
         ]
         self.whole = all(n == 1 for n in spec.plan.blocks)
         """Whether there is one block, which stays open."""
+        self._origin: Index = (0,) * len(spec.plan.axes)
+        self._lengths = [w.lengths() for w in self.layer.weights]
+        self._shapes: dict[Index, Index] = {}
         if canvas is not None:
-            start = (0,) * len(spec.plan.axes)
-            accumulator = self._accumulator(start)
-            accumulator.partials[0].array = canvas
+            self._accumulator(self._origin).partials[0].array = canvas
 
     @property
     def canvas(self) -> Array | None:
         """The sums so far, where there is one block and a patch came."""
-        accumulator = self._open.get((0,) * len(self.spec.plan.axes)) if self.whole else None
+        accumulator = self._open.get(self._origin) if self.whole else None
         return None if accumulator is None else accumulator.partials[0].array
 
     def detach(self) -> None:
         """Go on in a copy of the canvas, because somebody else has it now."""
         canvas = self.canvas
         assert canvas is not None
-        self._open[(0,) * len(self.spec.plan.axes)].partials[0].array = canvas.copy()
+        self._open[self._origin].partials[0].array = canvas.copy()
 
     @property
     def layer(self) -> Layer:
@@ -70,27 +74,43 @@ class Gatherer:
         TilingError
             When the tile's block is finished, or the tile came before and cannot be averaged with itself.
         """
-        plan = self.spec.plan
-        tile = plan.grid.tile(position)
-        owner = tuple(int(o[i]) for o, i in zip(self._owner, position, strict=True))
+        owner = self._origin if self.whole else self._owner_of(position)
         if owner in self._own or owner in self._finished:
-            raise TilingError(f"{tile} came too late: the chunk in which it starts is finished.")
-        if tile.index in self.times and self.layer.bound.kind == "trim":
-            raise TilingError(f"{tile} came twice; values of this dtype are copied and not averaged.")
-        accumulator = self._accumulator(owner)
-        accumulator.add(tile, [values])
-        if tile.index not in self.times:
-            self._left[owner] -= 1
-        self.times[tile.index] = self.times.get(tile.index, 0) + 1
+            raise TilingError(
+                f"{self._tile(position)} came too late: the chunk in which it starts is finished."
+            )
+        number = 0
+        for i, step in zip(position, self._steps, strict=True):
+            number += i * step
+        count = self.times.get(number, 0)
+        if count and self.layer.bound.kind == "trim":
+            raise TilingError(
+                f"{self._tile(position)} came twice; values of this dtype are copied and not averaged."
+            )
+        self._accumulator(owner).add_at(position, [values])
+        self._left[owner] -= not count
+        self.times[number] = count + 1
         if not self._left[owner] and not self.whole:
             yield from self._close(owner)
+
+    def expected(self, position: Index) -> Index:
+        """Return the shape of the result of the tile at ``position``."""
+        lengths = tuple([n[i] for n, i in zip(self._lengths, position, strict=True)])
+        shape = self._shapes.get(lengths)
+        if shape is None:
+            shape = self._shapes[lengths] = self.layer.layout(lengths)
+        return shape
+
+    def _owner_of(self, position: Index) -> Index:
+        return tuple([o[i] for o, i in zip(self._owner, position, strict=True)])
+
+    def _tile(self, position: Index) -> Tile:
+        return self.spec.plan.grid.tile(position)
 
     def rest(self) -> Iterator[tuple[Index, Array]]:
         """Yield the blocks that are not finished, with what came."""
         if self.whole:
-            index = (0,) * len(self.spec.plan.axes)
-            partials = self._accumulator(index).partials
-            yield index, self._finish(index, partials)
+            yield self._origin, self._finish(self._origin, self._accumulator(self._origin).partials)
             return
         plan = self.spec.plan
         for owner in [i for i in np.ndindex(*plan.blocks) if i in self._open]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any
@@ -175,9 +176,11 @@ class GridSampler:
         }
         self._order = _Order(self.grids, self.chunk_size)
         self._raster = TileGrid(self.grids)
-        self._starts = [grid.reads()[0] for grid in self.grids]
         width = self.pad_width
-        self._lead = np.zeros((len(self.grids), 1), np.int64) if width is None else width[:, :1]
+        lead = [0] * len(self.grids) if width is None else width[:, 0].tolist()
+        reads = ((a + lead[d], b + lead[d]) for d, (a, b) in enumerate(g.reads() for g in self.grids))
+        self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in reads]
+        self._numbers = [{span: i for i, span in enumerate(spans)} for spans in self._spans]
 
     def _extents(self, sources: Sequence[Source]) -> Index:
         """Return the image's extents along the tiled axes, checked against ``spatial_size``."""
@@ -222,22 +225,25 @@ class GridSampler:
 
     def __getitem__(self, idx: int) -> Any:
         """Return patch ``idx`` and its box, or the box alone where there is no image."""
-        position = self._order[range(len(self))[idx]]
+        return self._at(self._order[range(len(self))[idx]])
+
+    def _at(self, position: Index) -> Any:
         if not self._readers:
             return self._bbox(position)
+        if not self._many:
+            return self._readers[None].read(position), self._bbox(position)
         patches = {key: reader.read(position) for key, reader in self._readers.items()}
-        return patches if self._many else patches[None], self._bbox(position)
+        return patches, self._bbox(position)
 
     def __iter__(self) -> Iterator[Any]:
-        return (self[i] for i in range(len(self)))
+        return map(self._at, self._order)
 
     def get_bbox(self, idx: int) -> Array:
         """Return the box of patch ``idx``: start and stop per tiled axis, samples of the padded image."""
         return self._bbox(self._order[range(len(self))[idx]])
 
     def _bbox(self, position: Index) -> Array:
-        reads = np.array([grid.read(i) for grid, i in zip(self.grids, position, strict=True)])
-        return np.asarray(reads + self._lead)
+        return np.array([spans[i] for spans, i in zip(self._spans, position, strict=True)])
 
     def position(self, bbox: Any) -> Index:
         """Return the number along each axis of the patch with box ``bbox``.
@@ -254,11 +260,9 @@ class GridSampler:
                 "Boxes of a batch need has_batch_dim=True."
             )
         found = []
-        for axis, (grid, (start, stop)) in enumerate(
-            zip(self.grids, (box - self._lead).tolist(), strict=True)
-        ):
-            i = int(np.searchsorted(self._starts[axis], start))
-            if i == len(grid) or grid.read(i) != (start, stop):
+        for axis, (start, stop) in enumerate(box.tolist()):
+            i = self._numbers[axis].get((start, stop))
+            if i is None:
                 raise TilingError(
                     f"no patch of the sampler has box {box.tolist()}: on axis {axis} none spans "
                     f"[{start}, {stop})."
@@ -301,10 +305,15 @@ class _Order:
     def __len__(self) -> int:
         return len(self._grid)
 
+    def __iter__(self) -> Iterator[Index]:
+        if not self._firsts:
+            return itertools.product(*map(range, self._grid.shape))
+        return map(self.__getitem__, range(len(self)))
+
     def __getitem__(self, number: int) -> Index:
         """Return the position of a patch."""
         if not self._firsts:
-            return self._grid[number].position
+            return tuple(map(int, np.unravel_index(number, self._grid.shape)))
         chunk = int(np.searchsorted(self._ends, number, side="right"))
         within = number - int(self._ends[chunk] - self._counts.flat[chunk])
         index = np.unravel_index(chunk, self._counts.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from tilework.chunk_writer import ChunkWriter
 from tilework.crops import CropReader, Padding, open_image
 from tilework.eager import Cut
 from tilework.errors import GridError, TilingError, whole
-from tilework.geometry import AxisGrid, TileGrid
+from tilework.geometry import AxisGrid
 from tilework.output import scales
 from tilework.plan import TilePlan
 from tilework.starts import Starts
@@ -128,20 +129,21 @@ class Slicer:
         limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)
         self._reader = CropReader(image, source, self._axes, grids, Padding(boundary, **options), limit)
         self._cut = Cut(self._axes, grids, names, tuple(grid.overlap for grid in grids))
-        self._order = TileGrid(grids[::-1])  # the first axis is the fastest
+        self._shape = tuple(map(len, grids))
+        self._places: list[dict[int, tuple[slice, slice]]] = [{} for _ in grids]
 
     def __len__(self) -> int:
-        return -(-len(self._order) // self._batch)
+        return -(-math.prod(self._shape) // self._batch)
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
         """Return item ``index``: crop, source and destination, or lists of them (see ``batch_size``)."""
         number = range(len(self))[index]
-        last = min((number + 1) * self._batch, len(self._order))
+        last = min((number + 1) * self._batch, math.prod(self._shape))
         return self._item([self._crop(i) for i in range(number * self._batch, last)])
 
     def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
         waiting: list[tuple[Any, Index, Index]] = []
-        for number in self._progress(range(len(self._order))):
+        for number in self._progress(range(math.prod(self._shape))):
             waiting.append(self._crop(number))
             if len(waiting) == self._batch:
                 yield self._item(waiting)
@@ -150,11 +152,21 @@ class Slicer:
             yield self._item(waiting)
 
     def _crop(self, number: int) -> tuple[Any, Index, Index]:
-        position = self._order[number].position[::-1]
-        places = [(w.support(i), w.result(i)[0]) for w, i in zip(self._weights, position, strict=True)]
-        source = self._index([slice(a - origin, b - origin) for (a, b), origin in places])
-        destination = self._index([slice(a, b) for (a, b), _ in places])
+        position = []
+        for count in self._shape:  # the first axis is the fastest
+            number, i = divmod(number, count)
+            position.append(i)
+        places = [self._place(d, i) for d, i in enumerate(position)]
+        source, destination = self._index([s for s, _ in places]), self._index([d for _, d in places])
         return self._transform(self._reader.read(position)), source, destination
+
+    def _place(self, d: int, i: int) -> tuple[slice, slice]:
+        """Return where the middle of crop ``i`` along an axis comes from and where it goes."""
+        place = self._places[d].get(i)
+        if place is None:
+            (a, b), (origin, _) = self._weights[d].support(i), self._weights[d].result(i)
+            place = self._places[d][i] = slice(a - origin, b - origin), slice(a, b)
+        return place
 
     def _item(self, crops: Sequence[tuple[Any, Index, Index]]) -> tuple[Any, Any, Any]:
         images = self._collate([crop for crop, _, _ in crops])

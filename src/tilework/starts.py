@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -61,12 +60,12 @@ class Starts:
         return sum(count for _, _, count in self.pieces)
 
     def __getitem__(self, i: int) -> int:
-        counts = [0, *accumulate(count for _, _, count in self.pieces)]
-        piece = bisect_right(counts, i) - 1
-        if not 0 <= piece < len(self.pieces):
-            raise IndexError(i)
-        first, step, _ = self.pieces[piece]
-        return first + step * (i - counts[piece])
+        left = i
+        for first, step, count in self.pieces:
+            if 0 <= left < count:
+                return first + step * left
+            left -= count
+        raise IndexError(i)
 
     def __iter__(self) -> Iterator[int]:
         return (first + step * k for first, step, count in self.pieces for k in range(count))

@@ -86,6 +86,14 @@ class ChunkWriter:
             axes = zip(self.shape, self._unit, parts, strict=True)
             self._counts = [_count(n, unit, spans) for n, unit, spans in axes]
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()
+
     def __setitem__(self, index: Any, value: Any) -> None:
         box = spans_of(index, self.shape)
         if self._unit is None:

@@ -143,7 +143,8 @@ class CropReader:
 
     def _read(self, box: Sequence[tuple[int, int]]) -> Array:
         if self.source.chunks is None:
-            return self.source.read(box)
+            # A memmap would hand its class on to what is computed from it.
+            return np.asarray(self.source.read(box))
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
         with CHUNKS.active():

@@ -41,6 +41,9 @@ class Gatherer:
         self._owner = [
             np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]).tolist() for t in spec.plan.tables
         ]
+        for owners, count in zip(self._owner, counts, strict=True):
+            # What starts behind the image, in its padding, belongs to no block.
+            owners += [-1] * (count - len(owners))
         self.whole = all(n == 1 for n in spec.plan.blocks)
         """Whether there is one block, which stays open."""
         self._origin: Index = (0,) * len(spec.plan.axes)
@@ -87,9 +90,11 @@ class Gatherer:
             raise TilingError(
                 f"{self._tile(position)} came twice; values of this dtype are copied and not averaged."
             )
+        self.times[number] = count + 1
+        if min(owner) < 0:
+            return
         self._accumulator(owner).add_at(position, [values])
         self._left[owner] -= not count
-        self.times[number] = count + 1
         if not self._left[owner] and not self.whole:
             yield from self._close(owner)
 

@@ -325,7 +325,9 @@ class _Order:
 
 def _grid(mode: SamplingMode, name: str, extent: int, size: int, patch: int, step: int) -> AxisGrid:
     """Return the patches along one axis of an image that is to be padded to at least ``size`` samples."""
-    grid = AxisGrid(extent, patch, max(0, patch - step) // 2, step or -1, "shift", trims=False)
+    if step < 1:
+        raise GridError(f"stride (step_size) must be at least 1; got {step} on axis {name}.")
+    grid = AxisGrid(extent, patch, max(0, patch - step) // 2, step, "shift", trims=False)
     check_axis(grid, name, rim=0)
     fits = max(0, ceil_div(extent - patch, step))
     if mode is SamplingMode.SAMPLE_EDGE or (mode is SamplingMode.SAMPLE_SQUEEZE and not fits):

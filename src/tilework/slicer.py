@@ -58,7 +58,7 @@ class Slicer:
     progress_bar : callable
         Wraps a sequence of crop numbers, such as ``tqdm``.
     axes : sequence of int or names, optional
-        The tiled axes; default: the last ones.
+        The tiled axes; default: the last ones, counted from the end. Named ones are counted from the front.
     boundary : str
         How ``pad`` invents samples: a word of `numpy.pad`.
     cval : scalar
@@ -129,6 +129,7 @@ class Slicer:
         limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)
         self._reader = CropReader(image, source, self._axes, grids, Padding(boundary, **options), limit)
         self._cut = Cut(self._axes, grids, names, tuple(grid.overlap for grid in grids))
+        self._last = axes is None
         self._shape = tuple(map(len, grids))
         self._places: list[dict[int, tuple[slice, slice]]] = [{} for _ in grids]
 
@@ -176,9 +177,11 @@ class Slicer:
         return images, sources, destinations
 
     def _index(self, spans: Sequence[slice]) -> Index:
-        """Return one slice per tiled axis as an index; axes behind them may come and go with the function."""
-        ndim = len(self._reader.source.shape)
-        if self._axes == tuple(range(ndim - len(spans), ndim)):
+        """Return one slice per tiled axis as an index.
+
+        The function may change the axes before the last ones, and those behind axes that were named.
+        """
+        if self._last:
             return (Ellipsis, *spans)
         index = [slice(None)] * (max(self._axes) + 1)
         for axis, span in zip(self._axes, spans, strict=True):
@@ -216,8 +219,7 @@ class Slicer:
         True
         """
         shape, ndim = tuple(map(int, output.shape)), len(self._reader.source.shape)
-        trailing = self._axes == tuple(range(ndim - len(self._axes), ndim))
-        axes = tuple(a - ndim + len(shape) for a in self._axes) if trailing else self._axes
+        axes = tuple(a - ndim + len(shape) for a in self._axes) if self._last else self._axes
         parts: list[Any] = [None] * len(shape)
         for axis, weights, name in zip(axes, self._weights, self._cut.names, strict=True):
             if not 0 <= axis < len(shape) or shape[axis] != weights.extent:

@@ -280,12 +280,13 @@ class Aggregator:
             return sys.modules["torch"].from_numpy(result).to(self._device)
 
     def _finish(self, gatherer: Gatherer) -> None:
+        view = None if self._given is None else self._given.view
         for index, block in gatherer.rest():
             if self._target is None:
                 self._result = block
-            elif block is not gatherer.canvas or self._given is None or block is not self._given.view:
-                if self._given is not None and gatherer.canvas is self._given.view:
-                    gatherer.detach()
+            elif view is None or block is not view:
+                if view is not None and gatherer.canvas is view:
+                    gatherer.detach()  # the sums go on, though the output now holds the result
                 self._target.store(gatherer.place(index), block)
 
     def _report(self) -> None:

@@ -140,17 +140,23 @@ class Gatherer:
         plan = self.spec.plan
         group = Group(self._open.pop(owner).partials, [])
         seams = take_seams(self.spec, owner, group)
-        inner = group.partials[0].crop(self.layer, self._box(owner)) if seams else group.partials[0]
-        self._own[owner] = Group([inner], [])
+        if seams and not self._ready(owner):
+            # It waits: what it waits with need not be the whole canvas.
+            group = Group([group.partials[0].crop(self.layer, self._box(owner))], [])
+        self._own[owner] = group
+        del group
         nexts = []
         for step, seam in seams.items():
             index = tuple(b + s for b, s in zip(owner, step, strict=True))
             self._seams.setdefault(index, {})[owner] = seam
             nexts.append(index)
         for index in (owner, *nexts):
-            complete = index in self._own or not plan.owned(index)
-            if complete and all(e in self._seams.get(index, {}) for e in plan.earlier(index)):
+            if (index in self._own or not plan.owned(index)) and self._ready(index):
                 yield index, self._take(index)
+
+    def _ready(self, index: Index) -> bool:
+        """Return whether the seams of all earlier neighbours are here."""
+        return all(e in self._seams.get(index, {}) for e in self.spec.plan.earlier(index))
 
     def _take(self, index: Index) -> Array:
         """Return the finished block ``index`` and let go of its parts."""

@@ -18,6 +18,7 @@ from tests.networks import require
 from tests.store_counts import counted
 from tests.test_sampler import PAD, SAMPLE, SIZES, cut
 from tilework import Aggregator, GridSampler
+from tilework.accumulate import Accumulator
 from tilework.aggregator import gaussian
 
 
@@ -27,18 +28,18 @@ def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
 
 def merge(
     pkg: Any, image: Any, *, fn: Any = lambda p, i: p, skip: Any = (), order: Any = None, mode: Any = None,
-    aggregate: dict[str, Any] | None = None, **sample: Any,
+    aggregate: dict[str, Any] | None = None, look: Any = lambda: None, **sample: Any,
 ) -> Any:  # fmt: skip
     """Sample, apply ``fn`` of patch and number, aggregate; by default into a new array like the image."""
     if pkg is not tw:
         with warnings.catch_warnings():
             # Patchly's threads divide by zero, and drop what they do if that is an error.
             warnings.simplefilter("ignore")
-            return _merge(pkg, image, fn, skip, order, mode, aggregate, sample)
-    return _merge(pkg, image, fn, skip, order, mode, aggregate, sample)
+            return _merge(pkg, image, fn, skip, order, mode, aggregate, look, sample)
+    return _merge(pkg, image, fn, skip, order, mode, aggregate, look, sample)
 
 
-def _merge(pkg, image, fn, skip, order, mode, aggregate, sample):
+def _merge(pkg, image, fn, skip, order, mode, aggregate, look, sample):
     mode = {} if mode is None else {"mode": pkg.SamplingMode[mode]}
     sampler = pkg.GridSampler(image, **sample, **mode)
     options = {"spatial_first": sample.get("spatial_first", True)} | (aggregate or {})
@@ -50,6 +51,7 @@ def _merge(pkg, image, fn, skip, order, mode, aggregate, sample):
         if number not in skip:
             patch, box = sampler[number]
             aggregator.append(fn(patch, number), box)
+    look()
     return aggregator.get_output()
 
 
@@ -286,11 +288,14 @@ def test_accumulate_adds_to_what_is_there(tmp_path):
 def test_each_chunk_of_a_zarr_output_is_written_once(chunk, chunks, tmp_path):
     image = noise((80, 60))
     output = zarr.create_array(store=str(tmp_path / "o.zarr"), shape=(80, 60), chunks=chunks, dtype="f4")
+    written: list[int] = []
     with counted(output) as count:
         merge(
             tw, image, spatial_size=(80, 60), patch_size=(16, 16), step_size=(8, 8), chunk_size=chunk,
             aggregate={"output": output, "weights": "gaussian"},
+            look=lambda: written.append(len(count.writes)),
         )  # fmt: skip
+    assert written[-1] == len(count.writes), "each as soon as it is whole, none at the end"
     assert set(count.writes.values()) == {1}
     assert len(count.writes) == -(-80 // chunks[0]) * -(-60 // chunks[1])
     assert not count.reads
@@ -424,6 +429,14 @@ def test_patches_may_go_on_after_a_result(chunk, target):
     assert aggregator.get_output(inplace=True).tolist() == [4] * 32
 
 
+def test_a_patch_may_come_twice_before_its_chunk_is_complete():
+    sampler = GridSampler(np.zeros(32), 32, 8, 4, chunk_size=16)
+    aggregator = Aggregator(sampler, output_size=(32,))
+    for number in (0, 0, *range(1, len(sampler))):
+        aggregator.append(np.full(8, float(number)), sampler.get_bbox(number))
+    assert aggregator.get_output()[:12].tolist() == [0] * 4 + [1 / 3] * 4 + [1.5] * 4
+
+
 def test_missing_patches_may_be_an_error_or_nothing():
     sampler = GridSampler(np.ones(16), 16, 8)
     assert (
@@ -459,6 +472,18 @@ def test_an_aggregator_travels_half_way(kind, tmp_path):
             aggregator = pickle.loads(pickle.dumps(aggregator))
         aggregator.append(*sampler[number])
     np.testing.assert_allclose(np.asarray(aggregator.get_output()[:]), image, atol=1e-6)
+
+
+def test_what_is_found_by_identity_does_not_travel():
+    """Products of weights are kept by the identity of factors, which elsewhere other arrays may have."""
+    sampler = GridSampler(np.zeros(32), 32, 8, 4)
+    spec = Aggregator(sampler, output_size=(32,))._merge.spec(np.zeros(8), None, None)
+    accumulator = Accumulator(spec, [tw.Box((0,), (32,))])
+    accumulator.add_at((1,), [np.ones(8)])
+    assert accumulator._held
+    again = pickle.loads(pickle.dumps(accumulator))
+    assert (again._held, again._slices, again._spots) == ({}, {}, {})
+    np.testing.assert_array_equal(again.partials[0].array, accumulator.partials[0].array)
 
 
 def test_memory_is_bounded_by_chunks_in_flight():

@@ -187,6 +187,16 @@ def test_images_smaller_than_the_patch_are_padded(extent, patch, step, technique
         assert len(sampler) == 1
 
 
+@pytest.mark.parametrize(
+    ("mode", "width"), [("PAD_END", [0, 3]), ("PAD_UNKNOWN", [0, 3]), ("PAD_EDGES", [1, 2])]
+)
+def test_an_odd_sample_of_padding_goes_behind(mode, width):
+    sampler = GridSampler(arange((9,)), 9, 4, mode=mode)
+    assert sampler.pad_width is not None
+    assert sampler.pad_width.tolist() == [width]
+    assert sampler[0][0].tolist() == [0] * width[0] + [1, 2, 3, 4][: 4 - width[0]]
+
+
 def test_padding_does_not_read_or_copy_the_image():
     class Huge:
         shape, dtype = (10**7 + 1, 10**7 + 1), np.dtype(np.uint8)

@@ -220,6 +220,7 @@ def test_each_chunk_is_decoded_and_written_once_from_zarr_to_zarr(tmp_path):
     with counted(source) as reads, counted(output) as writes, slices.writer(output) as out:
         for values, target, place in slices:
             out[place] = values[target]
+        assert len(writes.writes) == 4 * 5 * 4, "each as soon as it is whole, none at the end"
     np.testing.assert_array_equal(output[:], image)
     assert sum(reads.reads.values()) == len(reads.reads) == 2 * 5 * 4 * 6
     assert sum(writes.writes.values()) == len(writes.writes) == 4 * 5 * 4

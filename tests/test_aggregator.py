@@ -335,6 +335,8 @@ def test_values_that_sums_would_change_are_copied():
     times = np.arange(4).astype("M8[s]")
     got = merge(tw, times, spatial_size=4, patch_size=2, aggregate={"output": np.zeros(4, "M8[s]")})
     np.testing.assert_array_equal(got, times)
+    overlap = merge(tw, big * 0, fn=lambda p, i: p + i, spatial_size=4, patch_size=2, step_size=1)
+    assert overlap.tolist() == [0, 0.5, 1.5, 2]
     sampler = GridSampler(big, 4, 2)
     aggregator = Aggregator(sampler, output=np.zeros(4, np.int64))
     aggregator.append(*sampler[0])
@@ -435,6 +437,17 @@ def test_a_patch_may_come_twice_before_its_chunk_is_complete():
     for number in (0, 0, *range(1, len(sampler))):
         aggregator.append(np.full(8, float(number)), sampler.get_bbox(number))
     assert aggregator.get_output()[:12].tolist() == [0] * 4 + [1 / 3] * 4 + [1.5] * 4
+
+
+def test_a_result_does_not_change_when_more_patches_come():
+    sampler = GridSampler(np.ones(16), 16, 8, 4)
+    aggregator = Aggregator(sampler, output_size=(16,))
+    for item in sampler:
+        aggregator.append(*item)
+    first = aggregator.get_output()
+    aggregator.append(np.full(8, 3.0), sampler.get_bbox(0))
+    assert first.tolist() == [1] * 16
+    assert aggregator.get_output().tolist() == [2] * 4 + [5 / 3] * 4 + [1] * 8
 
 
 def test_missing_patches_may_be_an_error_or_nothing():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import graph_size, in_memory, on_disk, writing
 from benchmarks.measure import Bar, Case, Contestant
@@ -89,6 +89,81 @@ MONAI2D = Case(
     tolerance=1e-5,
     rounds=15,
     notes=("over_mb",),
+)
+
+
+def _loops(name: str, why: str, work: in_memory.Blend, chunk: int, times: float, **options: Any) -> Case:
+    """Return the loop of Patchly's README with both packages, in the ways in which it can be run."""
+    ways = {"gaussian": ("gaussian", None), "avg": ("avg", None), "chunks": ("gaussian", chunk)}
+    contestants = tuple(
+        Contestant(
+            f"{package} {way}",
+            partial(in_memory.sampled, package=package, weights=weights, chunk=size),
+            f"patchly {way}",
+        )
+        for way, (weights, size) in ways.items()
+        for package in ("tilework", "patchly")
+    )
+    faster = tuple(
+        Bar(
+            f"faster than Patchly, {way}", "wall_s", f"tilework {way}",
+            times if way == "gaussian" else 1.0, f"patchly {way}", at_least=True,
+        )
+        for way in ways
+    )  # fmt: skip
+    peaks = tuple(
+        Bar(
+            f"peak / Patchly, {way}", "peak_mb", f"tilework {way}",
+            0.5 if way == "gaussian" else None, f"patchly {way}",
+        )
+        for way in ways
+    )  # fmt: skip
+    return Case(
+        name=name, why=why, workload=work, contestants=contestants, bars=faster + peaks, tolerance=1e-5,
+        notes=("over_mb",), **options,
+    )  # fmt: skip
+
+
+LOOP2D = _loops(
+    "loop2d",
+    "GridSampler and Aggregator with only the import changed, on a slide level.",
+    in_memory.Blend(shape=(8192, 8192), crop=512, stride=256),
+    chunk=2048,
+    times=3,
+)
+LOOP3D = _loops(
+    "loop3d",
+    "The same on a microscope volume.",
+    in_memory.Blend(shape=(512, 512, 512), crop=128, stride=64),
+    chunk=256,
+    times=3,
+)
+LOOP_SMALL = _loops(
+    "loop_small",
+    "The same with 3969 patches of 32 x 32, where the cost of a patch counts and not that of its samples.",
+    in_memory.Blend(shape=(1024, 1024), crop=32, stride=16),
+    chunk=256,
+    times=1,
+    rounds=5,
+)
+
+SLICER = Case(
+    name="slicer",
+    why="Slicer from Zarr to Zarr: crops overlap chunks of both sides, and Ryomen touches each many times.",
+    workload=on_disk.Slices(extent=512, chunk=128, crop=128, overlap=32),
+    contestants=(
+        Contestant("tilework writer", partial(on_disk.sliced, package="tilework", writer=True), "ryomen"),
+        Contestant("tilework loop", partial(on_disk.sliced, package="tilework"), "ryomen"),
+        Contestant("ryomen", partial(on_disk.sliced, package="ryomen")),
+    ),
+    bars=(
+        Bar("faster than Ryomen", "wall_s", "tilework writer", 3.0, "ryomen", at_least=True),
+        Bar("faster, only the import changed", "wall_s", "tilework loop", 1.0, "ryomen", at_least=True),
+        Bar("times a source chunk is decoded", "decoded", "tilework*", 1.3),
+        Bar("times a target chunk is written", "written", "tilework writer", 1.0),
+    ),
+    setup=on_disk.write_volume,
+    notes=("decoded", "written"),
 )
 
 ZARR_TRIM = Case(
@@ -208,7 +283,6 @@ MILLION = Case(
     notes=("held", "ms_block", "tasks_block", "bytes_block"),
 )
 
-CASES = {
-    case.name: case
-    for case in (BLEND2D, BLEND3D, MONAI2D, ZARR_TRIM, GRAPH, NETWORK, LENGTH, CLUSTER, MILLION)
-}
+MEMORY_CASES = (BLEND2D, BLEND3D, LOOP2D, LOOP3D, LOOP_SMALL, MONAI2D, NETWORK)
+STORE_CASES = (SLICER, ZARR_TRIM, LENGTH, CLUSTER)
+CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, GRAPH, MILLION)}

@@ -7,6 +7,8 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,22 +131,30 @@ def tilework_store(work: Blend, folder: Path) -> Prepared:
 # ---------------------------------------------------------------------------------------- peers
 
 
-def patchly(work: Blend, folder: Path) -> Prepared:
-    """Patchly's sampler and aggregator."""
-    from patchly import Aggregator, GridSampler, SamplingMode
+def sampled(
+    work: Blend, folder: Path, package: str, weights: str = "gaussian", chunk: int | None = None
+) -> Prepared:
+    """Sampler and aggregator of Patchly, or those of tilework: one loop, only the import differs."""
+    module = import_module(package)
 
     def run(image: Image) -> Any:
         ndim = len(work.shape)
-        sampler = GridSampler(
+        chunks = None if chunk is None else tuple(min(chunk, n) for n in work.shape)
+        sampler = module.GridSampler(
             image=image, spatial_size=work.shape, patch_size=(work.crop,) * ndim,
-            step_size=(work.stride,) * ndim, mode=SamplingMode.SAMPLE_EDGE,
+            step_size=(work.stride,) * ndim, chunk_size=chunks,
+            mode=module.SamplingMode.SAMPLE_EDGE,
         )  # fmt: skip
-        aggregator = Aggregator(sampler, output_size=work.shape, weights="gaussian")
+        aggregator = module.Aggregator(sampler, output_size=work.shape, weights=weights)
         for patch, box in sampler:
             aggregator.append(identity(patch), box)
         return aggregator.get_output()
 
     return _blended(work, run)
+
+
+patchly = partial(sampled, package="patchly")
+"""Patchly's sampler and aggregator."""
 
 
 def numpy_loop(work: Blend, folder: Path) -> Prepared:

@@ -6,6 +6,7 @@ import itertools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from benchmarks.in_memory import identity
 from benchmarks.measure import CORES, Figures, Prepared
+from tests.store_counts import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,6 +49,28 @@ class Trim:
         """Yield every chunk."""
         ranges = [slice(a, a + self.chunk) for a in range(0, self.extent, self.chunk)]
         return itertools.product(ranges, ranges)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A float32 volume in cubic chunks, cut into cubic crops that overlap."""
+
+    extent: int
+    chunk: int
+    crop: int
+    overlap: int
+
+    def scaled(self, scale: float) -> Slices:
+        """Return an extent times `scale`, in whole chunks."""
+        return replace(self, extent=self.chunk * max(1, round(self.extent * scale / self.chunk)))
+
+    def tiny(self) -> Slices:
+        """Return one chunk."""
+        return self.scaled(0)
+
+    def source(self, folder: Path) -> Path:
+        """Return where the set-up puts the volume."""
+        return folder / f"volume-{self.extent}.zarr"
 
 
 # An array and not its path, which da.from_zarr would open through fsspec. For da.to_zarr it is the
@@ -200,3 +224,55 @@ def copy_pool(work: Trim, folder: Path) -> Prepared:
             list(pool.map(copy, work.boxes()))
 
     return _copied(work, folder, run)
+
+
+# -------------------------------------------------------------------------- the loop of Ryomen
+
+
+def write_volume(work: Slices, folder: Path) -> None:
+    """Write grains on 1/64 levels: they compress to about a third."""
+    target = _create_volume(work.source(folder), work)
+    for z in range(0, work.extent, work.chunk):
+        rng = np.random.default_rng(z)
+        slab = rng.standard_normal((work.chunk, work.extent, work.extent), np.float32)
+        target[z : z + work.chunk] = np.round(slab * 64) / 64
+
+
+def _create_volume(path: Path, work: Slices) -> Any:
+    import zarr
+
+    return zarr.create_array(
+        store=str(path), shape=(work.extent,) * 3, dtype="float32", chunks=(work.chunk,) * 3, overwrite=True
+    )
+
+
+def sliced(work: Slices, folder: Path, package: str, writer: bool = False) -> Prepared:
+    """The loop of Ryomen's README with either package; `writer` gathers whole chunks of the target."""
+    module, target = import_module(package), folder / "sliced.zarr"
+    counts = {"decoded": 0.0, "written": 0.0}
+
+    def loop(out: Any, slices: Any) -> None:
+        for crop, source, destination in slices:
+            out[destination] = identity(crop)[source]
+
+    def run() -> None:
+        out = _create_volume(target, work)
+        volume = _open(work.source(folder))
+        with counted(volume) as reads, counted(out) as writes:
+            slices = module.Slicer(volume, crop_size=(work.crop,) * 3, overlap=(work.overlap,) * 3)
+            if writer:
+                with slices.writer(out) as whole:
+                    loop(whole, slices)
+            else:
+                loop(out, slices)
+        chunks = (work.extent // work.chunk) ** 3
+        counts["decoded"] = sum(reads.reads.values()) / chunks
+        counts["written"] = sum(writes.writes.values()) / chunks
+
+    def check(_: None) -> float:
+        result, expected = _open(target), _open(work.source(folder))
+        steps = range(0, work.extent, work.chunk)
+        slabs = (np.abs(result[z : z + work.chunk] - expected[z : z + work.chunk]).max() for z in steps)
+        return float(np.max(list(slabs)))
+
+    return Prepared(run=run, check=check, image_bytes=4 * work.extent**3, figures=lambda: counts)

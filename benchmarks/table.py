@@ -21,7 +21,7 @@ HEADER = (
 )  # fmt: skip
 LEFT = {0, 1, 8, 9, 10}
 """Columns of words; the others are flush right."""
-PACKAGES = ("tilework", "dask", "monai", "numpy", "patchly", "torch", "zarr")
+PACKAGES = ("tilework", "dask", "monai", "numpy", "patchly", "ryomen", "torch", "zarr")
 
 Row = tuple[str, ...]
 

@@ -15,6 +15,20 @@ import tilework as tw
 plan = tw.plan_tiles((100, 90), crop=32, overlap=4, output=tw.Output("uint8", channels=3))
 assert len(plan) == sum(1 for _ in plan) and "tiles" in plan.explain()
 assert tw.TilePlan.from_json(plan.to_json()) == plan
+
+import numpy as np
+image = np.arange(400.0).reshape(20, 20)
+slices = tw.Slicer(image, 8, 2)
+output = np.zeros_like(image)
+with slices.writer(output) as out:
+    for crop, source, destination in slices:
+        out[destination] = crop[source]
+assert (output == image).all() and "tiles" in slices.plan.explain()
+sampler = tw.GridSampler(image, (20, 20), (8, 8), (4, 4), chunk_size=(10, 10), mode=tw.SamplingMode.PAD_EDGES)
+aggregator = tw.Aggregator(sampler, output_size=(20, 20), weights="gaussian")
+for item in sampler:
+    aggregator.append(*item)
+assert np.allclose(aggregator.get_output(), image) and "tiles" in sampler.plan.explain()
 """
 LIGHT = """
 import sys, numpy, dask.array

@@ -1,14 +1,15 @@
 """The README's examples run as they stand."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+from tests.test_docs import ROOT, snippets
+
+README = (ROOT / "README.md").read_text()
+SNIPPETS = snippets(ROOT / "README.md")
 
 
 def test_ten_lines_run(tmp_path, monkeypatch):

@@ -2,8 +2,9 @@
 
 `tiled_map` turns a function on a small crop into a lazy dask array over an image of any size; `plan_tiles`
 shows what it would do; `Output` declares what the function returns; `load_once` and `from_torch` bring
-models; `to_zarr` and `write_many` write, `status` says how far they are. Importing the package imports
-none of dask, zarr and distributed.
+models; `to_zarr` and `write_many` write, `status` says how far they are. `Slicer`, `GridSampler` and
+`Aggregator` are the eager loops of Ryomen and Patchly. Importing the package imports none of dask, zarr
+and distributed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tilework.aggregator import Aggregator
     from tilework.api import plan_tiles, tiled_map
     from tilework.errors import (
         AlignmentError,
@@ -27,17 +29,23 @@ if TYPE_CHECKING:
     from tilework.many import write_many
     from tilework.output import Output
     from tilework.plan import TilePlan
+    from tilework.sampler import GridSampler, SamplingMode
+    from tilework.slicer import Slicer
     from tilework.state import status
     from tilework.store import to_zarr
 
 _HOMES = {
+    "Aggregator": "aggregator",
     "AlignmentError": "errors",
     "Box": "geometry",
     "ContractError": "errors",
     "CostWarning": "errors",
     "GridError": "errors",
+    "GridSampler": "sampler",
     "MemoryBudgetError": "errors",
     "Output": "output",
+    "SamplingMode": "sampler",
+    "Slicer": "slicer",
     "Tile": "geometry",
     "TilePlan": "plan",
     "TilingError": "errors",
@@ -52,13 +60,17 @@ _HOMES = {
 }
 
 __all__ = [
+    "Aggregator",
     "AlignmentError",
     "Box",
     "ContractError",
     "CostWarning",
     "GridError",
+    "GridSampler",
     "MemoryBudgetError",
     "Output",
+    "SamplingMode",
+    "Slicer",
     "Tile",
     "TilePlan",
     "TilingError",

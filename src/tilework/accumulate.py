@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,10 +41,18 @@ class Accumulator:
         self._slices: dict[Any, tuple[Array, Array]] = {}
         self._held: dict[Any, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Parts and products of weights are found by identity, which does not travel.
+        return self.__dict__ | {"_spots": {}, "_slices": {}, "_held": {}}
+
     def add(self, tile: Tile, results: Sequence[Array]) -> None:
         """Add the results of ``tile``, one per output."""
+        self.add_at(tile.position, results)
+
+    def add_at(self, position: Index, results: Sequence[Array]) -> None:
+        """Add the results of the tile at ``position``, its number along each axis, one per output."""
         for number, (layer, result) in enumerate(zip(self._layers, results, strict=True)):
-            spots = [self._spot(number, d, i) for d, i in enumerate(tile.position)]
+            spots = [self._spot(number, d, i) for d, i in enumerate(position)]
             if None in spots:
                 continue
             placed: list[_Spot] = spots  # type: ignore[assignment]
@@ -57,7 +65,7 @@ class Accumulator:
             if layer.importance is not None:
                 start = [partial.box.start[d] + s.target.start for d, s in enumerate(placed)]
                 shape = [s.target.stop - s.target.start for s in placed]
-                weights = importance(layer, tile.position, start, shape)
+                weights = importance(layer, position, start, shape)
             elif layer.weighted:
                 weights = [s.weights for s in placed[layer.n_each :]]
             add(layer, target, values, weights, self._held)
@@ -105,18 +113,27 @@ def importance(layer: Layer, position: Index, start: Sequence[int], shape: Seque
 
 
 def cover(
-    spec: Spec, layer: Layer, index: Index, box: Box, skipped: set[int]
+    spec: Spec,
+    layer: Layer,
+    index: Index,
+    box: Box,
+    skipped: set[int],
+    times: Mapping[int, int] | None = None,
 ) -> tuple[Array | None, Array | None]:
-    """Return where some tile ran, and the sum of its weights where that is not 1 by construction."""
+    """Return where some tile ran, and the sum of its weights where that is not 1 by construction.
+
+    ``times`` says which tiles were added more than once, and how often.
+    """
+    times = times or {}
     plan = spec.plan
     ranges = [t.touch[b] for t, b in zip(plan.tables, index, strict=True)]
     runs = plan.runs
     masked = runs is not None and not runs[tuple(slice(a, b) for a, b in ranges)].all()
-    partial = masked or bool(skipped)
+    partial = masked or bool(skipped) or bool(times)
     if not partial and layer.importance is None:
         return _covered(layer, box), None
     reached = np.zeros(box.shape, bool)
-    missing = np.zeros(box.shape, bool)
+    uneven = np.zeros(box.shape, bool)
     total = np.zeros(box.shape) if layer.weighted else None
     for position in itertools.product(*(range(a, b) for a, b in ranges)):
         spans = [w.support(i) for w, i in zip(layer.weights, position, strict=True)]
@@ -125,22 +142,24 @@ def cover(
         if not common.size:
             continue
         at = common.shift([-a for a in box.start]).slices
-        ran = (runs is None or bool(runs[position])) and plan.grid.number(position) not in skipped
+        number = plan.grid.number(position)
+        ran = (runs is None or bool(runs[position])) and number not in skipped
+        count = times.get(number, 1) if ran else 0
         weights = (
             _weights_at(layer, position, support, common) if layer.weighted else np.ones((1,) * len(position))
         )
         if ran:
             reached[at] |= weights > 0
             if total is not None:
-                total[at] += weights
-        else:
-            missing[at] |= weights > 0
+                total[at] += count * weights
+        if count != 1:
+            uneven[at] |= weights > 0
     if total is None:
         return reached, None
     if not partial:
         _check_cover(layer, box, total)
-    # Where all tiles ran a separable sum is 1: leaving it out keeps the bits of the unmasked result.
-    return reached, total if layer.importance is not None else np.where(missing, total, 1.0)
+    # Where all tiles ran once a separable sum is 1: leaving it out keeps the bits of the unmasked result.
+    return reached, total if layer.importance is not None else np.where(uneven, total, 1.0)
 
 
 def _weights_at(layer: Layer, position: Index, support: Box, common: Box) -> Array:

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["BOUNDARIES", "AxisRead", "Boundary", "read_padded"]
+__all__ = ["BOUNDARIES", "TECHNIQUES", "AxisRead", "Boundary", "read_padded", "read_with_numpy"]
 
 Boundary = Literal["reflect", "symmetric", "edge", "wrap", "constant"]
 BOUNDARIES: tuple[Boundary, ...] = ("reflect", "symmetric", "edge", "wrap", "constant")
+TECHNIQUES = (*BOUNDARIES, "linear_ramp", "maximum", "mean", "median", "minimum", "empty")
+"""The words of `numpy.pad`."""
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -97,6 +99,37 @@ def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> np.nda
         if missing.any():
             parts[(slice(None),) * axis + (missing,)] = cval
     return parts
+
+
+def read_with_numpy(
+    read: Reader,
+    wanted: Sequence[tuple[int, int]],
+    extents: Sequence[int],
+    widths: Sequence[tuple[int, int]],
+    mode: Any,
+    **options: Any,
+) -> np.ndarray[Any, Any]:
+    """Return ``wanted`` out of ``numpy.pad(image, widths, mode, **options)`` without padding the image.
+
+    For the techniques that are no index arithmetic. `numpy.pad` works line by line, one axis after the other,
+    so only the lines through ``wanted`` are read, whole along the axes on which it sticks out.
+
+    Parameters
+    ----------
+    read : callable
+        As in `read_padded`.
+    wanted : one (start, stop) per axis, samples; may stick out of the image
+    extents : sequence of int, samples
+    widths : one (before, behind) per axis, samples that the image is padded with
+    mode : str or callable
+        As in `numpy.pad`, as are the options.
+    """
+    out = [a < 0 or b > n for (a, b), n in zip(wanted, extents, strict=True)]
+    box = tuple((0, n) if sticks else span for sticks, span, n in zip(out, wanted, extents, strict=True))
+    own = [tuple(width) if sticks else (0, 0) for sticks, width in zip(out, widths, strict=True)]
+    lines = np.pad(read(box), own, mode, **options)
+    first = [w - low for (w, _), (low, _) in zip(own, box, strict=True)]
+    return lines[tuple(slice(a + d, b + d) for (a, b), d in zip(wanted, first, strict=True))]
 
 
 def _join(

@@ -199,6 +199,9 @@ def _add_separable(
     split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(bound.shape[a:]) <= PRODUCT)
     real = _real(target.dtype)
     product, positive = _product(by_axis, range(split, ndim), ndim, real, held)
+    if split == 0 and values.size <= PIECE:
+        _add_product(target, values, product, positive)
+        return
     scratch = np.empty(PIECE, np.result_type(values, real))
     if split == 0:
         for rows in _slabs(values.shape, 0):

@@ -24,6 +24,8 @@ from typing import Any, Literal, overload
 
 import numpy as np
 
+from tilework.starts import Starts
+
 __all__ = ["AxisGrid", "Box", "Edge", "Tile", "TileGrid"]
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -112,6 +114,9 @@ class AxisGrid:
     """Samples before and behind that the function consumes without a result for them."""
     quantum: int = 1
     """Cores begin at multiples of this, samples (the denominator of the output's scale)."""
+    starts: Starts | None = None
+    """Where the crops start, frame samples, instead of what ``edge`` and ``stride`` say; ``edge`` then only
+    says how what sticks out is filled."""
 
     def __post_init__(self) -> None:
         if self.stride == 0:
@@ -120,6 +125,8 @@ class AxisGrid:
     @property
     def regular(self) -> bool:
         """Whether nominal starts are ``i * stride - overlap``, else ``i * stride``."""
+        if self.starts is not None:
+            return False
         return self.edge == "pad" or (self.trims and self.edge in ("shift", "clip"))
 
     @property
@@ -149,6 +156,8 @@ class AxisGrid:
 
     def __len__(self) -> int:
         """Return the number of tiles."""
+        if self.starts is not None:
+            return len(self.starts)
         if self.edge == "pad":
             return ceil_div(self.extent, self.stride)
         surplus = self.length - self.crop
@@ -161,6 +170,8 @@ class AxisGrid:
 
     def nominal(self, i: int) -> int:
         """Return the frame sample at which crop ``i`` starts before any clipping."""
+        if self.starts is not None:
+            return self.starts[i]
         slack = self.length - self.crop
         if self.edge == "squeeze":
             steps = len(self) - 1
@@ -187,26 +198,27 @@ class AxisGrid:
     def core(self, i: int) -> tuple[int, int]:
         """Return the image samples that tile ``i`` owns; cores partition what is covered."""
         last = len(self) - 1
-        return self._cut(i - 1) if i else 0, self.covered if i == last else self._cut(i)
+        return self._cut(i - 1) if i else max(0, self.nominal(0)), self.covered if i == last else self._cut(i)
 
     def _cut(self, i: int) -> int:
         """Return the image sample at which tile ``i + 1`` takes over from tile ``i``."""
         if self.regular:
             return (self._first + i + 1) * self.stride
-        if self.edge == "drop":
+        if self.edge == "drop" and self.starts is None:
             return (i + 1) * self.stride + self.overlap - self.margin[0]
         middle = (self.nominal(i) + self.nominal(i + 1) + self.crop) // 2 - self.margin[0]
-        return middle // self.quantum * self.quantum
+        # A given start may lie so far out that the middle does, too.
+        return min(max(middle // self.quantum * self.quantum, 0), self.covered)
 
     @property
     def covered(self) -> int:
-        """End of the last core, image samples; less than ``extent`` only for ``drop``."""
-        if self.edge != "drop":
+        """End of the last core, image samples; less than ``extent`` only for ``drop`` and given starts."""
+        if self.edge != "drop" and self.starts is None:
             return self.extent
         if not len(self):
             return 0
         stop = self.nominal(len(self) - 1) + self.crop
-        if stop == self.length:
+        if stop >= self.length:
             return self.extent
         return (stop - self.margin[0] - self.overlap) // self.quantum * self.quantum
 
@@ -228,6 +240,8 @@ class AxisGrid:
 
     def nominals(self) -> Ints:
         """Return `nominal` of all tiles at once."""
+        if self.starts is not None:
+            return self.starts.array()
         tiles, slack = np.arange(len(self), dtype=np.int64), self.length - self.crop
         if self.edge == "squeeze":
             return tiles * (slack // self.multiple) // max(1, len(self) - 1) * self.multiple
@@ -247,13 +261,13 @@ class AxisGrid:
         if rim is None:
             starts = self.nominals()
             cuts = (starts[:-1] + starts[1:] + self.crop) // 2 - self.margin[0]
-            cuts = cuts // self.quantum * self.quantum
+            cuts = np.clip(cuts // self.quantum * self.quantum, 0, self.covered)
             number = np.arange(len(cuts), dtype=np.int64)
             if self.regular:
                 cuts = (self._first + number + 1) * self.stride
-            elif self.edge == "drop":
+            elif self.edge == "drop" and self.starts is None:
                 cuts = (number + 1) * self.stride + self.overlap - self.margin[0]
-            ends = [0, self.covered] if len(starts) else []
+            ends = [max(0, int(starts[0])), self.covered] if len(starts) else []
             return np.concatenate((ends[:1], cuts)).astype(np.int64), np.concatenate((cuts, ends[1:])).astype(
                 np.int64
             )

@@ -24,6 +24,7 @@ import numpy as np
 
 from tilework.errors import TilingError
 from tilework.geometry import AxisGrid, Box, Tile, TileGrid, ceil_div
+from tilework.starts import Starts
 
 __all__ = ["AxisTable", "OutputPlan", "SourcePlan", "TilePlan", "box_sums"]
 
@@ -291,7 +292,7 @@ class TilePlan(Sequence[Tile]):
         version = data.pop("tilework_plan", None)
         if version != FORMAT:
             raise TilingError(f"this is no plan of format {FORMAT}; got format {version!r}.")
-        data["axes"] = tuple(AxisGrid(**a | {"margin": tuple(a["margin"])}) for a in data["axes"])
+        data["axes"] = tuple(_axis(**a) for a in data["axes"])
         data["outputs"] = tuple(
             OutputPlan(
                 None if o["rim"] is None else tuple(o["rim"]),
@@ -343,6 +344,11 @@ def box_sums(values: np.ndarray[Any, Any], ranges: Sequence[Sequence[Range]]) ->
         first, last = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         sums = before.take(last, axis) - before.take(first, axis)
     return sums
+
+
+def _axis(margin: Sequence[int], starts: dict[str, Any] | None = None, **values: Any) -> AxisGrid:
+    rule = starts and Starts(tuple((first, step, count) for first, step, count in starts["pieces"]))
+    return AxisGrid(margin=(margin[0], margin[1]), starts=rule or None, **values)
 
 
 @lru_cache(maxsize=8)

@@ -246,7 +246,7 @@ def make_layer(bound: BoundOutput, layout: Layout, request: Request) -> Layer:
             t, rim = d - n_each, plain.scaled(layout.rim[d])
             window = profile(windows[t], plain.length, rim, request.sigma_scale)
             plain = replace(plain, window=window)
-            if not isinstance(windows[t], str):
+            if not (isinstance(windows[t], str) or window[rim : len(window) - rim].all()):
                 plain.check_cover(layout.names[d])
         weights.append(plain)
     importance = None

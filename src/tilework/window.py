@@ -159,6 +159,7 @@ class AxisWeights:
     _cache: dict[Any, Floats] = field(default_factory=dict, compare=False, repr=False)
     _by_tile: dict[int, Floats] = field(default_factory=dict, compare=False, repr=False)
     _places: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
+    _near: list[Any] = field(default_factory=list, compare=False, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AxisWeights, (self.grid, self.window, self.rim, self.scale)
@@ -175,11 +176,16 @@ class AxisWeights:
 
     def scaled(self, x: int) -> int:
         """Return image position ``x`` in result samples, rounded up."""
-        return math.ceil(x * self.scale)
+        return x if self.scale == 1 else math.ceil(x * self.scale)
 
     def result(self, i: int) -> tuple[int, int]:
         """Return the result samples that tile ``i`` produces, padding included."""
         return self._spans(i)[0]
+
+    def lengths(self) -> list[int]:
+        """Return how many result samples each tile produces."""
+        _, _, _, firsts, lasts = self._tables[2].tolist()
+        return [self.scaled(b) - self.scaled(a) for a, b in zip(firsts, lasts, strict=True)]
 
     def support(self, i: int) -> tuple[int, int]:
         """Return the result samples where tile ``i`` has weight."""
@@ -191,13 +197,19 @@ class AxisWeights:
         if spans is None:
             if len(self._places) >= REMEMBERED:
                 self._places.clear()
-            valid, support = self.grid.valid(i), self.grid.support(i, self.rim)
+            start, stop, _, first, last = self._tables[2][:, i].tolist()
             spans = (
-                (self.scaled(valid[0]), self.scaled(valid[1])),
-                (self.scaled(support[0]), self.scaled(support[1])),
+                (self.scaled(first), self.scaled(last)),
+                (self.scaled(start), self.scaled(stop)),
             )
             self._places[i] = spans
         return spans
+
+    @property
+    def _tables(self) -> tuple[Any, ...]:
+        if not self._near:
+            self._near.append(_neighbours(self.grid, self.rim))
+        return self._near[0]  # type: ignore[no-any-return]
 
     def raw(self, i: int) -> Floats:
         """Return the weights of tile ``i`` over its support before normalising."""
@@ -227,14 +239,9 @@ class AxisWeights:
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return what the normalised weights of tile ``i`` depend on; interior tiles share one key."""
-        start, stop = self.grid.support(i, self.rim)
-        near = self.grid.touching(start, stop, self.rim)
-        return tuple((self._shape(k, start), k == i) for k in near)
-
-    def _shape(self, i: int, origin: int) -> tuple[int, ...]:
-        start, stop = self.grid.support(i, self.rim)
-        nominal = self.grid.nominal(i)
-        return start - origin, stop - origin, nominal - origin, *self.grid.borders(i)
+        first, last, places, borders = self._tables
+        a, b = first[i], last[i]
+        return i - a, (places[:, a:b] - places[0, i]).tobytes(), borders[:, a:b].tobytes()
 
     def weights(self, i: int) -> Floats:
         """Return the weights of tile ``i`` over its support; with all others they sum to 1."""
@@ -279,6 +286,23 @@ class AxisWeights:
                     f"every sample needs a positive weight from some crop; sample {start + hole[0]} on axis "
                     f"{axis} has none. Use more overlap, a smaller rim or a window that is positive there."
                 )
+
+
+def _neighbours(grid: AxisGrid, rim: int | None) -> tuple[Any, ...]:
+    """Return for all tiles which others their support meets (first, one past the last), and where all stand.
+
+    Places are starts and stops of supports, nominal starts, and starts and stops of results; borders say
+    which ends are the image's.
+    """
+    starts, stops = grid.supports(rim)
+    lows, highs = grid.reads()
+    valid = lows + grid.margin[0], highs - grid.margin[1]
+    borders = np.stack((valid[0] <= 0, valid[1] >= grid.extent))
+    if grid.edge == "pad":
+        borders[:] = False
+    first = np.searchsorted(stops, starts, side="right").tolist()
+    last = np.searchsorted(starts, stops, side="left").tolist()
+    return first, last, np.stack((starts, stops, grid.nominals(), *valid)), borders
 
 
 def accumulation_dtype(dtype: np.dtype[Any], kind: str) -> np.dtype[Any]:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tilework.geometry import Box, Tile
     from tilework.output import Output
     from tilework.plan import TilePlan
+    from tilework.probe_report import ProbeReport
+    from tilework.prober import probe
     from tilework.store import to_zarr
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "GridError": "errors",
     "MemoryBudgetError": "errors",
     "Output": "output",
+    "ProbeReport": "probe_report",
     "Tile": "geometry",
     "TilePlan": "plan",
     "TilingError": "errors",
@@ -42,6 +45,7 @@ _HOMES = {
     "from_torch": "fn",
     "load_once": "fn",
     "plan_tiles": "api",
+    "probe": "prober",
     "tiled_map": "api",
     "to_zarr": "store",
 }
@@ -54,6 +58,7 @@ __all__ = [
     "GridError",
     "MemoryBudgetError",
     "Output",
+    "ProbeReport",
     "Tile",
     "TilePlan",
     "TilingError",
@@ -61,6 +66,7 @@ __all__ = [
     "from_torch",
     "load_once",
     "plan_tiles",
+    "probe",
     "tiled_map",
     "to_zarr",
 ]

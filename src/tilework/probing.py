@@ -1,10 +1,11 @@
 """Probing a black box: its receptive field, translations that it commutes with, and the shape of its result.
 
 1. *look*: two calls on one crop (determinism), shape and dtype of the result, its scale and margin;
-2. *frame*: the rim of a crop is replaced; if something in the middle stays, all sides are read off at once;
-3. *slabs*: if nothing stays, one side at a time, and once with a longer crop: too large, or global?
-4. *translate*: crops rolled by 1, 2, 4, ... samples, compared away from their border;
-5. *refine*: many gaps in one crop, on the grid of translations and off it, until nothing new is seen.
+2. *frame*: per axis both ends of a crop are replaced, and how far that reaches is read off;
+3. *refine*: many gaps in one crop, until nothing new is seen;
+4. *slabs*: where nothing stays, one side at a time, and a longer crop: is it too large, or global?
+5. *shifts*: crops rolled by 1, 2, 4, ... samples, compared away from their border. Where it takes more than
+   one sample, *refine* again with walls on that grid, and one sample off it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from tilework.errors import ContractError
 from tilework.probe_answer import report_of
 from tilework.probe_inputs import AMPLITUDE, HUGE, Inputs
 from tilework.probe_report import ProbeReport
-from tilework.reach import Edge, Gaps, deepest, edges_of, gaps_along, largest, pairs
+from tilework.reach import Edge, Span, deepest, edges_along, gaps_along, largest
 from tilework.shifts import Shifts
 
 __all__ = ["Probing"]
@@ -41,7 +42,7 @@ __all__ = ["Probing"]
 # samples that they do not depend on; coarse types come without such transforms.
 LEAK, LEAK_COARSE = 64, 4
 # Draws in a row that must show nothing new before the search ends, and draws at most.
-QUIET, DRAWS = 3, 12
+QUIET, DRAWS = 4, 12
 # Change far from a wall over change at half the way, from which on the response counts as global.
 PLATEAU = 0.3
 
@@ -88,37 +89,32 @@ class Probing:
     def run(self) -> ProbeReport:
         """Call the function and return what was found."""
         self.look()
-        n = len(self.crops.crop)
-        frame = Gaps(self._frame(), self.crops.crop)
-        kinds = self._kinds(frame)
-        wide = any(self.observe(0, kind, frame) is None for kind in kinds)
         self.base("smooth")
         self.base("noise")
-        if wide:
-            self.edges.clear()
-            for axis in range(n):
-                self.slabs(axis, kinds)
-        else:
-            self.refine([1] * n, kinds)
+        n = len(self.crops.crop)
+        # An axis on which no result stays unchanged between two walls is looked at one side at a time.
+        wide = [not self.frame(axis) or not self.refine(axis) for axis in range(n)]
+        for axis in range(n):
+            if wide[axis]:
+                self.slabs(axis)
         shifts = Shifts(self)
         multiple = shifts.find()
-        if self.bounded and any(m > 1 for m in multiple):
-            if wide:
-                for axis in range(n):
-                    self.slabs(axis, kinds, multiple[axis])
-            else:
-                self.refine(multiple, kinds)
+        for axis, m in enumerate(multiple):
+            if self.bounded and m > 1:
+                if wide[axis]:
+                    self.slabs(axis, m)
+                else:
+                    self.refine(axis, m)
+                    self.refine(axis, m, 1)
         return report_of(self, multiple, commutes=shifts.commutes)
 
-    def _kinds(self, frame: Gaps) -> tuple[Kind, ...]:
-        """Return the perturbations to draw from."""
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Perturbations to draw from."""
         if self.tolerance is not None:
             return ("other", "ends")
-        if not all(t.kind in "fc" for t in self.crops.dtypes):
-            return ("other", "high", "low", "ends")
-        # A transform that spreads rounding spreads NaN too.
-        self.may_leak = not self.observe(0, "nan", frame)
-        return ("other", "high", "low", "huge")
+        floats = all(t.kind in "fc" for t in self.crops.dtypes)
+        return ("other", "high", "low", "huge" if floats else "ends")
 
     # -- 1. look ----------------------------------------------------------------------------------------
 
@@ -210,10 +206,14 @@ class Probing:
         eps = max(float(np.finfo(t).eps) for t in kinds)
         return eps * (LEAK_COARSE if eps > 1e-5 else LEAK)
 
-    def observe(self, base: int, kind: Kind, gaps: Gaps) -> list[Edge] | None:
-        """Replace all between ``gaps`` and read off the reaches; None where nothing in a gap stayed."""
+    def observe(self, axis: int, base: int, kind: Kind, spans: Sequence[Span]) -> list[Edge] | None:
+        """Replace all between ``spans`` along ``axis``; None where nothing in one of them stayed."""
+        keep = [np.ones(n, bool) for n in self.crops.crop]
+        keep[axis][:] = False
+        for a, b in spans:
+            keep[axis][a:b] = True
         try:
-            changes = self._changes(base, kind, gaps.keep())
+            changes = self._changes(base, kind, keep)
         except ContractError:
             raise
         except Exception as error:
@@ -225,43 +225,54 @@ class Probing:
         for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
             flat = r.flat(change)
             self.response = self.response or bool(flat.any())
-            limit = self._limit_for(kind, number, base, flat)
-            for gap in gaps.some(self.inputs.rng):
-                seen = edges_of(flat, limit, r, gap)
+            profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
+            limit = self._limit_for(kind, number, base, profile)
+            for gap in spans:
+                seen = edges_along(profile, limit, r, axis, gap)
                 if seen is None:
                     return None
                 self.places += 1
                 found += seen[0]
                 if kind in ("other", "ends"):
                     self.rounding = max(self.rounding, seen[1] / size_of(self.bases[base][1][number]))
-                    self.leaks = self.leaks or (
-                        self.may_leak and kind == "other" and _in_middle(flat, r, gap)
-                    )
+                    low, high = r.span(axis, *gap)
+                    third = (high - low) // 3
+                    spread = self.may_leak and bool(profile[low + third : high - third].any())
+                    self.leaks = self.leaks or (kind == "other" and spread)
         (self.nan if kind == "nan" else self.edges).extend(found)
         return found
 
-    def _frame(self, multiple: Sequence[int] | None = None) -> tuple[tuple[tuple[int, int], ...], ...]:
+    def frame(self, axis: int) -> bool:
+        """Replace both ends of the crop; return whether something in the middle stays."""
+        spans = self._frame(axis)
+        if self.tolerance is None and "huge" in self.kinds:
+            # A transform that spreads rounding spreads NaN too.
+            self.may_leak = not self.observe(axis, 0, "nan", spans)
+        first = [self.observe(axis, 0, kind, spans) for kind in self.kinds[:2]]
+        return None not in first
+
+    def _frame(self, axis: int, multiple: int | None = None) -> tuple[Span, ...]:
         """Return one gap in the middle of the crop, its walls an eighth of it or a bit more."""
-        spans = []
-        for d, n in enumerate(self.crops.crop):
-            m = 2 ** max(0, int(math.log2(max(1, n // 8)))) if multiple is None else multiple[d]
-            wall = max(n // 8, max(r.lost[d] for r in self.results) + 1)
-            spans.append(gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2))))
-        return tuple(spans)
+        n = self.crops.crop[axis]
+        m = 2 ** max(0, int(math.log2(max(1, n // 8)))) if multiple is None else multiple
+        wall = max(n // 8, max(r.lost[axis] for r in self.results) + 1)
+        return gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2)))
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
 
-    # -- 3. slabs ---------------------------------------------------------------------------------------
+    # -- 4. slabs ---------------------------------------------------------------------------------------
 
-    def slabs(self, axis: int, kinds: Sequence[Kind], multiple: int = 1) -> None:
+    def slabs(self, axis: int, multiple: int = 1) -> None:
         """Replace one end of the crop at a time; what changes at the other end depends on all of it."""
+        if multiple == 1:
+            self.edges = [e for e in self.edges if e.axis != axis]
         n = self.crops.crop[axis]
         wall = -(-max(1, n // 8) // multiple) * multiple
         for side in (0, 1):
             at = wall if side == 0 else n - wall
-            for kind in kinds:
+            for kind in self.kinds:
                 changes = self._changes(0, kind, self._kept(axis, side, at))
                 ends = []
                 for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
@@ -323,7 +334,7 @@ class Probing:
             "half way (normalisation, squeeze-excite, labelling)"
         )
 
-    # -- 5. refine --------------------------------------------------------------------------------------
+    # -- 3. refine --------------------------------------------------------------------------------------
 
     def reach(self, axis: int, side: int) -> int:
         """Return the largest reach seen so far."""
@@ -335,48 +346,27 @@ class Probing:
         found = largest(self.nan, axis, side)
         return 0 if found is None else found
 
-    def refine(self, multiple: Sequence[int], kinds: Sequence[Kind]) -> None:
-        """Look at many gaps per call, on the grid of translations, until nothing new is seen."""
-        quiet, number = 0, 0
-        while quiet < QUIET and number < DRAWS:
-            kind = kinds[number % len(kinds)]
-            base = len(self.bases) - 1 - number // len(kinds) % 2
-            quiet = quiet + 1 if not self._grew(base, kind, self._gaps(multiple)) else 0
+    def refine(self, axis: int, multiple: int = 1, residue: int = 0) -> bool:
+        """Look at many gaps per call until nothing new is seen; False where nothing stays unchanged."""
+        quiet, number, kinds = 0, len(self.kinds), self.kinds
+        while quiet < QUIET and number < len(kinds) + DRAWS:
+            # Begins with the perturbations that the frame has not seen.
+            kind = kinds[(number + 2) % len(kinds)]
+            base = len(self.bases) - 1 - number % 2
+            before = [self.reach(axis, side) for side in (0, 1)]
+            seen = self.observe(axis, base, kind, self._gaps(axis, multiple, residue))
+            if seen is None and self.observe(axis, base, kind, self._frame(axis, multiple)) is None:
+                return False
+            grown = [self.reach(axis, side) for side in (0, 1)] != before
+            quiet = 0 if grown else quiet + 1
             number += 1
-        if any(m > 1 for m in multiple):
-            for number, kind in enumerate((*kinds, *kinds)):
-                self._grew(
-                    len(self.bases) - 1, kind, self._gaps(multiple, 1 if number < len(kinds) else None)
-                )
-        if self.nan:
-            self.observe(len(self.bases) - 1, "nan", self._gaps(multiple))
+        return True
 
-    def _grew(self, base: int, kind: Kind, gaps: Gaps) -> bool:
-        sides = pairs(len(self.crops.crop))
-        before = [self.reach(*s) for s in sides]
-        if self.observe(base, kind, gaps) is None:
-            self.observe(base, kind, Gaps(self._frame(), self.crops.crop))
-        return [self.reach(*s) for s in sides] != before
-
-    def _gaps(self, multiple: Sequence[int], residue: int | None = 0) -> Gaps:
+    def _gaps(self, axis: int, multiple: int, residue: int) -> tuple[Span, ...]:
         """Return gaps with room for what was seen and half as much again."""
-        spans = []
-        for d, (n, m) in enumerate(zip(self.crops.crop, multiple, strict=True)):
-            lost = max(r.lost[d] for r in self.results)
-            seen = max(0, self.reach(d, 0)) + max(0, self.reach(d, 1)) + lost
-            wall = max(m, min(seen // 2 + 1, 8), lost + 1)
-            off = int(self.inputs.rng.integers(m)) if residue is None else min(residue, m - 1)
-            one = gaps_along(n, seen + seen // 2 + 2 * m + 8, wall, m, off)
-            if one[0][1] - one[0][0] <= seen + 2:
-                one = self._frame(multiple)[d]
-            spans.append(one)
-        return Gaps(tuple(spans), self.crops.crop)
-
-
-def _in_middle(flat: Array, result: ResultShape, gap: Sequence[tuple[int, int]]) -> bool:
-    """Return whether anything at all changed in the middle third of a gap."""
-    index = []
-    for d, (a, b) in enumerate(gap):
-        low, high = result.span(d, a, b)
-        index.append(slice(low + (high - low) // 3, high - (high - low) // 3))
-    return bool(flat[tuple(index)].any())
+        n = self.crops.crop[axis]
+        lost = max(r.lost[axis] for r in self.results)
+        seen = max(0, self.reach(axis, 0)) + max(0, self.reach(axis, 1)) + lost
+        wall = max(multiple, min(seen // 2 + 1, 8), lost + 1)
+        spans = gaps_along(n, seen + seen // 2 + 2 * multiple + 8, wall, multiple, min(residue, multiple - 1))
+        return spans if spans[0][1] - spans[0][0] > seen + 2 else self._frame(axis, multiple)

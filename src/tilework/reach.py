@@ -1,19 +1,18 @@
-"""How far results depend on inputs, read off which results changed when inputs beyond walls were replaced.
+"""How far results depend on inputs, read off which results changed when inputs behind walls were replaced.
 
-Inputs are kept in gaps and replaced in the walls between them. What a gap's inside still gets from outside
-eats into the unchanged results from each side::
+Along one axis inputs are kept in gaps and replaced in the walls between them. What a gap still gets from its
+walls eats into its unchanged results from both sides::
 
     inputs     ####|........gap.........|####      # replaced   . kept
     results    xxxxxxx|...unchanged..|xxxxxxxx     x changed
                    |--| before       |--| behind
 
 Replacing all that lies beyond is what cutting a crop does, moves medians, and wakes networks whose single
-inputs do nothing; many gaps in one crop look at many places in one call.
+inputs do nothing; many gaps, and all places along the other axes, are looked at in one call.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +22,9 @@ import numpy as np
 
 from tilework.blackbox import Array, ResultShape
 
-__all__ = ["Edge", "Gaps", "deepest", "edges_of", "gaps_along", "unchanged_box"]
+__all__ = ["Edge", "deepest", "edges_along", "gaps_along", "largest"]
 
 Span = tuple[int, int]
-# Gaps looked at in one call.
-MOST = 96
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,36 +40,6 @@ class Edge:
     """Image samples from there to the last changed result, it included."""
     cells: int
     """The same to the end of what that result covers: longer where results are coarser than the image."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gaps:
-    """Kept stretches of input along every tiled axis; a gap is a product of one per axis."""
-
-    spans: tuple[tuple[Span, ...], ...]
-    """Per axis: start and stop of each gap, samples of the crop."""
-    crop: tuple[int, ...]
-
-    def keep(self) -> list[Array]:
-        """Return per axis which samples are kept."""
-        masks = []
-        for spans, n in zip(self.spans, self.crop, strict=True):
-            mask = np.zeros(n, bool)
-            for a, b in spans:
-                mask[a:b] = True
-            masks.append(mask)
-        return masks
-
-    def some(self, rng: np.random.Generator) -> list[tuple[Span, ...]]:
-        """Return the gaps, or at most `MOST` of them, chosen at random."""
-        counts = [len(s) for s in self.spans]
-        total = math.prod(counts)
-        numbers = range(total) if total <= MOST else rng.choice(total, MOST, replace=False)
-        found = []
-        for number in numbers:
-            place = np.unravel_index(int(number), counts)
-            found.append(tuple(s[int(i)] for s, i in zip(self.spans, place, strict=True)))
-        return found
 
 
 def gaps_along(n: int, length: int, wall: int, multiple: int = 1, residue: int = 0) -> tuple[Span, ...]:
@@ -98,77 +65,39 @@ def gaps_along(n: int, length: int, wall: int, multiple: int = 1, residue: int =
     )
 
 
-def unchanged_box(changed: Array) -> list[Span] | None:
-    """Return a box without any change, peeled from outside layer by layer; None if nothing is left.
-
-    The layer with the largest share of changes goes first, so that the change that a wall makes along the
-    whole of its side is counted for that side, and not for its neighbours'.
-    """
-    low, high = [0] * changed.ndim, list(changed.shape)
-    while True:
-        view = changed[tuple(map(slice, low, high))]
-        if not view.size:
-            return None
-        if not view.any():
-            return list(zip(low, high, strict=True))
-        shares = [(float(view.take(-side, d).mean()), d, side) for d in range(view.ndim) for side in (0, 1)]
-        share, d, side = max(shares)
-        depth = 1
-        if not share:
-            depth, d, side = _nearest(view)
-        if side:
-            high[d] -= depth
-        else:
-            low[d] += depth
-
-
-def _nearest(view: Array) -> tuple[int, int, int]:
-    """Return depth, axis and side of the change that is nearest to a face."""
-    found = []
-    for d in range(view.ndim):
-        along = np.flatnonzero(view.any(axis=tuple(a for a in range(view.ndim) if a != d)))
-        found += [(int(along[0]) + 1, d, 0), (view.shape[d] - int(along[-1]), d, 1)]
-    return min(found)
-
-
-def edges_of(
-    change: Array, limit: float, result: ResultShape, gap: Sequence[Span]
+def edges_along(
+    profile: Array, limit: float, result: ResultShape, axis: int, gap: Span
 ) -> tuple[list[Edge], float] | None:
-    """Return how far each wall reaches into ``gap``, and the largest change where none counts.
+    """Return how far the walls of ``gap`` reach into it, and the largest change in what stays unchanged.
 
-    None where no result in the gap stays unchanged.
-
-    A change counts for a wall only where it lies well away from the walls of the other axes: near their
-    corner it might be theirs.
+    None where nothing in the gap stays unchanged.
 
     Parameters
     ----------
-    change : array over the result's tiled axes
+    profile : 1-D array
+        Largest change per result sample along the axis.
     limit : float
         Largest change that counts as none.
     """
-    spans = [
-        result.span(d, a - lost, b) for d, ((a, b), lost) in enumerate(zip(gap, result.lost, strict=True))
-    ]
-    part = change[tuple(slice(a, b) for a, b in spans)] > limit
-    box = unchanged_box(part)
-    if box is None:
+    start, stop = result.span(axis, gap[0] - result.lost[axis], gap[1])
+    changed = profile[start:stop] > limit
+    run = _longest(~changed)
+    if run is None:
         return None
     edges = []
-    rest = tuple(slice(s + a, s + b) for (s, _), (a, b) in zip(spans, box, strict=True))
-    for d, ((low, high), (a, b)) in enumerate(zip(box, gap, strict=True)):
-        index = [
-            slice(None) if k == d else slice(p + (q - p) // 4, q - (q - p) // 4)
-            for k, (p, q) in enumerate(box)
-        ]
-        along = np.any(part[tuple(index)], axis=tuple(k for k in range(part.ndim) if k != d))
-        start, scale = spans[d][0], result.scale[d]
-        before, behind = np.flatnonzero(along[:low]), np.flatnonzero(along[high:])
-        if before.size:
-            edges.append(_edge(d, 0, a, start + int(before[-1]), scale))
-        if behind.size:
-            edges.append(_edge(d, 1, b, start + high + int(behind[0]), scale))
-    return edges, float(change[rest].max())
+    before, behind = np.flatnonzero(changed[: run[0]]), np.flatnonzero(changed[run[1] :])
+    if before.size:
+        edges.append(_edge(axis, 0, gap[0], start + int(before[-1]), result.scale[axis]))
+    if behind.size:
+        edges.append(_edge(axis, 1, gap[1], start + run[1] + int(behind[0]), result.scale[axis]))
+    return edges, float(profile[start + run[0] : start + run[1]].max())
+
+
+def _longest(kept: Array) -> Span | None:
+    """Return the longest run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], kept.astype(np.int8), [0]))))
+    runs = [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    return max(runs, key=lambda run: run[1] - run[0], default=None)
 
 
 def _edge(axis: int, side: int, at: int, place: int, scale: Fraction) -> Edge:
@@ -195,8 +124,3 @@ def deepest(changed: Array, result: ResultShape, axis: int, side: int, at: int) 
 def largest(edges: Sequence[Edge], axis: int, side: int) -> int | None:
     """Return the largest reach seen from one side, None if nothing was."""
     return max((e.reach for e in edges if e.axis == axis and e.side == side), default=None)
-
-
-def pairs(n_axes: int) -> list[tuple[int, int]]:
-    """Return every axis with every side."""
-    return list(itertools.product(range(n_axes), (0, 1)))

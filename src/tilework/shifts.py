@@ -68,6 +68,9 @@ class Shifts:
 
         step = together if together is not None and moves(together) else None
         if step is None:
+            # A response without bounds moves nearly or not at all: no search finds more.
+            if not self._p.bounded:
+                return None
             return next((quantum * k for k in STEPS if moves(quantum * k)), None)
         divisors = [p for p in range(2, step // quantum + 1) if step // quantum % p == 0]
         while smaller := [p for p in divisors if step // quantum % p == 0 and moves(step // p)]:

@@ -83,7 +83,8 @@ KNOWN = {
     "box of 5": Known(lambda x: ndi.uniform_filter(x, 5), *same(2)),
     "box of 41, most of the crop": Known(lambda x: ndi.uniform_filter(x, 41), *same(20)),
     "box of 3, 5 and 7 in 3-D": Known(
-        lambda x: ndi.uniform_filter(x, (3, 5, 7)), (1, 2, 3), ((1, 1), (2, 2), (3, 3)), crop=(24, 24, 24), calls=34
+        lambda x: ndi.uniform_filter(x, (3, 5, 7)), (1, 2, 3), ((1, 1), (2, 2), (3, 3)),
+        crop=(24, 24, 24), calls=34,
     ),
     "stencil, 3 before and 2 behind": Known(
         lambda x: x + np.roll(x, 3, 0) + np.roll(x, -2, 1), (3, 2), ((3, 0), (0, 2))

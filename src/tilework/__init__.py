@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tilework.probe_report import ProbeReport
     from tilework.prober import probe
     from tilework.store import to_zarr
+    from tilework.viewer import view
 
 _HOMES = {
     "AlignmentError": "errors",
@@ -48,6 +49,7 @@ _HOMES = {
     "probe": "prober",
     "tiled_map": "api",
     "to_zarr": "store",
+    "view": "viewer",
 }
 
 __all__ = [
@@ -69,6 +71,7 @@ __all__ = [
     "probe",
     "tiled_map",
     "to_zarr",
+    "view",
 ]
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tilework.api import plan_tiles, tiled_map
+    from tilework.checking import CheckReport, check
     from tilework.errors import (
         AlignmentError,
         ContractError,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AlignmentError": "errors",
     "Box": "geometry",
+    "CheckReport": "checking",
     "ContractError": "errors",
     "CostWarning": "errors",
     "GridError": "errors",
@@ -43,6 +45,7 @@ _HOMES = {
     "TilePlan": "plan",
     "TilingError": "errors",
     "TilingWarning": "errors",
+    "check": "checking",
     "from_torch": "fn",
     "load_once": "fn",
     "plan_tiles": "api",
@@ -55,6 +58,7 @@ _HOMES = {
 __all__ = [
     "AlignmentError",
     "Box",
+    "CheckReport",
     "ContractError",
     "CostWarning",
     "GridError",
@@ -65,6 +69,7 @@ __all__ = [
     "TilePlan",
     "TilingError",
     "TilingWarning",
+    "check",
     "from_torch",
     "load_once",
     "plan_tiles",

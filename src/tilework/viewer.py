@@ -93,6 +93,11 @@ class View:
         self._tiles, self._number, self._verbose = tiles, number, verbose
 
     @property
+    def number(self) -> int:
+        """Which of the outputs of one call this is."""
+        return self._number
+
+    @property
     def size(self) -> int:
         """Number of samples."""
         return int(np.prod(self.shape, dtype=np.int64))

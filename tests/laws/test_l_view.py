@@ -118,6 +118,20 @@ def test_L2b_refuses_what_numpy_refuses(key: Any) -> None:
         view[key]
 
 
+def test_L2b_sums_of_many_blocks_are_added_in_one_order() -> None:
+    out = tw.tiled_map(
+        lambda x: np.cbrt(x - x.mean()),
+        picture(),
+        30,
+        stride=5,
+        blend="gaussian",
+        chunks=15,
+        reuse="recompute",
+    )
+    view = tw.view(out, verbose=False)
+    assert_same_bits(np.ascontiguousarray(view[31:60, 20:50]), out.compute()[31:60, 20:50].copy())
+
+
 @pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
 def test_L2b_every_source(kind: str, tmp_path: Path) -> None:
     image = source = picture()

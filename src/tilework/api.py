@@ -16,6 +16,7 @@ from tilework.arguments import (
 from tilework.auto import choose_overlap
 from tilework.boundary import Boundary
 from tilework.cost import fewest_calls
+from tilework.deviation import with_deviation
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning, wholes
 from tilework.fn import check_function, check_tile_keyword
 from tilework.geometry import Edge
@@ -64,6 +65,7 @@ def tiled_map(
     sigma_scale: float = 0.125,
     output: Outputs | None = None,
     dtype: Any = None,
+    disagreement: bool = False,
     batch_size: int | None = None,
     mask: Any = None,
     mask_scale: Any = None,
@@ -117,6 +119,9 @@ def tiled_map(
         What ``fn`` returns; left out, ``fn`` is called once on zeros to see.
     dtype : dtype, optional
         Short for ``output=Output(dtype)``: the crop's shape comes back; calls nothing.
+    disagreement : bool
+        For an averaging blend: also return how far overlapping predictions are apart, as their weighted
+        standard deviation (of the scores, where ``output`` reduces them). Costs no further call.
     batch_size : int, optional
         ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be short.
     mask : array of bool, optional
@@ -141,7 +146,7 @@ def tiled_map(
     Returns
     -------
     dask.array.Array, or tuple or dict of them
-        Lazy; untiled axes are one chunk.
+        Lazy; untiled axes are one chunk. With ``disagreement`` a pair: result and deviation.
 
     Raises
     ------
@@ -162,7 +167,7 @@ def tiled_map(
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
-    check_flags(pass_tile, name)
+    check_flags(pass_tile, name, disagreement)
     given = tuple(array) if isinstance(array, tuple) else (array,)
     if not given:
         raise TypeError("array must be an array, or a tuple of at least one; got ().")
@@ -185,6 +190,8 @@ def tiled_map(
         shown = call_on_zeros(fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None)
         declared = shown.outputs() if declared is None else declared
     bound = bind_outputs(declared, sources, layout, request, fill_value, shown.results if shown else None)
+    if disagreement:
+        fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     layers = tuple(make_layer(b, layout, request) for b in bound)
     plan = make_plan(sources, layout, request, [layer.bound for layer in layers])
     plan = plan if note is None else replace(plan, notes=(*plan.notes, note))

@@ -124,3 +124,16 @@ def test_what_it_cannot_compare() -> None:
         tw.tiled_map(lambda x: x * 1j, IMAGE, 24, 4, blend="hann", disagreement=True)
     with pytest.raises(TypeError, match="disagreement must be True or False"):
         tw.tiled_map(np.sqrt, IMAGE, 24, 4, blend="hann", disagreement="yes")
+
+
+def test_a_function_that_always_takes_a_batch_is_still_called_with_one() -> None:
+    class Batched:
+        batched = True
+
+        def __call__(self, batch: np.ndarray) -> np.ndarray:
+            assert batch.ndim == 3
+            return np.sqrt(batch)
+
+    out, deviation = tw.tiled_map(Batched(), IMAGE, 24, stride=10, blend="hann", disagreement=True)
+    np.testing.assert_allclose(out.compute(), np.sqrt(IMAGE), rtol=1e-6)
+    assert not deviation.compute().any()

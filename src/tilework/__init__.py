@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tilework.geometry import Box, Tile
     from tilework.output import Output
     from tilework.plan import TilePlan
+    from tilework.plot import compare, plot_seams, plot_window
     from tilework.probe_report import ProbeReport
     from tilework.prober import probe
     from tilework.store import to_zarr
@@ -46,9 +47,12 @@ _HOMES = {
     "TilingError": "errors",
     "TilingWarning": "errors",
     "check": "checking",
+    "compare": "plot",
     "from_torch": "fn",
     "load_once": "fn",
     "plan_tiles": "api",
+    "plot_seams": "plot",
+    "plot_window": "plot",
     "probe": "prober",
     "tiled_map": "api",
     "to_zarr": "store",
@@ -70,9 +74,12 @@ __all__ = [
     "TilingError",
     "TilingWarning",
     "check",
+    "compare",
     "from_torch",
     "load_once",
     "plan_tiles",
+    "plot_seams",
+    "plot_window",
     "probe",
     "tiled_map",
     "to_zarr",

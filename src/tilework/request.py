@@ -300,6 +300,8 @@ def make_plan(
                 (_ONE,) * n_each + b.scale,
                 untiled * b.accumulator().itemsize,
                 final * b.dtype.itemsize,
+                b.kind,
+                float(request.sigma_scale) if b.kind == "gaussian" else 0.125,
             )
         )
     source_plans = []

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from tilework.fn import from_torch, load_once
     from tilework.geometry import Box, Tile
+    from tilework.measuring import explain
     from tilework.output import Output
     from tilework.plan import TilePlan
     from tilework.plot import compare, plot_seams, plot_window
@@ -48,6 +49,7 @@ _HOMES = {
     "TilingWarning": "errors",
     "check": "checking",
     "compare": "plot",
+    "explain": "measuring",
     "from_torch": "fn",
     "load_once": "fn",
     "plan_tiles": "api",
@@ -75,6 +77,7 @@ __all__ = [
     "TilingWarning",
     "check",
     "compare",
+    "explain",
     "from_torch",
     "load_once",
     "plan_tiles",

@@ -297,8 +297,12 @@ class TilePlan(Sequence[Tile]):
         data["mask"] = None if data["mask"] is None else base64.b64decode(data["mask"])
         return cls(**data)
 
-    def explain(self) -> str:
+    def explain(self, *, measure: bool = False) -> str:
         """Return what the run does and costs, as text."""
+        if measure:
+            raise TilingError(
+                "a plan has no function to run; measure its result: tw.explain(out, measure=True)."
+            )
         from tilework.cost import explain
 
         return explain(self)

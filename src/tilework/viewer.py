@@ -20,12 +20,12 @@ from tilework.graph import find_spec
 from tilework.source import BlockSource, MemorySource
 from tilework.spec import Spec
 
-__all__ = ["View", "view"]
+__all__ = ["TileRunner", "View", "view"]
 
 Array = np.ndarray[Any, Any]
 
 
-class _Tiles:
+class TileRunner:
     """Runs tiles of one `Spec` and keeps their results, the least recently used dropped beyond a limit."""
 
     def __init__(self, spec: Spec, limit: int) -> None:
@@ -48,17 +48,22 @@ class _Tiles:
         return found
 
     def _run(self, tiles: Sequence[Tile]) -> list[tuple[int, list[Array] | None]]:
-        spec = self.spec
-        ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
-        skipped: list[int] = []
         with CHUNKS.active():
-            crops = [
-                Crops(spec, k, ranges, self._given(k, ranges), len(tiles)) for k in range(len(spec.sources))
-            ]
-            # Copies: a result may be a view of a whole batch, which would be kept with it.
-            ran = [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(spec, tiles, crops, skipped)]
-        self.ran += len(ran)
-        return [*ran, *((number, None) for number in skipped)]
+            found = self.call(tiles, self.crops(tiles))
+        ran = {number for number, _ in found}
+        self.ran += len(found)
+        return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
+
+    def crops(self, tiles: Sequence[Tile]) -> list[Crops]:
+        """Return what the crops of ``tiles`` are cut out of, one per source."""
+        ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
+        numbers = range(len(self.spec.sources))
+        return [Crops(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
+
+    def call(self, tiles: Sequence[Tile], crops: Sequence[Crops]) -> list[tuple[int, list[Array] | None]]:
+        """Return number and results of every tile that the skip predicate does not leave out."""
+        # Copies: a result may be a view of a whole batch, which would be kept with it.
+        return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [])]
 
     def _given(self, number: int, ranges: Sequence[tuple[int, int]]) -> Any:
         """Return what a task would be given of a source that it does not read itself."""
@@ -86,7 +91,7 @@ class _Tiles:
 class View:
     """A lazy result as an array to look at; made by `view`."""
 
-    def __init__(self, array: Any, tiles: _Tiles, number: int, *, verbose: bool) -> None:
+    def __init__(self, array: Any, tiles: TileRunner, number: int, *, verbose: bool) -> None:
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = array.dtype
         self.ndim = len(self.shape)
@@ -215,7 +220,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     members = (
         out if isinstance(out, Mapping) else dict(enumerate(out if isinstance(out, tuple | list) else (out,)))
     )
-    held: dict[str, _Tiles] = {}
+    held: dict[str, TileRunner] = {}
     views: dict[Any, View] = {}
     limit = parse_bytes("cache", cache)
     for key, array in members.items():
@@ -226,7 +231,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
                 "looked at by indexing the view: view(out)[0] > 0.5."
             )
         spec, _, name = found
-        tiles = held.setdefault(name, _Tiles(spec, limit))
+        tiles = held.setdefault(name, TileRunner(spec, limit))
         number = next(
             k
             for k, layer in enumerate(spec.layers)

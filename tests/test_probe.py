@@ -70,7 +70,7 @@ class Known:
     multiple: int = 1
     crop: tuple[int, ...] = (64, 64)
     options: dict[str, Any] = field(default_factory=dict)
-    calls: int = 25
+    calls: int = 30
     """More calls of the function than this are too many."""
 
 
@@ -84,7 +84,7 @@ KNOWN = {
     "box of 41, most of the crop": Known(lambda x: ndi.uniform_filter(x, 41), *same(20)),
     "box of 3, 5 and 7 in 3-D": Known(
         lambda x: ndi.uniform_filter(x, (3, 5, 7)), (1, 2, 3), ((1, 1), (2, 2), (3, 3)),
-        crop=(24, 24, 24), calls=34,
+        crop=(24, 24, 24), calls=40,
     ),
     "stencil, 3 before and 2 behind": Known(
         lambda x: x + np.roll(x, 3, 0) + np.roll(x, -2, 1), (3, 2), ((3, 0), (0, 2))
@@ -101,14 +101,14 @@ KNOWN = {
     "median of bytes": Known(lambda x: ndi.median_filter(x, 3), *same(1), options={"dtype": "uint8"}),
     "largest of 7 x 7": Known(lambda x: ndi.maximum_filter(x, 7), *same(3)),
     "grey opening of 5 in 1-D": Known(
-        lambda x: ndi.grey_opening(x, 5), *same(4, 1), crop=(256,), calls=28
+        lambda x: ndi.grey_opening(x, 5), *same(4, 1), crop=(256,), calls=32
     ),
     "binary opening of 3 x 3": Known(
-        lambda x: ndi.binary_opening(x, np.ones((3, 3))), *same(2), options={"dtype": bool}, calls=28
+        lambda x: ndi.binary_opening(x, np.ones((3, 3))), *same(2), options={"dtype": bool}, calls=32
     ),
-    "pooling by 4": Known(lambda x: pooled(x, 4), (0, 0), ((3, 3), (3, 3)), 4, calls=48),
+    "pooling by 4": Known(lambda x: pooled(x, 4), (0, 0), ((3, 3), (3, 3)), 4, calls=54),
     # Coarse neighbours: 4 + 1 samples of the fine box beyond the coarse cell, 1 of the last box before it.
-    "U-shaped, pooling by 4": Known(unet, (12, 12), ((9, 9), (9, 9)), 4, calls=48),
+    "U-shaped, pooling by 4": Known(unet, (12, 12), ((9, 9), (9, 9)), 4, calls=54),
     "local contrast, integers": Known(
         lambda x: x.astype(np.int32) - ndi.minimum_filter(x, 9), *same(4), options={"dtype": "uint16"}
     ),
@@ -162,6 +162,60 @@ def test_less_overlap_is_not_exact(name: str) -> None:
     less = known.overlap[0] - known.multiple
     out = tw.tiled_map(known.fn, image, known.crop, less, multiple=known.multiple, dtype="float32")
     assert np.abs(out.compute() - known.fn(image)).max() > 1e-4
+
+
+def shifted(x: Array, offset: int) -> Array:
+    """Return ``y[i] = x[i + offset]``, 0 where there is no such sample."""
+    out = np.zeros_like(x)
+    n = len(x)
+    out[max(0, -offset) : n - max(0, offset)] = x[max(0, offset) : n - max(0, -offset)]
+    return out
+
+
+def test_padding_inside_the_function_counts_though_no_input_reaches_that_far() -> None:
+    """Moved by 5, by 9 the other way and back: each sample depends on itself alone, and both ends of a crop are lost."""
+
+    def there_and_back(x: Array) -> Array:
+        return shifted(shifted(shifted(x, 5), -9), 4)
+
+    report = tw.probe(there_and_back, (64,))
+    assert report.sides == ((0, 0),)
+    assert report.borders == ((5, 4),)
+    assert (report.overlap, report.exact) == ((5,), True)
+    image = np.random.default_rng(0).random(300).astype(np.float32)
+    exact = tw.tiled_map(there_and_back, image, 64, "auto").compute()
+    np.testing.assert_array_equal(exact, there_and_back(image))
+    assert (tw.tiled_map(there_and_back, image, 64, 4, dtype="float32").compute() != exact).any()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_chains_of_stencils_and_pools_are_exact_at_what_was_found_and_not_below(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    steps: list[tuple[Any, Any]] = []
+    for _ in range(rng.integers(1, 4)):
+        offsets = sorted(set(rng.integers(-4, 5, rng.integers(1, 4)).tolist()))
+        steps.append((offsets, rng.uniform(0.2, 1, len(offsets))))
+        if rng.random() < 0.5:
+            steps.append((None, int(rng.choice([2, 3, 4]))))
+
+    def fn(x: Array) -> Array:
+        for offsets, weights in steps:
+            if offsets is None:
+                m, n = weights, len(x) // weights * weights
+                x = np.concatenate((x[:n].reshape(-1, m).mean(1).repeat(m), x[n:]))
+            else:
+                x = sum(w * shifted(x, o) for o, w in zip(offsets, weights, strict=True))
+        return x
+
+    report = tw.probe(fn, (96,), dtype="float64", seed=seed)
+    assert report.exact, report
+    image = np.random.default_rng(99).random(96 * 5)
+    (overlap,), (multiple,) = report.overlap, report.multiple
+    out = tw.tiled_map(fn, image, 96, overlap, multiple=multiple, dtype=float)
+    np.testing.assert_allclose(out.compute(), fn(image), atol=1e-12)
+    if overlap:
+        less = tw.tiled_map(fn, image, 96, overlap - multiple, multiple=multiple, dtype=float)
+        assert not np.allclose(less.compute(), fn(image), atol=1e-12)
 
 
 # -- shapes of results ------------------------------------------------------------------------------------
@@ -243,7 +297,7 @@ def test_a_global_response_is_unbounded(name: str) -> None:
     assert "global" in str(report)
     assert "blend" in str(report)
     assert report.overlap == (16, 16)
-    assert report.calls <= 48
+    assert report.calls <= 54
 
 
 def test_overlap_auto_warns_where_no_overlap_is_exact() -> None:
@@ -373,7 +427,7 @@ def test_dncnn(size: str, reach: int) -> None:
     report = tw.probe(dncnn(size), (64, 64), image)
     assert report.sides == ((reach, reach), (reach, reach))
     assert (report.overlap, report.multiple, report.exact) == ((reach, reach), (1, 1), True)
-    assert report.calls <= 25
+    assert report.calls <= 30
     if size == "6M":
         out = tw.tiled_map(dncnn(size), image, 64, "auto")
         assert np.abs(out.compute() - dncnn(size)(image)).max() < 1e-5
@@ -386,7 +440,7 @@ def test_deepcr_needs_8_from_even_starts() -> None:
     report = tw.probe(deepcr(), (64, 64), image)
     assert (report.multiple, report.sides) == ((2, 2), ((9, 9), (9, 9)))
     assert (report.overlap, report.exact) == ((8, 8), True)
-    assert report.calls <= 48
+    assert report.calls <= 54
     out = tw.tiled_map(deepcr(), image, 64, "auto")
     assert np.abs(out.compute() - deepcr()(image)).max() < 1e-5
 
@@ -399,7 +453,7 @@ def test_realesr_doubles() -> None:
     assert (report.scale, report.multiple) == ((2, 2), (1, 1))
     assert report.output == tw.Output("float32", scale=2)
     assert report.overlap in ((18, 18), (19, 19))
-    assert report.calls <= 28
+    assert report.calls <= 32
     out = tw.tiled_map(realesr_x2(), image, (80, 80), "auto")
     assert np.abs(out.compute() - realesr_x2()(image)).max() < 1e-4
 

@@ -19,7 +19,7 @@ __all__ = ["report_of"]
 def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeReport:
     """Return what was found, in the words of `tiled_map`."""
     n, crop = len(p.crops.crop), p.crops.crop
-    sides, margin, overlap = [], [], []
+    sides, margin, overlap, borders = [], [], [], []
     for d in range(n):
         lost, m = max(r.lost[d] for r in p.results), multiple[d]
         before, behind = (largest(p.edges, d, side) for side in (0, 1))
@@ -28,10 +28,15 @@ def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeRe
             lo = min(max((behind - before) // 2, 0), lost)
         # Cores start and end on the grid of translations: only what reaches over a cell counts.
         need = max(_cells(p, d, 0, m) + lo, _cells(p, d, 1, m) - lo, lo, lost - lo)
+        border = [
+            max((e.cells for e in p.borders if (e.axis, e.side) == (d, side)), default=0) for side in (0, 1)
+        ]
+        need = max(need, border[0] + lo, border[1] - lo)
         if not p.bounded:
             need = max(crop[d] // 4, lo, lost - lo)
         overlap.append(lo + -(-(need - lo) // m) * m)
         margin.append((lo, lost - lo))
+        borders.append((max(0, border[0] + lo * bool(border[0])), max(0, border[1] - lo)))
         sides.append((max(0, (before or 0) + lo), max(0, (behind or 0) - lo)))
     nan = None
     if p.nan:
@@ -40,7 +45,7 @@ def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeRe
             for d, (lo, _) in enumerate(margin)
         )
     return ProbeReport(
-        p.crops.names, crop, tuple(overlap), tuple(sides), tuple(multiple),
+        p.crops.names, crop, tuple(overlap), tuple(sides), tuple(borders), tuple(multiple),
         tuple(p.results[0].scale), tuple(margin), p.box.outputs(_declared(p, margin)),
         p.bounded, commutes, p.noise == 0, p.noise, p.response, p.box.calls, p.draws,
         p.places, p.amplitude,

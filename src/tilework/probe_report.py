@@ -30,6 +30,9 @@ class ProbeReport:
     crop, for blending."""
     sides: Pairs
     """Samples before and behind an output sample on which it depends, per axis: the largest seen."""
+    borders: Pairs
+    """Samples at the start and end of a crop whose results its border changes, per axis: padding inside the
+    function may reach farther than any input, and then decides the overlap."""
     multiple: Lengths
     """Samples by which the function commutes with translation, per axis."""
     scale: tuple[Fraction, ...]
@@ -83,6 +86,8 @@ class ProbeReport:
             ("multiple", self.multiple if self.commutes else ["-"] * len(self.crop)),
             ("scale", self.scale),
         ]
+        if self.bounded and self.borders != self.sides:
+            rows.insert(4, ("border", [f"{a}, {b}" for a, b in self.borders]))
         if any(map(any, self.margin)):
             rows.append(("margin", [f"{a}+{b}" for a, b in self.margin]))
         lines = [f"axis       {_row(self.names)}", *(f"{name:<10} {_row(values)}" for name, values in rows)]

@@ -5,14 +5,17 @@
 3. *refine*: many gaps in one crop, until nothing new is seen;
 4. *slabs*: where nothing stays, one side at a time, and a longer crop: is it too large, or global?
 5. *shifts*: crops rolled by 1, 2, 4, ... samples, compared away from their border. Where it takes more than
-   one sample, *refine* again with walls on that grid, and one sample off it.
+   one sample, *refine* again with walls on that grid, and off it;
+6. *border*: two crops that share most of their samples. What padding inside the function does near a crop's
+   border may reach farther than any input does: a shift to the left and one to the right depend on nothing
+   near, and still lose both ends.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -32,9 +35,10 @@ from tilework.blackbox import (
 from tilework.errors import ContractError
 from tilework.probe_answer import report_of
 from tilework.probe_inputs import AMPLITUDE, HUGE, Inputs
+from tilework.probe_longer import why_open
 from tilework.probe_report import ProbeReport
 from tilework.reach import Edge, Span, deepest, edges_along, gaps_along, largest
-from tilework.shifts import Shifts
+from tilework.shifts import SLACK, Shifts
 
 __all__ = ["Probing"]
 
@@ -43,8 +47,6 @@ __all__ = ["Probing"]
 LEAK, LEAK_COARSE = 64, 4
 # Draws in a row that must show nothing new before the search ends, and draws at most.
 QUIET, DRAWS = 4, 12
-# Change far from a wall over change at half the way, from which on the response counts as global.
-PLATEAU = 0.3
 
 Kind = str
 
@@ -61,6 +63,8 @@ class Probing:
     edges: list[Edge] = field(default_factory=list)
     """Every reach that was read off."""
     nan: list[Edge] = field(default_factory=list)
+    borders: list[Edge] = field(default_factory=list)
+    """How far the border of a crop reaches into its results."""
     bases: list[tuple[list[Array], list[Array]]] = field(default_factory=list)
     """Unperturbed crops and the results of the function."""
     notes: list[str] = field(default_factory=list)
@@ -105,7 +109,10 @@ class Probing:
                     self.slabs(axis, m)
                 else:
                     self.refine(axis, m)
-                    self.refine(axis, m, 1)
+                    self.refine(axis, m, aligned=False)
+        if self.bounded and shifts.commutes:
+            for axis, m in enumerate(multiple):
+                self.border(axis, m)
         return report_of(self, multiple, commutes=shifts.commutes)
 
     @property
@@ -156,7 +163,7 @@ class Probing:
         for place in places:
             keep = [np.ones(m, bool) for m in self.crops.crop]
             keep[d][place - width // 2 : place - width // 2 + width] = False
-            changes = self._changes(0, "other", keep)
+            changes = self.changes(0, "other", keep)
             centres.append([centre_of(r.flat(c), d) for r, c in zip(self.results, changes, strict=True)])
         for r, a, b in zip(self.results, *centres, strict=True):
             length = r.lengths()[d]
@@ -165,7 +172,7 @@ class Probing:
 
     # -- draws ------------------------------------------------------------------------------------------
 
-    def _changes(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Array]:
+    def changes(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Array]:
         """Return the differences that replacing all but ``keep`` makes, one array per result."""
         crops, before = self.bases[base]
         after = self.box(self.inputs.mixed(crops, self.inputs.other(kind), keep))
@@ -213,7 +220,7 @@ class Probing:
         for a, b in spans:
             keep[axis][a:b] = True
         try:
-            changes = self._changes(base, kind, keep)
+            changes = self.changes(base, kind, keep)
         except ContractError:
             raise
         except Exception as error:
@@ -273,7 +280,7 @@ class Probing:
         for side in (0, 1):
             at = wall if side == 0 else n - wall
             for kind in self.kinds:
-                changes = self._changes(0, kind, self._kept(axis, side, at))
+                changes = self.changes(0, kind, self.kept(axis, side, at))
                 ends = []
                 for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
                     flat = r.flat(change)
@@ -285,54 +292,14 @@ class Probing:
                         self.edges.append(edge)
                 if any(ends):
                     self.bounded = False
-                    self._note(self._why_open(axis, kind))
+                    self._note(why_open(self, axis, kind))
                     return
 
-    def _kept(self, axis: int, side: int, at: int) -> list[Array]:
+    def kept(self, axis: int, side: int, at: int) -> list[Array]:
+        """Return per axis which samples are kept where those beyond ``at`` are replaced."""
         keep = [np.ones(m, bool) for m in self.crops.crop]
         keep[axis][slice(0, at) if side == 0 else slice(at, None)] = False
         return keep
-
-    def _why_open(self, axis: int, kind: Kind) -> str:
-        """Return whether the response is global or the crop too short, by a crop of twice the length."""
-        n, name = self.crops.crop[axis], self.crops.names[axis]
-        short = f"on axis {name} the response reaches the border of the crop of {n}"
-        crop = tuple(2 * m if d == axis else m for d, m in enumerate(self.crops.crop))
-        shapes = tuple(
-            tuple(2 * m if a == tiled[axis] else m for a, m in enumerate(shape))
-            for shape, tiled in zip(self.crops.shapes, self.crops.tiled, strict=True)
-        )
-        crops = replace(self.crops, crop=crop, shapes=shapes)
-        longer = Inputs(crops, self.inputs.values, [None] * len(shapes), self.inputs.rng)
-        probe = Probing(self.box, longer, self.tolerance, results=[])
-        try:
-            probe.look()
-            at = max(1, n // 8)
-            changes = probe._changes(0, kind, probe._kept(axis, 0, at))
-        except Exception as error:
-            return f"{short}, and a longer one was refused ({type(error).__name__}): unbounded, or too large"
-        finally:
-            self.draws += probe.draws
-        ratio = 0.0
-        for number, (change, r) in enumerate(zip(changes, probe.results, strict=True)):
-            flat = r.flat(change)
-            edge, end = deepest(flat > probe.limit(number), r, axis, 0, at)
-            if not end:
-                continue
-            profile = flat.mean(axis=tuple(k for k in range(flat.ndim) if k != axis))
-            quarter = len(profile) // 4
-            ratio = max(
-                ratio, float(profile[-quarter:].mean() / max(profile[quarter : 2 * quarter].mean(), 1e-300))
-            )
-        reach = max((e.reach for e in [edge] if e is not None), default=0)
-        if not ratio:
-            return f"{short}: give a larger crop, more than {2 * reach} (it reaches {reach} samples)"
-        if ratio < PLATEAU:
-            return f"{short} and of {2 * n}, ever weaker: give a larger crop or a tolerance"
-        return (
-            f"the response is global on axis {name}: it is as strong at the far end of a crop of {2 * n} as "
-            "half way (normalisation, squeeze-excite, labelling)"
-        )
 
     # -- 3. refine --------------------------------------------------------------------------------------
 
@@ -346,7 +313,7 @@ class Probing:
         found = largest(self.nan, axis, side)
         return 0 if found is None else found
 
-    def refine(self, axis: int, multiple: int = 1, residue: int = 0) -> bool:
+    def refine(self, axis: int, multiple: int = 1, *, aligned: bool = True) -> bool:
         """Look at many gaps per call until nothing new is seen; False where nothing stays unchanged."""
         quiet, number, kinds = 0, len(self.kinds), self.kinds
         while quiet < QUIET and number < len(kinds) + DRAWS:
@@ -354,7 +321,15 @@ class Probing:
             kind = kinds[(number + 2) % len(kinds)]
             base = len(self.bases) - 1 - number % 2
             before = [self.reach(axis, side) for side in (0, 1)]
-            seen = self.observe(axis, base, kind, self._gaps(axis, multiple, residue))
+            spans = self._gaps(axis, multiple)
+            if not aligned:
+                # One sample off the grid shows most; the others in turn.
+                off = [
+                    1 if (k + number) % 2 else int(self.inputs.rng.integers(multiple))
+                    for k in range(len(spans))
+                ]
+                spans = tuple((a + r, b - r) for (a, b), r in zip(spans, off, strict=True))
+            seen = self.observe(axis, base, kind, spans)
             if seen is None and self.observe(axis, base, kind, self._frame(axis, multiple)) is None:
                 return False
             grown = [self.reach(axis, side) for side in (0, 1)] != before
@@ -362,11 +337,36 @@ class Probing:
             number += 1
         return True
 
-    def _gaps(self, axis: int, multiple: int, residue: int) -> tuple[Span, ...]:
+    def _gaps(self, axis: int, multiple: int) -> tuple[Span, ...]:
         """Return gaps with room for what was seen and half as much again."""
         n = self.crops.crop[axis]
         lost = max(r.lost[axis] for r in self.results)
         seen = max(0, self.reach(axis, 0)) + max(0, self.reach(axis, 1)) + lost
         wall = max(multiple, min(seen // 2 + 1, 8), lost + 1)
-        spans = gaps_along(n, seen + seen // 2 + 2 * multiple + 8, wall, multiple, min(residue, multiple - 1))
+        spans = gaps_along(n, seen + seen // 2 + 4 * multiple + 8, wall, multiple)
         return spans if spans[0][1] - spans[0][0] > seen + 2 else self._frame(axis, multiple)
+
+    # -- 6. border --------------------------------------------------------------------------------------
+
+    def border(self, axis: int, multiple: int) -> None:
+        """Compare crops that start a third of their length apart, where both have a result."""
+        n = self.crops.crop[axis]
+        step = max(multiple, n // 3 // multiple * multiple)
+        keep = [np.ones(m, bool) for m in self.crops.crop]
+        keep[axis][n - step :] = False
+        shift = [-step if d == axis else 0 for d in range(len(keep))]
+        for base in (len(self.bases) - 1, len(self.bases) - 2):
+            crops, before = self.bases[base]
+            moved = self.inputs.mixed(self.inputs.rolled(crops, shift), self.inputs.other("other"), keep)
+            after = self.box(moved)
+            for number, (a, b, r) in enumerate(zip(before, after, self.results, strict=True)):
+                along, steps = r.axes[axis], int(step * r.scale[axis])
+                flat = r.flat(difference(a, np.roll(b, steps, along)))
+                profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
+                profile[:steps] = np.inf
+                seen = edges_along(profile, SLACK * self.limit(number, base), r, axis, (step, n))
+                if seen is None:
+                    self._note(f"on axis {self.crops.names[axis]} the border of a crop reaches all of it")
+                    self.bounded = False
+                    return
+                self.borders += seen[0]

@@ -42,11 +42,11 @@ class Edge:
     """The same to the end of what that result covers: longer where results are coarser than the image."""
 
 
-def gaps_along(n: int, length: int, wall: int, multiple: int = 1, residue: int = 0) -> tuple[Span, ...]:
+def gaps_along(n: int, length: int, wall: int, multiple: int = 1) -> tuple[Span, ...]:
     """Return gaps of about ``length`` samples between walls of at least ``wall``, over ``n`` samples.
 
-    Gaps start at multiples of ``multiple`` plus ``residue`` and stop, mirrored, at multiples less
-    ``residue`` counted from the end of the crop, which is where crops start and stop. One gap if no more fit.
+    Gaps start at multiples of ``multiple`` and stop at multiples counted from the end of the crop, which is
+    where crops start and stop. One gap if no more fit.
 
     Examples
     --------
@@ -56,13 +56,10 @@ def gaps_along(n: int, length: int, wall: int, multiple: int = 1, residue: int =
     wall = -(-wall // multiple) * multiple
     length = -(-length // multiple) * multiple
     tail = n % multiple
-    count = max(1, (n - wall - tail - 2 * residue) // (length + wall))
+    count = max(1, (n - wall - tail) // (length + wall))
     if count == 1:
-        return ((wall + residue, n - wall - residue),)
-    return tuple(
-        (a + residue, a + length + tail - residue)
-        for a in range(wall, wall + count * (length + wall), length + wall)
-    )
+        return ((wall, n - wall),)
+    return tuple((a, a + length + tail) for a in range(wall, wall + count * (length + wall), length + wall))
 
 
 def edges_along(

@@ -13,7 +13,7 @@ from tilework.blackbox import Array, difference
 if TYPE_CHECKING:
     from tilework.probing import Probing
 
-__all__ = ["Shifts"]
+__all__ = ["SLACK", "Shifts"]
 
 # In this order every divisor stands before its multiples, and what networks pool by comes first.
 STEPS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36)
@@ -116,7 +116,9 @@ class Shifts:
             elif p.bounded:
                 # Off the grid of translations the reach may be longer, by less than the step.
                 before, behind = (1 + max(0, p.reach(d, side), p.nan_reach(d, side)) for side in (0, 1))
-                low, high = 2 * k + before, n - r.lost[d] - k - behind
+                # Padding inside the function may reach farther than inputs do: stay away as far as possible.
+                room = n - r.lost[d] - 3 * k - before - behind
+                low, high = 2 * k + before + room // 4, n - r.lost[d] - k - behind - room // 4
                 region.append(r.span(d, low, high))
             else:
                 region.append(r.span(d, n // 4 + k, n - n // 4))

@@ -19,8 +19,8 @@ Array = np.ndarray[Any, Any]
 AMPLITUDE = 100.0
 # And how far where that is not mistaken for a response: rounding grows with it too.
 HUGE = 1e4
-# Width of the flat patches in a smooth base image, samples: opening and closing answer only to shapes.
-PATCH = 6
+# Width of the blobs in a smooth base image, samples: opening and closing answer only to shapes.
+PATCH = 4
 # Range of integers wider than 8 bits: 12 bits, as cameras have.
 LEVELS = 4095
 
@@ -37,7 +37,7 @@ class Inputs:
     rng: np.random.Generator
 
     def base(self, kind: str) -> list[Array]:
-        """Return one crop per source: "noise", "smooth" (flat patches and noise) or "real" if there is."""
+        """Return one crop per source: "noise", "smooth" (blobs) or "real" if there is."""
         return [self._base(k, kind) for k in range(len(self.crops.shapes))]
 
     def _base(self, k: int, kind: str) -> Array:
@@ -47,12 +47,11 @@ class Inputs:
         shape, tiled = self.crops.shapes[k], self.crops.tiled[k]
         unit = self.rng.random(shape)
         if kind == "smooth":
-            coarse = [-(-n // PATCH) if a in tiled else n for a, n in enumerate(shape)]
-            patches = self.rng.random(coarse)
             for axis in tiled:
-                patches = patches.repeat(PATCH, axis)
-            patches = patches[tuple(slice(n) for n in shape)]
-            unit = np.where(self.rng.random(shape) < 0.02, unit, 0.9 * patches + 0.1 * unit)
+                steps = range(min(PATCH, shape[axis]))
+                unit = np.sum([np.roll(unit, step, axis) for step in steps], axis=0)
+            low, high = unit.min(initial=np.inf), unit.max(initial=-np.inf)
+            unit = (unit - low) / max(high - low, 1e-300)
         return self._typed(k, unit)
 
     def other(self, kind: str) -> list[Array]:

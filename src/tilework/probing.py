@@ -343,7 +343,9 @@ class Probing:
         lost = max(r.lost[axis] for r in self.results)
         seen = max(0, self.reach(axis, 0)) + max(0, self.reach(axis, 1)) + lost
         wall = max(multiple, min(seen // 2 + 1, 8), lost + 1)
-        spans = gaps_along(n, seen + seen // 2 + 4 * multiple + 8, wall, multiple)
+        spans = gaps_along(
+            n, seen + seen // 2 + 2 * multiple + (8 if multiple == 1 else 2 * multiple), wall, multiple
+        )
         return spans if spans[0][1] - spans[0][0] > seen + 2 else self._frame(axis, multiple)
 
     # -- 6. border --------------------------------------------------------------------------------------

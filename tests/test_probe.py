@@ -70,7 +70,7 @@ class Known:
     multiple: int = 1
     crop: tuple[int, ...] = (64, 64)
     options: dict[str, Any] = field(default_factory=dict)
-    calls: int = 30
+    calls: int = 36
     """More calls of the function than this are too many."""
 
 
@@ -320,6 +320,28 @@ def test_a_reach_beyond_the_crop_is_told_from_a_global_response() -> None:
     assert not report.bounded
     assert "give a larger crop, more than 126" in str(report)
     assert "global" not in str(report)
+
+
+def test_a_global_response_that_is_silent_at_the_border_is_asked_of_a_longer_crop() -> None:
+    def gated(x: Array) -> Array:
+        out = x * x.mean()
+        out[:6] = out[-6:] = 0
+        return out
+
+    report = tw.probe(gated, (64,))
+    assert not report.bounded
+    assert "global" in str(report)
+
+
+def test_a_quiet_result_that_moves_by_its_own_measure_counts_as_changed() -> None:
+    """A probability of 1e-9 in the middle, beside a 1 that is always there."""
+
+    def gated(x: Array) -> Array:
+        out = 1e-9 * x * x.mean()
+        out[0, 0] = 1
+        return out
+
+    assert not tw.probe(gated, (64, 64), dtype="float32").bounded
 
 
 def test_a_crop_too_short_for_translations_says_so() -> None:

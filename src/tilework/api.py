@@ -177,9 +177,7 @@ def tiled_map(
         mask, mask_scale, chunks, memory_limit, reuse,
     )  # fmt: skip
     declared = declared_outputs(output, dtype)
-    note = None
-    if isinstance(overlap, str) and overlap == "auto":
-        request, declared, note = choose_overlap(fn, sources, request, declared, pass_tile=pass_tile)
+    request, declared, chosen = choose_overlap(fn, sources, request, declared, pass_tile=pass_tile)
     layout = make_layout(sources, request, declared)
     check_tile_keyword(fn, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":
@@ -194,7 +192,7 @@ def tiled_map(
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     layers = tuple(make_layer(b, layout, request) for b in bound)
     plan = make_plan(sources, layout, request, [layer.bound for layer in layers])
-    plan = plan if note is None else replace(plan, notes=(*plan.notes, note))
+    plan = replace(plan, notes=(*plan.notes, *chosen))
     many = not isinstance(declared, Output)
     source_axes = tuple(e + t for e, t in zip(layout.each, layout.tiled, strict=True))
     spec = Spec(plan, sources, source_axes, fn, layers, boundary, cval, skip, pass_tile, many)

@@ -14,7 +14,6 @@ import numpy as np
 from tilework.arguments import per_axis
 from tilework.blackbox import BlackBox, Crops
 from tilework.errors import TilingError, TilingWarning
-from tilework.opening import check_extents
 from tilework.output import Outputs
 from tilework.probe_inputs import Inputs, value_range
 from tilework.probe_report import ProbeReport
@@ -75,14 +74,18 @@ def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Any:
 
 def choose_overlap(
     fn: Any, sources: Sequence[Source], request: Request, declared: Outputs | None, *, pass_tile: bool
-) -> tuple[Request, Outputs, str]:
+) -> tuple[Request, Outputs | None, tuple[str, ...]]:
     """Return the request with overlap and multiple filled in, the outputs, and a note that says so.
+
+    What was asked for in samples comes back as it is.
 
     Raises
     ------
     TilingError
         When ``fn`` takes its tile, so that no crop tells of another, or a stride is given.
     """
+    if not isinstance(request.overlap, str) or request.overlap != "auto":
+        return request, declared, ()
     if pass_tile:
         raise TilingError(
             'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True give overlap in '
@@ -94,7 +97,6 @@ def choose_overlap(
             "from the overlap: crop - 2 * overlap."
         )
     layout = make_layout(sources, replace(request, overlap=0, multiple=1, blend="trim", rim=0), None)
-    check_extents(sources, [e + t for e, t in zip(layout.each, layout.tiled, strict=True)])
     report = probe_layout(fn, sources, layout, batched=request.batch_size is not None)
     names = report.names
     asked = per_axis("multiple", request.multiple, names)
@@ -105,6 +107,8 @@ def choose_overlap(
         for o, (lo, _), m in zip(report.overlap, report.margin, multiple, strict=True)
     )
     note = f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn'
+    if not (isinstance(request.blend, str) and request.blend == "trim"):
+        note += f"; a blend is exact only with rim={report.rim}"
     if report.exact:
         _LOG.info("%s; no input farther away was seen to matter", note)
     else:
@@ -117,4 +121,4 @@ def choose_overlap(
             stacklevel=3,
         )
     filled = replace(request, overlap=overlap, multiple=multiple)
-    return filled, report.output if declared is None else declared, note
+    return filled, report.output if declared is None else declared, (note,)

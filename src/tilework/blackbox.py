@@ -24,6 +24,7 @@ __all__ = [
     "difference",
     "result_axes",
     "scale_and_lost",
+    "share",
     "size_of",
 ]
 
@@ -169,6 +170,16 @@ def difference(a: Array, b: Array) -> Array:
             return np.asarray(np.where(a == b, 0.0, np.maximum(gap, 1.0)))
         same = (a == b) | (np.isnan(a) & np.isnan(b))
         return np.asarray(np.where(same, 0.0, np.where(np.isnan(gap), np.inf, gap)))
+
+
+def share(change: Array, a: Array, b: Array) -> Array:
+    """Return ``change`` as a share of the larger of ``a`` and ``b``, sample by sample; 0 where it is 0."""
+    if a.dtype.kind in "bmM":
+        return change
+    wide = np.result_type(a.dtype, np.float64)
+    with np.errstate(all="ignore"):
+        sizes = np.maximum(np.abs(a.astype(wide)), np.abs(b.astype(wide)))
+        return np.asarray(np.where(change > 0, np.minimum(change / np.maximum(sizes, 1e-300), 1.0), 0.0))
 
 
 def size_of(result: Array) -> float:

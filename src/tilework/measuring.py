@@ -86,8 +86,8 @@ def explain(out: Any, *, measure: bool = False) -> str:
 
     Parameters
     ----------
-    out : dask.array.Array, or tuple or dict of them
-        What `tiled_map` returned, unmodified.
+    out : dask.array.Array, tuple or dict of them, or TilePlan
+        What `tiled_map` returned, unmodified; a plan has no function to measure.
     measure : bool
         Runs the function on one tile (one batch of it, a few times where it is quick) to predict the seconds
         on the scheduler that dask would take now, and what the function itself allocates.
@@ -111,6 +111,8 @@ def explain(out: Any, *, measure: bool = False) -> str:
     >>> "about" in explain(out, measure=True).splitlines()[-1]
     True
     """
+    if isinstance(out, TilePlan):
+        return out.explain(measure=measure)
     spec = _spec(out)
     text = spec.plan.explain()
     return f"{text}\n{_measure(spec)}" if measure else text

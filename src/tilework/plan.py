@@ -283,8 +283,8 @@ class TilePlan(Sequence[Tile]):
                 tuple(map(Fraction, o["scale"])),
                 o["sample_bytes"],
                 o["final_bytes"],
-                o["blend"],
-                o["sigma_scale"],
+                o.get("blend", "trim"),
+                o.get("sigma_scale", 0.125),
             )
             for o in data["outputs"]
         )

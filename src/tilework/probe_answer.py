@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["report_of"]
 
+# Share of results that must change where their inputs do, or the function was asleep all the time.
+ANSWERS = 0.02
+
 
 def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeReport:
     """Return what was found, in the words of `tiled_map`."""
@@ -47,7 +50,7 @@ def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeRe
     return ProbeReport(
         p.crops.names, crop, tuple(overlap), tuple(sides), tuple(borders), tuple(multiple),
         tuple(p.results[0].scale), tuple(margin), p.box.outputs(_declared(p, margin)),
-        p.bounded, commutes, p.noise == 0, p.noise, p.response, p.box.calls, p.draws,
+        p.bounded, commutes, p.noise == 0, p.noise, p.response >= ANSWERS, p.box.calls, p.draws,
         p.places, p.amplitude,
         max((p.limit(k) / size_of(b) for k, b in enumerate(p.bases[0][1])), default=0.0),
         nan, tuple(_notes(p)),
@@ -87,8 +90,11 @@ def _declared(p: Probing, margin: Sequence[tuple[int, int]]) -> list[Output]:
 
 def _notes(p: Probing) -> list[str]:
     notes = list(p.notes)
-    if not p.response:
-        notes.append("no perturbation changed any result: give values= or array= that wake the function")
+    if p.response < ANSWERS:
+        notes.append(
+            f"at most {p.response:.1%} of results changed with their inputs: give values= or array= that "
+            "wake the function"
+        )
     if p.noise:
         notes.append(f"two calls on one crop differ by {p.noise:.1e} of the largest result")
     elif p.bounded and p.rounding and p.tolerance is None:

@@ -51,7 +51,8 @@ class ProbeReport:
     noise: float
     """Largest difference between those two, as a share of the largest result."""
     responds: bool
-    """Whether any perturbation changed any result."""
+    """Whether results changed with their inputs, at least 2 % of them: a function that is asleep on the
+    inputs that it got (a detector that finds nothing) shows nothing."""
     calls: int
     """Calls of the function, one crop each."""
     draws: int
@@ -75,7 +76,7 @@ class ProbeReport:
     @property
     def rim(self) -> Lengths:
         """Samples per side that a blend must leave without weight to be exact, per axis."""
-        return tuple(max(0, *pair) for pair in self.sides)
+        return tuple(max(0, *a, *b) for a, b in zip(self.sides, self.borders, strict=True))
 
     def __str__(self) -> str:
         rows = [
@@ -105,7 +106,7 @@ class ProbeReport:
         if self.exact:
             return "exact with this overlap and multiple: nothing from beyond was seen" + repeats
         if not self.responds:
-            return "nothing: the function answered to no input" + repeats
+            return "nothing is known: the function hardly answers to these inputs" + repeats
         if self.bounded and not self.commutes:
             return "no translation was found that commutes: no tiling is known to be exact" + repeats
         if self.bounded:

@@ -30,6 +30,7 @@ from tilework.blackbox import (
     difference,
     result_axes,
     scale_and_lost,
+    share,
     size_of,
 )
 from tilework.errors import ContractError
@@ -38,7 +39,7 @@ from tilework.probe_inputs import AMPLITUDE, HUGE, Inputs
 from tilework.probe_longer import why_open
 from tilework.probe_report import ProbeReport
 from tilework.reach import Edge, Span, deepest, edges_along, gaps_along, largest
-from tilework.shifts import SLACK, Shifts
+from tilework.shifts import Shifts, look_at_border
 
 __all__ = ["Probing"]
 
@@ -47,6 +48,11 @@ __all__ = ["Probing"]
 LEAK, LEAK_COARSE = 64, 4
 # Draws in a row that must show nothing new before the search ends, and draws at most.
 QUIET, DRAWS = 4, 12
+
+# Reach as a share of the crop behind a wall from which on a longer crop is asked.
+NEARLY = 0.6
+# Median change of results, as a share of each of them, from which on they count as changed.
+STIRRED = 1e-4
 
 Kind = str
 
@@ -68,6 +74,8 @@ class Probing:
     bases: list[tuple[list[Array], list[Array]]] = field(default_factory=list)
     """Unperturbed crops and the results of the function."""
     notes: list[str] = field(default_factory=list)
+    shares: list[Array] = field(default_factory=list)
+    """Changes of the last call, as shares of each result."""
     draws: int = 0
     places: int = 0
     """Gaps looked at."""
@@ -82,8 +90,8 @@ class Probing:
     leaks: bool = False
     """Whether rounding spreads over the crop, as transforms (FFT, Winograd) do: it then grows with the
     perturbation, and counts against the largest change."""
-    response: bool = False
-    """Whether any perturbation changed anything."""
+    response: float = 0.0
+    """Largest share of results that changed where inputs were replaced."""
 
     @property
     def crops(self) -> Crops:
@@ -112,7 +120,7 @@ class Probing:
                     self.refine(axis, m, aligned=False)
         if self.bounded and shifts.commutes:
             for axis, m in enumerate(multiple):
-                self.border(axis, m)
+                look_at_border(self, axis, m)
         return report_of(self, multiple, commutes=shifts.commutes)
 
     @property
@@ -185,7 +193,18 @@ class Probing:
             if b.shape != r.shape:
                 raise ContractError(f"the function returned shapes {r.shape} and {b.shape} for equal crops.")
             changes.append(difference(a, b))
+        self.shares = [share(c, a, b) for c, a, b in zip(changes, before, after, strict=True)]
         return changes
+
+    def stirred(self, number: int, axis: int, start: int, stop: int) -> bool:
+        """Return whether most results from ``start`` to ``stop`` changed, each by its own measure.
+
+        A probability of 1e-6 that becomes 2e-6 is nothing beside one of 1, and still is an answer.
+        """
+        if self.noise or self.tolerance is not None:
+            return False
+        part = self.results[number].flat(self.shares[number]).take(range(start, stop), axis)
+        return bool(part.size) and float(np.median(part)) > STIRRED
 
     def limit(self, number: int, base: int = 0, leak: int = 1) -> float:
         """Return the largest change of a result that counts as none."""
@@ -225,29 +244,36 @@ class Probing:
             raise
         except Exception as error:
             if kind in ("high", "low", "huge", "nan"):
-                self._note(f"{kind} values were refused ({type(error).__name__}); less was tried")
+                self.note(f"{kind} values were refused ({type(error).__name__}); less was tried")
                 return []
             raise
         found: list[Edge] = []
         for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
             flat = r.flat(change)
-            self.response = self.response or bool(flat.any())
+            self._note_response(flat, limit := self._limit_for(kind, number, base, flat), axis, keep[axis], r)
             profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
-            limit = self._limit_for(kind, number, base, profile)
             for gap in spans:
                 seen = edges_along(profile, limit, r, axis, gap)
-                if seen is None:
+                low, high = r.span(axis, *gap)
+                third = (high - low) // 3
+                if seen is None or (kind != "nan" and self.stirred(number, axis, low + third, high - third)):
                     return None
                 self.places += 1
                 found += seen[0]
                 if kind in ("other", "ends"):
                     self.rounding = max(self.rounding, seen[1] / size_of(self.bases[base][1][number]))
-                    low, high = r.span(axis, *gap)
-                    third = (high - low) // 3
                     spread = self.may_leak and bool(profile[low + third : high - third].any())
                     self.leaks = self.leaks or (kind == "other" and spread)
         (self.nan if kind == "nan" else self.edges).extend(found)
         return found
+
+    def _note_response(self, flat: Array, limit: float, axis: int, kept: Array, r: ResultShape) -> None:
+        """Note how many of the results changed that stand where inputs were replaced."""
+        scale = r.scale[axis]
+        stands = (np.arange(flat.shape[axis]) * scale.denominator // scale.numerator).clip(0, len(kept) - 1)
+        part = flat.take(np.flatnonzero(~kept[stands]), axis)
+        if part.size:
+            self.response = max(self.response, float((part > limit).mean()))
 
     def frame(self, axis: int) -> bool:
         """Replace both ends of the crop; return whether something in the middle stays."""
@@ -265,7 +291,8 @@ class Probing:
         wall = max(n // 8, max(r.lost[axis] for r in self.results) + 1)
         return gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2)))
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Add a note, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -284,15 +311,21 @@ class Probing:
                 ends = []
                 for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
                     flat = r.flat(change)
-                    self.response = self.response or bool(flat.any())
-                    changed = flat > self._limit_for(kind, number, 0, flat)
+                    limit = self._limit_for(kind, number, 0, flat)
+                    self._note_response(flat, limit, axis, self.kept(axis, side, at)[axis], r)
+                    changed = flat > limit
                     edge, end = deepest(changed, r, axis, side, at)
-                    ends.append(end)
+                    far = (n - n // 8, n) if side == 0 else (0, n // 8)
+                    ends.append(end or self.stirred(number, axis, *r.span(axis, *far)))
                     if edge is not None:
                         self.edges.append(edge)
-                if any(ends):
+                # A result that nearly fills the crop may be one that is silent at its end.
+                reach = self.reach(axis, side)
+                near = not any(ends) and reach > NEARLY * (n - wall) and kind == self.kinds[0]
+                why = why_open(self, axis, kind, reach if near else None) if near or any(ends) else None
+                if why is not None:
                     self.bounded = False
-                    self._note(why_open(self, axis, kind))
+                    self.note(why)
                     return
 
     def kept(self, axis: int, side: int, at: int) -> list[Array]:
@@ -347,28 +380,3 @@ class Probing:
             n, seen + seen // 2 + 2 * multiple + (8 if multiple == 1 else 2 * multiple), wall, multiple
         )
         return spans if spans[0][1] - spans[0][0] > seen + 2 else self._frame(axis, multiple)
-
-    # -- 6. border --------------------------------------------------------------------------------------
-
-    def border(self, axis: int, multiple: int) -> None:
-        """Compare crops that start a third of their length apart, where both have a result."""
-        n = self.crops.crop[axis]
-        step = max(multiple, n // 3 // multiple * multiple)
-        keep = [np.ones(m, bool) for m in self.crops.crop]
-        keep[axis][n - step :] = False
-        shift = [-step if d == axis else 0 for d in range(len(keep))]
-        for base in (len(self.bases) - 1, len(self.bases) - 2):
-            crops, before = self.bases[base]
-            moved = self.inputs.mixed(self.inputs.rolled(crops, shift), self.inputs.other("other"), keep)
-            after = self.box(moved)
-            for number, (a, b, r) in enumerate(zip(before, after, self.results, strict=True)):
-                along, steps = r.axes[axis], int(step * r.scale[axis])
-                flat = r.flat(difference(a, np.roll(b, steps, along)))
-                profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
-                profile[:steps] = np.inf
-                seen = edges_along(profile, SLACK * self.limit(number, base), r, axis, (step, n))
-                if seen is None:
-                    self._note(f"on axis {self.crops.names[axis]} the border of a crop reaches all of it")
-                    self.bounded = False
-                    return
-                self.borders += seen[0]

@@ -1,4 +1,4 @@
-"""The smallest translation that a function commutes with, found by rolling crops."""
+"""Crops moved against each other: translations that a function commutes with, and what borders change."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tilework.blackbox import Array, difference
+from tilework.reach import edges_along
 
 if TYPE_CHECKING:
     from tilework.probing import Probing
 
-__all__ = ["SLACK", "Shifts"]
+__all__ = ["Shifts", "look_at_border"]
 
 # In this order every divisor stands before its multiples, and what networks pool by comes first.
 STEPS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36)
@@ -123,3 +124,27 @@ class Shifts:
             else:
                 region.append(r.span(d, n // 4 + k, n - n // 4))
         return region
+
+
+def look_at_border(p: Probing, axis: int, multiple: int) -> None:
+    """Compare crops that start a third of their length apart, where both have a result."""
+    n = p.crops.crop[axis]
+    step = max(multiple, n // 3 // multiple * multiple)
+    keep = [np.ones(m, bool) for m in p.crops.crop]
+    keep[axis][n - step :] = False
+    shift = [-step if d == axis else 0 for d in range(len(keep))]
+    for base in (len(p.bases) - 1, len(p.bases) - 2):
+        crops, before = p.bases[base]
+        moved = p.inputs.mixed(p.inputs.rolled(crops, shift), p.inputs.other("other"), keep)
+        after = p.box(moved)
+        for number, (a, b, r) in enumerate(zip(before, after, p.results, strict=True)):
+            along, steps = r.axes[axis], int(step * r.scale[axis])
+            flat = r.flat(difference(a, np.roll(b, steps, along)))
+            profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
+            profile[:steps] = np.inf
+            seen = edges_along(profile, SLACK * p.limit(number, base), r, axis, (step, n))
+            if seen is None:
+                p.note(f"on axis {p.crops.names[axis]} the border of a crop reaches all of it")
+                p.bounded = False
+                return
+            p.borders += seen[0]

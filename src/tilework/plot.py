@@ -134,6 +134,17 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    TilingError
+        For an axis that the plan does not have, and an array without a plan.
+
+    Examples
+    --------
+    >>> from tilework import plan_tiles
+    >>> plot_window(plan_tiles((300,), 64, 16, blend="linear")).axes[0].get_ylabel()
+    'normalised weight'
     """
     plan = _plan(plan)
     number = whole("axis", axis)
@@ -241,6 +252,18 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    TilingError
+        For anything but an unmodified result of `tiled_map` with two axes or more.
+
+    Examples
+    --------
+    >>> from tilework import tiled_map
+    >>> image = np.random.default_rng(0).random((200, 200))
+    >>> plot_seams(tiled_map(lambda x: x - x.mean(), image, 64, 8)).axes[0].get_title()
+    'part of the result, cuts between tiles'
     """
     if find_spec(out) is None:
         raise TilingError("plot_seams takes an unmodified result of tiled_map, which knows its cuts.")
@@ -249,7 +272,8 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     figure = _figure(11, 4.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
     image = figure.add_subplot(grid[:, 0])
-    _show(image, part, starts, axes)
+    low, high = _contrast(part)
+    _show(image, part, starts, axes, vmin=low, vmax=high)
     for k, axis in enumerate(axes):
         cuts = _cuts(out, axis, starts[k], starts[k] + part.shape[k])
         for cut in cuts:
@@ -286,6 +310,16 @@ def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], 
     return shown
 
 
+def _contrast(part: Array) -> tuple[float, float]:
+    """Return the range of grey values: a few bright samples must not hide seams."""
+    values = part.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, (0.5, 99.5))
+    return (float(low), float(high)) if high > low else (float(finite.min()), float(finite.max()))
+
+
 def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     """Return a figure of an untiled and a tiled result side by side, and how far they are apart.
 
@@ -306,6 +340,12 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     ------
     TilingError
         When the shapes differ.
+
+    Examples
+    --------
+    >>> image = np.arange(900.0).reshape(30, 30)
+    >>> compare(image, image).axes[2].get_title()
+    'difference: 0 at most, 0 on average'
     """
     if tuple(whole_result.shape) != tuple(tiled.shape):
         raise TilingError(
@@ -317,8 +357,7 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
     figure = _figure(12.5, 4.4)
     left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
-    finite = np.concatenate([v[np.isfinite(v)].ravel() for v in (a.astype(float), b.astype(float))])
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    low, high = _contrast(a)
     for ax, part, title in ((left, a, "untiled"), (middle, b, "tiled")):
         shown = _show(ax, part, starts, axes, vmin=low, vmax=high)
         ax.set_title(title)

@@ -405,6 +405,26 @@ def test_auto_notes_what_it_chose_and_names_stay_equal() -> None:
     assert 'overlap="auto": (12, 12) per side and multiple (4, 4)' in plan_of(one).explain()
 
 
+def test_auto_logs_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="tilework"):
+        tw.tiled_map(unet, np.zeros((128, 128), np.float32), 64, "auto")
+    assert "(12, 12) per side and multiple (4, 4)" in caplog.text
+
+
+def test_auto_says_which_rim_makes_a_blend_exact() -> None:
+    from tilework.graph import plan_of
+
+    def fn(x: Array) -> Array:
+        return ndi.uniform_filter(x, 7)
+
+    image = np.random.default_rng(0).random((150, 130)).astype(np.float32)
+    out = tw.tiled_map(fn, image, 48, "auto", blend="gaussian")
+    assert "rim=(3, 3)" in plan_of(out).explain()
+    # An overlap equal to the rim leaves one weight per sample: neighbours share more only with more overlap.
+    more = tw.tiled_map(fn, image, 48, 9, rim=3, blend="gaussian", dtype="float32")
+    np.testing.assert_allclose(more.compute(), fn(image), atol=1e-6)
+
+
 def test_auto_keeps_a_multiple_that_was_asked_for() -> None:
     from tilework.graph import plan_of
 

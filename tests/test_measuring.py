@@ -31,22 +31,31 @@ def seconds(out: Any) -> float:
     return time.perf_counter() - start
 
 
+def predicted_within_a_quarter(out: Any) -> Any:
+    """Return what was measured; the machine may be shared, so the best of three tries counts."""
+    ratios = []
+    for _ in range(3):
+        found = measure(out)
+        ratios.append(found.seconds / seconds(out))
+        if 0.75 < ratios[-1] < 1.25:
+            return found
+    return pytest.fail(f"predicted over measured: {ratios}")
+
+
 @pytest.mark.parametrize("workers", [1, 4])
 def test_predicts_the_seconds_on_the_chosen_scheduler(workers: int) -> None:
     options = {"scheduler": "sync"} if workers == 1 else {"scheduler": "threads", "num_workers": workers}
     with dask.config.set(options):
         out = tw.tiled_map(asleep, IMAGE, 64, 8, dtype="float32", chunks=48)
-        found = measure(out)
-        taken = seconds(out)
+        found = predicted_within_a_quarter(out)
     assert (found.scheduler, found.workers) == (options["scheduler"], workers)
-    assert found.call_seconds == pytest.approx(0.02, rel=0.2)
-    assert found.seconds == pytest.approx(taken, rel=0.25)
+    assert 0.02 <= found.call_seconds < 0.03
 
 
 def test_a_worker_that_has_the_most_blocks_is_waited_for() -> None:
     with dask.config.set(scheduler="threads", num_workers=4):
         found = measure(tw.tiled_map(asleep, IMAGE, 64, 8, dtype="float32", chunks=(300, 260)))
-    assert found.seconds == pytest.approx(42 * 0.02, rel=0.2)  # one block: one worker does it all
+    assert 0.84 <= found.seconds < 1.1  # 42 crops of 0.02 s; one block: one worker does it all
 
 
 def network() -> Any:
@@ -67,14 +76,8 @@ def stored(folder: Path) -> Any:
 @pytest.mark.peers
 @pytest.mark.parametrize("case", ["a denoising network", "super-resolution", "a median out of Zarr"])
 def test_real_cases_within_a_quarter(case: str, tmp_path: Path) -> None:
-    """The machine may be shared: the best of three tries counts."""
-    out = {"a denoising network": network, "super-resolution": doubled}.get(case, lambda: stored(tmp_path))()
-    ratios = []
-    for _ in range(3):
-        ratios.append(measure(out).seconds / seconds(out))
-        if 0.75 < ratios[-1] < 1.25:
-            return
-    pytest.fail(f"predicted over measured: {ratios}")
+    cases = {"a denoising network": network, "super-resolution": doubled}
+    predicted_within_a_quarter(cases.get(case, lambda: stored(tmp_path))())
 
 
 def test_bytes_are_those_of_the_result_and_the_call() -> None:

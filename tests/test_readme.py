@@ -21,6 +21,18 @@ def test_ten_lines_run(tmp_path, monkeypatch):
     np.testing.assert_array_equal(names["written"][:], whole)
 
 
+def test_overlap_example_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(SNIPPETS[0], names)
+    exec(SNIPPETS[2], names)
+    report, image = names["report"], names["image"]
+    assert (report.overlap, report.multiple, report.exact) == ((12, 12), (1, 1), True)
+    assert names["compared"].ok
+    np.testing.assert_array_equal(names["corner"], names["smooth"](image[:200, :200])[:100, :100])
+    assert "seconds" in capsys.readouterr().out
+
+
 def test_network_example_runs(tmp_path, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)

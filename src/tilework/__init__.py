@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilework.aggregator import Aggregator
     from tilework.api import plan_tiles, tiled_map
+    from tilework.checking import CheckReport, check
     from tilework.errors import (
         AlignmentError,
         ContractError,
@@ -27,35 +28,49 @@ if TYPE_CHECKING:
     from tilework.fn import from_torch, load_once
     from tilework.geometry import Box, Tile
     from tilework.many import write_many
+    from tilework.measuring import explain
     from tilework.output import Output
     from tilework.plan import TilePlan
+    from tilework.plot import compare, plot_seams, plot_window
+    from tilework.probe_report import ProbeReport
+    from tilework.prober import probe
     from tilework.sampler import GridSampler, SamplingMode
     from tilework.slicer import Slicer
     from tilework.state import status
     from tilework.store import to_zarr
+    from tilework.viewer import view
 
 _HOMES = {
     "Aggregator": "aggregator",
     "AlignmentError": "errors",
     "Box": "geometry",
+    "CheckReport": "checking",
     "ContractError": "errors",
     "CostWarning": "errors",
     "GridError": "errors",
     "GridSampler": "sampler",
     "MemoryBudgetError": "errors",
     "Output": "output",
+    "ProbeReport": "probe_report",
     "SamplingMode": "sampler",
     "Slicer": "slicer",
     "Tile": "geometry",
     "TilePlan": "plan",
     "TilingError": "errors",
     "TilingWarning": "errors",
+    "check": "checking",
+    "compare": "plot",
+    "explain": "measuring",
     "from_torch": "fn",
     "load_once": "fn",
     "plan_tiles": "api",
-    "tiled_map": "api",
+    "plot_seams": "plot",
+    "plot_window": "plot",
+    "probe": "prober",
     "status": "state",
+    "tiled_map": "api",
     "to_zarr": "store",
+    "view": "viewer",
     "write_many": "many",
 }
 
@@ -63,24 +78,33 @@ __all__ = [
     "Aggregator",
     "AlignmentError",
     "Box",
+    "CheckReport",
     "ContractError",
     "CostWarning",
     "GridError",
     "GridSampler",
     "MemoryBudgetError",
     "Output",
+    "ProbeReport",
     "SamplingMode",
     "Slicer",
     "Tile",
     "TilePlan",
     "TilingError",
     "TilingWarning",
+    "check",
+    "compare",
+    "explain",
     "from_torch",
     "load_once",
     "plan_tiles",
+    "plot_seams",
+    "plot_window",
+    "probe",
     "status",
     "tiled_map",
     "to_zarr",
+    "view",
     "write_many",
 ]
 

@@ -26,10 +26,11 @@ LONGEST, MOST = 10**15, 10**8
 MASK_TOLERANCE = 0.02
 
 
-def check_flags(pass_tile: Any, name: Any) -> None:
-    """Raise a `TypeError` unless the two are a bool and a word."""
-    if not isinstance(pass_tile, bool | np.bool_):
-        raise TypeError(f"pass_tile must be True or False; got {pass_tile!r}.")
+def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
+    """Raise a `TypeError` unless these are a bool, a word, and a bool."""
+    for what, flag in (("pass_tile", pass_tile), ("disagreement", disagreement)):
+        if not isinstance(flag, bool | np.bool_):
+            raise TypeError(f"{what} must be True or False; got {flag!r}.")
     if name is not None and not (isinstance(name, str) and name):
         raise TypeError(f"name must be a word for the dask array; got {name!r}.")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tilework.plan import TilePlan
 
-__all__ = ["decoded_ratio", "explain", "fewest_calls", "peak_bytes", "tasks"]
+__all__ = ["decoded_ratio", "explain", "fewest_calls", "peak_bytes", "rows", "tasks"]
 
 
 def fewest_calls(plan: TilePlan) -> int:
@@ -110,6 +110,11 @@ def human(n: float) -> str:
 
 def explain(plan: TilePlan) -> str:
     """Return what the run of ``plan`` does and costs, as text."""
+    return "\n".join(f"{name:<11}{value}" for name, value in rows(plan))
+
+
+def rows(plan: TilePlan) -> list[tuple[str, str]]:
+    """Return what the run of ``plan`` does and costs, as names and values."""
     tiled = plan.axes[plan.n_each :]
     names = plan.names[plan.n_each :]
     calls, run, fewest = (
@@ -131,24 +136,23 @@ def explain(plan: TilePlan) -> str:
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
     lines = [
-        f"image      {_by(plan.shape)}  axes {', '.join(plan.names)}",
-        f"crop       {crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}",
-        f"tiles      {len(plan)} = {_by(plan.grid_shape)}{masked}",
-        f"calls      {calls} crops{batches}; {ratios} ({fewest})",
-        f"blocks     {math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples",
-        f"reuse      {plan.reuse}: {sharing}",
-        f"tasks      {tasks(plan)}",
-        f"computed   {computed / written:.3f} samples per sample written",
-        f"decoded    about {ratio:.2f} source bytes per image byte (cache {cache})",
-        f"peak       about {peak} in a process with {plan.threads} threads, without what fn takes",
+        ("image", f"{_by(plan.shape)}  axes {', '.join(plan.names)}"),
+        ("crop", f"{crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}"),
+        ("tiles", f"{len(plan)} = {_by(plan.grid_shape)}{masked}"),
+        ("calls", f"{calls} crops{batches}; {ratios} ({fewest})"),
+        ("blocks", f"{math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples"),
+        ("reuse", f"{plan.reuse}: {sharing}"),
+        ("tasks", str(tasks(plan))),
+        ("computed", f"{computed / written:.3f} samples per sample written"),
+        ("decoded", f"about {ratio:.2f} source bytes per image byte (cache {cache})"),
+        ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
     ]
     padded = [f"{n} by {a.end_padding}" for a, n in zip(tiled, names, strict=True) if a.end_padding]
     if padded:
-        lines.append(f"padded     at the end, samples: {', '.join(padded)}")
+        lines.append(("padded", f"at the end, samples: {', '.join(padded)}"))
     if plan.covered < 1:
-        lines.append(f"covered    {plan.covered:.1%} of the image; the rest is fill_value")
-    lines += [f"note       {note}" for note in plan.notes]
-    return "\n".join(lines)
+        lines.append(("covered", f"{plan.covered:.1%} of the image; the rest is fill_value"))
+    return [*lines, *(("note", note) for note in plan.notes)]
 
 
 def _by(numbers: Sequence[int]) -> str:

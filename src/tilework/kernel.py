@@ -20,7 +20,9 @@ from tilework.window import AxisWeights
 
 __all__ = [
     "Group",
+    "block_boxes",
     "block_groups",
+    "canvas_boxes",
     "end_block",
     "end_fill",
     "fill_block",
@@ -28,6 +30,7 @@ __all__ = [
     "hold_block",
     "make_block",
     "merge_groups",
+    "owners_of",
     "run_block",
     "run_group",
     "take_seams",
@@ -54,7 +57,7 @@ def run_group(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
         ranges = spec.ranges(index, owned=True)
         tiles = tiles_of(spec, ranges)
         crops = [Crops(spec, k, ranges, part, len(tiles)) for k, part in enumerate(given)]
-        accumulator = Accumulator(spec, _canvas_boxes(spec, index))
+        accumulator = Accumulator(spec, canvas_boxes(spec, index))
         skipped: list[int] = []
         failures: list[Failure] = []
         for tile, results in run_tiles(spec, tiles, crops, skipped, failures):
@@ -66,7 +69,7 @@ def take_seams(spec: Spec, index: Index, steps: Sequence[Index], group: Group) -
     """Return copies of the parts of a group's canvases that lie in later blocks, by step."""
     seams = {}
     for step in steps:
-        boxes = _block_boxes(spec, tuple(b + s for b, s in zip(index, step, strict=True)))
+        boxes = block_boxes(spec, tuple(b + s for b, s in zip(index, step, strict=True)))
         parts = [p.crop(layer, box) for layer, p, box in zip(spec.layers, group.partials, boxes, strict=True)]
         seams[step] = Group(parts, group.skipped, group.failures)
     return seams
@@ -99,11 +102,11 @@ def block_groups(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
     """
     with CHUNKS.active():
         ranges = spec.ranges(index, owned=False)
-        owners = _owners(spec, index)
-        boxes = _block_boxes(spec, index)
+        owners = owners_of(spec, index)
+        boxes = block_boxes(spec, index)
         queue: list[tuple[Accumulator, Tile]] = []
         for owner in owners:
-            whole = _canvas_boxes(spec, owner)
+            whole = canvas_boxes(spec, owner)
             accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
             own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
             common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
@@ -150,7 +153,7 @@ def end_fill(spec: Spec, index: Index, shape: Index) -> Any:
 def make_block(spec: Spec, index: Index, groups: Sequence[Group]) -> Any:
     """Return the block that ``groups`` add up to: an array, or a tuple of them."""
     skipped = {number for group in groups for number in group.skipped}
-    boxes = _block_boxes(spec, index)
+    boxes = block_boxes(spec, index)
     blocks = []
     for k, (layer, box) in enumerate(zip(spec.layers, boxes, strict=True)):
         total = combine(layer, box, [group.partials[k] for group in groups])
@@ -173,7 +176,7 @@ def fill_block(spec: Spec, shape: Index) -> Any:
     return tuple(blocks) if spec.many else blocks[0]
 
 
-def _canvas_boxes(spec: Spec, index: Index) -> list[Box]:
+def canvas_boxes(spec: Spec, index: Index) -> list[Box]:
     """Return, per output, the result samples in which those tiles have weight that a block owns and runs."""
     boxes, ranges = [], spec.ranges(index, owned=True)
     whole = all(r == t.owned[b] for r, t, b in zip(ranges, spec.plan.tables, index, strict=True))
@@ -194,14 +197,15 @@ def _span(weights: AxisWeights, tiles: Range) -> Range:
     return min((a for a, _ in supports), default=0), max((b for _, b in supports), default=0)
 
 
-def _block_boxes(spec: Spec, index: Index) -> list[Box]:
+def block_boxes(spec: Spec, index: Index) -> list[Box]:
+    """Return, per output, the result samples of a block."""
     plan = spec.plan
     start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
     stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
     return [layer.region(Box(start, stop)) for layer in spec.layers]
 
 
-def _owners(spec: Spec, index: Index) -> list[Index]:
+def owners_of(spec: Spec, index: Index) -> list[Index]:
     """Return the owners of the tiles with weight in a block: itself, then earlier ones in raster order."""
     per_axis = []
     for table, b in zip(spec.plan.tables, index, strict=True):

@@ -11,6 +11,7 @@ Tasks are blocks of tiles. Under ``recompute`` a block runs every tile that has 
 from __future__ import annotations
 
 import base64
+import importlib
 import itertools
 import json
 import math
@@ -46,6 +47,10 @@ class OutputPlan:
     """Bytes that a result sample takes while it is accumulated, over all channels."""
     final_bytes: int = 1
     """Bytes that a sample of the returned array takes, over all channels."""
+    blend: str = "trim"
+    """Its word, "window" for weights that somebody brought; for pictures."""
+    sigma_scale: float = 0.125
+    """Standard deviation of a gaussian window, as a fraction of the crop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +304,8 @@ class TilePlan(Sequence[Tile]):
                 tuple(map(Fraction, o["scale"])),
                 o["sample_bytes"],
                 o["final_bytes"],
+                o.get("blend", "trim"),
+                o.get("sigma_scale", 0.125),
             )
             for o in data["outputs"]
         )
@@ -311,11 +318,25 @@ class TilePlan(Sequence[Tile]):
         data["mask"] = None if data["mask"] is None else base64.b64decode(data["mask"])
         return cls(**data)
 
-    def explain(self) -> str:
+    def explain(self, *, measure: bool = False) -> str:
         """Return what the run does and costs, as text."""
+        if measure:
+            raise TilingError(
+                "a plan has no function to run; measure its result: tw.explain(out, measure=True)."
+            )
         from tilework.cost import explain
 
         return explain(self)
+
+    def plot(self, ax: Any = None) -> Any:
+        """Return a matplotlib figure of tiles, blocks and windows; with ``ax`` the tiles alone, into it."""
+        # By name, because the plan stands below all pictures that need more than text.
+        return importlib.import_module("tilework.plot").plot_plan(self, ax)
+
+    def _repr_html_(self) -> str:
+        from tilework.picture import html
+
+        return html(self)
 
     def __repr__(self) -> str:
         shape, crop = self.shape[self.n_each :], tuple(a.crop for a in self.axes[self.n_each :])

@@ -165,7 +165,9 @@ def _tiled_grids(
     if request.overlap is None and request.stride is None:
         raise GridError("give overlap (context per side, samples; 0 if you mean it) or stride.")
     if isinstance(request.overlap, str):
-        raise TypeError(f"overlap must be a whole number of samples per side; got {request.overlap!r}.")
+        raise TypeError(
+            f'overlap must be a whole number of samples per side, or "auto"; got {request.overlap!r}.'
+        )
     overlaps = None if request.overlap is None else per_axis("overlap", request.overlap, names, crop)
     strides = None if request.stride is None else per_axis("stride", request.stride, names, crop)
     multiples = [
@@ -298,6 +300,8 @@ def make_plan(
                 (_ONE,) * n_each + b.scale,
                 untiled * b.accumulator().itemsize,
                 final * b.dtype.itemsize,
+                b.kind,
+                float(request.sigma_scale) if b.kind == "gaussian" else 0.125,
             )
         )
     source_plans = []

@@ -1,0 +1,124 @@
+"""``overlap="auto"``: the function is probed, and the answer put in place of the word."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tilework.arguments import per_axis
+from tilework.blackbox import BlackBox, Crops
+from tilework.errors import TilingError, TilingWarning
+from tilework.output import Outputs
+from tilework.probe_inputs import Inputs, value_range
+from tilework.probe_report import ProbeReport
+from tilework.probing import Probing
+from tilework.request import Layout, Request, make_layout
+from tilework.source import BlockSource, Source
+
+__all__ = ["choose_overlap", "probe_layout"]
+
+_LOG = logging.getLogger("tilework")
+
+
+def probe_layout(
+    fn: Any,
+    sources: Sequence[Source],
+    layout: Layout,
+    *,
+    batched: bool,
+    values: Any = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    read: bool = True,
+) -> ProbeReport:
+    """Return what probing ``fn`` on crops of ``sources`` finds.
+
+    Parameters
+    ----------
+    read : bool
+        Whether one crop in the middle of each image may be read, as an unperturbed input.
+    """
+    shapes, tiled_axes, samples = [], [], []
+    for source, each, tiled in zip(sources, layout.each, layout.tiled, strict=True):
+        by_axis = dict(zip(tiled, layout.crop, strict=True))
+        seen = [a for a in range(len(source.shape)) if a not in each]
+        shapes.append(tuple(by_axis.get(a, source.shape[a]) for a in seen))
+        tiled_axes.append(tuple(seen.index(a) for a in tiled))
+        samples.append(_middle(source, each, shapes[-1]) if read else None)
+    dtypes = tuple(s.dtype for s in sources)
+    names = layout.names[len(layout.each[0]) :]
+    crops = Crops(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
+    ranges = [value_range(t, values, s) for t, s in zip(dtypes, samples, strict=True)]
+    inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
+    return Probing(BlackBox(fn, batched), inputs, tolerance).run()
+
+
+def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Any:
+    """Return the crop in the middle of an image; None where it would have to be computed or padded."""
+    if isinstance(source, BlockSource) or source.handle is None:
+        return None
+    lengths, box = iter(shape), []
+    for axis, n in enumerate(source.shape):
+        c = 1 if axis in each else next(lengths)
+        if c > n:
+            return None
+        box.append(((n - c) // 2, (n - c) // 2 + c))
+    return np.array(source.read(box)).reshape(tuple(shape))
+
+
+def choose_overlap(
+    fn: Any, sources: Sequence[Source], request: Request, declared: Outputs | None, *, pass_tile: bool
+) -> tuple[Request, Outputs | None, tuple[str, ...]]:
+    """Return the request with overlap and multiple filled in, the outputs, and a note that says so.
+
+    What was asked for in samples comes back as it is.
+
+    Raises
+    ------
+    TilingError
+        When ``fn`` takes its tile, so that no crop tells of another, or a stride is given.
+    """
+    if not isinstance(request.overlap, str) or request.overlap != "auto":
+        return request, declared, ()
+    if pass_tile:
+        raise TilingError(
+            'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True give overlap in '
+            "samples."
+        )
+    if request.stride is not None:
+        raise TilingError(
+            f'give overlap="auto" or stride, not both; got stride={request.stride!r}. The stride follows '
+            "from the overlap: crop - 2 * overlap."
+        )
+    layout = make_layout(sources, replace(request, overlap=0, multiple=1, blend="trim", rim=0), None)
+    report = probe_layout(fn, sources, layout, batched=request.batch_size is not None)
+    names = report.names
+    asked = per_axis("multiple", request.multiple, names)
+    multiple = tuple(math.lcm(max(1, a), m) for a, m in zip(asked, report.multiple, strict=True))
+    # Overlap less margin is a multiple too.
+    overlap = tuple(
+        lo + -(-(o - lo) // m) * m
+        for o, (lo, _), m in zip(report.overlap, report.margin, multiple, strict=True)
+    )
+    note = f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn'
+    if not (isinstance(request.blend, str) and request.blend == "trim"):
+        note += f"; a blend is exact only with rim={report.rim}"
+    if report.exact:
+        _LOG.info("%s; no input farther away was seen to matter", note)
+    else:
+        why = "; ".join(report.notes)
+        note += "; no overlap is exact"
+        warnings.warn(
+            f'{note} ({why}). Neighbouring crops will disagree: blend them, blend="gaussian", and look at '
+            "the seams.",
+            TilingWarning,
+            stacklevel=3,
+        )
+    filled = replace(request, overlap=overlap, multiple=multiple)
+    return filled, report.output if declared is None else declared, (note,)

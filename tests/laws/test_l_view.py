@@ -1,0 +1,189 @@
+"""L2b: a view runs exactly the tiles that touch the box and gives the bits of the whole."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tilework as tw
+from tests.laws.engine_functions import LAYOUTS
+from tests.laws.engine_strategies import EXTREMES, OWN, WINDOWS, Case, assert_same_bits, cases, masks, tiled
+from tests.laws.test_e_invariance import Rough, dull
+from tilework.graph import plan_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
+
+ALL = ("trim", *EXTREMES, *WINDOWS, *OWN, "sum")
+
+
+def smoothed(crop: np.ndarray) -> np.ndarray:
+    return crop + np.roll(crop, 1, 0) / 3
+
+
+def touching(plan: Any, spans: list[tuple[int, int]]) -> int:
+    """Return how many running tiles have weight in a box, by asking each of them; scale 1 only."""
+    runs = plan.runs
+    count = 0
+    for position in itertools.product(*map(range, plan.grid_shape)):
+        supports = (
+            axis.support(i, None if plan.outputs[0].rim is None else plan.outputs[0].rim[d])
+            for d, (axis, i) in enumerate(zip(plan.axes, position, strict=True))
+        )
+        met = all(a < q and b > p for (a, b), (p, q) in zip(supports, spans, strict=True))
+        count += met and (runs is None or bool(runs[position]))
+    return count
+
+
+@settings(max_examples=40)
+@given(
+    case=cases(words=ALL, margins=True, multiples=(1, 2), share=True), masked=st.booleans(),
+    skips=st.booleans(), layout=st.sampled_from(LAYOUTS), reuse=st.sampled_from(("share", "recompute")),
+    data=st.data(),
+)  # fmt: skip
+def test_L2b_any_box_has_the_bits_of_the_whole(
+    case: Case, masked: bool, skips: bool, layout: str, reuse: str, data: Any
+) -> None:
+    fn = Rough(case, layout)
+    options: dict[str, Any] = {"numbered": True, "output": fn.output(), "fill_value": -777, "reuse": reuse}
+    options |= {"skip": dull if skips else None} | (data.draw(masks(case)) if masked else {})
+    out = tiled(case, fn, **options)
+    whole, view = out.compute(), tw.view(out, verbose=False)
+    for _ in range(2):
+        key = []
+        for n in out.shape:
+            start = data.draw(st.integers(0, n - 1))
+            key.append(slice(start, data.draw(st.integers(start + 1, n))))
+        part = view[tuple(key)]
+        assert_same_bits(np.ascontiguousarray(part), np.ascontiguousarray(whole[tuple(key)]))
+
+
+@given(case=cases(words=ALL, multiples=(1, 2), share=True), masked=st.booleans(), data=st.data())
+def test_L2b_runs_exactly_the_tiles_that_touch_the_box(case: Case, masked: bool, data: Any) -> None:
+    if any(s != Fraction(1) for s in case.scale):
+        return
+    fn = Rough(case, "same")
+    mask = data.draw(masks(case)) if masked else {}
+    out = tiled(case, fn, numbered=True, output=fn.output(), **mask)
+    plan, view, key, spans = plan_of(out), tw.view(out, verbose=False), [], {}
+    for axis, n in enumerate(out.shape):
+        start = data.draw(st.integers(0, n - 1))
+        stop = data.draw(st.integers(start + 1, n))
+        key.append(slice(start, stop))
+        spans[axis] = (start, stop)
+    view[tuple(key)]
+    # `each` axes come first, then the layout of the crop: tiled axes where the image has them.
+    left = [a for a in range(case.image.ndim) if a not in case.each]
+    order = [*range(len(case.each)), *(len(case.each) + left.index(a) for a in case.axes)]
+    assert view.ran == touching(plan, [spans[a] for a in order])
+    before = view.ran
+    view[tuple(key)]
+    assert view.ran == before  # kept
+
+
+def picture() -> np.ndarray:
+    return np.random.default_rng(0).random((90, 70)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (), ..., 5, -1, (3, 4), (slice(None, None, -2), 7), (..., slice(10, 20)), slice(80, 10, -3),
+        (None, 4), np.array([3, 60, -1]), ([5, 9], [6, 1]), (slice(4, 4), 0), np.int64(3),
+        (np.arange(90) % 7 == 0, slice(2)), (slice(-9, None), None, slice(1)),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_L2b_indexes_as_numpy_does(key: Any) -> None:
+    image = picture()
+    view = tw.view(tw.tiled_map(np.sqrt, image, 32, 4, dtype="float32"), verbose=False)
+    np.testing.assert_array_equal(view[key], np.sqrt(image)[key])
+
+
+@pytest.mark.parametrize("key", [(1, 2, 3), 90, -91, "a", 1.5, (np.ones(3, bool),)], ids=str)
+def test_L2b_refuses_what_numpy_refuses(key: Any) -> None:
+    view = tw.view(tw.tiled_map(np.sqrt, picture(), 32, 4, dtype="float32"), verbose=False)
+    with pytest.raises(IndexError):
+        view[key]
+
+
+def test_L2b_sums_of_many_blocks_are_added_in_one_order() -> None:
+    out = tw.tiled_map(
+        lambda x: np.cbrt(x - x.mean()),
+        picture(),
+        30,
+        stride=5,
+        blend="gaussian",
+        chunks=15,
+        reuse="recompute",
+    )
+    view = tw.view(out, verbose=False)
+    assert_same_bits(np.ascontiguousarray(view[31:60, 20:50]), out.compute()[31:60, 20:50].copy())
+
+
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr"])
+def test_L2b_every_source(kind: str, tmp_path: Path) -> None:
+    image = source = picture()
+    if kind == "dask":
+        source = da.from_array(image, (17, 33))
+    if kind == "zarr":
+        source = zarr.create_array(tmp_path / "a.zarr", data=image, chunks=(16, 16))
+    out = tw.tiled_map(smoothed, source, 32, stride=20, blend="gaussian", dtype="float32")
+    assert_same_bits(tw.view(out, verbose=False)[20:61, 5:30].copy(), out.compute()[20:61, 5:30].copy())
+
+
+def test_L2b_views_of_one_call_share_tiles(counting: Callable[..., Any]) -> None:
+    fn = counting(lambda x: {"a": x, "b": x > 0.5})
+    out = tw.tiled_map(fn, picture(), 32, 4, output={"a": tw.Output("float32"), "b": tw.Output(bool)})
+    views = tw.view(out, verbose=False)
+    assert views["a"][0, 0] == picture()[0, 0]
+    assert views["b"][0, 0] == (picture()[0, 0] > 0.5)
+    assert fn.calls == 1
+
+
+def test_L2b_the_cache_is_bounded(counting: Callable[..., Any]) -> None:
+    fn = counting(np.sqrt)
+    out = tw.tiled_map(fn, picture(), 32, 4, dtype="float32")
+    view = tw.view(out, cache=2 * 32 * 32 * 4, verbose=False)
+    np.testing.assert_array_equal(np.asarray(view), np.sqrt(picture()))
+    assert view.ran == view.crops == fn.calls
+    assert len(view._tiles._held) <= 2
+    view[0, 0]
+    assert fn.calls == view.crops + 1
+
+
+def test_L2b_says_how_many_crops_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    view = tw.view(tw.tiled_map(np.sqrt, picture(), 32, 4, dtype="float32"))
+    view[:10, :10]
+    assert capsys.readouterr().out == "1 of 12 crops ran, 1 so far\n"
+    view[:10, :10]
+    assert capsys.readouterr().out == ""
+    assert repr(view) == "<View: (90, 70) float32, 1 of 12 crops ran>"
+
+
+def test_L2b_is_what_napari_asks_for() -> None:
+    view = tw.view(tw.tiled_map(np.sqrt, picture(), 32, 4, dtype="float32"), verbose=False)
+    assert (view.shape, view.ndim, view.dtype, view.size, len(view)) == ((90, 70), 2, np.float32, 6300, 90)
+    assert view.nbytes == 25200
+    assert np.asarray(view, dtype="float64").dtype == np.float64
+    with pytest.raises(ValueError, match="copy=False"):
+        np.asarray(view, copy=False)
+
+
+def test_L2b_only_of_unmodified_results() -> None:
+    out = tw.tiled_map(np.sqrt, picture(), 32, 4, dtype="float32")
+    with pytest.raises(tw.TilingError, match="unmodified"):
+        tw.view(out > 0.5)
+    with pytest.raises(tw.TilingError, match="unmodified"):
+        tw.view(np.zeros(3))

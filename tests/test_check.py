@@ -1,0 +1,134 @@
+"""`check` sees what is wrong, and nothing where nothing is."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from scipy import ndimage as ndi
+
+import tilework as tw
+from tests.test_probe import pooled, unet
+
+IMAGE = np.random.default_rng(0).random((230, 190)).astype(np.float32)
+
+
+def box(x: np.ndarray) -> np.ndarray:
+    return ndi.uniform_filter(x, 7)
+
+
+@pytest.mark.parametrize("edge", ["shift", "squeeze", "clip", "drop"])
+def test_enough_overlap_is_ok(edge: str) -> None:
+    report = tw.check(tw.tiled_map(box, IMAGE, 64, 3, edge=edge))
+    assert report.ok, report
+    assert len(report.windows) == 9
+    assert {kind for kind, _, _ in report.windows} == {"corners", "borders", "random"}
+
+
+def test_one_sample_too_little_is_seen_at_corners() -> None:
+    out = tw.tiled_map(box, IMAGE, 64, 2)
+    report = tw.check(out, where="corners")
+    assert not report.ok
+    truth = np.abs(out.compute() - box(IMAGE))
+    assert report.largest == pytest.approx(truth[report.where], rel=1e-3)
+    assert "differs" in str(report)
+
+
+def test_padding_is_seen_at_borders() -> None:
+    report = tw.check(tw.tiled_map(box, IMAGE, 64, 3, edge="pad", boundary="constant"), where="borders")
+    assert not report.ok
+
+
+def test_a_wrong_multiple_is_seen() -> None:
+    assert tw.check(tw.tiled_map(unet, IMAGE[:228, :188], 64, 12, multiple=4)).ok
+    assert not tw.check(tw.tiled_map(lambda x: pooled(x, 2), IMAGE, 64, stride=43, dtype="float32")).ok
+
+
+def test_only_the_tiles_at_the_places_run() -> None:
+    report = tw.check(tw.tiled_map(box, IMAGE, 64, 3), where=[(100, 100)])
+    assert [kind for kind, _, _ in report.windows] == ["given"]
+    assert report.crops <= 4
+
+
+def test_another_function_or_image_may_be_given() -> None:
+    out = tw.tiled_map(box, IMAGE, 64, 3)
+    assert not tw.check(out, lambda x: box(x) + 1).ok
+    assert not tw.check(out, box, IMAGE[::-1]).ok
+    with pytest.raises(tw.TilingError, match="what was tiled"):
+        tw.check(out, box, IMAGE[:-1])
+
+
+def test_scales_margins_channels_and_reduction() -> None:
+    def double(x: np.ndarray) -> np.ndarray:
+        return box(x).repeat(2, 0).repeat(2, 1)
+
+    assert tw.check(tw.tiled_map(double, IMAGE, 64, 3, output=tw.Output("float32", scale=2))).ok
+    half = tw.Output("float32", scale=Fraction(1, 2))
+    assert tw.check(tw.tiled_map(lambda x: box(x)[::2, ::2], IMAGE, 64, 4, output=half)).ok
+    valid = tw.Output("float32", margin=3)
+    assert tw.check(tw.tiled_map(lambda x: box(x)[3:-3, 3:-3], IMAGE, 64, 3, output=valid)).ok
+    classes = tw.Output(channels=3, reduce="argmax")
+    assert tw.check(
+        tw.tiled_map(lambda x: np.stack([x, box(x), x * 0 + 0.5]), IMAGE, 64, 3, output=classes)
+    ).ok
+
+
+def test_several_outputs_are_all_compared() -> None:
+    out = tw.tiled_map(
+        lambda x: {"good": x, "bad": box(x)},
+        IMAGE,
+        64,
+        0,
+        output={"good": tw.Output("f4"), "bad": tw.Output("f4")},
+    )
+    report = tw.check(out)
+    assert (report.ok, report.output) == (False, "bad")
+    assert tw.check(out["good"]).ok
+
+
+@pytest.mark.parametrize("kind", ["dask", "zarr", "pair"])
+def test_every_source_batches_and_each(kind: str, tmp_path: Path) -> None:
+    stack = np.random.default_rng(1).random((3, 120, 100)).astype(np.float32)
+    array: Any = stack
+    if kind == "dask":
+        array = da.from_array(stack, (1, 50, 60))
+    if kind == "zarr":
+        array = zarr.create_array(tmp_path / "a.zarr", data=stack, chunks=(1, 32, 32))
+    if kind == "pair":
+        array = (stack, stack)
+    out = tw.tiled_map(
+        lambda *b: ndi.uniform_filter(sum(b), (0, 5, 5)), array, (48, 48), 2, each=0, batch_size=2
+    )
+    assert tw.check(out).ok
+
+
+def test_places_left_out_by_a_mask_are_not_compared() -> None:
+    mask = np.zeros((23, 19), bool)
+    mask[10, 10] = True
+    assert tw.check(tw.tiled_map(box, IMAGE, 64, 3, mask=mask)).ok
+
+
+def test_errors() -> None:
+    out = tw.tiled_map(box, IMAGE, 64, 3)
+    with pytest.raises(tw.TilingError, match="unmodified"):
+        tw.check(out + 1)
+    with pytest.raises(tw.TilingError, match="corners"):
+        tw.check(out, where="corner")
+    with pytest.raises(tw.TilingError, match="one sample per tiled axis"):
+        tw.check(out, where=[(1000, 0)])
+    with pytest.raises(tw.TilingError, match="takes its tile"):
+        tw.check(tw.tiled_map(lambda x, tile: x, IMAGE, 64, 3, pass_tile=True, dtype="f4"))
+
+    def strict(x: np.ndarray) -> np.ndarray:
+        if x.shape != (64, 64):
+            raise ValueError("wrong shape")
+        return x
+
+    with pytest.raises(ValueError, match="wrong shape") as caught:
+        tw.check(tw.tiled_map(strict, IMAGE, 64, 3, dtype="f4"))
+    assert "called fn on crops" in caught.value.__notes__[0]

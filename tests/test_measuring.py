@@ -1,0 +1,126 @@
+"""`explain(measure=True)` predicts what a run then takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from scipy import ndimage as ndi
+
+import tilework as tw
+from tests.networks import dncnn, kodim23, noisy, realesr_x2
+from tilework.measuring import measure
+
+IMAGE = np.random.default_rng(0).random((300, 260)).astype(np.float32)
+
+
+def asleep(x: np.ndarray) -> np.ndarray:
+    time.sleep(0.02)
+    return x
+
+
+def seconds(out: Any) -> float:
+    start = time.perf_counter()
+    dask.compute(out)
+    return time.perf_counter() - start
+
+
+def predicted_within_a_quarter(out: Any) -> Any:
+    """Return what was measured; the machine may be shared, so the best of three tries counts."""
+    ratios = []
+    for _ in range(3):
+        found = measure(out)
+        ratios.append(found.seconds / seconds(out))
+        if 0.75 < ratios[-1] < 1.25:
+            return found
+    return pytest.fail(f"predicted over measured: {ratios}")
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_predicts_the_seconds_on_the_chosen_scheduler(workers: int) -> None:
+    options = {"scheduler": "sync"} if workers == 1 else {"scheduler": "threads", "num_workers": workers}
+    with dask.config.set(options):
+        out = tw.tiled_map(asleep, IMAGE, 64, 8, dtype="float32", chunks=48)
+        found = predicted_within_a_quarter(out)
+    assert (found.scheduler, found.workers) == (options["scheduler"], workers)
+    assert 0.02 <= found.call_seconds < 0.03
+
+
+def test_a_worker_that_has_the_most_blocks_is_waited_for() -> None:
+    with dask.config.set(scheduler="threads", num_workers=4):
+        found = measure(tw.tiled_map(asleep, IMAGE, 64, 8, dtype="float32", chunks=(300, 260)))
+    assert 0.84 <= found.seconds < 1.1  # 42 crops of 0.02 s; one block: one worker does it all
+
+
+def network() -> Any:
+    return tw.tiled_map(dncnn("6M"), noisy(kodim23())[:256, :384], 128, 6, dtype="float32")
+
+
+def doubled() -> Any:
+    image = kodim23(rgb=True)[:, :192, :256]
+    return tw.tiled_map(realesr_x2(), image, (96, 96), 20, output=tw.Output("float32", scale=2))
+
+
+def stored(folder: Path) -> Any:
+    levels = (np.random.default_rng(0).random((1024, 1024)) * 255).astype(np.uint8)
+    store = zarr.create_array(folder / "levels.zarr", data=levels, chunks=(256, 256))
+    return tw.tiled_map(lambda x: ndi.median_filter(x, 5), store, 256, 8, dtype="uint8")
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("case", ["a denoising network", "super-resolution", "a median out of Zarr"])
+def test_real_cases_within_a_quarter(case: str, tmp_path: Path) -> None:
+    cases = {"a denoising network": network, "super-resolution": doubled}
+    predicted_within_a_quarter(cases.get(case, lambda: stored(tmp_path))())
+
+
+def test_bytes_are_those_of_the_result_and_the_call() -> None:
+    def greedy(x: np.ndarray) -> np.ndarray:
+        held = np.ones(40_000_000 // 8)
+        time.sleep(0.05)  # long enough to be seen
+        return x + np.float32(held[0])
+
+    found = measure(tw.tiled_map(greedy, IMAGE, 64, 8, output=tw.Output("float32"), chunks=150))
+    assert found.result_bytes == IMAGE.nbytes
+    if found.call_bytes is not None:
+        assert 30e6 < found.call_bytes < 60e6
+        assert found.peak_bytes > found.call_bytes
+
+
+def test_runs_one_batch_of_one_tile(counting: Callable[..., Any]) -> None:
+    fn = counting(lambda b: (time.sleep(0.4), b)[1])
+    out = tw.tiled_map(fn, IMAGE, 64, 8, dtype="float32", batch_size=4)
+    text = tw.explain(out, measure=True)
+    assert fn.calls == 3  # to build what is built once, to see what it allocates, to time it
+    assert text.startswith(tw.explain(out))
+    assert [line.split()[0] for line in text.splitlines()[-4:]] == ["measured", "seconds", "bytes", "peak"]
+    assert "0.1 s per crop" in text
+
+
+def test_only_where_tiles_run() -> None:
+    mask = np.zeros((30, 26), bool)
+    mask[0, 0] = True
+    assert measure(tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32", mask=mask)).seconds < 0.1
+    nothing = tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32", skip=lambda x: True)
+    with pytest.raises(tw.TilingError, match="skip"):
+        measure(nothing)
+
+
+@pytest.mark.distributed
+def test_counts_the_threads_of_a_cluster(client: Any) -> None:
+    with dask.config.set(scheduler=None):
+        found = measure(tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32"))
+    assert (found.scheduler, found.workers) == ("distributed", 2)
+
+
+def test_errors() -> None:
+    with pytest.raises(tw.TilingError, match=r"tw\.explain\(out, measure=True\)"):
+        tw.plan_tiles((99, 99), 32, 4).explain(measure=True)
+    with pytest.raises(tw.TilingError, match="unmodified"):
+        tw.explain(IMAGE)

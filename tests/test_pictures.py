@@ -1,0 +1,153 @@
+"""Plans in a notebook and figures: well-formed, true to the plan, and drawn from few tiles."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tilework as tw
+from tests.networks import require
+from tilework.picture import axis_profiles, svg
+
+IMAGE = np.random.default_rng(0).random((300, 260)).astype(np.float32)
+plots = pytest.mark.skipif(not require("matplotlib"), reason="matplotlib is not installed")
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    """A function with seams: it looks at the mean of its crop."""
+    return x - 20 * x.mean() * np.arange(x.shape[1], dtype=x.dtype) / x.shape[1]
+
+
+@settings(max_examples=30)
+@given(
+    shape=st.lists(st.integers(1, 400), min_size=1, max_size=4), crop=st.integers(1, 90),
+    edge=st.sampled_from(("shift", "squeeze", "pad", "clip", "drop")),
+    blend=st.sampled_from(("trim", "hann")), chunked=st.booleans(), each=st.booleans(),
+)  # fmt: skip
+def test_any_plan_is_drawn_as_well_formed_xml(
+    shape: list[int], crop: int, edge: Any, blend: str, chunked: bool, each: bool
+) -> None:
+    overlap = crop // 4
+    if blend != "trim" and not overlap:
+        blend = "trim"
+    plan = tw.plan_tiles(
+        shape, (crop,) * (len(shape) - (each and len(shape) > 1)), overlap, edge=edge, blend=blend,
+        each=0 if each and len(shape) > 1 else (), axes=tuple(range(each and len(shape) > 1, len(shape))),
+        source_chunks=[16] * len(shape) if chunked else None,
+    )  # fmt: skip
+    root = ET.fromstring(plan._repr_html_())
+    assert len(root.findall(".//tr")) == len(plan.explain().splitlines())
+    for value in re.findall(r'="(-?[\d.]+)"', svg(plan)):
+        assert abs(float(value)) < 1000  # nothing is drawn out of the picture
+
+
+@plots
+@pytest.mark.parametrize("shape", [(50,), (400, 20), (60, 50, 40), (90000, 90000)], ids=str)
+def test_plans_of_any_dimension_are_plotted(shape: tuple[int, ...]) -> None:
+    assert len(tw.plan_tiles(shape, 32, 4, axes=tuple(range(len(shape)))).plot().axes) == 2
+    none = tw.plan_tiles((20, 20), 32, 4, edge="drop")
+    assert none.plot().axes[0].get_title().startswith("0 crops")
+
+
+def test_every_core_block_and_chunk_has_its_line() -> None:
+    plan = tw.plan_tiles((400, 300), 64, 8, source_chunks=(100, 100), chunks=(192, 144))
+    paths = [p.get("d") for p in ET.fromstring(svg(plan)).iter("path")]
+    cores, blocks, chunks = (path.count("M") for path in paths[:3])
+    assert cores == sum(n - 1 for n in plan.grid_shape)
+    assert blocks == sum(n - 1 for n in plan.blocks)
+    assert chunks == 3 + 2
+
+
+def test_of_many_tiles_the_first_are_shown_and_it_says_so() -> None:
+    text = svg(tw.plan_tiles((65536, 400), 256, 16))
+    assert "first 2480 of 65536" in text
+    assert "axis 1: 400" in text
+
+
+def test_names_of_users_are_escaped() -> None:
+    plan = tw.plan_tiles((100, 100), 32, 4)
+    odd = type(plan)(**{f: getattr(plan, f) for f in plan.__dataclass_fields__} | {"names": ("<y>", "&")})
+    assert "<y>" not in odd._repr_html_()
+    ET.fromstring(odd._repr_html_())
+
+
+def test_profiles_are_the_weights_that_are_used() -> None:
+    plan = tw.plan_tiles((80,), 32, 8, blend="linear")
+    total = np.zeros(80)
+    for x, weights in axis_profiles(plan):
+        total[x] += weights
+    assert len(plan) == 4
+    np.testing.assert_allclose(total, 1)
+    assert plan == tw.TilePlan.from_json(plan.to_json())
+    assert plan.outputs[0].blend == "linear"
+
+
+@plots
+def test_figures_have_titles_and_labelled_axes(tmp_path: Path) -> None:
+    out = tw.tiled_map(np.sqrt, IMAGE, 64, 8, blend="gaussian")
+    figures = {
+        "plan": tw.plan_tiles((400, 300), 64, 8).plot(),
+        "window": tw.plot_window(out, axis=0),
+        "seams": tw.plot_seams(out),
+        "compare": tw.compare(np.sqrt(IMAGE), out),
+    }
+    for name, figure in figures.items():
+        panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+        assert all(ax.get_title() for ax in panels), name
+        assert all("samples" in ax.get_xlabel() and ax.get_ylabel() for ax in panels), name
+        figure.savefig(tmp_path / f"{name}.png", dpi=40)
+
+
+@plots
+def test_figures_go_into_axes_that_are_given() -> None:
+    figure = require("matplotlib.figure").Figure()
+    one, two = figure.subplots(1, 2)
+    plan = tw.plan_tiles((400, 300), 64, 8)
+    assert plan.plot(one) is figure
+    assert tw.plot_window(plan, ax=two) is figure
+    assert one.get_title() == f"{len(plan)} crops in 4 blocks (recompute)"
+
+
+@plots
+def test_seams_are_measured_at_the_cuts_from_few_tiles(counting: Callable[..., Any]) -> None:
+    def ratio(figure: Any, panel: int) -> float:
+        return float(re.search(r"([\d.]+) times", figure.axes[panel].get_title())[1])
+
+    fn = counting(centred)
+    out = tw.tiled_map(fn, IMAGE, 64, 8, dtype="float32")
+    figure = tw.plot_seams(out, centre=(100, 100), size=100)
+    assert ratio(figure, 2) > 5
+    assert fn.calls < 12
+    assert 0.8 < ratio(tw.plot_seams(tw.tiled_map(np.sqrt, IMAGE, 64, 8)), 2) < 1.25
+
+
+@plots
+def test_compare_shows_the_largest_difference() -> None:
+    out = tw.tiled_map(centred, IMAGE, 64, 8, dtype="float32")
+    figure = tw.compare(centred(IMAGE), out)
+    gap = np.abs(centred(IMAGE) - out.compute())
+    assert f"{gap.max():.2g} at most" in figure.axes[2].get_title()
+    volume = np.zeros((3, 90, 80))
+    assert tw.compare(volume, volume).axes[0].get_xlabel() == "axis 2 (samples)"
+
+
+@plots
+def test_figures_refuse_what_they_cannot_draw() -> None:
+    with pytest.raises(tw.TilingError, match="one shape"):
+        tw.compare(IMAGE, IMAGE[1:])
+    with pytest.raises(tw.TilingError, match="two axes"):
+        tw.compare(IMAGE[0], IMAGE[0])
+    with pytest.raises(tw.TilingError, match="knows its cuts"):
+        tw.plot_seams(IMAGE)
+    with pytest.raises(tw.TilingError, match="has one"):
+        tw.plot_window(IMAGE)
+    with pytest.raises(tw.TilingError, match="out of range"):
+        tw.plot_window(tw.plan_tiles((99,), 9, 1), axis=1)

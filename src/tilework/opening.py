@@ -187,7 +187,8 @@ def _open_path(path: str) -> Source:
     import zarr
 
     try:
-        opened = zarr.open(path, mode="r")
+        # Workers may stand in another folder.
+        opened = zarr.open(path if "://" in path else str(Path(path).absolute()), mode="r")
     except (FileNotFoundError, ValueError) as error:
         raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}") from error
     source = _open_zarr(opened)

@@ -220,8 +220,15 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
         return _prepare_chunks(out, targets[""], asked, where)
     writing = _prepare_tiles(members, first[0], first[2], targets, asked, where)
     if several:
-        writing.result = lambda: zarr.open_group(store, path=asked.path or "", mode="r+")
+        writing.result = lambda: _group(store, asked.path or "")
     return writing
+
+
+def _group(store: Any, path: str) -> Any:
+    """Return the group that the members of a result were written into."""
+    if isinstance(store, zarr.Group):
+        return store[path] if path else store
+    return zarr.open_group(store, path=path, mode="r+")
 
 
 # -- the result of tiled_map ------------------------------------------------------------------------------

@@ -113,7 +113,9 @@ class Target:
 
     @property
     def _store(self) -> Any:
-        return str(self.store) if isinstance(self.store, Path) else self.store
+        """The store as zarr takes it, a local path absolute: workers may stand in another folder."""
+        local = isinstance(self.store, Path) or (isinstance(self.store, str) and "://" not in self.store)
+        return str(Path(self.store).absolute()) if local else self.store
 
     def layout(self, spec: Spec, number: int, shape: Index, itemsize: int) -> tuple[Index, Index | None]:
         """Return chunks and shards: those that are there, those asked for, or the default."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         TilingError,
         TilingWarning,
     )
-    from tilework.fn import from_torch, load_once
+    from tilework.fn import load_once
     from tilework.geometry import Box, Tile
     from tilework.many import write_many
     from tilework.measuring import explain
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tilework.slicer import Slicer
     from tilework.state import status
     from tilework.store import to_zarr
+    from tilework.torch_fn import from_torch
     from tilework.viewer import view
 
 _HOMES = {
@@ -61,7 +62,7 @@ _HOMES = {
     "check": "checking",
     "compare": "plot",
     "explain": "measuring",
-    "from_torch": "fn",
+    "from_torch": "torch_fn",
     "load_once": "fn",
     "plan_tiles": "api",
     "plot_seams": "plot",

@@ -23,7 +23,8 @@ import numpy as np
 from dask.tokenize import TokenizationError
 
 from tilework.digest import UNKNOWN, digest, is_network, plain_text
-from tilework.fn import LoadOnce, TorchFunction
+from tilework.fn import LoadOnce
+from tilework.torch_fn import TorchFunction
 
 __all__ = ["SHORT", "Parts", "describe", "stamp", "stamps"]
 

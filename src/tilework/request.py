@@ -286,62 +286,63 @@ def make_plan(
 ) -> TilePlan:
     """Return the plan: tiles that run, blocks, reuse."""
     n_each = len(layout.each[0])
-    outputs = []
-    for b in bound:
-        tiled = math.prod(b.shape[a] for a in b.axes)
-        untiled, final = (
-            math.prod(b.shape) // max(1, tiled),
-            math.prod(b.reduced_shape) // max(1, tiled),
-        )
-        rim = None if b.kind == "trim" else layout.rim
-        outputs.append(
-            OutputPlan(
-                rim,
-                (_ONE,) * n_each + b.scale,
-                untiled * b.accumulator().itemsize,
-                final * b.dtype.itemsize,
-                b.kind,
-                float(request.sigma_scale) if b.kind == "gaussian" else 0.125,
-            )
-        )
-    source_plans = []
-    for s, e, t in zip(sources, layout.each, layout.tiled, strict=True):
-        grid_axes = e + t
-        untiled = math.prod(m for a, m in enumerate(s.shape) if a not in grid_axes)
-        chunks = None if s.chunks is None else tuple(s.chunks[a] for a in grid_axes)
-        source_plans.append(SourcePlan(untiled * s.dtype.itemsize, chunks, isinstance(s, MemorySource)))
+    outputs = tuple(_output_plan(b, layout, request, n_each) for b in bound)
+    source_plans = tuple(
+        _source_plan(s, e + t) for s, e, t in zip(sources, layout.each, layout.tiled, strict=True)
+    )
     memory = memory_bytes(request.memory_limit)
     batch = request.batch_size
     if batch is not None and (type(batch) is bool or not isinstance(batch, int | np.integer) or batch < 1):
         raise TilingError(f"batch_size must be a whole number of crops, at least 1; got {batch!r}.")
-    mask = None
-    if request.mask is not None:
-        runs = tiles_in_mask(
-            request.mask, layout.grids[n_each:], [None if o.rim is None else o.rim[n_each:] for o in outputs],
-            layout.names[n_each:], request.mask_scale,
-        )  # fmt: skip
-        if not runs.any():
-            warnings.warn(
-                "the mask is False everywhere: no tile runs, all is fill_value.",
-                TilingWarning,
-                stacklevel=4,
-            )
-        counts = tuple(len(g) for g in layout.grids[:n_each])
-        mask = np.packbits(np.broadcast_to(runs, counts + runs.shape)).tobytes()
-    cache = min(CACHE, memory // 8) if any(s.chunks for s in source_plans) else 0
-    extents = tuple(g.extent for g in layout.grids)
     plan = TilePlan(
         layout.grids,
         layout.names,
         n_each,
-        extents,
-        tuple(outputs),
-        tuple(source_plans),
+        tuple(g.extent for g in layout.grids),
+        outputs,
+        source_plans,
         batch_size=None if batch is None else int(batch),
         reuse="recompute",
-        mask=mask,
+        mask=None if request.mask is None else _mask_bits(layout, request, outputs, n_each),
         threads=n_threads(),
-        cache_bytes=cache,
+        cache_bytes=min(CACHE, memory // 8) if any(s.chunks for s in source_plans) else 0,
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     return choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))
+
+
+def _output_plan(bound: BoundOutput, layout: Layout, request: Request, n_each: int) -> OutputPlan:
+    tiled = max(1, math.prod(bound.shape[a] for a in bound.axes))
+    return OutputPlan(
+        None if bound.kind == "trim" else layout.rim,
+        (_ONE,) * n_each + bound.scale,
+        math.prod(bound.shape) // tiled * bound.accumulator().itemsize,
+        math.prod(bound.reduced_shape) // tiled * bound.dtype.itemsize,
+        bound.kind,
+        float(request.sigma_scale) if bound.kind == "gaussian" else 0.125,
+    )
+
+
+def _source_plan(source: Source, grid_axes: Sequence[int]) -> SourcePlan:
+    untiled = math.prod(m for a, m in enumerate(source.shape) if a not in grid_axes)
+    chunks = None if source.chunks is None else tuple(source.chunks[a] for a in grid_axes)
+    return SourcePlan(untiled * source.dtype.itemsize, chunks, isinstance(source, MemorySource))
+
+
+def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], n_each: int) -> bytes:
+    """Return which tiles run, one bit per tile in raster order."""
+    runs = tiles_in_mask(
+        request.mask,
+        layout.grids[n_each:],
+        [None if o.rim is None else o.rim[n_each:] for o in outputs],
+        layout.names[n_each:],
+        request.mask_scale,
+    )
+    if not runs.any():
+        warnings.warn(
+            "the mask is False everywhere: no tile runs, all is fill_value.",
+            TilingWarning,
+            stacklevel=5,
+        )
+    counts = tuple(len(g) for g in layout.grids[:n_each])
+    return np.packbits(np.broadcast_to(runs, counts + runs.shape)).tobytes()

@@ -12,8 +12,9 @@ import numpy as np
 
 from tilework.alignment import grid_axes, region
 from tilework.geometry import Tile, ceil_div
-from tilework.plan import Range, TilePlan, box_sums
+from tilework.plan import Range, TilePlan
 from tilework.spec import Index, Spec
+from tilework.tables import box_sums
 
 __all__ = ["Units", "pack_mask", "tiles_touching", "unpack_mask", "with_todo"]
 

@@ -16,7 +16,7 @@ from tilework.blocks import BlockRequest, choose_blocks
 from tilework.cost import peak_bytes
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.geometry import Box
-from tilework.plan import axis_table
+from tilework.tables import axis_table
 
 # -- one axis -----------------------------------------------------------------------------------
 

@@ -182,6 +182,15 @@ def test_images_of_any_kind(kind, tmp_path):
     np.testing.assert_array_equal(put_back(again, np.zeros_like(image)), image)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_of_a_torch_loader_read_ahead():
+    data = require("torch").utils.data
+    image = np.random.default_rng(0).random((30, 26), np.float32)
+    slices = tw.Slicer(image, (10, 10), (2, 2))
+    loader = data.DataLoader(slices, batch_size=None, num_workers=2, collate_fn=tuple)
+    np.testing.assert_array_equal(put_back(loader, np.zeros_like(image)), image)
+
+
 def test_scale_of_a_fraction():
     image = np.repeat(np.arange(15.0), 4)
     slices = tw.Slicer(image, 16, 4, scale=Fraction(1, 4))

@@ -290,6 +290,15 @@ def test_F1_wrong_arguments_are_named(arguments, error, message):
         tw.Slicer(np.zeros((20, 20)), *arguments)
 
 
+def test_F1_one_length_for_channels_and_scales_that_do_not_fit():
+    with pytest.raises(tw.GridError, match="axis 0 has extent 3"):
+        tw.Slicer(np.zeros((3, 40, 40)), 8, 2)
+    with pytest.raises(tw.GridError, match=r"multiples of 4.*got 15 on axis 0"):
+        tw.Slicer(np.zeros(60), 15, 2, scale=Fraction(1, 4))
+    with pytest.raises(tw.GridError, match=r"multiples of 4.*got -2 on axis 0"):
+        tw.Slicer(np.zeros(60), 16, 2, scale=Fraction(1, 4))
+
+
 def test_F1_a_list_is_no_image_and_words_are_corrected():
     with pytest.raises(TypeError, match="shape, dtype"):
         tw.Slicer([[1, 2]], (2,), (0,))

@@ -129,13 +129,14 @@ def explain(plan: TilePlan) -> str:
     masked = f", {run} run (mask)" if run != len(plan) else ""
     crop, overlap, stride = (tuple(getattr(a, n) for a in tiled) for n in ("crop", "overlap", "stride"))
     sharing = "each tile runs once" if plan.reuse == "share" else "blocks share nothing"
+    given = " at given starts" if any(a.starts is not None for a in tiled) else ""
     ratio, cache, peak = decoded_ratio(plan), human(plan.cache_bytes), human(peak_bytes(plan))
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
     lines = [
         f"image      {_by(plan.shape)}  axes {', '.join(plan.names)}",
-        f"crop       {crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}",
+        f"crop       {crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}{given}",
         f"tiles      {len(plan)} = {_by(plan.grid_shape)}{masked}",
         f"calls      {calls} crops{batches}; {ratios} ({fewest})",
         f"blocks     {math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples",

@@ -544,14 +544,14 @@ def test_memory_is_bounded_by_chunks_in_flight():
     import tracemalloc
 
     class Sink:
-        shape, dtype = (64 * 400, 64), np.dtype(np.float32)
+        shape, dtype = (64 * 400, 256), np.dtype(np.float32)
 
         def __setitem__(self, index, value):
             assert (value == 1).all()
 
-    sampler = GridSampler(None, Sink.shape, 64, 32, chunk_size=(128, 64))
+    sampler = GridSampler(None, Sink.shape, (64, 256), (32, 256), chunk_size=(128, 256))
     aggregator = Aggregator(sampler, output=Sink(), weights="avg")
-    patch = np.ones((64, 64), np.float32)
+    patch = np.ones((64, 256), np.float32)
     aggregator.append(patch, sampler[0])
     tracemalloc.start()
     for number in range(1, len(sampler)):
@@ -559,7 +559,7 @@ def test_memory_is_bounded_by_chunks_in_flight():
     aggregator.get_output()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 64 * 400 * 64 * 4 / 10
+    assert peak < 64 * 400 * 256 * 4 / 10
 
 
 SAMPLER = {"spatial_size": (20, 30), "patch_size": (8, 8), "step_size": (4, 4)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,38 @@ def test_batches_of_tensors_are_patchlys(chunk):
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("spatial_first", [True, False], ids=["behind", "front"])
+def test_batches_with_channels_on_either_side(spatial_first):
+    image = noise((20, 18, 3) if spatial_first else (3, 20, 18))
+    sampler = GridSampler(image, (20, 18), (8, 8), (4, 4), spatial_first=spatial_first)
+    aggregator = Aggregator(sampler, output_size=image.shape, spatial_first=spatial_first, has_batch_dim=True)
+    for start in range(0, len(sampler), 3):
+        items = [sampler[i] for i in range(start, min(start + 3, len(sampler)))]
+        aggregator.append(np.stack([patch for patch, _ in items]), np.stack([box for _, box in items]))
+    np.testing.assert_allclose(aggregator.get_output(), image, rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, (16, 12)], ids=["whole", "chunks"])
+@pytest.mark.parametrize("scale", [2, Fraction(1, 2), (2, Fraction(1, 2))], ids=str)
+def test_results_of_another_scale(scale, chunk):
+    image = np.kron(noise((12, 10)), np.ones((2, 2)))
+    factors = scale if isinstance(scale, tuple) else (scale, scale)
+
+    def resized(values, number=0):
+        for axis, factor in enumerate(factors):
+            values = (
+                values.repeat(2, axis) if factor == 2 else values.take(range(0, values.shape[axis], 2), axis)
+            )
+        return values
+
+    expected = resized(image)
+    got = merge(
+        tw, image, fn=resized, mode="SAMPLE_EDGE", spatial_size=(24, 20), patch_size=(8, 8), step_size=(4, 4),
+        chunk_size=chunk, aggregate={"scale": scale, "output_size": expected.shape, "weights": "gaussian"},
+    )  # fmt: skip
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
 def test_gaussian_is_patchlys_formula():
     utils = require("patchly.utils")
     for length in (3, 8, 31, 64):
@@ -182,7 +215,7 @@ def test_E1_the_image_comes_back(sizes, mode, weights, data):
     assert np.isnan(got[~covered]).all()
 
 
-@given(cut(), st.sampled_from(["avg", "gaussian", "hann"]), st.data())
+@given(cut(), st.sampled_from(["avg", "gaussian", "hann", "map"]), st.data())
 def test_E4_equals_a_weighted_mean_of_what_came(sizes, weights, data):
     """Patches left out, come twice, chunks or not: the mean of what came, and elsewhere the fill value."""
     shape, patch = sizes["spatial_size"], sizes["patch_size"]
@@ -190,7 +223,6 @@ def test_E4_equals_a_weighted_mean_of_what_came(sizes, weights, data):
         sizes["chunk_size"] = tuple(data.draw(st.integers(p, n)) for p, n in zip(patch, shape, strict=True))
     sampler = GridSampler(**sizes)
     times = [data.draw(st.integers(0, 1 if sampler.chunk_size else 2)) for _ in range(len(sampler))]
-    aggregator = Aggregator(sampler, output_size=shape, weights=weights, missing="ignore", fill_value=-5)
     profiles = {
         "avg": np.ones,
         "gaussian": gaussian,
@@ -198,7 +230,15 @@ def test_E4_equals_a_weighted_mean_of_what_came(sizes, weights, data):
     }
     window = np.ones(())
     for n in patch:
-        window = np.multiply.outer(window, profiles[weights](n))
+        window = np.multiply.outer(window, profiles.get(weights, np.ones)(n))
+    if weights == "map":
+        window = 1 + np.random.default_rng(0).random(patch)
+    given_weights = (
+        [window] if len(patch) == 1 and weights == "map" else window if weights == "map" else weights
+    )
+    aggregator = Aggregator(
+        sampler, output_size=shape, weights=given_weights, missing="ignore", fill_value=-5
+    )
     top, bottom = np.zeros(shape), np.zeros(shape)
     for number, count in enumerate(times):
         box = sampler.get_bbox(number)
@@ -504,14 +544,14 @@ def test_memory_is_bounded_by_chunks_in_flight():
     import tracemalloc
 
     class Sink:
-        shape, dtype = (64 * 400, 64), np.dtype(np.float32)
+        shape, dtype = (64 * 400, 256), np.dtype(np.float32)
 
         def __setitem__(self, index, value):
             assert (value == 1).all()
 
-    sampler = GridSampler(None, Sink.shape, 64, 32, chunk_size=(128, 64))
+    sampler = GridSampler(None, Sink.shape, (64, 256), (32, 256), chunk_size=(128, 256))
     aggregator = Aggregator(sampler, output=Sink(), weights="avg")
-    patch = np.ones((64, 64), np.float32)
+    patch = np.ones((64, 256), np.float32)
     aggregator.append(patch, sampler[0])
     tracemalloc.start()
     for number in range(1, len(sampler)):
@@ -519,7 +559,7 @@ def test_memory_is_bounded_by_chunks_in_flight():
     aggregator.get_output()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 64 * 400 * 64 * 4 / 10
+    assert peak < 64 * 400 * 256 * 4 / 10
 
 
 SAMPLER = {"spatial_size": (20, 30), "patch_size": (8, 8), "step_size": (4, 4)}

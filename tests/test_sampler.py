@@ -252,6 +252,9 @@ def test_plan_holds_the_same_patches(sizes, mode):
         [[a + w, b + w] for a, b, w in zip(t.read.start, t.read.stop, before, strict=True)] for t in plan
     ] == boxes(sampler)
     assert tw.TilePlan.from_json(plan.to_json()) == plan
+    ruled = any(axis.starts is not None for axis in plan.axes)
+    assert ("at given starts" in plan.explain()) == ruled
+    assert ruled or mode not in ("SAMPLE_ADAPTIVE", *PAD)
     for box, position in ((sampler.get_bbox(i), t.position) for i, t in enumerate(plan)):
         assert sampler.position(box) == position
 
@@ -264,7 +267,7 @@ def test_plan_holds_the_same_patches(sizes, mode):
         ({"spatial_size": None}, TypeError, "spatial_size and patch_size"),
         ({"patch_size": (8,)}, tw.GridError, "patch_size needs one number"),
         ({"patch_size": (8, 0)}, tw.GridError, "axis 1"),
-        ({"step_size": (4, 9)}, tw.GridError, "stride must not exceed crop.*axis 1"),
+        ({"step_size": (4, 9)}, tw.GridError, "stride must not exceed crop.*axis 1.*step_size the stride"),
         ({"step_size": 0.5}, TypeError, "step_size"),
         ({"patch_offset": 4}, TypeError, "older name"),
         ({"chunk_size": (8, 7)}, tw.GridError, "chunk_size must hold a patch.*axis 1"),

@@ -16,6 +16,8 @@ import tilework as tw
 from tests.laws.strategies import arange
 from tests.networks import require
 from tests.store_counts import counted
+from tilework.crops import _Tensor
+from tilework.opening import open_source
 
 
 def put_back(slices: Any, output: np.ndarray, fn: Any = lambda crop: crop) -> np.ndarray:
@@ -182,6 +184,42 @@ def test_images_of_any_kind(kind, tmp_path):
     np.testing.assert_array_equal(put_back(again, np.zeros_like(image)), image)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_of_a_torch_loader_read_ahead():
+    data = require("torch").utils.data
+    image = np.random.default_rng(0).random((30, 26), np.float32)
+    slices = tw.Slicer(image, (10, 10), (2, 2))
+    loader = data.DataLoader(slices, batch_size=None, num_workers=2, collate_fn=tuple)
+    np.testing.assert_array_equal(put_back(loader, np.zeros_like(image)), image)
+
+
+def test_tensors_on_a_device_are_read_through_the_cpu():
+    torch = require("torch")
+    tensor = torch.arange(40, dtype=torch.float16).reshape(4, 10)
+    source = open_source(_Tensor(tensor))
+    assert (source.shape, source.dtype) == ((4, 10), np.float16)
+    np.testing.assert_array_equal(source.read([(1, 3), (2, 9)]), tensor[1:3, 2:9].numpy())
+
+
+@pytest.mark.gpu
+def test_images_and_results_on_a_device():
+    torch = require("torch")
+    image = torch.rand(3, 40, 30, device="cuda")
+    output = torch.zeros_like(image)
+    for crop, source, destination in tw.Slicer(image, (12, 12), (2, 2)):
+        assert crop.device == image.device
+        output[destination] = crop[source]
+    assert torch.equal(output, image)
+    sampler = tw.GridSampler(image, (40, 30), (8, 8), (4, 4), spatial_first=False)
+    for options in ({"output_size": (3, 40, 30), "device": "cuda"}, {"output": torch.zeros_like(image)}):
+        aggregator = tw.Aggregator(sampler, spatial_first=False, **options)
+        for patch, box in sampler:
+            aggregator.append(patch, box)
+        got = aggregator.get_output()
+        assert got.device == image.device
+        torch.testing.assert_close(got, image)
+
+
 def test_scale_of_a_fraction():
     image = np.repeat(np.arange(15.0), 4)
     slices = tw.Slicer(image, 16, 4, scale=Fraction(1, 4))
@@ -279,6 +317,15 @@ def test_plan_reads_the_same_crops():
 def test_F1_wrong_arguments_are_named(arguments, error, message):
     with pytest.raises(error, match=message):
         tw.Slicer(np.zeros((20, 20)), *arguments)
+
+
+def test_F1_one_length_for_channels_and_scales_that_do_not_fit():
+    with pytest.raises(tw.GridError, match="axis 0 has extent 3"):
+        tw.Slicer(np.zeros((3, 40, 40)), 8, 2)
+    with pytest.raises(tw.GridError, match=r"multiples of 4.*got 15 on axis 0"):
+        tw.Slicer(np.zeros(60), 15, 2, scale=Fraction(1, 4))
+    with pytest.raises(tw.GridError, match=r"multiples of 4.*got -2 on axis 0"):
+        tw.Slicer(np.zeros(60), 16, 2, scale=Fraction(1, 4))
 
 
 def test_F1_a_list_is_no_image_and_words_are_corrected():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -109,34 +110,38 @@ class ChunkWriter:
         common = chunk.intersect(box)
         part = values[common.shift([-a for a in box.start]).slices]
         with self._lock:
-            here = self._gathering.get(number)
-            if here is None and number not in self._written:
-                counts = [c[i] for c, i in zip(self._counts, number, strict=True)]
-                left = int(np.prod([n for n, _ in counts]))
-                if left == 1 and common == chunk:
-                    self._written.add(number)
-                    return self._write(chunk, part)
-                here = self._gathering[number] = self._start(chunk, left, all(full for _, full in counts))
-            if here is None:  # a part that comes again after its chunk was whole
-                self.array[common.slices] = part
-                return None
-            here.array[common.shift([-a for a in chunk.start]).slices] = part
-            if here.boxes is not None:
-                here.boxes.append(common)
-            here.left -= 1
-            if here.left:
-                return None
-            del self._gathering[number]
-            self._written.add(number)
-        return self._write(chunk, here.array)
+            whole = self._gather(number, chunk, common, part)
+        # Nobody else has the chunk any more: threads write at the same time.
+        if whole is not None:
+            self.array[chunk.slices] = whole
+
+    def _gather(self, number: Index, chunk: Box, common: Box, part: Array) -> Array | None:
+        """Keep ``part``; return the chunk where it is whole now."""
+        here = self._gathering.get(number)
+        if here is None and number in self._written:
+            self.array[common.slices] = part  # it came again
+            return None
+        if here is None:
+            counts = [c[i] for c, i in zip(self._counts, number, strict=True)]
+            left = math.prod(n for n, _ in counts)
+            if left == 1 and common == chunk:
+                self._written.add(number)
+                return part
+            here = self._gathering[number] = self._start(chunk, left, all(full for _, full in counts))
+        here.array[common.shift([-a for a in chunk.start]).slices] = part
+        if here.boxes is not None:
+            here.boxes.append(common)
+        here.left -= 1
+        if here.left:
+            return None
+        del self._gathering[number]
+        self._written.add(number)
+        return here.array
 
     def _start(self, chunk: Box, left: int, full: bool) -> _Gathering:
         if full:
             return _Gathering(np.empty(chunk.shape, self.array.dtype), left)
         return _Gathering(np.asarray(self.array[chunk.slices]), left, None)
-
-    def _write(self, chunk: Box, values: Array) -> None:
-        self.array[chunk.slices] = values
 
     def _box(self, number: Index) -> Box:
         assert self._unit is not None
@@ -155,7 +160,7 @@ class ChunkWriter:
                     for box in here.boxes:
                         at = box.shift([-a for a in chunk.start]).slices
                         values[at] = here.array[at]
-                self._write(chunk, values)
+                self.array[chunk.slices] = values
             self._written.update(self._gathering)
             self._gathering.clear()
 

@@ -131,13 +131,14 @@ def rows(plan: TilePlan) -> list[tuple[str, str]]:
     if plan.slabs:
         cut = ", ".join(plan.names[d] for d in plan.slab_axes)
         sharing = f"one slab of blocks after the other along axis {cut}; tiles across a face run in both"
+    given = " at given starts" if any(a.starts is not None for a in tiled) else ""
     ratio, cache, peak = decoded_ratio(plan), human(plan.cache_bytes), human(peak_bytes(plan))
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
     lines = [
         ("image", f"{_by(plan.shape)}  axes {', '.join(plan.names)}"),
-        ("crop", f"{crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}"),
+        ("crop", f"{crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}{given}"),
         ("tiles", f"{len(plan)} = {_by(plan.grid_shape)}{masked}"),
         ("calls", f"{calls} crops{batches}; {ratios} ({fewest})"),
         ("blocks", f"{math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples"),

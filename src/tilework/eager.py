@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+from tilework.errors import GridError
 from tilework.geometry import AxisGrid
 from tilework.output import Output, bind
 from tilework.plan import TilePlan
@@ -12,7 +15,7 @@ from tilework.request import Layout, Request, make_layer, make_plan
 from tilework.source import Source
 from tilework.window import Blend
 
-__all__ = ["Cut", "request_of"]
+__all__ = ["Cut", "check_scale", "request_of"]
 
 Index = tuple[int, ...]
 
@@ -24,6 +27,19 @@ def request_of(blend: Blend, chunks: Any) -> Request:
         boundary="reflect", blend=blend, rim=0, sigma_scale=0.125, batch_size=None, mask=None,
         mask_scale=None, chunks=chunks, memory_limit=None, reuse="auto",
     )  # fmt: skip
+
+
+def check_scale(grids: Sequence[AxisGrid], names: Sequence[str], scale: Sequence[Fraction]) -> None:
+    """Raise a `GridError` where a crop's result would start or end between two samples."""
+    for grid, name, factor in zip(grids, names, scale, strict=True):
+        q = factor.denominator
+        off = grid.nominals() % q
+        if grid.crop % q or off.any():
+            bad = grid.crop if grid.crop % q else int(grid.nominals()[off > 0][0])
+            raise GridError(
+                f"crops must start at multiples of {q}, the denominator of scale {factor}, and have such a "
+                f"length; got {bad} on axis {name}. Choose size, step and overlap as multiples of {q}."
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework.eager import Cut, request_of
+from tilework.eager import Cut, check_scale, request_of
 from tilework.errors import ContractError, GridError, TilingError, one_of
 from tilework.fn import as_array
 from tilework.geometry import AxisGrid, ceil_div
@@ -104,6 +104,7 @@ class Merge:
     def __post_init__(self) -> None:
         self.blend = blend_of(self.weights)
         n = len(self.grids)
+        check_scale(self.grids, tuple(map(str, range(n))), self.scale)
         if len(self.size) < n:
             raise GridError(f"the output needs the {n} tiled axes; its shape is {self.size}.")
         found = self.size[:n] if self.spatial_first else self.size[len(self.size) - n :]

@@ -328,7 +328,10 @@ def _grid(mode: SamplingMode, name: str, extent: int, size: int, patch: int, ste
     if step < 1:
         raise GridError(f"stride (step_size) must be at least 1; got {step} on axis {name}.")
     grid = AxisGrid(extent, patch, max(0, patch - step) // 2, step, "shift", trims=False)
-    check_axis(grid, name, rim=0)
+    try:
+        check_axis(grid, name, rim=0)
+    except GridError as error:
+        raise GridError(f"{error} (patch_size is the crop, step_size the stride.)") from None
     fits = max(0, ceil_div(extent - patch, step))
     if mode is SamplingMode.SAMPLE_EDGE or (mode is SamplingMode.SAMPLE_SQUEEZE and not fits):
         return grid

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tilework.arguments import check_axis, parse_bytes, per_axis, resolve_axes
+from tilework.arguments import check_axis, guard_channels, parse_bytes, per_axis, resolve_axes
 from tilework.chunk_writer import ChunkWriter
 from tilework.crops import CropReader, Padding, open_image
-from tilework.eager import Cut
+from tilework.eager import Cut, check_scale
 from tilework.errors import GridError, TilingError, whole
 from tilework.geometry import AxisGrid
 from tilework.output import scales
@@ -111,6 +111,8 @@ class Slicer:
         _, self._axes = resolve_axes(source, axes, (), lengths)
         names = tuple(source.names[a] if source.names else str(a) for a in self._axes)
         crop, halo = per_axis("crop_size", crop_size, names), per_axis("overlap", overlap, names)
+        if axes is None and lengths is None:
+            guard_channels(source, self._axes, crop, one_int=True)
         offset = whole("stride_offset", stride_offset)
         self._batch = whole("batch_size", batch_size)
         if self._batch < 1:
@@ -121,9 +123,11 @@ class Slicer:
         self._transform, self._collate, self._progress = output_transform, collate, progress_bar
         sizes = zip(names, (source.shape[a] for a in self._axes), crop, halo, strict=True)
         grids = tuple(_grid(name, n, c, o, offset, pad) for name, n, c, o in sizes)
+        factors = scales(scale, len(grids))
+        check_scale(grids, names, factors)
         self._weights = tuple(
             AxisWeights(grid, rim=grid.overlap, scale=factor)
-            for grid, factor in zip(grids, scales(scale, len(grids)), strict=True)
+            for grid, factor in zip(grids, factors, strict=True)
         )
         options = {"constant_values": cval} if boundary == "constant" else {}
         limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)

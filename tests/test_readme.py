@@ -53,4 +53,4 @@ def test_commands_are_one_line_each():
     assert len(commands) == 2
     assert not any("\n" in command for command in commands)
     assert commands[0].endswith("tilework demo")
-    assert commands[1].endswith("pytest")
+    assert commands[1].endswith("pytest -n auto")

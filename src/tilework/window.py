@@ -29,6 +29,8 @@ Blend = str | Callable[[int], Any] | Sequence[Any] | np.ndarray[Any, Any]
 WINDOWS = ("average", "linear", "hann", "gaussian")
 # Tiles along an axis whose places and weights are kept; a block needs few of them at a time.
 REMEMBERED = 1024
+# Tiles along an axis up to which all places are held at once, which is faster for each of them.
+TABLED = 2**16
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
 
 
@@ -184,8 +186,7 @@ class AxisWeights:
 
     def lengths(self) -> list[int]:
         """Return how many result samples each tile produces."""
-        _, _, _, firsts, lasts = self._tables[2].tolist()
-        return [self.scaled(b) - self.scaled(a) for a, b in zip(firsts, lasts, strict=True)]
+        return [b - a for a, b in map(self.result, range(len(self.grid)))]
 
     def support(self, i: int) -> tuple[int, int]:
         """Return the result samples where tile ``i`` has weight."""
@@ -197,7 +198,10 @@ class AxisWeights:
         if spans is None:
             if len(self._places) >= REMEMBERED:
                 self._places.clear()
-            start, stop, _, first, last = self._tables[2][:, i].tolist()
+            if self._tables is None:
+                (start, stop), (first, last) = self.grid.support(i, self.rim), self.grid.valid(i)
+            else:
+                start, stop, _, first, last = self._tables[2][:, i].tolist()
             spans = (
                 (self.scaled(first), self.scaled(last)),
                 (self.scaled(start), self.scaled(stop)),
@@ -206,9 +210,11 @@ class AxisWeights:
         return spans
 
     @property
-    def _tables(self) -> tuple[Any, ...]:
+    def _tables(self) -> tuple[Any, ...] | None:
+        """What `_neighbours` says of all tiles; None where they are too many to be held."""
         if not self._near:
-            self._near.append(_neighbours(self.grid, self.rim))
+            few = len(self.grid) <= TABLED
+            self._near.append(_neighbours(self.grid, self.rim) if few else None)
         return self._near[0]  # type: ignore[no-any-return]
 
     def raw(self, i: int) -> Floats:
@@ -239,9 +245,17 @@ class AxisWeights:
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return what the normalised weights of tile ``i`` depend on; interior tiles share one key."""
+        if self._tables is None:
+            start, stop = self.grid.support(i, self.rim)
+            return tuple((self._shape(k, start), k == i) for k in self.grid.touching(start, stop, self.rim))
         first, last, places, borders = self._tables
         a, b = first[i], last[i]
         return i - a, (places[:, a:b] - places[0, i]).tobytes(), borders[:, a:b].tobytes()
+
+    def _shape(self, i: int, origin: int) -> tuple[int, ...]:
+        start, stop = self.grid.support(i, self.rim)
+        nominal = self.grid.nominal(i)
+        return start - origin, stop - origin, nominal - origin, *self.grid.borders(i)
 
     def weights(self, i: int) -> Floats:
         """Return the weights of tile ``i`` over its support; with all others they sum to 1."""

@@ -152,6 +152,8 @@ class Job:
         self.closed = False
         self.tiles = 0
         """Tiles that this run computes."""
+        self.threads: int | None = None
+        """Tasks at a time in a process, where fewer than usual; None: as many as there are."""
 
     @property
     def found(self) -> tuple[int, int]:
@@ -197,6 +199,7 @@ class TileJob(Job):
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
         self.spec, self.sources, self.upstream = spec, sources, upstream
         self.units, self.guard, self.apart = dict(units), guard, apart
+        self.threads = spec.plan.threads
         self._plan_missing()
         self._slabs: dict[str, BlockTasks] = {}
 

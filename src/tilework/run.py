@@ -116,8 +116,10 @@ def _run_local(pieces: Iterator[Piece], where: Where, tracker: Tracker) -> None:
                     tracker.finished(by_write[key], key, result)
 
         keys = [*by_write, *until]
+        threads = min((p.job.threads or where.threads for p in batch), default=where.threads)
+        options = {"num_workers": threads} if threads < where.threads else {}
         with Callback(posttask=done):
-            values = where.get(graph, keys)
+            values = where.get(graph, keys, **options)
         kept = {key: (until[key], value) for key, value in zip(keys, values, strict=True) if key in until}
 
 

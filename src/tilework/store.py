@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import zarr
 
-from tilework.alignment import check_aligned, check_edges, input_unit, lengths, units_of
-from tilework.arguments import parse_bytes
-from tilework.blocks import BlockRequest, choose_blocks
-from tilework.cost import peak_bytes
+from tilework.alignment import check_aligned, check_edges, lengths, units_of
 from tilework.digest import digest
-from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
+from tilework.errors import TilingError, TilingWarning
 from tilework.fingerprint import of_spec
-from tilework.geometry import Tile
 from tilework.graph import find_spec, specs_below
 from tilework.job import ChunkJob, Job, TileJob
 from tilework.marks import Marks, write_record
-from tilework.plan import TilePlan
 from tilework.progress import LOG, Progress
+from tilework.replan import remask, replanned
 from tilework.run import delayed, run
 from tilework.spec import Spec
 from tilework.target import Target, record_of, refuse_source
 from tilework.tasks import Names
-from tilework.units import Bits, Units, unpack_mask
+from tilework.units import Units
 from tilework.where import Where
 
 __all__ = ["Writing", "prepare", "to_zarr"]
@@ -249,7 +243,9 @@ def _prepare_tiles(
     for key, array in members.items():
         targets[key].compare(fingerprint)
         layouts[key] = targets[key].layout(spec, numbers[key], array.shape, array.dtype.itemsize)
-    spec = replace(_planned(spec, numbers, layouts, targets, asked, where), on_error=asked.on_error)
+    spec = replace(
+        replanned(spec, numbers, layouts, targets, asked.memory_limit, where), on_error=asked.on_error
+    )
     spec.retries = where.retries
     for key, (chunks, shards) in layouts.items():
         check_aligned(spec, numbers[key], shards or chunks)
@@ -265,7 +261,7 @@ def _prepare_tiles(
         old = targets[key].record
         done[n] = Marks(arrays[n]).read()
         records[n] = record if old is None else {k: v for k, v in old.items() if k != "failed"}
-        if old is not None and _remask(spec, units[n], arrays[n], done[n], old):
+        if old is not None and remask(spec, units[n], arrays[n], done[n], old):
             records[n] = record
     upstream = _upstream(members, name)
     title = f"to_zarr {next(iter(targets.values())).store}"[:60]
@@ -279,57 +275,6 @@ def _prepare_tiles(
 def _number(spec: Spec, array: Any, name: str) -> int:
     names = Names(name)
     return next(n for n in range(len(spec.layers)) if names.output(spec, n) == array.name)
-
-
-def _planned(
-    spec: Spec,
-    numbers: Mapping[str, int],
-    layouts: Mapping[str, Any],
-    targets: Mapping[str, Target],
-    asked: Asked,
-    where: Where,
-) -> Spec:
-    """Return ``spec`` with blocks that are whole write units and fit into memory."""
-    limit = asked.memory_limit
-    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
-    plan = replace(spec.plan, threads=where.threads)
-    units = [input_unit(spec, numbers[key], shards or chunks) for key, (chunks, shards) in layouts.items()]
-    unit = tuple(math.lcm(*column) for column in zip(*units, strict=True))
-    old = next((t.record["plan"]["block"] for t in targets.values() if t.record is not None), None)
-    request = BlockRequest(None, None, unit, memory, "auto", slabs=True)
-    if old is not None:
-        # Another block shape would be another order of summation.
-        request = replace(request, chunks=tuple(old))
-        try:
-            plan = choose_blocks(plan, replace(request, reuse="share"))
-        except (GridError, MemoryBudgetError):
-            plan = choose_blocks(plan, request)
-    else:
-        aligned = all(
-            b == a.extent or b % u == 0 for b, a, u in zip(plan.block, plan.axes, unit, strict=True)
-        )
-        if not aligned or limit is not None or peak_bytes(plan) > memory:
-            plan = choose_blocks(plan, request)
-    return replace(spec, plan=plan, _uses={})
-
-
-def _remask(spec: Spec, units: Units, array: Any, done: Bits, record: Mapping[str, Any]) -> bool:
-    """Forget that units are done in which other tiles run than when they were written."""
-    old = TilePlan.from_json(json.dumps(record["plan"])).mask
-    if old == spec.plan.mask:
-        return False
-    shape = spec.plan.grid_shape
-    changed = unpack_mask(old, shape) != unpack_mask(spec.plan.mask, shape)
-    touched = {unit for tile in _tiles(spec, changed) for unit in units.of_tile(tile)}
-    for unit in touched:
-        done[unit] = False
-    Marks(array).reset(done)
-    return True
-
-
-def _tiles(spec: Spec, chosen: Bits) -> Iterator[Tile]:
-    grid = spec.plan.grid
-    return (grid[grid.number(tuple(map(int, position)))] for position in np.argwhere(chosen))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import dask
 import dask.array as da
 from dask.base import get_scheduler
 
@@ -72,15 +73,25 @@ class Where:
     def threads(self) -> int:
         """Tasks at a time in one process."""
         if self.client is None:
-            return 1 if getattr(self.get, "__module__", "") == "dask.local" else n_threads()
+            known = getattr(self.get, "__module__", "")
+            several = int(dask.config.get("num_workers", None) or n_threads())
+            return 1 if known in ("dask.local", "dask.multiprocessing") else several
         return max((w["nthreads"] for w in self.workers()), default=n_threads())
+
+    def fewer(self) -> list[int]:
+        """Return how many tasks at a time may be tried, the most first."""
+        most = self.threads
+        if self.client is not None or getattr(self.get, "__module__", "") != "dask.threaded":
+            return [most]
+        return sorted({max(1, most >> k) for k in range(most.bit_length())}, reverse=True)
 
     @property
     def memory(self) -> int:
         """Bytes that one process may take."""
         if self.client is None:
-            several = "multiprocessing" in getattr(self.get, "__module__", "")
-            return default_memory() // (n_threads() if several else 1)
+            apart = "multiprocessing" in getattr(self.get, "__module__", "")
+            processes = int(dask.config.get("num_workers", None) or n_threads())
+            return default_memory() // (processes if apart else 1)
         limits = [w["memory_limit"] for w in self.workers() if w["memory_limit"]]
         return int(MEMORY_SHARE * min(limits)) if limits else default_memory()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -192,6 +193,31 @@ def test_I3_slabs_where_a_plane_of_seams_does_not_fit() -> None:
         choose_blocks(plan, BlockRequest(None, None, (128,) * 3, 10_000_000, slabs=True))
     enough = int(str(refused.value).rpartition("memory_limit=")[2].rstrip("."))
     choose_blocks(plan, BlockRequest(None, None, (128,) * 3, enough, slabs=True))
+
+
+def test_I3_fewer_threads_where_memory_asks_for_it() -> None:
+    """Before a run is refused, it takes its tasks one at a time."""
+    running = most = 0
+
+    def fn(crop: np.ndarray) -> np.ndarray:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        time.sleep(0.002)
+        running -= 1
+        return crop
+
+    out = tw.tiled_map(fn, np.zeros((256, 256), "f4"), 64, 8, dtype="f4")
+    options: Any = {"chunks": 64, "progress": False}
+    with dask.config.set(scheduler="threads", num_workers=4):
+        tw.to_zarr(out, zarr.storage.MemoryStore(), **options)
+        assert most > 1
+        unlimited, most = most, 0
+        with pytest.raises(tw.MemoryBudgetError) as refused:
+            tw.to_zarr(out, zarr.storage.MemoryStore(), memory_limit=1000, **options)
+        least = int(str(refused.value).rpartition("memory_limit=")[2].rstrip("."))
+        tw.to_zarr(out, zarr.storage.MemoryStore(), memory_limit=least, **options)
+    assert most == 1 < unlimited
 
 
 def test_I3_a_result_in_slabs_is_the_same(tmp_path: Path) -> None:

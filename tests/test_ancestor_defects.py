@@ -76,6 +76,16 @@ def noise(*shape: int) -> np.ndarray:
 # ------------------------------------------------------------------------------- Patchly, section 2A
 
 
+def least_seconds(call):
+    """Return the seconds of the fastest of five calls: a machine that stalls does not stall each time."""
+    taken = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return min(taken)
+
+
 @seen(PATCHLY, "A01_class_map_of_torch_patches_is_zero")
 def class_map_of_torch_patches(pkg, tmp_path):
     torch = require("torch")
@@ -372,10 +382,11 @@ def picklable(pkg, tmp_path):
 
 @seen(PATCHLY, "A16_setting_up_chunks_compares_every_patch_with_every_chunk")
 def set_up(pkg, tmp_path):
-    begin = time.perf_counter()
-    sampler = pkg.GridSampler(None, (672, 672), (32, 32), (16, 16), chunk_size=(84, 84))
-    pkg.Aggregator(sampler, output_size=(672, 672))
-    assert time.perf_counter() - begin < 0.1
+    def both():
+        sampler = pkg.GridSampler(None, (672, 672), (32, 32), (16, 16), chunk_size=(84, 84))
+        pkg.Aggregator(sampler, output_size=(672, 672))
+
+    assert least_seconds(both) < 0.1
 
 
 @seen(PATCHLY, "A17_torch_copies_the_weight_map_for_every_patch", UserWarning, "copy construct")
@@ -618,10 +629,8 @@ def slicer_pickles(pkg, tmp_path):
 @seen(RYOMEN, "B12b_the_constructor_walks_all_crops")
 def constructor(pkg, tmp_path):
     image = np.zeros((600, 600), np.uint8)
-    begin = time.perf_counter()
-    slices = pkg.Slicer(image, (6, 6), (1, 1))
-    assert len(slices) == 150**2
-    assert time.perf_counter() - begin < 0.1
+    assert len(pkg.Slicer(image, (6, 6), (1, 1))) == 150**2
+    assert least_seconds(lambda: len(pkg.Slicer(image, (6, 6), (1, 1)))) < 0.1
 
 
 @seen(RYOMEN, "B12c_no_index", TypeError, "subscriptable")

@@ -130,20 +130,35 @@ class Cluster:
         return error
 
     def _name_killer(self, error: Any, piece: Piece) -> None:
-        """Run the tiles of a task that killed its workers one by one, to name the one that does."""
+        """Run the tiles of tasks that lost their workers one by one, to name the one that kills them."""
         from distributed import KilledWorker
 
         if piece.job.error is not None:
             return  # named once
-        for tile, alone in piece.job.culprits(_key_of(error.task, piece)):
-            held = self._get(dict(alone.shared), list(alone.shared))
-            [future] = self._get(alone.tasks, list(alone.writes))
-            found = future.exception()
-            del held
-            if found is not None:
-                kills = "kills its worker" if isinstance(found, KilledWorker) else f"fails: {found!r}"
-                error.add_note(f"{tile} {kills} whenever it runs")
-                return
+        for key in self._suspects(_key_of(error.task, piece)):
+            for tile, alone in piece.job.culprits(key):
+                held = self._get(dict(alone.shared), list(alone.shared))
+                [future] = self._get(alone.tasks, list(alone.writes))
+                found = future.exception()
+                del held
+                if found is not None:
+                    kills = "kills its worker" if isinstance(found, KilledWorker) else f"fails: {found!r}"
+                    error.add_note(f"{tile} {kills} whenever it runs")
+                    return
+        error.add_note("no tile kills its worker when it runs alone; perhaps they do together")
+
+    def _suspects(self, blamed: Key) -> list[Key]:
+        """Return the task that is blamed, then those that ran beside it when workers died."""
+        try:
+            counts = self.client.run_on_scheduler(_suspicious)
+        except Exception:  # a scheduler that lets nobody look
+            counts = {}
+        others = sorted((k for k in counts if k != blamed), key=lambda k: (-counts[k], str(k)))
+        return [blamed, *others]
+
+
+def _suspicious(dask_scheduler: Any) -> dict[Key, int]:
+    return {key: ts.suspicious for key, ts in dask_scheduler.tasks.items() if ts.suspicious}
 
 
 def _key_of(task: Any, piece: Piece) -> Key:

@@ -286,12 +286,12 @@ class TileJob(Job):
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone and writes nothing."""
         for name, blocks in self._slabs.items():
-            for what in ("group", "block", "write"):
+            for what in ("group", "seam", "block", "write"):
                 if isinstance(key, tuple) and key[0] == f"{name}-{what}":
                     place = [int(k) for k in key[1:]]
                     by_axis = dict(zip(blocks.axes, place, strict=True))
                     index = tuple(by_axis[d] for d in range(len(place)))
-                    ranges = blocks.spec.ranges(index, owned=what == "group")
+                    ranges = blocks.spec.ranges(index, owned=what in ("group", "seam"))
                     return [(t, self._alone(t, index)) for t in tiles_of(blocks.spec, ranges)]
         return []
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sphinx.errors import ExtensionError
+from sphinx.errors import ConfigError
 from sphinx.util import logging
 
 if TYPE_CHECKING:
@@ -99,6 +99,6 @@ def setup(app: Sphinx) -> None:
         )
         possible = page != "notebooks/3-blending" or sys.version_info < (3, 13)  # rapidocr ends there
         if possible and os.environ.get("TILEWORK_NO_SKIPS"):
-            raise ExtensionError(text)
+            raise ConfigError(text)
         logging.getLogger(__name__).info(text)
     app.connect("source-read", _say_what_is_missing)

@@ -100,5 +100,6 @@ def _zarr_source(source: ZarrSource) -> Parts:
     parts = {" path": str(array.store_path), " metadata": digest(repr(metadata))}
     root = getattr(array.store_path.store, "root", None)
     if root is not None:
-        parts[" data"] = digest(list(stamps(Path(root) / array.store_path.path)))
+        folder = Path(root).absolute() / array.store_path.path
+        parts |= {" path": str(folder), " data": digest(list(stamps(folder)))}
     return parts

@@ -5,6 +5,7 @@ Every function returns a `matplotlib.figure.Figure`, which a notebook shows and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,12 @@ LOOK = 512
 
 def _figure(width: float, height: float) -> Any:
     try:
-        import matplotlib.pyplot as plt  # switches on the display of figures in a notebook
+        import matplotlib.pyplot as plt
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f'{error}; figures need pip install "tilework[plots]".') from error
-    del plt
+    if "ipykernel" in sys.modules and not plt.get_fignums():
+        plt.close(plt.figure())  # a notebook shows figures only once its backend has made one
     return Figure((width, height), layout="constrained")
 
 

@@ -11,6 +11,7 @@ import statistics
 import sys
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -275,7 +276,11 @@ def _makespan(plan: TilePlan, workers: int) -> float:
 
 
 def _allocated(act: Callable[[], Any]) -> int | None:
-    """Return by how many bytes the process grows at most while acting; None where the system does not say."""
+    """Return how many bytes are allocated at a time while acting; None where the system does not say.
+
+    By how much the process grows, or what Python and numpy ask for, if that is more: freed memory that the
+    process has kept lets it not grow at all.
+    """
     statm = Path("/proc/self/statm")
     if not statm.exists():
         act()
@@ -289,10 +294,18 @@ def _allocated(act: Callable[[], Any]) -> int | None:
     act()  # what stays (models, thread pools) is not an allocation per call
     before = int(statm.read_text().split()[1])
     watcher = threading.Thread(target=watch, daemon=True)
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    held = tracemalloc.get_traced_memory()[0]
     watcher.start()
     try:
         act()
     finally:
+        asked = tracemalloc.get_traced_memory()[1] - held
+        if not tracing:
+            tracemalloc.stop()
         done.set()
         watcher.join()
-    return max(0, peak[0] - before) * page
+    return max((peak[0] - before) * page, asked)

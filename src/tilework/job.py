@@ -288,9 +288,7 @@ class TileJob(Job):
         for name, blocks in self._slabs.items():
             for what in ("group", "seam", "block", "write"):
                 if isinstance(key, tuple) and key[0] == f"{name}-{what}":
-                    place = [int(k) for k in key[1:]]
-                    by_axis = dict(zip(blocks.axes, place, strict=True))
-                    index = tuple(by_axis[d] for d in range(len(place)))
+                    index = blocks.index(key[1:])
                     ranges = blocks.spec.ranges(index, owned=what in ("group", "seam"))
                     return [(t, self._alone(t, index)) for t in tiles_of(blocks.spec, ranges)]
         return []

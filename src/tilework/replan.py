@@ -20,7 +20,7 @@ from tilework.marks import Marks
 from tilework.plan import TilePlan
 from tilework.spec import Spec
 from tilework.target import Target
-from tilework.units import Bits, Units, unpack_mask
+from tilework.units import Bits, Units
 from tilework.where import Where
 
 __all__ = ["remask", "replanned"]
@@ -75,11 +75,11 @@ def _gone_on(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 def remask(spec: Spec, units: Units, array: Any, done: Bits, record: Mapping[str, Any]) -> bool:
     """Forget that units are done in which other tiles run than when they were written."""
-    old = TilePlan.from_json(json.dumps(record["plan"])).mask
-    if old == spec.plan.mask:
+    old = TilePlan.from_json(json.dumps(record["plan"]))
+    if old.mask == spec.plan.mask:
         return False
-    shape = spec.plan.grid_shape
-    changed = unpack_mask(old, shape) != unpack_mask(spec.plan.mask, shape)
+    before, now = (True if plan.runs is None else plan.runs for plan in (old, spec.plan))
+    changed = np.not_equal(before, now)
     touched = {unit for tile in _tiles(spec, changed) for unit in units.of_tile(tile)}
     for unit in touched:
         done[unit] = False

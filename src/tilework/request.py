@@ -32,6 +32,7 @@ from tilework.opening import check_extents
 from tilework.output import BoundOutput, Output, Outputs, bind, margins, named, scales
 from tilework.plan import OutputPlan, SourcePlan, TilePlan
 from tilework.source import MemorySource, Source
+from tilework.tables import pack
 from tilework.window import AxisWeights, Blend, check_weights, kind_of, profile
 from tilework.window import per_axis as windows_per_axis
 
@@ -345,4 +346,4 @@ def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], 
             stacklevel=5,
         )
     counts = tuple(len(g) for g in layout.grids[:n_each])
-    return np.packbits(np.broadcast_to(runs, counts + runs.shape)).tobytes()
+    return pack(np.broadcast_to(runs, counts + runs.shape))

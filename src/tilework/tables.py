@@ -12,7 +12,7 @@ import numpy as np
 
 from tilework.geometry import AxisGrid
 
-__all__ = ["AxisTable", "Range", "axis_table", "axis_tables", "box_sums", "unpack"]
+__all__ = ["AxisTable", "Range", "axis_table", "axis_tables", "box_sums", "pack", "unpack"]
 
 Range = tuple[int, int]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -37,6 +37,11 @@ def box_sums(values: np.ndarray[Any, Any], ranges: Sequence[Sequence[Range]]) ->
         first, last = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
         sums = before.take(last, axis) - before.take(first, axis)
     return sums
+
+
+def pack(runs: np.ndarray[Any, np.dtype[np.bool_]]) -> bytes:
+    """Return one bit per tile in raster order; `unpack` gives the tiles again."""
+    return np.packbits(runs).tobytes()
 
 
 @lru_cache(maxsize=8)

@@ -103,10 +103,13 @@ class BlockTasks:
         return sum(s for s, n in zip(self.strides, self.counts, strict=True) if n > 1)
 
     def order(self) -> Iterator[Index]:
-        """Yield the numbers of all blocks in raster order, the slowest axis first."""
-        place = [self.axes.index(d) for d in range(len(self.axes))]
-        for ordered in itertools.product(*map(range, self.counts)):
-            yield tuple(ordered[k] for k in place)
+        """Return the numbers of all blocks in raster order, the slowest axis first."""
+        return map(self.index, itertools.product(*map(range, self.counts)))
+
+    def index(self, ordered: Sequence[Any]) -> Index:
+        """Return the number of a block from its numbers along the axes as `order` has them."""
+        by_axis = dict(zip(self.axes, map(int, ordered), strict=True))
+        return tuple(by_axis[d] for d in range(len(self.axes)))
 
     def number(self, index: Index) -> int:
         """Return the place of a block in `order`."""
@@ -187,9 +190,7 @@ class BlockTasks:
             sum(s * stride for s, stride in zip(step, self.strides, strict=True)) for step in steps
         }:
             if 0 < offset <= number:
-                ordered = np.unravel_index(number - offset, self.counts)
-                by_axis = dict(zip(self.axes, map(int, ordered), strict=True))
-                owner = tuple(by_axis[d] for d in range(len(self.axes)))
+                owner = self.index(np.unravel_index(number - offset, self.counts))
                 if owner not in earlier and plan.owned(owner) and plan.later(owner):
                     waited.append(TaskRef(self.key("seam", owner)))
         return waited

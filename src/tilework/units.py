@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,9 +13,9 @@ from tilework.alignment import grid_axes, region
 from tilework.geometry import Tile, ceil_div
 from tilework.plan import Range, TilePlan
 from tilework.spec import Index, Spec
-from tilework.tables import box_sums
+from tilework.tables import box_sums, pack
 
-__all__ = ["Units", "pack_mask", "tiles_touching", "unpack_mask", "with_todo"]
+__all__ = ["Units", "tiles_touching", "with_todo"]
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -109,23 +108,10 @@ def tiles_touching(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
     return either
 
 
-def pack_mask(tiles: Bits) -> bytes:
-    """Return bits per tile as a plan holds them."""
-    return np.packbits(tiles).tobytes()
-
-
-def unpack_mask(mask: bytes | None, shape: Index) -> Bits:
-    """Return which tiles run from the bits that a plan holds; None: all."""
-    if mask is None:
-        return np.ones(shape, bool)
-    count = math.prod(shape)
-    return np.unpackbits(np.frombuffer(mask, np.uint8), count=count).astype(bool).reshape(shape)
-
-
 def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
     """Return ``spec`` for a run that computes no tile outside ``tiles``; None: all."""
     if tiles is None:
         return replace(spec, todo=None, _uses={})
     runs = spec.plan.runs
-    todo: TilePlan = replace(spec.plan, mask=pack_mask(tiles if runs is None else tiles & runs))
+    todo: TilePlan = replace(spec.plan, mask=pack(tiles if runs is None else tiles & runs))
     return replace(spec, todo=todo, _uses={})

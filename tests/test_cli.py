@@ -28,6 +28,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         def double(crop):
             return crop * 2
 
+        def shifted(crop):
+            crop[:, 3:] = crop[:, :-3].copy()
+            return crop
+
+        def centred(crop):
+            return crop - crop.mean()
+
         def picky(crop):
             if (crop == 100).any():
                 raise ValueError("a hundred")
@@ -80,6 +87,26 @@ def test_plan_writes_nothing(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["cli_filters.py", "in.zarr"]
 
 
+def test_probe_says_how_much_and_fails_where_nothing_is_exact(folder: Path) -> None:
+    found = tilework("probe", "cli_filters:shifted", "in.zarr", "--crop", "24,32")
+    assert found.exit_code == 0, found.output
+    assert "overlap           0        3\n" in found.output
+    without = tilework("probe", "cli_filters:shifted", "--crop", "24,32", "--dtype", "float64")
+    assert without.exit_code == 0
+    assert "overlap           0        3\n" in without.output
+    unbounded = tilework("probe", "cli_filters:centred", "in.zarr", "--crop", 24)
+    assert unbounded.exit_code == 1
+    assert "no overlap is exact" in unbounded.output
+
+
+def test_run_with_the_overlap_that_probe_finds(folder: Path) -> None:
+    line = ["run", "cli_filters:shifted", "in.zarr", "out.zarr", "--crop", "24,32", "--overlap", "auto"]
+    assert tilework(*line).exit_code == 0
+    expected = IMAGE.copy()
+    expected[:, 3:] = IMAGE[:, :-3]
+    np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], expected)
+
+
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
@@ -89,6 +116,8 @@ def test_plan_writes_nothing(folder: Path) -> None:
         pytest.param(["run", "no.py:f", "in.zarr", "o", "--crop", "8"], 2, "there is no file", id="file"),
         pytest.param([*DOUBLE, "o", "--crop", "x"], 2, "whole number", id="crop"),
         pytest.param([*DOUBLE, "o", "--crop", "8"], 1, "overlap", id="overlap"),
+        pytest.param(["plan", "in.zarr", "--crop", "8", "--overlap", "auto"], 2, "--function", id="auto"),
+        pytest.param(["probe", DOUBLE[1], "--crop", "8"], 1, "per axis", id="dimensions"),
         pytest.param(["run", DOUBLE[1], "gone.zarr", "o", "--crop", "8", "--overlap", "1"], 1,
                      "gone.zarr", id="source"),
         pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1",
@@ -103,7 +132,7 @@ def test_mistakes_are_one_line(folder: Path, line: list[str], code: int, said: s
 
 
 def test_help_can_be_learnt_from() -> None:
-    for command in ("run", "plan", "status", "demo"):
+    for command in ("run", "probe", "plan", "status", "demo"):
         assert tilework(command, "--help").exit_code == 0
     text = tilework("run", "--help").output
     for word in ("--crop", "--overlap", "--blend", "--cluster", "--workers", "--overwrite", "--resume"):

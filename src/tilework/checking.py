@@ -17,6 +17,7 @@ from tilework.fn import as_results, is_batched
 from tilework.geometry import AxisGrid, Box, ceil_div
 from tilework.graph import find_spec
 from tilework.opening import open_source
+from tilework.report import report
 from tilework.source import BlockSource, Source
 from tilework.spec import Spec
 from tilework.viewer import View, view
@@ -58,18 +59,18 @@ class CheckReport:
 
     def __str__(self) -> str:
         kinds = dict.fromkeys(kind for kind, _, _ in self.windows)
-        lines = [
-            f"{kind:<10} {max(d for k, _, d in self.windows if k == kind):.3g} at most, in "
-            f"{sum(k == kind for k, _, _ in self.windows)} windows"
-            for kind in kinds
-        ]
+        found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
         which = "" if self.output is None else f" of output {self.output!r}"
-        lines.append(
-            f"largest    {self.largest:.3g} ({self.relative:.1e} of the largest value) at {self.where}{which}"
-        )
-        lines.append(f"context    {self.context} samples per side around each window; {self.crops} crops ran")
+        share = f"{self.relative:.1e} of the largest value"
         word = "equal to rounding, where it was looked" if self.ok else "differs: more overlap, or a blend"
-        return "\n".join([*lines, f"verdict    {word}"])
+        return report(
+            [
+                *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
+                ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
+                ("context", f"{self.context} samples per side around each window; {self.crops} crops ran"),
+                ("verdict", word),
+            ]
+        )
 
     __repr__ = __str__
 

@@ -1,4 +1,4 @@
-"""The command line: ``tilework demo``, ``plan``, ``run`` and ``status``."""
+"""The command line: ``tilework demo``, ``probe``, ``plan``, ``run`` and ``status``."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
             click.echo(line)
 
 
-# -- run and plan -----------------------------------------------------------------------------------------
+# -- probe, plan and run ----------------------------------------------------------------------------------
 
 
 class Lengths(click.ParamType[Any]):
@@ -89,12 +89,22 @@ class Lengths(click.ParamType[Any]):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
+class Overlap(Lengths):
+    """As `Lengths`, or "auto"."""
+
+    name = "N[,N...]|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return an int, a tuple of them, or the word."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
 def _tiling(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that `tiled_map` and `plan_tiles` share."""
     for option in reversed(
         [
             click.option("--crop", type=Lengths(), required=True, help="Window that FN gets, samples."),
-            click.option("--overlap", type=Lengths(), help="Context per side, samples."),
+            click.option("--overlap", type=Overlap(), help="Context per side, samples."),
             click.option("--stride", type=Lengths(), help="Distance of crops, instead of --overlap."),
             click.option("--axes", help="Tiled axes: numbers (0,1) or names (yx); default: the last."),
             click.option("--each", help="Axes whose every index is a call of its own, as --axes."),
@@ -115,6 +125,33 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+@main.command()
+@click.argument("function", metavar="MODULE:FN")
+@click.argument("source", metavar="[IN]", required=False)
+@click.option("--crop", type=Lengths(), required=True, help="Window that FN gets, samples.")
+@click.option("--axes", help="Tiled axes of IN: numbers (0,1) or names (yx); default: the last.")
+@click.option("--each", help="Axes of IN whose every index is a call of its own, as --axes.")
+@click.option("--batch-size", type=int, help="Give where FN takes batches.")
+@click.option("--dtype", help="Of the crops, where there is no IN; default: float32.")
+@click.option("--tolerance", type=float, help="Change that counts as none, a share of the largest result.")
+@click.option("--seed", default=0, help="Of the random inputs.")
+def probe(function: str, source: str | None, **options: Any) -> None:
+    """Say how much overlap FN needs, by calling it on crops like those of IN.
+
+    Without IN the crops are random. Exit code 1 where no overlap is exact.
+
+    \b
+    tilework probe filters.py:denoise volume.zarr --crop 128
+    """  # noqa: D301 -- click wants the character itself
+    from tilework.prober import probe as ask
+
+    with _plainly():
+        report = ask(_function(function), array=source, **_options(options))
+    click.echo(str(report))
+    if not report.exact:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -193,6 +230,8 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 
     with _plainly():
         if function is None:
+            if options["overlap"] == "auto":
+                raise click.UsageError("--overlap auto has to call the function; give --function too.")
             options["dtype"] = options["dtype"] or "float32"
         fn = np.asarray if function is None else _function(function)
         out = tiled_map(fn, source, **_options(options))

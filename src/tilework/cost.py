@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from tilework.geometry import ceil_div
+from tilework.report import report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,7 +111,7 @@ def human(n: float) -> str:
 
 def explain(plan: TilePlan) -> str:
     """Return what the run of ``plan`` does and costs, as text."""
-    return "\n".join(f"{name:<11}{value}" for name, value in rows(plan))
+    return report(rows(plan))
 
 
 def rows(plan: TilePlan) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import zarr
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from skimage.color import rgb2gray
@@ -82,8 +83,8 @@ def _peak() -> int:
 def draw(path: Path, image: Array, tiled: dict[int, tuple[TilePlan, Array]], whole: Array) -> None:
     """Save a picture of the image with its crops, the result, and how far each is from the untiled one."""
     with mpl.rc_context({"font.size": 13}):
-        figure = Figure(figsize=(21, 5.6), layout="constrained")
-        panels = figure.subplots(1, 2 + len(tiled))
+        figure = Figure(figsize=(10, 10.9), layout="constrained")
+        panels = figure.subplots(2, 2).flat
         plan, result = next(iter(tiled.values()))
         panels[0].imshow(image, cmap="gray")
         for tile in plan:
@@ -96,11 +97,14 @@ def draw(path: Path, image: Array, tiled: dict[int, tuple[TilePlan, Array]], who
         panels[0].set_title("one crop (orange) and its core (cyan)")
         panels[1].imshow(result, cmap="magma", vmax=np.percentile(result, 99.5))
         panels[1].set_title("ridge filter, tiled")
-        for panel, (number, (_, values)) in zip(panels[2:], tiled.items(), strict=True):
+        for panel, (number, (_, values)) in zip(panels[2:], tiled.items(), strict=False):
             difference = np.abs(values - whole)
-            shown = panel.imshow(np.log10(difference + FLOOR), cmap="viridis", vmin=np.log10(FLOOR), vmax=-2)
-            panel.set_title(f"|tiled - whole|, overlap {number}: {difference.max():.2g}")
-        figure.colorbar(shown, ax=panels[-1], label="log10", shrink=0.75)
+            norm = LogNorm(FLOOR, 1e-2)
+            shown = panel.imshow(np.maximum(difference, FLOOR), cmap="viridis", norm=norm)
+            panel.set_title(f"overlap {number}: differs by {difference.max():.2g} at most")
+        figure.colorbar(
+            shown, ax=panels[2:], label="|tiled - untiled|", location="bottom", shrink=0.6, aspect=40
+        )
         for panel in panels:
             panel.set_axis_off()
         figure.savefig(path, dpi=90)

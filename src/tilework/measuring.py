@@ -28,6 +28,7 @@ from tilework.errors import TilingError
 from tilework.geometry import Box, Tile
 from tilework.graph import find_spec
 from tilework.plan import TilePlan
+from tilework.report import report
 from tilework.spec import Spec
 from tilework.viewer import TileRunner
 
@@ -79,7 +80,7 @@ class Measured:
             ("bytes", f"{human(self.read_bytes)} decoded, {human(self.result_bytes)} of result"),
             ("peak", f"about {human(self.peak_bytes)} in a process, with {own} per call of fn"),
         ]
-        return "\n".join(f"{name:<11}{value}" for name, value in lines)
+        return report(lines)
 
 
 def explain(out: Any, *, measure: bool = False) -> str:

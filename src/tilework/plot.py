@@ -271,7 +271,7 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
         raise TilingError("plot_seams takes an unmodified result of tiled_map, which knows its cuts.")
     axes = _plane_axes(out)
     part, starts = _look(out, axes, centre, whole("size", size))
-    figure = _figure(11, 4.6)
+    figure = _figure(9.6, 4.6)
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
     image = figure.add_subplot(grid[:, 0])
     low, high = _contrast(part)
@@ -323,7 +323,7 @@ def _contrast(part: Array) -> tuple[float, float]:
 
 
 def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
-    """Return a figure of an untiled and a tiled result side by side, and how far they are apart.
+    r"""Return a figure of an untiled and a tiled result side by side, and how far they are apart.
 
     Parameters
     ----------
@@ -347,7 +347,7 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     --------
     >>> image = np.arange(900.0).reshape(30, 30)
     >>> compare(image, image).axes[2].get_title()
-    'difference: 0 at most, 0 on average'
+    'difference: 0 at most,\n0 on average'
     """
     if tuple(whole_result.shape) != tuple(tiled.shape):
         raise TilingError(
@@ -357,7 +357,7 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     a, starts = _look(whole_result, axes, centre, whole("size", size))
     b, _ = _look(tiled, axes, centre, size)
     gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    figure = _figure(12.5, 4.4)
+    figure = _figure(9.6, 3.4)
     left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
     low, high = _contrast(a)
     for ax, part, title in ((left, a, "untiled"), (middle, b, "tiled")):
@@ -367,7 +367,9 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     top = float(np.nanmax(gap, initial=0.0))
     shown = _show(right, gap, starts, axes, cmap="magma", vmin=0, vmax=top or 1.0)
     figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
-    right.set_title(f"difference: {top:.2g} at most, {float(np.nanmean(gap)):.2g} on average")
+    right.set_title(f"difference: {top:.2g} at most,\n{float(np.nanmean(gap)):.2g} on average")
+    for ax in (middle, right):
+        ax.set_ylabel("")
     for k, axis in enumerate(axes):
         for cut in _cuts(tiled, axis, starts[k], starts[k] + a.shape[k]):
             (right.axhline if k == 0 else right.axvline)(cut, color="white", lw=0.4, alpha=0.5)

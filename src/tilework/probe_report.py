@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from tilework.output import Outputs
+from tilework.report import report
 
 __all__ = ["ProbeReport"]
 
@@ -91,13 +92,19 @@ class ProbeReport:
             rows.insert(4, ("border", [f"{a}, {b}" for a, b in self.borders]))
         if any(map(any, self.margin)):
             rows.append(("margin", [f"{a}+{b}" for a, b in self.margin]))
-        lines = [f"axis       {_row(self.names)}", *(f"{name:<10} {_row(values)}" for name, values in rows)]
-        lines.append(f"verdict    {self._verdict()}")
-        lines.append(
-            f"sure?      {self.calls} calls, {self.draws} draws, {self.positions} places, amplitude "
+        sure = (
+            f"{self.calls} calls, {self.draws} draws, {self.positions} places, amplitude "
             f"{self.amplitude:g} ranges, tolerance {self.tolerance:.0e}{self._nan()}"
         )
-        return "\n".join([*lines, *(f"note       {note}" for note in self.notes)])
+        return report(
+            [
+                ("axis", _row(self.names)),
+                *((name, _row(values)) for name, values in rows),
+                ("verdict", self._verdict()),
+                ("sure?", sure),
+                *(("note", note) for note in self.notes),
+            ]
+        )
 
     __repr__ = __str__
 

@@ -7,11 +7,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
+# Letters that the column of a page shows; what is longer has to be scrolled to.
+WIDTH = 88
 
 
 def snippets(page: Path) -> list[str]:
-    """Return the Python snippets of a page."""
-    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    """Return the Python cells and snippets of a page, without the lines that only a notebook knows."""
+    found = re.findall(r"```(?:python|\{code-cell\})\n(.*?)```", page.read_text(), re.DOTALL)
+    return [re.sub(r"(?m)^%.*$", "", code) for code in found]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *NOTEBOOKS], ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_code_fits_the_column_that_shows_it(page):
+    blocks = re.findall(r"```(?:python|sh|\{code-cell\})\n(.*?)```", page.read_text(), re.DOTALL)
+    assert [line for block in blocks for line in block.splitlines() if len(line) > WIDTH] == []
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.stem)

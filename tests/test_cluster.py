@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import zarr
 
 import tilework as tw
 import tilework.cluster
+from tilework.cost import busiest
 from tilework.graph import plan_of
 
 pytestmark = [
@@ -37,6 +39,10 @@ def mapped(fn: Any = spoil, **options: Any) -> Any:
     return tw.tiled_map(
         fn, IMAGE, 16, stride=8, **{"blend": "gaussian", "dtype": "f4", "chunks": 16} | options
     )
+
+
+def plan_stored(array: zarr.Array[Any]) -> Any:
+    return array.attrs["tilework"]["plan"]  # type: ignore[index, call-overload]
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,30 @@ def test_the_window_bounds_what_the_scheduler_knows(
     # Part, group, seam and write of each block in the window, and what waits to be forgotten.
     assert 0 < most <= 6 * 16
     assert most < blocks
+
+
+def test_more_workers_get_more_blocks_unless_blocks_were_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks are made for this machine; a cluster of more threads would wait for them."""
+    from distributed import Client, LocalCluster
+
+    for module in ("request", "where"):
+        monkeypatch.setattr(f"tilework.{module}.n_threads", lambda: 1)
+    image = np.random.default_rng(0).random((256, 256)).astype("f4")
+    tiling: dict[str, Any] = {"crop": 32, "stride": 16, "blend": "hann", "dtype": "f4"}
+    few = tw.tiled_map(spoil, image, **tiling)
+    given = tw.tiled_map(spoil, image, **tiling, chunks=256)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=8, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        options: dict[str, Any] = {"chunks": 16, "client": client, "progress": False}
+        more = plan_stored(tw.to_zarr(few, tmp_path / "more.zarr", **options))
+        kept = plan_stored(tw.to_zarr(given, tmp_path / "kept.zarr", **options))
+    assert busiest(plan_of(few), 8) == len(plan_of(few)) == 225
+    assert busiest(replace(plan_of(few), reuse=more["reuse"], block=tuple(more["block"])), 8) < 45
+    assert kept["block"] == [256, 256]
 
 
 def test_resources_reach_the_tasks_that_call_fn_and_no_others(processes: Any, tmp_path: Path) -> None:

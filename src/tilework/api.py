@@ -195,7 +195,9 @@ def tiled_map(
     plan = replace(plan, notes=(*plan.notes, *chosen))
     many = not isinstance(declared, Output)
     source_axes = tuple(e + t for e, t in zip(layout.each, layout.tiled, strict=True))
-    spec = Spec(plan, sources, source_axes, fn, layers, boundary, cval, skip, pass_tile, many)
+    spec = Spec(
+        plan, sources, source_axes, fn, layers, boundary, cval, skip, pass_tile, many, chunks != "auto"
+    )
     _warn(spec)
     return _build(spec, given, declared, name)
 

@@ -6,19 +6,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tilework.cost import human, peak_bytes
+from tilework.cost import busiest, human, peak_bytes
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, one_of
 from tilework.geometry import ceil_div
 from tilework.plan import TilePlan
 
-__all__ = ["BlockRequest", "choose_blocks"]
+__all__ = ["BlockRequest", "choose_blocks", "is_fair"]
 
 # Bytes of a block where nothing else decides: large enough that a task outweighs the scheduler's millisecond
 # by far, small enough that canvases and seams are no burden. Huge images get larger blocks, so that the graph
 # stays at some thousand of them. Measured with `python -m benchmarks blend2d zarr_trim`.
 SMALL, LARGE, BLOCKS = 4 * 2**20, 128 * 2**20, 8192
-# So that threads do not wait for the last block.
-BLOCKS_PER_THREAD = 4
+# So that workers do not wait for the last block: blocks for each where the image has that many, and crops of
+# the busiest one, as a multiple of an even share. With more blocks than ENOUGH for each the share is even.
+BLOCKS_PER_WORKER, FAIR, ENOUGH = 4, 1.25, 64
 # Extra calls up to which blocks that share nothing are the better plan.
 RECOMPUTE_LIMIT = 0.05
 
@@ -43,6 +44,8 @@ class BlockRequest:
     """share, recompute or auto."""
     slabs: bool = False
     """Whether blocks may be computed slab by slab, as when writing."""
+    workers: int | None = None
+    """Tasks at a time in the whole run; None: as many as in one process."""
 
 
 def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
@@ -70,15 +73,17 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 
 def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
-    """Return the plan with the largest blocks, up to the target, that fit into memory.
+    """Return the plan with the largest blocks, up to the target, that fit into memory and keep workers busy.
 
     Where memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
     """
+    workers = request.workers or plan.threads
     wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
     target = request.target or int(min(LARGE, wanted))
     enough = (1 + RECOMPUTE_LIMIT) * plan.count([(0, n) for n in plan.grid_shape])
     error: TilingError | None = None
     best = tried = None
+    least = math.inf
     while target:
         block, notes = _shape(plan, request, target)
         # A small image has small blocks whatever the target: halving it may change nothing at first.
@@ -89,14 +94,28 @@ def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
             except MemoryBudgetError as e:
                 error = e
             else:
-                best = found if best is None or found.calls() < best.calls() else best
-                if best.calls() <= enough:
-                    return best
+                load = found.calls() / workers if request.target else _load(found, workers)
+                if best is None or load < least:
+                    best, least = found, load
+                if found.calls() <= enough and (request.target or is_fair(found, workers)):
+                    return found
         target //= 2
     if best is None:
         assert error is not None
         raise error
     return best
+
+
+def is_fair(plan: TilePlan, workers: int) -> bool:
+    """Return whether no worker runs many more crops than its share, or than a batch."""
+    share = plan.count([(0, n) for n in plan.grid_shape]) / workers
+    return _load(plan, workers) <= FAIR * max(share, plan.batch_size or 1)
+
+
+def _load(plan: TilePlan, workers: int) -> float:
+    if math.prod(plan.blocks) > ENOUGH * workers:
+        return plan.calls() / workers
+    return busiest(plan, workers)
 
 
 def _check_chunks(plan: TilePlan, chunks: Sequence[int], unit: Sequence[int] | None) -> None:
@@ -213,8 +232,9 @@ def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[tuple[in
     sample = _sample_bytes(plan)
     total = math.prod(plan.shape)
     # Blocks below the small size would cost more than the threads that they keep busy at the end.
-    few = max(min(total / plan.threads, 2 * SMALL / sample), _batch(plan))
-    room = min(target / sample, max(few, total / (BLOCKS_PER_THREAD * plan.threads)))
+    workers = request.workers or plan.threads
+    few = max(min(total / workers, 2 * SMALL / sample), _batch(plan))
+    room = min(target / sample, max(few, total / (BLOCKS_PER_WORKER * workers)))
     units, notes = _units(plan, request, target / sample)
     extents = [ceil_div(a.extent, u) * u for a, u in zip(plan.axes, units, strict=True)]
     sizes = [min(n, u) for n, u in zip(extents, units, strict=True)]

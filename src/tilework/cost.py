@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
     from tilework.plan import TilePlan
 
-__all__ = ["decoded_ratio", "explain", "fewest_calls", "peak_bytes", "rows", "tasks"]
+__all__ = ["busiest", "decoded_ratio", "explain", "fewest_calls", "peak_bytes", "rows", "tasks"]
+
+# Blocks that are laid out on workers one by one; of more it does not matter which comes last.
+LAID_OUT = 20_000
 
 
 def fewest_calls(plan: TilePlan) -> int:
@@ -98,6 +102,17 @@ def _waiting(plan: TilePlan) -> int:
     counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
     first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
     return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
+
+
+def busiest(plan: TilePlan, workers: int) -> float:
+    """Return how many crops the busiest of ``workers`` runs, blocks being given out in order."""
+    if plan.slabs or math.prod(plan.blocks) > LAID_OUT:
+        return plan.calls() / workers
+    ends = [0] * workers
+    for index in itertools.product(*map(range, plan.blocks)):
+        tiles = plan.owned(index) if plan.reuse == "share" else plan.touched(index)
+        heapq.heapreplace(ends, ends[0] + tiles)
+    return float(max(ends))
 
 
 def human(n: float) -> str:

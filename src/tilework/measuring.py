@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import heapq
-import itertools
 import math
 import os
 import statistics
@@ -23,7 +21,7 @@ from dask.config import get as dask_option
 
 from tilework.arguments import n_threads
 from tilework.boxes import blocks_of, part_of_block
-from tilework.cost import decoded_ratio, human, peak_bytes
+from tilework.cost import busiest, decoded_ratio, human, peak_bytes
 from tilework.errors import TilingError
 from tilework.geometry import Box, Tile
 from tilework.graph import find_spec
@@ -37,8 +35,6 @@ __all__ = ["Measured", "explain", "measure"]
 Array = np.ndarray[Any, Any]
 # A call is repeated until this has passed, so that quick functions are timed to a few per cent; seconds.
 ENOUGH, MOST_CALLS = 0.3, 30
-# Blocks that are laid out on workers one by one; of more it does not matter which comes last.
-LAID_OUT = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +159,7 @@ def _measure(spec: Spec) -> Measured:
     result_bytes = sum(int(samples * math.prod(o.scale) * o.final_bytes) for o in plan.outputs)
     at_a_time = plan.threads if scheduler != "sync" else 1
     return Measured(
-        scheduler, workers, alone, busy, read_seconds, blend_seconds, _makespan(plan, workers) * per_tile,
+        scheduler, workers, alone, busy, read_seconds, blend_seconds, busiest(plan, workers) * per_tile,
         read_bytes, result_bytes, call_bytes, peak_bytes(plan) + at_a_time * (call_bytes or 0),
     )  # fmt: skip
 
@@ -263,17 +259,6 @@ def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile]
         return found
 
     return stand_in
-
-
-def _makespan(plan: TilePlan, workers: int) -> float:
-    """Return for how many crops the busiest worker has to wait, blocks being given out in order."""
-    if math.prod(plan.blocks) > LAID_OUT:
-        return plan.calls() / workers
-    ends = [0] * workers
-    for index in itertools.product(*map(range, plan.blocks)):
-        tiles = plan.owned(index) if plan.reuse == "share" else plan.touched(index)
-        heapq.heapreplace(ends, ends[0] + tiles)
-    return float(max(ends))
 
 
 def _allocated(act: Callable[[], Any]) -> int | None:

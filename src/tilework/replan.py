@@ -12,7 +12,7 @@ import numpy as np
 
 from tilework.alignment import input_unit
 from tilework.arguments import parse_bytes
-from tilework.blocks import BlockRequest, choose_blocks
+from tilework.blocks import BlockRequest, choose_blocks, is_fair
 from tilework.cost import peak_bytes
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.geometry import Tile
@@ -41,7 +41,7 @@ def replanned(
     old = next((t.record["plan"]["block"] for t in targets.values() if t.record is not None), None)
     # Another block shape would be another order of summation.
     block = None if old is None else tuple(old)
-    request = BlockRequest(block, None, unit, memory, "auto", slabs=True)
+    request = BlockRequest(block, None, unit, memory, "auto", slabs=True, workers=where.at_once)
     cache = min(spec.plan.cache_bytes, memory // 8)
     refused: MemoryBudgetError | None = None
     for threads in where.fewer():
@@ -49,7 +49,7 @@ def replanned(
         try:
             if block is not None:
                 plan = _gone_on(plan, request)
-            elif limit is not None or not _fits(plan, unit, memory):
+            elif limit is not None or not _fits(plan, unit, memory) or _idle(spec, where):
                 plan = choose_blocks(plan, request)
         except MemoryBudgetError as error:
             refused = error
@@ -63,6 +63,14 @@ def _fits(plan: TilePlan, unit: tuple[int, ...], memory: int) -> bool:
     """Return whether the blocks of the lazy array are whole write units and fit into memory."""
     whole = all(b == n or b % u == 0 for b, n, u in zip(plan.block, plan.shape, unit, strict=True))
     return whole and peak_bytes(plan) <= memory
+
+
+def _idle(spec: Spec, where: Where) -> bool:
+    """Return whether workers of a cluster would wait for a few large blocks.
+
+    Local schedulers keep the blocks of the lazy array, and so its order of summation.
+    """
+    return where.client is not None and not spec.fixed and not is_fair(spec.plan, where.at_once)
 
 
 def _gone_on(plan: TilePlan, request: BlockRequest) -> TilePlan:

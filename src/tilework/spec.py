@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,8 @@ class Spec:
     pass_tile: bool = False
     many: bool = False
     """Whether the function returns a tuple or dict."""
+    fixed: bool = False
+    """Whether the caller chose the blocks."""
     todo: TilePlan | None = None
     """The plan with only those tiles in its mask that a run is to compute; None: all that run."""
     on_error: Any = "raise"
@@ -95,22 +97,4 @@ class Spec:
         return self._uses[source]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (
-            self.plan,
-            self.sources,
-            self.source_axes,
-            self.fn,
-            self.layers,
-            self.boundary,
-            self.cval,
-        )
-        return Spec, (
-            *values,
-            self.skip,
-            self.pass_tile,
-            self.many,
-            self.todo,
-            self.on_error,
-            self.retries,
-            self.end,
-        )
+        return Spec, tuple(getattr(self, f.name) for f in fields(self) if f.name != "_uses")

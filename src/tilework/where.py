@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import dask
@@ -33,6 +33,8 @@ class Where:
     """What a worker must offer to a task that calls the function."""
     priority: int = 0
     """Of all tasks, for the scheduler of a cluster."""
+    known: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
+    """The cluster's workers, once they were asked for."""
 
     @classmethod
     def find(cls, scheduler: Any = None, client: Any = None, **options: Any) -> Where:
@@ -66,8 +68,10 @@ class Where:
             )
 
     def workers(self) -> list[dict[str, Any]]:
-        """Return what the scheduler knows of each worker of the cluster."""
-        return list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        """Return what the scheduler knew of each worker of the cluster when it was first asked."""
+        if not self.known:
+            self.known.extend(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        return self.known
 
     @property
     def threads(self) -> int:
@@ -77,6 +81,18 @@ class Where:
             several = int(dask.config.get("num_workers", None) or n_threads())
             return 1 if known in ("dask.local", "dask.multiprocessing") else several
         return max((w["nthreads"] for w in self.workers()), default=n_threads())
+
+    @property
+    def at_once(self) -> int:
+        """Calls at a time that blocks are made for: those of the cluster, at least this machine's."""
+        if self.client is None:
+            return n_threads()
+        asked = self.resources or {}
+        slots: list[int] = [
+            min([w["nthreads"], *(int(w["resources"].get(k, 0) // v) for k, v in asked.items())])
+            for w in self.workers()
+        ]
+        return max(sum(slots), n_threads())
 
     def fewer(self) -> list[int]:
         """Return how many tasks at a time may be tried, the most first."""

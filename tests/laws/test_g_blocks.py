@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.laws.strategies import axes, many, plans
 from tilework import plan_tiles
 from tilework.blocks import BlockRequest, choose_blocks
-from tilework.cost import peak_bytes
+from tilework.cost import busiest, peak_bytes
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.geometry import Box
 from tilework.tables import axis_table
@@ -221,6 +221,33 @@ def test_less_memory_means_smaller_blocks_down_to_the_smallest():
     assert sizes == sorted(set(sizes), reverse=True)
     with pytest.raises(MemoryBudgetError, match=r"memory_limit=\d+"):
         choose_blocks(plan, BlockRequest(memory_limit=10_000))
+
+
+@many
+@given(
+    shape=st.lists(st.integers(64, 400), min_size=1, max_size=2),
+    quarters=st.integers(1, 4),
+    blend=st.sampled_from(("trim", "hann")),
+    workers=st.sampled_from((2, 4, 8)),
+)
+def test_no_worker_waits_for_blocks_that_could_be_smaller(shape, quarters, blend, workers):
+    """A small image has blocks for all workers, though all of its crops start in a part of it."""
+    stride = 8 * quarters
+    if blend == "hann" and stride == 32:
+        blend = "trim"
+    plan = replace(plan_tiles(shape, 32, stride=stride, blend=blend), threads=workers)
+    plan = choose_blocks(plan, BlockRequest())
+    shortest = [stride * -(-max(t.longest, stride) // stride) for t in plan.tables]
+    smallest = plan.with_blocks([min(b, n) for b, n in zip(shortest, shape, strict=True)], "share")
+    if len(plan) >= 4 * workers:
+        assert busiest(plan, workers) <= max(1.4 * len(plan) / workers, busiest(smallest, workers))
+
+
+def test_crops_that_start_in_one_corner_are_shared_out():
+    plan = plan_tiles((108, 108, 108), 40, stride=18, blend="hann")
+    plan = choose_blocks(replace(plan, threads=2), BlockRequest())
+    assert len(plan) == 125
+    assert busiest(plan, 2) <= 75
 
 
 def test_a_block_is_never_empty():

@@ -139,6 +139,27 @@ def test_more_workers_get_more_blocks_unless_blocks_were_given(
     assert kept["block"] == [256, 256]
 
 
+def away(pid: int) -> Any:
+    """Build a filter, anywhere but in process ``pid``."""
+    assert os.getpid() != pid
+
+    def smooth(crop: np.ndarray) -> np.ndarray:
+        padded = np.pad(crop, 2, mode="edge")
+        return np.lib.stride_tricks.sliding_window_view(padded, (5, 5)).mean((2, 3))
+
+    return smooth
+
+
+def test_a_model_is_probed_on_a_worker(processes: Any) -> None:
+    model = tw.load_once(away, (os.getpid(),))
+    with processes.as_current():
+        assert tw.probe(model, (32, 32)).overlap == (2, 2)
+        out = tw.tiled_map(model, IMAGE, 32, "auto")
+    assert plan_of(out).axes[0].overlap == 2
+    with pytest.raises(AssertionError):
+        tw.probe(model, (32, 32))
+
+
 def test_resources_reach_the_tasks_that_call_fn_and_no_others(processes: Any, tmp_path: Path) -> None:
     """A slot is held for the function, not for writing."""
     restricted: dict[str, Any] = {}

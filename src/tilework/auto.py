@@ -14,7 +14,9 @@ import numpy as np
 from tilework.arguments import per_axis
 from tilework.blackbox import BlackBox, Crops
 from tilework.errors import TilingError, TilingWarning
+from tilework.fn import LoadOnce
 from tilework.output import Outputs
+from tilework.probe_call import active_client
 from tilework.probe_inputs import Inputs, value_range
 from tilework.probe_report import ProbeReport
 from tilework.probing import Probing
@@ -39,6 +41,8 @@ def probe_layout(
 ) -> ProbeReport:
     """Return what probing ``fn`` on crops of ``sources`` finds.
 
+    With an active cluster a `load_once` function is called on a worker: the model may not fit here.
+
     Parameters
     ----------
     read : bool
@@ -56,7 +60,9 @@ def probe_layout(
     crops = Crops(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
     ranges = [value_range(t, values, s) for t, s in zip(dtypes, samples, strict=True)]
     inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
-    return Probing(BlackBox(fn, batched), inputs, tolerance).run()
+    probing = Probing(BlackBox(fn, batched), inputs, tolerance)
+    client = active_client() if isinstance(fn, LoadOnce) else None
+    return probing.run() if client is None else client.submit(Probing.run, probing, pure=False).result()
 
 
 def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Any:
@@ -84,6 +90,11 @@ def choose_overlap(
     TilingError
         When ``fn`` takes its tile, so that no crop tells of another, or a stride is given.
     """
+    if isinstance(request.overlap, ProbeReport):
+        raise TypeError(
+            "overlap is a length, not a report: give overlap=report.overlap, multiple=report.multiple, "
+            "output=report.output."
+        )
     if not isinstance(request.overlap, str) or request.overlap != "auto":
         return request, declared, ()
     if pass_tile:
@@ -109,16 +120,17 @@ def choose_overlap(
     note = f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn'
     if not (isinstance(request.blend, str) and request.blend == "trim"):
         note += f"; a blend is exact only with rim={report.rim}"
-    if report.exact:
+    # Padded by what lies across the border, crops hold what the untiled function sees there.
+    round_about = request.edge == "pad" and request.boundary == "wrap"
+    if replace(report, wraps=() if round_about else report.wraps).exact:
         _LOG.info("%s; no input farther away was seen to matter", note)
     else:
-        why = "; ".join(report.notes)
-        note += "; no overlap is exact"
-        warnings.warn(
-            f'{note} ({why}). Neighbouring crops will disagree: blend them, blend="gaussian", and look at '
-            "the seams.",
-            TilingWarning,
-            stacklevel=3,
+        note += f"; {report.verdict}"
+        todo = (
+            "The result may differ from the untiled one: see tw.check."
+            if report.bounded
+            else 'Neighbouring crops will disagree: blend them, blend="gaussian", and look at the seams.'
         )
+        warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=3)
     filled = replace(request, overlap=overlap, multiple=multiple)
     return filled, report.output if declared is None else declared, (note,)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import ContractError, TilingError
+from tilework.errors import ContractError
 from tilework.fn import as_results, is_batched
 from tilework.output import Output, Outputs
 from tilework.placement import placements
@@ -20,10 +20,8 @@ __all__ = [
     "BlackBox",
     "Crops",
     "ResultShape",
-    "centre_of",
     "difference",
     "result_axes",
-    "scale_and_lost",
     "share",
     "size_of",
 ]
@@ -76,6 +74,8 @@ class BlackBox:
         if not self.keys:
             self.keys = _keys(result)
         arrays = as_results(result, self.keys)
+        if any(not a.size for a in arrays):
+            raise ContractError(f"the function returned nothing: shapes {[a.shape for a in arrays]}.")
         if batched and any(not a.ndim or a.shape[0] != 1 for a in arrays):
             raise ContractError(
                 f"the function got a batch of 1 crop and returned shapes {[a.shape for a in arrays]}; the "
@@ -189,37 +189,3 @@ def size_of(result: Array) -> float:
     with np.errstate(all="ignore"):
         sizes = np.abs(result.astype(np.result_type(result.dtype, np.float64)))
     return float(np.where(np.isfinite(sizes), sizes, 0).max()) or 1.0
-
-
-def centre_of(change: Array, d: int) -> float:
-    """Return the centre of a response along axis ``d``, samples; the middle where there is none."""
-    profile = np.minimum(change, 1e300).sum(axis=tuple(k for k in range(change.ndim) if k != d))
-    total = profile.sum()
-    return float((profile * np.arange(len(profile))).sum() / total) if total else (len(profile) - 1) / 2
-
-
-def scale_and_lost(n: int, length: int, slope: float, name: str) -> tuple[Fraction, int]:
-    """Return the simplest scale near ``slope`` that maps ``n`` samples less a whole margin to ``length``."""
-    fits = []
-    for numerator in range(1, 9):
-        for denominator in range(1, 65):
-            scale = Fraction(numerator, denominator)
-            lost = 0 if math.ceil(n * scale) == length else n - length / scale
-            if math.gcd(numerator, denominator) == 1 and lost >= 0 and lost == int(lost):
-                fits.append(
-                    (
-                        abs(float(scale) / slope - 1) if slope > 0 else lost,
-                        numerator * denominator,
-                        scale,
-                        int(lost),
-                    )
-                )
-    if not fits:
-        raise TilingError(
-            f"the function maps {n} samples on axis {name} to {length}: no scale times crop less margin "
-            "gives that. Crop its result inside the function."
-        )
-    close = [f for f in fits if f[0] < 0.1] or fits
-    # Of those that fit the response the simplest: who writes a network has 1, 2 or 1/16 in mind.
-    _, _, scale, lost = min(close, key=lambda f: (f[1], f[0]))
-    return scale, lost

@@ -50,8 +50,8 @@ def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeRe
     return ProbeReport(
         p.crops.names, crop, tuple(overlap), tuple(sides), tuple(borders), tuple(multiple),
         tuple(p.results[0].scale), tuple(margin), p.box.outputs(_declared(p, margin)),
-        p.bounded, commutes, p.noise == 0, p.noise, p.response >= ANSWERS, p.box.calls, p.draws,
-        p.places, p.amplitude,
+        p.bounded, commutes, tuple(p.crops.names[d] for d in sorted(p.wraps)), p.noise == 0, p.noise,
+        p.response >= ANSWERS, p.box.calls, p.draws, p.places, p.amplitude,
         max((p.limit(k) / size_of(b) for k, b in enumerate(p.bases[0][1])), default=0.0),
         nan, tuple(_notes(p)),
     )  # fmt: skip
@@ -95,6 +95,8 @@ def _notes(p: Probing) -> list[str]:
             f"at most {p.response:.1%} of results changed with their inputs: give values= or array= that "
             "wake the function"
         )
+    if p.wraps:
+        notes.append('one end of a crop changes the other: edge="pad", boundary="wrap" tiles that exactly')
     if p.noise:
         notes.append(f"two calls on one crop differ by {p.noise:.1e} of the largest result")
     elif p.bounded and p.rounding and p.tolerance is None:

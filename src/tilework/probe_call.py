@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tilework.request import Layout
     from tilework.source import Source
 
-__all__ = ["Shown", "call_on_zeros"]
+__all__ = ["Shown", "active_client", "call_on_zeros"]
 
 NOTE = "called on zeros to find its output; declare output= or dtype="
 
@@ -58,7 +58,7 @@ def call_on_zeros(
         grid = TileGrid(layout.grids)
         tiles = (grid.tile((0,) * len(layout.grids)),) if len(grid) else ()
         extra = {"tiles": tiles} if batched else {"tile": tiles[0] if tiles else None}
-    client = _client() if isinstance(fn, LoadOnce) else None
+    client = active_client() if isinstance(fn, LoadOnce) else None
     if client is not None:
         keys, facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()
     else:
@@ -94,8 +94,8 @@ def _facts(
     return keys, [(a.shape[1:] if batched else a.shape, a.dtype) for a in arrays]
 
 
-def _client() -> Any:
-    """Return the active distributed client, without importing distributed."""
+def active_client() -> Any:
+    """Return the active distributed client, None without one; does not import distributed."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None

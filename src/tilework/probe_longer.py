@@ -13,7 +13,7 @@ from tilework.reach import deepest
 if TYPE_CHECKING:
     from tilework.probing import Probing
 
-__all__ = ["why_open"]
+__all__ = ["longer", "why_open"]
 
 # Change far from a wall over change at half the way, from which on the response counts as global.
 PLATEAU = 0.3
@@ -32,7 +32,7 @@ def why_open(p: Probing, axis: int, kind: str, reach: int | None = None) -> str 
     """
     n, name = p.crops.crop[axis], p.crops.names[axis]
     short = f"on axis {name} the response reaches the border of the crop of {n}"
-    probe = type(p)(p.box, _longer(p, axis), p.tolerance)
+    probe = type(p)(p.box, longer(p, axis), p.tolerance)
     try:
         probe.look()
         at = max(1, n // 8)
@@ -46,7 +46,7 @@ def why_open(p: Probing, axis: int, kind: str, reach: int | None = None) -> str 
         flat = r.flat(change)
         edge, end = deepest(flat > probe.limit(number), r, axis, 0, at)
         farthest = max(farthest, 0 if edge is None else edge.reach)
-        if not end and not probe.stirred(number, axis, *r.span(axis, 2 * n - n // 4, 2 * n)):
+        if not end and not probe.stirred(kind, number, axis, *r.span(axis, 2 * n - n // 4, 2 * n)):
             continue
         profile = flat.mean(axis=tuple(k for k in range(flat.ndim) if k != axis))
         quarter = len(profile) // 4
@@ -64,7 +64,7 @@ def why_open(p: Probing, axis: int, kind: str, reach: int | None = None) -> str 
     )
 
 
-def _longer(p: Probing, axis: int) -> Inputs:
+def longer(p: Probing, axis: int) -> Inputs:
     """Return inputs of twice the length along one axis; real crops are mirrored."""
     crop = tuple(2 * m if d == axis else m for d, m in enumerate(p.crops.crop))
     shapes, samples = [], []

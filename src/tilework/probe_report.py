@@ -47,6 +47,8 @@ class ProbeReport:
     instance norm, and a radius too large for the crop (`notes` say which)."""
     commutes: bool
     """Whether some translation was found that moves the result and changes nothing else."""
+    wraps: tuple[str, ...]
+    """Names of the axes on which one end of a crop changes the other, as circular filters do."""
     deterministic: bool
     """Whether two calls on one crop gave the same bits."""
     noise: float
@@ -72,7 +74,7 @@ class ProbeReport:
     @property
     def exact(self) -> bool:
         """Whether trimming with ``overlap`` and ``multiple`` gives ``fn(image)``, as far as seen."""
-        return self.bounded and self.commutes and self.responds and self.noise <= STEADY
+        return self.bounded and self.commutes and self.responds and not self.wraps and self.noise <= STEADY
 
     @property
     def rim(self) -> Lengths:
@@ -100,7 +102,7 @@ class ProbeReport:
             [
                 ("axis", _row(self.names)),
                 *((name, _row(values)) for name, values in rows),
-                ("verdict", self._verdict()),
+                ("verdict", self.verdict),
                 ("sure?", sure),
                 *(("note", note) for note in self.notes),
             ]
@@ -108,7 +110,9 @@ class ProbeReport:
 
     __repr__ = __str__
 
-    def _verdict(self) -> str:
+    @property
+    def verdict(self) -> str:
+        """What to think of an overlap, in a sentence."""
         repeats = "" if self.deterministic else "; not deterministic"
         if self.exact:
             return "exact with this overlap and multiple: nothing from beyond was seen" + repeats
@@ -116,6 +120,11 @@ class ProbeReport:
             return "nothing is known: the function hardly answers to these inputs" + repeats
         if self.bounded and not self.commutes:
             return "no translation was found that commutes: no tiling is known to be exact" + repeats
+        if self.bounded and self.wraps:
+            return (
+                f"exact but for the image's border, across which it wraps: axis {', '.join(self.wraps)}"
+                + repeats
+            )
         if self.bounded:
             return f"two equal calls differ by {self.noise:.0e} of the largest result: no tiling is exact"
         return "no overlap is exact, blend" + repeats

@@ -40,7 +40,8 @@ def probe(
     Parameters
     ----------
     fn : callable
-        As for `tiled_map`; called 15 to 60 times on whole crops, in this process.
+        As for `tiled_map`; called 15 to 60 times on whole crops, in this process; what `load_once` or
+        `from_torch` builds on a worker of the active cluster, if there is one.
     crop : int or tuple of int, samples per tiled axis
         What ``fn`` receives. It should be at least four times as long as the expected overlap.
     array : array, path or tuple of them, optional
@@ -83,7 +84,7 @@ def probe(
     Examples
     --------
     >>> import numpy as np
-    >>> report = probe(lambda x: x + np.roll(x, 3, 0), (64, 64))
+    >>> report = probe(lambda x: x + np.vstack([x[:3] * 0, x[:-3]]), (64, 64))
     >>> report.overlap, report.sides, report.multiple, report.exact
     ((3, 0), ((3, 0), (0, 0)), (1, 1), True)
     """

@@ -6,7 +6,8 @@
 4. *slabs*: where nothing stays, one side at a time, and a longer crop: is it too large, or global?
 5. *shifts*: crops rolled by 1, 2, 4, ... samples, compared away from their border. Where it takes more than
    one sample, *refine* again with walls on that grid, and off it;
-6. *border*: two crops that share most of their samples. What padding inside the function does near a crop's
+6. *border*: one end of a crop is replaced, and the other looked at: does the function wrap round? And two
+   crops that share most of their samples. What padding inside the function does near a crop's
    border may reach farther than any input does: a shift to the left and one to the right depend on nothing
    near, and still lose both ends.
 """
@@ -26,10 +27,8 @@ from tilework.blackbox import (
     BlackBox,
     Crops,
     ResultShape,
-    centre_of,
     difference,
     result_axes,
-    scale_and_lost,
     share,
     size_of,
 )
@@ -38,8 +37,9 @@ from tilework.probe_answer import report_of
 from tilework.probe_inputs import AMPLITUDE, HUGE, Inputs
 from tilework.probe_longer import why_open
 from tilework.probe_report import ProbeReport
+from tilework.probe_scale import find_scale
 from tilework.reach import Edge, Span, deepest, edges_along, gaps_along, largest
-from tilework.shifts import Shifts, look_at_border
+from tilework.shifts import Shifts, look_at_border, look_round
 
 __all__ = ["Probing"]
 
@@ -55,6 +55,8 @@ MOST = 200
 NEARLY = 0.6
 # Median change of results, as a share of each of them, from which on they count as changed.
 STIRRED = 1e-4
+# Perturbations beyond the range of the values, which a function may refuse.
+EXTREME = ("high", "low", "huge", "nan")
 
 Kind = str
 
@@ -82,6 +84,8 @@ class Probing:
     places: int = 0
     """Gaps looked at."""
     bounded: bool = True
+    wraps: set[int] = field(default_factory=set)
+    """Axes on which one end of a crop changes the other."""
     noise: float = 0.0
     """Largest difference between two calls on one crop, as a share of the largest result."""
     rounding: float = 0.0
@@ -123,6 +127,8 @@ class Probing:
         if self.bounded and shifts.commutes:
             for axis, m in enumerate(multiple):
                 look_at_border(self, axis, m)
+        if self.bounded:
+            look_round(self)
         return report_of(self, multiple, commutes=shifts.commutes)
 
     @property
@@ -150,7 +156,7 @@ class Probing:
             self.results.append(ResultShape(result.shape, result.dtype, axes, ones, [0] * len(axes)))
         for d, n in enumerate(self.crops.crop):
             if any(r.lengths()[d] != n for r in self.results):
-                self._find_scale(d)
+                find_scale(self, d)
         for d, column in enumerate(zip(*(r.lost for r in self.results), strict=True)):
             if len(set(column)) > 1:
                 raise ContractError(
@@ -163,22 +169,6 @@ class Probing:
         crops = self.inputs.base(kind)
         self.bases.append((crops, self.box(crops)))
         return self.bases[-1]
-
-    def _find_scale(self, d: int) -> None:
-        """Tell scale from margin by how far the response moves when the perturbation does."""
-        n = self.crops.crop[d]
-        # Well inside: a network without padding has no result near the border.
-        width, places = max(1, n // 16), (3 * n // 8, 5 * n // 8)
-        centres = []
-        for place in places:
-            keep = [np.ones(m, bool) for m in self.crops.crop]
-            keep[d][place - width // 2 : place - width // 2 + width] = False
-            changes = self.changes(0, "other", keep)
-            centres.append([centre_of(r.flat(c), d) for r, c in zip(self.results, changes, strict=True)])
-        for r, a, b in zip(self.results, *centres, strict=True):
-            length = r.lengths()[d]
-            slope = (b - a) / (places[1] - places[0])
-            r.scale[d], r.lost[d] = scale_and_lost(n, length, slope, self.crops.names[d])
 
     # -- draws ------------------------------------------------------------------------------------------
 
@@ -198,12 +188,25 @@ class Probing:
         self.shares = [share(c, a, b) for c, a, b in zip(changes, before, after, strict=True)]
         return changes
 
-    def stirred(self, number: int, axis: int, start: int, stop: int) -> bool:
+    def taken(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Array] | None:
+        """Return `changes`, or None where values beyond the range are refused."""
+        try:
+            return self.changes(base, kind, keep)
+        except ContractError:
+            raise
+        except Exception as error:
+            if kind not in EXTREME:
+                raise
+            self.note(f"{kind} values were refused ({type(error).__name__}); less was tried")
+            return None
+
+    def stirred(self, kind: Kind, number: int, axis: int, start: int, stop: int) -> bool:
         """Return whether most results from ``start`` to ``stop`` changed, each by its own measure.
 
-        A probability of 1e-6 that becomes 2e-6 is nothing beside one of 1, and still is an answer.
+        A probability of 1e-6 that becomes 2e-6 is nothing beside one of 1, and still is an answer. Not asked
+        of inputs beyond the range: rounding that a transform spreads grows with them.
         """
-        if self.noise or self.tolerance is not None:
+        if self.noise or self.tolerance is not None or kind in EXTREME:
             return False
         part = self.results[number].flat(self.shares[number]).take(range(start, stop), axis)
         return bool(part.size) and float(np.median(part)) > STIRRED
@@ -240,15 +243,9 @@ class Probing:
         keep[axis][:] = False
         for a, b in spans:
             keep[axis][a:b] = True
-        try:
-            changes = self.changes(base, kind, keep)
-        except ContractError:
-            raise
-        except Exception as error:
-            if kind in ("high", "low", "huge", "nan"):
-                self.note(f"{kind} values were refused ({type(error).__name__}); less was tried")
-                return []
-            raise
+        changes = self.taken(base, kind, keep)
+        if changes is None:
+            return []
         found: list[Edge] = []
         some = self.inputs.rng.permutation(len(spans))[:MOST]
         looked = [spans[int(k)] for k in np.sort(some)]
@@ -260,7 +257,7 @@ class Probing:
                 seen = edges_along(profile, limit, r, axis, gap)
                 low, high = r.span(axis, *gap)
                 third = (high - low) // 3
-                if seen is None or (kind != "nan" and self.stirred(number, axis, low + third, high - third)):
+                if seen is None or self.stirred(kind, number, axis, low + third, high - third):
                     return None
                 self.places += 1
                 found += seen[0]
@@ -311,7 +308,9 @@ class Probing:
         for side in (0, 1):
             at = wall if side == 0 else n - wall
             for kind in self.kinds:
-                changes = self.changes(0, kind, self.kept(axis, side, at))
+                changes = self.taken(0, kind, self.kept(axis, side, at))
+                if changes is None:
+                    continue
                 ends = []
                 for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
                     flat = r.flat(change)
@@ -320,7 +319,7 @@ class Probing:
                     changed = flat > limit
                     edge, end = deepest(changed, r, axis, side, at)
                     far = (n - n // 8, n) if side == 0 else (0, n // 8)
-                    ends.append(end or self.stirred(number, axis, *r.span(axis, *far)))
+                    ends.append(end or self.stirred(kind, number, axis, *r.span(axis, *far)))
                     if edge is not None:
                         self.edges.append(edge)
                 # A result that nearly fills the crop may be one that is silent at its end.

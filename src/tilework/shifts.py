@@ -14,7 +14,7 @@ from tilework.reach import edges_along
 if TYPE_CHECKING:
     from tilework.probing import Probing
 
-__all__ = ["Shifts", "look_at_border"]
+__all__ = ["Shifts", "look_at_border", "look_round"]
 
 # In this order every divisor stands before its multiples, and what networks pool by comes first.
 STEPS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36)
@@ -31,6 +31,8 @@ class Shifts:
     def __init__(self, probing: Probing) -> None:
         self._p = probing
         self.commutes = True
+        self._room = [n + 1 for n in probing.crops.crop]
+        """Smallest translation per axis for which a crop was too short."""
 
     def find(self) -> tuple[int, ...]:
         """Return the smallest translation per axis that moves the result; 1 where there is none."""
@@ -53,11 +55,14 @@ class Shifts:
         return tuple(found)
 
     def _why_none(self, d: int, quantum: int) -> str:
-        p = self._p
-        name, crop = p.crops.names[d], p.crops.crop[d]
-        shift = [quantum if k == d else 0 for k in range(len(p.crops.crop))]
-        if any(b <= a for number in range(len(p.results)) for a, b in self._region(number, shift)):
+        name, crop, least = self._p.crops.names[d], self._p.crops.crop[d], self._room[d]
+        if least <= quantum:
             return f"a crop of {crop} on axis {name} is too short to look for translations: give a larger one"
+        if least <= crop // 2:
+            return (
+                f"no translation along axis {name} by less than {least} commutes, and a crop of {crop} is "
+                "too short to show longer ones"
+            )
         return f"no translation along axis {name} commutes, as far as a crop of {crop} can tell"
 
     def _along(self, d: int, together: int | None, quantum: int) -> int | None:
@@ -87,6 +92,7 @@ class Shifts:
         crops, before = p.bases[base]
         regions = [self._region(number, shift) for number in range(len(p.results))]
         if any(b <= a for region in regions for a, b in region):
+            self._room = [min(m, k) if k else m for m, k in zip(self._room, shift, strict=True)]
             return False
         after = p.box(p.inputs.rolled(crops, shift))
         for number, (a, b, r, region) in enumerate(zip(before, after, p.results, regions, strict=True)):
@@ -148,3 +154,26 @@ def look_at_border(p: Probing, axis: int, multiple: int) -> None:
                 p.bounded = False
                 return
             p.borders += seen[0]
+
+
+def look_round(p: Probing) -> None:
+    """Replace one end of a crop along all axes, and look whether its other ends change.
+
+    Such a function sees the far side of the image across the image's border, and that of a crop across a
+    crop's.
+    """
+    crop = p.crops.crop
+    wall = [max(1, n // 8) for n in crop]
+    # Farther from all ends of an axis than they reach.
+    far = [w + max(0, p.reach(d, 0), p.reach(d, 1)) for d, w in enumerate(wall)]
+    for side in (0, 1):
+        ends = [n - w if side else w for n, w in zip(crop, wall, strict=True)]
+        changes = p.changes(0, "other", [p.kept(d, side, at)[d] for d, at in enumerate(ends)])
+        for number, (change, r) in enumerate(zip(changes, p.results, strict=True)):
+            changed = r.flat(change) > p.limit(number)
+            for d, n in enumerate(crop):
+                other = (0, min(wall[d], n - far[d])) if side else (max(n - wall[d], far[d]), n)
+                spans = [other if k == d else (far[k], m - far[k]) for k, m in enumerate(crop)]
+                box = tuple(slice(*r.span(k, *span)) for k, span in enumerate(spans))
+                if changed[box].any():
+                    p.wraps.add(d)

@@ -49,7 +49,8 @@ def tilework(*args: Any) -> Result:
 
 
 def test_run_writes_and_goes_on(folder: Path) -> None:
-    line = ["run", "./cli_filters.py:double", "in.zarr", "out.zarr", "--crop", 16, "--overlap", 2]
+    line = ["run", "./cli_filters.py:double", "in.zarr", "out.zarr"]
+    line += ["--chunks", 20, "--crop", 16, "--overlap", 2]
     result = tilework(*line)
     assert (result.exit_code, result.output) == (0, f"file://{folder}/out.zarr: 9 of 9 units done\n")
     np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], IMAGE * 2)

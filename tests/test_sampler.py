@@ -253,7 +253,7 @@ def test_plan_holds_the_same_patches(sizes, mode):
     ] == boxes(sampler)
     assert tw.TilePlan.from_json(plan.to_json()) == plan
     ruled = any(axis.starts is not None for axis in plan.axes)
-    assert ("at given starts" in plan.explain()) == ruled
+    assert ("at given starts" in " ".join(plan.explain().split())) == ruled
     assert ruled or mode not in ("SAMPLE_ADAPTIVE", *PAD)
     for box, position in ((sampler.get_bbox(i), t.position) for i, t in enumerate(plan)):
         assert sampler.position(box) == position

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tilework.canvas import check_dtype
+from tilework.eager import Locked
 from tilework.errors import ContractError, TilingError, TilingWarning, one_of, whole, wholes
 from tilework.fn import as_array
 from tilework.gather import Gatherer
@@ -25,7 +25,7 @@ Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
 
 
-class Aggregator:
+class Aggregator(Locked):
     """Puts patches together: weighted averages where they overlap.
 
     A drop-in for ``patchly.Aggregator`` (arguments of 0.0.19), with its defects put right: any dtype, any
@@ -134,20 +134,12 @@ class Aggregator:
             output is not None,
         )
         self._missing = one_of("missing", missing, ("warn", "error", "ignore"))
-        self._lock = threading.Lock()
+        super().__init__()
         self._gatherer: Gatherer | None = None
         self._target = self._given
         self._result: Array | None = None
         self._tensors = False
         self._dtypes: set[Any] = set()
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            return {k: v for k, v in self.__dict__.items() if k != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._lock = threading.Lock()
 
     # -- appending --------------------------------------------------------------------------------------
 

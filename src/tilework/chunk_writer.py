@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from tilework.eager import Locked
 from tilework.errors import GridError
 from tilework.fn import as_array
 from tilework.geometry import Box
@@ -53,7 +53,7 @@ class _Gathering:
     """Where parts stand, array samples; None where the array was read first."""
 
 
-class ChunkWriter:
+class ChunkWriter(Locked):
     """Takes the parts of an array in any order, from any thread; writes each chunk or shard once.
 
     A context manager: what is not whole at its end, because parts were left out, is then merged into what
@@ -81,19 +81,12 @@ class ChunkWriter:
         unit = getattr(array, "shards", None) or getattr(array, "chunks", None)
         self._unit: Index | None = None if unit is None else tuple(map(int, unit))
         self.shape = tuple(map(int, array.shape))
-        self._lock, self._gathering = threading.Lock(), dict[Index, _Gathering]()
+        super().__init__()
+        self._gathering = dict[Index, _Gathering]()
         self._written: set[Index] = set()
         if self._unit is not None:
             axes = zip(self.shape, self._unit, parts, strict=True)
             self._counts = [_count(n, unit, spans) for n, unit, spans in axes]
-
-    def __getstate__(self) -> dict[str, Any]:
-        with self._lock:
-            return {k: v for k, v in self.__dict__.items() if k != "_lock"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._lock = threading.Lock()
 
     def __setitem__(self, index: Any, value: Any) -> None:
         box = spans_of(index, self.shape)

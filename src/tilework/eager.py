@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,9 +16,24 @@ from tilework.request import Layout, Request, make_layer, make_plan
 from tilework.source import Source
 from tilework.window import Blend
 
-__all__ = ["Cut", "check_scale", "request_of"]
+__all__ = ["Cut", "Locked", "check_scale", "request_of"]
 
 Index = tuple[int, ...]
+
+
+class Locked:
+    """Has a lock, which copies and other processes get anew."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {k: v for k, v in self.__dict__.items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._lock = threading.Lock()
 
 
 def request_of(blend: Blend, chunks: Any) -> Request:

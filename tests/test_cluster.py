@@ -134,9 +134,12 @@ def test_more_workers_get_more_blocks_unless_blocks_were_given(
         options: dict[str, Any] = {"chunks": 16, "client": client, "progress": False}
         more = plan_stored(tw.to_zarr(few, tmp_path / "more.zarr", **options))
         kept = plan_stored(tw.to_zarr(given, tmp_path / "kept.zarr", **options))
+        among = plan_stored(tw.write_many([(few, tmp_path / "many.zarr")], **options)[0].result)
     assert busiest(plan_of(few), 8) == len(plan_of(few)) == 225
     assert busiest(replace(plan_of(few), reuse=more["reuse"], block=tuple(more["block"])), 8) < 45
     assert kept["block"] == [256, 256]
+    # Beside others, an image is no reason to send the scheduler more tasks.
+    assert among["block"] == list(plan_of(few).block)
 
 
 def away(pid: int) -> Any:

@@ -119,7 +119,9 @@ def write_many(
     ([True, True, True], -2)
     """
     one_of("on_error", on_error, ("continue", "fill", "raise"))
-    where = Where.find(scheduler, client, retries=retries, resources=resources, priority=priority)
+    where = Where.find(
+        scheduler, client, retries=retries, resources=resources, priority=priority, alone=False
+    )
     tiles = "fill" if on_error == "fill" else "raise"
     common = {
         "overwrite": overwrite, "resume": resume, "version": version, "memory_limit": memory_limit,

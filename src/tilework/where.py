@@ -33,6 +33,8 @@ class Where:
     """What a worker must offer to a task that calls the function."""
     priority: int = 0
     """Of all tasks, for the scheduler of a cluster."""
+    alone: bool = True
+    """Whether one result has all of it; several keep each other's workers busy."""
     known: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
     """The cluster's workers, once they were asked for."""
 
@@ -85,7 +87,7 @@ class Where:
     @property
     def at_once(self) -> int:
         """Calls at a time that blocks are made for: those of the cluster, at least this machine's."""
-        if self.client is None:
+        if self.client is None or not self.alone:
             return n_threads()
         asked = self.resources or {}
         slots: list[int] = [

@@ -498,15 +498,42 @@ def test_auto_logs_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
     assert "(12, 12) per side and multiple (4, 4)" in caplog.text
 
 
-def test_auto_says_which_rim_makes_a_blend_exact() -> None:
+@pytest.mark.parametrize("blend", ["average", "gaussian", "max", "min"])
+@pytest.mark.parametrize("name", ["box of 5", "stencil, 3 before and 2 behind", "pooling by 4",
+                                  "U-shaped, pooling by 4", "median of 9 in 1-D"])  # fmt: skip
+def test_auto_blends_are_untiled_results_too(name: str, blend: str) -> None:
+    """What a crop cannot know gets no weight, though single samples may reach over more than whole cells."""
+    known = KNOWN[name]
+    image = image_for(known)
+    out = tw.tiled_map(known.fn, image, known.crop, "auto", blend=blend)
+    np.testing.assert_allclose(out.compute(), known.fn(image), atol=1e-5)
+
+
+def test_auto_gives_a_result_without_a_border_no_rim() -> None:
+    """All that a valid convolution returns is right."""
+
+    def valid(x: Array) -> Array:
+        return np.lib.stride_tricks.sliding_window_view(x, (5, 5)).mean((2, 3))
+
+    image = np.random.default_rng(0).random((150, 130)).astype(np.float32)
+    report = tw.probe(valid, (48, 48))
+    assert (report.rim, report.overlap) == ((0, 0), (2, 2))
+    out = tw.tiled_map(valid, image, 48, "auto", blend="hann", boundary="edge")
+    assert out.shape == image.shape
+    np.testing.assert_allclose(out.compute(), valid(np.pad(image, 2, mode="edge")), atol=1e-6)
+
+
+def test_auto_keeps_a_rim_and_says_what_it_chose() -> None:
     from tilework.graph import plan_of
 
     def fn(x: Array) -> Array:
         return ndi.uniform_filter(x, 7)
 
     image = np.random.default_rng(0).random((150, 130)).astype(np.float32)
-    out = tw.tiled_map(fn, image, 48, "auto", blend="gaussian")
-    assert "rim=(3, 3)" in plan_of(out).explain()
+    plan = plan_of(tw.tiled_map(fn, image, 48, "auto", blend="gaussian"))
+    assert "rim=(3, 3), so that the blend is exact too" in " ".join(plan.explain().split())
+    given = plan_of(tw.tiled_map(fn, image, 48, "auto", blend="gaussian", rim=1))
+    assert given.outputs[0].rim == (1, 1)
     # An overlap equal to the rim leaves one weight per sample: neighbours share more only with more overlap.
     more = tw.tiled_map(fn, image, 48, 9, rim=3, blend="gaussian", dtype="float32")
     np.testing.assert_allclose(more.compute(), fn(image), atol=1e-6)

@@ -96,7 +96,8 @@ def tiled_map(
         What ``fn`` receives.
     overlap : int, tuple of int, or "auto"; samples per side and tiled axis
         Required (0 if you mean it) unless ``stride`` is given. "auto": the smallest exact one with its
-        ``multiple``, found by 15 to 60 calls of ``fn`` (`probe`); warns where none is exact.
+        ``multiple`` (and, for a blend, ``rim``), found by 15 to 60 calls of ``fn`` (`probe`); warns where
+        none is exact.
     axes : tuple of int or names, optional
         Tiled axes; default: the last ``len(crop)``, all for an int crop.
     each : tuple of int or names

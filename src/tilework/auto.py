@@ -112,14 +112,22 @@ def choose_overlap(
     names = report.names
     asked = per_axis("multiple", request.multiple, names)
     multiple = tuple(math.lcm(max(1, a), m) for a, m in zip(asked, report.multiple, strict=True))
+    rim = request.rim
+    context = report.overlap
+    blends = not isinstance(request.blend, str) or request.blend not in ("trim", "sum")
+    if blends and report.bounded and request.rim == 0:
+        rim = report.rim
+        # Where a rim ends, the neighbour must have begun; without one, results have to overlap to be blended.
+        context = tuple(
+            max(o, (r or 1) + max(lost)) for o, r, lost in zip(context, rim, report.margin, strict=True)
+        )
     # Overlap less margin is a multiple too.
     overlap = tuple(
-        lo + -(-(o - lo) // m) * m
-        for o, (lo, _), m in zip(report.overlap, report.margin, multiple, strict=True)
+        lo + -(-(o - lo) // m) * m for o, (lo, _), m in zip(context, report.margin, multiple, strict=True)
     )
     note = f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn'
-    if not (isinstance(request.blend, str) and request.blend == "trim"):
-        note += f"; a blend is exact only with rim={report.rim}"
+    if rim is not request.rim:
+        note += f"; rim={rim}, so that the blend is exact too"
     # Padded by what lies across the border, crops hold what the untiled function sees there.
     round_about = request.edge == "pad" and request.boundary == "wrap"
     if replace(report, wraps=() if round_about else report.wraps).exact:
@@ -132,5 +140,5 @@ def choose_overlap(
             else 'Neighbouring crops will disagree: blend them, blend="gaussian", and look at the seams.'
         )
         warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=3)
-    filled = replace(request, overlap=overlap, multiple=multiple)
+    filled = replace(request, overlap=overlap, multiple=multiple, rim=rim)
     return filled, report.output if declared is None else declared, (note,)

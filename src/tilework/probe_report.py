@@ -78,8 +78,9 @@ class ProbeReport:
 
     @property
     def rim(self) -> Lengths:
-        """Samples per side that a blend must leave without weight to be exact, per axis."""
-        return tuple(max(0, *a, *b) for a, b in zip(self.sides, self.borders, strict=True))
+        """Samples per side of a result that a blend must leave without weight to be exact, per axis."""
+        columns = zip(self.sides, self.borders, self.margin, strict=True)
+        return tuple(max(0, *(max(a, b) - m for a, b, m in zip(*axis, strict=True))) for axis in columns)
 
     def __str__(self) -> str:
         rows = [

@@ -66,7 +66,7 @@ def probe(
     -------
     ProbeReport
         Prints as a table. ``overlap``, ``multiple`` and ``output`` go into `tiled_map` as they are; a blend
-        is exact with ``rim=report.rim`` and at least as much overlap.
+        is exact with ``rim=report.rim`` and at least as much overlap beyond the margin.
 
     Raises
     ------

@@ -133,6 +133,17 @@ class View:
         plan = self._tiles.spec.plan
         return plan.count([(0, n) for n in plan.grid_shape])
 
+    def has_run(self, position: Index) -> bool:
+        """Return whether the tile at ``position`` has a result, running it where only that can tell."""
+        spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
+        if runs is not None and not runs[position]:
+            return False
+        if spec.skip is None:
+            return True
+        tile = spec.plan.grid.tile(position)
+        with self._tiles.lock:
+            return self._tiles.get([tile])[tile.index] is not None
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of an array without axes")

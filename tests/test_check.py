@@ -113,6 +113,58 @@ def test_places_left_out_by_a_mask_are_not_compared() -> None:
     assert tw.check(tw.tiled_map(box, IMAGE, 64, 3, mask=mask)).ok
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"blend": "average", "rim": 3}, {"blend": "hann", "rim": 3}], ids=str
+)
+def test_places_that_were_skipped_are_not_compared(options: dict[str, Any]) -> None:
+    image = IMAGE.copy()
+    image[:, :90] += 1
+    options |= {"skip": lambda crop: crop.mean() > 1, "fill_value": -1}
+    report = tw.check(tw.tiled_map(box, image, 48, stride=30, **options))
+    assert report.ok, report
+    assert len(report.windows) == 9
+    assert not tw.check(tw.tiled_map(lambda x: x - x.mean(), image, 48, stride=30, **options)).ok
+    # The functions of time points differ in where they are skipped.
+    stack = np.stack([image, image[::-1, ::-1], image * 0])
+    assert tw.check(tw.tiled_map(box, stack, (48, 48), stride=30, each=0, **options)).ok
+
+
+@pytest.mark.parametrize("options", [{}, {"blend": "hann", "rim": 3}], ids=str)
+def test_beside_a_skipped_tile_only_the_core_of_one_that_ran_is_compared(options: dict[str, Any]) -> None:
+    rows, columns = np.indices(IMAGE.shape) // 42
+    board = (IMAGE + 10 * ((rows + columns) % 2)).astype(np.float32)
+    skipped = tw.tiled_map(box, board, 48, 3, skip=lambda x: x[24, 24] > 5, fill_value=-1, **options)
+    report = tw.check(skipped, where="corners", places=10)
+    assert report.ok, report
+
+
+def test_where_no_tile_ran_there_is_nothing_to_compare() -> None:
+    always = tw.tiled_map(box, IMAGE, 64, 3, skip=lambda crop: True)
+    with pytest.raises(tw.TilingError, match="no tile ran at any place"):
+        tw.check(always)
+    some = tw.tiled_map(box, IMAGE, 64, 3, skip=lambda crop: crop[0, 0] == IMAGE[0, 0])
+    with pytest.raises(tw.TilingError, match="no tile ran at any place"):
+        tw.check(some, where=[(5, 5)])
+    assert len(tw.check(some, where=[(5, 5), (100, 100)]).windows) == 1
+    with pytest.warns(tw.TilingWarning):
+        masked = tw.tiled_map(box, IMAGE, 64, 3, mask=np.zeros((23, 19), bool))
+    with pytest.raises(tw.TilingError, match="no tile of this result runs"):
+        tw.check(masked)
+
+
+def test_the_verdict_says_what_may_help() -> None:
+    little = {"trim": {"overlap": 2}, "hann": {"stride": 30, "blend": "hann"}}
+    for kind, options in little.items():
+        verdict = tw.check(tw.tiled_map(box, IMAGE, 32, **options), where=("corners", "random")).help
+        assert verdict == ("more overlap, or a blend" if kind == "trim" else "more overlap")
+    padded = tw.check(tw.tiled_map(box, IMAGE, 64, 3, edge="pad", boundary="constant"))
+    assert padded.help == 'edge="pad" invents what the function sees beyond the border; another edge does not'
+    assert padded.help in " ".join(str(padded).split())
+    both = tw.check(tw.tiled_map(box, IMAGE, 64, 2, edge="pad", boundary="constant"))
+    assert both.help.startswith("more overlap, or a blend; besides, ")
+    assert "help" not in str(tw.check(tw.tiled_map(box, IMAGE, 64, 3)))
+
+
 def test_errors() -> None:
     out = tw.tiled_map(box, IMAGE, 64, 3)
     with pytest.raises(tw.TilingError, match="unmodified"):

@@ -70,6 +70,31 @@ def test_is_0_where_all_agree_and_where_one_tile_stands_alone() -> None:
     assert alone.compute()[20:24, 20:24].all()
 
 
+@pytest.mark.parametrize("fill_value", [0, -1, np.nan], ids=str)
+@pytest.mark.parametrize("kind", ["mask", "skip", "drop", "chunk"])
+def test_is_nan_where_no_tile_ran(kind: str, fill_value: float, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"stride": 10, "blend": "average", "fill_value": fill_value}
+    if kind == "mask":
+        options["mask"] = np.indices(IMAGE.shape)[0] < 20
+    if kind == "chunk":  # nothing runs in most of them
+        options |= {"mask": np.indices(IMAGE.shape)[0] < 20, "chunks": 10}
+    if kind == "skip":
+        options["skip"] = lambda crop: crop[0, 0] != IMAGE[0, 0]
+    if kind == "drop":
+        options["edge"] = "drop"
+    ran, _ = tw.tiled_map(np.ones_like, IMAGE, 24, **options | {"fill_value": 0}, disagreement=True)
+    pair = tw.tiled_map(by_crop, IMAGE, 24, **options, disagreement=True)
+    result, deviation = dask.compute(*pair)
+    none = ran.compute() == 0
+    assert none.any()
+    assert not none.all()
+    np.testing.assert_array_equal(np.isnan(deviation), none)
+    np.testing.assert_array_equal(result[none], np.full(none.sum(), fill_value, np.float32))
+    np.testing.assert_array_equal(tw.view(pair, verbose=False)[1][...], deviation)
+    tw.to_zarr(pair, tmp_path / "pair.zarr", progress=False)
+    np.testing.assert_array_equal(zarr.open_group(tmp_path / "pair.zarr", mode="r")["1"][:], deviation)
+
+
 def test_of_scores_before_they_are_reduced_in_batches_over_each() -> None:
     def scores(batch: np.ndarray) -> np.ndarray:
         return np.stack([batch, 1 - batch, batch * 0 + batch.mean()], axis=1)

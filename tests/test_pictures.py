@@ -145,6 +145,55 @@ def test_compare_shows_the_largest_difference() -> None:
 
 
 @plots
+@pytest.mark.filterwarnings("error")
+def test_compare_counts_what_has_no_difference() -> None:
+    def title(a: np.ndarray, b: np.ndarray) -> str:
+        figure = tw.compare(a, b)
+        figure.canvas.draw()
+        low, high = figure.axes[2].images[0].get_clim()
+        assert 0 <= low < high < np.inf
+        return figure.axes[2].get_title().replace("\n", " ")
+
+    one, other = IMAGE.copy(), IMAGE.copy()
+    one[:, 2] = other[:, 2] = np.nan
+    one[:, 4] = other[:, 4] = np.inf
+    equal = "difference: 0 at most, 0 on average"
+    assert title(one, other) == equal
+    other[:2, 0], one[5, 5] = np.nan, -np.inf
+    assert title(one, other) == f"{equal} NaN or infinite in just one: 3 samples"
+    assert title(IMAGE, IMAGE * np.nan).startswith("difference:  NaN or infinite in just one:")
+    assert title(IMAGE, IMAGE + 1j) == "difference: 1 at most, 1 on average"
+    counts = (IMAGE * 9).astype(np.int16)
+    assert title(counts, counts + np.float32(0.25)) == "difference: 0.25 at most, 0.25 on average"
+    shown = tw.compare(IMAGE * 2j, IMAGE * 2j).axes
+    np.testing.assert_allclose(shown[0].images[0].get_array(), IMAGE * 2, rtol=1e-6)
+    assert [ax.get_ylabel() for ax in shown[3:]] == ["modulus", "absolute difference"]
+
+
+@plots
+@pytest.mark.filterwarnings("error")
+def test_steps_are_those_that_are_finite() -> None:
+    def title(image: np.ndarray, panel: int = 1) -> str:
+        return str(tw.plot_seams(tw.tiled_map(lambda x: x, image, 50, 0)).axes[panel].get_title())
+
+    clean = np.where(np.indices((100, 100)).sum(axis=0) % 2, 1.0, 0.0)
+    assert title(clean) == "mean step 1 at cuts, 1 elsewhere, 1.00 times"
+    image = clean.copy()
+    image[7, 9], image[49, 3], image[70:72, 70] = np.nan, np.inf, np.inf
+    assert title(image) == title(clean)
+    assert title(clean * 2j) == "mean step 2 at cuts, 2 elsewhere, 1.00 times"
+    image[50] = np.nan
+    assert title(image) == "mean step nothing finite at cuts, 1 elsewhere"
+    assert title(image, 2) == title(clean, 2)
+    image[:50] = image[52:] = np.nan
+    image[50:52] = 1
+    image[49] = 3
+    assert title(image) == "mean step 2 at cuts, 0 elsewhere"
+    image[51:] = np.nan
+    assert title(image) == "mean step 2 at cuts, nothing finite elsewhere"
+
+
+@plots
 def test_figures_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(tw.TilingError, match="one shape"):
         tw.compare(IMAGE, IMAGE[1:])

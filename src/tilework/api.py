@@ -122,7 +122,8 @@ def tiled_map(
         Short for ``output=Output(dtype)``: the crop's shape comes back; calls nothing.
     disagreement : bool
         For an averaging blend: also return how far overlapping predictions are apart, as their weighted
-        standard deviation (of the scores, where ``output`` reduces them). Costs no further call.
+        standard deviation (of the scores, where ``output`` reduces them). NaN where no tile ran; 0 where it
+        is less than the rounding of sums in double precision, 4e-8 of the values. Costs no further call.
     batch_size : int, optional
         ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be short.
     mask : array of bool, optional

@@ -8,7 +8,10 @@ one by one, so leaving out those that nobody asked for changes none of the other
 from __future__ import annotations
 
 import itertools
+import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,10 +24,115 @@ from tilework.kernel import block_boxes, canvas_boxes, owners_of
 from tilework.plan import Range
 from tilework.spec import Index, Spec
 
-__all__ = ["blocks_of", "part_of_block", "tiles_touching"]
+__all__ = [
+    "Piece",
+    "blocks_of",
+    "edges_of",
+    "hull_of",
+    "part_of_block",
+    "pieces_of",
+    "scattered",
+    "take",
+    "tiles_touching",
+]
 
 Array = np.ndarray[Any, Any]
 Results = list[Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Samples, chosen among others, that stand in one block and in the same tiles."""
+
+    block: Index
+    """Number of the block, per axis."""
+    place: Array
+    """Which of all that were chosen."""
+    samples: Array
+    """A row per axis."""
+
+
+def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
+    """Return, per grid axis, the result samples at which blocks begin, or tiles begin and end."""
+    edges = []
+    for weights, size, n in zip(spec.layers[number].weights, spec.plan.block, spec.plan.shape, strict=True):
+        found = np.arange(size, n, size)
+        if tiles:
+            found = np.concatenate(weights.grid.supports(weights.rim))
+        scale = weights.scale
+        # As `AxisWeights.scaled`, of many.
+        edges.append(np.sort(-(-found * scale.numerator // scale.denominator)))
+    return edges
+
+
+def pieces_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -> list[list[Piece]]:
+    """Return the pieces of chosen samples, those of one block together, in raster order.
+
+    Between two neighbouring edges no tile begins or ends, so all of a piece, and what lies between, stands
+    in the same tiles: the hull of a piece needs no tile that its samples do not need.
+
+    Parameters
+    ----------
+    samples : array of int
+        A row per axis; columns are chosen together.
+    blocks, tiles : sequence of arrays of int
+        Edges along each of these axes, ascending.
+    """
+    block, cell = (
+        np.stack([np.searchsorted(e, s, side="right") for e, s in zip(edges, samples, strict=True)])
+        for edges in (blocks, tiles)
+    )
+    keys = np.concatenate((block, cell))
+    order = np.lexsort((*samples[::-1], *keys[::-1]))
+    changes = np.flatnonzero((np.diff(keys[:, order]) != 0).any(axis=0)) + 1
+    pieces = [
+        Piece(tuple(block[:, place[0]].tolist()), place, samples[:, place])
+        for place in np.split(order, changes)
+    ]
+    return [list(group) for _, group in itertools.groupby(pieces, key=lambda piece: piece.block)]
+
+
+def scattered(samples: Array) -> bool:
+    """Return whether chosen samples, a row per axis, do not fill a box."""
+    box = math.prod((samples.max(axis=1) - samples.min(axis=1) + 1).tolist())
+    return bool(np.unique(samples, axis=1).shape[1] < box)
+
+
+def hull_of(picks: Sequence[tuple[int, ...]], axes: Sequence[int], pieces: Sequence[Piece]) -> Box:
+    """Return the box around one piece per pick, result samples per grid axis."""
+    rows = {
+        a: row
+        for along, p in zip(picks, pieces, strict=True)
+        for a, row in zip(along, p.samples, strict=True)
+    }
+    return Box(tuple(int(rows[a].min()) for a in axes), tuple(int(rows[a].max()) + 1 for a in axes))
+
+
+def take(
+    out: Array,
+    part: Array,
+    picks: Sequence[tuple[int, ...]],
+    pieces: Sequence[Piece],
+    start: dict[int, int],
+) -> None:
+    """Copy one piece per pick from ``part``, which begins at ``start``, to its place in ``out``."""
+    source: list[Any] = []
+    target: list[Any] = []
+    for along, piece in zip(picks, pieces, strict=True):
+        local = [row - start.get(a, 0) for a, row in zip(along, piece.samples, strict=True)]
+        source += map(_even, local) if len(along) == 1 else local
+        target.append(_even(piece.place))
+    part = np.moveaxis(part, [a for along in picks for a in along], range(part.ndim))
+    out[tuple(target)] = part[tuple(source)]
+
+
+def _even(numbers: Array) -> Any:
+    """Return ``numbers`` as a slice where they ascend evenly: that copies no index, and samples in rows."""
+    steps = np.diff(numbers)
+    step = int(steps[0]) if steps.size else 1
+    if step < 1 or (steps != step).any():
+        return numbers
+    return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
 
 
 def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
@@ -49,8 +157,10 @@ def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tupl
     for weights, (first, last), a, b in zip(
         layer.weights, spec.ranges(index, owned=False), box.start, box.stop, strict=True
     ):
-        touching = [i for i in range(first, last) if weights.support(i)[0] < b and weights.support(i)[1] > a]
-        ranges.append((touching[0], touching[-1] + 1) if touching else (first, first))
+        tiles = range(first, last)
+        low = bisect_right(tiles, a, key=lambda i, w=weights: w.support(i)[1])  # type: ignore[misc]
+        high = bisect_left(tiles, b, key=lambda i, w=weights: w.support(i)[0])  # type: ignore[misc]
+        ranges.append((first + low, first + max(low, high)))
     found = []
     for owner in owners_of(spec, index):
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]

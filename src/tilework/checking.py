@@ -29,6 +29,8 @@ Array = np.ndarray[Any, Any]
 # so a multiple that was forgotten shows.
 STEP = 32
 PLACES = ("corners", "borders", "random")
+# Places that are tried, at most, for one where a tile ran.
+TRIES = 20
 # Share of the largest result that still is rounding: windows of another shape take other code paths.
 ROUNDING = 1e-5
 
@@ -51,6 +53,8 @@ class CheckReport:
     """Context per side of the function's windows, image samples per tiled axis."""
     crops: int
     """Crops that ran for the tiled side of the comparison."""
+    help: str = ""
+    """What may make the results equal, where they differ."""
 
     @property
     def ok(self) -> bool:
@@ -62,7 +66,7 @@ class CheckReport:
         found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
         which = "" if self.output is None else f" of output {self.output!r}"
         share = f"{self.relative:.1e} of the largest value"
-        word = "equal to rounding, where it was looked" if self.ok else "differs: more overlap, or a blend"
+        word = "equal to rounding, where it was looked" if self.ok else f"differs: {self.help}"
         return report(
             [
                 *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
@@ -89,7 +93,8 @@ def check(
     """Compare windows of a tiled result with the function on the same places with far more context.
 
     Differences come from too little overlap, a wrong multiple, padding, or a function that looks at its
-    whole crop. Nothing else of the result is computed.
+    whole crop. Nothing else of the result is computed. Where a mask or ``skip`` left the tile out, another
+    place is looked at.
 
     Parameters
     ----------
@@ -117,7 +122,7 @@ def check(
     Raises
     ------
     TilingError
-        For a result made by more than `tiled_map`, and a function that takes its tile.
+        For a result made by more than `tiled_map`, a function that takes its tile, and where no tile ran.
 
     Examples
     --------
@@ -141,15 +146,22 @@ def check(
     spec = specs[0]
     if spec.pass_tile:
         raise TilingError("a function that takes its tile has no untiled result to compare with.")
+    if not spec.plan.count([(0, n) for n in spec.plan.grid_shape]):
+        raise TilingError("there is nothing to compare: no tile of this result runs.")
     compared = _Compared(spec, spec.fn if fn is None else fn, _sources(spec, array), context)
     views = view(list(members.values()), verbose=False)
     rng = np.random.default_rng(seed)
     windows: list[tuple[str, Box, float]] = []
     worst: tuple[float, tuple[int, ...], Any] = (-1.0, (), None)
     largest_value = 0.0
-    for kind, point in _points(spec, where, whole("places", places), rng):
+    tried = 0
+    for kind, points in _points(spec, where, whole("places", places), rng):
+        tried += 1
+        place = _first_that_ran(spec, views[0], points, rng)
+        if place is None:
+            continue
+        point, each = place
         box = _around(spec, point, whole("size", size))
-        each = tuple(int(rng.integers(n)) for n in spec.plan.shape[: spec.plan.n_each])
         expected = compared.expect(box, each)
         seen = 0.0
         for key, shown in zip(members, views, strict=True):
@@ -159,9 +171,33 @@ def check(
                 worst = (largest, index, key)
         windows.append((kind, box, seen))
     if not windows:
-        raise TilingError(f"there is nothing to compare: where={where!r}, places={places}.")
+        why = f"where={where!r}, places={places}" if not tried else "no tile ran at any place that was tried"
+        raise TilingError(f"there is nothing to compare: {why}.")
+    help_ = _help(spec, [box for _, box, gap in windows if gap > ROUNDING * (largest_value or 1.0)])
     relative = worst[0] / (largest_value or 1.0)
-    return CheckReport(worst[0], relative, worst[1], worst[2], tuple(windows), compared.context, views[0].ran)
+    return CheckReport(
+        worst[0], relative, worst[1], worst[2], tuple(windows), compared.context, views[0].ran, help_
+    )
+
+
+def _help(spec: Spec, differing: Sequence[Box]) -> str:
+    """Return what may make the results equal, given the boxes that differ, image samples."""
+    invented = [_invented(spec, box) for box in differing]
+    border = 'edge="pad" invents what the function sees beyond the border'
+    if all(invented):
+        return f"{border}; another edge does not"
+    trims = any(layer.bound.kind == "trim" for layer in spec.layers)
+    help_ = "more overlap, or a blend" if trims else "more overlap"
+    return f"{help_}; besides, {border}" if any(invented) else help_
+
+
+def _invented(spec: Spec, box: Box) -> bool:
+    """Return whether a box lies so near the border that samples beyond it are in its overlap."""
+    grids = spec.plan.axes[spec.plan.n_each :]
+    return any(
+        g.edge == "pad" and (a < g.overlap or b > g.extent - g.overlap)
+        for g, a, b in zip(grids, box.start, box.stop, strict=True)
+    )
 
 
 def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
@@ -176,8 +212,10 @@ def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
     return sources
 
 
-def _points(spec: Spec, where: Any, places: int, rng: np.random.Generator) -> Iterator[tuple[str, list[int]]]:
-    """Yield kinds of places with a point each, image samples of the tiled axes."""
+def _points(
+    spec: Spec, where: Any, places: int, rng: np.random.Generator
+) -> Iterator[tuple[str, Iterator[list[int]]]]:
+    """Yield kinds of places with points to try for each place, image samples of the tiled axes."""
     grids = spec.plan.axes[spec.plan.n_each :]
     extents = tuple(g.extent for g in grids)
     for kind in (where,) if isinstance(where, str) else tuple(where):
@@ -185,11 +223,23 @@ def _points(spec: Spec, where: Any, places: int, rng: np.random.Generator) -> It
             given = wholes("where", kind)
             if len(given) != len(grids) or any(not 0 <= p < n for p, n in zip(given, extents, strict=True)):
                 raise TilingError(f"a place needs one sample per tiled axis, inside {extents}; got {given}.")
-            yield "given", list(given)
+            yield "given", iter([list(given)])
             continue
         one_of("where", kind, PLACES)
         for _ in range(places):
-            yield kind, _where_it_ran(spec, _place(kind, grids, rng))
+            yield kind, (_unmasked(spec, _place(kind, grids, rng)) for _ in range(TRIES))
+
+
+def _first_that_ran(
+    spec: Spec, shown: View, points: Iterator[list[int]], rng: np.random.Generator
+) -> tuple[list[int], tuple[int, ...]] | None:
+    """Return the first of ``points`` whose tile ran, and where along the ``each`` axes; else None."""
+    plan = spec.plan
+    for point in points:
+        each = tuple(int(rng.integers(n)) for n in plan.shape[: plan.n_each])
+        if shown.has_run(tuple(g.owner(p) for g, p in zip(plan.axes, (*each, *point), strict=True))):
+            return point, each
+    return None
 
 
 def _place(kind: str, grids: Sequence[AxisGrid], rng: np.random.Generator) -> list[int]:
@@ -206,10 +256,10 @@ def _place(kind: str, grids: Sequence[AxisGrid], rng: np.random.Generator) -> li
     return point
 
 
-def _where_it_ran(spec: Spec, point: list[int]) -> list[int]:
+def _unmasked(spec: Spec, point: list[int]) -> list[int]:
     """Return ``point``, or the middle of the running tile nearest to it where a mask leaves it out."""
     runs, plan = spec.plan.runs, spec.plan
-    if runs is None or not runs.any():
+    if runs is None:
         return point
     own = np.asarray(runs.any(axis=tuple(range(plan.n_each))))
     grids = plan.axes[plan.n_each :]
@@ -227,7 +277,7 @@ def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
     for g, p in zip(spec.plan.axes[spec.plan.n_each :], point, strict=True):
         low = min(max(0, p - size // 2), max(0, g.covered - size)) // g.quantum * g.quantum
         high = min(g.covered, ceil_div(low + size, g.quantum) * g.quantum)
-        if spec.plan.mask is not None:
+        if spec.plan.mask is not None or spec.skip is not None:
             # Only the tile that ran: its neighbours may hold the fill value.
             start, stop = g.core(g.owner(p))
             low, high = max(low, start), min(high, stop)

@@ -64,9 +64,10 @@ def with_deviation(
         reduce=_deviation,
     )
     stack = np.broadcast_to(np.zeros((), np.float64), (2, *first.shape))
+    # Whatever fills the result: where no tile ran, 0 would read as predictions that agree.
     deviation = bind(
         1, second, crop_shape=first.shape, crop_axes=first.axes, crop=layout.crop, margin=layout.margin,
-        blend=request.blend, fill_value=0, result=stack,
+        blend=request.blend, fill_value=np.nan, result=stack,
     )  # fmt: skip
     return wrapped, [replace(first, key=0), deviation], (declared, second)
 

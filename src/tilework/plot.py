@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tilework.blackbox import difference
 from tilework.errors import TilingError, whole, wholes
 from tilework.graph import find_spec
 from tilework.picture import BLOCK, CHUNK, CROP, axis_profiles, shown_samples
@@ -286,27 +287,40 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
 
 
 def _draw_steps(ax: Any, part: Array, k: int, start: int, cuts: Sequence[int], axis: int) -> None:
-    values = part.astype(np.float64)
-    steps = np.abs(np.diff(values, axis=k)).mean(axis=1 - k)
+    wide = part.astype(np.complex128 if part.dtype.kind == "c" else np.float64)
+    with np.errstate(all="ignore"):
+        steps = np.abs(np.diff(np.moveaxis(wide, k, 0), axis=0))
     at = np.arange(start + 1, start + part.shape[k])
-    ax.plot(at, steps, color="0.35", lw=0.9)
+    means = np.array([_finite_mean(row) for row in steps])
+    ax.plot(at, means, color="0.35", lw=0.9)
     seam = np.isin(at, cuts)
-    ax.plot(at[seam], steps[seam], "o", color=BLOCK, ms=4, label="at cuts")
+    ax.plot(at[seam], means[seam], "o", color=BLOCK, ms=4, label="at cuts")
     if seam.any() and (~seam).any():
-        at_cuts, elsewhere = float(steps[seam].mean()), float(steps[~seam].mean())
-        times = f", {at_cuts / elsewhere:.2f} times" if elsewhere else ""
-        title = f"mean step {at_cuts:.3g} at cuts, {elsewhere:.3g} elsewhere{times}"
-        ax.set_title(title, fontsize="medium")
+        at_cuts, elsewhere = _finite_mean(steps[seam]), _finite_mean(steps[~seam])
+        times = f", {at_cuts / elsewhere:.2f} times" if elsewhere and np.isfinite(at_cuts / elsewhere) else ""
+        said = [f"{m:.3g}" if np.isfinite(m) else "nothing finite" for m in (at_cuts, elsewhere)]
+        ax.set_title(f"mean step {said[0]} at cuts, {said[1]} elsewhere{times}", fontsize="medium")
         ax.legend(loc="upper right", frameon=False, fontsize="small")
     ax.set_ylim(0, None)
     ax.set_xlabel(f"axis {axis} (samples)")
     ax.set_ylabel("mean step")
 
 
+def _finite_mean(values: Array) -> float:
+    """Return the mean of what is finite, NaN where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _drawn(part: Array) -> Array:
+    """Return ``part`` as numbers that have a grey: complex ones by their modulus."""
+    return (np.abs(part) if part.dtype.kind == "c" else part).astype(np.float64)
+
+
 def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], **options: Any) -> Any:
     extent = (starts[1], starts[1] + part.shape[1], starts[0] + part.shape[0], starts[0])
     options = {"cmap": "gray", "interpolation": "nearest"} | options
-    shown = ax.imshow(part.astype(np.float64), extent=extent, **options)
+    shown = ax.imshow(_drawn(part), extent=extent, **options)
     ax.set_xlabel(f"axis {axes[1]} (samples)")
     ax.set_ylabel(f"axis {axes[0]} (samples)")
     return shown
@@ -314,7 +328,7 @@ def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], 
 
 def _contrast(part: Array) -> tuple[float, float]:
     """Return the range of grey values: a few bright samples must not hide seams."""
-    values = part.astype(np.float64)
+    values = _drawn(part)
     finite = values[np.isfinite(values)]
     if not finite.size:
         return 0.0, 1.0
@@ -324,6 +338,8 @@ def _contrast(part: Array) -> tuple[float, float]:
 
 def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     r"""Return a figure of an untiled and a tiled result side by side, and how far they are apart.
+
+    Complex results are shown by their modulus and compared as complex numbers.
 
     Parameters
     ----------
@@ -356,20 +372,25 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     axes = _plane_axes(tiled)
     a, starts = _look(whole_result, axes, centre, whole("size", size))
     b, _ = _look(tiled, axes, centre, size)
-    gap = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    a, b = (part.astype(np.result_type(a, b)) for part in (a, b))
+    gap = difference(a, b)
     figure = _figure(9.6, 3.4)
     left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
     low, high = _contrast(a)
-    for ax, part, title in ((left, a, "untiled"), (middle, b, "tiled")):
+    for ax, part, word in ((left, a, "untiled"), (middle, b, "tiled")):
         shown = _show(ax, part, starts, axes, vmin=low, vmax=high)
-        ax.set_title(title)
-    figure.colorbar(shown, ax=[left, middle], shrink=0.75, label="value")
-    top = float(np.nanmax(gap, initial=0.0))
+        ax.set_title(word)
+    value = "modulus" if a.dtype.kind == "c" else "value"
+    figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
+    finite = gap[np.isfinite(gap)]
+    top, odd = float(finite.max(initial=0.0)), gap.size - finite.size
+    # A picture cannot show what is infinite: it stays white, and the title counts it.
     shown = _show(right, gap, starts, axes, cmap="magma", vmin=0, vmax=top or 1.0)
     figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
-    right.set_title(f"difference: {top:.2g} at most,\n{float(np.nanmean(gap)):.2g} on average")
-    for ax in (middle, right):
-        ax.set_ylabel("")
+    title = f"{top:.2g} at most,\n{finite.mean():.2g} on average" if finite.size else ""
+    right.set_title(f"difference: {title}" + (f"\nNaN or infinite in just one: {odd} samples" if odd else ""))
+    middle.set_ylabel("")
+    right.set_ylabel("")
     for k, axis in enumerate(axes):
         for cut in _cuts(tiled, axis, starts[k], starts[k] + a.shape[k]):
             (right.axhline if k == 0 else right.axvline)(cut, color="white", lw=0.4, alpha=0.5)

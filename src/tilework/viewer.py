@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import threading
 from collections import OrderedDict
@@ -11,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from tilework.arguments import parse_bytes
-from tilework.boxes import blocks_of, part_of_block, tiles_touching
+from tilework.boxes import Piece, edges_of, hull_of, part_of_block, pieces_of, scattered, take, tiles_touching
 from tilework.cache import CHUNKS
 from tilework.calls import Crops, block_inputs, run_tiles
 from tilework.errors import TilingError
-from tilework.geometry import Box, Tile
+from tilework.geometry import Tile
 from tilework.graph import find_spec
 from tilework.source import BlockSource, MemorySource
-from tilework.spec import Spec
+from tilework.spec import Index, Spec
 
 __all__ = ["TileRunner", "View", "view"]
 
@@ -32,6 +33,7 @@ class TileRunner:
         self.spec, self._limit = spec, limit
         self._held: OrderedDict[int, list[Array] | None] = OrderedDict()
         self._bytes = 0
+        self._read: dict[tuple[int, Index], Array] = {}
         self.lock = threading.RLock()
         self.ran = 0
 
@@ -44,7 +46,8 @@ class TileRunner:
         if missing:
             for number, results in self._run(missing):
                 found[number] = results
-                self._keep(number, results)
+                if self._limit:
+                    self._keep(number, results)
         return found
 
     def _run(self, tiles: Sequence[Tile]) -> list[tuple[int, list[Array] | None]]:
@@ -76,9 +79,16 @@ class TileRunner:
             from dask.base import compute
 
             reads = self.spec.reads(number, ranges)
-            blocks = [source.handle.blocks[index] for index in block_inputs(source, reads)]
-            return [np.asarray(b) for b in compute(*blocks)]
+            wanted = block_inputs(source, reads)
+            missing = [index for index in wanted if (number, index) not in self._read]
+            computed = compute(*(source.handle.blocks[index] for index in missing))
+            self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
+            return [self._read[number, index] for index in wanted]
         return None
+
+    def forget(self) -> None:
+        """Drop the blocks of dask sources: neighbouring tiles share them, later ones do not."""
+        self._read.clear()
 
     def _keep(self, number: int, results: list[Array] | None) -> None:
         self._held[number] = results
@@ -123,50 +133,106 @@ class View:
         plan = self._tiles.spec.plan
         return plan.count([(0, n) for n in plan.grid_shape])
 
+    def has_run(self, position: Index) -> bool:
+        """Return whether the tile at ``position`` has a result, running it where only that can tell."""
+        spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
+        if runs is not None and not runs[position]:
+            return False
+        if spec.skip is None:
+            return True
+        tile = spec.plan.grid.tile(position)
+        with self._tiles.lock:
+            return self._tiles.get([tile])[tile.index] is not None
+
     def __len__(self) -> int:
         if not self.shape:
             raise TypeError("len() of an array without axes")
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a part as a numpy array, running exactly the tiles that touch it."""
-        index = _expand(key, self.ndim)
-        spans, local = [], []
-        for item, n in zip((i for i in index if i is not None), self.shape, strict=True):
-            (low, high), inner = _span(item, n)
-            spans.append((low, high))
-            local.append(inner)
-        part = self._box(spans)
-        inner_index = iter(local)
-        return part[tuple(None if i is None else next(inner_index) for i in index)]
+        """Return a part as a numpy array, running exactly the tiles with weight at its samples."""
+        items = _expand(key, self.shape)
+        index = [i for i in items if i is not None]
+        listed = tuple(axis for axis, i in enumerate(index) if isinstance(i, np.ndarray))
+        picks: dict[tuple[int, ...], Array] = {
+            (axis,): _ascending(i) for axis, i in enumerate(index) if axis not in listed
+        }
+        if not listed:
+            return self._pick(picks)[_placed(items)]
+        points = _together([index[axis] for axis in listed])
+        found = self._pick({listed: np.stack([p.ravel() for p in points]), **picks})
+        found = found[(slice(None), *_placed(items))]
+        shape = points[0].shape
+        first = _first_listed(items)
+        return np.moveaxis(
+            found.reshape(*shape, *found.shape[1:]), range(len(shape)), range(first, first + len(shape))
+        )
 
-    def _box(self, spans: Sequence[tuple[int, int]]) -> Array:
-        """Return the samples of a box, spans per axis of the result."""
+    def _pick(self, picks: Mapping[tuple[int, ...], Array]) -> Array:
+        """Return the chosen samples, an axis per pick.
+
+        Parameters
+        ----------
+        picks : dict
+            For axes of the result the samples chosen along them, a row per axis. Only the first may hold
+            several axes, or samples in any order.
+        """
         spec, number = self._tiles.spec, self._number
         layer = spec.layers[number]
         axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
-        full = [slice(a, b) for a, b in spans]
-        shape = [b - a for a, b in spans]
-        if not all(shape):
-            return np.empty(shape, self.dtype)
-        # Untiled axes come whole out of every tile and are cut behind.
-        out = np.empty(
-            [m if d in axes else n for d, (m, n) in enumerate(zip(shape, self.shape, strict=True))],
-            self.dtype,
-        )
-        box = Box(tuple(spans[a][0] for a in axes), tuple(spans[a][1] for a in axes))
-        with self._tiles.lock:
+        out = np.empty([samples.shape[1] for samples in picks.values()], self.dtype)
+        if not out.size:
+            return out
+        blocks = dict(zip(axes, edges_of(spec, number, tiles=False), strict=True))
+        tiles: dict[int, Array] = {}
+        # What is one box needs no more pieces than blocks.
+        if any(scattered(samples) for along, samples in picks.items() if set(along) & set(axes)):
+            tiles = dict(zip(axes, edges_of(spec, number, tiles=True), strict=True))
+        none = np.empty(0, np.int64)
+        pieces = [
+            pieces_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
+            for along, samples in picks.items()
+        ]
+        with self._tiles.lock, CHUNKS.active():
             before = self._tiles.ran
-            for block, common in blocks_of(spec, number, box):
-                tiles = [t for _, own in tiles_touching(spec, number, block, common) for t in own]
-                results = self._tiles.get(tiles)
-                part = part_of_block(spec, number, block, common, lambda t, r=results: r[t.index])  # type: ignore[misc]
-                place = [slice(None)] * self.ndim
-                for a, low, high, start in zip(axes, common.start, common.stop, box.start, strict=True):
-                    place[a] = slice(low - start, high - start)
-                out[tuple(place)] = part
+            for one_block in itertools.product(*pieces):
+                try:
+                    self._fill(out, list(picks), axes, list(itertools.product(*one_block)))
+                finally:
+                    self._tiles.forget()
             self._say(self._tiles.ran - before)
-        return out[tuple(slice(None) if d in axes else s for d, s in enumerate(full))]
+        return out
+
+    def _fill(
+        self,
+        out: Array,
+        picks: Sequence[tuple[int, ...]],
+        axes: Sequence[int],
+        pieces: Sequence[tuple[Piece, ...]],
+    ) -> None:
+        """Write the samples of one block: of each entry of ``pieces`` those in all of its members."""
+        spec, number = self._tiles.spec, self._number
+        block = {
+            a: b
+            for along, p in zip(picks, pieces[0], strict=True)
+            for a, b in zip(along, p.block, strict=True)
+        }
+        index = tuple(block[a] for a in axes)
+        boxes = [hull_of(picks, axes, members) for members in pieces]
+        wanted = [[t for _, own in tiles_touching(spec, number, index, box) for t in own] for box in boxes]
+        last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
+        results: dict[int, list[Array] | None] = {}
+
+        def find(tile: Tile) -> list[Array] | None:
+            return results[tile.index]
+
+        for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
+            # Held until no later piece needs them, whatever the cache keeps.
+            results |= self._tiles.get([t for t in tiles if t.index not in results])
+            part = part_of_block(spec, number, index, box, find)
+            take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
+            for done in [n for n in results if last[n] <= k]:
+                del results[done]
 
     def _say(self, ran: int) -> None:
         if self._verbose and ran:
@@ -194,6 +260,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
         What `tiled_map` returned, unmodified.
     cache : int or str, bytes
         Results of tiles that are kept, the least recently used dropped first: a step back runs nothing.
+        0 keeps nothing.
     verbose : bool
         Whether to print how many of how many crops ran.
 
@@ -222,7 +289,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     )
     held: dict[str, TileRunner] = {}
     views: dict[Any, View] = {}
-    limit = parse_bytes("cache", cache)
+    limit = 0 if cache == 0 and not isinstance(cache, bool) else parse_bytes("cache", cache)
     for key, array in members.items():
         found = find_spec(array)
         if found is None:
@@ -243,38 +310,65 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     return tuple(views.values()) if isinstance(out, tuple | list) else views[0]
 
 
-def _expand(key: Any, ndim: int) -> list[Any]:
-    """Return one index per axis, and None where a new axis is asked for."""
+def _expand(key: Any, shape: Sequence[int]) -> list[Any]:
+    """Return one index per axis, a range, a whole number or an array of them, and None for new axes."""
     items = list(key) if isinstance(key, tuple) else [key]
+    ndim = len(shape)
     missing = ndim - sum(1 for i in items if i is not None and i is not Ellipsis)
     if missing < 0:
         raise IndexError(f"too many indices: the result has {ndim} axes, {ndim - missing} were indexed.")
-    if any(i is Ellipsis for i in items):
-        at = next(k for k, i in enumerate(items) if i is Ellipsis)
-        return [*items[:at], *[slice(None)] * missing, *(i for i in items[at + 1 :] if i is not Ellipsis)]
-    return items + [slice(None)] * missing
+    at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
+    rest = [i for i in items[at:] if i is not Ellipsis]
+    lengths = iter(shape)
+    filled = [*items[:at], *[slice(None)] * missing, *rest]
+    return [None if i is None else _along(i, next(lengths)) for i in filled]
 
 
-def _span(item: Any, n: int) -> tuple[tuple[int, int], Any]:
-    """Return the range of samples that an index needs, and the index within that range."""
+def _along(item: Any, n: int) -> Any:
+    """Return an index along an axis of ``n`` samples as a range, a whole number or an array of them."""
     if isinstance(item, slice):
-        numbers = range(n)[item]
-        if not len(numbers):
-            return (0, 0), slice(None)
-        low, high = min(numbers[0], numbers[-1]), max(numbers[0], numbers[-1]) + 1
-        return (low, high), slice(None, None, numbers.step)
+        return range(n)[item]
     values = np.asarray(item)
     if values.dtype.kind == "b":
         if values.shape != (n,):
             raise IndexError(f"a mask of an axis needs its length, {n}; got shape {values.shape}.")
         values = np.flatnonzero(values)
+    if isinstance(item, list) and not values.size:
+        values = values.astype(np.int64)  # numpy takes an empty list for floats
     if values.dtype.kind not in "iu":
         raise IndexError(f"indices must be whole numbers, slices or masks; got {item!r}.")
     if values.size and (values.min() < -n or values.max() >= n):
         raise IndexError(f"index {item!r} is out of bounds for an axis of {n} samples.")
     values = np.where(values < 0, values + n, values)
-    if not values.size:
-        return (0, 0), values
-    low = int(values.min())
-    local = values - low
-    return (low, int(values.max()) + 1), int(local) if local.ndim == 0 else local
+    return values if values.ndim else int(values)
+
+
+def _ascending(item: range | int) -> Array:
+    """Return the samples of a range or number as one ascending row."""
+    return np.sort(np.array(item, np.int64, ndmin=1))[None]
+
+
+def _together(arrays: Sequence[Array]) -> Sequence[Array]:
+    """Return lists of indices along several axes in one shape: they name points."""
+    try:
+        return np.broadcast_arrays(*arrays)
+    except ValueError:
+        shapes = " ".join(str(a.shape) for a in arrays)
+        raise IndexError(f"lists of indices must have shapes that fit together; got {shapes}.") from None
+
+
+def _first_listed(items: Sequence[Any]) -> int:
+    """Return where the axes of listed points stand in an answer; where apart, numpy puts them first."""
+    at = [k for k, i in enumerate(items) if isinstance(i, int | np.ndarray)]
+    return at[0] if at[-1] - at[0] < len(at) else 0
+
+
+def _placed(items: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what makes ascending samples per axis the answer to ``items``, lists of indices left out."""
+    index: list[Any] = []
+    for item in items:
+        if isinstance(item, range):
+            index.append(slice(None, None, -1 if item.step < 0 else 1))
+        elif not isinstance(item, np.ndarray):
+            index.append(None if item is None else 0)
+    return tuple(index)

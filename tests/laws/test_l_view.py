@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import tracemalloc
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,7 @@ import tilework as tw
 from tests.laws.engine_functions import LAYOUTS
 from tests.laws.engine_strategies import EXTREMES, OWN, WINDOWS, Case, assert_same_bits, cases, masks, tiled
 from tests.laws.test_e_invariance import Rough, dull
-from tilework.graph import plan_of
+from tilework.graph import find_spec, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +94,137 @@ def test_L2b_runs_exactly_the_tiles_that_touch_the_box(case: Case, masked: bool,
     assert view.ran == before  # kept
 
 
+@st.composite
+def keys(draw: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Draw any index that numpy takes; lists fit together."""
+    length = draw(st.integers(1, 4))
+    key: list[Any] = []
+    for n in shape:
+        kind = draw(st.sampled_from(("number", "slice", "slice", "list", "all")))
+        if kind == "number":
+            key.append(draw(st.integers(-n, n - 1)))
+        if kind == "slice":
+            key.append(draw(st.slices(n)))
+        if kind == "list":
+            key.append(draw(st.lists(st.integers(-n, n - 1), min_size=length, max_size=length)))
+        if kind == "all":
+            key.append(slice(None))
+        if draw(st.integers(0, 5)) == 0:
+            key.append(None)
+    if draw(st.booleans()):
+        a = draw(st.integers(0, len(shape) - 1))
+        mask = np.array(draw(st.lists(st.booleans(), min_size=shape[a], max_size=shape[a])), bool)
+        key = [*[slice(None)] * a, mask, ...]
+    return tuple(key)
+
+
+def needed(spec: Any, number: int, axes: list[int], key: Any, shape: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Return the running tiles whose support contains a chosen sample, by asking each of them."""
+    places = [
+        np.broadcast_to(np.arange(n).reshape([-1 if a == k else 1 for k in range(len(shape))]), shape)[key]
+        for a, n in enumerate(shape)
+    ]
+    found = set()
+    for position in itertools.product(*map(range, spec.plan.grid_shape)):
+        inside = np.ones(np.shape(places[0]), bool)
+        for d, weights in enumerate(spec.layers[number].weights):
+            rim = weights.rim
+            low, high = (math.ceil(x * weights.scale) for x in weights.grid.support(position[d], rim))
+            inside &= (places[axes[d]] >= low) & (places[axes[d]] < high)
+        if inside.any() and (spec.plan.runs is None or spec.plan.runs[position]):
+            found.add(position)
+    return found
+
+
+@settings(max_examples=80)
+@given(
+    case=cases(
+        words=ALL, margins=True, multiples=(1, 2), scales=(1, 1, 2, Fraction(1, 2), Fraction(3, 2)),
+        share=True,
+    ),
+    masked=st.booleans(), layout=st.sampled_from(LAYOUTS), one_block=st.booleans(), data=st.data(),
+)  # fmt: skip
+def test_L2b_any_index_runs_the_tiles_of_the_chosen_samples_only(
+    case: Case, masked: bool, layout: str, one_block: bool, data: Any
+) -> None:
+    fn = Rough(case, layout)
+    options = data.draw(masks(case)) if masked else {}
+    if one_block:  # blocks of few tiles have none between the chosen samples
+        options["chunks"] = case.extents
+    out = tiled(case, fn, numbered=True, output=fn.output(), fill_value=-777, **options)
+    spec = find_spec(out)[0]
+    layer = spec.layers[0]
+    axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+    view, key = tw.view(out, verbose=False), data.draw(keys(out.shape))
+    expected = out.compute()[key]
+    assert_same_bits(np.ascontiguousarray(view[key]), np.ascontiguousarray(expected))
+    assert view.ran == len(needed(spec, 0, axes, key, out.shape))
+    assert_same_bits(
+        np.ascontiguousarray(tw.view(out, cache=0, verbose=False)[key]), np.ascontiguousarray(expected)
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "crop", "count"),
+    [
+        ([0, 255], 32, 16), (slice(None, None, 64), 32, 32), ((slice(None, None, 64),) * 2, 16, 16),
+        (([0, 255, 0], [0, 255, 9]), 32, 2), ((slice(255, None, -85), [255, 0]), 32, 8),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_L2b_tiles_between_the_chosen_samples_do_not_run(key: Any, crop: int, count: int) -> None:
+    image = np.arange(256.0 * 256).reshape(256, 256)
+    view = tw.view(tw.tiled_map(lambda x: x, image, crop, 0), verbose=False)
+    np.testing.assert_array_equal(view[key], image[key])
+    assert view.ran == count
+
+
+def test_L2b_a_thumbnail_takes_memory_for_itself_and_a_few_tiles() -> None:
+    image = np.lib.stride_tricks.as_strided(np.ones(1), (50_000, 50_000), (0, 0))
+    out = tw.tiled_map(lambda x: x, image, 64, 0, dtype="float64", chunks=(6400, 6400))
+    view = tw.view(out, cache=0, verbose=False)
+    tracemalloc.start()
+    try:
+        assert view[::10_000, ::10_000].sum() == 25
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert view.ran == 25
+    assert most < 2**22  # a block is 312 MiB
+
+
+def test_L2b_without_a_cache_nothing_is_kept(counting: Callable[..., Any]) -> None:
+    fn = counting(np.sqrt)
+    out = tw.tiled_map(
+        fn, picture(), 32, stride=16, blend="hann", dtype="float32", skip=lambda x: x[0, 0] < 0.5, chunks=90
+    )
+    view = tw.view(out, cache=0, verbose=False)
+    view[::2, ::2]
+    once = fn.calls
+    assert once == view.ran < view.crops  # each but once, though many pieces need it
+    assert not view._tiles._held
+    view[::2, ::2]
+    assert fn.calls == 2 * once
+    with pytest.raises(tw.TilingError, match="at least one byte"):
+        tw.view(out, cache=-1)
+
+
+def test_L2b_blocks_of_dask_are_computed_once_for_all_pieces() -> None:
+    computed = []
+
+    def read(block: np.ndarray) -> np.ndarray:
+        computed.append(1)
+        return block
+
+    image = picture()
+    lazy = da.from_array(image, (45, 35)).map_blocks(read, meta=np.empty((0, 0), np.float32))
+    out = tw.tiled_map(lambda x: x, lazy, 8, 0, dtype="float32", chunks=(90, 70))
+    computed.clear()
+    view = tw.view(out, verbose=False)
+    np.testing.assert_array_equal(view[::15, ::15], image[::15, ::15])
+    assert len(computed) == 4
+
+
 def picture() -> np.ndarray:
     return np.random.default_rng(0).random((90, 70)).astype(np.float32)
 
@@ -101,7 +234,9 @@ def picture() -> np.ndarray:
     [
         (), ..., 5, -1, (3, 4), (slice(None, None, -2), 7), (..., slice(10, 20)), slice(80, 10, -3),
         (None, 4), np.array([3, 60, -1]), ([5, 9], [6, 1]), (slice(4, 4), 0), np.int64(3),
-        (np.arange(90) % 7 == 0, slice(2)), (slice(-9, None), None, slice(1)),
+        (np.arange(90) % 7 == 0, slice(2)), (slice(-9, None), None, slice(1)), [], ([], slice(3)),
+        (None, [[4, 80], [4, 0]]), ([3, 3, 1], None, 5), (0, None, [5, 1]), (0, [5, 1], None),
+        ([[1], [80]], [2, 60, 9]), (slice(None, None, -7), [60, 2, 2]), ([80, 5, 5], slice(69, None, -13)),
     ],
     ids=str,
 )  # fmt: skip
@@ -111,7 +246,9 @@ def test_L2b_indexes_as_numpy_does(key: Any) -> None:
     np.testing.assert_array_equal(view[key], np.sqrt(image)[key])
 
 
-@pytest.mark.parametrize("key", [(1, 2, 3), 90, -91, "a", 1.5, (np.ones(3, bool),)], ids=str)
+@pytest.mark.parametrize(
+    "key", [(1, 2, 3), 90, -91, "a", 1.5, (np.ones(3, bool),), ([1, 2], [1, 2, 3])], ids=str
+)
 def test_L2b_refuses_what_numpy_refuses(key: Any) -> None:
     view = tw.view(tw.tiled_map(np.sqrt, picture(), 32, 4, dtype="float32"), verbose=False)
     with pytest.raises(IndexError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 from tilework.canvas import Layer, Partial, add, allocate
 from tilework.errors import GridError
 from tilework.geometry import Box, Tile
+from tilework.plan import Range
 from tilework.spec import Index, Spec
 
-__all__ = ["Accumulator", "cover"]
+__all__ = ["Accumulator", "cover", "touching"]
 
 Array = np.ndarray[Any, Any]
 
@@ -112,6 +114,17 @@ def importance(layer: Layer, position: Index, start: Sequence[int], shape: Seque
     return weights[tuple(index)]
 
 
+def touching(layer: Layer, ranges: Sequence[Range], box: Box) -> list[Range]:
+    """Return those of the tiles in ``ranges`` per axis that have weight in ``box``, result samples."""
+    found = []
+    for weights, (first, last), a, b in zip(layer.weights, ranges, box.start, box.stop, strict=True):
+        tiles = range(first, last)
+        low = bisect_right(tiles, a, key=lambda i, w=weights: w.support(i)[1])  # type: ignore[misc]
+        high = bisect_left(tiles, b, key=lambda i, w=weights: w.support(i)[0])  # type: ignore[misc]
+        found.append((first + low, first + max(low, high)))
+    return found
+
+
 def cover(
     spec: Spec,
     layer: Layer,
@@ -126,7 +139,7 @@ def cover(
     """
     times = times or {}
     plan = spec.plan
-    ranges = [t.touch[b] for t, b in zip(plan.tables, index, strict=True)]
+    ranges = touching(layer, [t.touch[b] for t, b in zip(plan.tables, index, strict=True)], box)
     runs = plan.runs
     masked = runs is not None and not runs[tuple(slice(a, b) for a, b in ranges)].all()
     partial = masked or bool(skipped) or bool(times)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tilework.accumulate import Accumulator, cover
+from tilework.accumulate import Accumulator, cover, touching
 from tilework.calls import tiles_of
 from tilework.canvas import combine, finish
 from tilework.geometry import Box, Tile
@@ -152,15 +151,7 @@ def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
 
 def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tuple[Index, list[Tile]]]:
     """Return, per owner, the running tiles with weight in ``box``, a part of block ``index``."""
-    layer = spec.layers[number]
-    ranges = []
-    for weights, (first, last), a, b in zip(
-        layer.weights, spec.ranges(index, owned=False), box.start, box.stop, strict=True
-    ):
-        tiles = range(first, last)
-        low = bisect_right(tiles, a, key=lambda i, w=weights: w.support(i)[1])  # type: ignore[misc]
-        high = bisect_left(tiles, b, key=lambda i, w=weights: w.support(i)[0])  # type: ignore[misc]
-        ranges.append((first + low, first + max(low, high)))
+    ranges = touching(spec.layers[number], spec.ranges(index, owned=False), box)
     found = []
     for owner in owners_of(spec, index):
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]

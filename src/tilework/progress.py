@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,10 @@ def bar(progress: Progress, title: str) -> Iterator[Callable[[int, int], Any]]:
     elif progress == "auto" and not _watched():
         yield _logger(title)
     else:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():
+            # A notebook without ipywidgets gets a bar of text; tqdm says so where it is imported.
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
 
         with tqdm(total=0, desc=title, unit="tile") as shown:
 
@@ -35,7 +39,6 @@ def bar(progress: Progress, title: str) -> Iterator[Callable[[int, int], Any]]:
                 shown.update(done - shown.n)
 
             yield show
-            shown.refresh()
 
 
 def _watched() -> bool:

@@ -184,3 +184,11 @@ def test_errors() -> None:
     with pytest.raises(ValueError, match="wrong shape") as caught:
         tw.check(tw.tiled_map(strict, IMAGE, 64, 3, dtype="f4"))
     assert "called fn on crops" in caught.value.__notes__[0]
+
+
+def test_names_what_wraps_round() -> None:
+    image = np.random.default_rng(0).random((200, 200))
+    out = tw.tiled_map(lambda x: ndi.gaussian_filter(x, 2, mode="wrap"), image, 64, 8, dtype="float64")
+    report = tw.check(out)
+    assert not report.ok
+    assert 'needs edge="pad", boundary="wrap"' in " ".join(str(report).split())

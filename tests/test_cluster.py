@@ -159,6 +159,9 @@ def test_a_model_is_probed_on_a_worker(processes: Any) -> None:
         assert tw.probe(model, (32, 32)).overlap == (2, 2)
         out = tw.tiled_map(model, IMAGE, 32, "auto")
     assert plan_of(out).axes[0].overlap == 2
+    # A task that probes calls the model itself: a task of its own might wait for its thread.
+    slots = {"resources": {"GPU": 1}, "pure": False}
+    assert processes.submit(tw.probe, model, (32, 32), **slots).result(timeout=60).overlap == (2, 2)
     with pytest.raises(AssertionError):
         tw.probe(model, (32, 32))
 
@@ -189,6 +192,11 @@ def test_resources_reach_the_tasks_that_call_fn_and_no_others(processes: Any, tm
         tw.to_zarr(out, tmp_path / "b.zarr", client=processes, resources={"TPU": 1})
     with pytest.raises(tw.TilingError, match="workers of a cluster only"):
         tw.to_zarr(out, tmp_path / "b.zarr", scheduler="threads", resources={"GPU": 1})
+
+
+def test_resources_of_nothing_are_refused(processes: Any, tmp_path: Path) -> None:
+    with pytest.raises(tw.TilingError, match="positive"):
+        tw.to_zarr(mapped(), tmp_path / "a.zarr", client=processes, resources={"GPU": 0})
 
 
 def test_retries_and_priority_reach_the_scheduler(processes: Any, tmp_path: Path) -> None:

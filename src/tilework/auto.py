@@ -15,7 +15,7 @@ from tilework.arguments import per_axis
 from tilework.blackbox import BlackBox, Crops
 from tilework.errors import TilingError, TilingWarning
 from tilework.fn import LoadOnce
-from tilework.output import Outputs
+from tilework.output import Outputs, named, scales
 from tilework.probe_call import active_client
 from tilework.probe_inputs import Inputs, value_range
 from tilework.probe_report import ProbeReport
@@ -112,22 +112,20 @@ def choose_overlap(
     names = report.names
     asked = per_axis("multiple", request.multiple, names)
     multiple = tuple(math.lcm(max(1, a), m) for a, m in zip(asked, report.multiple, strict=True))
-    rim = request.rim
-    context = report.overlap
-    blends = not isinstance(request.blend, str) or request.blend not in ("trim", "sum")
-    if blends and report.bounded and request.rim == 0:
-        rim = report.rim
-        # Where a rim ends, the neighbour must have begun; without one, results have to overlap to be blended.
-        context = tuple(
-            max(o, (r or 1) + max(lost)) for o, r, lost in zip(context, rim, report.margin, strict=True)
-        )
+    outputs = report.output if declared is None else declared
+    rim, context, blended = request.rim, report.overlap, ""
+    if report.bounded and _averages(request, outputs):
+        blended = f"; a blend is exact only with rim={report.rim}"
+        if not any(per_axis("rim", rim, names)):
+            rim, context = _rim(report, outputs)
+            blended = f"; rim={rim}: what crops do not know near their ends gets no weight"
     # Overlap less margin is a multiple too.
     overlap = tuple(
         lo + -(-(o - lo) // m) * m for o, (lo, _), m in zip(context, report.margin, multiple, strict=True)
     )
-    note = f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn'
-    if rim is not request.rim:
-        note += f"; rim={rim}, so that the blend is exact too"
+    note = (
+        f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn{blended}'
+    )
     # Padded by what lies across the border, crops hold what the untiled function sees there.
     round_about = request.edge == "pad" and request.boundary == "wrap"
     if replace(report, wraps=() if round_about else report.wraps).exact:
@@ -141,4 +139,21 @@ def choose_overlap(
         )
         warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=3)
     filled = replace(request, overlap=overlap, multiple=multiple, rim=rim)
-    return filled, report.output if declared is None else declared, (note,)
+    return filled, outputs, (note,)
+
+
+def _averages(request: Request, outputs: Outputs) -> bool:
+    """Return whether some output is blended from what several crops say of a sample."""
+    blends = [request.blend if output.blend is None else output.blend for _, output in named(outputs)]
+    return any(not isinstance(blend, str) or blend not in ("trim", "sum") for blend in blends)
+
+
+def _rim(report: ProbeReport, outputs: Outputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the rim with which blends are exact, whole results long, and the context that it needs."""
+    columns = zip(*(scales(output.scale, len(report.names)) for _, output in named(outputs)), strict=True)
+    quanta = [math.lcm(*(s.denominator for s in column)) for column in columns]
+    rim = tuple(-(-r // q) * q for r, q in zip(report.rim, quanta, strict=True))
+    # Where a rim ends, the neighbour must have begun; without one, results have to overlap to be blended.
+    return rim, tuple(
+        max(o, (r or 1) + max(lost)) for o, r, lost in zip(report.overlap, rim, report.margin, strict=True)
+    )

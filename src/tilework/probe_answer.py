@@ -27,8 +27,9 @@ def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeRe
         lost, m = max(r.lost[d] for r in p.results), multiple[d]
         before, behind = (largest(p.edges, d, side) for side in (0, 1))
         lo = lost // 2
-        if lost and p.bounded and before is not None and behind is not None:
-            lo = min(max((behind - before) // 2, 0), lost)
+        if lost and p.bounded and (before is not None or behind is not None):
+            # A side without a change in the gap stands beyond it.
+            lo = min(max(((behind or 0) - (-lost if before is None else before)) // 2, 0), lost)
         # Cores start and end on the grid of translations: only what reaches over a cell counts.
         need = max(_cells(p, d, 0, m) + lo, _cells(p, d, 1, m) - lo, lo, lost - lo)
         border = [

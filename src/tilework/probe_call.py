@@ -100,6 +100,12 @@ def active_client() -> Any:
     if distributed is None:
         return None
     try:
+        distributed.get_worker()
+    except ValueError:
+        pass
+    else:
+        return None  # a task must not wait for another one: it may hold the only thread
+    try:
         return distributed.default_client()
     except ValueError:
         return None

@@ -221,7 +221,7 @@ class Probing:
             return 4 * self.noise * size
         return max(leak * self._leak(dtype), 4 * self.noise) * size
 
-    def _limit_for(self, kind: Kind, number: int, base: int, flat: Array) -> float:
+    def limit_for(self, kind: Kind, number: int, base: int, flat: Array) -> float:
         """Return the limit for changes ``flat`` that a perturbation of ``kind`` made."""
         if kind == "nan":
             return 1e300
@@ -251,7 +251,7 @@ class Probing:
         looked = [spans[int(k)] for k in np.sort(some)]
         for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
             flat = r.flat(change)
-            self._note_response(flat, limit := self._limit_for(kind, number, base, flat), axis, keep[axis], r)
+            self._note_response(flat, limit := self.limit_for(kind, number, base, flat), axis, keep[axis], r)
             profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
             for gap in looked:
                 seen = edges_along(profile, limit, r, axis, gap)
@@ -314,7 +314,7 @@ class Probing:
                 ends = []
                 for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
                     flat = r.flat(change)
-                    limit = self._limit_for(kind, number, 0, flat)
+                    limit = self.limit_for(kind, number, 0, flat)
                     self._note_response(flat, limit, axis, self.kept(axis, side, at)[axis], r)
                     changed = flat > limit
                     edge, end = deepest(changed, r, axis, side, at)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -166,13 +167,18 @@ def look_round(p: Probing) -> None:
     wall = [max(1, n // 8) for n in crop]
     # Farther from all ends of an axis than they reach.
     far = [w + max(0, p.reach(d, 0), p.reach(d, 1)) for d, w in enumerate(wall)]
-    for side in (0, 1):
+    # High values at one end and low ones at the other, too: some functions answer to rare values only.
+    kinds = [p.kinds[0], *p.kinds[1:3], p.kinds[-1]]
+    for side, base in itertools.product((0, 1), range(2)):
+        kind = kinds[base * (1 + side)]
         ends = [n - w if side else w for n, w in zip(crop, wall, strict=True)]
-        changes = p.changes(0, "other", [p.kept(d, side, at)[d] for d, at in enumerate(ends)])
-        for number, (change, r) in enumerate(zip(changes, p.results, strict=True)):
-            changed = r.flat(change) > p.limit(number)
-            for d, n in enumerate(crop):
-                other = (0, min(wall[d], n - far[d])) if side else (max(n - wall[d], far[d]), n)
+        keep = [p.kept(d, side, at)[d] for d, at in enumerate(ends)]
+        for number, (change, r) in enumerate(zip(p.taken(base, kind, keep) or (), p.results, strict=False)):
+            flat = r.flat(change)
+            changed = flat > p.limit_for(kind, number, base, flat)
+            for d, (n, w) in enumerate(zip(crop, wall, strict=True)):
+                # The half that is nearer to the other end.
+                other = (0, min((n - w) // 2, n - far[d])) if side else (max((n + w) // 2, far[d]), n)
                 spans = [other if k == d else (far[k], m - far[k]) for k, m in enumerate(crop)]
                 box = tuple(slice(*r.span(k, *span)) for k, span in enumerate(spans))
                 if changed[box].any():

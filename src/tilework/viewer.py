@@ -315,6 +315,8 @@ def _expand(key: Any, shape: Sequence[int]) -> list[Any]:
     items = list(key) if isinstance(key, tuple) else [key]
     ndim = len(shape)
     missing = ndim - sum(1 for i in items if i is not None and i is not Ellipsis)
+    if sum(1 for i in items if i is Ellipsis) > 1:
+        raise IndexError("an index can only have a single ellipsis ('...').")
     if missing < 0:
         raise IndexError(f"too many indices: the result has {ndim} axes, {ndim - missing} were indexed.")
     at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
@@ -339,6 +341,7 @@ def _along(item: Any, n: int) -> Any:
         raise IndexError(f"indices must be whole numbers, slices or masks; got {item!r}.")
     if values.size and (values.min() < -n or values.max() >= n):
         raise IndexError(f"index {item!r} is out of bounds for an axis of {n} samples.")
+    values = values.astype(np.int64)
     values = np.where(values < 0, values + n, values)
     return values if values.ndim else int(values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +58,8 @@ class Where:
             raise TilingError(f"retries must be a whole number, at least 0; got {self.retries!r}.")
         if not self.resources:
             return
+        if not all(v > 0 for v in self.resources.values()):
+            raise TilingError(f"resources must be positive numbers; got {dict(self.resources)}.")
         if self.client is None:
             raise TilingError(
                 f"resources={dict(self.resources)} are known to the workers of a cluster only; leave them "
@@ -91,7 +94,7 @@ class Where:
             return n_threads()
         asked = self.resources or {}
         slots: list[int] = [
-            min([w["nthreads"], *(int(w["resources"].get(k, 0) // v) for k, v in asked.items())])
+            min([w["nthreads"], *(math.floor(w["resources"].get(k, 0) / v + 1e-9) for k, v in asked.items())])
             for w in self.workers()
         ]
         return max(sum(slots), n_threads())

@@ -50,6 +50,9 @@ def why_open(p: Probing, axis: int, kind: str, reach: int | None = None) -> str 
             continue
         profile = flat.mean(axis=tuple(k for k in range(flat.ndim) if k != axis))
         quarter = len(profile) // 4
+        if not quarter:
+            ratio = 1.0  # a result for all of the crop
+            continue
         near = max(float(profile[quarter : 2 * quarter].mean()), 1e-300)
         ratio = max(ratio, float(profile[-quarter:].mean()) / near)
     if reach is not None and not ratio and farthest <= GROWTH * reach:

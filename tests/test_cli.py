@@ -52,7 +52,7 @@ def test_run_writes_and_goes_on(folder: Path) -> None:
     line = ["run", "./cli_filters.py:double", "in.zarr", "out.zarr"]
     line += ["--chunks", 20, "--crop", 16, "--overlap", 2]
     result = tilework(*line)
-    assert (result.exit_code, result.output) == (0, f"file://{folder}/out.zarr: 9 of 9 units done\n")
+    assert (result.exit_code, result.output) == (0, f"{folder}/out.zarr: 9 of 9 units done\n")
     np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], IMAGE * 2)
     assert tilework(*line).exit_code == 0
     changed = tilework(*line[:-1], 4)

@@ -113,8 +113,9 @@ def choose_overlap(
     asked = per_axis("multiple", request.multiple, names)
     multiple = tuple(math.lcm(max(1, a), m) for a, m in zip(asked, report.multiple, strict=True))
     outputs = report.output if declared is None else declared
+    averages = _averages(request, outputs)
     rim, context, blended = request.rim, report.overlap, ""
-    if report.bounded and _averages(request, outputs):
+    if report.bounded and averages:
         blended = f"; a blend is exact only with rim={report.rim}"
         if not any(per_axis("rim", rim, names)):
             rim, context = _rim(report, outputs)
@@ -126,20 +127,25 @@ def choose_overlap(
     note = (
         f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn{blended}'
     )
+    note = _said(note, report, request, averages=averages)
+    filled = replace(request, overlap=overlap, multiple=multiple, rim=rim)
+    return filled, outputs, (note,)
+
+
+def _said(note: str, report: ProbeReport, request: Request, *, averages: bool) -> str:
+    """Log what was chosen, or warn where it is not exact; return the note for the plan."""
     # Padded by what lies across the border, crops hold what the untiled function sees there.
     round_about = request.edge == "pad" and request.boundary == "wrap"
     if replace(report, wraps=() if round_about else report.wraps).exact:
         _LOG.info("%s; no input farther away was seen to matter", note)
-    else:
-        note += f"; {report.verdict}"
-        todo = (
-            "The result may differ from the untiled one: see tw.check."
-            if report.bounded
-            else 'Neighbouring crops will disagree: blend them, blend="gaussian", and look at the seams.'
-        )
-        warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=3)
-    filled = replace(request, overlap=overlap, multiple=multiple, rim=rim)
-    return filled, outputs, (note,)
+        return note
+    todo = "The result may differ from the untiled one: see tw.check."
+    if not report.bounded:
+        advice = "" if averages else ': blend them, blend="gaussian"'
+        todo = f"Neighbouring crops will disagree{advice}; look at the seams."
+    note += f"; {report.verdict}"
+    warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=4)
+    return note
 
 
 def _averages(request: Request, outputs: Outputs) -> bool:

@@ -212,7 +212,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
             )
         found = status(written)
         for one in found:
-            click.echo(f"{one.place}: {one.done} of {one.units} units done")
+            click.echo(f"{one.place.removeprefix('file://')}: {one.done} of {one.units} units done")
         if not all(one.complete for one in found):
             raise click.ClickException("some tiles failed; run the same command again to try them again.")
 

@@ -539,9 +539,12 @@ def test_auto_gives_a_result_without_a_border_no_rim() -> None:
 
 
 @pytest.mark.parametrize("m", [2, 4, 16])
-def test_auto_blends_feature_maps_with_a_rim_of_whole_results(m: int) -> None:
+@pytest.mark.parametrize("box", [1, 3])
+def test_auto_blends_feature_maps_with_a_rim_of_whole_results(m: int, box: int) -> None:
+    """Samples off the grid of cells reach farther than the cells: a rim of 1 is no whole result."""
+
     def fn(x: Array) -> Array:
-        return cells(ndi.uniform_filter(x, 3), m)
+        return cells(ndi.uniform_filter(x, box), m)
 
     image = np.random.default_rng(0).random((20 * m, 18 * m)).astype(np.float32)
     out = tw.tiled_map(fn, image, 10 * m, "auto", blend="gaussian")

@@ -299,7 +299,7 @@ def test_a_global_response_is_unbounded(name: str) -> None:
     report = tw.probe(GLOBAL[name], (64, 64))
     assert not report.bounded
     assert not report.exact
-    assert "global" in str(report)
+    assert sum("global on axis 0, 1" in note for note in report.notes) == 1
     assert "blend" in str(report)
     assert report.overlap == (16, 16)
     assert report.calls <= 58
@@ -491,6 +491,13 @@ def test_values_beyond_the_range_may_be_refused_by_a_global_function_too() -> No
 def test_rounding_that_a_transform_spreads_is_no_response() -> None:
     report = tw.probe(lambda x: np.fft.ifft2(np.fft.fft2(x) * 0.5).real.astype("f4"), (96, 96))
     assert (report.overlap, report.exact) == ((0, 0), True)
+
+
+def test_columns_are_as_wide_as_what_stands_in_them() -> None:
+    xarray = pytest.importorskip("xarray")
+    image = xarray.DataArray(np.zeros((64, 64)), dims=("vertical position", "x")).chunk()
+    lines = str(tw.probe(np.sin, (32, 32), image)).splitlines()[:7]
+    assert len({len(line) for line in lines}) == 1
 
 
 def test_the_same_seed_gives_the_same_report() -> None:

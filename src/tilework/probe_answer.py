@@ -90,7 +90,10 @@ def _declared(p: Probing, margin: Sequence[tuple[int, int]]) -> list[Output]:
 
 
 def _notes(p: Probing) -> list[str]:
-    notes = list(p.notes)
+    notes = [
+        text.replace("{axis}", f"axis {', '.join(p.crops.names[d] for d in axes)}")
+        for text, axes in p.notes.items()
+    ]
     if p.response < ANSWERS:
         notes.append(
             f"at most {p.response:.1%} of results changed with their inputs: give values= or array= that "

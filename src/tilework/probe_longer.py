@@ -24,14 +24,16 @@ GROWTH = 1.2
 def why_open(p: Probing, axis: int, kind: str, reach: int | None = None) -> str | None:
     """Return why a response that fills a crop, or nearly, is no exact overlap, by a crop of twice the length.
 
+    The axis is left open in the text, "{axis}", for what holds for several.
+
     Parameters
     ----------
     reach : int, optional
         Samples that it reached in the crop without touching its end. None is returned where the longer crop
         shows no more than that.
     """
-    n, name = p.crops.crop[axis], p.crops.names[axis]
-    short = f"on axis {name} the response reaches the border of the crop of {n}"
+    n = p.crops.crop[axis]
+    short = f"on {{axis}} the response reaches the border of the crop of {n}"
     probe = type(p)(p.box, longer(p, axis), p.tolerance)
     try:
         probe.look()
@@ -62,7 +64,7 @@ def why_open(p: Probing, axis: int, kind: str, reach: int | None = None) -> str 
     if 0 < ratio < PLATEAU:
         return f"{short} and of {2 * n}, ever weaker: give a larger crop or a tolerance"
     return (
-        f"the response is global on axis {name}: a crop of {2 * n} does not hold it either, nor is it "
+        f"the response is global on {{axis}}: a crop of {2 * n} does not hold it either, nor is it "
         "weaker at the far end (normalisation, squeeze-excite, labelling)"
     )
 

@@ -83,7 +83,8 @@ class ProbeReport:
         return tuple(max(0, *(max(a, b) - m for a, b, m in zip(*axis, strict=True))) for axis in columns)
 
     def __str__(self) -> str:
-        rows = [
+        rows: list[tuple[str, Sequence[object]]] = [
+            ("axis", self.names),
             ("crop", self.crop),
             ("overlap", self.overlap),
             ("before", [a for a, _ in self.sides] if self.bounded else ["-"] * len(self.crop)),
@@ -92,17 +93,17 @@ class ProbeReport:
             ("scale", self.scale),
         ]
         if self.bounded and self.borders != self.sides:
-            rows.insert(4, ("border", [f"{a}, {b}" for a, b in self.borders]))
+            rows.insert(5, ("border", [f"{a}, {b}" for a, b in self.borders]))
         if any(map(any, self.margin)):
             rows.append(("margin", [f"{a}+{b}" for a, b in self.margin]))
         sure = (
             f"{self.calls} calls, {self.draws} draws, {self.positions} places, amplitude "
             f"{self.amplitude:g} ranges, tolerance {self.tolerance:.0e}{self._nan()}"
         )
+        width = max(8, *(len(str(v)) for _, values in rows for v in values))
         return report(
             [
-                ("axis", _row(self.names)),
-                *((name, _row(values)) for name, values in rows),
+                *((name, " ".join(f"{v!s:>{width}}" for v in values)) for name, values in rows),
                 ("verdict", self.verdict),
                 ("sure?", sure),
                 *(("note", note) for note in self.notes),
@@ -140,7 +141,3 @@ class ProbeReport:
         ):
             return "; NaN reaches no farther"
         return f"; NaN reaches {self.nan_sides}"
-
-
-def _row(values: Sequence[object]) -> str:
-    return " ".join(f"{v!s:>8}" for v in values)

@@ -77,7 +77,8 @@ class Probing:
     """How far the border of a crop reaches into its results."""
     bases: list[tuple[list[Array], list[Array]]] = field(default_factory=list)
     """Unperturbed crops and the results of the function."""
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, list[int]] = field(default_factory=dict)
+    """What else was seen; where "{axis}" stands, of these axes."""
     shares: list[Array] = field(default_factory=list)
     """Changes of the last call, as shares of each result."""
     draws: int = 0
@@ -292,10 +293,11 @@ class Probing:
         wall = max(n // 8, max(r.lost[axis] for r in self.results) + 1)
         return gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2)))
 
-    def note(self, text: str) -> None:
-        """Add a note, once."""
-        if text not in self.notes:
-            self.notes.append(text)
+    def note(self, text: str, axis: int | None = None) -> None:
+        """Add a note, once; what holds for several axes is said of all of them."""
+        axes = self.notes.setdefault(text, [])
+        if axis is not None and axis not in axes:
+            axes.append(axis)
 
     # -- 4. slabs ---------------------------------------------------------------------------------------
 
@@ -328,7 +330,7 @@ class Probing:
                 why = why_open(self, axis, kind, reach if near else None) if near or any(ends) else None
                 if why is not None:
                     self.bounded = False
-                    self.note(why)
+                    self.note(why, axis)
                     return
 
     def kept(self, axis: int, side: int, at: int) -> list[Array]:

@@ -44,27 +44,27 @@ class Shifts:
         # All axes at once first: what does not move along the diagonal fails on some axis.
         together = next((common * k for k in STEPS if self.moves([common * k] * n, 0)), None)
         if together is None and not p.bounded:
-            p.notes.append("the multiple could not be told from a response without bounds")
+            p.note("the multiple could not be told from a response without bounds")
             return tuple(quantum)
         found = []
         for d in range(n):
             step = self._along(d, together, quantum[d])
             if step is None:
                 self.commutes = False
-                p.notes.append(self._why_none(d, quantum[d]))
+                p.note(self._why_none(d, quantum[d]), d)
             found.append(step or quantum[d])
         return tuple(found)
 
     def _why_none(self, d: int, quantum: int) -> str:
-        name, crop, least = self._p.crops.names[d], self._p.crops.crop[d], self._room[d]
+        crop, least = self._p.crops.crop[d], self._room[d]
         if least <= quantum:
-            return f"a crop of {crop} on axis {name} is too short to look for translations: give a larger one"
+            return f"a crop of {crop} on {{axis}} is too short to look for translations: give a larger one"
         if least <= crop // 2:
             return (
-                f"no translation along axis {name} by less than {least} commutes, and a crop of {crop} is "
+                f"no translation along {{axis}} by less than {least} commutes, and a crop of {crop} is "
                 "too short to show longer ones"
             )
-        return f"no translation along axis {name} commutes, as far as a crop of {crop} can tell"
+        return f"no translation along {{axis}} commutes, as far as a crop of {crop} can tell"
 
     def _along(self, d: int, together: int | None, quantum: int) -> int | None:
         """Return the smallest translation along one axis, tried on both base crops."""
@@ -151,7 +151,7 @@ def look_at_border(p: Probing, axis: int, multiple: int) -> None:
             profile[:steps] = np.inf
             seen = edges_along(profile, SLACK * p.limit(number, base), r, axis, (step, n))
             if seen is None:
-                p.note(f"on axis {p.crops.names[axis]} the border of a crop reaches all of it")
+                p.note("on {axis} the border of a crop reaches all of it", axis)
                 p.bounded = False
                 return
             p.borders += seen[0]

@@ -18,6 +18,7 @@ import zarr
 
 import tilework as tw
 import tilework.cluster
+from tests.laws.test_i_storage import plan_stored
 from tilework.cost import busiest
 from tilework.graph import plan_of
 
@@ -39,10 +40,6 @@ def mapped(fn: Any = spoil, **options: Any) -> Any:
     return tw.tiled_map(
         fn, IMAGE, 16, stride=8, **{"blend": "gaussian", "dtype": "f4", "chunks": 16} | options
     )
-
-
-def plan_stored(array: zarr.Array[Any]) -> Any:
-    return array.attrs["tilework"]["plan"]  # type: ignore[index, call-overload]
 
 
 @pytest.fixture(scope="module")

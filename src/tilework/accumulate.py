@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,13 +115,8 @@ def importance(layer: Layer, position: Index, start: Sequence[int], shape: Seque
 
 def touching(layer: Layer, ranges: Sequence[Range], box: Box) -> list[Range]:
     """Return those of the tiles in ``ranges`` per axis that have weight in ``box``, result samples."""
-    found = []
-    for weights, (first, last), a, b in zip(layer.weights, ranges, box.start, box.stop, strict=True):
-        tiles = range(first, last)
-        low = bisect_right(tiles, a, key=lambda i, w=weights: w.support(i)[1])  # type: ignore[misc]
-        high = bisect_left(tiles, b, key=lambda i, w=weights: w.support(i)[0])  # type: ignore[misc]
-        found.append((first + low, first + max(low, high)))
-    return found
+    columns = zip(layer.weights, ranges, box.start, box.stop, strict=True)
+    return [weights.touching(range(*tiles), a, b) for weights, tiles, a, b in columns]
 
 
 def cover(

@@ -83,7 +83,7 @@ def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
     enough = (1 + RECOMPUTE_LIMIT) * plan.count([(0, n) for n in plan.grid_shape])
     error: TilingError | None = None
     best = tried = None
-    least = math.inf
+    least, fair = math.inf, _fair(plan, workers)
     while target:
         block, notes = _shape(plan, request, target)
         # A small image has small blocks whatever the target: halving it may change nothing at first.
@@ -97,7 +97,7 @@ def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
                 load = found.calls() / workers if request.target else _load(found, workers)
                 if best is None or load < least:
                     best, least = found, load
-                if found.calls() <= enough and (request.target or is_fair(found, workers)):
+                if found.calls() <= enough and (request.target or load <= fair):
                     return found
         target //= 2
     if best is None:
@@ -108,8 +108,13 @@ def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 def is_fair(plan: TilePlan, workers: int) -> bool:
     """Return whether no worker runs many more crops than its share, or than a batch."""
+    return _load(plan, workers) <= _fair(plan, workers)
+
+
+def _fair(plan: TilePlan, workers: int) -> float:
+    """Return how many crops one of ``workers`` may run, whatever the blocks."""
     share = plan.count([(0, n) for n in plan.grid_shape]) / workers
-    return _load(plan, workers) <= FAIR * max(share, plan.batch_size or 1)
+    return FAIR * max(share, plan.batch_size or 1)
 
 
 def _load(plan: TilePlan, workers: int) -> float:

@@ -186,12 +186,16 @@ def _help(spec: Spec, differing: Sequence[Box]) -> str:
     border = 'edge="pad" invents what the function sees beyond the border'
     if all(invented):
         return f"{border}; another edge does not"
-    extents = [g.covered for g in spec.plan.axes[spec.plan.n_each :]]
-    if differing and all(0 in box.start or any(map(int.__eq__, box.stop, extents)) for box in differing):
+    if differing and all(_at_border(spec, box) for box in differing):
         return 'at the border only; a function that wraps round needs edge="pad", boundary="wrap"'
     trims = any(layer.bound.kind == "trim" for layer in spec.layers)
     help_ = "more overlap, or a blend" if trims else "more overlap"
     return f"{help_}; besides, {border}" if any(invented) else help_
+
+
+def _at_border(spec: Spec, box: Box) -> bool:
+    grids = spec.plan.axes[spec.plan.n_each :]
+    return 0 in box.start or any(b == g.covered for g, b in zip(grids, box.stop, strict=True))
 
 
 def _invented(spec: Spec, box: Box) -> bool:

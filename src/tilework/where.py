@@ -83,8 +83,7 @@ class Where:
         """Tasks at a time in one process."""
         if self.client is None:
             known = getattr(self.get, "__module__", "")
-            several = int(dask.config.get("num_workers", None) or n_threads())
-            return 1 if known in ("dask.local", "dask.multiprocessing") else several
+            return 1 if known in ("dask.local", "dask.multiprocessing") else _local_workers()
         return max((w["nthreads"] for w in self.workers()), default=n_threads())
 
     @property
@@ -111,8 +110,7 @@ class Where:
         """Bytes that one process may take."""
         if self.client is None:
             apart = "multiprocessing" in getattr(self.get, "__module__", "")
-            processes = int(dask.config.get("num_workers", None) or n_threads())
-            return default_memory() // (processes if apart else 1)
+            return default_memory() // (_local_workers() if apart else 1)
         limits = [w["memory_limit"] for w in self.workers() if w["memory_limit"]]
         return int(MEMORY_SHARE * min(limits)) if limits else default_memory()
 
@@ -120,3 +118,8 @@ class Where:
     def guard(self) -> int | None:
         """Attempts that tasks make themselves; None where the scheduler sees to it."""
         return self.retries if self.client is None else None
+
+
+def _local_workers() -> int:
+    """Return how many threads or processes dask starts on this machine."""
+    return int(dask.config.get("num_workers", None) or n_threads())

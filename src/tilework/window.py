@@ -10,6 +10,7 @@ Everything here is in samples of the *result*: a grid of scale 2 has crops of ``
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -191,6 +192,12 @@ class AxisWeights:
     def support(self, i: int) -> tuple[int, int]:
         """Return the result samples where tile ``i`` has weight."""
         return self._spans(i)[1]
+
+    def touching(self, tiles: range, start: int, stop: int) -> tuple[int, int]:
+        """Return the first and one past the last of ``tiles`` with weight in result samples [start, stop)."""
+        low = bisect_right(tiles, start, key=lambda i: self.support(i)[1])
+        high = bisect_left(tiles, stop, key=lambda i: self.support(i)[0])
+        return tiles.start + low, tiles.start + max(low, high)
 
     def _spans(self, i: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Return `result` and `support`: asked for by every tile of a row, computed once."""

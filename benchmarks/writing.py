@@ -42,8 +42,8 @@ def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
     import zarr
 
     import tilework as tw
-    from tilework.cost import peak_bytes
-    from tilework.plan import TilePlan
+    from tilework.plan.cost import peak_bytes
+    from tilework.plan.tile_plan import TilePlan
 
     source = folder / f"source-{times}-{work.face}.zarr"
     if not source.exists():
@@ -109,7 +109,7 @@ def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
     cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
     client = Client(cluster)
     client.wait_for_workers(CORES)
-    client.run(__import__, "tilework.store")
+    client.run(__import__, "tilework.writing.store")
     taken: list[float] = []
 
     def run() -> Any:
@@ -159,9 +159,9 @@ def submitted(work: Million, folder: Path, blend: str) -> Prepared:
     import pickle
 
     import tilework as tw
-    from tilework.cluster import CLUSTER_BLOCKS
-    from tilework.graph import find_spec
-    from tilework.job import TileJob
+    from tilework.execution.cluster import CLUSTER_BLOCKS
+    from tilework.graph.build import find_spec
+    from tilework.writing.jobs import TileJob
 
     del folder
     side = round(work.blocks ** (1 / 3))

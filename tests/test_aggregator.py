@@ -19,8 +19,8 @@ from tests.networks import require
 from tests.store_counts import counted
 from tests.test_sampler import PAD, SAMPLE, SIZES, cut
 from tilework import Aggregator, GridSampler
-from tilework.accumulate import Accumulator
-from tilework.aggregator import gaussian
+from tilework.engine.accumulate import Accumulator
+from tilework.loops.aggregator import gaussian
 
 
 def noise(shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:

@@ -17,10 +17,10 @@ import pytest
 import zarr
 
 import tilework as tw
-import tilework.cluster
+import tilework.execution.cluster
 from tests.laws.test_i_storage import plan_stored
-from tilework.cost import busiest
-from tilework.graph import plan_of
+from tilework.graph.build import plan_of
+from tilework.plan.cost import busiest
 
 pytestmark = [
     pytest.mark.distributed,
@@ -92,8 +92,8 @@ def test_the_window_bounds_what_the_scheduler_knows(
     processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the image is; each tile runs once, with the seams carried over."""
-    monkeypatch.setattr(tilework.cluster, "CLUSTER_BLOCKS", 16)
-    monkeypatch.setattr(tilework.cluster, "BLOCKS_PER_THREAD", 0)
+    monkeypatch.setattr(tilework.execution.cluster, "CLUSTER_BLOCKS", 16)
+    monkeypatch.setattr(tilework.execution.cluster, "BLOCKS_PER_THREAD", 0)
     image = np.random.default_rng(0).random((1600, 32)).astype("f4")
     out = tw.tiled_map(spoil, image, 16, stride=8, blend="gaussian", dtype="f4", chunks=16)
     most = 0
@@ -118,7 +118,7 @@ def test_more_workers_get_more_blocks_unless_blocks_were_given(
     """Blocks are made for this machine; a cluster of more threads would wait for them."""
     from distributed import Client, LocalCluster
 
-    for module in ("request", "where"):
+    for module in ("plan.request", "execution.where"):
         monkeypatch.setattr(f"tilework.{module}.n_threads", lambda: 1)
     image = np.random.default_rng(0).random((256, 256)).astype("f4")
     tiling: dict[str, Any] = {"crop": 32, "stride": 16, "blend": "hann", "dtype": "f4"}

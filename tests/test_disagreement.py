@@ -37,7 +37,7 @@ def truth(image: np.ndarray, plan: Any, weight: Callable[[int], np.ndarray]) -> 
 
 @pytest.mark.parametrize("blend", ["average", "linear"])
 def test_is_the_weighted_deviation(blend: str) -> None:
-    from tilework.graph import plan_of
+    from tilework.graph.build import plan_of
 
     out, deviation = tw.tiled_map(by_crop, IMAGE, 24, stride=10, blend=blend, disagreement=True)
     plain = tw.tiled_map(by_crop, IMAGE, 24, stride=10, blend=blend)

@@ -17,7 +17,7 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.marks import Marks
+from tilework.writing.ledger import Marks
 
 IMAGE = np.arange(64 * 64, dtype="f4").reshape(64, 64)
 Count = Callable[[Callable[..., Any]], Any]
@@ -251,7 +251,7 @@ def test_control_c_leaves_a_resumable_store(tmp_path: Path) -> None:
     """The interrupt is the user's to see."""
     store, log = str(tmp_path / "a.zarr"), tmp_path / "log"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tilework.store", "tilework.api", "numpy", "zarr"])
+    context.set_forkserver_preload(["tilework.writing.store", "tilework.api", "numpy", "zarr"])
     process = context.Process(target=slow_write, args=(store, str(log)), daemon=True)
     process.start()
     end = time.monotonic() + 60

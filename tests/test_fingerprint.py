@@ -15,8 +15,8 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.describe import describe
-from tilework.fingerprint import UNKNOWN, changes
+from tilework.writing.code import describe
+from tilework.writing.fingerprint import UNKNOWN, changes
 
 IMAGE = np.arange(40 * 40, dtype="f4").reshape(40, 40)
 

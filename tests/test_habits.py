@@ -46,7 +46,7 @@ def test_what_is_made_from_a_result_is_written_as_safely(out: Any, tmp_path: Pat
 def test_what_is_made_from_a_result_is_gone_on_with(out: Any, tmp_path: Path) -> None:
     """By its dask name, or by ``version``; another one is refused."""
     first = tw.to_zarr(out > 0.5, tmp_path / "a.zarr", progress=False)
-    from tilework.marks import Marks
+    from tilework.writing.ledger import Marks
 
     done = Marks(first).read()
     done[1, 1] = False

@@ -1,7 +1,9 @@
 """What importing the package costs and shows."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +32,15 @@ for item in sampler:
     aggregator.append(*item)
 assert np.allclose(aggregator.get_output(), image) and "tiles" in sampler.plan.explain()
 """
+BARE = """
+import sys
+before = set(sys.modules)
+import tilework
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+assert "tilework" in new and not any(name.startswith("tilework.") for name in sys.modules), new
+heavy = {"numpy", "dask", "distributed", "zarr", "matplotlib", "torch", "click", "tqdm"} & new
+assert not heavy, heavy
+"""
 LIGHT = """
 import sys, numpy, dask.array
 import tilework as tw
@@ -39,10 +50,24 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("script", [BLOCKED, LIGHT], ids=["plan_without_dask", "map_without_extras"])
+@pytest.mark.parametrize(
+    "script",
+    [BARE, BLOCKED, LIGHT],
+    ids=["nothing_at_first", "plan_without_dask", "map_without_extras"],
+)
 def test_import_is_light_and_clean(script):
     """Plans work without dask and Zarr, and a map in memory imports nothing that it does not use."""
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)
+
+
+def test_the_table_of_public_names_is_what_type_checkers_see():
+    """Each name is imported from the module that defines it, at run time and for types alike."""
+    [block] = [n for n in ast.parse(Path(tw.__file__).read_text()).body if isinstance(n, ast.If)]
+    seen = {a.name: n.module for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen == {name: f"tilework.{home}" for name, home in tw._HOMES.items()}
+    assert sorted(seen) == list(tw.__all__)
+    for name, module in seen.items():
+        assert getattr(tw, name).__module__ == module, name
 
 
 def test_every_exported_name_resolves_and_all_is_sorted():

@@ -16,8 +16,8 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.graph import plan_of
-from tilework.marks import Marks
+from tilework.graph.build import plan_of
+from tilework.writing.ledger import Marks
 
 pytestmark = [
     pytest.mark.distributed,
@@ -78,7 +78,7 @@ def stamps(store: Path) -> dict[tuple[int, ...], int]:
 def server() -> Any:
     """Start processes that have all imports behind them."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tilework.store", "tilework.api", "distributed", "numpy", "zarr"])
+    context.set_forkserver_preload(["tilework.writing.store", "tilework.api", "distributed", "numpy", "zarr"])
     return context
 
 

@@ -16,7 +16,7 @@ from scipy import ndimage as ndi
 
 import tilework as tw
 from tests.networks import dncnn, kodim23, noisy, realesr_x2
-from tilework.measuring import measure
+from tilework.diagnostics.measuring import measure
 
 IMAGE = np.random.default_rng(0).random((300, 260)).astype(np.float32)
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.networks import require
-from tilework.cost import rows
-from tilework.picture import axis_profiles, svg
+from tilework.plan.cost import rows
+from tilework.plan.picture import axis_profiles, svg
 
 IMAGE = np.random.default_rng(0).random((300, 260)).astype(np.float32)
 plots = pytest.mark.skipif(not require("matplotlib"), reason="matplotlib is not installed")

@@ -509,7 +509,7 @@ def test_auto_notes_what_it_chose_and_names_stay_equal() -> None:
     image = np.zeros((128, 128), np.float32)
     one, two = (tw.tiled_map(unet, image, 64, "auto") for _ in range(2))
     assert one.name == two.name
-    from tilework.graph import plan_of
+    from tilework.graph.build import plan_of
 
     assert 'overlap="auto": (12, 12) per side and multiple (4, 4)' in plan_of(one).explain()
 
@@ -559,7 +559,7 @@ def test_auto_blends_feature_maps_with_a_rim_of_whole_results(m: int, box: int) 
 
 
 def test_auto_asks_each_output_whether_it_blends() -> None:
-    from tilework.graph import plan_of
+    from tilework.graph.build import plan_of
 
     def fn(x: Array) -> tuple[Array, Array]:
         return ndi.gaussian_filter(x, 2), x
@@ -583,7 +583,7 @@ def test_a_margin_on_one_side_is_told_from_one_on_both() -> None:
 
 
 def test_auto_keeps_a_rim_and_says_what_it_chose() -> None:
-    from tilework.graph import plan_of
+    from tilework.graph.build import plan_of
 
     def fn(x: Array) -> Array:
         return ndi.uniform_filter(x, 7)
@@ -602,7 +602,7 @@ def test_auto_keeps_a_rim_and_says_what_it_chose() -> None:
 
 
 def test_auto_keeps_a_multiple_that_was_asked_for() -> None:
-    from tilework.graph import plan_of
+    from tilework.graph.build import plan_of
 
     image = np.zeros((128, 128), np.float32)
     plan = plan_of(tw.tiled_map(lambda x: ndi.uniform_filter(x, 5), image, 64, "auto", multiple=4))

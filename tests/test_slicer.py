@@ -16,8 +16,8 @@ import tilework as tw
 from tests.laws.strategies import arange
 from tests.networks import require
 from tests.store_counts import counted
-from tilework.crops import _Tensor
-from tilework.opening import open_source
+from tilework.loops.reader import _Tensor
+from tilework.source.opening import open_source
 
 
 def put_back(slices: Any, output: np.ndarray, fn: Any = lambda crop: crop) -> np.ndarray:

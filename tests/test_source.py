@@ -11,8 +11,8 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.cache import ChunkCache
-from tilework.opening import open_source
+from tilework.source.cache import ChunkCache
+from tilework.source.opening import open_source
 
 IMAGE = np.arange(60 * 50, dtype=np.float32).reshape(60, 50)
 
@@ -134,7 +134,7 @@ def test_large_memmap_adds_little_to_the_graph(tmp_path):
 
 
 def test_array_in_memory_refuses_to_travel_when_large(monkeypatch):
-    monkeypatch.setattr("tilework.source.MEMORY_TRAVEL_LIMIT", 1000)
+    monkeypatch.setattr("tilework.source.base.MEMORY_TRAVEL_LIMIT", 1000)
     part = open_source(IMAGE).part([(0, 2), (0, 2)])
     with pytest.raises(tw.TilingError, match=r"0 MiB in memory .* Zarr"):
         pickle.dumps(part)

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilework import TilingError, load_once, tiled_map
-from tilework.cache import CHUNKS, ChunkCache
-from tilework.opening import open_source
+from tilework.source.cache import CHUNKS, ChunkCache
+from tilework.source.opening import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -207,7 +207,7 @@ def test_what_cannot_travel_runs_on_threads_and_says_so_elsewhere(
 
 
 def test_an_array_over_the_limit_stays_here(monkeypatch: pytest.MonkeyPatch, scheduler: str) -> None:
-    monkeypatch.setattr("tilework.source.MEMORY_TRAVEL_LIMIT", 10_000)
+    monkeypatch.setattr("tilework.source.base.MEMORY_TRAVEL_LIMIT", 10_000)
     out = build(IMAGE)
     if scheduler != "processes":
         assert out.compute().shape == IMAGE.shape

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
-from tilework.graph import plan_of
+from tilework.graph.build import plan_of
 
 IMAGE = np.arange(96 * 80, dtype=np.float32).reshape(96, 80)
 

@@ -10,12 +10,15 @@ and distributed.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilework.aggregator import Aggregator
     from tilework.api import plan_tiles, tiled_map
-    from tilework.checking import CheckReport, check
+    from tilework.diagnostics.checking import CheckReport, check
+    from tilework.diagnostics.figures import compare, plot_seams, plot_window
+    from tilework.diagnostics.measuring import explain
+    from tilework.diagnostics.viewing import view
     from tilework.errors import (
         AlignmentError,
         ContractError,
@@ -25,54 +28,52 @@ if TYPE_CHECKING:
         TilingError,
         TilingWarning,
     )
-    from tilework.fn import load_once
-    from tilework.geometry import Box, Tile
-    from tilework.many import write_many
-    from tilework.measuring import explain
-    from tilework.output import Output
-    from tilework.plan import TilePlan
-    from tilework.plot import compare, plot_seams, plot_window
-    from tilework.probe_report import ProbeReport
-    from tilework.prober import probe
-    from tilework.sampler import GridSampler, SamplingMode
-    from tilework.slicer import Slicer
-    from tilework.state import status
-    from tilework.store import to_zarr
-    from tilework.torch_fn import from_torch
-    from tilework.viewer import view
+    from tilework.function.calling import load_once
+    from tilework.function.network import from_torch
+    from tilework.function.output import Output
+    from tilework.grid.axis import Box, Tile
+    from tilework.loops.aggregator import Aggregator
+    from tilework.loops.sampler import GridSampler, SamplingMode
+    from tilework.loops.slicer import Slicer
+    from tilework.plan.tile_plan import TilePlan
+    from tilework.probing.probe import probe
+    from tilework.probing.report import ProbeReport
+    from tilework.writing.many import write_many
+    from tilework.writing.status import status
+    from tilework.writing.store import to_zarr
 
 _HOMES = {
-    "Aggregator": "aggregator",
+    "Aggregator": "loops.aggregator",
     "AlignmentError": "errors",
-    "Box": "geometry",
-    "CheckReport": "checking",
+    "Box": "grid.axis",
+    "CheckReport": "diagnostics.checking",
     "ContractError": "errors",
     "CostWarning": "errors",
     "GridError": "errors",
-    "GridSampler": "sampler",
+    "GridSampler": "loops.sampler",
     "MemoryBudgetError": "errors",
-    "Output": "output",
-    "ProbeReport": "probe_report",
-    "SamplingMode": "sampler",
-    "Slicer": "slicer",
-    "Tile": "geometry",
-    "TilePlan": "plan",
+    "Output": "function.output",
+    "ProbeReport": "probing.report",
+    "SamplingMode": "loops.sampler",
+    "Slicer": "loops.slicer",
+    "Tile": "grid.axis",
+    "TilePlan": "plan.tile_plan",
     "TilingError": "errors",
     "TilingWarning": "errors",
-    "check": "checking",
-    "compare": "plot",
-    "explain": "measuring",
-    "from_torch": "torch_fn",
-    "load_once": "fn",
+    "check": "diagnostics.checking",
+    "compare": "diagnostics.figures",
+    "explain": "diagnostics.measuring",
+    "from_torch": "function.network",
+    "load_once": "function.calling",
     "plan_tiles": "api",
-    "plot_seams": "plot",
-    "plot_window": "plot",
-    "probe": "prober",
-    "status": "state",
+    "plot_seams": "diagnostics.figures",
+    "plot_window": "diagnostics.figures",
+    "probe": "probing.probe",
+    "status": "writing.status",
     "tiled_map": "api",
-    "to_zarr": "store",
-    "view": "viewer",
-    "write_many": "many",
+    "to_zarr": "writing.store",
+    "view": "diagnostics.viewing",
+    "write_many": "writing.many",
 }
 
 __all__ = [
@@ -123,3 +124,23 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+class _Gone:
+    """Says what a missing module of this package means: most likely a pickle of an earlier version."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """Raise a `ModuleNotFoundError` for a module directly below the package, asked for last."""
+        del path, target
+        package, _, module = name.partition(".")
+        if package == "tilework" and module.isidentifier():
+            raise ModuleNotFoundError(
+                f"there is no module {name!r} in this version of tilework. Objects pickled by version 0.1.0 "
+                "or before cannot be loaded: make them again, or exchange plans as JSON "
+                "(TilePlan.to_json).",
+                name=name,
+            )
+
+
+sys.meta_path.append(_Gone)

@@ -9,22 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tilework.arguments import (
+from tilework.engine.spec import Spec
+from tilework.errors import CostWarning, GridError, TilingError, TilingWarning, wholes
+from tilework.function.calling import check_function, check_tile_keyword
+from tilework.function.output import Output, Outputs, as_dtype, named, scalar
+from tilework.grid.axis import Edge
+from tilework.grid.weights import Blend
+from tilework.plan.arguments import (
     check_flags,
     refuse_unknown,
 )
-from tilework.auto import choose_overlap
-from tilework.boundary import Boundary
-from tilework.cost import fewest_calls
-from tilework.deviation import with_deviation
-from tilework.errors import CostWarning, GridError, TilingError, TilingWarning, wholes
-from tilework.fn import check_function, check_tile_keyword
-from tilework.geometry import Edge
-from tilework.opening import open_source
-from tilework.output import Output, Outputs, as_dtype, named, scalar
-from tilework.plan import TilePlan
-from tilework.probe_call import call_on_zeros
-from tilework.request import (
+from tilework.plan.cost import fewest_calls
+from tilework.plan.deviation import with_deviation
+from tilework.plan.request import (
     Request,
     bind_outputs,
     declared_outputs,
@@ -33,9 +30,12 @@ from tilework.request import (
     make_plan,
     needs_call,
 )
-from tilework.source import MemorySource, Source
-from tilework.spec import Spec
-from tilework.window import Blend
+from tilework.plan.tile_plan import TilePlan
+from tilework.plan.trial import call_on_zeros
+from tilework.probing.auto import choose_overlap
+from tilework.source.base import MemorySource, Source
+from tilework.source.opening import open_source
+from tilework.source.padding import Boundary
 
 __all__ = ["plan_tiles", "tiled_map"]
 
@@ -205,8 +205,8 @@ def tiled_map(
 
 
 def _build(spec: Spec, given: Sequence[Any], declared: Outputs, name: str | None) -> Any:
-    from tilework.graph import build, name_of
-    from tilework.source import BlockSource
+    from tilework.graph.build import build, name_of
+    from tilework.source.base import BlockSource
 
     if (n := math.prod(spec.plan.blocks)) > MOST_BLOCKS:
         raise GridError(

@@ -62,7 +62,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
     """Filter a real photograph tile by tile, compare it with the untiled result, and draw both."""
     try:
-        from tilework.demo import run_demo
+        from tilework.diagnostics.demo import run_demo
     except ImportError as error:
         raise click.ClickException(f'{error}; the demo needs pip install "tilework[demo]".') from error
     with _plainly():
@@ -145,7 +145,7 @@ def probe(function: str, source: str | None, **options: Any) -> None:
     \b
     tilework probe filters.py:denoise volume.zarr --crop 128
     """  # noqa: D301 -- click wants the character itself
-    from tilework.prober import probe as ask
+    from tilework.probing.probe import probe as ask
 
     with _plainly():
         report = ask(_function(function), array=source, **_options(options))
@@ -186,8 +186,8 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
     """  # noqa: D301 -- click wants the character itself
     from tilework.api import tiled_map
-    from tilework.state import status
-    from tilework.store import to_zarr
+    from tilework.writing.status import status
+    from tilework.writing.store import to_zarr
 
     with _plainly():
         cluster, workers = options.pop("cluster"), options.pop("workers")
@@ -226,7 +226,7 @@ def plan(source: str, function: str | None, **options: Any) -> None:
     import numpy as np
 
     from tilework.api import tiled_map
-    from tilework.graph import plan_of
+    from tilework.graph.build import plan_of
 
     with _plainly():
         if function is None:
@@ -245,7 +245,7 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 def show_status(stores: tuple[str, ...]) -> None:
     """Say how far each STORE is; exit code 1 where something is missing."""
     from tilework.errors import TilingError
-    from tilework.state import status
+    from tilework.writing.status import status
 
     rows = []
     for store in stores:

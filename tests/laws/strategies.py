@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tilework import Output, plan_tiles
 from tilework.errors import TilingWarning
-from tilework.geometry import EDGES, AxisGrid
+from tilework.grid.axis import EDGES, AxisGrid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from tests.laws.strategies import MODES, arange, blocks, calls, endless, many
 from tilework import Output, plan_tiles, tiled_map
-from tilework.boundary import AxisRead, read_padded, source_index
-from tilework.geometry import EDGES
+from tilework.grid.axis import EDGES
+from tilework.source.padding import AxisRead, read_padded, source_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tests.laws.strategies import Call
-    from tilework.boundary import Boundary
+    from tilework.source.padding import Boundary
 
 CVAL = -7.0
 

@@ -26,7 +26,7 @@ from tests.laws.engine_strategies import (
     tiled,
 )
 from tests.reference import reference
-from tilework import canvas
+from tilework.engine import canvas
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 

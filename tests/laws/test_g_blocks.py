@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.laws.strategies import axes, many, plans
 from tilework import plan_tiles
-from tilework.blocks import BlockRequest, choose_blocks
-from tilework.cost import busiest, peak_bytes
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
-from tilework.geometry import Box
-from tilework.tables import axis_table
+from tilework.grid.axis import Box
+from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.cost import busiest, peak_bytes
+from tilework.plan.tables import axis_table
 
 # -- one axis -----------------------------------------------------------------------------------
 

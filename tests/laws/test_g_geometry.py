@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.laws.strategies import Axis, axes, calls, endless, grids, many, plans
 from tests.reference import walk
 from tilework import Output, TilePlan, plan_tiles
-from tilework.arguments import check_axis
 from tilework.errors import TilingError
-from tilework.geometry import EDGES, AxisGrid, Box, TileGrid
+from tilework.grid.axis import EDGES, AxisGrid, Box, TileGrid
+from tilework.plan.arguments import check_axis
 
 
 def frame_length(grid: AxisGrid) -> int:

@@ -19,14 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
-import tilework.run
-from tilework.blocks import BlockRequest, choose_blocks
-from tilework.cost import peak_bytes
-from tilework.graph import find_spec, plan_of
-from tilework.job import TileJob
-from tilework.marks import Marks
-from tilework.run import run
-from tilework.where import Where
+import tilework.execution.local
+from tilework.execution.local import run
+from tilework.execution.where import Where
+from tilework.graph.build import find_spec, plan_of
+from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.cost import peak_bytes
+from tilework.writing.jobs import TileJob
+from tilework.writing.ledger import Marks
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 
@@ -159,7 +159,7 @@ def test_I2_seams_are_carried_over_from_window_to_window(
     window: int, blend: str, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:
     """A run in small portions: each tile once, the same bits."""
-    monkeypatch.setattr(tilework.run, "LOCAL_BLOCKS", window)
+    monkeypatch.setattr(tilework.execution.local, "LOCAL_BLOCKS", window)
     image = np.random.default_rng(0).random((30, 26, 14)).astype("f4")
     out = tw.tiled_map(np.sqrt, image, 6, stride=4, blend=blend, dtype="f4", chunks=8)
     with dask.config.set(scheduler="sync"):

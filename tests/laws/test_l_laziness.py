@@ -25,9 +25,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tilework import Box, Output, TilePlan, load_once, tiled_map
-from tilework.cost import tasks
 from tilework.errors import GridError
-from tilework.graph import find_spec
+from tilework.graph.build import find_spec
+from tilework.plan.cost import tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -19,7 +19,7 @@ import tilework as tw
 from tests.laws.engine_functions import LAYOUTS
 from tests.laws.engine_strategies import EXTREMES, OWN, WINDOWS, Case, assert_same_bits, cases, masks, tiled
 from tests.laws.test_e_invariance import Rough, dull
-from tilework.graph import find_spec, plan_of
+from tilework.graph.build import find_spec, plan_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

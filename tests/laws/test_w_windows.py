@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from tests.laws.strategies import WINDOWS, Axis, arange, axes, blocks, calls, endless, many
 from tests.reference import window
 from tilework import Output, tiled_map
-from tilework.canvas import Layer, add
+from tilework.engine.canvas import Layer, add
 from tilework.errors import GridError, TilingError
-from tilework.geometry import AxisGrid, TileGrid
-from tilework.output import bind
-from tilework.window import AxisWeights, profile
+from tilework.function.output import bind
+from tilework.grid.axis import AxisGrid, TileGrid
+from tilework.grid.weights import AxisWeights, profile
 
 if TYPE_CHECKING:
     from tests.laws.strategies import Call

@@ -1,0 +1,1 @@
+"""Results and plans looked at: parts, checks, measured cost, figures."""

@@ -1,0 +1,379 @@
+"""`check`: windows of a result against the function on windows with far more context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilework._checks import report
+from tilework.diagnostics.viewing import View, view
+from tilework.engine.canvas import finish
+from tilework.engine.spec import Spec
+from tilework.errors import TilingError, one_of, whole, wholes
+from tilework.function.calling import as_results, is_batched
+from tilework.graph.build import find_spec
+from tilework.grid.axis import AxisGrid, Box, ceil_div
+from tilework.probing.blackbox import difference, size_of
+from tilework.source.base import BlockSource, Source
+from tilework.source.opening import open_source
+from tilework.source.padding import AxisRead, read_padded
+
+__all__ = ["CheckReport", "check"]
+
+Array = np.ndarray[Any, Any]
+# Windows start at multiples of this, as the whole image does for any network that pools up to 5 times by 2:
+# so a multiple that was forgotten shows.
+STEP = 32
+PLACES = ("corners", "borders", "random")
+# Places that are tried, at most, for one where a tile ran.
+TRIES = 20
+# Share of the largest result that still is rounding: windows of another shape take other code paths.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class CheckReport:
+    """What `check` compared; prints as a table."""
+
+    largest: float
+    """Largest difference between the tiled result and the function with more context."""
+    relative: float
+    """The same as a share of the largest value compared."""
+    where: tuple[int, ...]
+    """Index of that difference in the result."""
+    output: int | str | None
+    """Which output it is in; None where there is one."""
+    windows: tuple[tuple[str, Box, float], ...]
+    """Kind of place, box in image samples of the tiled axes, largest difference there."""
+    context: tuple[int, ...]
+    """Context per side of the function's windows, image samples per tiled axis."""
+    crops: int
+    """Crops that ran for the tiled side of the comparison."""
+    help: str = ""
+    """What may make the results equal, where they differ."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing but rounding differs, 1e-5 of the largest value compared."""
+        return self.relative <= ROUNDING
+
+    def __str__(self) -> str:
+        kinds = dict.fromkeys(kind for kind, _, _ in self.windows)
+        found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
+        which = "" if self.output is None else f" of output {self.output!r}"
+        share = f"{self.relative:.1e} of the largest value"
+        word = "equal to rounding, where it was looked" if self.ok else f"differs: {self.help}"
+        return report(
+            [
+                *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
+                ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
+                ("context", f"{self.context} samples per side around each window; {self.crops} crops ran"),
+                ("verdict", word),
+            ]
+        )
+
+    __repr__ = __str__
+
+
+def check(
+    out: Any,
+    fn: Callable[..., Any] | None = None,
+    array: Any = None,
+    *,
+    where: Any = PLACES,
+    places: int = 3,
+    size: int = 16,
+    context: int | Sequence[int] | None = None,
+    seed: int = 0,
+) -> CheckReport:
+    """Compare windows of a tiled result with the function on the same places with far more context.
+
+    Differences come from too little overlap, a wrong multiple, padding, or a function that looks at its
+    whole crop. Nothing else of the result is computed. Where a mask or ``skip`` left the tile out, another
+    place is looked at.
+
+    Parameters
+    ----------
+    out : dask.array.Array, or tuple or dict of them
+        What `tiled_map` returned, unmodified.
+    fn, array : optional
+        The function and the image; default: those that ``out`` was made of. ``fn`` has to take windows
+        larger than its crop.
+    where : "corners", "borders", "random", a tuple of these, or tuples of int
+        Corners of tiles, the image's border, anywhere, or points in image samples of the tiled axes.
+    places : int
+        Windows of each kind.
+    size : int, image samples per tiled axis
+        Length of a compared window.
+    context : int or tuple of int, samples per side and tiled axis, optional
+        What ``fn`` sees around it; default: four overlaps, half a crop if that is more.
+    seed : int
+        Of the random places.
+
+    Returns
+    -------
+    CheckReport
+        Prints as a table: the largest difference and where.
+
+    Raises
+    ------
+    TilingError
+        For a result made by more than `tiled_map`, a function that takes its tile, and where no tile ran.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tilework import tiled_map
+    >>> def smooth(x):
+    ...     return (x + np.roll(x, 3, 0) + np.roll(x, -3, 0)) / 3
+    >>> image = np.random.default_rng(0).random((200, 200))
+    >>> check(tiled_map(smooth, image, 64, 3), where="random").ok
+    True
+    >>> check(tiled_map(smooth, image, 64, 2), where="corners").ok
+    False
+    """
+    members: dict[Any, Any] = {None: out}
+    if isinstance(out, Mapping | tuple | list):
+        members = dict(out) if isinstance(out, Mapping) else dict(enumerate(out))
+    found = [find_spec(member) for member in members.values()]
+    specs = [f[0] for f in found if f is not None]
+    if not members or len(specs) < len(members) or any(s is not specs[0] for s in specs):
+        raise TilingError("check takes an unmodified result of one tiled_map.")
+    spec = specs[0]
+    if spec.pass_tile:
+        raise TilingError("a function that takes its tile has no untiled result to compare with.")
+    if not spec.plan.count([(0, n) for n in spec.plan.grid_shape]):
+        raise TilingError("there is nothing to compare: no tile of this result runs.")
+    compared = _Compared(spec, spec.fn if fn is None else fn, _sources(spec, array), context)
+    views = view(list(members.values()), verbose=False)
+    rng = np.random.default_rng(seed)
+    windows: list[tuple[str, Box, float]] = []
+    worst: tuple[float, tuple[int, ...], Any] = (-1.0, (), None)
+    largest_value = 0.0
+    tried = 0
+    for kind, points in _points(spec, where, whole("places", places), rng):
+        tried += 1
+        place = _first_that_ran(spec, views[0], points, rng)
+        if place is None:
+            continue
+        point, each = place
+        box = _around(spec, point, whole("size", size))
+        expected = compared.expect(box, each)
+        seen = 0.0
+        for key, shown in zip(members, views, strict=True):
+            largest, index, value = _compare(spec, shown, expected, box, each)
+            seen, largest_value = max(seen, largest), max(largest_value, value)
+            if largest > worst[0]:
+                worst = (largest, index, key)
+        windows.append((kind, box, seen))
+    if not windows:
+        why = f"where={where!r}, places={places}" if not tried else "no tile ran at any place that was tried"
+        raise TilingError(f"there is nothing to compare: {why}.")
+    help_ = _help(spec, [box for _, box, gap in windows if gap > ROUNDING * (largest_value or 1.0)])
+    relative = worst[0] / (largest_value or 1.0)
+    return CheckReport(
+        worst[0], relative, worst[1], worst[2], tuple(windows), compared.context, views[0].ran, help_
+    )
+
+
+def _help(spec: Spec, differing: Sequence[Box]) -> str:
+    """Return what may make the results equal, given the boxes that differ, image samples."""
+    invented = [_invented(spec, box) for box in differing]
+    border = 'edge="pad" invents what the function sees beyond the border'
+    if all(invented):
+        return f"{border}; another edge does not"
+    if differing and all(_at_border(spec, box) for box in differing):
+        return 'at the border only; a function that wraps round needs edge="pad", boundary="wrap"'
+    trims = any(layer.bound.kind == "trim" for layer in spec.layers)
+    help_ = "more overlap, or a blend" if trims else "more overlap"
+    return f"{help_}; besides, {border}" if any(invented) else help_
+
+
+def _at_border(spec: Spec, box: Box) -> bool:
+    grids = spec.plan.axes[spec.plan.n_each :]
+    return 0 in box.start or any(b == g.covered for g, b in zip(grids, box.stop, strict=True))
+
+
+def _invented(spec: Spec, box: Box) -> bool:
+    """Return whether a box lies so near the border that samples beyond it are in its overlap."""
+    grids = spec.plan.axes[spec.plan.n_each :]
+    return any(
+        g.edge == "pad" and (a < g.overlap or b > g.extent - g.overlap)
+        for g, a, b in zip(grids, box.start, box.stop, strict=True)
+    )
+
+
+def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
+    if array is None:
+        return spec.sources
+    sources = tuple(map(open_source, array if isinstance(array, tuple) else (array,)))
+    if [s.shape for s in sources] != [s.shape for s in spec.sources]:
+        raise TilingError(
+            f"array must be what was tiled, of shape {[s.shape for s in spec.sources]}; got "
+            f"{[s.shape for s in sources]}."
+        )
+    return sources
+
+
+def _points(
+    spec: Spec, where: Any, places: int, rng: np.random.Generator
+) -> Iterator[tuple[str, Iterator[list[int]]]]:
+    """Yield kinds of places with points to try for each place, image samples of the tiled axes."""
+    grids = spec.plan.axes[spec.plan.n_each :]
+    extents = tuple(g.extent for g in grids)
+    for kind in (where,) if isinstance(where, str) else tuple(where):
+        if not isinstance(kind, str):
+            given = wholes("where", kind)
+            if len(given) != len(grids) or any(not 0 <= p < n for p, n in zip(given, extents, strict=True)):
+                raise TilingError(f"a place needs one sample per tiled axis, inside {extents}; got {given}.")
+            yield "given", iter([list(given)])
+            continue
+        one_of("where", kind, PLACES)
+        for _ in range(places):
+            yield kind, (_unmasked(spec, _place(kind, grids, rng)) for _ in range(TRIES))
+
+
+def _first_that_ran(
+    spec: Spec, shown: View, points: Iterator[list[int]], rng: np.random.Generator
+) -> tuple[list[int], tuple[int, ...]] | None:
+    """Return the first of ``points`` whose tile ran, and where along the ``each`` axes; else None."""
+    plan = spec.plan
+    for point in points:
+        each = tuple(int(rng.integers(n)) for n in plan.shape[: plan.n_each])
+        if shown.has_run(tuple(g.owner(p) for g, p in zip(plan.axes, (*each, *point), strict=True))):
+            return point, each
+    return None
+
+
+def _place(kind: str, grids: Sequence[AxisGrid], rng: np.random.Generator) -> list[int]:
+    """Return a random place of one kind, image samples."""
+    point = [int(rng.integers(g.covered)) for g in grids]
+    if kind == "borders":
+        chosen = rng.random(len(grids)) < 0.5
+        chosen[rng.integers(len(grids))] = True
+        ends = [int(rng.choice((0, g.covered - 1))) for g in grids]
+        return [e if c else p for p, e, c in zip(point, ends, chosen, strict=True)]
+    if kind == "corners":
+        cuts = [g.core(int(rng.integers(1, len(g))))[0] if len(g) > 1 else None for g in grids]
+        return [p if cut is None else cut for cut, p in zip(cuts, point, strict=True)]
+    return point
+
+
+def _unmasked(spec: Spec, point: list[int]) -> list[int]:
+    """Return ``point``, or the middle of the running tile nearest to it where a mask leaves it out."""
+    runs, plan = spec.plan.runs, spec.plan
+    if runs is None:
+        return point
+    own = np.asarray(runs.any(axis=tuple(range(plan.n_each))))
+    grids = plan.axes[plan.n_each :]
+    at = [g.owner(p) for g, p in zip(grids, point, strict=True)]
+    if own[tuple(at)]:
+        return point
+    running = np.argwhere(own)
+    nearest = running[np.abs(running - at).sum(axis=1).argmin()]
+    return [sum(g.core(int(i))) // 2 for g, i in zip(grids, nearest, strict=True)]
+
+
+def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
+    """Return the box of ``size`` samples around a point, inside the image, on whole results."""
+    spans = []
+    for g, p in zip(spec.plan.axes[spec.plan.n_each :], point, strict=True):
+        low = min(max(0, p - size // 2), max(0, g.covered - size)) // g.quantum * g.quantum
+        high = min(g.covered, ceil_div(low + size, g.quantum) * g.quantum)
+        if spec.plan.mask is not None or spec.skip is not None:
+            # Only the tile that ran: its neighbours may hold the fill value.
+            start, stop = g.core(g.owner(p))
+            low, high = max(low, start), min(high, stop)
+        spans.append((low, high))
+    return Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+
+
+class _Compared:
+    """The function on windows with context."""
+
+    def __init__(self, spec: Spec, fn: Any, sources: Sequence[Source], context: Any) -> None:
+        self._spec, self._fn, self._sources = spec, fn, sources
+        self._grids = spec.plan.axes[spec.plan.n_each :]
+        if context is None:
+            self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self._grids)
+        else:
+            given = wholes("context", context)
+            self.context = given * len(self._grids) if len(given) == 1 else given
+
+    def expect(self, box: Box, each: Sequence[int]) -> list[Array]:
+        """Return what the function gives for ``box``, finished as the blocks are, one array per output."""
+        spec, n = self._spec, self._spec.plan.n_each
+        spans = [
+            _window(g, a, b, c)
+            for g, a, b, c in zip(self._grids, box.start, box.stop, self.context, strict=True)
+        ]
+        batched = spec.plan.batch_size is not None or is_batched(self._fn)
+        crops = []
+        for source, axes in zip(self._sources, spec.source_axes, strict=True):
+            reads = [AxisRead(((0, m),)) for m in source.shape]
+            for axis, i in zip(axes[:n], each, strict=True):
+                reads[axis] = AxisRead(((i, i + 1),))
+            for axis, (a, b) in zip(axes[n:], spans, strict=True):
+                reads[axis] = AxisRead.plan(a, b, source.shape[axis], spec.boundary)
+            crop = read_padded(lambda part, s=source: _read(s, part), reads, spec.cval)  # type: ignore[misc]
+            crop = np.array(crop.squeeze(tuple(axes[:n])), order="C")
+            crops.append(crop[None] if batched else crop)
+        try:
+            raw = self._fn(*crops)
+        except Exception as error:
+            error.add_note(f"raised by check, which called fn on crops of shape {[c.shape for c in crops]}")
+            raise
+        found = []
+        for layer, result in zip(
+            spec.layers, as_results(raw, [w.bound.key for w in spec.layers]), strict=True
+        ):
+            result = result[0] if batched else result
+            index = [slice(None)] * n
+            for weights, g, (a, _), low, high in zip(
+                layer.weights[n:], self._grids, spans, box.start, box.stop, strict=True
+            ):
+                start = weights.scaled(a + g.margin[0])
+                index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
+            part = np.ascontiguousarray(result[layer.index(index)[n:]])
+            found.append(finish(layer, part[(None,) * n], None, None))
+        return found
+
+
+def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]:
+    """Return what the function reads for results of ``[start, stop)``, in step with the whole image."""
+    m = math.lcm(g.multiple, STEP)
+    low = max(0, (start - context) // m * m)
+    # The length, too, is one that pooling divides, unless the image ends before.
+    high = min(g.extent + g.end_padding, low + ceil_div(stop + context - low, m) * m)
+    return low - g.margin[0], high + g.margin[1]
+
+
+def _read(source: Source, box: Sequence[tuple[int, int]]) -> Array:
+    if source.handle is None:
+        raise TilingError("the source of this result is in another process; give array=.")
+    if isinstance(source, BlockSource):
+        return np.asarray(source.handle[tuple(slice(a, b) for a, b in box)].compute())
+    return source.read(box)
+
+
+def _compare(
+    spec: Spec, shown: View, expected: Sequence[Array], box: Box, each: Sequence[int]
+) -> tuple[float, tuple[int, ...], float]:
+    """Return the largest difference, its index in the result, and the largest value."""
+    number = shown.number
+    layer, n = spec.layers[number], spec.plan.n_each
+    want = expected[number]
+    index = [slice(i, i + 1) for i in each] + [slice(None)] * (shown.ndim - n)
+    for axis, weights, low, high in zip(
+        layer.bound.reduced_axes, layer.weights[n:], box.start, box.stop, strict=True
+    ):
+        index[n + axis] = slice(weights.scaled(low), weights.scaled(high))
+    got = shown[tuple(index)]
+    gap = difference(np.asarray(got), want)
+    place = np.unravel_index(int(gap.argmax()), gap.shape)
+    where = tuple(int(p) + (s.start or 0) for p, s in zip(place, index, strict=True))
+    return float(gap.max()), where, size_of(want)

@@ -1,0 +1,397 @@
+"""Figures with matplotlib: plans, windows, seams, and tiled beside untiled.
+
+Every function returns a `matplotlib.figure.Figure`, which a notebook shows and ``savefig`` writes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilework.diagnostics.viewing import view
+from tilework.errors import TilingError, whole, wholes
+from tilework.graph.build import find_spec
+from tilework.plan.picture import BLOCK, CHUNK, CROP, axis_profiles, shown_samples
+from tilework.plan.tile_plan import TilePlan
+from tilework.probing.blackbox import difference
+
+__all__ = ["compare", "plot_plan", "plot_seams", "plot_window"]
+
+Array = np.ndarray[Any, Any]
+# More lines along an axis would be a grey area.
+LINES = 60
+# Samples along an axis that a figure of an image looks at, unless it is told.
+LOOK = 512
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        import matplotlib.pyplot as plt
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f'{error}; figures need pip install "tilework[plots]".') from error
+    if "ipykernel" in sys.modules and not plt.get_fignums():
+        plt.close(plt.figure())  # a notebook shows figures only once its backend has made one
+    return Figure((width, height), layout="constrained")
+
+
+def _label(name: str) -> str:
+    return f"{'axis ' * name.isdigit()}{name} (samples)"
+
+
+def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
+    """Return a figure of the tiles of a plan over the image, and of its windows; as ``plan.plot()``.
+
+    Parameters
+    ----------
+    plan : TilePlan
+    ax : matplotlib Axes, optional
+        The tiles alone are drawn into it.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> from tilework import plan_tiles
+    >>> figure = plan_tiles((2000, 3000), 512, 64, blend="hann").plot()
+    >>> [a.get_title() for a in figure.axes]
+    ['40 crops in 4 blocks (share)', 'weights along axis 1: hann']
+    """
+    if ax is not None:
+        _draw_tiles(plan, ax)
+        return ax.figure
+    figure = _figure(10, 4.6)
+    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+    _draw_tiles(plan, left)
+    _draw_window(plan, right, -1)
+    return figure
+
+
+def _draw_tiles(plan: TilePlan, ax: Any) -> None:
+    """Draw cores, blocks, storage chunks and one tile over the last two axes."""
+    from matplotlib.patches import Rectangle
+
+    flat = len(plan.axes) - plan.n_each < 2
+    y, x = (None, len(plan.axes) - 1) if flat else (len(plan.axes) - 2, len(plan.axes) - 1)
+    width = shown_samples(plan.axes[x])
+    height = 1 if y is None else shown_samples(plan.axes[y])
+    chunks = next((s.chunks for s in plan.sources if s.chunks is not None), None)
+    for axis, draw in ((x, ax.axvline), *(() if y is None else ((y, ax.axhline),))):
+        grid, stop = plan.axes[axis], shown_samples(plan.axes[axis])
+        cores = [int(c) for c in grid.supports(None)[0][1:] if c < stop]
+        blocks = list(range(plan.block[axis], stop, plan.block[axis]))
+        stored = [] if chunks is None else list(range(chunks[axis], stop, chunks[axis]))
+        lines: list[tuple[Sequence[int], dict[str, Any]]] = [
+            (cores, {"color": "0.6", "lw": 0.6}),
+            (blocks, {"color": BLOCK, "lw": 1.5}),
+            (stored, {"color": CHUNK, "lw": 1.0, "ls": (0, (3, 3))}),
+        ]
+        for cuts, style in lines:
+            for cut in cuts if len(cuts) <= LINES else []:
+                draw(cut, **style)
+    if len(plan):
+        # In the middle of what is shown.
+        tile = plan.grid.tile(tuple(a.owner(min(a.covered - 1, shown_samples(a) // 2)) for a in plan.axes))
+        for box, alpha, label in ((tile.read, 0.3, "crop"), (tile.core, 0.6, "core")):
+            low, length = (0, 1) if y is None else (box.start[y], box.shape[y])
+            place = (box.start[x], low)
+            ax.add_patch(
+                Rectangle(
+                    place, box.shape[x], length, color=CROP, alpha=alpha, lw=1, label=f"{label} of one tile"
+                )
+            )
+    ax.plot([], [], color="0.6", lw=0.8, label="cores")
+    ax.plot([], [], color=BLOCK, lw=1.5, label="blocks of the result")
+    if chunks is not None:
+        ax.plot([], [], color=CHUNK, lw=1, ls="--", label="storage chunks")
+    ax.set_xlim(0, width)
+    ax.set_ylim(height, 0)
+    if y is not None:
+        ax.set_aspect("equal" if 0.2 < height / width < 5 else "auto")
+        ax.set_ylabel(_label(plan.names[y]))
+    else:
+        ax.set_yticks([])
+    ax.set_xlabel(_label(plan.names[x]))
+    blocks_text = "block" if np.prod(plan.blocks) == 1 else "blocks"
+    ax.set_title(f"{len(plan)} crops in {int(np.prod(plan.blocks))} {blocks_text} ({plan.reuse})")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
+
+
+def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
+    """Return a figure of the normalised weights of neighbouring tiles along one axis.
+
+    Parameters
+    ----------
+    plan : TilePlan or dask.array.Array
+        Of `plan_tiles`, or a result of `tiled_map`.
+    axis : int
+        Of the plan's axes.
+    ax : matplotlib Axes, optional
+        Where to draw.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TilingError
+        For an axis that the plan does not have, and an array without a plan.
+
+    Examples
+    --------
+    >>> from tilework import plan_tiles
+    >>> plot_window(plan_tiles((300,), 64, 16, blend="linear")).axes[0].get_ylabel()
+    'normalised weight'
+    """
+    plan = _plan(plan)
+    number = whole("axis", axis)
+    if not -len(plan.axes) <= number < len(plan.axes):
+        raise TilingError(f"axis {axis} is out of range for a plan of {len(plan.axes)} axes.")
+    figure = _figure(6.4, 3.6) if ax is None else ax.figure
+    _draw_window(plan, figure.subplots() if ax is None else ax, number)
+    return figure
+
+
+def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
+    profiles = axis_profiles(plan, axis)
+    for k, (x, weights) in enumerate(profiles):
+        edge = np.concatenate((x, [x[-1] + 1]))
+        ax.stairs(weights, edge, fill=True, color=CROP, alpha=0.45 if k % 2 else 0.25)
+        ax.stairs(weights, edge, color=CROP, lw=1.2, label="weight of one tile" if not k else None)
+    if profiles:
+        low, high = profiles[0][0][0], profiles[-1][0][-1] + 1
+        total = np.zeros(high - low)
+        for x, weights in profiles:
+            total[x - low] += weights
+        # Tiles beyond those drawn have weight at both ends, too.
+        ax.stairs(total, np.arange(low, high + 1), color="0.35", lw=1, ls=":", label="sum of those drawn")
+        ax.set_xlim(low, high)
+    name = plan.names[axis]
+    ax.set_ylim(0, 1.08)
+    ax.set_xlabel(_label(name))
+    ax.set_ylabel("normalised weight")
+    ax.set_title(f"weights along {'axis ' * name.isdigit()}{name}: {plan.outputs[0].blend}")
+    if profiles:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize="small")
+
+
+def _plan(given: Any) -> TilePlan:
+    if isinstance(given, TilePlan):
+        return given
+    found = find_spec(given)
+    if found is None:
+        raise TilingError("give a TilePlan, or an unmodified result of tiled_map, which has one.")
+    return found[0].plan
+
+
+# -- images -----------------------------------------------------------------------------------------------
+
+
+def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
+    """Return where cores end along an axis of a result, its samples; nothing for any other array."""
+    found = find_spec(out)
+    if found is None:
+        return []
+    spec, _, name = found
+    names = [f"{name}-{w.bound.key}" if spec.many else name for w in spec.layers]
+    layer = spec.layers[names.index(out.name)]
+    axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+    if axis not in axes:
+        return []
+    weights = layer.weights[axes.index(axis)]
+    cuts = (weights.scaled(int(c)) for c in weights.grid.supports(None)[0][1:])
+    return [c for c in cuts if start < c < stop]
+
+
+def _plane_axes(array: Any) -> tuple[int, int]:
+    """Return the two axes to look at: the last tiled ones, else the two longest."""
+    found = find_spec(array)
+    if found is not None:
+        layer = found[0].layers[0]
+        tiled = sorted(layer.n_each + a for a in layer.bound.reduced_axes)
+        if len(tiled) > 1:
+            return tiled[-2], tiled[-1]
+    if len(array.shape) < 2:
+        raise TilingError(f"a picture needs two axes; got an array of shape {tuple(array.shape)}.")
+    longest = sorted(sorted(range(len(array.shape)), key=lambda a: -array.shape[a])[:2])
+    return longest[0], longest[1]
+
+
+def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Array, tuple[int, int]]:
+    """Return a plane of at most ``size`` squared around ``centre``, and where it starts."""
+    index: list[Any] = [n // 2 for n in array.shape]
+    middle = [array.shape[a] // 2 for a in axes] if centre is None else list(wholes("centre", centre))
+    starts = []
+    for a, m in zip(axes, middle, strict=True):
+        n = array.shape[a]
+        start = min(max(0, m - size // 2), max(0, n - size))
+        starts.append(start)
+        index[a] = slice(start, min(n, start + size))
+    shown = view(array, verbose=False) if find_spec(array) is not None else array
+    return np.asarray(shown[tuple(index)]), (starts[0], starts[1])
+
+
+def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
+    """Return a figure that shows whether a tiled result has seams.
+
+    Left a part of the result with the cuts between tiles; right, along both axes, the mean step between
+    neighbouring samples: where it is larger at the cuts than elsewhere, there are seams.
+
+    Parameters
+    ----------
+    out : dask.array.Array
+        What `tiled_map` returned, unmodified; only the tiles of the part run.
+    centre : tuple of int, samples of the result, optional
+        Middle of the part, along the two axes that are shown.
+    size : int, samples of the result
+        Length of the part.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TilingError
+        For anything but an unmodified result of `tiled_map` with two axes or more.
+
+    Examples
+    --------
+    >>> from tilework import tiled_map
+    >>> image = np.random.default_rng(0).random((200, 200))
+    >>> plot_seams(tiled_map(lambda x: x - x.mean(), image, 64, 8)).axes[0].get_title()
+    'part of the result, cuts between tiles'
+    """
+    if find_spec(out) is None:
+        raise TilingError("plot_seams takes an unmodified result of tiled_map, which knows its cuts.")
+    axes = _plane_axes(out)
+    part, starts = _look(out, axes, centre, whole("size", size))
+    figure = _figure(9.6, 4.6)
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
+    image = figure.add_subplot(grid[:, 0])
+    low, high = _contrast(part)
+    _show(image, part, starts, axes, vmin=low, vmax=high)
+    for k, axis in enumerate(axes):
+        cuts = _cuts(out, axis, starts[k], starts[k] + part.shape[k])
+        for cut in cuts:
+            (image.axhline if k == 0 else image.axvline)(cut, color=BLOCK, lw=0.6, alpha=0.7)
+        _draw_steps(figure.add_subplot(grid[k, 1]), part, k, starts[k], cuts, axis)
+    image.set_title("part of the result, cuts between tiles")
+    return figure
+
+
+def _draw_steps(ax: Any, part: Array, k: int, start: int, cuts: Sequence[int], axis: int) -> None:
+    wide = part.astype(np.complex128 if part.dtype.kind == "c" else np.float64)
+    with np.errstate(all="ignore"):
+        steps = np.abs(np.diff(np.moveaxis(wide, k, 0), axis=0))
+    at = np.arange(start + 1, start + part.shape[k])
+    means = np.array([_finite_mean(row) for row in steps])
+    ax.plot(at, means, color="0.35", lw=0.9)
+    seam = np.isin(at, cuts)
+    ax.plot(at[seam], means[seam], "o", color=BLOCK, ms=4, label="at cuts")
+    if seam.any() and (~seam).any():
+        at_cuts, elsewhere = _finite_mean(steps[seam]), _finite_mean(steps[~seam])
+        times = f", {at_cuts / elsewhere:.2f} times" if elsewhere and np.isfinite(at_cuts / elsewhere) else ""
+        said = [f"{m:.3g}" if np.isfinite(m) else "nothing finite" for m in (at_cuts, elsewhere)]
+        ax.set_title(f"mean step {said[0]} at cuts, {said[1]} elsewhere{times}", fontsize="medium")
+        ax.legend(loc="upper right", frameon=False, fontsize="small")
+    ax.set_ylim(0, None)
+    ax.set_xlabel(f"axis {axis} (samples)")
+    ax.set_ylabel("mean step")
+
+
+def _finite_mean(values: Array) -> float:
+    """Return the mean of what is finite, NaN where nothing is."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else float("nan")
+
+
+def _drawn(part: Array) -> Array:
+    """Return ``part`` as numbers that have a grey: complex ones by their modulus."""
+    return (np.abs(part) if part.dtype.kind == "c" else part).astype(np.float64)
+
+
+def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], **options: Any) -> Any:
+    extent = (starts[1], starts[1] + part.shape[1], starts[0] + part.shape[0], starts[0])
+    options = {"cmap": "gray", "interpolation": "nearest"} | options
+    shown = ax.imshow(_drawn(part), extent=extent, **options)
+    ax.set_xlabel(f"axis {axes[1]} (samples)")
+    ax.set_ylabel(f"axis {axes[0]} (samples)")
+    return shown
+
+
+def _contrast(part: Array) -> tuple[float, float]:
+    """Return the range of grey values: a few bright samples must not hide seams."""
+    values = _drawn(part)
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = np.percentile(finite, (0.5, 99.5))
+    return (float(low), float(high)) if high > low else (float(finite.min()), float(finite.max()))
+
+
+def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
+    r"""Return a figure of an untiled and a tiled result side by side, and how far they are apart.
+
+    Complex results are shown by their modulus and compared as complex numbers.
+
+    Parameters
+    ----------
+    whole_result, tiled : arrays of one shape
+        numpy, dask or anything sliceable; of a result of `tiled_map` only the tiles that are shown run.
+    centre : tuple of int, samples, optional
+        Middle of the part that is shown, along its two axes.
+    size : int, samples
+        Length of that part.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    TilingError
+        When the shapes differ.
+
+    Examples
+    --------
+    >>> image = np.arange(900.0).reshape(30, 30)
+    >>> compare(image, image).axes[2].get_title()
+    'difference: 0 at most,\n0 on average'
+    """
+    if tuple(whole_result.shape) != tuple(tiled.shape):
+        raise TilingError(
+            f"both results must have one shape; got {tuple(whole_result.shape)} and {tuple(tiled.shape)}."
+        )
+    axes = _plane_axes(tiled)
+    a, starts = _look(whole_result, axes, centre, whole("size", size))
+    b, _ = _look(tiled, axes, centre, size)
+    a, b = (part.astype(np.result_type(a, b)) for part in (a, b))
+    gap = difference(a, b)
+    figure = _figure(9.6, 3.4)
+    left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
+    low, high = _contrast(a)
+    for ax, part, word in ((left, a, "untiled"), (middle, b, "tiled")):
+        shown = _show(ax, part, starts, axes, vmin=low, vmax=high)
+        ax.set_title(word)
+    value = "modulus" if a.dtype.kind == "c" else "value"
+    figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
+    finite = gap[np.isfinite(gap)]
+    top, odd = float(finite.max(initial=0.0)), gap.size - finite.size
+    # A picture cannot show what is infinite: it stays white, and the title counts it.
+    shown = _show(right, gap, starts, axes, cmap="magma", vmin=0, vmax=top or 1.0)
+    figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
+    title = f"{top:.2g} at most,\n{finite.mean():.2g} on average" if finite.size else ""
+    right.set_title(f"difference: {title}" + (f"\nNaN or infinite in just one: {odd} samples" if odd else ""))
+    middle.set_ylabel("")
+    right.set_ylabel("")
+    for k, axis in enumerate(axes):
+        for cut in _cuts(tiled, axis, starts[k], starts[k] + a.shape[k]):
+            (right.axhline if k == 0 else right.axvline)(cut, color="white", lw=0.4, alpha=0.5)
+    return figure

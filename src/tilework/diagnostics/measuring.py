@@ -1,0 +1,297 @@
+"""`explain`: what a run does and costs, with one tile measured if asked."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import statistics
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from dask.config import get as dask_option
+
+from tilework._checks import report
+from tilework.diagnostics.viewing import TileRunner
+from tilework.engine.parts import blocks_of, part_of_block
+from tilework.engine.spec import Spec
+from tilework.errors import TilingError
+from tilework.graph.build import find_spec
+from tilework.grid.axis import Box, Tile
+from tilework.plan.arguments import n_threads
+from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes
+from tilework.plan.tile_plan import TilePlan
+
+__all__ = ["Measured", "explain", "measure"]
+
+Array = np.ndarray[Any, Any]
+# A call is repeated until this has passed, so that quick functions are timed to a few per cent; seconds.
+ENOUGH, MOST_CALLS = 0.3, 30
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What one tile took here, and what that makes of the whole run."""
+
+    scheduler: str
+    """"threads", "sync", "processes" or "distributed"."""
+    workers: int
+    """Calls of the function at a time."""
+    call_seconds: float
+    """One call of the function on one crop, or its share of a batch, with nothing else running."""
+    busy_seconds: float
+    """The same with all threads of this process calling it."""
+    read_seconds: float
+    """Reading all crops of the run, in one thread."""
+    blend_seconds: float
+    """Adding up, normalising and reducing all of the result, in one thread."""
+    seconds: float
+    """The whole run, with the workers of the scheduler."""
+    read_bytes: int
+    """Decoded from the sources."""
+    result_bytes: int
+    """Bytes of the whole result, all outputs."""
+    call_bytes: int | None
+    """What the function itself allocates at a time, per call; None where that cannot be seen."""
+    peak_bytes: int
+    """A process at its peak, with what the function takes."""
+
+    def __str__(self) -> str:
+        own = "unknown" if self.call_bytes is None else human(self.call_bytes)
+        parts = f"{self.read_seconds:.2g} s reading and {self.blend_seconds:.2g} s blending in one thread"
+        lines = [
+            (
+                "measured",
+                f"{self.call_seconds:.3g} s per crop, {self.busy_seconds:.3g} s with all threads busy",
+            ),
+            ("seconds", f"about {self.seconds:.3g} on {self.workers} workers ({self.scheduler}); {parts}"),
+            ("bytes", f"{human(self.read_bytes)} decoded, {human(self.result_bytes)} of result"),
+            ("peak", f"about {human(self.peak_bytes)} in a process, with {own} per call of fn"),
+        ]
+        return report(lines)
+
+
+def explain(out: Any, *, measure: bool = False) -> str:
+    """Return what computing a result does and costs, as text.
+
+    Parameters
+    ----------
+    out : dask.array.Array, tuple or dict of them, or TilePlan
+        What `tiled_map` returned, unmodified; a plan has no function to measure.
+    measure : bool
+        Runs the function on one tile (one batch of it, a few times where it is quick) to predict the seconds
+        on the scheduler that dask would take now, and what the function itself allocates.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    TilingError
+        When ``out`` was made by more than `tiled_map`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tilework import tiled_map
+    >>> out = tiled_map(np.sqrt, np.ones((300, 300)), 64, 4)
+    >>> print(explain(out).splitlines()[2])
+    tiles      36 = 6 x 6
+    >>> "about" in explain(out, measure=True).splitlines()[-1]
+    True
+    """
+    if isinstance(out, TilePlan):
+        return out.explain(measure=measure)
+    spec = _spec(out)
+    text = spec.plan.explain()
+    return f"{text}\n{_measure(spec)}" if measure else text
+
+
+def measure(out: Any) -> Measured:
+    """Return what one tile of a result takes, and what that makes of the whole; see `explain`."""
+    return _measure(_spec(out))
+
+
+def _spec(out: Any) -> Spec:
+    if isinstance(out, tuple | list | dict):
+        out = next(iter(out.values() if isinstance(out, dict) else out), None)
+    found = find_spec(out)
+    if found is None:
+        raise TilingError(
+            "explain takes an unmodified result of tiled_map; a TilePlan has its own explain()."
+        )
+    return found[0]
+
+
+def _measure(spec: Spec) -> Measured:
+    plan = spec.plan
+    tiles = _batch(spec)
+    scheduler, workers = _scheduler()
+    threads = workers if scheduler == "threads" else 1
+    runner = TileRunner(spec, 0)
+    crops = runner.crops(tiles)
+    results: list[list[Array]] = []
+
+    def call() -> None:
+        results[:] = [r for _, r in runner.call(tiles, crops) if r is not None]
+
+    call_bytes = _allocated(call)  # the first call, which builds models, is not timed
+    if not results:
+        raise TilingError("the skip predicate leaves out the tile that would be measured.")
+    alone = _timed(call) / len(tiles)
+    busy = _timed_together(call, threads) / len(tiles) if threads > 1 else alone
+    read = _timed(lambda: runner.crops(tiles)) / _decoded(spec, tiles)
+    blend = _blending(spec, tiles[0], results[0])
+    read_bytes = int(decoded_ratio(plan) * math.prod(plan.shape) * sum(s.sample_bytes for s in plan.sources))
+    samples = math.prod(plan.shape)
+    read_seconds, blend_seconds = read * read_bytes, blend * samples
+    calls = plan.calls()
+    per_tile = busy + (read_seconds + blend_seconds) / max(1, calls)
+    result_bytes = sum(int(samples * math.prod(o.scale) * o.final_bytes) for o in plan.outputs)
+    at_a_time = plan.threads if scheduler != "sync" else 1
+    return Measured(
+        scheduler, workers, alone, busy, read_seconds, blend_seconds, busiest(plan, workers) * per_tile,
+        read_bytes, result_bytes, call_bytes, peak_bytes(plan) + at_a_time * (call_bytes or 0),
+    )  # fmt: skip
+
+
+def _batch(spec: Spec) -> list[Tile]:
+    """Return a tile in the middle that runs, as often as a batch holds."""
+    plan = spec.plan
+    runs = plan.runs
+    position = tuple(n // 2 for n in plan.grid_shape)
+    if not len(plan) or (runs is not None and not runs.any()):
+        raise TilingError("no tile of this plan runs; there is nothing to measure.")
+    if runs is not None and not runs[position]:
+        running = np.argwhere(runs)
+        position = tuple(int(i) for i in running[np.abs(running - position).sum(axis=1).argmin()])
+    return [plan.grid.tile(position)] * min(plan.batch_size or 1, len(plan))
+
+
+def _scheduler() -> tuple[str, int]:
+    """Return what dask would compute with now, and how many calls at a time that makes."""
+    distributed = sys.modules.get("distributed")
+    chosen = dask_option("scheduler", None)
+    if distributed is not None and chosen is None:
+        try:
+            workers = distributed.default_client().scheduler_info()["workers"].values()
+            return "distributed", max(1, sum(w["nthreads"] for w in workers))
+        except ValueError:
+            pass
+    number = dask_option("num_workers", None) or getattr(dask_option("pool", None), "_max_workers", None)
+    if chosen in ("sync", "synchronous", "single-threaded"):
+        return "sync", 1
+    word = "processes" if chosen in ("processes", "multiprocessing") else "threads"
+    return word, int(number or n_threads())
+
+
+def _timed(act: Callable[[], Any]) -> float:
+    """Return the median seconds of an act, repeated while that is quick."""
+    taken: list[float] = []
+    while sum(taken) < ENOUGH and len(taken) < MOST_CALLS:
+        start = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - start)
+    return statistics.median(taken)
+
+
+def _timed_together(act: Callable[[], Any], threads: int) -> float:
+    """Return seconds per act in one thread while ``threads`` of them act: what a core has left for each."""
+    # Many quick calls, or starting the threads would count.
+    each = max(1, min(10 * MOST_CALLS, int(ENOUGH / max(_timed(act), 1e-9))))
+    with ThreadPoolExecutor(threads) as pool:
+        start = time.perf_counter()
+        list(pool.map(lambda _: [act() for _ in range(each)], range(threads)))
+        return (time.perf_counter() - start) / each
+
+
+def _decoded(spec: Spec, tiles: Sequence[Tile]) -> int:
+    """Return the bytes that reading one tile decodes: whole storage chunks where there are any."""
+    total = 0
+    for source, plan in zip(spec.sources, spec.plan.sources, strict=True):
+        samples = 1
+        for d, (a, b) in enumerate(zip(tiles[0].read.start, tiles[0].read.stop, strict=True)):
+            n = spec.plan.shape[d]
+            a, b = max(0, a), min(n, b)
+            if plan.chunks is not None:
+                c = plan.chunks[d]
+                a, b = a // c * c, min(n, -(-b // c) * c)
+            samples *= max(1, b - a)
+        total += samples * plan.sample_bytes
+        del source
+    return max(1, total)
+
+
+def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
+    """Return seconds per image sample of adding up, normalising and reducing."""
+    seconds = 0.0
+    # Its neighbours' results are taken to be its own: only shapes count, and cost.
+    stand_in = _same_shape(spec, tile, results)
+    for number, layer in enumerate(spec.layers):
+        spans = [w.support(i) for w, i in zip(layer.weights, tile.position, strict=True)]
+        box = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+        index, part = next(blocks_of(spec, number, box))
+        finish = functools.partial(part_of_block, spec, number, index, part, stand_in)
+        scale = float(math.prod(layer.bound.scale))
+        seconds += _timed(finish) / (part.size / scale)
+    return seconds
+
+
+def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile], list[Array]]:
+    def stand_in(other: Tile) -> list[Array]:
+        if other.read.shape == tile.read.shape:
+            return results
+        found = []
+        for layer, result in zip(spec.layers, results, strict=True):
+            lengths = [
+                b - a for a, b in (w.result(i) for w, i in zip(layer.weights, other.position, strict=True))
+            ]
+            found.append(np.zeros(layer.layout(lengths)[layer.n_each :], result.dtype))
+        return found
+
+    return stand_in
+
+
+def _allocated(act: Callable[[], Any]) -> int | None:
+    """Return how many bytes are allocated at a time while acting; None where the system does not say.
+
+    By how much the process grows, or what Python and numpy ask for, if that is more: freed memory that the
+    process has kept lets it not grow at all.
+    """
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        act()
+        return None
+    page, done, peak = os.sysconf("SC_PAGE_SIZE"), threading.Event(), [0]
+
+    def watch() -> None:
+        while not done.wait(0.002):
+            peak[0] = max(peak[0], int(statm.read_text().split()[1]))
+
+    act()  # what stays (models, thread pools) is not an allocation per call
+    before = int(statm.read_text().split()[1])
+    watcher = threading.Thread(target=watch, daemon=True)
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    tracemalloc.reset_peak()
+    held = tracemalloc.get_traced_memory()[0]
+    watcher.start()
+    try:
+        act()
+    finally:
+        asked = tracemalloc.get_traced_memory()[1] - held
+        if not tracing:
+            tracemalloc.stop()
+        done.set()
+        watcher.join()
+    return max((peak[0] - before) * page, asked)

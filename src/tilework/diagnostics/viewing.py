@@ -1,0 +1,386 @@
+"""`view`: a result that is indexed like a numpy array and runs only the tiles that are looked at."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilework.engine.parts import (
+    Piece,
+    edges_of,
+    hull_of,
+    part_of_block,
+    pieces_of,
+    scattered,
+    take,
+    tiles_touching,
+)
+from tilework.engine.reading import Crops, block_inputs, run_tiles
+from tilework.engine.spec import Index, Spec
+from tilework.errors import TilingError
+from tilework.graph.build import find_spec
+from tilework.grid.axis import Tile
+from tilework.plan.arguments import parse_bytes
+from tilework.source.base import BlockSource, MemorySource
+from tilework.source.cache import CHUNKS
+
+__all__ = ["TileRunner", "View", "view"]
+
+Array = np.ndarray[Any, Any]
+
+
+class TileRunner:
+    """Runs tiles of one `Spec` and keeps their results, the least recently used dropped beyond a limit."""
+
+    def __init__(self, spec: Spec, limit: int) -> None:
+        self.spec, self._limit = spec, limit
+        self._held: OrderedDict[int, list[Array] | None] = OrderedDict()
+        self._bytes = 0
+        self._read: dict[tuple[int, Index], Array] = {}
+        self.lock = threading.RLock()
+        self.ran = 0
+
+    def get(self, tiles: Sequence[Tile]) -> dict[int, list[Array] | None]:
+        """Return the results of ``tiles`` by number; None for those that the skip predicate left out."""
+        found = {t.index: self._held[t.index] for t in tiles if t.index in self._held}
+        for number in found:
+            self._held.move_to_end(number)
+        missing = [t for t in tiles if t.index not in found]
+        if missing:
+            for number, results in self._run(missing):
+                found[number] = results
+                if self._limit:
+                    self._keep(number, results)
+        return found
+
+    def _run(self, tiles: Sequence[Tile]) -> list[tuple[int, list[Array] | None]]:
+        with CHUNKS.active():
+            found = self.call(tiles, self.crops(tiles))
+        ran = {number for number, _ in found}
+        self.ran += len(found)
+        return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
+
+    def crops(self, tiles: Sequence[Tile]) -> list[Crops]:
+        """Return what the crops of ``tiles`` are cut out of, one per source."""
+        ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
+        numbers = range(len(self.spec.sources))
+        return [Crops(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
+
+    def call(self, tiles: Sequence[Tile], crops: Sequence[Crops]) -> list[tuple[int, list[Array] | None]]:
+        """Return number and results of every tile that the skip predicate does not leave out."""
+        # Copies: a result may be a view of a whole batch, which would be kept with it.
+        return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [], [])]
+
+    def _given(self, number: int, ranges: Sequence[tuple[int, int]]) -> Any:
+        """Return what a task would be given of a source that it does not read itself."""
+        source = self.spec.sources[number]
+        if source.handle is None:
+            raise TilingError("the source of this result is in another process; view it where it was made.")
+        if isinstance(source, MemorySource):
+            return source.part([(0, n) for n in source.shape])
+        if isinstance(source, BlockSource):
+            from dask.base import compute
+
+            reads = self.spec.reads(number, ranges)
+            wanted = block_inputs(source, reads)
+            missing = [index for index in wanted if (number, index) not in self._read]
+            computed = compute(*(source.handle.blocks[index] for index in missing))
+            self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
+            return [self._read[number, index] for index in wanted]
+        return None
+
+    def forget(self) -> None:
+        """Drop the blocks of dask sources: neighbouring tiles share them, later ones do not."""
+        self._read.clear()
+
+    def _keep(self, number: int, results: list[Array] | None) -> None:
+        self._held[number] = results
+        self._bytes += sum(r.nbytes for r in results or ())
+        while self._bytes > self._limit and self._held:
+            _, dropped = self._held.popitem(last=False)
+            self._bytes -= sum(r.nbytes for r in dropped or ())
+
+
+class View:
+    """A lazy result as an array to look at; made by `view`."""
+
+    def __init__(self, array: Any, tiles: TileRunner, number: int, *, verbose: bool) -> None:
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype = array.dtype
+        self.ndim = len(self.shape)
+        self._tiles, self._number, self._verbose = tiles, number, verbose
+
+    @property
+    def number(self) -> int:
+        """Which of the outputs of one call this is."""
+        return self._number
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole result, were it computed."""
+        return self.size * int(self.dtype.itemsize)
+
+    @property
+    def ran(self) -> int:
+        """How many crops ran so far, for this view and those of the same call."""
+        return self._tiles.ran
+
+    @property
+    def crops(self) -> int:
+        """How many crops the whole result takes."""
+        plan = self._tiles.spec.plan
+        return plan.count([(0, n) for n in plan.grid_shape])
+
+    def has_run(self, position: Index) -> bool:
+        """Return whether the tile at ``position`` has a result, running it where only that can tell."""
+        spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
+        if runs is not None and not runs[position]:
+            return False
+        if spec.skip is None:
+            return True
+        tile = spec.plan.grid.tile(position)
+        with self._tiles.lock:
+            return self._tiles.get([tile])[tile.index] is not None
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len() of an array without axes")
+        return self.shape[0]
+
+    def __getitem__(self, key: Any) -> Any:
+        """Return a part as a numpy array, running exactly the tiles with weight at its samples."""
+        items = _expand(key, self.shape)
+        index = [i for i in items if i is not None]
+        listed = tuple(axis for axis, i in enumerate(index) if isinstance(i, np.ndarray))
+        picks: dict[tuple[int, ...], Array] = {
+            (axis,): _ascending(i) for axis, i in enumerate(index) if axis not in listed
+        }
+        if not listed:
+            return self._pick(picks)[_placed(items)]
+        points = _together([index[axis] for axis in listed])
+        found = self._pick({listed: np.stack([p.ravel() for p in points]), **picks})
+        found = found[(slice(None), *_placed(items))]
+        shape = points[0].shape
+        first = _first_listed(items)
+        return np.moveaxis(
+            found.reshape(*shape, *found.shape[1:]), range(len(shape)), range(first, first + len(shape))
+        )
+
+    def _pick(self, picks: Mapping[tuple[int, ...], Array]) -> Array:
+        """Return the chosen samples, an axis per pick.
+
+        Parameters
+        ----------
+        picks : dict
+            For axes of the result the samples chosen along them, a row per axis. Only the first may hold
+            several axes, or samples in any order.
+        """
+        spec, number = self._tiles.spec, self._number
+        layer = spec.layers[number]
+        axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+        out = np.empty([samples.shape[1] for samples in picks.values()], self.dtype)
+        if not out.size:
+            return out
+        blocks = dict(zip(axes, edges_of(spec, number, tiles=False), strict=True))
+        tiles: dict[int, Array] = {}
+        # What is one box needs no more pieces than blocks.
+        if any(scattered(samples) for along, samples in picks.items() if set(along) & set(axes)):
+            tiles = dict(zip(axes, edges_of(spec, number, tiles=True), strict=True))
+        none = np.empty(0, np.int64)
+        pieces = [
+            pieces_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
+            for along, samples in picks.items()
+        ]
+        with self._tiles.lock, CHUNKS.active():
+            before = self._tiles.ran
+            for one_block in itertools.product(*pieces):
+                try:
+                    self._fill(out, list(picks), axes, list(itertools.product(*one_block)))
+                finally:
+                    self._tiles.forget()
+            self._say(self._tiles.ran - before)
+        return out
+
+    def _fill(
+        self,
+        out: Array,
+        picks: Sequence[tuple[int, ...]],
+        axes: Sequence[int],
+        pieces: Sequence[tuple[Piece, ...]],
+    ) -> None:
+        """Write the samples of one block: of each entry of ``pieces`` those in all of its members."""
+        spec, number = self._tiles.spec, self._number
+        block = {
+            a: b
+            for along, p in zip(picks, pieces[0], strict=True)
+            for a, b in zip(along, p.block, strict=True)
+        }
+        index = tuple(block[a] for a in axes)
+        boxes = [hull_of(picks, axes, members) for members in pieces]
+        wanted = [[t for _, own in tiles_touching(spec, number, index, box) for t in own] for box in boxes]
+        last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
+        results: dict[int, list[Array] | None] = {}
+
+        def find(tile: Tile) -> list[Array] | None:
+            return results[tile.index]
+
+        for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
+            # Held until no later piece needs them, whatever the cache keeps.
+            results |= self._tiles.get([t for t in tiles if t.index not in results])
+            part = part_of_block(spec, number, index, box, find)
+            take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
+            for done in [n for n in results if last[n] <= k]:
+                del results[done]
+
+    def _say(self, ran: int) -> None:
+        if self._verbose and ran:
+            sys.stdout.write(f"{ran} of {self.crops} crops ran, {self.ran} so far\n")
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("a view is computed, so an array of it is always new; copy=False cannot be.")
+        whole = np.asarray(self[...])
+        return whole if dtype is None else whole.astype(dtype)
+
+    def __repr__(self) -> str:
+        return f"<View: {self.shape} {self.dtype}, {self.ran} of {self.crops} crops ran>"
+
+
+def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
+    """Return a result of `tiled_map` as an array to look at: indexing runs only the tiles that it touches.
+
+    ``view(out)[box]`` has the bits of ``out[box].compute()``, which runs whole blocks. For notebooks, and
+    for napari as it is: ``viewer.add_image(tw.view(out, verbose=False))``.
+
+    Parameters
+    ----------
+    out : dask.array.Array, or tuple or dict of them
+        What `tiled_map` returned, unmodified.
+    cache : int or str, bytes
+        Results of tiles that are kept, the least recently used dropped first: a step back runs nothing.
+        0 keeps nothing.
+    verbose : bool
+        Whether to print how many of how many crops ran.
+
+    Returns
+    -------
+    View, or tuple or dict of them
+        numpy-like: ``shape``, ``dtype``, ``ndim``, indexing as of a numpy array, ``np.asarray``. Views of
+        one call share their tiles.
+
+    Raises
+    ------
+    TilingError
+        When ``out`` was made by more than `tiled_map`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tilework import tiled_map
+    >>> out = tiled_map(np.sqrt, np.arange(1e4).reshape(100, 100), crop=20, overlap=2)
+    >>> float(view(out)[50, 7])
+    1 of 49 crops ran, 1 so far
+    70.7601...
+    """
+    members = (
+        out if isinstance(out, Mapping) else dict(enumerate(out if isinstance(out, tuple | list) else (out,)))
+    )
+    held: dict[str, TileRunner] = {}
+    views: dict[Any, View] = {}
+    limit = 0 if cache == 0 and not isinstance(cache, bool) else parse_bytes("cache", cache)
+    for key, array in members.items():
+        found = find_spec(array)
+        if found is None:
+            raise TilingError(
+                "view takes an unmodified result of tiled_map; what was made of it (out > 0.5, out[0]) is "
+                "looked at by indexing the view: view(out)[0] > 0.5."
+            )
+        spec, _, name = found
+        tiles = held.setdefault(name, TileRunner(spec, limit))
+        number = next(
+            k
+            for k, layer in enumerate(spec.layers)
+            if array.name == (f"{name}-{layer.bound.key}" if spec.many else name)
+        )
+        views[key] = View(array, tiles, number, verbose=verbose)
+    if isinstance(out, Mapping):
+        return views
+    return tuple(views.values()) if isinstance(out, tuple | list) else views[0]
+
+
+def _expand(key: Any, shape: Sequence[int]) -> list[Any]:
+    """Return one index per axis, a range, a whole number or an array of them, and None for new axes."""
+    items = list(key) if isinstance(key, tuple) else [key]
+    ndim = len(shape)
+    missing = ndim - sum(1 for i in items if i is not None and i is not Ellipsis)
+    if sum(1 for i in items if i is Ellipsis) > 1:
+        raise IndexError("an index can only have a single ellipsis ('...').")
+    if missing < 0:
+        raise IndexError(f"too many indices: the result has {ndim} axes, {ndim - missing} were indexed.")
+    at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
+    rest = [i for i in items[at:] if i is not Ellipsis]
+    lengths = iter(shape)
+    filled = [*items[:at], *[slice(None)] * missing, *rest]
+    return [None if i is None else _along(i, next(lengths)) for i in filled]
+
+
+def _along(item: Any, n: int) -> Any:
+    """Return an index along an axis of ``n`` samples as a range, a whole number or an array of them."""
+    if isinstance(item, slice):
+        return range(n)[item]
+    values = np.asarray(item)
+    if values.dtype.kind == "b":
+        if values.shape != (n,):
+            raise IndexError(f"a mask of an axis needs its length, {n}; got shape {values.shape}.")
+        values = np.flatnonzero(values)
+    if isinstance(item, list) and not values.size:
+        values = values.astype(np.int64)  # numpy takes an empty list for floats
+    if values.dtype.kind not in "iu":
+        raise IndexError(f"indices must be whole numbers, slices or masks; got {item!r}.")
+    if values.size and (values.min() < -n or values.max() >= n):
+        raise IndexError(f"index {item!r} is out of bounds for an axis of {n} samples.")
+    values = values.astype(np.int64)
+    values = np.where(values < 0, values + n, values)
+    return values if values.ndim else int(values)
+
+
+def _ascending(item: range | int) -> Array:
+    """Return the samples of a range or number as one ascending row."""
+    return np.sort(np.array(item, np.int64, ndmin=1))[None]
+
+
+def _together(arrays: Sequence[Array]) -> Sequence[Array]:
+    """Return lists of indices along several axes in one shape: they name points."""
+    try:
+        return np.broadcast_arrays(*arrays)
+    except ValueError:
+        shapes = " ".join(str(a.shape) for a in arrays)
+        raise IndexError(f"lists of indices must have shapes that fit together; got {shapes}.") from None
+
+
+def _first_listed(items: Sequence[Any]) -> int:
+    """Return where the axes of listed points stand in an answer; where apart, numpy puts them first."""
+    at = [k for k, i in enumerate(items) if isinstance(i, int | np.ndarray)]
+    return at[0] if at[-1] - at[0] < len(at) else 0
+
+
+def _placed(items: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what makes ascending samples per axis the answer to ``items``, lists of indices left out."""
+    index: list[Any] = []
+    for item in items:
+        if isinstance(item, range):
+            index.append(slice(None, None, -1 if item.step < 0 else 1))
+        elif not isinstance(item, np.ndarray):
+            index.append(None if item is None else 0)
+    return tuple(index)

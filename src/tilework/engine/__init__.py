@@ -1,0 +1,1 @@
+"""What runs inside a task: read, call, weigh, add up, finish."""

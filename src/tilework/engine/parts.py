@@ -1,0 +1,195 @@
+"""Any box of a result from exactly the tiles that touch it, with the bits of the whole.
+
+A task finishes a whole block; here a part of one is finished by the same steps: per owner block the tiles in
+raster order from zero, then the sums in raster order of owners, the own block first. Samples are added up
+one by one, so leaving out those that nobody asked for changes none of the others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilework.engine.accumulate import Accumulator, cover, touching
+from tilework.engine.block import block_boxes, canvas_boxes, owners_of
+from tilework.engine.canvas import combine, finish
+from tilework.engine.reading import tiles_of
+from tilework.engine.spec import Index, Spec
+from tilework.grid.axis import Box, Tile
+from tilework.plan.tile_plan import Range
+
+__all__ = [
+    "Piece",
+    "blocks_of",
+    "edges_of",
+    "hull_of",
+    "part_of_block",
+    "pieces_of",
+    "scattered",
+    "take",
+    "tiles_touching",
+]
+
+Array = np.ndarray[Any, Any]
+Results = list[Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Samples, chosen among others, that stand in one block and in the same tiles."""
+
+    block: Index
+    """Number of the block, per axis."""
+    place: Array
+    """Which of all that were chosen."""
+    samples: Array
+    """A row per axis."""
+
+
+def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
+    """Return, per grid axis, the result samples at which blocks begin, or tiles begin and end."""
+    edges = []
+    for weights, size, n in zip(spec.layers[number].weights, spec.plan.block, spec.plan.shape, strict=True):
+        found = np.arange(size, n, size)
+        if tiles:
+            found = np.concatenate(weights.grid.supports(weights.rim))
+        scale = weights.scale
+        # As `AxisWeights.scaled`, of many.
+        edges.append(np.sort(-(-found * scale.numerator // scale.denominator)))
+    return edges
+
+
+def pieces_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -> list[list[Piece]]:
+    """Return the pieces of chosen samples, those of one block together, in raster order.
+
+    Between two neighbouring edges no tile begins or ends, so all of a piece, and what lies between, stands
+    in the same tiles: the hull of a piece needs no tile that its samples do not need.
+
+    Parameters
+    ----------
+    samples : array of int
+        A row per axis; columns are chosen together.
+    blocks, tiles : sequence of arrays of int
+        Edges along each of these axes, ascending.
+    """
+    block, cell = (
+        np.stack([np.searchsorted(e, s, side="right") for e, s in zip(edges, samples, strict=True)])
+        for edges in (blocks, tiles)
+    )
+    keys = np.concatenate((block, cell))
+    order = np.lexsort((*samples[::-1], *keys[::-1]))
+    changes = np.flatnonzero((np.diff(keys[:, order]) != 0).any(axis=0)) + 1
+    pieces = [
+        Piece(tuple(block[:, place[0]].tolist()), place, samples[:, place])
+        for place in np.split(order, changes)
+    ]
+    return [list(group) for _, group in itertools.groupby(pieces, key=lambda piece: piece.block)]
+
+
+def scattered(samples: Array) -> bool:
+    """Return whether chosen samples, a row per axis, do not fill a box."""
+    box = math.prod((samples.max(axis=1) - samples.min(axis=1) + 1).tolist())
+    return bool(np.unique(samples, axis=1).shape[1] < box)
+
+
+def hull_of(picks: Sequence[tuple[int, ...]], axes: Sequence[int], pieces: Sequence[Piece]) -> Box:
+    """Return the box around one piece per pick, result samples per grid axis."""
+    rows = {
+        a: row
+        for along, p in zip(picks, pieces, strict=True)
+        for a, row in zip(along, p.samples, strict=True)
+    }
+    return Box(tuple(int(rows[a].min()) for a in axes), tuple(int(rows[a].max()) + 1 for a in axes))
+
+
+def take(
+    out: Array,
+    part: Array,
+    picks: Sequence[tuple[int, ...]],
+    pieces: Sequence[Piece],
+    start: dict[int, int],
+) -> None:
+    """Copy one piece per pick from ``part``, which begins at ``start``, to its place in ``out``."""
+    source: list[Any] = []
+    target: list[Any] = []
+    for along, piece in zip(picks, pieces, strict=True):
+        local = [row - start.get(a, 0) for a, row in zip(along, piece.samples, strict=True)]
+        source += map(_even, local) if len(along) == 1 else local
+        target.append(_even(piece.place))
+    part = np.moveaxis(part, [a for along in picks for a in along], range(part.ndim))
+    out[tuple(target)] = part[tuple(source)]
+
+
+def _even(numbers: Array) -> Any:
+    """Return ``numbers`` as a slice where they ascend evenly: that copies no index, and samples in rows."""
+    steps = np.diff(numbers)
+    step = int(steps[0]) if steps.size else 1
+    if step < 1 or (steps != step).any():
+        return numbers
+    return slice(int(numbers[0]), int(numbers[-1]) + 1, step)
+
+
+def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
+    """Yield every block that meets ``box`` with what they share, result samples per grid axis."""
+    layer, plan = spec.layers[number], spec.plan
+    per_axis = []
+    for weights, size, n, a, b in zip(
+        layer.weights, plan.block, plan.shape, box.start, box.stop, strict=True
+    ):
+        edges = [weights.scaled(min(k, n)) for k in range(0, n + size, size)]
+        per_axis.append([k for k, (p, q) in enumerate(itertools.pairwise(edges)) if p < b and q > a])
+    for index in itertools.product(*per_axis):
+        common = block_boxes(spec, index)[number].intersect(box)
+        if common.size:
+            yield index, common
+
+
+def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tuple[Index, list[Tile]]]:
+    """Return, per owner, the running tiles with weight in ``box``, a part of block ``index``."""
+    ranges = touching(spec.layers[number], spec.ranges(index, owned=False), box)
+    found = []
+    for owner in owners_of(spec, index):
+        own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
+        found.append((owner, tiles_of(spec, _common(own, ranges))))
+    return found
+
+
+def _common(own: Sequence[Range], ranges: Sequence[Range]) -> list[Range]:
+    return [(max(a, c), max(max(a, c), min(b, d))) for (a, b), (c, d) in zip(own, ranges, strict=True)]
+
+
+def part_of_block(
+    spec: Spec, number: int, index: Index, box: Box, results: Callable[[Tile], Results | None]
+) -> Array:
+    """Return ``box``, a part of block ``index`` of output ``number``.
+
+    Parameters
+    ----------
+    results : callable
+        Gives the results of a tile, one per output; None where the skip predicate left it out.
+    """
+    layer = spec.layers[number]
+    nothing = Box((0,) * len(box.start), (0,) * len(box.start))
+    skipped, partials = set(), []
+    for owner, tiles in tiles_touching(spec, number, index, box):
+        whole = canvas_boxes(spec, owner)[number].intersect(box)
+        boxes = [whole if k == number else nothing for k in range(len(spec.layers))]
+        accumulator = Accumulator(spec, boxes)
+        for tile in tiles:
+            found = results(tile)
+            if found is None:
+                skipped.add(tile.index)
+            else:
+                accumulator.add(tile, found)
+        partials.append(accumulator.partials[number])
+    total = combine(layer, box, partials)
+    if total is None:
+        shape = layer.layout(box.shape, reduced=True)
+        return np.full(shape, layer.bound.fill_value, layer.bound.dtype)
+    reached, divisor = cover(spec, layer, index, box, skipped)
+    return finish(layer, total, reached, divisor)

@@ -1,0 +1,236 @@
+"""Crops cut out of what a task reads, and the calls of the function on them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilework.engine.canvas import Layer, check_dtype
+from tilework.engine.spec import Index, Spec
+from tilework.errors import ContractError, TilingError
+from tilework.function.calling import as_results, is_batched
+from tilework.grid.axis import Tile
+from tilework.plan.tile_plan import Range
+from tilework.source.base import BlockSource, MemoryPart, ZarrSource
+from tilework.source.padding import AxisRead, read_padded
+
+__all__ = ["Crops", "Failure", "block_inputs", "run_tiles", "tiles_of"]
+
+Array = np.ndarray[Any, Any]
+Results = tuple[Tile, list[Array]]
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A tile without a result, in a run that goes on."""
+
+    tile: Tile
+    error: str
+    """Type and message of the exception."""
+
+
+class Crops:
+    """Cuts crops out of what one task reads: one union of its tiles, or tile by tile if that is less."""
+
+    def __init__(self, spec: Spec, number: int, ranges: Sequence[Range], given: Any, n_tiles: int) -> None:
+        self._spec, self._number, self._given = spec, number, given
+        self._axes, self._n_each = spec.source_axes[number], spec.plan.n_each
+        grids = spec.plan.axes
+        spans = [(g.read(a)[0], g.read(b - 1)[1]) for g, (a, b) in zip(grids, ranges, strict=True)]
+        self._starts = [a for a, _ in spans]
+        union = math.prod(b - a for a, b in spans)
+        apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
+        self._union = None if apart else self._read_union(ranges)
+        # What a file was decoded into is nobody else's: the only crop in it needs no copy.
+        self._copy = None if n_tiles == 1 and isinstance(spec.sources[number], ZarrSource) else True
+
+    def _read_union(self, ranges: Sequence[Range]) -> Array | None:
+        try:
+            return self._read(self._spec.reads(self._number, ranges))
+        except Exception:
+            if self._spec.on_error == "raise":
+                raise
+            return None  # only the tiles that hold what cannot be read shall fail
+
+    def _read(self, plans: Sequence[AxisRead]) -> Array:
+        try:
+            return self._read_box(plans)
+        except Exception as error:
+            box = ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)
+            error.add_note(f"raised while reading samples [{box}] of the source")
+            raise
+
+    def _read_box(self, plans: Sequence[AxisRead]) -> Array:
+        spec, source, given = self._spec, self._spec.sources[self._number], self._given
+        if isinstance(given, MemoryPart):
+            return read_padded(given.read, plans, spec.cval)
+        if isinstance(source, BlockSource):
+            blocks = dict(zip(block_inputs(source, plans), given, strict=True))
+            return read_padded(lambda box: source.read_blocks(blocks, box), plans, spec.cval)
+        uses, limit = spec.uses(self._number), spec.plan.cache_bytes
+        return read_padded(lambda box: source.read(box, uses, limit), plans, spec.cval)
+
+    def cut(self, tile: Tile) -> Array:
+        """Return a copy of the crop of ``tile``, without its ``each`` axes."""
+        if self._union is None:
+            whole = self._read(self._spec.reads(self._number, [(i, i + 1) for i in tile.position]))
+            starts: Sequence[int] = tile.read.start
+        else:
+            whole, starts = self._union, self._starts
+        index: list[Any] = [slice(None)] * whole.ndim
+        for d, axis in enumerate(self._axes):
+            low = tile.read.start[d] - starts[d]
+            index[axis] = low if d < self._n_each else slice(low, tile.read.stop[d] - starts[d])
+        return np.array(whole[tuple(index)], order="C", copy=self._copy)
+
+
+def block_inputs(source: BlockSource, plans: Sequence[AxisRead]) -> list[Index]:
+    """Return the indices of the dask blocks that ``plans`` read, sorted."""
+    boxes = itertools.product(*(plan.intervals for plan in plans))
+    return sorted({index for box in boxes for index in source.touching(box)})
+
+
+def tiles_of(spec: Spec, ranges: Sequence[Range]) -> list[Tile]:
+    """Return the running tiles in ``ranges``, in raster order within each crop shape."""
+    runs = spec.active.runs
+    tiles = [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]]
+    if spec.plan.axes[-1].edge == "clip":
+        # Batches hold one shape. Sorting keeps the order of summation the same without them.
+        tiles.sort(key=lambda t: t.read.shape, reverse=True)
+    return tiles
+
+
+def run_tiles(
+    spec: Spec,
+    tiles: Sequence[Tile],
+    crops: Sequence[Crops],
+    skipped: list[int],
+    failures: list[Failure],
+) -> Iterator[Results]:
+    """Yield each tile with its results, in order, calling the function in batches.
+
+    The numbers of tiles that the skip predicate leaves out are appended to ``skipped``; those that fail,
+    where that does not end the run, to ``skipped`` and ``failures``.
+    """
+    size = spec.plan.batch_size or 1
+    waiting: list[Results] = []
+    for tile in tiles:
+        cuts = _cut(spec, tile, crops, skipped, failures)
+        if cuts is None:
+            continue
+        if waiting and (len(waiting) == size or waiting[0][0].read.shape != tile.read.shape):
+            yield from _attempt(spec, waiting, skipped, failures)
+            waiting = []
+        waiting.append((tile, cuts))
+    if waiting:
+        yield from _attempt(spec, waiting, skipped, failures)
+
+
+def _cut(
+    spec: Spec, tile: Tile, crops: Sequence[Crops], skipped: list[int], failures: list[Failure]
+) -> list[Array] | None:
+    """Return the crops of a tile; None where it is not to be run."""
+    try:
+        cuts = [c.cut(tile) for c in crops]
+    except Exception as error:
+        _fail(spec, tile, error, skipped, failures)
+        return None
+    if spec.skip is None or not _skips(spec, tile, cuts):
+        return cuts
+    skipped.append(tile.index)
+    return None
+
+
+def _skips(spec: Spec, tile: Tile, cuts: Sequence[Array]) -> bool:
+    try:
+        return bool(spec.skip(*cuts))
+    except Exception as error:
+        error.add_note(f"raised by skip= on {tile}")
+        raise
+
+
+def _attempt(
+    spec: Spec, waiting: Sequence[Results], skipped: list[int], failures: list[Failure]
+) -> Iterator[Results]:
+    """Yield the results of one call; where it fails and the run goes on, those of each tile that works."""
+    if spec.on_error == "raise":
+        yield from _call(spec, waiting)
+        return
+    error: Exception | None = None
+    for _ in range(1 + spec.retries):
+        try:
+            # The function may write into its crops, and they may be needed again.
+            yield from _call(spec, [(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
+        except Exception as failed:
+            error = failed
+        else:
+            return
+    assert error is not None
+    if len(waiting) > 1:
+        for one in waiting:
+            yield from _attempt(spec, [one], skipped, failures)
+    else:
+        _fail(spec, waiting[0][0], error, skipped, failures)
+
+
+def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures: list[Failure]) -> None:
+    """Leave a tile without a result, or end the run."""
+    if spec.on_error == "raise":
+        raise error
+    if callable(spec.on_error):
+        spec.on_error(tile, error)
+    skipped.append(tile.index)
+    failures.append(Failure(tile, f"{type(error).__name__}: {error}"))
+
+
+def _call(spec: Spec, waiting: Sequence[Results]) -> list[Results]:
+    tiles = [tile for tile, _ in waiting]
+    batched = spec.plan.batch_size is not None or is_batched(spec.fn)
+    if batched:
+        columns = zip(*(cuts for _, cuts in waiting), strict=True)
+        arguments = [np.stack(column) for column in columns]
+    else:
+        arguments = waiting[0][1]
+    extra = {} if not spec.pass_tile else {"tiles": tuple(tiles)} if batched else {"tile": tiles[0]}
+    try:
+        raw = spec.fn(*arguments, **extra)
+    except Exception as error:
+        error.add_note(f"raised by fn on {_where(tiles)}")
+        raise
+    try:
+        results = as_results(raw, [layer.bound.key for layer in spec.layers])
+        for layer, result in zip(spec.layers, results, strict=True):
+            _check(layer, tiles[0], result, len(tiles) if batched else None)
+    except TilingError as error:
+        raise type(error)(f"{error} [{_where(tiles)}]") from None
+    return [(tile, [r[n] for r in results] if batched else results) for n, tile in enumerate(tiles)]
+
+
+def _where(tiles: Sequence[Tile]) -> str:
+    if len(tiles) == 1:
+        return str(tiles[0])
+    return f"a batch of {len(tiles)} tiles, from {tiles[0]} to {tiles[-1]}"
+
+
+def _check(layer: Layer, tile: Tile, result: Array, batch: int | None) -> None:
+    """Raise a `ContractError` unless ``result`` has the declared shape and dtype."""
+    shape = result.shape
+    if batch is not None:
+        if not result.ndim or shape[0] != batch:
+            raise ContractError(
+                f"the function got a batch of {batch} crops and returned shape {shape}; the first "
+                "axis must be the batch."
+            )
+        shape = shape[1:]
+    spans = (w.result(i) for w, i in zip(layer.weights, tile.position, strict=True))
+    expected = layer.layout([b - a for a, b in spans])[layer.n_each :]
+    if shape != expected:
+        which = "" if layer.bound.key is None else f" for output {layer.bound.key!r}"
+        raise ContractError(f"the function returned shape {shape}{which}; expected {expected}.")
+    check_dtype(layer.bound, result)
+    layer.bound.accumulator(result.dtype)  # refuses what this blend cannot add up

@@ -1,0 +1,1 @@
+"""What is called on a crop, and what it gives back."""

@@ -1,0 +1,370 @@
+"""What a function returns: declared by `Output`, or found by one call on zeros, then bound to the crops."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+
+from tilework.errors import ContractError, GridError, TilingError, whole, wholes
+from tilework.function.placement import find_axes, place
+from tilework.grid.weights import Blend, accumulation_dtype, kind_of
+
+__all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales"]
+
+Reduce = Literal["argmax"] | Callable[[np.ndarray[Any, Any]], Any]
+Lengths = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Declaration of one array that the function returns.
+
+    Parameters
+    ----------
+    dtype : dtype, optional
+        Of the returned array, after blending and reducing. Left out, it is found by one call on zeros
+        (for ``reduce="argmax"`` it follows from ``channels``).
+    channels : int, optional
+        Length of the one untiled axis of the result; 0 for none. Left out, the untiled axes of the crop
+        come back.
+    channel_axis : int
+        Where the channel axis stands in the result, batch excluded.
+    scale : int, Fraction or tuple of them
+        Result samples per image sample, per tiled axis: 2 for super-resolution, ``Fraction(1, 16)`` for
+        a feature map.
+    margin : int, or one int or ``(before, behind)`` per tiled axis, samples
+        Input samples at each side of a crop for which there is no result: a network without padding that
+        maps 512 to 498 has margin 7. The overlap must be at least as large.
+    shape : tuple of int, optional
+        The whole shape of the result for a full crop, batch excluded, for unusual layouts.
+    axes : tuple of int, optional
+        Where the tiled axes stand in the result, batch excluded, in their own order.
+    blend : str, callable or arrays, optional
+        As in `tiled_map`, for this output only.
+    reduce : "argmax" or callable, optional
+        Applied to each block after normalising: the position of the largest channel, or any function of
+        the block (axes as the function returns them) that keeps the tiled axes.
+    fill_value : scalar, optional
+        Value where no crop ran; wins over the call's.
+
+    Examples
+    --------
+    >>> Output(channels=5, reduce="argmax").scale
+    1
+    """
+
+    dtype: Any = None
+    channels: int | None = None
+    channel_axis: int = 0
+    scale: Any = 1
+    margin: Any = 0
+    shape: Lengths | None = None
+    axes: Lengths | None = None
+    blend: Blend | None = None
+    reduce: Reduce | None = None
+    fill_value: Any = None
+
+    def __init__(
+        self,
+        dtype: Any = None,
+        *,
+        channels: int | None = None,
+        channel_axis: int = 0,
+        scale: Any = 1,
+        margin: Any = 0,
+        shape: Sequence[int] | None = None,
+        axes: Sequence[int] | None = None,
+        blend: Blend | None = None,
+        reduce: Reduce | None = None,
+        fill_value: Any = None,
+    ) -> None:
+        channels = None if channels is None else whole("channels", channels)
+        if channels is not None and channels < 0:
+            raise TilingError(f"channels must be a whole number, 0 for none; got {channels!r}.")
+        if reduce is not None and not callable(reduce) and str(reduce) != "argmax":
+            raise TilingError(f'reduce must be "argmax" or a callable; got {reduce!r}.')
+        if callable(reduce) and dtype is None:
+            raise TilingError("a callable reduce needs a declared dtype: Output(dtype, reduce=...).")
+        _check_scalar("fill_value", fill_value)
+        values = (
+            dtype,
+            channels,
+            whole("channel_axis", channel_axis),
+            scale,
+            margin,
+            None if shape is None else wholes("shape", shape),
+            None if axes is None else wholes("axes", axes),
+            blend,
+            reduce,
+            fill_value,
+        )
+        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+            object.__setattr__(self, name, value)
+
+
+def _check_scalar(what: str, value: Any) -> None:
+    if np.ndim(value) or isinstance(value, Mapping | set):
+        raise TypeError(f"{what} must be one number; got {value!r}.")
+
+
+Outputs = Output | Sequence[Output] | Mapping[str, Output]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundOutput:
+    """One output with everything known that its blocks need."""
+
+    key: int | str | None
+    """Its place in the tuple or dict that the function returns; None when it returns one array."""
+    dtype: np.dtype[Any]
+    """Of the returned array."""
+    values: np.dtype[Any] | None
+    """Of the function's result, where a call showed it."""
+    shape: Lengths
+    """Of the function's result for a full crop, batch excluded."""
+    axes: Lengths
+    """Where the tiled axes stand in ``shape``."""
+    scale: tuple[Fraction, ...]
+    """Result samples per image sample, per tiled axis."""
+    blend: Blend
+    """The blend as given."""
+    kind: str
+    """Its word, or "window"."""
+    reduce: Reduce | None
+    """What is applied to a normalised block."""
+    channel_axis: int | None
+    """Axis of the argmax in ``shape``."""
+    fill_value: Any
+    """Value where no crop ran, of ``dtype``."""
+    reduced_shape: Lengths
+    """``shape`` after reducing."""
+    reduced_axes: Lengths
+    """``axes`` after reducing."""
+    steep: bool = False
+    """Whether the weights span more than float32 holds, so that sums are double."""
+
+    def accumulator(self, values: np.dtype[Any] | None = None) -> np.dtype[Any]:
+        """Return the dtype in which results of dtype ``values`` are combined."""
+        values = values or self.values or (self.dtype if self.reduce is None else np.dtype(np.float32))
+        dtype = accumulation_dtype(values, self.kind)
+        dtype = np.result_type(dtype, np.float64) if self.steep else dtype
+        wider = self.reduce is None and self.kind != "trim" and self.dtype.kind in "fc"
+        return np.result_type(dtype, accumulation_dtype(self.dtype, self.kind)) if wider else dtype
+
+
+def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
+    """Return ``(key, Output)`` pairs of one output, a tuple or a dict of them."""
+    if isinstance(outputs, Output):
+        return [(None, outputs)]
+    if isinstance(outputs, Mapping):
+        pairs: list[tuple[int | str | None, Output]] = list(outputs.items())
+    elif isinstance(outputs, list | tuple):
+        pairs = list(enumerate(outputs))
+    else:
+        raise TypeError(f"output must be an Output, or a tuple or dict of them; got {outputs!r}")
+    for key, output in pairs:
+        if not isinstance(output, Output):
+            raise TypeError(f"output {key!r} must be an Output; got {output!r}")
+    if not pairs:
+        raise TilingError("output must hold at least one Output; got none.")
+    return pairs
+
+
+def margins(outputs: Sequence[Output], n_axes: int) -> tuple[tuple[int, int], ...]:
+    """Return ``(before, behind)`` per tiled axis, one for all outputs."""
+    found = {_margin(output.margin, n_axes) for output in outputs}
+    if len(found) > 1:
+        raise GridError(f"all outputs of one function must have one margin; got {sorted(found)}.")
+    return found.pop()
+
+
+def _margin(margin: Any, n_axes: int) -> tuple[tuple[int, int], ...]:
+    per_axis = tuple(margin) if isinstance(margin, list | tuple) else (margin,) * n_axes
+    if len(per_axis) != n_axes:
+        raise GridError(f"margin needs one entry per tiled axis; got {margin!r} for {n_axes} axes.")
+    pairs = [tuple(m) if isinstance(m, list | tuple) else (m, m) for m in per_axis]
+    if any(len(p) != 2 or any(not isinstance(m, int | np.integer) or m < 0 for m in p) for p in pairs):
+        raise GridError(f"margin must be whole numbers of samples, at least 0; got {margin!r}.")
+    return tuple((int(a), int(b)) for a, b in pairs)
+
+
+def scales(scale: Any, n_axes: int) -> tuple[Fraction, ...]:
+    """Return the scale per tiled axis as fractions."""
+    per_axis: tuple[Any, ...] = tuple(scale) if isinstance(scale, list | tuple) else (scale,) * n_axes
+    if len(per_axis) != n_axes:
+        raise GridError(f"scale needs one entry per tiled axis; got {scale!r} for {n_axes} axes.")
+    if not all(isinstance(s, int | float | np.integer | Fraction) and math.isfinite(s) for s in per_axis):
+        raise TypeError(f"scale must be positive whole numbers or Fractions; got {scale!r}.")
+    fractions = tuple(
+        Fraction(int(s) if isinstance(s, np.integer) else s).limit_denominator(4096) for s in per_axis
+    )
+    if any(f <= 0 or float(f) != float(s) for f, s in zip(fractions, per_axis, strict=True)):
+        raise GridError(f"scale must be positive whole numbers or Fractions; got {scale!r}.")
+    return fractions
+
+
+def bind(
+    key: int | str | None,
+    output: Output,
+    *,
+    crop_shape: Lengths,
+    crop_axes: Lengths,
+    crop: Lengths,
+    margin: tuple[tuple[int, int], ...],
+    blend: Blend,
+    fill_value: Any,
+    result: np.ndarray[Any, Any] | None,
+) -> BoundOutput:
+    """Return ``output`` bound to the crops of one call.
+
+    Parameters
+    ----------
+    result : numpy.ndarray or None
+        What the function returned for a crop of zeros, where it was called.
+    """
+    scale = scales(output.scale, len(crop))
+    lengths = tuple(math.ceil((c - sum(m)) * s) for c, m, s in zip(crop, margin, scale, strict=True))
+    if result is not None and output == Output(output.dtype, blend=output.blend):
+        shape = result.shape
+        axes = find_axes(shape, lengths, crop_shape, crop_axes)
+    else:
+        shape, axes = place(output, crop_shape, crop_axes, lengths)
+        if result is not None and result.shape != shape:
+            raise ContractError(
+                f"the function returned shape {result.shape}; the declared output has {shape}."
+            )
+    blend = blend if output.blend is None else output.blend
+    kind = kind_of(blend)
+    values = None if result is None else result.dtype
+    channel = _channel(output, shape, axes) if output.reduce == "argmax" else None
+    dtype = _dtype(output, values, shape, channel)
+    reduced_shape, reduced_axes = _reduced(output.reduce, shape, axes, channel)
+    fill = fill_value if output.fill_value is None else output.fill_value
+    bound = BoundOutput(
+        key, dtype, values, shape, axes, scale, blend, kind, output.reduce, channel,
+        scalar("fill_value", fill, dtype), reduced_shape, reduced_axes,
+    )  # fmt: skip
+    _check_blend(output, bound)
+    return bound
+
+
+def _channel(output: Output, shape: Lengths, axes: Lengths) -> int:
+    untiled = [a for a in range(len(shape)) if a not in axes]
+    if len(untiled) == 1:
+        return untiled[0]
+    channel = output.channel_axis % max(1, len(shape))
+    if channel not in untiled:
+        raise TilingError(
+            f'reduce="argmax" needs a channel axis; the result of shape {shape} has untiled axes {untiled} '
+            "and "
+            f"channel_axis is {output.channel_axis}. Say channels= or channel_axis=."
+        )
+    return channel
+
+
+def as_dtype(value: Any) -> np.dtype[Any]:
+    """Return a numpy dtype; raise a `TypeError` for what is none."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"dtype must be a numpy dtype; got {value!r}.") from error
+    return dtype
+
+
+def _dtype(
+    output: Output, values: np.dtype[Any] | None, shape: Lengths, channel: int | None
+) -> np.dtype[Any]:
+    dtype: np.dtype[Any]
+    if output.dtype is not None:
+        dtype = as_dtype(output.dtype)
+    elif channel is not None:
+        dtype = np.min_scalar_type(max(0, shape[channel] - 1))
+    elif values is not None:
+        dtype = values
+    else:
+        raise TilingError("the dtype of an output is not known; say Output(dtype, ...).")
+    if dtype.hasobject:
+        raise TilingError(
+            f"an output cannot have dtype {dtype}; tilework handles numbers, bool and datetimes."
+        )
+    return np.dtype(dtype)
+
+
+def _reduced(
+    reduce: Reduce | None, shape: Lengths, axes: Lengths, channel: int | None
+) -> tuple[Lengths, Lengths]:
+    """Return shape and tiled axes after ``reduce``; a callable is tried on a small block of zeros."""
+    if reduce is None:
+        return shape, axes
+    if channel is not None:
+        kept = [a for a in range(len(shape)) if a != channel]
+        return tuple(shape[a] for a in kept), tuple(kept.index(a) for a in axes)
+    assert callable(reduce)
+    for start in (2, 11, 23):
+        # Lengths that no other axis has, so that the tiled axes can be told in what comes back.
+        free = (n for n in itertools.count(start) if n not in shape)
+        small = list(shape)
+        for axis, length in zip(axes, free, strict=False):
+            small[axis] = length
+        lengths = tuple(small[a] for a in axes)
+        got = np.shape(reduce(np.zeros(small, np.float32)))
+        if all(got.count(n) == 1 for n in lengths):
+            break
+    else:
+        raise ContractError(
+            f"reduce must keep the tiled axes; it maps a block of shape {tuple(small)} (tiled axes {axes}) "
+            f"to {got}."
+        )
+    order = [got.index(n) for n in lengths]
+    full = list(got)
+    for axis, source in zip(order, axes, strict=True):
+        full[axis] = shape[source]
+    return tuple(full), tuple(order)
+
+
+def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return ``value`` as a scalar of ``dtype``; refused where it would change."""
+    _check_scalar(what, value)
+    if dtype.kind in "mM" and isinstance(value, int | np.integer) and value == 0:
+        return np.zeros((), dtype)[()]  # numpy 2.5 warns when a time is compared with a number
+    try:
+        if np.iscomplexobj(value) and dtype.kind != "c":
+            raise ValueError  # astype would drop the imaginary part
+        with np.errstate(all="ignore"):
+            cast = np.asarray(value).astype(dtype)
+            same = bool(cast == value) or bool(cast != cast and value != value)
+            same = same or (dtype.kind in "fc" and np.isfinite(value) == np.isfinite(cast))
+            # No datetime equals a number, but 0 is the default and means the epoch.
+            same = same or (dtype.kind in "mM" and np.asarray(value).dtype.kind in "iu" and value == 0)
+    except (TypeError, ValueError, OverflowError):
+        same = dtype.kind in "mM" and value == 0
+        cast = np.zeros((), dtype)
+    if not same:
+        raise TilingError(f"{what} {value!r} cannot be held by dtype {dtype}; choose another.")
+    return cast[()]
+
+
+def _check_blend(output: Output, bound: BoundOutput) -> None:
+    """Refuse at build what would fail, or average labels, in the first task."""
+    known = bound.values or (bound.dtype if bound.reduce is None else None)
+    if known is None:
+        return
+    accumulation_dtype(known, bound.kind)
+    weighted = bound.kind not in ("trim", "max", "min", "sum")
+    if (
+        weighted
+        and known.kind in "iu"
+        and known.itemsize == 4
+        and output.dtype is None
+        and output.reduce is None
+    ):
+        raise TilingError(
+            f'{known} values would be averaged; labels must not be averaged: use blend="trim". '
+            f'If they are numbers, say so with dtype="{known}".'
+        )

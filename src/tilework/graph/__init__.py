@@ -1,0 +1,1 @@
+"""The engine as dask tasks; the only package that builds dask arrays."""

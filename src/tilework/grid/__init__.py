@@ -1,0 +1,1 @@
+"""Where crops stand and how much each sample weighs: whole numbers, one axis at a time, no image."""

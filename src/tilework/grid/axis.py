@@ -1,0 +1,386 @@
+"""Boxes, tiles and grids: all arithmetic of tiling, one axis at a time, in Python integers.
+
+A grid lives in *frame* coordinates along each axis: the frame is the image with ``margin`` in front and
+behind (samples that a valid-region function consumes) and, where the crop or ``multiple`` asks for it,
+more at its end. A crop that starts at frame sample ``a`` gives results for the image samples
+``[a, a + crop - sum(margin))``, so a frame start is also the image sample of the first result::
+
+    image          0                                    n
+    frame    0 lo  |------------------------------------| hi (+ end padding)   length
+    crop       [ lo |=========== valid ===========| hi ]
+               a
+
+Source of the closed forms: a walk over all small grids, repeated as law G6 in ``tests/laws``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import numpy as np
+
+from tilework.grid.starts import Starts
+
+__all__ = ["AxisGrid", "Box", "Edge", "Tile", "TileGrid"]
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]
+EDGES: tuple[Edge, ...] = ("shift", "squeeze", "pad", "clip", "drop")
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Return ``a / b`` rounded up."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A half-open N-D interval, in samples.
+
+    Examples
+    --------
+    >>> Box((0, 4), (8, 10)).intersect(Box((6, 0), (20, 6))).shape
+    (2, 2)
+    """
+
+    start: tuple[int, ...]
+    """First sample per axis."""
+    stop: tuple[int, ...]
+    """One past the last sample per axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths per axis, samples; never negative."""
+        return tuple(max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index."""
+        return tuple(map(slice, self.start, self.stop))
+
+    def intersect(self, other: Box) -> Box:
+        """Return the samples in both boxes."""
+        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
+
+    def shift(self, offset: Sequence[int]) -> Box:
+        """Return the box moved by ``offset``, samples per axis."""
+        return Box(
+            tuple(a + d for a, d in zip(self.start, offset, strict=True)),
+            tuple(b + d for b, d in zip(self.stop, offset, strict=True)),
+        )
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class AxisGrid:
+    """The crops along one axis: every start, core and support by closed form, in O(1) memory.
+
+    Examples
+    --------
+    >>> grid = AxisGrid(extent=20, crop=8, overlap=2)
+    >>> [grid.read(i) for i in range(len(grid))]
+    [(0, 8), (2, 10), (6, 14), (10, 18), (12, 20)]
+    >>> [grid.core(i) for i in range(len(grid))]
+    [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
+    """
+
+    extent: int
+    """Length of the image along this axis, samples."""
+    crop: int
+    """Length of the window that the function receives, samples."""
+    overlap: int
+    """Context on each side of a core, samples."""
+    stride: int = 0
+    """Distance between neighbouring crops, samples; 0 means ``crop - 2 * overlap``."""
+    edge: Edge = "shift"
+    """How a crop that sticks out of the image is filled."""
+    trims: bool = True
+    """Whether some output is trimmed: cores then are multiples of the stride."""
+    multiple: int = 1
+    """Starts are multiples of this, samples."""
+    margin: tuple[int, int] = (0, 0)
+    """Samples before and behind that the function consumes without a result for them."""
+    quantum: int = 1
+    """Cores begin at multiples of this, samples (the denominator of the output's scale)."""
+    starts: Starts | None = None
+    """Where the crops start, frame samples, instead of what ``edge`` and ``stride`` say; ``edge`` then only
+    says how what sticks out is filled."""
+
+    def __post_init__(self) -> None:
+        if self.stride == 0:
+            object.__setattr__(self, "stride", self.crop - 2 * self.overlap)
+
+    @property
+    def regular(self) -> bool:
+        """Whether nominal starts are ``i * stride - overlap``, else ``i * stride``."""
+        if self.starts is not None:
+            return False
+        return self.edge == "pad" or (self.trims and self.edge in ("shift", "clip"))
+
+    @property
+    def length(self) -> int:
+        """Length of the frame: image, margins and the padding at the end, samples."""
+        bare = self.extent + sum(self.margin)
+        if self.edge not in ("shift", "squeeze"):
+            return bare
+        return max(self.crop, self.crop + ceil_div(bare - self.crop, self.multiple) * self.multiple)
+
+    @property
+    def end_padding(self) -> int:
+        """Samples that ``boundary`` adds at the end so that whole crops fit on the allowed starts."""
+        return self.length - self.extent - sum(self.margin)
+
+    @property
+    def _lead(self) -> int:
+        """How far nominal start 0 lies before the frame's start."""
+        return self.overlap - self.margin[0] if self.regular else 0
+
+    @property
+    def _first(self) -> int:
+        """Number of the first nominal tile that is a tile of its own."""
+        if self.edge != "shift" or not self.regular or self.length == self.crop:
+            return 0
+        return self._lead // self.stride
+
+    def __len__(self) -> int:
+        """Return the number of tiles."""
+        if self.starts is not None:
+            return len(self.starts)
+        if self.edge == "pad":
+            return ceil_div(self.extent, self.stride)
+        surplus = self.length - self.crop
+        if self.edge == "drop":
+            return 1 + surplus // self.stride if surplus >= 0 else 0
+        if surplus == 0 and self.edge != "clip":
+            return 1
+        # max(0, ...): a clipped crop may be longer than the frame.
+        return 1 + max(0, ceil_div(surplus + self._lead, self.stride)) - self._first
+
+    def nominal(self, i: int) -> int:
+        """Return the frame sample at which crop ``i`` starts before any clipping."""
+        if self.starts is not None:
+            return self.starts[i]
+        slack = self.length - self.crop
+        if self.edge == "squeeze":
+            steps = len(self) - 1
+            return self.multiple * (i * (slack // self.multiple) // steps) if steps else 0
+        start = (self._first + i) * self.stride - self._lead
+        return min(max(start, 0), slack) if self.edge == "shift" else start
+
+    def frame(self, i: int) -> tuple[int, int]:
+        """Return crop ``i`` in frame samples; only ``pad`` sticks out of the frame."""
+        start = self.nominal(i)
+        stop = start + self.crop
+        return (max(start, 0), min(stop, self.length)) if self.edge == "clip" else (start, stop)
+
+    def read(self, i: int) -> tuple[int, int]:
+        """Return crop ``i`` in image samples; what lies outside the image is padding."""
+        start, stop = self.frame(i)
+        return start - self.margin[0], stop - self.margin[0]
+
+    def valid(self, i: int) -> tuple[int, int]:
+        """Return the image samples for which crop ``i`` gives a result, padding included."""
+        start, stop = self.frame(i)
+        return start, stop - sum(self.margin)
+
+    def core(self, i: int) -> tuple[int, int]:
+        """Return the image samples that tile ``i`` owns; cores partition what is covered."""
+        last = len(self) - 1
+        return self._cut(i - 1) if i else max(0, self.nominal(0)), self.covered if i == last else self._cut(i)
+
+    def _cut(self, i: int) -> int:
+        """Return the image sample at which tile ``i + 1`` takes over from tile ``i``."""
+        if self.regular:
+            return (self._first + i + 1) * self.stride
+        if self.edge == "drop" and self.starts is None:
+            return (i + 1) * self.stride + self.overlap - self.margin[0]
+        middle = (self.nominal(i) + self.nominal(i + 1) + self.crop) // 2 - self.margin[0]
+        # A given start may lie so far out that the middle does, too.
+        return min(max(middle // self.quantum * self.quantum, 0), self.covered)
+
+    @property
+    def covered(self) -> int:
+        """End of the last core, image samples; less than ``extent`` only for ``drop`` and given starts."""
+        if self.edge != "drop" and self.starts is None:
+            return self.extent
+        if not len(self):
+            return 0
+        stop = self.nominal(len(self) - 1) + self.crop
+        if stop >= self.length:
+            return self.extent
+        return (stop - self.margin[0] - self.overlap) // self.quantum * self.quantum
+
+    def support(self, i: int, rim: int | None = None) -> tuple[int, int]:
+        """Return the image samples where tile ``i`` has weight: core (``rim=None``) or crop less rim."""
+        if rim is None:
+            return self.core(i)
+        start, stop = self.valid(i)
+        before, behind = self.borders(i)
+        return 0 if before else max(0, start + rim), self.extent if behind else min(self.extent, stop - rim)
+
+    def borders(self, i: int) -> tuple[bool, bool]:
+        """Return whether crop ``i`` ends where the image does, before and behind.
+
+        A padded crop never does: what stands beyond the border is invented like any other context.
+        """
+        start, stop = self.valid(i)
+        return self.edge != "pad" and start <= 0, self.edge != "pad" and stop >= self.extent
+
+    def nominals(self) -> Ints:
+        """Return `nominal` of all tiles at once."""
+        if self.starts is not None:
+            return self.starts.array()
+        tiles, slack = np.arange(len(self), dtype=np.int64), self.length - self.crop
+        if self.edge == "squeeze":
+            return tiles * (slack // self.multiple) // max(1, len(self) - 1) * self.multiple
+        starts = (self._first + tiles) * self.stride - self._lead
+        return np.clip(starts, 0, slack) if self.edge == "shift" else starts
+
+    def reads(self) -> tuple[Ints, Ints]:
+        """Return `read` of all tiles at once, as starts and stops."""
+        starts = self.nominals()
+        stops = starts + self.crop
+        if self.edge == "clip":
+            starts, stops = np.maximum(starts, 0), np.minimum(stops, self.length)
+        return starts - self.margin[0], stops - self.margin[0]
+
+    def supports(self, rim: int | None = None) -> tuple[Ints, Ints]:
+        """Return `support` of all tiles at once, as starts and stops."""
+        if rim is None:
+            starts = self.nominals()
+            cuts = (starts[:-1] + starts[1:] + self.crop) // 2 - self.margin[0]
+            cuts = np.clip(cuts // self.quantum * self.quantum, 0, self.covered)
+            number = np.arange(len(cuts), dtype=np.int64)
+            if self.regular:
+                cuts = (self._first + number + 1) * self.stride
+            elif self.edge == "drop" and self.starts is None:
+                cuts = (number + 1) * self.stride + self.overlap - self.margin[0]
+            ends = [max(0, int(starts[0])), self.covered] if len(starts) else []
+            return np.concatenate((ends[:1], cuts)).astype(np.int64), np.concatenate((cuts, ends[1:])).astype(
+                np.int64
+            )
+        lows, highs = self.reads()
+        valid_starts, valid_stops = lows + self.margin[0], highs - self.margin[1]
+        low, high = np.maximum(valid_starts + rim, 0), np.minimum(valid_stops - rim, self.extent)
+        if self.edge == "pad":
+            return low, high
+        return (
+            np.where(valid_starts <= 0, 0, low),
+            np.where(valid_stops >= self.extent, self.extent, high),
+        )
+
+    def owner(self, x: int) -> int:
+        """Return the tile whose core holds image sample ``x``."""
+        return bisect_right(range(len(self)), x, key=lambda i: self.core(i)[0]) - 1
+
+    def touching(self, start: int, stop: int, rim: int | None = None) -> range:
+        """Return the tiles whose support meets the image samples ``[start, stop)``."""
+        tiles = range(len(self))
+        first = bisect_right(tiles, start, key=lambda i: self.support(i, rim)[1])
+        return range(first, max(first, self.starting(stop, rim)))
+
+    def starting(self, stop: int, rim: int | None = None) -> int:
+        """Return the number of tiles whose support starts before image sample ``stop``."""
+        return bisect_left(range(len(self)), stop, key=lambda i: self.support(i, rim)[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One crop with its place."""
+
+    index: int
+    """Number in raster order, last axis fastest."""
+    position: tuple[int, ...]
+    """Number along each axis."""
+    read: Box
+    """What the function sees, image samples; may stick out of the image."""
+    core: Box
+    """What the tile owns when trimming, image samples."""
+    padding: tuple[tuple[int, int], ...]
+    """Samples of the read box before and behind the image, per axis."""
+
+    def __str__(self) -> str:
+        return f"tile {self.index} at {self.position}, reading {self.read}, crop {self.read.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid(Sequence[Tile]):
+    """The product of per-axis grids: a lazy sequence of tiles in raster order."""
+
+    axes: tuple[AxisGrid, ...]
+    """One grid per axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of tiles per axis."""
+        return tuple(map(len, self.axes))
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tile]: ...
+    def __getitem__(self, index: int | slice) -> Tile | Sequence[Tile]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        position, rest = [], number
+        for count in reversed(self.shape):
+            rest, i = divmod(rest, count)
+            position.append(i)
+        return self.tile(tuple(reversed(position)), number)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return self.within([(0, count) for count in self.shape])
+
+    def number(self, position: Sequence[int]) -> int:
+        """Return the raster number of the tile at ``position``."""
+        number = 0
+        for i, count in zip(position, self.shape, strict=True):
+            number = number * count + i
+        return number
+
+    def tile(self, position: tuple[int, ...], number: int | None = None) -> Tile:
+        """Return the tile at ``position``, its number along each axis."""
+        places = [_place(axis, i) for axis, i in zip(self.axes, position, strict=True)]
+        return _tile(self.number(position) if number is None else number, position, places)
+
+    def within(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Tile]:
+        """Yield the tiles in ``ranges``, first and one past the last per axis, in raster order."""
+        per_axis = [
+            [(i, _place(axis, i)) for i in range(a, b)]
+            for axis, (a, b) in zip(self.axes, ranges, strict=True)
+        ]
+        shape = self.shape
+        for chosen in itertools.product(*per_axis):
+            number = 0
+            for (i, _), count in zip(chosen, shape, strict=True):
+                number = number * count + i
+            yield _tile(number, tuple(i for i, _ in chosen), [place for _, place in chosen])
+
+
+def _place(axis: AxisGrid, i: int) -> tuple[int, ...]:
+    """Return where tile ``i`` reads, what it owns and its padding, along one axis."""
+    start, stop = axis.read(i)
+    return start, stop, *axis.core(i), max(0, -start), max(0, stop - axis.extent)
+
+
+def _tile(number: int, position: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> Tile:
+    starts, stops, lows, highs, before, behind = zip(*places, strict=True)
+    return Tile(
+        number, position, Box(starts, stops), Box(lows, highs), tuple(zip(before, behind, strict=True))
+    )

@@ -1,0 +1,1 @@
+"""The loops of Ryomen and Patchly."""

@@ -1,0 +1,305 @@
+"""`Aggregator`: patches put together to one array, as Patchly does."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from tilework.engine.canvas import check_dtype
+from tilework.errors import ContractError, TilingError, TilingWarning, one_of, whole, wholes
+from tilework.function.calling import as_array
+from tilework.function.output import as_dtype, scales
+from tilework.loops.common import Locked
+from tilework.loops.gather import Gatherer
+from tilework.loops.merging import Merge, addable, gaussian
+from tilework.loops.sampler import GridSampler
+from tilework.loops.sink import Sink, is_tensor
+
+__all__ = ["Aggregator", "gaussian"]
+
+Array = np.ndarray[Any, Any]
+Index = tuple[int, ...]
+
+
+class Aggregator(Locked):
+    """Puts patches together: weighted averages where they overlap.
+
+    A drop-in for ``patchly.Aggregator`` (arguments of 0.0.19), with its defects put right: any dtype, any
+    number of overlapping patches, NaN and inf kept, integers rounded and clipped, errors raised where they
+    happen, missing patches reported, outputs of any kind, and `append` from several threads.
+
+    Parameters
+    ----------
+    sampler : GridSampler
+        Whose boxes come back; with its ``chunk_size`` a chunk is finished, written and forgotten as soon as
+        its last patch is here.
+    output_size : sequence of int, samples, optional
+        Shape of the result, which is allocated: a torch tensor where the patches are, else a numpy array.
+    output : array, optional
+        Where the result is written instead: numpy, memmap, torch, Zarr v2 and v3, h5py, anything with
+        shape, dtype and item assignment. Storage chunks are written whole.
+    weights : str, array, callable, or one 1-D array per axis
+        "avg", "gaussian" (Patchly's), a word of `tiled_map`'s ``blend``, the weights of a patch, or a
+        callable that maps a length to 1-D weights.
+    softmax_dim : int, optional
+        Axis of a patch along which the position of the largest sum is the result. A size with that axis is
+        that of the scores; the result then is an array without it.
+    has_batch_dim : bool
+        Whether `append` gets batches of patches and boxes.
+    spatial_first : bool
+        Whether the tiled axes come first in a patch, or last.
+    chunk_postprocess_func : callable, optional
+        Maps each finished chunk (all axes of a patch, weights divided out) to what is written; instead of
+        the argmax.
+    device : str
+        Where a torch result is put.
+    dtype : dtype, optional
+        Of the allocated result; default: float32, or what holds the patches without loss of precision;
+        int64 for class positions.
+    fill_value : scalar
+        Value where no patch has weight.
+    accumulate : bool
+        Whether the result is added to what ``output`` holds instead of overwriting it.
+    missing : {"warn", "error", "ignore"}
+        What `get_output` does when patches did not come.
+    scale : int, Fraction or tuple of them
+        Result samples per image sample, where patches come back larger or smaller.
+
+    Raises
+    ------
+    TilingError
+        For sizes that do not fit the sampler; the message names the axis and the values.
+    TypeError
+        For arguments of a wrong type.
+
+    Examples
+    --------
+    >>> image = np.arange(100.0).reshape(10, 10)
+    >>> sampler = GridSampler(image, (10, 10), (4, 4), (2, 2))
+    >>> aggregator = Aggregator(sampler, output_size=(10, 10), weights="gaussian")
+    >>> for patch, box in sampler:
+    ...     aggregator.append(patch * 2, box)
+    >>> bool(np.allclose(aggregator.get_output(), image * 2))
+    True
+    """
+
+    def __init__(
+        self,
+        sampler: GridSampler,
+        output_size: Sequence[int] | None = None,
+        output: Any = None,
+        weights: Any = "avg",
+        softmax_dim: int | None = None,
+        has_batch_dim: bool = False,
+        spatial_first: bool = True,
+        chunk_postprocess_func: Callable[[Any], Any] | None = None,
+        device: Any = "cpu",
+        *,
+        dtype: Any = None,
+        fill_value: Any = 0,
+        accumulate: bool = False,
+        missing: Literal["warn", "error", "ignore"] = "warn",
+        scale: Any = 1,
+    ) -> None:
+        if output is None and output_size is None:
+            raise TilingError("give output_size, or output to write into.")
+        if accumulate and output is None:
+            raise TilingError("accumulate adds to output; give one.")
+        if chunk_postprocess_func is not None and not callable(chunk_postprocess_func):
+            raise TypeError(f"chunk_postprocess_func must be callable; got {chunk_postprocess_func!r}.")
+        self._sampler, self._batched, self._device = sampler, bool(has_batch_dim), device
+        self._given = None if output is None else Sink(output, accumulate=bool(accumulate))
+        self._accumulate = bool(accumulate)
+        size = wholes("output_size", output_size) if self._given is None else self._given.shape
+        if self._given is not None:
+            if output_size is not None and wholes("output_size", output_size) != size:
+                raise TilingError(f"output has shape {size}; output_size is {tuple(output_size)}.")
+            if dtype is not None and as_dtype(dtype) != self._given.dtype:
+                raise TilingError(f"output has dtype {self._given.dtype}; dtype={dtype!r} says another.")
+        self._merge = Merge(
+            sampler.grids,
+            sampler.spatial_size,
+            weights,
+            scales(scale, len(sampler.grids)),
+            bool(spatial_first),
+            size,
+            self._given.dtype if self._given is not None else None if dtype is None else as_dtype(dtype),
+            None if softmax_dim is None else whole("softmax_dim", softmax_dim),
+            None if chunk_postprocess_func is None else _Post(chunk_postprocess_func),
+            fill_value,
+            output is not None,
+        )
+        self._missing = one_of("missing", missing, ("warn", "error", "ignore"))
+        super().__init__()
+        self._gatherer: Gatherer | None = None
+        self._target = self._given
+        self._result: Array | None = None
+        self._tensors = False
+        self._dtypes: set[Any] = set()
+
+    # -- appending --------------------------------------------------------------------------------------
+
+    def append(self, patch: Any, patch_bbox: Any) -> None:
+        """Add a patch, or a batch of them; safe in several threads.
+
+        Parameters
+        ----------
+        patch : array
+            Numpy, torch on any device, or what `numpy.asarray` takes.
+        patch_bbox : array of int, shape (axes, 2), or (batch, axes, 2)
+            The patch's box, as the sampler gave it.
+
+        Raises
+        ------
+        ContractError
+            When the patch has another shape or dtype than its box and the output ask for.
+        TilingError
+            When the sampler has no such box, or its chunk is finished.
+        """
+        boxes, values = np.asarray(patch_bbox), as_array(patch)
+        self._tensors = self._tensors or is_tensor(patch)
+        if not self._batched or boxes.ndim != 3:
+            self._append(values, boxes)
+            return
+        if len(values) != len(boxes):
+            raise ContractError(f"a batch of {len(values)} patches came with {len(boxes)} boxes.")
+        for one, box in zip(values, boxes, strict=True):
+            self._append(one, box)
+
+    def _append(self, values: Array, box: Array) -> None:
+        position = self._sampler.position(box)
+        with self._lock:
+            gatherer = self._gatherer
+            if gatherer is None:
+                gatherer = self._gatherer = self._start(values)
+            values = self._checked(gatherer, position, values, box)
+            if self._result is not None and self._result is gatherer.canvas:
+                gatherer.detach()
+            for index, block in gatherer.add(position, values):
+                assert self._target is not None
+                self._target.store(gatherer.place(index), block)
+
+    def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
+        """Return the values of a patch as they are added, if they have the shape and a dtype for it."""
+        layer, expected = gatherer.layer, gatherer.expected(position)
+        if values.shape != expected:
+            raise ContractError(
+                f"the patch with box {box.tolist()} has shape {values.shape}; expected {expected}."
+            )
+        values = addable(values, layer.bound.kind)
+        # What depends on the dtype alone is asked once for each.
+        if values.dtype not in self._dtypes or layer.bound.kind == "trim":
+            check_dtype(layer.bound, values)
+            known = layer.bound.accumulator()
+            if not np.can_cast(values.dtype, known, "same_kind"):
+                raise ContractError(
+                    f"the patch with box {box.tolist()} has dtype {values.dtype}; the first one asked for "
+                    f"sums in {known}."
+                )
+            self._dtypes.add(values.dtype)
+        return values
+
+    def _start(self, values: Array) -> Gatherer:
+        """Return the gatherer for patches like the first one."""
+        unit = None if self._given is None else self._given.unit
+        spec = self._merge.spec(values, self._sampler.chunk_size, unit)
+        layer, bound = spec.layers[0], spec.layers[0].bound
+        if isinstance(bound.reduce, _Post):
+            bound.reduce.tensors = self._tensors
+        view = None if self._given is None or self._accumulate else self._given.view
+        gatherer = Gatherer(spec)
+        summed = layer.weighted and layer.importance is None and bound.reduce is None
+        if gatherer.whole and summed and view is not None and view.dtype == bound.accumulator():
+            view[...] = 0
+            return Gatherer(spec, view)
+        if self._given is not None:
+            self._given.expect(gatherer.parts())
+        elif not gatherer.whole:
+            self._target = Sink(np.empty(bound.reduced_shape, bound.dtype))
+        return gatherer
+
+    # -- results ----------------------------------------------------------------------------------------
+
+    @property
+    def missing(self) -> list[list[list[int]]]:
+        """Boxes of the patches that have not come yet, start and stop per axis, in raster order."""
+        times = {} if self._gatherer is None else self._gatherer.times
+        if len(times) == len(self._sampler):
+            return []
+        every = (self._sampler.get_bbox(i) for i in range(len(self._sampler)))
+        numbers = self._sampler.number
+        return sorted(box.tolist() for box in every if numbers(self._sampler.position(box)) not in times)
+
+    def get_output(self, inplace: bool = False) -> Any:
+        """Return the result: ``output`` itself where it was given, else the allocated array.
+
+        Parameters
+        ----------
+        inplace : bool
+            Makes no difference: a given output holds the result in either case.
+
+        Returns
+        -------
+        array, like ``output`` or the patches
+
+        Warns
+        -----
+        TilingWarning
+            When patches are missing: where they alone have weight, the result is ``fill_value``.
+
+        Raises
+        ------
+        TilingError
+            When patches are missing and ``missing="error"``.
+        """
+        del inplace
+        self._report()
+        with self._lock:
+            if self._gatherer is None:
+                self._gatherer = self._start(np.zeros(self._merge.patch_shape(), np.float32))
+            self._finish(self._gatherer)
+            axis = self._merge.last_argmax
+            if self._given is not None:
+                self._given.close()
+                return self._given.array if axis is None else self._given.array[...].argmax(axis)
+            result = self._result if self._target is None else self._target.array
+            if not self._tensors:
+                return result
+            return sys.modules["torch"].from_numpy(result).to(self._device)
+
+    def _finish(self, gatherer: Gatherer) -> None:
+        view = None if self._given is None else self._given.view
+        for index, block in gatherer.rest():
+            if self._target is None:
+                self._result = block
+            elif view is None or block is not view:
+                if view is not None and gatherer.canvas is view:
+                    gatherer.detach()  # the sums go on, though the output now holds the result
+                self._target.store(gatherer.place(index), block)
+
+    def _report(self) -> None:
+        if self._missing == "ignore" or not (boxes := self.missing):
+            return
+        some = ", ".join(map(str, boxes[:3])) + (", ..." if len(boxes) > 3 else "")
+        text = f"{len(boxes)} of {len(self._sampler)} patches did not come, with boxes {some}."
+        if self._missing == "error":
+            raise TilingError(f'{text} Append them, or say missing="ignore".')
+        warnings.warn(
+            f"{text} Where no other patch has weight, the result is fill_value.", TilingWarning, stacklevel=3
+        )
+
+
+class _Post:
+    """A user's function of a chunk, which gets tensors where it works with tensors."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function = function
+        self.tensors = False
+
+    def __call__(self, chunk: Array) -> Array:
+        given = sys.modules["torch"].from_numpy(chunk) if self.tensors else chunk
+        return as_array(self._function(given))

@@ -1,0 +1,170 @@
+"""`CropReader`: one crop of an image at a time, in memory of its own, from any source."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilework.errors import TilingError, one_of
+from tilework.function.output import scalar
+from tilework.grid.axis import AxisGrid
+from tilework.plan.arguments import default_memory
+from tilework.source.base import BlockSource, H5Source, MemorySource, Source, ZarrSource
+from tilework.source.cache import CHUNKS
+from tilework.source.opening import open_source
+from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
+
+__all__ = ["CropReader", "Padding", "open_image"]
+
+Array = np.ndarray[Any, Any]
+Position = Sequence[int]
+
+# Decoded chunks that the reader of one image may keep, as a part of the machine's memory. What is kept is
+# dropped at its last use, so this is reached only by images far larger than their crops.
+CACHE_SHARE = 8
+
+
+class Padding:
+    """How samples outside the image are invented: a word or callable of `numpy.pad` with its options."""
+
+    def __init__(self, mode: Any = "reflect", **options: Any) -> None:
+        self.mode = mode if callable(mode) else one_of("the padding mode", mode, TECHNIQUES)
+        self.options = options
+        self.cval: Any = 0
+        self.boundary: Boundary | None = None
+        """The word where index arithmetic does it; None where `numpy.pad` has to."""
+        rest = dict(options)
+        if mode == "constant" and not np.ndim(rest.get("constant_values", 0)):
+            self.cval, self.boundary = rest.pop("constant_values", 0), "constant"
+        elif mode == "empty":
+            self.boundary = "constant"
+        elif mode in BOUNDARIES and rest.get("reflect_type", "even") == "even" and mode != "constant":
+            rest.pop("reflect_type", None)
+            self.boundary = mode
+        if self.boundary is not None and rest:
+            raise TilingError(f"numpy.pad has no option {', '.join(rest)} for mode {mode!r}.")
+
+
+class _Tensor:
+    """A torch tensor on a device, sliced there and read as numpy."""
+
+    def __init__(self, tensor: Any) -> None:
+        self.tensor, self.shape = tensor.detach(), tuple(tensor.shape)
+        self.dtype = np.asarray(tensor[(slice(0),) * tensor.ndim].detach().cpu()).dtype
+
+    def __getitem__(self, index: Any) -> Array:
+        return np.asarray(self.tensor[index].cpu())
+
+
+def open_image(image: Any) -> Source:
+    """Return the recipe of an image; tensors may live on any device.
+
+    Raises
+    ------
+    TypeError
+        For an object without shape, dtype and slicing.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(image, torch.Tensor) and image.device.type != "cpu":
+        return open_source(_Tensor(image))
+    return open_source(image)
+
+
+class CropReader:
+    """Reads the crops of a grid out of one image; picklable, and safe in several threads at a time."""
+
+    def __init__(
+        self,
+        image: Any,
+        source: Source,
+        axes: Sequence[int],
+        grids: Sequence[AxisGrid],
+        padding: Padding,
+        cache_bytes: int | None = None,
+    ) -> None:
+        if padding.boundary == "constant":
+            scalar("the padding constant", padding.cval, source.dtype)
+        self.source = source
+        self._axes, self._grids, self._padding = tuple(axes), tuple(grids), padding
+        self._cache_bytes = default_memory() // CACHE_SHARE if cache_bytes is None else cache_bytes
+        # A recipe of an array in memory does not carry the data, which here must travel.
+        self._image = image if isinstance(source, MemorySource | BlockSource) or _is_tensor(image) else None
+        self._uses: tuple[Array, ...] | None = None
+        self._tensor = _is_tensor(image)
+        self._device = getattr(image, "device", None)
+        self._fresh = isinstance(source, ZarrSource | H5Source)
+        starts = [grid.reads() for grid in self._grids]
+        self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        what = self.source if self._image is None else self._image
+        return _reopened, (what, self._axes, self._grids, self._padding, self._cache_bytes)
+
+    def read(self, position: Position) -> Any:
+        """Return the crop at ``position``, its number along each axis: an array that nobody else holds.
+
+        A tensor where the image is one, on its device; else a numpy array.
+        """
+        reads = [spans[i] for spans, i in zip(self._spans, position, strict=True)]
+        inside = all(a >= 0 and b <= g.extent for (a, b), g in zip(reads, self._grids, strict=True))
+        if inside:
+            box = [(0, n) for n in self.source.shape]
+            for axis, read in zip(self._axes, reads, strict=True):
+                box[axis] = read
+            crop = self._read(box)
+        else:
+            crop = self._cut(reads)
+        # What index arithmetic or a file gave is nobody else's.
+        if not self._fresh and (inside or self._padding.boundary is None):
+            crop = np.array(crop, order="C", copy=True)
+        if self._tensor:
+            return sys.modules["torch"].from_numpy(crop).to(self._device)
+        return crop
+
+    def _cut(self, reads: Sequence[tuple[int, int]]) -> Array:
+        if self._padding.boundary is not None:
+            plans = [AxisRead(((0, n),)) for n in self.source.shape]
+            for axis, grid, read in zip(self._axes, self._grids, reads, strict=True):
+                plans[axis] = self._plan(grid, read)
+            return read_padded(self._read, plans, self._padding.cval)
+        wanted, widths = [(0, n) for n in self.source.shape], [(0, 0)] * len(self.source.shape)
+        for axis, grid, read in zip(self._axes, self._grids, reads, strict=True):
+            wanted[axis] = read
+            spans = self._spans[self._axes.index(axis)]
+            widths[axis] = (max(0, -spans[0][0]), max(0, spans[-1][1] - grid.extent))
+        padding = self._padding
+        return read_with_numpy(self._read, wanted, self.source.shape, widths, padding.mode, **padding.options)
+
+    def _plan(self, grid: AxisGrid, read: tuple[int, int]) -> AxisRead:
+        return AxisRead.plan(*read, grid.extent, self._padding.boundary or "edge")
+
+    def _read(self, box: Sequence[tuple[int, int]]) -> Array:
+        if self.source.chunks is None:
+            # A memmap would hand its class on to what is computed from it.
+            return np.asarray(self.source.read(box))
+        if self._uses is None:
+            self._uses = self._counted(self.source.chunks)
+        with CHUNKS.active():
+            return self.source.read(box, self._uses, self._cache_bytes)
+
+    def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
+        """Return how many crops read each chunk along each axis of the source."""
+        counts = [np.ones(-(-n // c), np.int64) for n, c in zip(self.source.shape, chunks, strict=True)]
+        for axis, grid in zip(self._axes, self._grids, strict=True):
+            counts[axis][:] = 0
+            for span in self._spans[self._axes.index(axis)]:
+                for a, b in self._plan(grid, span).intervals:
+                    counts[axis][a // chunks[axis] : -(-b // chunks[axis])] += b > a
+        return tuple(counts)
+
+
+def _is_tensor(image: Any) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(image, torch.Tensor)
+
+
+def _reopened(image: Any, *rest: Any) -> CropReader:
+    return CropReader(image, open_image(image), *rest)

@@ -1,0 +1,261 @@
+"""`Slicer`: the crops of an image with the places of their results, as Ryomen gives them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from tilework.errors import GridError, TilingError, whole
+from tilework.function.output import scales
+from tilework.grid.axis import AxisGrid
+from tilework.grid.starts import Starts
+from tilework.grid.weights import AxisWeights
+from tilework.loops.common import Cut, check_scale
+from tilework.loops.reader import CropReader, Padding, open_image
+from tilework.loops.writer import ChunkWriter
+from tilework.plan.arguments import check_axis, guard_channels, parse_bytes, per_axis, resolve_axes
+from tilework.plan.tile_plan import TilePlan
+
+__all__ = ["Slicer"]
+
+Index = tuple[Any, ...]
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+class Slicer:
+    """Crops of an image, each with where its middle comes from and where it goes.
+
+    A drop-in for ``ryomen.Slicer`` (arguments and order of crops), with its defects put right: every crop is
+    memory of its own, batches work, ``pad=False`` leaves no border unwritten, images may be smaller than the
+    crop or the overlap, and the whole is picklable, indexable and safe in threads.
+
+    Parameters
+    ----------
+    image : array, path, URL or `load_once`
+        As in `tiled_map`, and torch tensors on any device. Axes before the tiled ones are handed out whole.
+    crop_size : int or sequence of int, samples per tiled axis
+    overlap : int or sequence of int, samples per side and tiled axis
+        Context that the result is trimmed by; neighbours share twice as much.
+    batch_size : int
+        Crops per item. Above 1 an item is a batch: ``collate`` of a list of crops, and lists of sources and
+        destinations; the last one may be short.
+    pad : bool
+        Whether the image is extended by ``overlap`` on both sides, so that every crop has its context; else
+        crops stay inside and the border of the image keeps the context that there is. A crop longer than the
+        image is filled up by padding, or cut to the image without.
+    stride_offset : int, samples
+        Added to the stride ``crop - 2 * overlap``; above 0 gaps stay between the destinations.
+    output_transform : callable
+        Applied to each crop.
+    collate : callable
+        Applied to the list of crops of each item; a list of one crop is unwrapped if ``batch_size`` is 1.
+    progress_bar : callable
+        Wraps a sequence of crop numbers, such as ``tqdm``.
+    axes : sequence of int or names, optional
+        The tiled axes; default: the last ones, counted from the end. Named ones are counted from the front.
+    boundary : str
+        How ``pad`` invents samples: a word of `numpy.pad`.
+    cval : scalar
+        The constant of ``boundary="constant"``.
+    scale : int, Fraction or tuple of them
+        Result samples per image sample, for a function that changes the scale; sources and destinations are
+        in result samples.
+    memory_limit : int or str, optional
+        Bytes of decoded chunks that are kept so that overlapping crops decode each once; default: an eighth
+        of what a process may plan with.
+
+    Raises
+    ------
+    TilingError
+        For sizes that do not fit together; the message names the axis and the values.
+    TypeError
+        For arguments of a wrong type.
+
+    Examples
+    --------
+    >>> image = np.arange(100.0).reshape(10, 10)
+    >>> output = np.empty_like(image)
+    >>> for crop, source, destination in Slicer(image, crop_size=(6, 6), overlap=(1, 1)):
+    ...     output[destination] = (crop + 1)[source]
+    >>> bool((output == image + 1).all())
+    True
+    """
+
+    def __init__(
+        self,
+        image: Any,
+        crop_size: int | Sequence[int],
+        overlap: int | Sequence[int],
+        batch_size: int = 1,
+        pad: bool = True,
+        stride_offset: int = 0,
+        output_transform: Callable[[Any], Any] = _as_is,
+        collate: Callable[[Sequence[Any]], Any] = _as_is,
+        progress_bar: Callable[[Sequence[int]], Iterable[int]] = _as_is,
+        *,
+        axes: Any = None,
+        boundary: str = "reflect",
+        cval: Any = 0,
+        scale: Any = 1,
+        memory_limit: int | str | None = None,
+    ) -> None:
+        source = open_image(image)
+        # One int asks for all axes; a sequence for as many of the last ones.
+        lengths = None if np.ndim(crop_size) == 0 else tuple(crop_size)  # type: ignore[arg-type]
+        _, self._axes = resolve_axes(source, axes, (), lengths)
+        names = tuple(source.names[a] if source.names else str(a) for a in self._axes)
+        crop, halo = per_axis("crop_size", crop_size, names), per_axis("overlap", overlap, names)
+        if axes is None and lengths is None:
+            guard_channels(source, self._axes, crop, one_int=True)
+        offset = whole("stride_offset", stride_offset)
+        self._batch = whole("batch_size", batch_size)
+        if self._batch < 1:
+            raise TilingError(f"batch_size must be at least 1 crop; got {batch_size}.")
+        for name, hook in (("output_transform", output_transform), ("collate", collate)):
+            if not callable(hook):
+                raise TypeError(f"{name} must be callable; got {type(hook).__name__}.")
+        self._transform, self._collate, self._progress = output_transform, collate, progress_bar
+        sizes = zip(names, (source.shape[a] for a in self._axes), crop, halo, strict=True)
+        grids = tuple(_grid(name, n, c, o, offset, pad) for name, n, c, o in sizes)
+        factors = scales(scale, len(grids))
+        check_scale(grids, names, factors)
+        self._weights = tuple(
+            AxisWeights(grid, rim=grid.overlap, scale=factor)
+            for grid, factor in zip(grids, factors, strict=True)
+        )
+        options = {"constant_values": cval} if boundary == "constant" else {}
+        limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)
+        self._reader = CropReader(image, source, self._axes, grids, Padding(boundary, **options), limit)
+        self._cut = Cut(self._axes, grids, names, tuple(grid.overlap for grid in grids))
+        self._last = axes is None
+        self._shape = tuple(map(len, grids))
+        self._places: list[dict[int, tuple[slice, slice]]] = [{} for _ in grids]
+
+    def __len__(self) -> int:
+        return -(-math.prod(self._shape) // self._batch)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
+        """Return item ``index``: crop, source and destination, or lists of them (see ``batch_size``)."""
+        number = range(len(self))[index]
+        last = min((number + 1) * self._batch, math.prod(self._shape))
+        return self._item([self._crop(i) for i in range(number * self._batch, last)])
+
+    def __iter__(self) -> Iterator[tuple[Any, Any, Any]]:
+        waiting: list[tuple[Any, Index, Index]] = []
+        for number in self._progress(range(math.prod(self._shape))):
+            waiting.append(self._crop(number))
+            if len(waiting) == self._batch:
+                yield self._item(waiting)
+                waiting = []
+        if waiting:
+            yield self._item(waiting)
+
+    def _crop(self, number: int) -> tuple[Any, Index, Index]:
+        position = []
+        for count in self._shape:  # the first axis is the fastest
+            number, i = divmod(number, count)
+            position.append(i)
+        places = [self._place(d, i) for d, i in enumerate(position)]
+        source, destination = self._index([s for s, _ in places]), self._index([d for _, d in places])
+        return self._transform(self._reader.read(position)), source, destination
+
+    def _place(self, d: int, i: int) -> tuple[slice, slice]:
+        """Return where the middle of crop ``i`` along an axis comes from and where it goes."""
+        place = self._places[d].get(i)
+        if place is None:
+            (a, b), (origin, _) = self._weights[d].support(i), self._weights[d].result(i)
+            place = self._places[d][i] = slice(a - origin, b - origin), slice(a, b)
+        return place
+
+    def _item(self, crops: Sequence[tuple[Any, Index, Index]]) -> tuple[Any, Any, Any]:
+        images = self._collate([crop for crop, _, _ in crops])
+        sources, destinations = [s for _, s, _ in crops], [d for _, _, d in crops]
+        if self._batch == 1 and isinstance(images, list) and len(images) == 1:
+            return images[0], sources[0], destinations[0]
+        return images, sources, destinations
+
+    def _index(self, spans: Sequence[slice]) -> Index:
+        """Return one slice per tiled axis as an index.
+
+        The function may change the axes before the last ones, and those behind axes that were named.
+        """
+        if self._last:
+            return (Ellipsis, *spans)
+        index = [slice(None)] * (max(self._axes) + 1)
+        for axis, span in zip(self._axes, spans, strict=True):
+            index[axis] = span
+        return tuple(index)
+
+    def writer(self, output: Any) -> ChunkWriter:
+        """Return a context manager around ``output`` that writes each of its storage chunks whole and once.
+
+        Results go into it as into the array, in any order and from any thread, each crop's once. It holds the
+        chunks that are not whole yet: in this order of crops those of one slab along the last axis.
+
+        Parameters
+        ----------
+        output : array to write into, such as Zarr's
+
+        Returns
+        -------
+        ChunkWriter
+
+        Raises
+        ------
+        GridError
+            When ``output`` has other extents than the result.
+
+        Examples
+        --------
+        >>> import zarr
+        >>> image, output = np.ones((40, 40)), zarr.zeros((40, 40), chunks=(16, 16))
+        >>> slices = Slicer(image, crop_size=12, overlap=2)
+        >>> with slices.writer(output) as out:
+        ...     for crop, source, destination in slices:
+        ...         out[destination] = crop[source]
+        >>> bool((output[:] == image).all())
+        True
+        """
+        shape, ndim = tuple(map(int, output.shape)), len(self._reader.source.shape)
+        axes = tuple(a - ndim + len(shape) for a in self._axes) if self._last else self._axes
+        parts: list[Any] = [None] * len(shape)
+        for axis, weights, name in zip(axes, self._weights, self._cut.names, strict=True):
+            if not 0 <= axis < len(shape) or shape[axis] != weights.extent:
+                raise GridError(
+                    f"output must have extent {weights.extent} on axis {name}; its shape is {shape}."
+                )
+            spans = np.array([weights.support(i) for i in range(len(weights.grid))])
+            parts[axis] = (spans[:, 0], spans[:, 1])
+        return ChunkWriter(output, parts)
+
+    @property
+    def plan(self) -> TilePlan:
+        """The same crops as a plan, in raster order: what it reads and costs, as text and JSON."""
+        # Neither trimmed nor blended: what overlaps is written again, as by the loop.
+        scale = tuple(w.scale for w in self._weights)
+        return self._cut.plan(self._reader.source, "sum", scale=scale)
+
+
+def _grid(name: str, extent: int, crop: int, overlap: int, offset: int, pad: bool) -> AxisGrid:
+    """Return the crops along one axis; ``name`` is for messages."""
+    check_axis(AxisGrid(extent, crop, overlap), name, rim=0)
+    if not pad:
+        # Without padding there is nothing to fill a longer crop with.
+        crop = min(crop, extent)
+        overlap = min(overlap, (crop - 1) // 2)
+    stride = crop - 2 * overlap + offset
+    if stride < 1:
+        raise GridError(
+            f"stride_offset must leave a positive stride; crop {crop} with overlap {overlap} has stride "
+            f"{crop - 2 * overlap}, so {offset} gives {stride} on axis {name}."
+        )
+    first = -overlap if pad else 0
+    last = max(first, extent - crop - first)
+    starts = Starts.every(stride, first=first, last=last)
+    return AxisGrid(extent, crop, overlap, stride, "pad" if pad else "clip", False, starts=starts)

@@ -1,0 +1,185 @@
+"""`ChunkWriter`: parts of an array gathered until a storage chunk is whole, which is then written once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from tilework.errors import GridError
+from tilework.function.calling import as_array
+from tilework.grid.axis import Box
+from tilework.loops.common import Locked
+
+__all__ = ["ChunkWriter", "spans_of"]
+
+Array = np.ndarray[Any, Any]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Index = tuple[int, ...]
+
+
+def spans_of(index: Any, shape: Sequence[int]) -> Box:
+    """Return the box that ``index`` selects: slices without steps, with an Ellipsis or fewer than axes.
+
+    Raises
+    ------
+    GridError
+        For anything else.
+    """
+    items = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    at = items.index(Ellipsis)
+    items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
+    if len(items) != len(shape) or not all(isinstance(i, slice) and i.step in (None, 1) for i in items):
+        raise GridError(f"a part of an array of shape {tuple(shape)} is named by plain slices; got {index}.")
+    bounds = [i.indices(n) for i, n in zip(items, shape, strict=True)]
+    return Box(tuple(a for a, _, _ in bounds), tuple(max(a, b) for a, b, _ in bounds))
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """One storage chunk of which some parts are here."""
+
+    array: Array
+    left: int
+    """How many parts are still to come."""
+    boxes: list[Box] | None = field(default_factory=list)
+    """Where parts stand, array samples; None where the array was read first."""
+
+
+class ChunkWriter(Locked):
+    """Takes the parts of an array in any order, from any thread; writes each chunk or shard once.
+
+    A context manager: what is not whole at its end, because parts were left out, is then merged into what
+    the array holds. After an exception only whole chunks have been written.
+
+    Parameters
+    ----------
+    array : array to write into
+        With ``chunks`` (and perhaps ``shards``), such as Zarr's and h5py's; any other array is written
+        through, part by part.
+    parts : one (starts, stops) or None per axis of the array, samples
+        Where the parts stand that will come, each once; None: every part spans the axis.
+
+    Examples
+    --------
+    >>> array = np.zeros(6)
+    >>> with ChunkWriter(array, [(np.array([0, 2, 4]), np.array([2, 4, 6]))]) as out:
+    ...     out[2:4] = 1
+    >>> array.tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+    """
+
+    def __init__(self, array: Any, parts: Sequence[tuple[Ints, Ints] | None]) -> None:
+        self.array = array
+        unit = getattr(array, "shards", None) or getattr(array, "chunks", None)
+        self._unit: Index | None = None if unit is None else tuple(map(int, unit))
+        self.shape = tuple(map(int, array.shape))
+        super().__init__()
+        self._gathering = dict[Index, _Gathering]()
+        self._written: set[Index] = set()
+        if self._unit is not None:
+            axes = zip(self.shape, self._unit, parts, strict=True)
+            self._counts = [_count(n, unit, spans) for n, unit, spans in axes]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        box = spans_of(index, self.shape)
+        if self._unit is None:
+            self.array[box.slices] = value
+            return
+        values = np.broadcast_to(as_array(value), box.shape)
+        ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, self._unit, strict=True)]
+        for number in itertools.product(*ranges):
+            self._put(number, box, values)
+
+    def _put(self, number: Index, box: Box, values: Array) -> None:
+        chunk = self._box(number)
+        common = chunk.intersect(box)
+        part = values[common.shift([-a for a in box.start]).slices]
+        with self._lock:
+            whole = self._gather(number, chunk, common, part)
+        # Nobody else has the chunk any more: threads write at the same time.
+        if whole is not None:
+            self.array[chunk.slices] = whole
+
+    def _gather(self, number: Index, chunk: Box, common: Box, part: Array) -> Array | None:
+        """Keep ``part``; return the chunk where it is whole now."""
+        here = self._gathering.get(number)
+        if here is None and number in self._written:
+            self.array[common.slices] = part  # it came again
+            return None
+        if here is None:
+            counts = [c[i] for c, i in zip(self._counts, number, strict=True)]
+            left = math.prod(n for n, _ in counts)
+            if left == 1 and common == chunk:
+                self._written.add(number)
+                return part
+            here = self._gathering[number] = self._start(chunk, left, all(full for _, full in counts))
+        here.array[common.shift([-a for a in chunk.start]).slices] = part
+        if here.boxes is not None:
+            here.boxes.append(common)
+        here.left -= 1
+        if here.left:
+            return None
+        del self._gathering[number]
+        self._written.add(number)
+        return here.array
+
+    def _start(self, chunk: Box, left: int, full: bool) -> _Gathering:
+        if full:
+            return _Gathering(np.empty(chunk.shape, self.array.dtype), left)
+        return _Gathering(np.asarray(self.array[chunk.slices]), left, None)
+
+    def _box(self, number: Index) -> Box:
+        assert self._unit is not None
+        start = tuple(i * u for i, u in zip(number, self._unit, strict=True))
+        stop = tuple(min(a + u, n) for a, u, n in zip(start, self._unit, self.shape, strict=True))
+        return Box(start, stop)
+
+    def close(self) -> None:
+        """Write what is here of the chunks that never became whole."""
+        with self._lock:
+            for number, here in self._gathering.items():
+                chunk = self._box(number)
+                values = here.array
+                if here.boxes is not None:
+                    values = np.array(self.array[chunk.slices])
+                    for box in here.boxes:
+                        at = box.shift([-a for a in chunk.start]).slices
+                        values[at] = here.array[at]
+                self.array[chunk.slices] = values
+            self._written.update(self._gathering)
+            self._gathering.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+
+
+def _count(extent: int, unit: int, spans: tuple[Ints, Ints] | None) -> list[tuple[int, bool]]:
+    """Return for each chunk along an axis how many spans touch it, and whether together they fill it."""
+    edges = np.append(np.arange(0, extent, unit), extent)
+    if spans is None:
+        return [(1, True)] * (len(edges) - 1)
+    starts, stops = spans
+    kept = stops > starts
+    starts, stops = starts[kept], stops[kept]
+    first = np.searchsorted(stops, edges[:-1], side="right")
+    last = np.searchsorted(starts, edges[1:], side="left")
+    reach = np.concatenate(([0], np.maximum.accumulate(stops))) if len(stops) else np.zeros(1, np.int64)
+    # Spans rise, so a hole lies where the next start is beyond all earlier stops.
+    holes = np.flatnonzero(np.append(starts, extent) > reach)
+    low, high = reach[holes], np.append(starts, extent)[holes]
+    full = [not ((low < b) & (high > a)).any() for a, b in itertools.pairwise(edges.tolist())]
+    return [(max(0, int(b - a)), f) for a, b, f in zip(first, last, full, strict=True)]

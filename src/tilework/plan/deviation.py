@@ -1,0 +1,86 @@
+"""``disagreement=True``: how far overlapping predictions are apart, from the calls that are made anyway.
+
+The function is wrapped so that it returns its result, and result and square stacked in double precision. The
+engine blends the stack like any other output, and the block's last step makes the deviation of the two
+means: ``sqrt(mean(f * f) - mean(f) ** 2)``, weighted as the result is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from tilework.errors import TilingError
+from tilework.function.calling import as_results, is_batched
+from tilework.function.output import BoundOutput, Output, Outputs, bind
+from tilework.plan.request import Layout, Request
+
+__all__ = ["with_deviation"]
+
+Array = np.ndarray[Any, Any]
+# Variance over mean square that double precision cannot tell from 0.
+ROUNDING = 8 * float(np.finfo(np.float64).eps)
+
+
+def with_deviation(
+    fn: Callable[..., Any], bound: Sequence[BoundOutput], declared: Outputs, layout: Layout, request: Request
+) -> tuple[Callable[..., Any], list[BoundOutput], Outputs]:
+    """Return a function, bound outputs and declarations with the deviation as a second output.
+
+    Raises
+    ------
+    TilingError
+        Where predictions are not averaged, are no real numbers, or are several.
+    """
+    if len(bound) != 1 or not isinstance(declared, Output):
+        raise TilingError(
+            f"disagreement=True is for a function with one result; got {len(bound)}. Return the one of "
+            "interest, or its channels as one array."
+        )
+    first = bound[0]
+    if first.kind in ("trim", "max", "min", "sum"):
+        raise TilingError(
+            "disagreement=True compares predictions that overlap and are averaged; got "
+            f'blend="{first.kind}". Use blend="gaussian", "hann", "linear" or "average".'
+        )
+    values = first.values or first.dtype
+    if values.kind not in "iuf":
+        raise TilingError(f"disagreement=True needs real numbers; the function returns {values}.")
+    batched = request.batch_size is not None or is_batched(fn)
+    wrapped: Any = functools.partial(_with_squares, fn, batched)
+    # An attribute of the wrapper: who calls it asks for it as of the function itself.
+    wrapped.batched = batched
+    second = Output(
+        "float64" if values == np.float64 else "float32",
+        shape=(2, *first.shape),
+        axes=tuple(a + 1 for a in first.axes),
+        scale=first.scale,
+        margin=layout.margin,
+        blend=declared.blend,
+        reduce=_deviation,
+    )
+    stack = np.broadcast_to(np.zeros((), np.float64), (2, *first.shape))
+    # Whatever fills the result: where no tile ran, 0 would read as predictions that agree.
+    deviation = bind(
+        1, second, crop_shape=first.shape, crop_axes=first.axes, crop=layout.crop, margin=layout.margin,
+        blend=request.blend, fill_value=np.nan, result=stack,
+    )  # fmt: skip
+    return wrapped, [replace(first, key=0), deviation], (declared, second)
+
+
+def _with_squares(fn: Callable[..., Any], batched: bool, *crops: Array, **tile: Any) -> tuple[Array, Array]:
+    """Return the result of ``fn``, and it and its square stacked in front (behind the batch axis)."""
+    result = as_results(fn(*crops, **tile), [None])[0]
+    wide = result.astype(np.float64)
+    return result, np.stack((wide, wide * wide), axis=int(batched))
+
+
+def _deviation(block: Array) -> Array:
+    """Return the weighted standard deviation from the means of values and of their squares."""
+    mean, square = block
+    variance = square - mean * mean
+    return np.sqrt(np.where(variance > ROUNDING * square, variance, 0))

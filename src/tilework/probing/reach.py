@@ -1,0 +1,123 @@
+"""How far results depend on inputs, read off which results changed when inputs behind walls were replaced.
+
+Along one axis inputs are kept in gaps and replaced in the walls between them. What a gap still gets from its
+walls eats into its unchanged results from both sides::
+
+    inputs     ####|........gap.........|####      # replaced   . kept
+    results    xxxxxxx|...unchanged..|xxxxxxxx     x changed
+                   |--| before       |--| behind
+
+Replacing all that lies beyond is what cutting a crop does, moves medians, and wakes networks whose single
+inputs do nothing; many gaps, and all places along the other axes, are looked at in one call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+
+from tilework.probing.blackbox import Array, ResultShape
+
+__all__ = ["Edge", "deepest", "edges_along", "gaps_along", "largest"]
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """How far one call saw a wall reach into one gap."""
+
+    axis: int
+    side: int
+    """0: from the wall before the gap; 1: from the wall behind it."""
+    at: int
+    """Image sample of the crop where the gap starts (side 0) or one past its end (side 1)."""
+    reach: int
+    """Image samples from there to the last changed result, it included."""
+    cells: int
+    """The same to the end of what that result covers: longer where results are coarser than the image."""
+
+
+def gaps_along(n: int, length: int, wall: int, multiple: int = 1) -> tuple[Span, ...]:
+    """Return gaps of about ``length`` samples between walls of at least ``wall``, over ``n`` samples.
+
+    Gaps start at multiples of ``multiple`` and stop at multiples counted from the end of the crop, which is
+    where crops start and stop. One gap if no more fit.
+
+    Examples
+    --------
+    >>> gaps_along(32, 8, 3, multiple=2), gaps_along(32, 30, 3)
+    (((4, 12), (16, 24)), ((3, 29),))
+    """
+    wall = -(-wall // multiple) * multiple
+    length = -(-length // multiple) * multiple
+    tail = n % multiple
+    count = max(1, (n - wall - tail) // (length + wall))
+    if count == 1:
+        return ((wall, n - wall),)
+    return tuple((a, a + length + tail) for a in range(wall, wall + count * (length + wall), length + wall))
+
+
+def edges_along(
+    profile: Array, limit: float, result: ResultShape, axis: int, gap: Span
+) -> tuple[list[Edge], float] | None:
+    """Return how far the walls of ``gap`` reach into it, and the largest change in what stays unchanged.
+
+    None where nothing in the gap stays unchanged.
+
+    Parameters
+    ----------
+    profile : 1-D array
+        Largest change per result sample along the axis.
+    limit : float
+        Largest change that counts as none.
+    """
+    start, stop = result.span(axis, gap[0] - result.lost[axis], gap[1])
+    changed = profile[start:stop] > limit
+    run = _longest(~changed)
+    if run is None:
+        return None
+    edges = []
+    before, behind = np.flatnonzero(changed[: run[0]]), np.flatnonzero(changed[run[1] :])
+    if before.size:
+        edges.append(_edge(axis, 0, gap[0], start + int(before[-1]), result.scale[axis]))
+    if behind.size:
+        edges.append(_edge(axis, 1, gap[1], start + run[1] + int(behind[0]), result.scale[axis]))
+    return edges, float(profile[start + run[0] : start + run[1]].max())
+
+
+def _longest(kept: Array) -> Span | None:
+    """Return the longest run of True."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], kept.astype(np.int8), [0]))))
+    runs = [(int(a), int(b)) for a, b in edges.reshape(-1, 2)]
+    return max(runs, key=lambda run: run[1] - run[0], default=None)
+
+
+def _edge(axis: int, side: int, at: int, place: int, scale: Fraction) -> Edge:
+    """Return the edge of a wall at ``at`` whose farthest changed result is number ``place``."""
+    first = math.floor(place / scale)
+    if side:
+        return Edge(axis, side, at, at - first, at - first)
+    return Edge(axis, side, at, first + 1 - at, math.ceil((place + 1) / scale) - at)
+
+
+def deepest(changed: Array, result: ResultShape, axis: int, side: int, at: int) -> tuple[Edge | None, bool]:
+    """Return how far the wall beyond ``at`` reaches along ``axis``, and whether that is the crop's end."""
+    along = np.flatnonzero(changed.any(axis=tuple(k for k in range(changed.ndim) if k != axis)))
+    if not along.size:
+        return None, False
+    scale, n = result.scale[axis], changed.shape[axis]
+    if side == 0:
+        last = int(along[-1])
+        return _edge(axis, 0, at, last, scale), last == n - 1
+    first = int(along[0])
+    return _edge(axis, 1, at, first, scale), first == 0
+
+
+def largest(edges: Sequence[Edge], axis: int, side: int) -> int | None:
+    """Return the largest reach seen from one side, None if nothing was."""
+    return max((e.reach for e in edges if e.axis == axis and e.side == side), default=None)

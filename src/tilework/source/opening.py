@@ -1,0 +1,283 @@
+"""Any supported array to its recipe."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import mmap
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilework.errors import GridError, TilingError
+from tilework.function.calling import LoadOnce
+from tilework.source.base import (
+    BlockSource,
+    FileSource,
+    H5Source,
+    MemorySource,
+    OnceSource,
+    Source,
+    ZarrSource,
+)
+
+__all__ = ["check_extents", "open_source"]
+
+Array = np.ndarray[Any, Any]
+
+# Larger arrays are not hashed to name the result: about 0.1 s for this many bytes.
+HASH_LIMIT = 64 * 2**20
+
+
+def open_source(array: Any) -> Source:
+    """Return the recipe of any supported array.
+
+    Parameters
+    ----------
+    array : array, path, URL or load_once
+        numpy, memmap, Zarr v2 and v3 (array, path, URL), an OME-Zarr group or path, h5py, dask, a dask-backed
+        xarray DataArray, a torch CPU tensor, `load_once`, or anything with shape, dtype and slicing.
+
+    Raises
+    ------
+    TypeError
+        For an object that has no shape, dtype and slicing.
+    TilingError
+        For object dtypes, unknown dask chunks, lazily opened xarray data and tensors on a device.
+    """
+    if isinstance(array, Source):
+        return array
+    source = _open(array)
+    if source.dtype.hasobject:
+        raise TilingError(
+            f"the array has dtype {source.dtype}; tilework needs numbers, bool or datetimes. Convert it with "
+            "astype()."
+        )
+    return source
+
+
+def _open(array: Any) -> Source:
+    module = type(array).__module__.partition(".")[0]
+    if isinstance(array, str | Path):
+        return _open_path(str(array))
+    if isinstance(array, LoadOnce):
+        opened = array.get()
+        _check_sliceable(opened)
+        return OnceSource(array, tuple(map(int, opened.shape)), np.dtype(opened.dtype), token=array.token)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            "masked arrays are not supported: fill them first (array.filled(value)) and give mask=."
+        )
+    if isinstance(array, np.ndarray):
+        return _open_numpy(array)
+    if module == "zarr":
+        return _open_zarr(array)
+    if module == "h5py":
+        return H5Source(
+            array, array.shape, array.dtype, array.chunks,
+            token=("h5", array.file.filename, array.name, _stamp(array.file.filename)),
+            path=array.file.filename, dataset=array.name,
+        )  # fmt: skip
+    if module == "dask":
+        return _open_dask(array, None)
+    if module == "xarray":
+        return _open_xarray(array)
+    if module == "torch":
+        if array.device.type != "cpu":
+            raise TilingError(
+                f"the tensor is on {array.device}; give array=tensor.cpu(): crops are cut on the CPU."
+            )
+        return _open_numpy(array.detach().numpy())
+    _check_sliceable(array)
+    return Source(array, tuple(map(int, array.shape)), np.dtype(array.dtype), _regular_chunks(array))
+
+
+def _check_sliceable(array: Any) -> None:
+    if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
+        raise TypeError(
+            f"array must have shape, dtype and slicing, or be a path; got {type(array).__name__}."
+        )
+
+
+def _regular_chunks(array: Any) -> tuple[int, ...] | None:
+    chunks = getattr(array, "chunks", None)
+    if (
+        isinstance(chunks, tuple)
+        and len(chunks) == len(array.shape)
+        and all(isinstance(c, int) for c in chunks)
+    ):
+        return chunks
+    return None
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    try:
+        stat = Path(path).stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _open_numpy(array: Array) -> Source:
+    mapped = _mapped(array)
+    if mapped is not None:
+        path, offset = mapped
+        mapping = ("mmap", path, offset, array.strides, _stamp(path))
+        return FileSource(
+            array,
+            array.shape,
+            array.dtype,
+            token=mapping,
+            path=path,
+            offset=offset,
+            strides=array.strides,
+        )
+    token = _Hashed(array) if array.nbytes <= HASH_LIMIT else None
+    return MemorySource(array, array.shape, array.dtype, token=token)
+
+
+class _Hashed:
+    """Stands for an array's content in a token without travelling with the source."""
+
+    def __init__(self, array: Array | None) -> None:
+        self._array, self._lock, self.digest = array, threading.Lock(), ""
+
+    def __dask_tokenize__(self) -> Any:
+        from dask.base import normalize_token
+
+        with self._lock:
+            if self._array is not None:
+                self.digest, self._array = repr(normalize_token(self._array)), None
+        return self.digest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.__dask_tokenize__()
+        return _rebuild_hashed, (self.digest,)
+
+
+def _rebuild_hashed(digest: str) -> _Hashed:
+    hashed = _Hashed(None)
+    hashed.digest = digest
+    return hashed
+
+
+def _mapped(array: Array) -> tuple[str, int] | None:
+    """Return the file and byte offset of ``array`` if it is any strided view of a read-only mapping."""
+    root: Any = array
+    memmap = None
+    while isinstance(root, np.ndarray):
+        if isinstance(root, np.memmap):
+            memmap = root
+        root = root.base
+    # Copy-on-write mappings may differ from their file; negative strides have no first byte to name.
+    if not isinstance(root, mmap.mmap) or memmap is None or memmap.mode == "c" or memmap.filename is None:
+        return None
+    if min(array.strides, default=0) < 0 or not array.size:
+        return None
+    start = np.frombuffer(root, np.uint8).__array_interface__["data"][0]
+    page = memmap.offset - memmap.offset % mmap.ALLOCATIONGRANULARITY
+    return os.fspath(memmap.filename), page + array.__array_interface__["data"][0] - start
+
+
+def _open_path(path: str) -> Source:
+    import zarr
+
+    try:
+        # Workers may stand in another folder.
+        opened = zarr.open(path if "://" in path else str(Path(path).absolute()), mode="r")
+    except (FileNotFoundError, ValueError) as error:
+        raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}") from error
+    source = _open_zarr(opened)
+    if source.names is None and isinstance(opened, zarr.Array):
+        parent, _, _level = path.rstrip("/").rpartition("/")
+        source.names = _parent_names(parent, len(source.shape))
+    return source
+
+
+def _parent_names(path: str, ndim: int) -> tuple[str, ...] | None:
+    """Return the axis names of the OME-Zarr group that a level was opened from, if there is one."""
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode="r") if path else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    names = _ome(group)[1] if group is not None else None
+    return names if names is not None and len(names) == ndim else None
+
+
+def _ome(group: Any) -> tuple[str | None, tuple[str, ...] | None]:
+    """Return the path of level 0 and the axis names of an OME-Zarr image (0.4 and 0.5)."""
+    attributes = dict(group.attrs)
+    images = attributes.get("ome", attributes).get("multiscales")
+    if not images:
+        return None, None
+    axes = images[0].get("axes") or []
+    names = tuple(a["name"] if isinstance(a, dict) else str(a) for a in axes)
+    return images[0]["datasets"][0]["path"], names or None
+
+
+def _open_zarr(array: Any) -> Source:
+    import zarr
+
+    names = None
+    if isinstance(array, zarr.Group):
+        level, names = _ome(array)
+        if level is None:
+            members = ", ".join(sorted(array.array_keys())) or "none"
+            raise TilingError(
+                f"the Zarr group at {array.store_path} is not an OME-Zarr image; give one of its arrays: "
+                f"{members}."
+            )
+        array = array[level]
+    if not isinstance(array, zarr.Array):
+        raise TypeError(f"array must be a Zarr array or an OME-Zarr group; got {type(array).__name__}.")
+    if names is None:
+        found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+        names = tuple(map(str, found)) if found and None not in found else None
+    try:
+        chunks: tuple[int, ...] | None = tuple(map(int, array.chunks))
+    except (NotImplementedError, TypeError):  # rectilinear chunks, zarr >= 3.3
+        chunks = None
+    token = ("zarr", str(array.store_path), array.shape, str(array.dtype), chunks)
+    return ZarrSource(array, array.shape, np.dtype(array.dtype), chunks, names, token)
+
+
+def _open_dask(array: Any, names: tuple[str, ...] | None) -> Source:
+    if not hasattr(array, "chunks"):
+        raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
+    if any(math.isnan(n) for n in array.shape):
+        raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
+    offsets = tuple(tuple(itertools.accumulate(c, initial=0)) for c in array.chunks)
+    shape = tuple(map(int, array.shape))
+    return BlockSource(array, shape, array.dtype, None, names, ("dask", array.name), offsets)
+
+
+def _open_xarray(array: Any) -> Source:
+    if not hasattr(array, "dims") or not hasattr(array, "variable"):
+        raise TypeError(f"give one variable of the xarray object (a DataArray); got {type(array).__name__}.")
+    names = tuple(map(str, array.dims))
+    if array.chunks is not None:
+        return _open_dask(array.data, names)
+    if not array.variable._in_memory:
+        raise TilingError("the xarray data are opened lazily but not chunked; open them with chunks={}.")
+    source = _open_numpy(array.data)
+    source.names = names
+    return source
+
+
+def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> None:
+    """Raise a `GridError` where several arrays differ on the tiled axes."""
+    first = [sources[0].shape[a] for a in axes[0]]
+    for number, (source, own) in enumerate(zip(sources, axes, strict=True)):
+        extents = [source.shape[a] for a in own]
+        if extents != first:
+            raise GridError(
+                f"all arrays must have equal extents on the tiled axes; array 0 has {first}, array {number} "
+                "has "
+                f"{extents}."
+            )

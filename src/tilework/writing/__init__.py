@@ -1,0 +1,1 @@
+"""A result into Zarr: every unit whole, once, resumable, and only into what is ours."""

@@ -1,0 +1,283 @@
+"""A function in named parts: its code and what it closes over, not where it stands.
+
+Bytecode, constants, defaults, closure values, and the globals that it names. What is installed (the standard
+library, packages) is known by name and version instead.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import importlib.metadata
+import os
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import cloudpickle
+import numpy as np
+from dask.tokenize import TokenizationError
+
+from tilework.function.calling import LoadOnce
+from tilework.function.network import TorchFunction
+from tilework.writing.digest import UNKNOWN, digest, is_network, plain_text
+
+__all__ = ["SHORT", "Parts", "describe", "stamp", "stamps"]
+
+Parts = dict[str, str]
+
+# Values are told as they are up to this many characters, else by a digest.
+SHORT = 32
+
+
+def describe(value: Any, name: str) -> Parts:
+    """Return the parts of a function, or of what it refers to, under ``name``."""
+    parts: Parts = {}
+    _describe(value, name, parts, set())
+    return parts
+
+
+def _describe(value: Any, name: str, parts: Parts, seen: set[int]) -> None:
+    if id(value) in seen:
+        return
+    if isinstance(value, types.FunctionType | type | types.MethodType | functools.partial):
+        seen.add(id(value))
+    if isinstance(value, LoadOnce):
+        _describe_recipe(value, name, parts, seen)
+    elif isinstance(value, TorchFunction):
+        state = value.__getstate__()
+        for key in sorted(state):
+            _describe(state[key], f"{name} {key.strip('_')}", parts, seen)
+    elif isinstance(value, functools.partial):
+        _describe(value.func, name, parts, seen)
+        for k, argument in enumerate(value.args):
+            _describe(argument, f"{name} argument {k}", parts, seen)
+        for key in sorted(value.keywords):
+            _describe(value.keywords[key], f"{name} argument {key}", parts, seen)
+    elif isinstance(value, types.MethodType):
+        _describe(value.__func__, name, parts, seen)
+        _describe(value.__self__, f"{name} self", parts, seen)
+    elif isinstance(value, types.FunctionType):
+        _describe_function(value, name, parts, seen)
+    elif isinstance(value, type):
+        _describe_class(value, name, parts, seen)
+    elif isinstance(value, types.ModuleType):
+        parts[name] = _installed(value.__name__) or _file_digest(getattr(value, "__file__", None))
+    elif callable(value) and hasattr(value, "__name__"):
+        _describe_named(value, name, parts, seen)
+    else:
+        _describe_object(value, name, parts, seen)
+
+
+def _describe_recipe(value: LoadOnce, name: str, parts: Parts, seen: set[int]) -> None:
+    if value.version is not None:
+        parts[f"{name} version"] = value.version
+        return
+    factory, args, kwargs = cloudpickle.loads(value.packed)
+    _describe(factory, f"{name} factory", parts, seen)
+    for key, argument in [*enumerate(args), *sorted(kwargs.items())]:
+        what = f"{name} factory argument {key}"
+        if isinstance(argument, str | PurePath) and os.path.exists(argument):  # noqa: PTH110
+            parts[f"{what}: path"] = str(argument)
+            parts[f"{what}: file {Path(argument).name}"] = stamp(argument)
+        else:
+            _describe(argument, what, parts, seen)
+
+
+def _describe_function(value: types.FunctionType, name: str, parts: Parts, seen: set[int]) -> None:
+    if known := _installed(value.__module__):
+        parts[name] = _named(value.__module__, value.__qualname__, known)
+        return
+    code = value.__code__
+    parts[f"{name} code"] = digest(_bytecode(code))
+    constants = list(_constants(code))
+    if value.__doc__ is not None and constants[:1] == [value.__doc__]:
+        del constants[0]
+    parts[f"{name} constants"] = digest(constants)
+    defaults = {"positional": value.__defaults__, "keyword": value.__kwdefaults__}
+    for kind, given in defaults.items():
+        if given:
+            _describe(given, f"{name} {kind} defaults", parts, seen)
+    for variable, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+        try:
+            _describe(cell.cell_contents, f"{name} closure value {variable}", parts, seen)
+        except ValueError:  # an empty cell
+            parts[f"{name} closure value {variable}"] = "empty"
+    for variable in sorted(set(_globals(code))):
+        if variable in value.__globals__:
+            _describe(value.__globals__[variable], f"{name} global {variable}", parts, seen)
+
+
+def _describe_class(value: type, name: str, parts: Parts, seen: set[int]) -> None:
+    if known := _installed(value.__module__):
+        parts[f"{name} class"] = _named(value.__module__, value.__qualname__, known)
+        return
+    for base in value.__bases__:
+        if base is not object:
+            _describe(base, f"{name} {base.__name__}", parts, seen)
+    for key, member in sorted(vars(value).items()):
+        if isinstance(member, staticmethod | classmethod):
+            member = member.__func__
+        if isinstance(member, property):
+            member = member.fget
+        if isinstance(member, types.FunctionType) or not key.startswith("__"):
+            _describe(member, f"{name} {key}", parts, seen)
+
+
+def _describe_named(value: Any, name: str, parts: Parts, seen: set[int]) -> None:
+    """Describe a builtin, a ufunc, a compiled function, or an object that has a name of its own."""
+    module = getattr(value, "__module__", None) or type(value).__module__
+    wrapped = getattr(value, "__wrapped__", None)
+    known = _installed(module)
+    if known is None and wrapped is not None:
+        _describe(wrapped, name, parts, seen)
+    elif known is None or _has_state(value):
+        _describe_object(value, name, parts, seen)
+    else:
+        parts[name] = _named(module, getattr(value, "__qualname__", value.__name__), known)
+
+
+def _has_state(value: Any) -> bool:
+    return bool(getattr(value, "__dict__", None)) and not isinstance(value, np.ufunc)
+
+
+def _describe_object(value: Any, name: str, parts: Parts, seen: set[int]) -> None:
+    """Describe data, or an instance: its class and its state."""
+    plain = plain_text(value)
+    if plain is not None:
+        parts[name] = plain if len(plain) < SHORT else digest(value)
+        return
+    items = _items(value)
+    if items is not None and any(_holds_code(item) for _, item in items):
+        for key, item in items:
+            _describe(item, f"{name}[{key}]", parts, seen)
+        return
+    state = getattr(value, "__dict__", None)
+    own = state is not None and not _is_data(value) and not hasattr(value, "__dask_tokenize__")
+    if is_network(value):
+        for kind in sorted({type(m) for m in value.modules()}, key=lambda k: k.__qualname__):
+            if _installed(kind.__module__) is None:
+                _describe(kind, f"{name} {kind.__name__}", parts, seen)
+        parts[f"{name} weights"] = digest(value)
+    elif own and id(value) not in seen:
+        seen.add(id(value))
+        _describe(type(value), name, parts, seen)
+        for key in sorted(state or ()):
+            _describe((state or {})[key], f"{name} {key}", parts, seen)
+    elif not own:
+        try:
+            parts[name] = digest(value)
+        except TokenizationError:
+            parts[name] = UNKNOWN
+
+
+def _items(value: Any) -> list[tuple[Any, Any]] | None:
+    if isinstance(value, Mapping):
+        return sorted(value.items(), key=lambda pair: repr(pair[0]))
+    return list(enumerate(value)) if isinstance(value, tuple | list) else None
+
+
+def _holds_code(value: Any) -> bool:
+    """Return whether a value is known by more than its data: dask would name its line numbers too."""
+    items = _items(value)
+    if items is not None:
+        return any(_holds_code(item) for _, item in items)
+    return callable(value) or (hasattr(value, "__dict__") and not _is_data(value))
+
+
+def _is_data(value: Any) -> bool:
+    if is_network(value) or (hasattr(value, "detach") and hasattr(value, "numpy")):
+        return True
+    return plain_text(value) is not None or isinstance(value, np.ndarray | Mapping)
+
+
+def _bytecode(code: types.CodeType) -> tuple[Any, ...]:
+    """Return what a function does, without file names, line numbers and constants."""
+    nested = tuple(_bytecode(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return (code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount, names, nested)
+
+
+def _constants(code: types.CodeType) -> Iterator[Any]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _constants(constant)
+        else:
+            yield constant
+
+
+def _globals(code: types.CodeType) -> Iterator[str]:
+    """Yield the globals that a function and those inside it name."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and isinstance(instruction.argval, str):
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _globals(constant)
+
+
+def _named(module: str | None, name: str, known: str) -> str:
+    """Return what an installed object is known by: its address, and the version of its package.
+
+    Of this package's own objects the module is left out, so that a store outlives a move of the code.
+    """
+    own = (module or "").partition(".")[0] == "tilework"
+    return f"{'tilework' if own else module}.{name}, {known}"
+
+
+@functools.lru_cache(maxsize=256)
+def _installed(module: str | None) -> str | None:
+    """Return name and version of the package that holds a module; None for the user's own code."""
+    top = (module or "builtins").partition(".")[0]
+    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
+    if top == "tilework":
+        return f"tilework {importlib.metadata.version('tilework')}"
+    if top == "__main__":
+        return None  # also where a launcher from a package set its file
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        return python
+    file = getattr(sys.modules.get(module or ""), "__file__", None)
+    roots = [os.path.realpath(sysconfig.get_path(p)) for p in ("purelib", "platlib")]
+    where = os.path.realpath(file) if file else ""
+    if not any(where.startswith(root + os.sep) for root in roots):
+        return None
+    for distribution in _distributions().get(top, ()):
+        return f"{distribution} {importlib.metadata.version(distribution)}"
+    return f"{top} {getattr(sys.modules[top], '__version__', 'installed')}"
+
+
+@functools.lru_cache(maxsize=1)
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
+
+
+def _file_digest(file: str | None) -> str:
+    try:
+        return hashlib.blake2b(Path(file or "").read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return UNKNOWN
+
+
+def stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and modification time of the chunks below a folder."""
+    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
+        if entry.name.startswith((".", "zarr.json")):
+            continue  # metadata, and the marks of a result that is the source of another
+        if entry.is_dir():
+            for name, size, time in stamps(Path(entry.path)):
+                yield f"{entry.name}/{name}", size, time
+        elif not entry.name.endswith(".partial"):
+            stat = entry.stat()
+            yield entry.name, stat.st_size, stat.st_mtime_ns
+
+
+def stamp(path: Any) -> str:
+    """Return size and modification time of a file, or of the files of a folder."""
+    if Path(path).is_dir():
+        return digest(list(stamps(Path(path))))
+    stat = Path(path).stat()
+    return f"{stat.st_size} bytes of {stat.st_mtime_ns}"

@@ -1,0 +1,175 @@
+"""Many images in one run: no worker idles at the tail of one while the next could begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tilework.engine.reading import Failure
+from tilework.errors import TilingError, one_of
+from tilework.execution.local import run
+from tilework.execution.progress import Progress
+from tilework.execution.where import Where
+from tilework.writing.jobs import Job
+from tilework.writing.store import Asked, Writing, prepare
+
+__all__ = ["Outcome", "Report", "write_many"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image."""
+
+    store: str
+    """Where it was to be written, or the number of the job that did not get so far."""
+    result: Any = None
+    """The zarr.Array or zarr.Group; None where it failed."""
+    error: BaseException | None = None
+    """Why it failed; the notes name the tile."""
+    failures: tuple[Failure, ...] = ()
+    """Tiles that were left out, with their boxes and errors."""
+    tiles: int = 0
+    """Tiles that were to run."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether every unit was written from every tile."""
+        return self.error is None and not self.failures
+
+    def __str__(self) -> str:
+        if self.error is not None:
+            notes = "; ".join(getattr(self.error, "__notes__", ())).partition("\n")[0]
+            return f"{self.store}: failed, {type(self.error).__name__}: {self.error} ({notes})"
+        left = f", {len(self.failures)} tiles failed" if self.failures else ""
+        return f"{self.store}: {self.tiles} tiles run{left}"
+
+
+class Report(Sequence[Outcome]):
+    """The outcomes of `write_many`, in the order of the jobs."""
+
+    def __init__(self, outcomes: Iterable[Outcome]) -> None:
+        self._outcomes = tuple(outcomes)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._outcomes[index]
+
+    def __len__(self) -> int:
+        return len(self._outcomes)
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The images that are not whole."""
+        return [outcome for outcome in self if not outcome.ok]
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self._outcomes))
+
+    __repr__ = __str__
+
+
+def write_many(
+    jobs: Iterable[Any],
+    *,
+    on_error: str = "continue",
+    overwrite: bool = False,
+    resume: bool = True,
+    version: str | None = None,
+    retries: int = 0,
+    progress: Progress = "auto",
+    memory_limit: int | str | None = None,
+    client: Any = None,
+    scheduler: Any = None,
+    resources: Mapping[str, float] | None = None,
+    priority: int = 0,
+    **options: Any,
+) -> Report:
+    """Write many results, each to its store, in one run.
+
+    The blocks of all images go through one bounded window, in order: where one image ends, the next begins
+    before the last of its blocks is done.
+
+    Parameters
+    ----------
+    jobs : iterable of (result, store), (result, store, options), or callables that return one
+        Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version`` and those
+        of `zarr.create_array`. A callable is called when its turn comes, so that not all images are opened
+        at once; a generator is read as it goes.
+    on_error : "continue", "fill" or "raise"
+        An image that fails leaves the others running; its failing tiles are left out, as in `to_zarr`; or it
+        ends the run.
+    overwrite, resume, version, retries, progress, memory_limit, client, scheduler, resources, priority
+        As in `to_zarr`.
+    **options
+        For all images, as above.
+
+    Returns
+    -------
+    Report
+        A sequence of `Outcome`, one per job.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> from tilework import tiled_map
+    >>> stores = [zarr.storage.MemoryStore() for _ in range(3)]
+    >>> outs = (tiled_map(np.negative, np.full(20, k), 6, 1, dtype=int) for k in range(3))
+    >>> report = write_many(zip(outs, stores), progress=False, chunks=4)
+    >>> [outcome.ok for outcome in report], int(zarr.open(stores[2])[7])
+    ([True, True, True], -2)
+    """
+    one_of("on_error", on_error, ("continue", "fill", "raise"))
+    where = Where.find(
+        scheduler, client, retries=retries, resources=resources, priority=priority, alone=False
+    )
+    tiles = "fill" if on_error == "fill" else "raise"
+    common = {
+        "overwrite": overwrite, "resume": resume, "version": version, "memory_limit": memory_limit,
+        "on_error": tiles,
+    }  # fmt: skip
+    found: list[Writing | Outcome] = []
+
+    def stream() -> Iterator[Job]:
+        for number, job in enumerate(jobs):
+            store: Any = f"job {number}"
+            try:
+                out, store, own = _parts(job() if callable(job) else job, number)
+                writing = prepare(out, store, _asked(common, options | dict(own)), where)
+            except Exception as error:
+                if on_error == "raise":
+                    raise
+                found.append(Outcome(str(store), error=error))
+                continue
+            found.append(writing)
+            yield writing.job
+
+    run(stream(), where, progress=progress, title="write_many", go_on=on_error != "raise")
+    return Report(o if isinstance(o, Outcome) else _outcome(o) for o in found)
+
+
+def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
+    if not isinstance(job, tuple | list) or len(job) not in (2, 3):
+        raise TilingError(
+            f"a job is (result, store), (result, store, options), or a callable that returns one; got "
+            f"{type(job).__name__} for job {number}."
+        )
+    out, store, *own = job
+    return out, store, own[0] if own else {}
+
+
+def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
+    own = ("path", "chunks", "shards", "version")
+    rest = {k: v for k, v in options.items() if k not in own}
+    return Asked(**dict(common) | {k: options[k] for k in own if k in options}, options=rest)
+
+
+def _outcome(writing: Writing) -> Outcome:
+    job = writing.job
+    place = next(iter(writing.targets.values())).place
+    result, error = None, job.error
+    if error is None:
+        try:
+            result = writing.end(warn=False)
+        except Exception as failed:  # the store vanished at the very end
+            error = failed
+    return Outcome(place, result, error, tuple(job.failures), job.tiles)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tilework import ContractError, Output, TilingError, from_torch, load_once, tiled_map
-from tilework.function import calling
+from tilework.function import load_once as load_once_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,18 +96,18 @@ def test_its_token_tells_what_it_builds() -> None:
 
 def test_a_process_holds_a_few_and_drops_the_least_recently_used(counting: Count) -> None:
     factory = counting(adder)
-    many = [load_once(factory, (k,)) for k in range(calling.HELD + 1)]
+    many = [load_once(factory, (k,)) for k in range(load_once_module.HELD + 1)]
     for once in many[:-1]:
         once.get()
     many[0].get()
     many[-1].get()  # drops the second
-    assert len(calling._REGISTRY._entries) == calling.HELD
-    assert factory.calls == calling.HELD + 1
+    assert len(load_once_module._REGISTRY._entries) == load_once_module.HELD
+    assert factory.calls == load_once_module.HELD + 1
     many[0].get()
-    assert factory.calls == calling.HELD + 1
+    assert factory.calls == load_once_module.HELD + 1
     many[1].get()
-    assert factory.calls == calling.HELD + 2
-    assert len(calling._REGISTRY._entries) == calling.HELD
+    assert factory.calls == load_once_module.HELD + 2
+    assert len(load_once_module._REGISTRY._entries) == load_once_module.HELD
 
 
 class Crowd:

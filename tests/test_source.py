@@ -11,8 +11,8 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.source.cache import ChunkCache
 from tilework.source.opening import open_source
+from tilework.source.zarr_array import ChunkCache
 
 IMAGE = np.arange(60 * 50, dtype=np.float32).reshape(60, 50)
 

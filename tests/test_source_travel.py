@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tilework import TilingError, load_once, tiled_map
-from tilework.source.cache import CHUNKS, ChunkCache
 from tilework.source.opening import open_source
+from tilework.source.zarr_array import CHUNKS, ChunkCache
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

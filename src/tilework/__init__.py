@@ -28,10 +28,10 @@ if TYPE_CHECKING:
         TilingError,
         TilingWarning,
     )
-    from tilework.function.calling import load_once
+    from tilework.function.load_once import load_once
     from tilework.function.network import from_torch
     from tilework.function.output import Output
-    from tilework.grid.axis import Box, Tile
+    from tilework.grid.tiles import Box, Tile
     from tilework.loops.aggregator import Aggregator
     from tilework.loops.sampler import GridSampler, SamplingMode
     from tilework.loops.slicer import Slicer
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Aggregator": "loops.aggregator",
     "AlignmentError": "errors",
-    "Box": "grid.axis",
+    "Box": "grid.tiles",
     "CheckReport": "diagnostics.checking",
     "ContractError": "errors",
     "CostWarning": "errors",
@@ -56,7 +56,7 @@ _HOMES = {
     "ProbeReport": "probing.report",
     "SamplingMode": "loops.sampler",
     "Slicer": "loops.slicer",
-    "Tile": "grid.axis",
+    "Tile": "grid.tiles",
     "TilePlan": "plan.tile_plan",
     "TilingError": "errors",
     "TilingWarning": "errors",
@@ -64,7 +64,7 @@ _HOMES = {
     "compare": "diagnostics.figures",
     "explain": "diagnostics.measuring",
     "from_torch": "function.network",
-    "load_once": "function.calling",
+    "load_once": "function.load_once",
     "plan_tiles": "api",
     "plot_seams": "diagnostics.figures",
     "plot_window": "diagnostics.figures",

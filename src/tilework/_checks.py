@@ -1,11 +1,92 @@
-"""Reports as text: a name, and what is said of it, in lines that fit a page."""
+"""Checks of arguments, which name what was given and what to change; and text in two columns."""
 
 from __future__ import annotations
 
+import difflib
+import operator
+import re
 import textwrap
 from collections.abc import Iterable
+from typing import Any
 
-__all__ = ["report"]
+import numpy as np
+
+from tilework.errors import TilingError
+
+__all__ = ["one_of", "parse_bytes", "report", "sequence", "whole", "wholes"]
+
+# What other tools call the same thing, so that the hint names the meaning and not only the spelling.
+_ELSEWHERE = {
+    "periodic": "wrap",
+    "nearest": "edge",
+    "mirror": "reflect",
+    "zeros": "constant",
+    "none": "clip",
+    "crop": "trim",
+    "mean": "average",
+    "uniform": "average",
+    "valid": "drop",
+    "same": "pad",
+    "cosine": "hann",
+    "triangle": "linear",
+}
+
+
+def one_of(what: str, value: object, words: Iterable[str]) -> str:
+    """Return ``value`` if it is one of ``words``, else raise with the nearest right word."""
+    words = tuple(words)
+    if isinstance(value, str) and value in words:
+        return value
+    near = []
+    if isinstance(value, str):
+        low = value.lower()
+        near = [w for w in (_ELSEWHERE.get(low), low) if w in words]
+        near = near or difflib.get_close_matches(low, words, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    error = TilingError if isinstance(value, str) else TypeError
+    raise error(f"{what} must be one of {', '.join(map(repr, words))}; got {value!r}{hint}")
+
+
+def whole(what: str, value: object) -> int:
+    """Return ``value`` as an int; a float or bool is refused."""
+    try:
+        if type(value).__name__ in ("bool", "bool_") or getattr(value, "ndim", 0) != 0:
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{what} must be a whole number; got {value!r} ({type(value).__name__}).") from None
+
+
+def sequence(value: object) -> bool:
+    """Return whether ``value`` holds one entry per axis: a list, tuple, range or 1-D array."""
+    return isinstance(value, list | tuple | range) or getattr(value, "ndim", 0) == 1
+
+
+def wholes(what: str, values: Any) -> tuple[int, ...]:
+    """Return the ints of a sequence; one int stands for a sequence of one."""
+    return tuple(whole(what, v) for v in (tuple(values) if sequence(values) else (values,)))
+
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+
+
+def parse_bytes(what: str, value: Any) -> int:
+    """Return a number of bytes from an int or a string such as "128MiB" or "4GB"."""
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        number = int(value)
+    else:
+        match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", str(value).lower())
+        units = _UNITS | _BINARY
+        if not isinstance(value, str) or match is None or match[2] not in units or match[1].count(".") > 1:
+            raise TilingError(f'{what} must be bytes, as an int or a string such as "128MiB"; got {value!r}.')
+        number = int(float(match[1]) * units[match[2]])
+    if number < 1:
+        raise TilingError(f"{what} must be at least one byte; got {value!r}.")
+    return number
+
 
 # Letters of a name and the gap behind it, and of a line: the width of a cell in the documentation.
 NAME, LINE = 11, 84

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from tilework._checks import wholes
 from tilework.engine.spec import Spec
-from tilework.errors import CostWarning, GridError, TilingError, TilingWarning, wholes
+from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.function.calling import check_function, check_tile_keyword
 from tilework.function.output import Output, Outputs, as_dtype, named, scalar
 from tilework.grid.axis import Edge

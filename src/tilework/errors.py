@@ -17,13 +17,6 @@ Wrong types are plain ``TypeError``. Messages say the rule, the axis and the val
 
 from __future__ import annotations
 
-import difflib
-import operator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
 __all__ = [
     "AlignmentError",
     "ContractError",
@@ -61,55 +54,3 @@ class TilingWarning(UserWarning):
 
 class CostWarning(TilingWarning):
     """Legal, but much dearer than it need be."""
-
-
-# What other tools call the same thing, so that the hint names the meaning and not only the spelling.
-_ELSEWHERE = {
-    "periodic": "wrap",
-    "nearest": "edge",
-    "mirror": "reflect",
-    "zeros": "constant",
-    "none": "clip",
-    "crop": "trim",
-    "mean": "average",
-    "uniform": "average",
-    "valid": "drop",
-    "same": "pad",
-    "cosine": "hann",
-    "triangle": "linear",
-}
-
-
-def one_of(what: str, value: object, words: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``words``, else raise with the nearest right word."""
-    words = tuple(words)
-    if isinstance(value, str) and value in words:
-        return value
-    near = []
-    if isinstance(value, str):
-        low = value.lower()
-        near = [w for w in (_ELSEWHERE.get(low), low) if w in words]
-        near = near or difflib.get_close_matches(low, words, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    error = TilingError if isinstance(value, str) else TypeError
-    raise error(f"{what} must be one of {', '.join(map(repr, words))}; got {value!r}{hint}")
-
-
-def whole(what: str, value: object) -> int:
-    """Return ``value`` as an int; a float or bool is refused."""
-    try:
-        if type(value).__name__ in ("bool", "bool_") or getattr(value, "ndim", 0) != 0:
-            raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"{what} must be a whole number; got {value!r} ({type(value).__name__}).") from None
-
-
-def sequence(value: object) -> bool:
-    """Return whether ``value`` holds one entry per axis: a list, tuple, range or 1-D array."""
-    return isinstance(value, list | tuple | range) or getattr(value, "ndim", 0) == 1
-
-
-def wholes(what: str, values: Any) -> tuple[int, ...]:
-    """Return the ints of a sequence; one int stands for a sequence of one."""
-    return tuple(whole(what, v) for v in (tuple(values) if sequence(values) else (values,)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.laws.strategies import axes, many, plans
 from tilework import plan_tiles
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
-from tilework.grid.axis import Box
+from tilework.grid.tiles import Box
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.cost import busiest, peak_bytes
 from tilework.plan.tables import axis_table

@@ -18,7 +18,8 @@ from tests.laws.strategies import Axis, axes, calls, endless, grids, many, plans
 from tests.reference import walk
 from tilework import Output, TilePlan, plan_tiles
 from tilework.errors import TilingError
-from tilework.grid.axis import EDGES, AxisGrid, Box, TileGrid
+from tilework.grid.axis import EDGES, AxisGrid
+from tilework.grid.tiles import Box, TileGrid
 from tilework.plan.arguments import check_axis
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.laws.strategies import many
 from tilework import TilePlan, plan_tiles
 from tilework.errors import GridError
-from tilework.grid.axis import AxisGrid, TileGrid
-from tilework.grid.starts import Starts
+from tilework.grid.axis import AxisGrid, Starts
+from tilework.grid.tiles import TileGrid
 
 rising = st.lists(st.integers(-9, 60), min_size=1, max_size=9, unique=True).map(sorted)
 

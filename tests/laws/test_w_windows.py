@@ -18,7 +18,8 @@ from tilework import Output, tiled_map
 from tilework.engine.canvas import Layer, add
 from tilework.errors import GridError, TilingError
 from tilework.function.output import bind
-from tilework.grid.axis import AxisGrid, TileGrid
+from tilework.grid.axis import AxisGrid
+from tilework.grid.tiles import TileGrid
 from tilework.grid.weights import AxisWeights, profile
 
 if TYPE_CHECKING:

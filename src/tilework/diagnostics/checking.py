@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import report
+from tilework._checks import one_of, report, whole, wholes
 from tilework.diagnostics.viewing import View, view
 from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
-from tilework.errors import TilingError, one_of, whole, wholes
+from tilework.errors import TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.graph.build import find_spec
-from tilework.grid.axis import AxisGrid, Box, ceil_div
+from tilework.grid.axis import AxisGrid, ceil_div
+from tilework.grid.tiles import Box
 from tilework.probing.blackbox import difference, size_of
 from tilework.source.base import BlockSource, Source
 from tilework.source.opening import open_source

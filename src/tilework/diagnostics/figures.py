@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import whole, wholes
 from tilework.diagnostics.viewing import view
-from tilework.errors import TilingError, whole, wholes
+from tilework.errors import TilingError
 from tilework.graph.build import find_spec
 from tilework.plan.picture import BLOCK, CHUNK, CROP, axis_profiles, shown_samples
 from tilework.plan.tile_plan import TilePlan

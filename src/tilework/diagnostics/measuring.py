@@ -25,7 +25,7 @@ from tilework.engine.parts import blocks_of, part_of_block
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
-from tilework.grid.axis import Box, Tile
+from tilework.grid.tiles import Box, Tile
 from tilework.plan.arguments import n_threads
 from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes
 from tilework.plan.tile_plan import TilePlan

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import parse_bytes
 from tilework.engine.parts import (
     Piece,
     edges_of,
@@ -25,10 +26,9 @@ from tilework.engine.reading import Crops, block_inputs, run_tiles
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
-from tilework.grid.axis import Tile
-from tilework.plan.arguments import parse_bytes
+from tilework.grid.tiles import Tile
 from tilework.source.base import BlockSource, MemorySource
-from tilework.source.cache import CHUNKS
+from tilework.source.zarr_array import CHUNKS
 
 __all__ = ["TileRunner", "View", "view"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from tilework.engine.canvas import Layer, Partial, add, allocate
 from tilework.engine.spec import Index, Spec
 from tilework.errors import GridError
-from tilework.grid.axis import Box, Tile
+from tilework.grid.tiles import Box, Tile
 from tilework.plan.tile_plan import Range
 
 __all__ = ["Accumulator", "cover", "touching"]

@@ -13,10 +13,10 @@ from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.reading import Crops, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Index, Spec
-from tilework.grid.axis import Box, Tile
+from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
 from tilework.plan.tile_plan import Range
-from tilework.source.cache import CHUNKS
+from tilework.source.zarr_array import CHUNKS
 
 __all__ = [
     "Group",

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilework.errors import ContractError
 from tilework.function.output import BoundOutput
-from tilework.grid.axis import Box
+from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
 
 __all__ = ["Layer", "Partial", "add", "allocate", "combine", "finish"]

@@ -20,7 +20,7 @@ from tilework.engine.block import block_boxes, canvas_boxes, owners_of
 from tilework.engine.canvas import combine, finish
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Index, Spec
-from tilework.grid.axis import Box, Tile
+from tilework.grid.tiles import Box, Tile
 from tilework.plan.tile_plan import Range
 
 __all__ = [

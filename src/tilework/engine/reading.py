@@ -14,10 +14,11 @@ from tilework.engine.canvas import Layer, check_dtype
 from tilework.engine.spec import Index, Spec
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
-from tilework.grid.axis import Tile
+from tilework.grid.tiles import Tile
 from tilework.plan.tile_plan import Range
-from tilework.source.base import BlockSource, MemoryPart, ZarrSource
+from tilework.source.base import BlockSource, MemoryPart
 from tilework.source.padding import AxisRead, read_padded
+from tilework.source.zarr_array import ZarrSource
 
 __all__ = ["Crops", "Failure", "block_inputs", "run_tiles", "tiles_of"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from tilework.execution.tracker import Tracker
+from tilework.execution.progress import Tracker
 from tilework.execution.where import Where
 from tilework.graph.layer import Key
 from tilework.writing.jobs import Piece

@@ -10,8 +10,7 @@ from dask.callbacks import Callback
 from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework.execution.cluster import Cluster
-from tilework.execution.progress import Progress, bar
-from tilework.execution.tracker import Tracker
+from tilework.execution.progress import Progress, Tracker, bar
 from tilework.execution.where import Where
 from tilework.graph.layer import Key
 from tilework.writing.jobs import Broken, Job, Piece

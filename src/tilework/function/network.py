@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import one_of
-from tilework.function.calling import LoadOnce, as_array, load_once
+from tilework._checks import one_of
+from tilework.function.calling import as_array
+from tilework.function.load_once import LoadOnce, load_once
 
 __all__ = ["TorchFunction", "from_torch"]
 

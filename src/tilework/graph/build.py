@@ -18,7 +18,7 @@ from tilework.engine.block import block_groups, fill_block, run_block
 from tilework.engine.canvas import Layer
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
-from tilework.function.calling import LoadOnce
+from tilework.function.load_once import LoadOnce
 from tilework.graph.layer import Key, Names, block_tasks
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import BlockSource, MemorySource

@@ -1,4 +1,4 @@
-"""Boxes, tiles and grids: all arithmetic of tiling, one axis at a time, in Python integers.
+"""The crops along one axis: all arithmetic of tiling, in Python integers.
 
 A grid lives in *frame* coordinates along each axis: the frame is the image with ``margin`` in front and
 behind (samples that a valid-region function consumes) and, where the crop or ``multiple`` asks for it,
@@ -15,18 +15,17 @@ Source of the closed forms: a walk over all small grids, repeated as law G6 in `
 
 from __future__ import annotations
 
-import itertools
-import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 
-from tilework.grid.starts import Starts
+from tilework.errors import GridError
 
-__all__ = ["AxisGrid", "Box", "Edge", "Tile", "TileGrid"]
+__all__ = ["AxisGrid", "Edge", "Starts"]
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]
@@ -39,48 +38,65 @@ def ceil_div(a: int, b: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Box:
-    """A half-open N-D interval, in samples.
+class Starts:
+    """An increasing sequence of starts: pieces with a constant step, in O(pieces) memory.
 
     Examples
     --------
-    >>> Box((0, 4), (8, 10)).intersect(Box((6, 0), (20, 6))).shape
-    (2, 2)
+    >>> Starts.of([0, 5, 10, 15, 17])
+    Starts(pieces=((0, 5, 4), (17, 1, 1)))
+    >>> rule = Starts.every(5, first=0, last=17)
+    >>> len(rule), rule[3], rule[4]
+    (5, 15, 17)
     """
 
-    start: tuple[int, ...]
-    """First sample per axis."""
-    stop: tuple[int, ...]
-    """One past the last sample per axis."""
+    pieces: tuple[tuple[int, int, int], ...]
+    """First start, step and number of starts of each piece, samples."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths per axis, samples; never negative."""
-        return tuple(max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
+    def __post_init__(self) -> None:
+        ends = [(first, first + step * (count - 1)) for first, step, count in self.pieces]
+        rising = all(b < a for (_, b), (a, _) in pairwise(ends))
+        if not self.pieces or not rising or any(step < 1 or count < 1 for _, step, count in self.pieces):
+            raise GridError(f"starts must increase and there must be at least one; got pieces {self.pieces}.")
 
-    @property
-    def size(self) -> int:
-        """Number of samples."""
-        return math.prod(self.shape)
+    @classmethod
+    def of(cls, starts: Iterable[int]) -> Starts:
+        """Return the rule that gives ``starts``, samples, in as few pieces as a walk finds."""
+        pieces: list[list[int]] = []
+        for start in map(int, starts):
+            if pieces:
+                first, step, count = pieces[-1]
+                if count == 1 or start == first + step * count:
+                    pieces[-1] = [first, start - first if count == 1 else step, count + 1]
+                    continue
+            pieces.append([start, 1, 1])
+        return cls(tuple((first, step, count) for first, step, count in pieces))
 
-    @property
-    def slices(self) -> tuple[slice, ...]:
-        """The box as an index."""
-        return tuple(map(slice, self.start, self.stop))
+    @classmethod
+    def every(cls, step: int, *, first: int, last: int) -> Starts:
+        """Return ``first``, ``first + step``, ... below ``last``, and then ``last`` itself, samples."""
+        if last <= first:
+            return cls(((last, 1, 1),))
+        return cls(((first, step, -(-(last - first) // step)), (last, 1, 1)))
 
-    def intersect(self, other: Box) -> Box:
-        """Return the samples in both boxes."""
-        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
+    def __len__(self) -> int:
+        return sum(count for _, _, count in self.pieces)
 
-    def shift(self, offset: Sequence[int]) -> Box:
-        """Return the box moved by ``offset``, samples per axis."""
-        return Box(
-            tuple(a + d for a, d in zip(self.start, offset, strict=True)),
-            tuple(b + d for b, d in zip(self.stop, offset, strict=True)),
-        )
+    def __getitem__(self, i: int) -> int:
+        left = i
+        for first, step, count in self.pieces:
+            if 0 <= left < count:
+                return first + step * left
+            left -= count
+        raise IndexError(i)
 
-    def __str__(self) -> str:
-        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
+    def __iter__(self) -> Iterator[int]:
+        return (first + step * k for first, step, count in self.pieces for k in range(count))
+
+    def array(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return all starts at once."""
+        parts = [first + step * np.arange(count, dtype=np.int64) for first, step, count in self.pieces]
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,93 +310,3 @@ class AxisGrid:
     def starting(self, stop: int, rim: int | None = None) -> int:
         """Return the number of tiles whose support starts before image sample ``stop``."""
         return bisect_left(range(len(self)), stop, key=lambda i: self.support(i, rim)[0])
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One crop with its place."""
-
-    index: int
-    """Number in raster order, last axis fastest."""
-    position: tuple[int, ...]
-    """Number along each axis."""
-    read: Box
-    """What the function sees, image samples; may stick out of the image."""
-    core: Box
-    """What the tile owns when trimming, image samples."""
-    padding: tuple[tuple[int, int], ...]
-    """Samples of the read box before and behind the image, per axis."""
-
-    def __str__(self) -> str:
-        return f"tile {self.index} at {self.position}, reading {self.read}, crop {self.read.shape}"
-
-
-@dataclass(frozen=True, slots=True)
-class TileGrid(Sequence[Tile]):
-    """The product of per-axis grids: a lazy sequence of tiles in raster order."""
-
-    axes: tuple[AxisGrid, ...]
-    """One grid per axis."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Number of tiles per axis."""
-        return tuple(map(len, self.axes))
-
-    def __len__(self) -> int:
-        return math.prod(self.shape)
-
-    @overload
-    def __getitem__(self, index: int) -> Tile: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tile]: ...
-    def __getitem__(self, index: int | slice) -> Tile | Sequence[Tile]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number = range(len(self))[index]
-        position, rest = [], number
-        for count in reversed(self.shape):
-            rest, i = divmod(rest, count)
-            position.append(i)
-        return self.tile(tuple(reversed(position)), number)
-
-    def __iter__(self) -> Iterator[Tile]:
-        return self.within([(0, count) for count in self.shape])
-
-    def number(self, position: Sequence[int]) -> int:
-        """Return the raster number of the tile at ``position``."""
-        number = 0
-        for i, count in zip(position, self.shape, strict=True):
-            number = number * count + i
-        return number
-
-    def tile(self, position: tuple[int, ...], number: int | None = None) -> Tile:
-        """Return the tile at ``position``, its number along each axis."""
-        places = [_place(axis, i) for axis, i in zip(self.axes, position, strict=True)]
-        return _tile(self.number(position) if number is None else number, position, places)
-
-    def within(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Tile]:
-        """Yield the tiles in ``ranges``, first and one past the last per axis, in raster order."""
-        per_axis = [
-            [(i, _place(axis, i)) for i in range(a, b)]
-            for axis, (a, b) in zip(self.axes, ranges, strict=True)
-        ]
-        shape = self.shape
-        for chosen in itertools.product(*per_axis):
-            number = 0
-            for (i, _), count in zip(chosen, shape, strict=True):
-                number = number * count + i
-            yield _tile(number, tuple(i for i, _ in chosen), [place for _, place in chosen])
-
-
-def _place(axis: AxisGrid, i: int) -> tuple[int, ...]:
-    """Return where tile ``i`` reads, what it owns and its padding, along one axis."""
-    start, stop = axis.read(i)
-    return start, stop, *axis.core(i), max(0, -start), max(0, stop - axis.extent)
-
-
-def _tile(number: int, position: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> Tile:
-    starts, stops, lows, highs, before, behind = zip(*places, strict=True)
-    return Tile(
-        number, position, Box(starts, stops), Box(lows, highs), tuple(zip(before, behind, strict=True))
-    )

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import GridError, TilingError, one_of
+from tilework._checks import one_of
+from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid
 
 __all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "profile"]

@@ -9,15 +9,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tilework._checks import one_of, whole, wholes
 from tilework.engine.canvas import check_dtype
-from tilework.errors import ContractError, TilingError, TilingWarning, one_of, whole, wholes
+from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.calling import as_array
 from tilework.function.output import as_dtype, scales
 from tilework.loops.common import Locked
 from tilework.loops.gather import Gatherer
 from tilework.loops.merging import Merge, addable, gaussian
 from tilework.loops.sampler import GridSampler
-from tilework.loops.sink import Sink, is_tensor
+from tilework.loops.writer import Sink, is_tensor
 
 __all__ = ["Aggregator", "gaussian"]
 

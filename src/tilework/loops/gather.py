@@ -17,7 +17,7 @@ from tilework.engine.block import Group, take_seams
 from tilework.engine.canvas import Layer, Partial, combine, finish
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
-from tilework.grid.axis import Box, Tile
+from tilework.grid.tiles import Box, Tile
 
 __all__ = ["Gatherer"]
 

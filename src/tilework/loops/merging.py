@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import one_of
 from tilework.engine.spec import Spec
-from tilework.errors import ContractError, GridError, TilingError, one_of
+from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import as_array
 from tilework.function.output import BoundOutput, scalar
 from tilework.grid.axis import AxisGrid, ceil_div

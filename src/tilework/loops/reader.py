@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import TilingError, one_of
+from tilework._checks import one_of
+from tilework.errors import TilingError
 from tilework.function.output import scalar
 from tilework.grid.axis import AxisGrid
 from tilework.plan.arguments import default_memory
-from tilework.source.base import BlockSource, H5Source, MemorySource, Source, ZarrSource
-from tilework.source.cache import CHUNKS
+from tilework.source.base import BlockSource, H5Source, MemorySource, Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
+from tilework.source.zarr_array import CHUNKS, ZarrSource
 
 __all__ = ["CropReader", "Padding", "open_image"]
 

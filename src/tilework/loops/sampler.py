@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import GridError, TilingError, one_of, wholes
-from tilework.grid.axis import AxisGrid, TileGrid, ceil_div
-from tilework.grid.starts import Starts
+from tilework._checks import one_of, parse_bytes, wholes
+from tilework.errors import GridError, TilingError
+from tilework.grid.axis import AxisGrid, Starts, ceil_div
+from tilework.grid.tiles import TileGrid
 from tilework.loops.common import Cut
 from tilework.loops.reader import CropReader, Padding, open_image
-from tilework.plan.arguments import check_axis, parse_bytes, per_axis
+from tilework.plan.arguments import check_axis, per_axis
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 

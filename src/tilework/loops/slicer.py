@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import GridError, TilingError, whole
+from tilework._checks import parse_bytes, whole
+from tilework.errors import GridError, TilingError
 from tilework.function.output import scales
-from tilework.grid.axis import AxisGrid
-from tilework.grid.starts import Starts
+from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import AxisWeights
 from tilework.loops.common import Cut, check_scale
 from tilework.loops.reader import CropReader, Padding, open_image
 from tilework.loops.writer import ChunkWriter
-from tilework.plan.arguments import check_axis, guard_channels, parse_bytes, per_axis, resolve_axes
+from tilework.plan.arguments import check_axis, guard_channels, per_axis, resolve_axes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["Slicer"]

@@ -5,21 +5,19 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from tilework.errors import GridError, MemoryBudgetError, TilingError, sequence, whole
+from tilework._checks import parse_bytes, sequence, whole
+from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid
 from tilework.source.base import Source
 
-__all__ = ["default_memory", "lengths", "parse_bytes", "per_axis", "resolve_axes", "tiles_in_mask"]
+__all__ = ["default_memory", "lengths", "per_axis", "resolve_axes", "tiles_in_mask"]
 
 Index = tuple[int, ...]
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 # Samples and crops along one axis: tables of a plan hold 64-bit numbers, a few for every crop.
 LONGEST, MOST = 10**15, 10**8
 # Mask and image may differ by rounding only: more on one axis than on another looks like swapped axes.
@@ -155,21 +153,6 @@ def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) 
                 f"{tuple(longest)}? Name the tiled axes with axes= (a short axis may be tiled when it is "
                 "named)."
             )
-
-
-def parse_bytes(what: str, value: Any) -> int:
-    """Return a number of bytes from an int or a string such as "128MiB" or "4GB"."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        number = int(value)
-    else:
-        match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", str(value).lower())
-        units = _UNITS | _BINARY
-        if not isinstance(value, str) or match is None or match[2] not in units or match[1].count(".") > 1:
-            raise TilingError(f'{what} must be bytes, as an int or a string such as "128MiB"; got {value!r}.')
-        number = int(float(match[1]) * units[match[2]])
-    if number < 1:
-        raise TilingError(f"{what} must be at least one byte; got {value!r}.")
-    return number
 
 
 def parse_chunks(

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, one_of
+from tilework._checks import one_of
+from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human, peak_bytes
 from tilework.plan.tile_plan import TilePlan

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import one_of
 from tilework.engine.canvas import Layer
-from tilework.errors import GridError, TilingError, TilingWarning, one_of
+from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales
 from tilework.grid.axis import EDGES, AxisGrid, Edge
 from tilework.grid.weights import AxisWeights, Blend, check_weights, kind_of, profile

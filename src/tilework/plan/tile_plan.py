@@ -23,8 +23,8 @@ from typing import Any, overload
 import numpy as np
 
 from tilework.errors import TilingError
-from tilework.grid.axis import AxisGrid, Box, Tile, TileGrid, ceil_div
-from tilework.grid.starts import Starts
+from tilework.grid.axis import AxisGrid, Starts, ceil_div
+from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.tables import AxisTable, Range, axis_tables, box_sums, unpack
 
 __all__ = ["OutputPlan", "Range", "SourcePlan", "TilePlan"]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tilework.errors import ContractError, TilingError
-from tilework.function.calling import LoadOnce, as_results, is_batched
+from tilework.function.calling import as_results, is_batched
+from tilework.function.load_once import LoadOnce
 from tilework.function.output import Output, Outputs
-from tilework.grid.axis import TileGrid
+from tilework.grid.tiles import TileGrid
 
 if TYPE_CHECKING:
     from tilework.plan.request import Layout

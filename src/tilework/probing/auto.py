@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 
 from tilework.errors import TilingError, TilingWarning
-from tilework.function.calling import LoadOnce
+from tilework.function.load_once import LoadOnce
 from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import per_axis
 from tilework.plan.request import Layout, Request, make_layout
 from tilework.plan.trial import active_client
-from tilework.probing.blackbox import BlackBox, Crops
-from tilework.probing.inputs import Inputs, value_range
+from tilework.probing.blackbox import BlackBox, Crops, Inputs, value_range
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import Probing
 from tilework.source.base import BlockSource, Source

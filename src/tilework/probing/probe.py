@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilework.errors import TilingError, wholes
+from tilework._checks import wholes
+from tilework.errors import TilingError
 from tilework.function.calling import check_function
 from tilework.function.output import as_dtype
 from tilework.plan.arguments import lengths, positive

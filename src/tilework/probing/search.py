@@ -23,22 +23,22 @@ from typing import Any
 import numpy as np
 
 from tilework.errors import ContractError
-from tilework.probing.answer import report_of
 from tilework.probing.blackbox import (
+    AMPLITUDE,
+    HUGE,
     Array,
     BlackBox,
     Crops,
+    Inputs,
     ResultShape,
     difference,
     result_axes,
     share,
     size_of,
 )
-from tilework.probing.inputs import AMPLITUDE, HUGE, Inputs
-from tilework.probing.longer import why_open
 from tilework.probing.reach import Edge, Span, deepest, edges_along, gaps_along, largest
-from tilework.probing.report import ProbeReport
-from tilework.probing.scale import find_scale
+from tilework.probing.report import ProbeReport, report_of
+from tilework.probing.scale import find_scale, why_open
 from tilework.probing.shifts import Shifts, look_at_border, look_round
 
 __all__ = ["Probing"]

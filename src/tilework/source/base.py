@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import cloudpickle
 import numpy as np
 
 from tilework.errors import TilingError
-from tilework.source.cache import CHUNKS
 
 __all__ = [
     "BlockSource",
@@ -30,7 +28,6 @@ __all__ = [
     "MemorySource",
     "OnceSource",
     "Source",
-    "ZarrSource",
 ]
 
 Array = np.ndarray[Any, Any]
@@ -254,96 +251,3 @@ class OnceSource(Source):
         """Return the samples of ``box`` from the opened object."""
         del uses, limit
         return np.asarray(self.handle.get()[tuple(slice(a, b) for a, b in box)])
-
-
-@dataclass(slots=True)
-class ZarrSource(Source):
-    """A Zarr array, read chunk by chunk through the cache of the process."""
-
-    _keys: Any = field(default=None, repr=False)
-
-    def read(self, box: Sequence[Interval], uses: Sequence[Array] | None = None, limit: int = 0) -> Array:
-        """Return the samples of ``box``, each chunk decoded once per run where the cache suffices."""
-        # A store in memory may be rewritten at any time, and nothing tells.
-        shared = uses is not None and self.chunks is not None and limit > 0 and not self._in_memory
-        if shared:
-            grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks or (), strict=True)]
-            shared = any(
-                int(counts[list(r)].max(initial=0)) > 1 for r, counts in zip(grid, uses or (), strict=True)
-            )
-        if not shared:
-            return np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
-        out = np.empty([b - a for a, b in box], self.dtype)
-        wanted = {
-            self._key(index): math.prod(int(u[i]) for u, i in zip(uses or (), index, strict=True))
-            for index in itertools.product(*grid)
-        }
-
-        def use(key: tuple[Any, ...], chunk: Array) -> None:
-            _copy_overlap(
-                out,
-                [a for a, _ in box],
-                chunk,
-                [i * c for i, c in zip(key[1], self.chunks or (), strict=True)],
-            )
-
-        CHUNKS.fetch(wanted, self._load, use, limit)
-        return out
-
-    @property
-    def _in_memory(self) -> bool:
-        return type(self.handle.store).__name__ == "MemoryStore"
-
-    def _load(self, keys: list[tuple[Any, ...]]) -> Iterable[tuple[tuple[Any, ...], Array]]:
-        for key in keys:
-            box = tuple(
-                slice(i * c, min((i + 1) * c, n))
-                for i, c, n in zip(key[1], self.chunks or (), self.shape, strict=True)
-            )
-            yield key, np.asarray(self.handle[box])
-
-    def _key(self, index: tuple[int, ...]) -> tuple[Any, ...]:
-        """Return the cache key of a chunk: it changes when its file does."""
-        if self._keys is None:
-            self._keys = _chunk_paths(self.handle)
-        root, unit = self._keys
-        if root is None:
-            return self.token, index, CHUNKS.epoch
-        name = self.handle.metadata.encode_chunk_key(tuple(i // u for i, u in zip(index, unit, strict=True)))
-        try:
-            stat = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 -- 3x faster, once per chunk read
-        except OSError:
-            return self.token, index, None
-        return self.token, index, stat.st_mtime_ns, stat.st_size
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self._in_memory:
-            raise TilingError(
-                f"the Zarr array at {self.handle.store_path} lives in the memory of this process; save it to "
-                "disk "
-                "or an object store, or run on threads."
-            )
-        return ZarrSource, (
-            self.handle,
-            self.shape,
-            self.dtype,
-            self.chunks,
-            self.names,
-            self.token,
-        )
-
-
-def _chunk_paths(array: Any) -> tuple[str | None, tuple[int, ...]]:
-    """Return the folder of a local array's chunk files, and how many chunks a file holds per axis."""
-    if type(array.store).__name__ != "LocalStore":
-        return None, ()
-    files = array.shards or array.chunks
-    unit = tuple(f // c for f, c in zip(files, array.chunks, strict=True))
-    return os.path.join(str(array.store.root), array.path), unit  # noqa: PTH118
-
-
-def _copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence[int]) -> None:
-    low = [max(a, s) for a, s in zip(origin, start, strict=True)]
-    high = [min(a + n, s + m) for a, n, s, m in zip(origin, out.shape, start, part.shape, strict=True)]
-    to = tuple(slice(i - a, j - a) for i, j, a in zip(low, high, origin, strict=True))
-    out[to] = part[tuple(slice(i - s, j - s) for i, j, s in zip(low, high, start, strict=True))]

@@ -14,16 +14,9 @@ from typing import Any
 import numpy as np
 
 from tilework.errors import GridError, TilingError
-from tilework.function.calling import LoadOnce
-from tilework.source.base import (
-    BlockSource,
-    FileSource,
-    H5Source,
-    MemorySource,
-    OnceSource,
-    Source,
-    ZarrSource,
-)
+from tilework.function.load_once import LoadOnce
+from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
+from tilework.source.zarr_array import ZarrSource
 
 __all__ = ["check_extents", "open_source"]
 

@@ -9,17 +9,9 @@ from pathlib import Path
 
 from tilework.engine.spec import Spec
 from tilework.grid.axis import AxisGrid
-from tilework.source.base import (
-    BlockSource,
-    FileSource,
-    H5Source,
-    MemorySource,
-    OnceSource,
-    Source,
-    ZarrSource,
-)
-from tilework.writing.code import SHORT, Parts, describe, stamp, stamps
-from tilework.writing.digest import UNKNOWN, digest
+from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
+from tilework.source.zarr_array import ZarrSource
+from tilework.writing.code import SHORT, UNKNOWN, Parts, describe, digest, stamp, stamps
 
 __all__ = ["UNKNOWN", "changes", "of_spec"]
 

@@ -18,10 +18,9 @@ from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
 from tilework.graph.layer import BlockTasks, Ending, Key, Names
-from tilework.grid.axis import Tile
-from tilework.writing.alignment import region
+from tilework.grid.tiles import Tile
 from tilework.writing.ledger import Marks
-from tilework.writing.units import Bits, Units, tiles_touching, with_todo
+from tilework.writing.units import Bits, Units, region, tiles_touching, with_todo
 
 __all__ = ["Broken", "ChunkJob", "Job", "Piece", "TileJob", "Writer"]
 

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tilework._checks import one_of
 from tilework.engine.reading import Failure
-from tilework.errors import TilingError, one_of
+from tilework.errors import TilingError
 from tilework.execution.local import run
 from tilework.execution.progress import Progress
 from tilework.execution.where import Where

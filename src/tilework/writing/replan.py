@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import parse_bytes
 from tilework.engine.spec import Spec
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.execution.where import Where
-from tilework.grid.axis import Tile
-from tilework.plan.arguments import parse_bytes
+from tilework.grid.tiles import Tile
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
 from tilework.plan.cost import peak_bytes
 from tilework.plan.tile_plan import TilePlan
-from tilework.writing.alignment import input_unit
 from tilework.writing.ledger import Marks
 from tilework.writing.target import Target
-from tilework.writing.units import Bits, Units
+from tilework.writing.units import Bits, Units, input_unit
 
 __all__ = ["remask", "replanned"]
 

@@ -17,14 +17,13 @@ from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, specs_below
 from tilework.graph.layer import Names
-from tilework.writing.alignment import check_aligned, check_edges, lengths, units_of
-from tilework.writing.digest import digest
+from tilework.writing.code import digest
 from tilework.writing.fingerprint import of_spec
 from tilework.writing.jobs import ChunkJob, Job, TileJob
 from tilework.writing.ledger import Marks, write_record
 from tilework.writing.replan import remask, replanned
 from tilework.writing.target import Target, record_of, refuse_source
-from tilework.writing.units import Units
+from tilework.writing.units import Units, check_aligned, check_edges, lengths, units_of
 
 __all__ = ["Writing", "prepare", "to_zarr"]
 

@@ -17,10 +17,10 @@ import zarr
 from tilework.engine.spec import Index, Spec
 from tilework.errors import AlignmentError, TilingError
 from tilework.plan.tile_plan import TilePlan
-from tilework.source.base import ZarrSource
-from tilework.writing.alignment import default_chunks, lengths, units_of
+from tilework.source.zarr_array import ZarrSource
 from tilework.writing.fingerprint import UNKNOWN, changes
 from tilework.writing.ledger import RECORD, Marks, read_record, write_record
+from tilework.writing.units import default_chunks, lengths, units_of
 
 __all__ = ["Target", "record_of", "refuse_source"]
 

@@ -1,21 +1,37 @@
-"""Write units of an output: which blocks and which tiles touch those that are missing."""
+"""Write units (shards, else chunks): defaults, alignment with blocks, and which tiles touch which unit."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from tilework.engine.spec import Index, Spec
-from tilework.grid.axis import Tile, ceil_div
+from tilework.errors import AlignmentError, TilingError
+from tilework.graph.build import chunks_of
+from tilework.grid.axis import ceil_div
+from tilework.grid.tiles import Box, Tile
 from tilework.plan.tables import box_sums, pack
 from tilework.plan.tile_plan import Range, TilePlan
-from tilework.writing.alignment import grid_axes, region
 
-__all__ = ["Units", "tiles_touching", "with_todo"]
+__all__ = [
+    "Units",
+    "check_aligned",
+    "check_edges",
+    "default_chunks",
+    "grid_axes",
+    "input_unit",
+    "lengths",
+    "region",
+    "tiles_touching",
+    "units_of",
+    "with_todo",
+]
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -115,3 +131,106 @@ def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
     runs = spec.plan.runs
     todo: TilePlan = replace(spec.plan, mask=pack(tiles if runs is None else tiles & runs))
     return replace(spec, todo=todo, _uses={})
+
+
+# Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
+CHUNK_BYTES = 4 * 2**20
+
+
+def region(spec: Spec, number: int, index: Index) -> tuple[slice, ...]:
+    """Return where a block stands in the returned array of an output."""
+    plan, layer = spec.plan, spec.layers[number]
+    start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
+    stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
+    box = layer.region(Box(start, stop))
+    spans = [*box.slices[: layer.n_each], *[slice(None)] * len(layer.bound.reduced_shape)]
+    for axis, span in zip(layer.bound.reduced_axes, box.slices[layer.n_each :], strict=True):
+        spans[layer.n_each + axis] = span
+    return tuple(spans)
+
+
+def units_of(array: Any) -> tuple[Index, Index | None]:
+    """Return chunks and shards of an array to write into; without chunks every sample is a unit."""
+    shards = getattr(array, "shards", None)
+    chunks = getattr(array, "chunks", None) or (1,) * len(array.shape)
+    return tuple(map(int, chunks)), None if shards is None else tuple(map(int, shards))
+
+
+def grid_axes(spec: Spec, number: int) -> list[int]:
+    """Return the axis of the returned array for every grid axis."""
+    layer = spec.layers[number]
+    return [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+
+
+def lengths(what: str, value: Any, shape: Index) -> Index | None:
+    """Return one length per axis of the result from an int or a tuple."""
+    if value is None:
+        return None
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
+    if len(sizes) != len(shape) or any(
+        isinstance(s, bool) or not isinstance(s, int | np.integer) or s < 1 for s in sizes
+    ):
+        raise TilingError(
+            f"{what} needs one positive whole number per axis of the result {shape}; got {value!r}."
+        )
+    return tuple(int(s) for s in sizes)
+
+
+def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Index:
+    """Return the source's chunks where they divide the blocks, else chunks of about `CHUNK_BYTES`."""
+    plan, layer = spec.plan, spec.layers[number]
+    blocks = [max(sizes) for sizes in chunks_of(spec, layer)]
+    chunks = list(blocks)
+    source = plan.sources[0].chunks
+    same = source is not None and all(s == 1 for s in layer.bound.scale)
+    if same and all(
+        b % c == 0 or b == n for b, c, n in zip(plan.block, source or (), plan.shape, strict=True)
+    ):
+        for axis, c, n in zip(grid_axes(spec, number), source or (), plan.shape, strict=True):
+            chunks[axis] = min(c, n)
+    while math.prod(chunks) * itemsize > 2 * CHUNK_BYTES:
+        axis = max(range(len(chunks)), key=lambda a: chunks[a])
+        smaller = _halved(chunks[axis], whole=blocks[axis] == shape[axis])
+        if smaller == chunks[axis]:
+            break
+        chunks[axis] = smaller
+    return tuple(max(1, c) for c in chunks)
+
+
+def _halved(size: int, *, whole: bool) -> int:
+    """Return a smaller chunk: a divisor of the block, or any length where one block holds the axis."""
+    if whole:
+        return ceil_div(size, 2)
+    return next((size // p for p in range(2, math.isqrt(size) + 1) if size % p == 0), 1)
+
+
+def input_unit(spec: Spec, number: int, unit: Index) -> Index:
+    """Return the fewest image samples per grid axis that give whole write units of an output."""
+    layer, found = spec.layers[number], []
+    scales: list[Fraction] = [Fraction(1)] * layer.n_each + list(layer.bound.scale)
+    for axis, scale, weights in zip(grid_axes(spec, number), scales, layer.weights, strict=True):
+        if unit[axis] >= weights.extent:
+            found.append(weights.grid.extent)
+            continue
+        whole = unit[axis] * scale.denominator
+        found.append(whole // math.gcd(whole, scale.numerator))
+    return tuple(found)
+
+
+def check_aligned(spec: Spec, number: int, unit: Index) -> None:
+    """Raise an `AlignmentError` unless every block of an output is whole write units."""
+    for axis, sizes in enumerate(chunks_of(spec, spec.layers[number])):
+        check_edges(sizes, unit[axis], axis)
+
+
+def check_edges(sizes: Sequence[int], unit: int, axis: int) -> None:
+    """Raise an `AlignmentError` unless all but the last of ``sizes`` are multiples of ``unit``."""
+    if any(edge % unit for edge in itertools.accumulate(sizes[:-1])):
+        multiple = max(1, round(max(sizes) / unit)) * unit
+        raise AlignmentError(
+            "blocks must be whole write units, or two tasks would write one unit; got blocks of "
+            f"{max(sizes)} and units "
+            f"of {unit} samples on axis {axis}. Use chunks of the array that are multiples of {unit}, for "
+            "example "
+            f"{multiple}, or write units that divide {max(sizes)}."
+        )

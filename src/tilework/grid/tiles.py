@@ -1,0 +1,148 @@
+"""Boxes, tiles and grids of tiles: the product of one grid per axis."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import overload
+
+from tilework.grid.axis import AxisGrid
+
+__all__ = ["Box", "Tile", "TileGrid"]
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A half-open N-D interval, in samples.
+
+    Examples
+    --------
+    >>> Box((0, 4), (8, 10)).intersect(Box((6, 0), (20, 6))).shape
+    (2, 2)
+    """
+
+    start: tuple[int, ...]
+    """First sample per axis."""
+    stop: tuple[int, ...]
+    """One past the last sample per axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths per axis, samples; never negative."""
+        return tuple(max(0, b - a) for a, b in zip(self.start, self.stop, strict=True))
+
+    @property
+    def size(self) -> int:
+        """Number of samples."""
+        return math.prod(self.shape)
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        """The box as an index."""
+        return tuple(map(slice, self.start, self.stop))
+
+    def intersect(self, other: Box) -> Box:
+        """Return the samples in both boxes."""
+        return Box(tuple(map(max, self.start, other.start)), tuple(map(min, self.stop, other.stop)))
+
+    def shift(self, offset: Sequence[int]) -> Box:
+        """Return the box moved by ``offset``, samples per axis."""
+        return Box(
+            tuple(a + d for a, d in zip(self.start, offset, strict=True)),
+            tuple(b + d for b, d in zip(self.stop, offset, strict=True)),
+        )
+
+    def __str__(self) -> str:
+        return "[" + ", ".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True)) + "]"
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One crop with its place."""
+
+    index: int
+    """Number in raster order, last axis fastest."""
+    position: tuple[int, ...]
+    """Number along each axis."""
+    read: Box
+    """What the function sees, image samples; may stick out of the image."""
+    core: Box
+    """What the tile owns when trimming, image samples."""
+    padding: tuple[tuple[int, int], ...]
+    """Samples of the read box before and behind the image, per axis."""
+
+    def __str__(self) -> str:
+        return f"tile {self.index} at {self.position}, reading {self.read}, crop {self.read.shape}"
+
+
+@dataclass(frozen=True, slots=True)
+class TileGrid(Sequence[Tile]):
+    """The product of per-axis grids: a lazy sequence of tiles in raster order."""
+
+    axes: tuple[AxisGrid, ...]
+    """One grid per axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of tiles per axis."""
+        return tuple(map(len, self.axes))
+
+    def __len__(self) -> int:
+        return math.prod(self.shape)
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tile]: ...
+    def __getitem__(self, index: int | slice) -> Tile | Sequence[Tile]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        number = range(len(self))[index]
+        position, rest = [], number
+        for count in reversed(self.shape):
+            rest, i = divmod(rest, count)
+            position.append(i)
+        return self.tile(tuple(reversed(position)), number)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return self.within([(0, count) for count in self.shape])
+
+    def number(self, position: Sequence[int]) -> int:
+        """Return the raster number of the tile at ``position``."""
+        number = 0
+        for i, count in zip(position, self.shape, strict=True):
+            number = number * count + i
+        return number
+
+    def tile(self, position: tuple[int, ...], number: int | None = None) -> Tile:
+        """Return the tile at ``position``, its number along each axis."""
+        places = [_place(axis, i) for axis, i in zip(self.axes, position, strict=True)]
+        return _tile(self.number(position) if number is None else number, position, places)
+
+    def within(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Tile]:
+        """Yield the tiles in ``ranges``, first and one past the last per axis, in raster order."""
+        per_axis = [
+            [(i, _place(axis, i)) for i in range(a, b)]
+            for axis, (a, b) in zip(self.axes, ranges, strict=True)
+        ]
+        shape = self.shape
+        for chosen in itertools.product(*per_axis):
+            number = 0
+            for (i, _), count in zip(chosen, shape, strict=True):
+                number = number * count + i
+            yield _tile(number, tuple(i for i, _ in chosen), [place for _, place in chosen])
+
+
+def _place(axis: AxisGrid, i: int) -> tuple[int, ...]:
+    """Return where tile ``i`` reads, what it owns and its padding, along one axis."""
+    start, stop = axis.read(i)
+    return start, stop, *axis.core(i), max(0, -start), max(0, stop - axis.extent)
+
+
+def _tile(number: int, position: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> Tile:
+    starts, stops, lows, highs, before, behind = zip(*places, strict=True)
+    return Tile(
+        number, position, Box(starts, stops), Box(lows, highs), tuple(zip(before, behind, strict=True))
+    )

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from tilework.errors import TilingError
 
-__all__ = ["one_of", "parse_bytes", "report", "sequence", "whole", "wholes"]
+__all__ = [
+    "as_dtype",
+    "check_scalar",
+    "one_of",
+    "parse_bytes",
+    "positive",
+    "report",
+    "scalar",
+    "sequence",
+    "whole",
+    "wholes",
+]
 
 # What other tools call the same thing, so that the hint names the meaning and not only the spelling.
 _ELSEWHERE = {
@@ -67,6 +79,13 @@ def wholes(what: str, values: Any) -> tuple[int, ...]:
     return tuple(whole(what, v) for v in (tuple(values) if sequence(values) else (values,)))
 
 
+def positive(what: str, value: Any) -> bool:
+    """Return whether a real number is positive and finite; raise a `TypeError` for anything else."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise TypeError(f"{what} must be a number; got {value!r} ({type(value).__name__}).")
+    return bool(0 < value < math.inf)
+
+
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
@@ -86,6 +105,43 @@ def parse_bytes(what: str, value: Any) -> int:
     if number < 1:
         raise TilingError(f"{what} must be at least one byte; got {value!r}.")
     return number
+
+
+def check_scalar(what: str, value: Any) -> None:
+    """Raise a `TypeError` where ``value`` is not one number."""
+    if np.ndim(value) or isinstance(value, Mapping | set):
+        raise TypeError(f"{what} must be one number; got {value!r}.")
+
+
+def as_dtype(value: Any) -> np.dtype[Any]:
+    """Return a numpy dtype; raise a `TypeError` for what is none."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"dtype must be a numpy dtype; got {value!r}.") from error
+    return dtype
+
+
+def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return ``value`` as a scalar of ``dtype``; refused where it would change."""
+    check_scalar(what, value)
+    if dtype.kind in "mM" and isinstance(value, int | np.integer) and value == 0:
+        return np.zeros((), dtype)[()]  # numpy 2.5 warns when a time is compared with a number
+    try:
+        if np.iscomplexobj(value) and dtype.kind != "c":
+            raise ValueError  # astype would drop the imaginary part
+        with np.errstate(all="ignore"):
+            cast = np.asarray(value).astype(dtype)
+            same = bool(cast == value) or bool(cast != cast and value != value)
+            same = same or (dtype.kind in "fc" and np.isfinite(value) == np.isfinite(cast))
+            # No datetime equals a number, but 0 is the default and means the epoch.
+            same = same or (dtype.kind in "mM" and np.asarray(value).dtype.kind in "iu" and value == 0)
+    except (TypeError, ValueError, OverflowError):
+        same = dtype.kind in "mM" and value == 0
+        cast = np.zeros((), dtype)
+    if not same:
+        raise TilingError(f"{what} {value!r} cannot be held by dtype {dtype}; choose another.")
+    return cast[()]
 
 
 # Letters of a name and the gap behind it, and of a line: the width of a cell in the documentation.

@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from tilework._checks import wholes
+from tilework._checks import as_dtype, scalar, wholes
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.function.calling import check_function, check_tile_keyword
-from tilework.function.output import Output, Outputs, as_dtype, named, scalar
+from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
 from tilework.plan.arguments import (
@@ -26,10 +26,10 @@ from tilework.plan.request import (
     Request,
     bind_outputs,
     declared_outputs,
-    make_layer,
     make_layout,
     make_plan,
     needs_call,
+    weighed,
 )
 from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import call_on_zeros
@@ -176,9 +176,24 @@ def tiled_map(
         raise TypeError("array must be an array, or a tuple of at least one; got ().")
     sources = tuple(map(open_source, given))
     request = Request(
-        crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, batch_size,
-        mask, mask_scale, chunks, memory_limit, reuse,
-    )  # fmt: skip
+        crop=crop,
+        overlap=overlap,
+        axes=axes,
+        each=each,
+        stride=stride,
+        multiple=multiple,
+        edge=edge,
+        boundary=boundary,
+        blend=blend,
+        rim=rim,
+        sigma_scale=sigma_scale,
+        batch_size=batch_size,
+        mask=mask,
+        mask_scale=mask_scale,
+        chunks=chunks,
+        memory_limit=memory_limit,
+        reuse=reuse,
+    )
     declared = declared_outputs(output, dtype)
     request, declared, chosen = choose_overlap(fn, sources, request, declared, pass_tile=pass_tile)
     layout = make_layout(sources, request, declared)
@@ -193,35 +208,33 @@ def tiled_map(
     bound = bind_outputs(declared, sources, layout, request, fill_value, shown.results if shown else None)
     if disagreement:
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
-    layers = tuple(make_layer(b, layout, request) for b in bound)
-    plan = make_plan(sources, layout, request, [layer.bound for layer in layers])
-    plan = replace(plan, notes=(*plan.notes, *chosen))
-    many = not isinstance(declared, Output)
-    source_axes = tuple(e + t for e, t in zip(layout.each, layout.tiled, strict=True))
+    outputs = tuple(weighed(b, layout, request) for b in bound)
+    plan = make_plan(sources, layout, request, outputs)
     spec = Spec(
-        plan, sources, source_axes, fn, layers, boundary, cval, skip, pass_tile, many, chunks != "auto"
+        plan=replace(plan, notes=(*plan.notes, *chosen)),
+        sources=sources,
+        source_axes=tuple(e + t for e, t in zip(layout.each, layout.tiled, strict=True)),
+        fn=fn,
+        outputs=outputs,
+        boundary=boundary,
+        cval=cval,
+        skip=skip,
+        pass_tile=pass_tile,
+        many=not isinstance(declared, Output),
+        fixed=chunks != "auto",
     )
     _warn(spec)
-    return _build(spec, given, declared, name)
+    return _build(spec, declared, name)
 
 
-def _build(spec: Spec, given: Sequence[Any], declared: Outputs, name: str | None) -> Any:
+def _build(spec: Spec, declared: Outputs, name: str | None) -> Any:
     from tilework.graph.build import build, name_of
-    from tilework.source.base import BlockSource
 
     if (n := math.prod(spec.plan.blocks)) > MOST_BLOCKS:
         raise GridError(
             f"chunks {spec.plan.block} make {n} blocks, more than {MOST_BLOCKS}; use larger chunks."
         )
-    arrays = [
-        getattr(a, "data", a)
-        if isinstance(s, BlockSource) and hasattr(a, "variable")
-        else a
-        if isinstance(s, BlockSource)
-        else None
-        for a, s in zip(given, spec.sources, strict=True)
-    ]
-    built = build(spec, arrays, name or name_of(spec))
+    built = build(spec, name or name_of(spec))
     if isinstance(declared, Output):
         return built[0]
     if isinstance(declared, Mapping):
@@ -287,9 +300,24 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
         raise GridError(f"source_chunks needs one positive length per axis of {extents}; got {chunked}.")
     source = Source(None, extents, as_dtype(dtype), chunked, token="plan")
     request = Request(
-        crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, batch_size,
-        mask, mask_scale, chunks, memory_limit, reuse,
-    )  # fmt: skip
+        crop=crop,
+        overlap=overlap,
+        axes=axes,
+        each=each,
+        stride=stride,
+        multiple=multiple,
+        edge=edge,
+        boundary=boundary,
+        blend=blend,
+        rim=rim,
+        sigma_scale=sigma_scale,
+        batch_size=batch_size,
+        mask=mask,
+        mask_scale=mask_scale,
+        chunks=chunks,
+        memory_limit=memory_limit,
+        reuse=reuse,
+    )
     if isinstance(request.overlap, str) and request.overlap == "auto":
         raise TilingError(
             'overlap="auto" calls the function, and plan_tiles has none; give '
@@ -298,8 +326,7 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
     declared = declared_outputs(output, None) or Output(dtype)
     layout = make_layout((source,), request, declared)
     bound = bind_outputs(declared, (source,), layout, request, 0, None)
-    bound = [make_layer(b, layout, request).bound for b in bound]
-    return make_plan((source,), layout, request, bound)
+    return make_plan((source,), layout, request, [weighed(b, layout, request) for b in bound])
 
 
 def _warn(spec: Spec) -> None:

@@ -127,7 +127,7 @@ def needed(spec: Any, number: int, axes: list[int], key: Any, shape: tuple[int, 
     found = set()
     for position in itertools.product(*map(range, spec.plan.grid_shape)):
         inside = np.ones(np.shape(places[0]), bool)
-        for d, weights in enumerate(spec.layers[number].weights):
+        for d, weights in enumerate(spec.outputs[number].weights):
             rim = weights.rim
             low, high = (math.ceil(x * weights.scale) for x in weights.grid.support(position[d], rim))
             inside &= (places[axes[d]] >= low) & (places[axes[d]] < high)
@@ -153,8 +153,8 @@ def test_L2b_any_index_runs_the_tiles_of_the_chosen_samples_only(
         options["chunks"] = case.extents
     out = tiled(case, fn, numbered=True, output=fn.output(), fill_value=-777, **options)
     spec = find_spec(out)[0]
-    layer = spec.layers[0]
-    axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+    output = spec.outputs[0]
+    axes = [*range(output.n_each), *(output.n_each + a for a in output.reduced_axes)]
     view, key = tw.view(out, verbose=False), data.draw(keys(out.shape))
     expected = out.compute()[key]
     assert_same_bits(np.ascontiguousarray(view[key]), np.ascontiguousarray(expected))

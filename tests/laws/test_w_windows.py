@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from fractions import Fraction
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,9 @@ from hypothesis import strategies as st
 from tests.laws.strategies import WINDOWS, Axis, arange, axes, blocks, calls, endless, many
 from tests.reference import window
 from tilework import Output, tiled_map
-from tilework.engine.canvas import Layer, add
+from tilework.engine.canvas import Products, add
 from tilework.errors import GridError, TilingError
-from tilework.function.output import bind
+from tilework.function.output import BoundOutput, bind
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import TileGrid
 from tilework.grid.weights import AxisWeights, profile
@@ -267,7 +268,7 @@ def test_W3_adding_with_the_cores_as_weights_equals_copying_them(call: Call):
             core = tuple(slice(a - r, b - r) for (a, b), (r, _) in zip(cores, results, strict=True))
             values[core] = arange(values[core].shape) * 1.1 + tile.index
             if blend == "trim":
-                add(layer, canvas[tuple(slice(*c) for c in cores)], values[core], None, {})
+                add(layer, canvas[tuple(slice(*c) for c in cores)], values[core], None, Products())
                 continue
             inside = [(max(a, 0), min(b, n)) for (a, b), n in zip(results, canvas.shape, strict=True)]
             part = tuple(slice(a - r, b - r) for (a, b), (r, _) in zip(inside, results, strict=True))
@@ -275,19 +276,19 @@ def test_W3_adding_with_the_cores_as_weights_equals_copying_them(call: Call):
             for (a, b), (low, high) in zip(inside, cores, strict=True):
                 x = np.arange(a, b)
                 flags.append(((low <= x) & (x < high)).astype(float))
-            add(layer, canvas[tuple(slice(*i) for i in inside)], values[part], flags, {})
+            add(layer, canvas[tuple(slice(*i) for i in inside)], values[part], flags, Products())
         canvases.append(canvas)
     assert np.isfinite(canvases[0]).all()
     assert (canvases[0] == canvases[1]).all()
 
 
-def layer_of(call: Call, weights: tuple[AxisWeights, ...], blend: str) -> Layer:
+def layer_of(call: Call, weights: tuple[AxisWeights, ...], blend: str) -> BoundOutput:
     output = Output(float, scale=tuple(axis.scale for axis in call.axes), margin=margins(call))
     bound = bind(
         None, output, crop_shape=call.crop, crop_axes=tuple(range(len(call.crop))), crop=call.crop,
         margin=margins(call), blend=blend, fill_value=0, result=None,
     )  # fmt: skip
-    return Layer(bound, weights, None, 0)
+    return replace(bound, weights=weights)
 
 
 def margins(call: Call) -> tuple[tuple[int, int], ...]:

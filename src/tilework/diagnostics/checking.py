@@ -19,7 +19,7 @@ from tilework.graph.build import find_spec
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
 from tilework.probing.blackbox import difference, size_of
-from tilework.source.base import BlockSource, Source
+from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import AxisRead, read_padded
 
@@ -141,7 +141,7 @@ def check(
     if isinstance(out, Mapping | tuple | list):
         members = dict(out) if isinstance(out, Mapping) else dict(enumerate(out))
     found = [find_spec(member) for member in members.values()]
-    specs = [f[0] for f in found if f is not None]
+    specs = [f.spec for f in found if f is not None]
     if not members or len(specs) < len(members) or any(s is not specs[0] for s in specs):
         raise TilingError("check takes an unmodified result of one tiled_map.")
     spec = specs[0]
@@ -189,7 +189,7 @@ def _help(spec: Spec, differing: Sequence[Box]) -> str:
         return f"{border}; another edge does not"
     if differing and all(_at_border(spec, box) for box in differing):
         return 'at the border only; a function that wraps round needs edge="pad", boundary="wrap"'
-    trims = any(layer.bound.kind == "trim" for layer in spec.layers)
+    trims = any(output.kind == "trim" for output in spec.outputs)
     help_ = "more overlap, or a blend" if trims else "more overlap"
     return f"{help_}; besides, {border}" if any(invented) else help_
 
@@ -290,7 +290,7 @@ def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
             start, stop = g.core(g.owner(p))
             low, high = max(low, start), min(high, stop)
         spans.append((low, high))
-    return Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+    return Box.of(spans)
 
 
 class _Compared:
@@ -329,18 +329,16 @@ class _Compared:
             error.add_note(f"raised by check, which called fn on crops of shape {[c.shape for c in crops]}")
             raise
         found = []
-        for layer, result in zip(
-            spec.layers, as_results(raw, [w.bound.key for w in spec.layers]), strict=True
-        ):
+        for output, result in zip(spec.outputs, as_results(raw, [w.key for w in spec.outputs]), strict=True):
             result = result[0] if batched else result
             index = [slice(None)] * n
             for weights, g, (a, _), low, high in zip(
-                layer.weights[n:], self._grids, spans, box.start, box.stop, strict=True
+                output.weights[n:], self._grids, spans, box.start, box.stop, strict=True
             ):
                 start = weights.scaled(a + g.margin[0])
                 index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
-            part = np.ascontiguousarray(result[layer.index(index)[n:]])
-            found.append(finish(layer, part[(None,) * n], None, None))
+            part = np.ascontiguousarray(result[output.index(index)[n:]])
+            found.append(finish(output, part[(None,) * n], None, None))
         return found
 
 
@@ -356,8 +354,6 @@ def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]
 def _read(source: Source, box: Sequence[tuple[int, int]]) -> Array:
     if source.handle is None:
         raise TilingError("the source of this result is in another process; give array=.")
-    if isinstance(source, BlockSource):
-        return np.asarray(source.handle[tuple(slice(a, b) for a, b in box)].compute())
     return source.read(box)
 
 
@@ -366,11 +362,11 @@ def _compare(
 ) -> tuple[float, tuple[int, ...], float]:
     """Return the largest difference, its index in the result, and the largest value."""
     number = shown.number
-    layer, n = spec.layers[number], spec.plan.n_each
+    output, n = spec.outputs[number], spec.plan.n_each
     want = expected[number]
     index = [slice(i, i + 1) for i in each] + [slice(None)] * (shown.ndim - n)
     for axis, weights, low, high in zip(
-        layer.bound.reduced_axes, layer.weights[n:], box.start, box.stop, strict=True
+        output.reduced_axes, output.weights[n:], box.start, box.stop, strict=True
     ):
         index[n + axis] = slice(weights.scaled(low), weights.scaled(high))
     got = shown[tuple(index)]

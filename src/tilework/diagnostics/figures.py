@@ -188,7 +188,7 @@ def _plan(given: Any) -> TilePlan:
     found = find_spec(given)
     if found is None:
         raise TilingError("give a TilePlan, or an unmodified result of tiled_map, which has one.")
-    return found[0].plan
+    return found.spec.plan
 
 
 # -- images -----------------------------------------------------------------------------------------------
@@ -199,13 +199,11 @@ def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
     found = find_spec(out)
     if found is None:
         return []
-    spec, _, name = found
-    names = [f"{name}-{w.bound.key}" if spec.many else name for w in spec.layers]
-    layer = spec.layers[names.index(out.name)]
-    axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+    output = found.output
+    axes = output.grid_axes
     if axis not in axes:
         return []
-    weights = layer.weights[axes.index(axis)]
+    weights = output.weights[axes.index(axis)]
     cuts = (weights.scaled(int(c)) for c in weights.grid.supports(None)[0][1:])
     return [c for c in cuts if start < c < stop]
 
@@ -214,8 +212,8 @@ def _plane_axes(array: Any) -> tuple[int, int]:
     """Return the two axes to look at: the last tiled ones, else the two longest."""
     found = find_spec(array)
     if found is not None:
-        layer = found[0].layers[0]
-        tiled = sorted(layer.n_each + a for a in layer.bound.reduced_axes)
+        output = found.output
+        tiled = sorted(output.n_each + a for a in output.reduced_axes)
         if len(tiled) > 1:
             return tiled[-2], tiled[-1]
     if len(array.shape) < 2:

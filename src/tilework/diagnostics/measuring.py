@@ -129,7 +129,7 @@ def _spec(out: Any) -> Spec:
         raise TilingError(
             "explain takes an unmodified result of tiled_map; a TilePlan has its own explain()."
         )
-    return found[0]
+    return found.spec
 
 
 def _measure(spec: Spec) -> Measured:
@@ -236,12 +236,12 @@ def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
     seconds = 0.0
     # Its neighbours' results are taken to be its own: only shapes count, and cost.
     stand_in = _same_shape(spec, tile, results)
-    for number, layer in enumerate(spec.layers):
-        spans = [w.support(i) for w, i in zip(layer.weights, tile.position, strict=True)]
-        box = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+    for number, output in enumerate(spec.outputs):
+        spans = [w.support(i) for w, i in zip(output.weights, tile.position, strict=True)]
+        box = Box.of(spans)
         index, part = next(blocks_of(spec, number, box))
         finish = functools.partial(part_of_block, spec, number, index, part, stand_in)
-        scale = float(math.prod(layer.bound.scale))
+        scale = float(math.prod(output.scale))
         seconds += _timed(finish) / (part.size / scale)
     return seconds
 
@@ -251,11 +251,11 @@ def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile]
         if other.read.shape == tile.read.shape:
             return results
         found = []
-        for layer, result in zip(spec.layers, results, strict=True):
+        for output, result in zip(spec.outputs, results, strict=True):
             lengths = [
-                b - a for a, b in (w.result(i) for w, i in zip(layer.weights, other.position, strict=True))
+                b - a for a, b in (w.result(i) for w, i in zip(output.weights, other.position, strict=True))
             ]
-            found.append(np.zeros(layer.layout(lengths)[layer.n_each :], result.dtype))
+            found.append(np.zeros(output.layout(lengths)[output.n_each :], result.dtype))
         return found
 
     return stand_in

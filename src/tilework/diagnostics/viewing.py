@@ -22,12 +22,11 @@ from tilework.engine.parts import (
     take,
     tiles_touching,
 )
-from tilework.engine.reading import Crops, block_inputs, run_tiles
+from tilework.engine.reading import Crops, run_tiles
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Tile
-from tilework.source.base import BlockSource, MemorySource
 from tilework.source.zarr_array import CHUNKS
 
 __all__ = ["TileRunner", "View", "view"]
@@ -82,18 +81,15 @@ class TileRunner:
         source = self.spec.sources[number]
         if source.handle is None:
             raise TilingError("the source of this result is in another process; view it where it was made.")
-        if isinstance(source, MemorySource):
-            return source.part([(0, n) for n in source.shape])
-        if isinstance(source, BlockSource):
-            from dask.base import compute
+        need = source.needs(self.spec.reads(number, ranges))
+        if source.dask_name is None:
+            return need
+        from dask.base import compute
 
-            reads = self.spec.reads(number, ranges)
-            wanted = block_inputs(source, reads)
-            missing = [index for index in wanted if (number, index) not in self._read]
-            computed = compute(*(source.handle.blocks[index] for index in missing))
-            self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
-            return [self._read[number, index] for index in wanted]
-        return None
+        missing = [index for index in need if (number, index) not in self._read]
+        computed = compute(*(source.handle.blocks[index] for index in missing))
+        self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
+        return [self._read[number, index] for index in need]
 
     def forget(self) -> None:
         """Drop the blocks of dask sources: neighbouring tiles share them, later ones do not."""
@@ -187,8 +183,8 @@ class View:
             several axes, or samples in any order.
         """
         spec, number = self._tiles.spec, self._number
-        layer = spec.layers[number]
-        axes = [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
+        output = spec.outputs[number]
+        axes = output.grid_axes
         out = np.empty([samples.shape[1] for samples in picks.values()], self.dtype)
         if not out.size:
             return out
@@ -306,14 +302,8 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
                 "view takes an unmodified result of tiled_map; what was made of it (out > 0.5, out[0]) is "
                 "looked at by indexing the view: view(out)[0] > 0.5."
             )
-        spec, _, name = found
-        tiles = held.setdefault(name, TileRunner(spec, limit))
-        number = next(
-            k
-            for k, layer in enumerate(spec.layers)
-            if array.name == (f"{name}-{layer.bound.key}" if spec.many else name)
-        )
-        views[key] = View(array, tiles, number, verbose=verbose)
+        tiles = held.setdefault(found.name, TileRunner(found.spec, limit))
+        views[key] = View(array, tiles, found.number, verbose=verbose)
     if isinstance(out, Mapping):
         return views
     return tuple(views.values()) if isinstance(out, tuple | list) else views[0]

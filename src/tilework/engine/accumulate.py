@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tilework.engine.canvas import Layer, Partial, add, allocate
+from tilework.engine.canvas import Partial, Products, add, allocate
 from tilework.engine.spec import Index, Spec
 from tilework.errors import GridError
-from tilework.grid.tiles import Box, Tile
+from tilework.function.output import BoundOutput
+from tilework.grid.tiles import Box
 from tilework.plan.tile_plan import Range
 
 __all__ = ["Accumulator", "cover", "touching"]
@@ -22,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """Where the tiles with one number along one axis stand."""
+    """Where the tiles with one number along one axis are."""
 
     target: slice
     """In the canvas."""
@@ -36,53 +37,49 @@ class Accumulator:
     """Adds the results of one owner's tiles to one canvas per output."""
 
     def __init__(self, spec: Spec, boxes: Sequence[Box]) -> None:
-        self._layers = spec.layers
+        self._outputs = spec.outputs
         self.partials = [Partial(box) for box in boxes]
         self._spots: dict[tuple[int, int, int], _Spot | None] = {}
         self._slices: dict[Any, tuple[Array, Array]] = {}
-        self._held: dict[Any, Any] = {}
+        self._products = Products()
 
     def __getstate__(self) -> dict[str, Any]:
         # Parts and products of weights are found by identity, which does not travel.
-        return self.__dict__ | {"_spots": {}, "_slices": {}, "_held": {}}
+        return self.__dict__ | {"_spots": {}, "_slices": {}, "_products": Products()}
 
-    def add(self, tile: Tile, results: Sequence[Array]) -> None:
-        """Add the results of ``tile``, one per output."""
-        self.add_at(tile.position, results)
-
-    def add_at(self, position: Index, results: Sequence[Array]) -> None:
+    def add(self, position: Index, results: Sequence[Array]) -> None:
         """Add the results of the tile at ``position``, its number along each axis, one per output."""
-        for number, (layer, result) in enumerate(zip(self._layers, results, strict=True)):
+        for number, (output, result) in enumerate(zip(self._outputs, results, strict=True)):
             spots = [self._spot(number, d, i) for d, i in enumerate(position)]
             if None in spots:
                 continue
             placed: list[_Spot] = spots  # type: ignore[assignment]
-            values = result[layer.index([s.values for s in placed])[layer.n_each :]]
+            values = result[output.index([s.values for s in placed])[output.n_each :]]
             partial = self.partials[number]
             if partial.array is None:
-                partial.array = allocate(layer, partial.box, values.dtype)
-            target = partial.array[layer.index([s.target for s in placed])][(0,) * layer.n_each]
+                partial.array = allocate(output, partial.box, values.dtype)
+            target = partial.array[output.index([s.target for s in placed])][(0,) * output.n_each]
             weights: Any = None
-            if layer.importance is not None:
+            if output.importance is not None:
                 start = [partial.box.start[d] + s.target.start for d, s in enumerate(placed)]
                 shape = [s.target.stop - s.target.start for s in placed]
-                weights = importance(layer, position, start, shape)
-            elif layer.weighted:
-                weights = [s.weights for s in placed[layer.n_each :]]
-            add(layer, target, values, weights, self._held)
+                weights = importance(output, position, start, shape)
+            elif output.weighted:
+                weights = [s.weights for s in placed[output.n_each :]]
+            add(output, target, values, weights, self._products)
 
     def _spot(self, number: int, d: int, i: int) -> _Spot | None:
         key = (number, d, i)
         if key in self._spots:
             return self._spots[key]
-        layer, box = self._layers[number], self.partials[number].box
-        axis = layer.weights[d]
+        output, box = self._outputs[number], self.partials[number].box
+        axis = output.weights[d]
         (low, high), (origin, _) = axis.support(i), axis.result(i)
         start, stop = max(low, box.start[d]), min(high, box.stop[d])
         spot = None
         if stop > start:
             weights = None
-            if layer.weighted and layer.importance is None and d >= layer.n_each:
+            if output.weighted and output.importance is None and d >= output.n_each:
                 weights = self._slice(axis.weights(i), start - low, stop - start)
             target = slice(start - box.start[d], stop - box.start[d])
             spot = _Spot(target, slice(start - origin, stop - origin), weights)
@@ -100,28 +97,28 @@ class Accumulator:
         return self._slices[key][1]
 
 
-def importance(layer: Layer, position: Index, start: Sequence[int], shape: Sequence[int]) -> Array:
+def importance(output: BoundOutput, position: Index, start: Sequence[int], shape: Sequence[int]) -> Array:
     """Return the N-D weights of the tile at ``position`` over a box, not normalised."""
-    assert layer.importance is not None
-    weights = layer.importance
+    assert output.importance is not None
+    weights = output.importance
     index = []
-    for t, d in enumerate(range(layer.n_each, len(position))):
-        axis = layer.weights[d]
+    for t, d in enumerate(range(output.n_each, len(position))):
+        axis = output.weights[d]
         weights = axis.fill_rim(position[d], weights, t)
         first = axis.in_window(position[d]).start + start[d] - axis.support(position[d])[0]
         index.append(slice(first, first + shape[d]))
     return weights[tuple(index)]
 
 
-def touching(layer: Layer, ranges: Sequence[Range], box: Box) -> list[Range]:
+def touching(output: BoundOutput, ranges: Sequence[Range], box: Box) -> list[Range]:
     """Return those of the tiles in ``ranges`` per axis that have weight in ``box``, result samples."""
-    columns = zip(layer.weights, ranges, box.start, box.stop, strict=True)
+    columns = zip(output.weights, ranges, box.start, box.stop, strict=True)
     return [weights.touching(range(*tiles), a, b) for weights, tiles, a, b in columns]
 
 
 def cover(
     spec: Spec,
-    layer: Layer,
+    output: BoundOutput,
     index: Index,
     box: Box,
     skipped: set[int],
@@ -133,18 +130,18 @@ def cover(
     """
     times = times or {}
     plan = spec.plan
-    ranges = touching(layer, [t.touch[b] for t, b in zip(plan.tables, index, strict=True)], box)
+    ranges = touching(output, [t.touch[b] for t, b in zip(plan.tables, index, strict=True)], box)
     runs = plan.runs
     masked = runs is not None and not runs[tuple(slice(a, b) for a, b in ranges)].all()
     partial = masked or bool(skipped) or bool(times)
-    if not partial and layer.importance is None:
-        return _covered(layer, box), None
+    if not partial and output.importance is None:
+        return _covered(output, box), None
     reached = np.zeros(box.shape, bool)
     uneven = np.zeros(box.shape, bool)
-    total = np.zeros(box.shape) if layer.weighted else None
+    total = np.zeros(box.shape) if output.weighted else None
     for position in itertools.product(*(range(a, b) for a, b in ranges)):
-        spans = [w.support(i) for w, i in zip(layer.weights, position, strict=True)]
-        support = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
+        spans = [w.support(i) for w, i in zip(output.weights, position, strict=True)]
+        support = Box.of(spans)
         common = support.intersect(box)
         if not common.size:
             continue
@@ -153,7 +150,9 @@ def cover(
         ran = (runs is None or bool(runs[position])) and number not in skipped
         count = times.get(number, 1) if ran else 0
         weights = (
-            _weights_at(layer, position, support, common) if layer.weighted else np.ones((1,) * len(position))
+            _weights_at(output, position, support, common)
+            if output.weighted
+            else np.ones((1,) * len(position))
         )
         if ran:
             reached[at] |= weights > 0
@@ -164,40 +163,39 @@ def cover(
     if total is None:
         return reached, None
     if not partial:
-        _check_cover(layer, box, total)
+        _check_cover(output, box, total)
     # Where all tiles ran once a separable sum is 1: leaving it out keeps the bits of the unmasked result.
-    return reached, total if layer.importance is not None else np.where(uneven, total, 1.0)
+    return reached, total if output.importance is not None else np.where(uneven, total, 1.0)
 
 
-def _weights_at(layer: Layer, position: Index, support: Box, common: Box) -> Array:
-    n = layer.n_each
-    if layer.importance is not None:
-        return importance(layer, position, common.start, common.shape)[(None,) * n]
+def _weights_at(output: BoundOutput, position: Index, support: Box, common: Box) -> Array:
+    n = output.n_each
+    if output.importance is not None:
+        return importance(output, position, common.start, common.shape)[(None,) * n]
     product = np.ones((1,) * len(position))
     for d in range(n, len(position)):
         first = common.start[d] - support.start[d]
-        profile = layer.weights[d].weights(position[d])[first : first + common.shape[d]]
+        profile = output.weights[d].weights(position[d])[first : first + common.shape[d]]
         product = product * profile.reshape((-1,) + (1,) * (len(position) - d - 1))
     return product
 
 
-def _check_cover(layer: Layer, box: Box, total: Array) -> None:
+def _check_cover(output: BoundOutput, box: Box, total: Array) -> None:
     """Raise where an importance map leaves a sample of the block without weight, though all tiles ran."""
-    covered = _covered(layer, box)
+    covered = _covered(output, box)
     hole = np.argwhere(total <= 0 if covered is None else (total <= 0) & covered)
     if len(hole):
         where = tuple(int(a + x) for a, x in zip(box.start, hole[0], strict=True))
         raise GridError(
             "every sample needs a positive weight from some crop; the importance map gives none to sample "
-            f"{where} "
-            "of the result. Use more overlap, or a map that is positive there."
+            f"{where} of the result. Use more overlap, or a map that is positive there."
         )
 
 
-def _covered(layer: Layer, box: Box) -> Array | None:
+def _covered(output: BoundOutput, box: Box) -> Array | None:
     """Return where the grid itself covers ``box``; None: everywhere, always but for ``drop``."""
     ends = []
-    for axis in layer.weights:
+    for axis in output.weights:
         n = len(axis.grid)
         ends.append(axis.support(n - 1)[1] if n else 0)
     if all(end >= stop for end, stop in zip(ends, box.stop, strict=True)):

@@ -1,4 +1,12 @@
-"""What runs inside a task: groups, seams, merged and finished blocks."""
+"""What runs inside a task: tiles are gathered to groups, groups assembled to a block, blocks delivered.
+
+1. *gather*: the results of tiles are added up to one `Group` per owner block. Under ``share`` a task gathers
+   the tiles that its block owns (`gather_owned`), another cuts what of them lies in later blocks
+   (`cut_seams`), and the block is gathered from its own group and earlier neighbours' seams (`gather_seams`).
+   Under ``recompute`` one task gathers all tiles with weight in its block (`gather_tiles`).
+2. *assemble*: the groups are merged in one order, normalised, reduced, filled and cast (`assemble`).
+3. *deliver*: the finished block goes to what a run does with it (`deliver`), or is the result (`make_block`).
+"""
 
 from __future__ import annotations
 
@@ -15,28 +23,30 @@ from tilework.engine.reading import Crops, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Index, Spec
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
-from tilework.plan.tile_plan import Range
+from tilework.plan.tables import Range
 from tilework.source.zarr_array import CHUNKS
 
 __all__ = [
+    "Assembled",
     "Group",
-    "block_boxes",
-    "block_groups",
+    "assemble",
     "canvas_boxes",
-    "end_block",
-    "end_fill",
+    "cut_seams",
+    "deliver",
+    "deliver_assembled",
+    "deliver_fill",
     "fill_block",
-    "finish_block",
-    "hold_block",
+    "gather_owned",
+    "gather_seams",
+    "gather_tiles",
     "make_block",
-    "merge_groups",
     "owners_of",
-    "run_block",
-    "run_group",
-    "take_seams",
 ]
 
+Array = np.ndarray[Any, Any]
 Gather = Callable[..., "list[Group]"]
+Block = Array | tuple[Array, ...]
+"""A finished block: an array, or a tuple with one for each output."""
 
 
 @dataclass(slots=True)
@@ -51,31 +61,60 @@ class Group:
     """Why tiles failed, where a failure does not end the run."""
 
 
-def run_group(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
+# -- gather -----------------------------------------------------------------------------------------------
+
+
+def gather_owned(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
     """Return the canvases of the tiles that block ``index`` owns."""
+    ranges = spec.ranges(index, owned=True)
+    accumulator = Accumulator(spec, canvas_boxes(spec, index))
+    queue = [(accumulator, tile) for tile in tiles_of(spec, ranges)]
+    [group] = _run(spec, queue, ranges, given) or [Group(accumulator.partials, [])]
+    return group
+
+
+def gather_tiles(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
+    """Return what adds up to block ``index``, running every tile that has weight in it.
+
+    Tiles are summed per owner block, and the sums come in the order of `gather_seams`, so the bits are those
+    of ``share``.
+    """
+    ranges, boxes = spec.ranges(index, owned=False), spec.boxes(index)
+    queue: list[tuple[Accumulator, Tile]] = []
+    for owner in owners_of(spec, index):
+        whole = canvas_boxes(spec, owner)
+        accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
+        own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
+        common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
+        queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
+    return _run(spec, queue, ranges, given)
+
+
+def _run(
+    spec: Spec, queue: Sequence[tuple[Accumulator, Tile]], ranges: Sequence[Range], given: Sequence[Any]
+) -> list[Group]:
+    """Run the tiles of a task in batches, each into its accumulator; return one group per accumulator."""
+    skipped: list[int] = []
+    failures: list[Failure] = []
+    accumulators = {tile.index: accumulator for accumulator, tile in queue}
     with CHUNKS.active():
-        ranges = spec.ranges(index, owned=True)
-        tiles = tiles_of(spec, ranges)
-        crops = [Crops(spec, k, ranges, part, len(tiles)) for k, part in enumerate(given)]
-        accumulator = Accumulator(spec, canvas_boxes(spec, index))
-        skipped: list[int] = []
-        failures: list[Failure] = []
-        for tile, results in run_tiles(spec, tiles, crops, skipped, failures):
-            accumulator.add(tile, results)
-    return Group(accumulator.partials, skipped, failures)
+        crops = [Crops(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
+        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
+            accumulators[tile.index].add(tile.position, results)
+    return [Group(a.partials, skipped, failures) for a in dict.fromkeys(a for a, _ in queue)]
 
 
-def take_seams(spec: Spec, index: Index, steps: Sequence[Index], group: Group) -> dict[Index, Group]:
+def cut_seams(spec: Spec, index: Index, steps: Sequence[Index], group: Group) -> dict[Index, Group]:
     """Return copies of the parts of a group's canvases that lie in later blocks, by step."""
     seams = {}
     for step in steps:
-        boxes = block_boxes(spec, tuple(b + s for b, s in zip(index, step, strict=True)))
-        parts = [p.crop(layer, box) for layer, p, box in zip(spec.layers, group.partials, boxes, strict=True)]
-        seams[step] = Group(parts, group.skipped, group.failures)
+        boxes = spec.boxes(tuple(b + s for b, s in zip(index, step, strict=True)))
+        columns = zip(spec.outputs, group.partials, boxes, strict=True)
+        seams[step] = Group([p.crop(o, box) for o, p, box in columns], group.skipped, group.failures)
     return seams
 
 
-def merge_groups(
+def gather_seams(
     spec: Spec,
     index: Index,
     group: Group | None,
@@ -94,100 +133,80 @@ def merge_groups(
     return groups
 
 
-def block_groups(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
-    """Return what adds up to block ``index``, running every tile that has weight in it.
-
-    Tiles are summed per owner block and the sums added in the order of `merge_groups`, so the bits are those
-    of ``share``.
-    """
-    with CHUNKS.active():
-        ranges = spec.ranges(index, owned=False)
-        owners = owners_of(spec, index)
-        boxes = block_boxes(spec, index)
-        queue: list[tuple[Accumulator, Tile]] = []
-        for owner in owners:
-            whole = canvas_boxes(spec, owner)
-            accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
-            own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
-            common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
-            queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
-        crops = [Crops(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
-        skipped: list[int] = []
-        failures: list[Failure] = []
-        by_tile = {tile.index: accumulator for accumulator, tile in queue}
-        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
-            by_tile[tile.index].add(tile, results)
-    groups = {id(a): Group(a.partials, skipped, failures) for a, _ in queue}
-    return list(groups.values())
+# -- assemble ---------------------------------------------------------------------------------------------
 
 
-def run_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Assembled:
+    """A finished block."""
+
+    block: Block
+    """Its samples."""
+    failures: list[Failure]
+    """Tiles that have weight in it and failed."""
+
+
+def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     """Return the finished block ``index`` from the groups that ``gather`` returns."""
-    return make_block(spec, index, gather(spec, index, *args))
-
-
-def hold_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> tuple[Any, list[Failure]]:
-    """Return the finished block ``index`` with the failures of its tiles."""
     groups = gather(spec, index, *args)
-    failures = list({f.tile.index: f for group in groups for f in group.failures}.values())
+    failures = {f.tile.index: f for group in groups for f in group.failures}
+    skipped = {number for group in groups for number in group.skipped}
+    blocks = []
     # Parts of a block that are stored already are not computed again, and not written.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
-        return make_block(spec, index, groups), failures
+        for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
+            total = combine(output, box, [group.partials[k] for group in groups])
+            if total is None:
+                blocks.append(output.fill(box.shape))
+                continue
+            reached, divisor = cover(spec, output, index, box, skipped)
+            blocks.append(finish(output, total, reached, divisor))
+    return Assembled(tuple(blocks) if spec.many else blocks[0], list(failures.values()))
 
 
-def finish_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
-    """Make a block and give it to the end of the run."""
-    return spec.end(spec, index, *hold_block(gather, spec, index, *args))
+def make_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Block:
+    """Return the samples of the finished block ``index``."""
+    return assemble(gather, spec, index, *args).block
 
 
-def end_block(spec: Spec, index: Index, held: tuple[Any, list[Failure]]) -> Any:
-    """Give a block that another task made to the end of the run."""
-    return spec.end(spec, index, *held)
+def fill_block(spec: Spec, index: Index) -> Block:
+    """Return block ``index`` as one in which no tile runs."""
+    blocks = [output.fill(box.shape) for output, box in zip(spec.outputs, spec.boxes(index), strict=True)]
+    return tuple(blocks) if spec.many else blocks[0]
 
 
-def end_fill(spec: Spec, index: Index, shape: Index) -> Any:
+# -- deliver ----------------------------------------------------------------------------------------------
+
+
+def deliver(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
+    """Assemble block ``index`` and give it to the end of the run."""
+    return deliver_assembled(spec, index, assemble(gather, spec, index, *args))
+
+
+def deliver_assembled(spec: Spec, index: Index, assembled: Assembled) -> Any:
+    """Give a block that another task assembled to the end of the run."""
+    assert spec.end is not None
+    return spec.end(spec, index, assembled.block, assembled.failures)
+
+
+def deliver_fill(spec: Spec, index: Index) -> Any:
     """Give a block in which nothing runs to the end of the run."""
-    return spec.end(spec, index, fill_block(spec, shape), [])
+    return deliver_assembled(spec, index, Assembled(fill_block(spec, index), []))
 
 
-def make_block(spec: Spec, index: Index, groups: Sequence[Group]) -> Any:
-    """Return the block that ``groups`` add up to: an array, or a tuple of them."""
-    skipped = {number for group in groups for number in group.skipped}
-    boxes = block_boxes(spec, index)
-    blocks = []
-    for k, (layer, box) in enumerate(zip(spec.layers, boxes, strict=True)):
-        total = combine(layer, box, [group.partials[k] for group in groups])
-        if total is None:
-            blocks.append(
-                np.full(layer.layout(box.shape, reduced=True), layer.bound.fill_value, layer.bound.dtype)
-            )
-            continue
-        reached, divisor = cover(spec, layer, index, box, skipped)
-        blocks.append(finish(layer, total, reached, divisor))
-    return tuple(blocks) if spec.many else blocks[0]
-
-
-def fill_block(spec: Spec, shape: Index) -> Any:
-    """Return a block of ``shape`` samples per grid axis in which no tile runs."""
-    blocks = []
-    for layer in spec.layers:
-        lengths = layer.region(Box((0,) * len(shape), shape)).shape
-        blocks.append(np.full(layer.layout(lengths, reduced=True), layer.bound.fill_value, layer.bound.dtype))
-    return tuple(blocks) if spec.many else blocks[0]
+# -- where groups are -------------------------------------------------------------------------------------
 
 
 def canvas_boxes(spec: Spec, index: Index) -> list[Box]:
     """Return, per output, the result samples in which those tiles have weight that a block owns and runs."""
     boxes, ranges = [], spec.ranges(index, owned=True)
     whole = all(r == t.owned[b] for r, t, b in zip(ranges, spec.plan.tables, index, strict=True))
-    for k, layer in enumerate(spec.layers):
+    for k, output in enumerate(spec.outputs):
         if whole:
             spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, index, strict=True)]
-            box = layer.region(Box(tuple(a for a, _ in spans), tuple(b for _, b in spans)))
+            boxes.append(output.region(Box.of(spans)))
         else:
-            spans = [_span(weights, r) for weights, r in zip(layer.weights, ranges, strict=True)]
-            box = Box(tuple(a for a, _ in spans), tuple(b for _, b in spans))
-        boxes.append(box)
+            boxes.append(Box.of([_span(w, r) for w, r in zip(output.weights, ranges, strict=True)]))
     return boxes
 
 
@@ -195,14 +214,6 @@ def _span(weights: AxisWeights, tiles: Range) -> Range:
     """Return the result samples in which the tiles of an axis have weight."""
     supports = [weights.support(i) for i in range(*tiles)]
     return min((a for a, _ in supports), default=0), max((b for _, b in supports), default=0)
-
-
-def block_boxes(spec: Spec, index: Index) -> list[Box]:
-    """Return, per output, the result samples of a block."""
-    plan = spec.plan
-    start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
-    stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
-    return [layer.region(Box(start, stop)) for layer in spec.layers]
 
 
 def owners_of(spec: Spec, index: Index) -> list[Index]:

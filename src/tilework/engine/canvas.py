@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from tilework.errors import ContractError
-from tilework.function.output import BoundOutput
+from tilework.function.output import BoundOutput, spread
 from tilework.grid.tiles import Box
-from tilework.grid.weights import AxisWeights
 
-__all__ = ["Layer", "Partial", "add", "allocate", "combine", "finish"]
+__all__ = ["Partial", "Products", "add", "allocate", "check_dtype", "combine", "finish"]
 
 Array = np.ndarray[Any, Any]
 
@@ -28,92 +27,35 @@ HELD = 32
 
 
 @dataclass(slots=True)
-class Layer:
-    """One output with its weights: all that adding up its results needs."""
-
-    bound: BoundOutput
-    weights: tuple[AxisWeights, ...]
-    """Per grid axis: where results stand; with a window where the blend is weighted and separable."""
-    importance: Array | None
-    """N-D weights over the tiled axes of a full crop's result; None where separable."""
-    n_each: int
-    """How many grid axes are ``each`` axes."""
-
-    @property
-    def weighted(self) -> bool:
-        """Whether results are multiplied by weights."""
-        return self.bound.kind not in ("trim", "max", "min", "sum")
-
-    def region(self, box: Box) -> Box:
-        """Return an image box in result samples."""
-        return Box(
-            tuple(w.scaled(a) for w, a in zip(self.weights, box.start, strict=True)),
-            tuple(w.scaled(b) for w, b in zip(self.weights, box.stop, strict=True)),
-        )
-
-    def index(self, spans: Sequence[slice], axes: Sequence[int] | None = None) -> tuple[slice, ...]:
-        """Return slices per grid axis as an index into an array of the output's layout."""
-        axes = self.bound.axes if axes is None else axes
-        index = [*spans[: self.n_each], *[slice(None)] * len(self.bound.shape)]
-        for axis, span in zip(axes, spans[self.n_each :], strict=True):
-            index[self.n_each + axis] = span
-        return tuple(index)
-
-    def layout(self, lengths: Sequence[int], *, reduced: bool = False) -> tuple[int, ...]:
-        """Return the shape of an array of this output with ``lengths`` per grid axis."""
-        bound = self.bound
-        shape = list(bound.reduced_shape if reduced else bound.shape)
-        for axis, n in zip(
-            bound.reduced_axes if reduced else bound.axes, lengths[self.n_each :], strict=True
-        ):
-            shape[axis] = n
-        return (*lengths[: self.n_each], *shape)
-
-    def spread(self, flat: Array, *, reduced: bool = False) -> Array:
-        """Return an array over the grid axes so that it broadcasts over the output's layout."""
-        bound = self.bound
-        axes, shape = (bound.reduced_axes, bound.reduced_shape) if reduced else (bound.axes, bound.shape)
-        return spread(flat, axes, len(shape), self.n_each)
-
-
-def spread(flat: Array, axes: Sequence[int], ndim: int, n_each: int = 0) -> Array:
-    """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` others."""
-    order = sorted(range(len(axes)), key=lambda t: axes[t])
-    flat = flat.transpose([*range(n_each), *(n_each + t for t in order)])
-    return np.expand_dims(flat, [n_each + a for a in range(ndim) if a not in axes])
-
-
-@dataclass(slots=True)
 class Partial:
     """The sum of some tiles' results over one box, not normalised with others' yet."""
 
     box: Box
-    """Where it stands, result samples per grid axis."""
+    """Where it is, result samples per grid axis."""
     array: Array | None = None
     """None until the first result tells the dtype."""
 
-    def view(self, layer: Layer, box: Box) -> Array:
+    def view(self, output: BoundOutput, box: Box) -> Array:
         """Return the part of the array in ``box``."""
         assert self.array is not None
         inner = box.shift([-a for a in self.box.start])
-        return self.array[layer.index(inner.slices)]
+        return self.array[output.index(inner.slices)]
 
-    def crop(self, layer: Layer, box: Box) -> Partial:
+    def crop(self, output: BoundOutput, box: Box) -> Partial:
         """Return a copy of the part in ``box``: a view would keep the whole canvas alive."""
         box = self.box.intersect(box)
         if self.array is None or not box.size:
             return Partial(box)
-        return Partial(box, self.view(layer, box).copy())
+        return Partial(box, self.view(output, box).copy())
 
 
-def allocate(layer: Layer, box: Box, values: np.dtype[Any]) -> Array:
+def allocate(output: BoundOutput, box: Box, values: np.dtype[Any]) -> Array:
     """Return a canvas over ``box`` with the neutral value of the output's blend."""
-    bound = layer.bound
-    dtype = bound.dtype if bound.kind == "trim" and bound.reduce is None else bound.accumulator(values)
-    shape = layer.layout(box.shape)
-    if bound.kind not in ("max", "min"):
+    dtype = output.dtype if output.kind == "trim" and output.reduce is None else output.accumulator(values)
+    shape = output.layout(box.shape)
+    if output.kind not in ("max", "min"):
         return np.zeros(shape, dtype)
-    sign = -1 if bound.kind == "max" else 1
+    sign = -1 if output.kind == "max" else 1
     if dtype.kind == "b":
         return np.full(shape, sign > 0)
     if dtype.kind == "f":
@@ -122,47 +64,45 @@ def allocate(layer: Layer, box: Box, values: np.dtype[Any]) -> Array:
     return np.full(shape, info.max if sign > 0 else info.min, dtype)
 
 
-def check_dtype(bound: BoundOutput, values: Array) -> None:
+def check_dtype(output: BoundOutput, values: Array) -> None:
     """Raise a `ContractError` where results cannot become the declared dtype without changing meaning."""
-    have, want = values.dtype, bound.dtype
-    if bound.reduce is not None or have == want:
+    have, want = values.dtype, output.dtype
+    if output.reduce is not None or have == want:
         return
-    if bound.kind == "trim" and have.kind in "iu" and want.kind in "iu" and not np.can_cast(have, want):
+    if output.kind == "trim" and have.kind in "iu" and want.kind in "iu" and not np.can_cast(have, want):
         info = np.iinfo(want)
         if values.size and (values.min() < info.min or values.max() > info.max):
             raise ContractError(
                 f"the function returned {have} values from {values.min()} to {values.max()}; the declared "
-                f"dtype {want} "
-                "cannot hold them."
+                f"dtype {want} cannot hold them."
             )
         return
     allowed = np.can_cast(have, want, "same_kind")
-    if bound.kind != "trim":
+    if output.kind != "trim":
         allowed = allowed or (have.kind in "iuf" and want.kind in "iuf")
     if not allowed:
         raise ContractError(
             f"the function returned dtype {have}; the declared dtype is {want}. Declare dtype={str(have)!r}, "
-            "or "
-            "convert inside the function."
+            "or convert inside the function."
         )
 
 
 def add(
-    layer: Layer,
+    output: BoundOutput,
     target: Array,
     values: Array,
     weights: Sequence[Array] | Array | None,
-    held: dict[Any, Any],
+    products: Products,
 ) -> None:
     """Add ``values`` to ``target`` as the output's blend says; both in the layout of the function's result.
 
     Parameters
     ----------
     weights : one 1-D array per tiled axis, or one N-D array over the tiled axes, or None
-    held : dict
-        Products of weights that neighbouring tiles share.
+    products : Products
+        What tiles that are added one after the other share.
     """
-    kind = layer.bound.kind
+    kind = output.kind
     if kind == "trim":
         np.copyto(target, values, casting="unsafe")
     elif kind in ("max", "min"):
@@ -171,110 +111,109 @@ def add(
     elif kind == "sum":
         np.add(target, values, out=target, casting="unsafe")
     elif isinstance(weights, np.ndarray):
-        product = spread(weights.astype(_real(target.dtype)), layer.bound.axes, values.ndim)
-        _add_product(target, values, product, bool(product.min() > 0))
+        product = spread(weights.astype(_real(target.dtype)), output.axes, values.ndim)
+        products.add(target, values, product, bool(product.min() > 0))
     else:
         assert weights is not None
-        _add_separable(layer.bound, target, values, weights, held)
+        products.add_separable(output, target, values, weights)
 
 
 def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.empty(0, dtype).real.dtype
 
 
-def _add_separable(
-    bound: BoundOutput,
-    target: Array,
-    values: Array,
-    weights: Sequence[Array],
-    held: dict[Any, Any],
-) -> None:
-    """Add ``values`` times the outer product of ``weights``, piece by piece.
+class Products:
+    """Adds values times weights, piece by piece, and keeps what neighbouring tiles share.
 
-    Which axes are multiplied as a product and which as scalars depends on the full crop's shape alone, so
-    that a part of a result gets the same bits as the whole.
+    That is the outer products of their weights, and scratch memory for the products with values, because
+    fresh pages cost more than the arithmetic.
     """
-    by_axis = dict(zip(bound.axes, weights, strict=True))
-    ndim = len(bound.shape)
-    split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(bound.shape[a:]) <= PRODUCT)
-    real = _real(target.dtype)
-    product, positive = _product(by_axis, range(split, ndim), ndim, real, held)
-    if split == 0 and values.size <= PIECE:
-        _add_product(target, values, product, positive)
-        return
-    scratch = np.empty(PIECE, np.result_type(values, real))
-    if split == 0:
-        for rows in _slabs(values.shape, 0):
-            part = product[rows] if product.shape[0] > 1 else product
-            _add_product(target[rows], values[rows], part, positive, None, scratch)
-        return
-    along = by_axis.get(split - 1, np.ones(values.shape[split - 1]))
-    for index in np.ndindex(*values.shape[: split - 1]):
-        factor = math.prod((float(by_axis[a][i]) for a, i in enumerate(index) if a in by_axis), start=1.0)
-        scalars = (factor * along).astype(real).reshape((-1,) + (1,) * (ndim - split))
-        for rows in _slabs(values.shape, split - 1):
-            _add_product(target[index][rows], values[index][rows], product, positive, scalars[rows], scratch)
+
+    def __init__(self) -> None:
+        self._held: dict[Any, tuple[Array, bool, list[Array]]] = {}
+        self._scratch: Array | None = None
+
+    def add_separable(
+        self, output: BoundOutput, target: Array, values: Array, weights: Sequence[Array]
+    ) -> None:
+        """Add ``values`` times the outer product of ``weights``.
+
+        Which axes are multiplied as a product and which as scalars depends on the full crop's shape alone, so
+        that a part of a result gets the same bits as the whole.
+        """
+        by_axis = dict(zip(output.axes, weights, strict=True))
+        ndim = len(output.shape)
+        split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
+        real = _real(target.dtype)
+        product, positive = self._outer(by_axis, range(split, ndim), ndim, real)
+        if split == 0 and values.size <= PIECE:
+            self.add(target, values, product, positive)
+        elif split == 0:
+            for rows in _rows(values.shape, 0):
+                part = product[rows] if product.shape[0] > 1 else product
+                self.add(target[rows], values[rows], part, positive)
+        else:
+            along = by_axis.get(split - 1, np.ones(values.shape[split - 1]))
+            for index in np.ndindex(*values.shape[: split - 1]):
+                factors = (float(by_axis[a][i]) for a, i in enumerate(index) if a in by_axis)
+                scalars = (math.prod(factors, start=1.0) * along).astype(real)
+                scalars = scalars.reshape((-1,) + (1,) * (ndim - split))
+                for rows in _rows(values.shape, split - 1):
+                    self.add(target[index][rows], values[index][rows], product, positive, scalars[rows])
+
+    def _outer(
+        self, by_axis: dict[int, Array], axes: range, ndim: int, real: np.dtype[Any]
+    ) -> tuple[Array, bool]:
+        """Return the outer product of the weights along ``axes``, and whether none is 0."""
+        weights = [by_axis[a] for a in axes if a in by_axis]
+        key = (real, *map(id, weights))
+        found = self._held.get(key)
+        if found is None:
+            if len(self._held) >= HELD:
+                self._held.clear()
+            product = np.ones((1,) * len(axes))
+            for a in filter(by_axis.__contains__, axes):
+                product = product * by_axis[a].reshape((-1,) + (1,) * (ndim - a - 1))
+            product = product.astype(real)
+            # The weights are kept with their product: while they live no other array has their id.
+            found = self._held[key] = product, bool(product.min() > 0), weights
+        return found[:2]
+
+    def add(
+        self, target: Array, values: Array, weights: Array, positive: bool, scalars: Array | None = None
+    ) -> None:
+        """Add ``values * weights * scalars``; what has weight 0 is left out, because 0 * inf is NaN.
+
+        ``positive`` says that no weight is 0, which takes as long to find out as to multiply.
+        """
+        piece = self._piece(target.shape, np.result_type(values, weights))
+        where: Any = True
+        if not (positive and (scalars is None or scalars.min() > 0)):
+            where = weights > 0 if scalars is None else (weights > 0) & (scalars > 0)
+            where = np.broadcast_to(where, target.shape)
+            piece[...] = 0
+        np.multiply(values, weights, out=piece, where=where)
+        if scalars is not None:
+            np.multiply(piece, scalars, out=piece, where=where)
+        np.add(target, piece, out=target, casting="unsafe")
+
+    def _piece(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return scratch memory of a shape, with whatever is in it."""
+        size = math.prod(shape)
+        if size > PIECE:
+            return np.empty(shape, dtype)
+        if self._scratch is None or self._scratch.dtype != dtype:
+            self._scratch = np.empty(PIECE, dtype)
+        return self._scratch[:size].reshape(shape)
 
 
-def _product(
-    by_axis: dict[int, Array], axes: range, ndim: int, real: np.dtype[Any], held: dict[Any, Any]
-) -> tuple[Array, bool]:
-    """Return the outer product of the weights along ``axes`` and whether none is 0.
-
-    It is taken from ``held`` if neighbours had it too.
-    """
-    weights = [by_axis[a] for a in axes if a in by_axis]
-    key = (real, *map(id, weights))
-    found = held.get(key)
-    if found is None:
-        if len(held) >= HELD:
-            held.clear()
-        product = np.ones((1,) * len(axes))
-        for a in filter(by_axis.__contains__, axes):
-            product = product * by_axis[a].reshape((-1,) + (1,) * (ndim - a - 1))
-        product = product.astype(real)
-        # The weights are kept with their product: while they live no other array has their id.
-        found = held[key] = product, bool(product.min() > 0), weights
-    return found[:2]
-
-
-def _slabs(shape: Sequence[int], axis: int) -> Iterator[slice]:
+def _rows(shape: Sequence[int], axis: int) -> Iterator[slice]:
     """Yield slices along ``axis`` of pieces of about `PIECE` samples."""
     rows = max(1, PIECE // max(1, math.prod(shape[axis + 1 :])))
     return (slice(a, a + rows) for a in range(0, shape[axis], rows))
 
 
-def _add_product(
-    target: Array,
-    values: Array,
-    weights: Array,
-    positive: bool,
-    scalars: Array | None = None,
-    scratch: Array | None = None,
-) -> None:
-    """Add ``values * weights * scalars``; what has weight 0 is left out, because 0 * inf is NaN.
-
-    ``positive`` says that no weight is 0, which takes as long to find out as to multiply.
-
-    Memory for the products is taken from ``scratch``, because fresh pages cost more than the arithmetic.
-    """
-    dtype = np.result_type(values, weights)
-    if scratch is not None and scratch.dtype == dtype and scratch.size >= target.size:
-        piece = scratch[: target.size].reshape(target.shape)
-    else:
-        piece = np.empty(target.shape, dtype)
-    where: Any = True
-    if not (positive and (scalars is None or scalars.min() > 0)):
-        where = weights > 0 if scalars is None else (weights > 0) & (scalars > 0)
-        where = np.broadcast_to(where, target.shape)
-        piece[...] = 0
-    np.multiply(values, weights, out=piece, where=where)
-    if scalars is not None:
-        np.multiply(piece, scalars, out=piece, where=where)
-    np.add(target, piece, out=target, casting="unsafe")
-
-
-def combine(layer: Layer, box: Box, parts: Sequence[Partial]) -> Array | None:
+def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | None:
     """Return the parts merged over ``box``, in their order; None where there is none."""
     parts = [p for p in parts if p.array is not None and box.intersect(p.box).size]
     if not parts:
@@ -284,23 +223,23 @@ def combine(layer: Layer, box: Box, parts: Sequence[Partial]) -> Array | None:
     if len(parts) == 1 and first.box == box:
         return first.array
     if first.box.intersect(box) == box:
-        total = Partial(box, first.view(layer, box).copy())
+        total = Partial(box, first.view(output, box).copy())
         parts = parts[1:]
     else:
-        total = Partial(box, allocate(layer, box, first.array.dtype))
+        total = Partial(box, allocate(output, box, first.array.dtype))
     for part in parts:
         common = box.intersect(part.box)
-        target, source = total.view(layer, common), part.view(layer, common)
-        if layer.bound.kind == "trim":
+        target, source = total.view(output, common), part.view(output, common)
+        if output.kind == "trim":
             target[...] = source
-        elif layer.bound.kind in ("max", "min"):
-            (np.maximum if layer.bound.kind == "max" else np.minimum)(target, source, out=target)
+        elif output.kind in ("max", "min"):
+            (np.maximum if output.kind == "max" else np.minimum)(target, source, out=target)
         else:
             target += source
     return total.array
 
 
-def finish(layer: Layer, total: Array, reached: Array | None, divisor: Array | None) -> Array:
+def finish(output: BoundOutput, total: Array, reached: Array | None, divisor: Array | None) -> Array:
     """Return a block of the returned array: normalised, reduced, filled and cast.
 
     Parameters
@@ -312,29 +251,28 @@ def finish(layer: Layer, total: Array, reached: Array | None, divisor: Array | N
     divisor : numpy.ndarray of float over the grid axes, or None
         Sum of the weights that ran; None: 1 everywhere.
     """
-    bound = layer.bound
     if divisor is not None:
-        total = total / layer.spread(np.where(divisor > 0, divisor, 1)).astype(_real(total.dtype))
-    block = _reduce(layer, total) if bound.reduce is not None else total
-    if block.dtype != bound.dtype:
-        block = _cast(block, bound.dtype)
+        total = total / output.spread(np.where(divisor > 0, divisor, 1)).astype(_real(total.dtype))
+    block = _reduce(output, total) if output.reduce is not None else total
+    if block.dtype != output.dtype:
+        block = _cast(block, output.dtype)
     if reached is not None and not reached.all():
-        fill = np.asarray(bound.fill_value, bound.dtype)
-        block = np.where(layer.spread(reached, reduced=True), block, fill)
-        block = block.astype(bound.dtype, copy=False)  # np.where forgets the byte order
+        fill = np.asarray(output.fill_value, output.dtype)
+        block = np.where(output.spread(reached, reduced=True), block, fill)
+        block = block.astype(output.dtype, copy=False)  # np.where forgets the byte order
     return block
 
 
-def _reduce(layer: Layer, total: Array) -> Array:
-    bound, n = layer.bound, layer.n_each
-    if bound.reduce == "argmax":
-        assert bound.channel_axis is not None
-        return np.asarray(total.argmax(axis=n + bound.channel_axis))
-    assert callable(bound.reduce)
+def _reduce(output: BoundOutput, total: Array) -> Array:
+    n = output.n_each
+    if output.reduce == "argmax":
+        assert output.channel_axis is not None
+        return np.asarray(total.argmax(axis=n + output.channel_axis))
+    assert callable(output.reduce)
     lead = total.shape[:n]
-    blocks = [np.asarray(bound.reduce(total[i])) for i in np.ndindex(*lead)]
-    lengths = [total.shape[n + a] for a in bound.axes]
-    expected = layer.layout([*lead, *lengths], reduced=True)[n:]
+    blocks = [np.asarray(output.reduce(total[i])) for i in np.ndindex(*lead)]
+    lengths = [total.shape[n + a] for a in output.axes]
+    expected = output.layout([*lead, *lengths], reduced=True)[n:]
     for block in blocks:
         if block.shape != expected:
             raise ContractError(f"reduce returned shape {block.shape} for a block; expected {expected}.")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tilework.engine.accumulate import Accumulator, cover, touching
-from tilework.engine.block import block_boxes, canvas_boxes, owners_of
+from tilework.engine.block import canvas_boxes, owners_of
 from tilework.engine.canvas import combine, finish
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Index, Spec
@@ -54,13 +54,11 @@ class Piece:
 def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
     """Return, per grid axis, the result samples at which blocks begin, or tiles begin and end."""
     edges = []
-    for weights, size, n in zip(spec.layers[number].weights, spec.plan.block, spec.plan.shape, strict=True):
+    for weights, size, n in zip(spec.outputs[number].weights, spec.plan.block, spec.plan.shape, strict=True):
         found = np.arange(size, n, size)
         if tiles:
             found = np.concatenate(weights.grid.supports(weights.rim))
-        scale = weights.scale
-        # As `AxisWeights.scaled`, of many.
-        edges.append(np.sort(-(-found * scale.numerator // scale.denominator)))
+        edges.append(np.sort(weights.scaled(found)))
     return edges
 
 
@@ -136,22 +134,22 @@ def _even(numbers: Array) -> Any:
 
 def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
     """Yield every block that meets ``box`` with what they share, result samples per grid axis."""
-    layer, plan = spec.layers[number], spec.plan
+    output, plan = spec.outputs[number], spec.plan
     per_axis = []
     for weights, size, n, a, b in zip(
-        layer.weights, plan.block, plan.shape, box.start, box.stop, strict=True
+        output.weights, plan.block, plan.shape, box.start, box.stop, strict=True
     ):
         edges = [weights.scaled(min(k, n)) for k in range(0, n + size, size)]
         per_axis.append([k for k, (p, q) in enumerate(itertools.pairwise(edges)) if p < b and q > a])
     for index in itertools.product(*per_axis):
-        common = block_boxes(spec, index)[number].intersect(box)
+        common = spec.boxes(index)[number].intersect(box)
         if common.size:
             yield index, common
 
 
 def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tuple[Index, list[Tile]]]:
     """Return, per owner, the running tiles with weight in ``box``, a part of block ``index``."""
-    ranges = touching(spec.layers[number], spec.ranges(index, owned=False), box)
+    ranges = touching(spec.outputs[number], spec.ranges(index, owned=False), box)
     found = []
     for owner in owners_of(spec, index):
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
@@ -173,23 +171,22 @@ def part_of_block(
     results : callable
         Gives the results of a tile, one per output; None where the skip predicate left it out.
     """
-    layer = spec.layers[number]
+    output = spec.outputs[number]
     nothing = Box((0,) * len(box.start), (0,) * len(box.start))
     skipped, partials = set(), []
     for owner, tiles in tiles_touching(spec, number, index, box):
         whole = canvas_boxes(spec, owner)[number].intersect(box)
-        boxes = [whole if k == number else nothing for k in range(len(spec.layers))]
+        boxes = [whole if k == number else nothing for k in range(len(spec.outputs))]
         accumulator = Accumulator(spec, boxes)
         for tile in tiles:
             found = results(tile)
             if found is None:
                 skipped.add(tile.index)
             else:
-                accumulator.add(tile, found)
+                accumulator.add(tile.position, found)
         partials.append(accumulator.partials[number])
-    total = combine(layer, box, partials)
+    total = combine(output, box, partials)
     if total is None:
-        shape = layer.layout(box.shape, reduced=True)
-        return np.full(shape, layer.bound.fill_value, layer.bound.dtype)
-    reached, divisor = cover(spec, layer, index, box, skipped)
-    return finish(layer, total, reached, divisor)
+        return output.fill(box.shape)
+    reached, divisor = cover(spec, output, index, box, skipped)
+    return finish(output, total, reached, divisor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from tilework.engine.canvas import Layer, check_dtype
-from tilework.engine.spec import Index, Spec
+from tilework.engine.canvas import check_dtype
+from tilework.engine.spec import Spec
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
+from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Tile
 from tilework.plan.tile_plan import Range
-from tilework.source.base import BlockSource, MemoryPart
-from tilework.source.padding import AxisRead, read_padded
+from tilework.source.padding import read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["Crops", "Failure", "block_inputs", "run_tiles", "tiles_of"]
+__all__ = ["Crops", "Failure", "run_tiles", "tiles_of"]
 
 Array = np.ndarray[Any, Any]
 Results = tuple[Tile, list[Array]]
@@ -47,39 +47,36 @@ class Crops:
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
         self._union = None if apart else self._read_union(ranges)
-        # What a file was decoded into is nobody else's: the only crop in it needs no copy.
-        self._copy = None if n_tiles == 1 and isinstance(spec.sources[number], ZarrSource) else True
+        # What was decoded is nobody else's: the only crop in it needs no copy.
+        self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
 
     def _read_union(self, ranges: Sequence[Range]) -> Array | None:
         try:
-            return self._read(self._spec.reads(self._number, ranges))
+            return self._read(ranges)
         except Exception:
             if self._spec.on_error == "raise":
                 raise
             return None  # only the tiles that hold what cannot be read shall fail
 
-    def _read(self, plans: Sequence[AxisRead]) -> Array:
+    def _read(self, ranges: Sequence[Range]) -> Array:
+        """Return the samples that the tiles in ``ranges`` read, padded."""
+        spec, source = self._spec, self._spec.sources[self._number]
+        plans = spec.reads(self._number, ranges)
+        uses, limit = spec.uses(self._number), spec.plan.cache_bytes
         try:
-            return self._read_box(plans)
+            read = source.reader(self._given, plans)
+            if isinstance(source, ZarrSource) and uses is not None:
+                read = functools.partial(source.read_shared, uses=uses, limit=limit)
+            return read_padded(read, plans, spec.cval)
         except Exception as error:
             box = ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)
             error.add_note(f"raised while reading samples [{box}] of the source")
             raise
 
-    def _read_box(self, plans: Sequence[AxisRead]) -> Array:
-        spec, source, given = self._spec, self._spec.sources[self._number], self._given
-        if isinstance(given, MemoryPart):
-            return read_padded(given.read, plans, spec.cval)
-        if isinstance(source, BlockSource):
-            blocks = dict(zip(block_inputs(source, plans), given, strict=True))
-            return read_padded(lambda box: source.read_blocks(blocks, box), plans, spec.cval)
-        uses, limit = spec.uses(self._number), spec.plan.cache_bytes
-        return read_padded(lambda box: source.read(box, uses, limit), plans, spec.cval)
-
     def cut(self, tile: Tile) -> Array:
         """Return a copy of the crop of ``tile``, without its ``each`` axes."""
         if self._union is None:
-            whole = self._read(self._spec.reads(self._number, [(i, i + 1) for i in tile.position]))
+            whole = self._read([(i, i + 1) for i in tile.position])
             starts: Sequence[int] = tile.read.start
         else:
             whole, starts = self._union, self._starts
@@ -88,12 +85,6 @@ class Crops:
             low = tile.read.start[d] - starts[d]
             index[axis] = low if d < self._n_each else slice(low, tile.read.stop[d] - starts[d])
         return np.array(whole[tuple(index)], order="C", copy=self._copy)
-
-
-def block_inputs(source: BlockSource, plans: Sequence[AxisRead]) -> list[Index]:
-    """Return the indices of the dask blocks that ``plans`` read, sorted."""
-    boxes = itertools.product(*(plan.intervals for plan in plans))
-    return sorted({index for box in boxes for index in source.touching(box)})
 
 
 def tiles_of(spec: Spec, ranges: Sequence[Range]) -> list[Tile]:
@@ -141,18 +132,16 @@ def _cut(
     except Exception as error:
         _fail(spec, tile, error, skipped, failures)
         return None
-    if spec.skip is None or not _skips(spec, tile, cuts):
+    if spec.skip is None:
         return cuts
-    skipped.append(tile.index)
-    return None
-
-
-def _skips(spec: Spec, tile: Tile, cuts: Sequence[Array]) -> bool:
     try:
-        return bool(spec.skip(*cuts))
+        skips = bool(spec.skip(*cuts))
     except Exception as error:
         error.add_note(f"raised by skip= on {tile}")
         raise
+    if skips:
+        skipped.append(tile.index)
+    return None if skips else cuts
 
 
 def _attempt(
@@ -204,9 +193,9 @@ def _call(spec: Spec, waiting: Sequence[Results]) -> list[Results]:
         error.add_note(f"raised by fn on {_where(tiles)}")
         raise
     try:
-        results = as_results(raw, [layer.bound.key for layer in spec.layers])
-        for layer, result in zip(spec.layers, results, strict=True):
-            _check(layer, tiles[0], result, len(tiles) if batched else None)
+        results = as_results(raw, [output.key for output in spec.outputs])
+        for output, result in zip(spec.outputs, results, strict=True):
+            _check(output, tiles[0], result, len(tiles) if batched else None)
     except TilingError as error:
         raise type(error)(f"{error} [{_where(tiles)}]") from None
     return [(tile, [r[n] for r in results] if batched else results) for n, tile in enumerate(tiles)]
@@ -218,7 +207,7 @@ def _where(tiles: Sequence[Tile]) -> str:
     return f"a batch of {len(tiles)} tiles, from {tiles[0]} to {tiles[-1]}"
 
 
-def _check(layer: Layer, tile: Tile, result: Array, batch: int | None) -> None:
+def _check(output: BoundOutput, tile: Tile, result: Array, batch: int | None) -> None:
     """Raise a `ContractError` unless ``result`` has the declared shape and dtype."""
     shape = result.shape
     if batch is not None:
@@ -228,10 +217,10 @@ def _check(layer: Layer, tile: Tile, result: Array, batch: int | None) -> None:
                 "axis must be the batch."
             )
         shape = shape[1:]
-    spans = (w.result(i) for w, i in zip(layer.weights, tile.position, strict=True))
-    expected = layer.layout([b - a for a, b in spans])[layer.n_each :]
+    spans = (w.result(i) for w, i in zip(output.weights, tile.position, strict=True))
+    expected = output.layout([b - a for a, b in spans])[output.n_each :]
     if shape != expected:
-        which = "" if layer.bound.key is None else f" for output {layer.bound.key!r}"
+        which = "" if output.key is None else f" for output {output.key!r}"
         raise ContractError(f"the function returned shape {shape}{which}; expected {expected}.")
-    check_dtype(layer.bound, result)
-    layer.bound.accumulator(result.dtype)  # refuses what this blend cannot add up
+    check_dtype(output, result)
+    output.accumulator(result.dtype)  # refuses what this blend cannot add up

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tilework.engine.canvas import Layer
-from tilework.plan.tile_plan import Range, TilePlan
+from tilework.function.output import BoundOutput
+from tilework.grid.tiles import Box
+from tilework.plan.tables import Range
+from tilework.plan.tile_plan import TilePlan, chunk_uses
 from tilework.source.base import Source
 from tilework.source.padding import AxisRead, Boundary
 
@@ -19,21 +21,28 @@ Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spec:
     """All that the tasks of one `tiled_map` share: one graph key, never inlined."""
 
     plan: TilePlan
+    """Tiles and blocks."""
     sources: tuple[Source, ...]
+    """The arrays that are read."""
     source_axes: tuple[Index, ...]
     """Per source, its axis for every grid axis."""
-    fn: Any
-    layers: tuple[Layer, ...]
+    fn: Callable[..., Any]
+    """What is called on crops."""
+    outputs: tuple[BoundOutput, ...]
+    """The arrays that the function returns, with their weights."""
     boundary: Boundary = "reflect"
+    """How samples outside the image are invented."""
     cval: Any = 0
-    skip: Any = None
+    """The constant of ``boundary="constant"``."""
+    skip: Callable[..., Any] | None = None
     """Predicate on a crop: true means that the function does not run on it."""
     pass_tile: bool = False
+    """Whether the function gets its tile, too."""
     many: bool = False
     """Whether the function returns a tuple or dict."""
     fixed: bool = False
@@ -44,14 +53,17 @@ class Spec:
     """What is done about a tile that fails: "raise", "fill", or a callable that gets tile and exception."""
     retries: int = 0
     """Further attempts at a tile before it has failed, unless ``on_error`` is "raise"."""
-    end: Any = None
+    end: Callable[..., Any] | None = None
     """When writing, takes ``(spec, index, block, failures)`` in the last task of each block."""
-    _uses: dict[int, tuple[Array, ...]] = field(default_factory=dict, repr=False)
 
     @property
     def active(self) -> TilePlan:
         """The plan whose mask says which tiles this run computes; `plan` says which have a result at all."""
         return self.todo or self.plan
+
+    def names(self, name: str) -> list[str]:
+        """Return the names of the dask arrays of all outputs of a result that is called ``name``."""
+        return [f"{name}-{o.key}" for o in self.outputs] if self.many else [name]
 
     def ranges(self, index: Index, *, owned: bool) -> list[Range]:
         """Return the tiles per axis of a group (``owned``) or block, less idle ones at the ends."""
@@ -67,6 +79,11 @@ class Spec:
             ranges[d] = (first + int(on[0]), first + int(on[-1]) + 1) if on.size else (first, first)
         return ranges
 
+    def boxes(self, index: Index) -> list[Box]:
+        """Return, per output, the result samples of a block."""
+        box = self.plan.box(index)
+        return [output.region(box) for output in self.outputs]
+
     def reads(self, source: int, ranges: Sequence[Range]) -> list[AxisRead]:
         """Return what a task must read of one source for the tiles in ``ranges``."""
         shape = self.sources[source].shape
@@ -77,24 +94,13 @@ class Spec:
             )
         return plans
 
+    def needs(self, ranges: Sequence[Range]) -> list[Any]:
+        """Return what a task must be given of each source for the tiles in ``ranges``; None: nothing."""
+        return [source.needs(self.reads(k, ranges)) for k, source in enumerate(self.sources)]
+
     def uses(self, source: int) -> tuple[Array, ...] | None:
         """Return how many blocks read each chunk of a source, along each of its axes."""
-        chunks = self.sources[source].chunks
-        if chunks is None:
+        found = self.sources[source]
+        if found.chunks is None:
             return None
-        if source not in self._uses:
-            counts = [
-                np.ones(-(-n // c), np.int64) for n, c in zip(self.sources[source].shape, chunks, strict=True)
-            ]
-            for axis, grid, table in zip(
-                self.source_axes[source], self.plan.axes, self.plan.tables, strict=True
-            ):
-                reads = table.owned_read if self.plan.reuse == "share" else table.touch_read
-                counts[axis][:] = 0
-                for a, b in reads:
-                    counts[axis][max(a, 0) // chunks[axis] : -(-min(b, grid.extent) // chunks[axis])] += b > a
-            self._uses[source] = tuple(counts)
-        return self._uses[source]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Spec, tuple(getattr(self, f.name) for f in fields(self) if f.name != "_uses")
+        return chunk_uses(self.plan, found.shape, found.chunks, self.source_axes[source])

@@ -5,20 +5,36 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import whole, wholes
+from tilework._checks import as_dtype, check_scalar, positive, scalar, whole, wholes
 from tilework.errors import ContractError, GridError, TilingError
-from tilework.grid.weights import Blend, accumulation_dtype, kind_of
+from tilework.grid.axis import AxisGrid
+from tilework.grid.tiles import Box
+from tilework.grid.weights import (
+    AxisWeights,
+    Blend,
+    Floats,
+    accumulation_dtype,
+    check_weights,
+    kind_of,
+    per_axis,
+    profile,
+)
 
-__all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales"]
+__all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales", "spread", "with_weights"]
 
 Reduce = Literal["argmax"] | Callable[[np.ndarray[Any, Any]], Any]
 Lengths = tuple[int, ...]
+
+UNWEIGHTED = ("trim", "max", "min", "sum")
+"""Blends that multiply nothing."""
+# Smallest weight over largest from which a corner without neighbours would vanish in float32.
+STEEP = 1e-30
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +107,7 @@ class Output:
             raise TilingError(f'reduce must be "argmax" or a callable; got {reduce!r}.')
         if callable(reduce) and dtype is None:
             raise TilingError("a callable reduce needs a declared dtype: Output(dtype, reduce=...).")
-        _check_scalar("fill_value", fill_value)
+        check_scalar("fill_value", fill_value)
         values = (
             dtype,
             channels,
@@ -108,17 +124,12 @@ class Output:
             object.__setattr__(self, name, value)
 
 
-def _check_scalar(what: str, value: Any) -> None:
-    if np.ndim(value) or isinstance(value, Mapping | set):
-        raise TypeError(f"{what} must be one number; got {value!r}.")
-
-
 Outputs = Output | Sequence[Output] | Mapping[str, Output]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BoundOutput:
-    """One output with everything known that its blocks need."""
+    """One output of one call: everything that its blocks need, its weights included."""
 
     key: int | str | None
     """Its place in the tuple or dict that the function returns; None when it returns one array."""
@@ -127,9 +138,9 @@ class BoundOutput:
     values: np.dtype[Any] | None
     """Of the function's result, where a call showed it."""
     shape: Lengths
-    """Of the function's result for a full crop, batch excluded."""
+    """Of the function's result for a full crop, batch excluded, samples."""
     axes: Lengths
-    """Where the tiled axes stand in ``shape``."""
+    """Where the tiled axes are in ``shape``."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per tiled axis."""
     blend: Blend
@@ -148,6 +159,24 @@ class BoundOutput:
     """``axes`` after reducing."""
     steep: bool = False
     """Whether the weights span more than float32 holds, so that sums are double."""
+    sigma_scale: float = 0.125
+    """Standard deviation of a gaussian window, as a fraction of the crop."""
+    weights: tuple[AxisWeights, ...] = ()
+    """Per grid axis, ``each`` axes first: where results are, and their windows where these are separable."""
+    importance: Floats | None = None
+    """N-D weights over the tiled axes of a full crop's result; None where separable."""
+    n_each: int = 0
+    """How many grid axes are ``each`` axes."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether results are multiplied by weights."""
+        return self.kind not in UNWEIGHTED
+
+    @property
+    def grid_axes(self) -> list[int]:
+        """The axis of the returned array for every grid axis."""
+        return [*range(self.n_each), *(self.n_each + a for a in self.reduced_axes)]
 
     def accumulator(self, values: np.dtype[Any] | None = None) -> np.dtype[Any]:
         """Return the dtype in which results of dtype ``values`` are combined."""
@@ -156,6 +185,50 @@ class BoundOutput:
         dtype = np.result_type(dtype, np.float64) if self.steep else dtype
         wider = self.reduce is None and self.kind != "trim" and self.dtype.kind in "fc"
         return np.result_type(dtype, accumulation_dtype(self.dtype, self.kind)) if wider else dtype
+
+    def region(self, box: Box) -> Box:
+        """Return an image box in result samples."""
+        return Box(
+            tuple(w.scaled(a) for w, a in zip(self.weights, box.start, strict=True)),
+            tuple(w.scaled(b) for w, b in zip(self.weights, box.stop, strict=True)),
+        )
+
+    def index(self, spans: Sequence[slice]) -> tuple[slice, ...]:
+        """Return slices per grid axis as an index into an array of the function's layout."""
+        index = [*spans[: self.n_each], *[slice(None)] * len(self.shape)]
+        for axis, span in zip(self.axes, spans[self.n_each :], strict=True):
+            index[self.n_each + axis] = span
+        return tuple(index)
+
+    def place(self, box: Box) -> tuple[slice, ...]:
+        """Return result samples per grid axis as an index into the returned array."""
+        spans = [slice(None)] * (self.n_each + len(self.reduced_shape))
+        for axis, span in zip(self.grid_axes, box.slices, strict=True):
+            spans[axis] = span
+        return tuple(spans)
+
+    def layout(self, lengths: Sequence[int], *, reduced: bool = False) -> tuple[int, ...]:
+        """Return the shape of an array of this output with ``lengths`` per grid axis."""
+        shape = list(self.reduced_shape if reduced else self.shape)
+        for axis, n in zip(self.reduced_axes if reduced else self.axes, lengths[self.n_each :], strict=True):
+            shape[axis] = n
+        return (*lengths[: self.n_each], *shape)
+
+    def spread(self, flat: Floats, *, reduced: bool = False) -> Floats:
+        """Return an array over the grid axes so that it broadcasts over the output's layout."""
+        axes, shape = (self.reduced_axes, self.reduced_shape) if reduced else (self.axes, self.shape)
+        return spread(flat, axes, len(shape), self.n_each)
+
+    def fill(self, lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+        """Return a part of the returned array, ``lengths`` per grid axis, in which nothing ran."""
+        return np.full(self.layout(lengths, reduced=True), self.fill_value, self.dtype)
+
+
+def spread(flat: Floats, axes: Sequence[int], ndim: int, n_each: int = 0) -> Floats:
+    """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` others."""
+    order = sorted(range(len(axes)), key=lambda t: axes[t])
+    flat = flat.transpose([*range(n_each), *(n_each + t for t in order)])
+    return np.expand_dims(flat, [n_each + a for a in range(ndim) if a not in axes])
 
 
 def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
@@ -247,11 +320,94 @@ def bind(
     reduced_shape, reduced_axes = _reduced(output.reduce, shape, axes, channel)
     fill = fill_value if output.fill_value is None else output.fill_value
     bound = BoundOutput(
-        key, dtype, values, shape, axes, scale, blend, kind, output.reduce, channel,
-        scalar("fill_value", fill, dtype), reduced_shape, reduced_axes,
-    )  # fmt: skip
+        key=key,
+        dtype=dtype,
+        values=values,
+        shape=shape,
+        axes=axes,
+        scale=scale,
+        blend=blend,
+        kind=kind,
+        reduce=output.reduce,
+        channel_axis=channel,
+        fill_value=scalar("fill_value", fill, dtype),
+        reduced_shape=reduced_shape,
+        reduced_axes=reduced_axes,
+    )
     _check_blend(output, bound)
     return bound
+
+
+def with_weights(
+    output: BoundOutput,
+    grids: Sequence[AxisGrid],
+    *,
+    names: Sequence[str],
+    rim: Lengths,
+    n_each: int,
+    sigma_scale: float,
+) -> BoundOutput:
+    """Return ``output`` with its weights on ``grids``, ``each`` axes first.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of the grid axes, for messages.
+    rim : tuple of int, image samples per side and grid axis
+    sigma_scale : float
+        Standard deviation of a gaussian window, as a fraction of the crop.
+
+    Raises
+    ------
+    GridError
+        Where a window leaves a sample without weight, or does not have the shape of a result.
+    TilingError
+        Where ``sigma_scale`` is not positive.
+    """
+    trim = output.kind == "trim"
+    if output.weighted and not positive("sigma_scale", sigma_scale):
+        raise TilingError(f"sigma_scale must be positive; got {sigma_scale}.")
+    scale = (Fraction(1),) * n_each + output.scale
+    windows = per_axis(output.blend, len(grids) - n_each) if output.weighted else None
+    weights = []
+    for d, grid in enumerate(grids):
+        axis = AxisWeights(grid, None, None if trim else rim[d], scale[d])
+        if windows is not None and d >= n_each:
+            given, zeros = windows[d - n_each], axis.scaled(rim[d])
+            window = profile(given, axis.length, zeros, sigma_scale)
+            axis = AxisWeights(grid, window, axis.rim, axis.scale)
+            if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):
+                axis.check_cover(names[d])
+        weights.append(axis)
+    importance = None
+    if output.weighted and windows is None:
+        importance = _importance(output.blend, weights[n_each:])
+    maps = [importance] if importance is not None else [w.window for w in weights]
+    spans = [m[m > 0].min() / m.max() for m in maps if m is not None and m.any()]
+    return replace(
+        output,
+        steep=math.prod(spans) < STEEP,
+        sigma_scale=float(sigma_scale) if output.kind == "gaussian" else 0.125,
+        weights=tuple(weights),
+        importance=importance,
+        n_each=n_each,
+    )
+
+
+def _importance(blend: Blend, weights: Sequence[AxisWeights]) -> Floats:
+    """Return an N-D importance map with zeros on the rim."""
+    values = np.array(blend, dtype=np.float64)
+    shape = tuple(w.length for w in weights)
+    if values.shape != shape:
+        raise GridError(
+            f"an importance map must have the shape of the result's crop, {shape}; got {values.shape}."
+        )
+    check_weights(values)
+    rims = [w.scaled(w.rim or 0) for w in weights]
+    inner = tuple(slice(r, n - r) for r, n in zip(rims, shape, strict=True))
+    kept = np.zeros_like(values)
+    kept[inner] = values[inner]
+    return kept
 
 
 def _channel(output: Output, shape: Lengths, axes: Lengths) -> int:
@@ -266,15 +422,6 @@ def _channel(output: Output, shape: Lengths, axes: Lengths) -> int:
             f"channel_axis is {output.channel_axis}. Say channels= or channel_axis=."
         )
     return channel
-
-
-def as_dtype(value: Any) -> np.dtype[Any]:
-    """Return a numpy dtype; raise a `TypeError` for what is none."""
-    try:
-        dtype: np.dtype[Any] = np.dtype(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"dtype must be a numpy dtype; got {value!r}.") from error
-    return dtype
 
 
 def _dtype(
@@ -328,37 +475,14 @@ def _reduced(
     return tuple(full), tuple(order)
 
 
-def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return ``value`` as a scalar of ``dtype``; refused where it would change."""
-    _check_scalar(what, value)
-    if dtype.kind in "mM" and isinstance(value, int | np.integer) and value == 0:
-        return np.zeros((), dtype)[()]  # numpy 2.5 warns when a time is compared with a number
-    try:
-        if np.iscomplexobj(value) and dtype.kind != "c":
-            raise ValueError  # astype would drop the imaginary part
-        with np.errstate(all="ignore"):
-            cast = np.asarray(value).astype(dtype)
-            same = bool(cast == value) or bool(cast != cast and value != value)
-            same = same or (dtype.kind in "fc" and np.isfinite(value) == np.isfinite(cast))
-            # No datetime equals a number, but 0 is the default and means the epoch.
-            same = same or (dtype.kind in "mM" and np.asarray(value).dtype.kind in "iu" and value == 0)
-    except (TypeError, ValueError, OverflowError):
-        same = dtype.kind in "mM" and value == 0
-        cast = np.zeros((), dtype)
-    if not same:
-        raise TilingError(f"{what} {value!r} cannot be held by dtype {dtype}; choose another.")
-    return cast[()]
-
-
 def _check_blend(output: Output, bound: BoundOutput) -> None:
     """Refuse at build what would fail, or average labels, in the first task."""
     known = bound.values or (bound.dtype if bound.reduce is None else None)
     if known is None:
         return
     accumulation_dtype(known, bound.kind)
-    weighted = bound.kind not in ("trim", "max", "min", "sum")
     if (
-        weighted
+        bound.weighted
         and known.kind in "iu"
         and known.itemsize == 4
         and output.dtype is None

@@ -8,8 +8,10 @@ Keys of one result called ``NAME``::
     NAME-seam, *block          copies of what lies in later blocks              (share)
     NAME, *block               a block of the result; NAME-all holds a tuple of blocks for several outputs
     NAME-fill-S                the block in which nothing runs, by shape
+    NAME-write, *block         where blocks are delivered: the last task, which returns nothing of the block
+    NAME-block, *block         the block that it delivers, where that is a task of its own
 
-Block numbers in inner keys stand slowest axis first and with leading zeros: dask breaks ties by key.
+Block numbers in inner keys have the slowest axis first, and leading zeros: dask breaks ties by key.
 """
 
 from __future__ import annotations
@@ -17,103 +19,92 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from dask.task_spec import Alias, DataNode, List, Task, TaskRef
 
 from tilework.engine.block import (
-    block_groups,
-    end_block,
-    end_fill,
+    Block,
+    assemble,
+    cut_seams,
+    deliver,
+    deliver_assembled,
+    deliver_fill,
     fill_block,
-    finish_block,
-    hold_block,
-    merge_groups,
-    run_block,
-    run_group,
-    take_seams,
+    gather_owned,
+    gather_seams,
+    gather_tiles,
+    make_block,
 )
-from tilework.engine.canvas import Layer
-from tilework.engine.reading import block_inputs
 from tilework.engine.spec import Index, Spec
-from tilework.source.base import BlockSource, MemorySource
+from tilework.function.output import BoundOutput
 
-__all__ = ["BlockTasks", "Ending", "Key", "Names", "Nodes", "block_tasks"]
+__all__ = ["BlockTasks", "Key", "Nodes", "spec_key"]
 
 Key = Any
 Nodes = Iterator[tuple[Key, Any]]
 
-
-@dataclass(frozen=True, slots=True)
-class Names:
-    """The dask names of one result."""
-
-    name: str
-    """Common prefix, unique per plan, source and function."""
-
-    @property
-    def spec(self) -> str:
-        """Key of the `Spec`."""
-        return f"{self.name}-spec"
-
-    def output(self, spec: Spec, number: int) -> str:
-        """Return the name of the dask array of one output."""
-        return f"{self.name}-{spec.layers[number].bound.key}" if spec.many else self.name
+# What the first part of an inner key ends in, by what the task does.
+CALLS = ("group", "block")
+"""Tasks that call the function, where delivering is a task of its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How blocks end in ``spec.end``, in the same task, so that writing needs no task of its own."""
+def spec_key(name: str) -> str:
+    """Return the key of the `Spec` of a result that is called ``name``."""
+    return f"{name}-spec"
 
-    wanted: Callable[[Index], bool] = lambda _: True
-    """Whether a block is finished at all; tiles of others may still reach into it."""
-    call: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function
-    """Wraps the function of every task."""
-    apart: bool = False
-    """Whether the ending is a task of its own: so that only the function's tasks hold a GPU."""
+
+def _everything(index: Index) -> bool:
+    del index
+    return True
 
 
 class BlockTasks:
-    """Makes the tasks of one block at a time.
+    """Makes the tasks of one block at a time: for arrays, and for writing.
+
+    Without ``spec.end`` blocks are kept under the keys of the dask array. With it, they are delivered by
+    tasks with keys ``(NAME-write, *block)``.
 
     Parameters
     ----------
     spec : Spec
-    names : Names
-    arrays : sequence
-        The dask arrays among the sources, None elsewhere.
-    ending : Ending, optional
-        Without one, blocks are kept under the keys of the dask array. With one, the keys of last tasks are
-        ``(NAME-write, *block)``.
+    name : str
+        Of the result: unique per plan, source and function.
+    wanted : callable
+        Whether a block is finished at all; tiles of others may still reach into it.
+    apart : bool
+        Whether delivering is a task of its own, so that only the function's tasks hold a GPU.
     """
 
-    def __init__(self, spec: Spec, names: Names, arrays: Sequence[Any], ending: Ending | None = None) -> None:
-        self.spec, self.names, self.arrays, self.ending = spec, names, arrays, ending
-        self.axes = spec.plan.slow_axes
-        counts = [spec.plan.blocks[d] for d in self.axes]
-        self.strides = [math.prod(counts[k + 1 :]) for k in range(len(counts))]
-        self.counts = counts
-        self._last = _Last(self)
+    def __init__(
+        self, spec: Spec, name: str, *, wanted: Callable[[Index], bool] = _everything, apart: bool = False
+    ) -> None:
+        self.spec, self.name, self.wanted, self._apart = spec, name, wanted, apart
+        self._axes = spec.plan.slow_axes
+        self._counts = [spec.plan.blocks[d] for d in self._axes]
+        self._strides = [math.prod(self._counts[k + 1 :]) for k in range(len(self._counts))]
+        self._ref = TaskRef(spec_key(name))
+        self._filled: set[Index] = set()
+
+    @property
+    def shared(self) -> dict[Key, Any]:
+        """The node that every task refers to."""
+        return {spec_key(self.name): DataNode(spec_key(self.name), self.spec)}
 
     @property
     def reach(self) -> int:
         """How many blocks later, in raster order, a seam is used for the last time."""
-        return sum(s for s, n in zip(self.strides, self.counts, strict=True) if n > 1)
+        return sum(s for s, n in zip(self._strides, self._counts, strict=True) if n > 1)
 
     def order(self) -> Iterator[Index]:
         """Return the numbers of all blocks in raster order, the slowest axis first."""
-        return map(self.index, itertools.product(*map(range, self.counts)))
+        return map(self.index, itertools.product(*map(range, self._counts)))
 
     def index(self, ordered: Sequence[Any]) -> Index:
-        """Return the number of a block from its numbers along the axes as `order` has them."""
-        by_axis = dict(zip(self.axes, map(int, ordered), strict=True))
-        return tuple(by_axis[d] for d in range(len(self.axes)))
-
-    def number(self, index: Index) -> int:
-        """Return the place of a block in `order`."""
-        return sum(index[d] * s for d, s in zip(self.axes, self.strides, strict=True))
+        """Return the number of a block from its numbers along the axes as inner keys have them."""
+        by_axis = dict(zip(self._axes, map(int, ordered), strict=True))
+        return tuple(by_axis[d] for d in range(len(self._axes)))
 
     def key(self, what: str, index: Index) -> Key:
         """Return an inner key.
@@ -122,55 +113,44 @@ class BlockTasks:
         in the order 0, 1, 10, 11, 2 and chunks of the source would be decoded twice (2.2 times, 16 x 16
         blocks).
         """
-        place = (str(index[d]).zfill(len(str(n - 1))) for d, n in zip(self.axes, self.counts, strict=True))
-        return (f"{self.names.name}-{what}", *place)
-
-    def wanted(self, index: Index) -> bool:
-        """Return whether a block is finished."""
-        return self.ending is None or self.ending.wanted(index)
-
-    def task(self, key: Key, function: Callable[..., Any], *args: Any) -> Task:
-        """Return a task, its function wrapped as the ending asks."""
-        return Task(key, function if self.ending is None else self.ending.call(function), *args)
+        place = (str(index[d]).zfill(len(str(n - 1))) for d, n in zip(self._axes, self._counts, strict=True))
+        return (f"{self.name}-{what}", *place)
 
     def of(self, index: Index) -> Nodes:
         """Yield the keys and tasks of one block: what it owes to later blocks, and itself if wanted."""
-        plan, spec, wanted = self.spec.active, TaskRef(self.names.spec), self.wanted(index)
+        plan, wanted = self.spec.active, self.wanted(index)
         if not plan.touched(index):
-            if wanted:
-                yield from self._last.fill(index)
-            return
-        if plan.reuse == "recompute":
-            if wanted:
-                inputs = yield from self._inputs(index, owned=False)
-                yield from self._last.task(index, block_groups, spec, index, inputs)
-            return
+            return self._fill(index) if wanted else iter(())
+        if plan.reuse == "share":
+            return self._share(index, wanted=wanted)
+        return self._alone(index, owned=False) if wanted else iter(())
+
+    def _alone(self, index: Index, *, owned: bool) -> Nodes:
+        """Yield the one task of a block that shares nothing with others."""
+        given = yield from self._given(index, owned=owned)
+        yield from self._last(index, gather_tiles, given)
+
+    def _share(self, index: Index, *, wanted: bool) -> Nodes:
+        """Yield the tasks of a block that runs the tiles it owns, and takes the others' seams."""
+        plan = self.spec.active
         owned, earlier = plan.owned(index) > 0, plan.earlier(index) if wanted else []
-        later = [
-            s
-            for s in (plan.later(index) if owned else ())
-            if self.wanted(tuple(b + d for b, d in zip(index, s, strict=True)))
-        ]
-        owned = owned and (wanted or bool(later))
-        if owned:
-            inputs = yield from self._inputs(index, owned=True)
-        if owned and not later and not earlier:
-            yield from self._last.task(index, block_groups, spec, index, inputs)
+        later = [s for s in (plan.later(index) if owned else ()) if self.wanted(_step(index, s))]
+        if wanted and owned and not later and not earlier:
+            yield from self._alone(index, owned=True)
             return
-        group: Any = None
-        if owned:
+        group = None
+        if owned and (wanted or later):
+            given = yield from self._given(index, owned=True)
             key = self.key("group", index)
-            yield key, self.task(key, run_group, spec, index, inputs)
+            yield key, Task(key, gather_owned, self._ref, index, given)
             group = TaskRef(key)
-            if later:
-                seam = self.key("seam", index)
-                yield seam, self.task(seam, take_seams, spec, index, later, group)
+        if later:
+            seam = self.key("seam", index)
+            yield seam, Task(seam, cut_seams, self._ref, index, later, group)
         if wanted:
             seams = [TaskRef(self.key("seam", owner)) for owner in earlier]
-            after = [] if self.ending is None else self._raster_edges(index, earlier)
-            yield from self._last.task(
-                index, merge_groups, spec, index, group, earlier, List(*seams), List(*after)
-            )
+            after = self._raster_edges(index, earlier)
+            yield from self._last(index, gather_seams, group, earlier, List(*seams), List(*after))
 
     def _raster_edges(self, index: Index, earlier: Sequence[Index]) -> list[TaskRef]:
         """Return references to seams that block ``index`` waits for without needing them.
@@ -179,99 +159,90 @@ class BlockTasks:
         inside, and most seams of a 3-D blend wait at once (119 of 256 for 16 x 4 x 4 blocks, seen with dask
         2026.8). Where rows wrap round, as if a block at a row's start had its neighbours at the end of the
         row before, all blocks need the same number of roots and dask keeps raster order: 22 seams wait,
-        whatever the length of the slowest axis. Only where everything is computed: a slice would run what it
-        waits for, and so would a run that goes on where another was stopped.
+        whatever the length of the slowest axis. Only where everything is computed and delivered: a slice
+        would run what it waits for, and so would a run that resumes another.
         """
-        if self.spec.todo is not None:
+        if self.spec.end is None or self.spec.todo is not None:
             return []
-        plan, number, waited = self.spec.plan, self.number(index), []
-        steps = itertools.product(*((1, 0) if n > 1 else (0,) for n in self.counts))
+        plan, waited = self.spec.plan, []
+        number = sum(index[d] * s for d, s in zip(self._axes, self._strides, strict=True))
+        steps = itertools.product(*((1, 0) if n > 1 else (0,) for n in self._counts))
         for offset in {
-            sum(s * stride for s, stride in zip(step, self.strides, strict=True)) for step in steps
+            sum(s * stride for s, stride in zip(step, self._strides, strict=True)) for step in steps
         }:
             if 0 < offset <= number:
-                owner = self.index(np.unravel_index(number - offset, self.counts))
+                owner = self.index(np.unravel_index(number - offset, self._counts))
                 if owner not in earlier and plan.owned(owner) and plan.later(owner):
                     waited.append(TaskRef(self.key("seam", owner)))
         return waited
 
-    def _inputs(self, index: Index, *, owned: bool) -> Generator[tuple[Key, Any], None, Any]:
-        """Yield the tasks that hold parts of arrays in memory; return the inputs of a block's task."""
-        spec, ranges = self.spec, self.spec.ranges(index, owned=owned)
-        inputs: list[Any] = []
-        for number, (source, array) in enumerate(zip(spec.sources, self.arrays, strict=True)):
-            if isinstance(source, BlockSource):
-                blocks = block_inputs(source, spec.reads(number, ranges))
-                inputs.append(List(*(TaskRef((array.name, *block)) for block in blocks)))
-            elif isinstance(source, MemorySource):
-                reads = spec.reads(number, ranges)
-                box = [(plan.intervals[0][0], plan.intervals[-1][1]) for plan in reads]
+    def _given(self, index: Index, *, owned: bool) -> Generator[tuple[Key, Any], None, Any]:
+        """Yield the tasks that hold parts of arrays in memory; return what a block's task is given."""
+        spec = self.spec
+        given: list[Any] = []
+        for number, need in enumerate(spec.needs(spec.ranges(index, owned=owned))):
+            dask_name = spec.sources[number].dask_name
+            if dask_name is not None:
+                given.append(List(*(TaskRef((dask_name, *block)) for block in need)))
+            elif need is not None:
                 key = self.key(f"part-{number}", index)
-                yield key, DataNode(key, source.part(box))
-                inputs.append(TaskRef(key))
+                yield key, DataNode(key, need)
+                given.append(TaskRef(key))
             else:
-                inputs.append(None)
-        return List(*inputs)
+                given.append(None)
+        return List(*given)
 
-
-def block_tasks(spec: Spec, names: Names, arrays: Sequence[Any]) -> Nodes:
-    """Yield the keys and tasks that compute every block of a dask array."""
-    blocks = BlockTasks(spec, names, arrays)
-    yield names.spec, DataNode(names.spec, spec)
-    for index in blocks.order():
-        yield from blocks.of(index)
-
-
-class _Last:
-    """The last task of a block: the block itself, a tuple with getters, or what the ending makes of it."""
-
-    def __init__(self, blocks: BlockTasks) -> None:
-        self.blocks, self.spec, self.names, self.ending = blocks, blocks.spec, blocks.names, blocks.ending
-        self.filled: set[Index] = set()
-
-    def task(self, index: Index, gather: Callable[..., Any], *args: Any) -> Nodes:
-        spec, names, blocks = self.spec, self.names, self.blocks
-        if self.ending is not None:
-            key = blocks.key("write", index)
-            if self.ending.apart:
-                made = blocks.key("block", index)
-                yield made, blocks.task(made, hold_block, gather, *args)
-                yield key, blocks.task(key, end_block, TaskRef(names.spec), index, TaskRef(made))
-            else:
-                yield key, blocks.task(key, finish_block, gather, *args)
+    def _last(self, index: Index, gather: Callable[..., Any], *args: Any) -> Nodes:
+        """Yield the last task of a block: the block itself, a tuple with getters, or its delivery."""
+        spec, what = self.spec, (gather, self._ref, index, *args)
+        if spec.end is not None and self._apart:
+            made, key = self.key("block", index), self.key("write", index)
+            yield made, Task(made, assemble, *what)
+            yield key, Task(key, deliver_assembled, self._ref, index, TaskRef(made))
+        elif spec.end is not None:
+            key = self.key("write", index)
+            yield key, Task(key, deliver, *what)
         elif spec.many:
-            key = blocks.key("all", index)
-            yield key, Task(key, run_block, gather, *args)
-            for number in range(len(spec.layers)):
-                one = (names.output(spec, number), *_full(spec.layers[number], index))
+            key = self.key("all", index)
+            yield key, Task(key, make_block, *what)
+            for number, one in enumerate(self._output_keys(index)):
                 yield one, Task(one, _take, TaskRef(key), number)
         else:
-            key = (names.name, *_full(spec.layers[0], index))
-            yield key, Task(key, run_block, gather, *args)
+            [key] = self._output_keys(index)
+            yield key, Task(key, make_block, *what)
 
-    def fill(self, index: Index) -> Nodes:
-        spec, names, plan = self.spec, self.names, self.spec.plan
-        shape = tuple(min(s, n - b * s) for b, s, n in zip(index, plan.block, plan.shape, strict=True))
-        if self.ending is not None:
-            key = self.blocks.key("write", index)
-            yield key, self.blocks.task(key, end_fill, TaskRef(names.spec), index, shape)
+    def _fill(self, index: Index) -> Nodes:
+        """Yield the task of a block in which nothing runs; blocks of one shape share it."""
+        if self.spec.end is not None:
+            key = self.key("write", index)
+            yield key, Task(key, deliver_fill, self._ref, index)
             return
-        common = f"{names.name}-fill-{'x'.join(map(str, shape))}"
-        if shape not in self.filled:
-            self.filled.add(shape)
-            yield common, Task(common, fill_block, TaskRef(names.spec), shape)
-        for number, layer in enumerate(spec.layers):
-            key = (names.output(spec, number), *_full(layer, index))
-            yield key, Task(key, _take, TaskRef(common), number) if spec.many else Alias(key, common)
+        shape = self.spec.plan.box(index).shape
+        common = f"{self.name}-fill-{'x'.join(map(str, shape))}"
+        if shape not in self._filled:
+            self._filled.add(shape)
+            yield common, Task(common, fill_block, self._ref, index)
+        for number, key in enumerate(self._output_keys(index)):
+            many = self.spec.many
+            yield key, Task(key, _take, TaskRef(common), number) if many else Alias(key, common)
+
+    def _output_keys(self, index: Index) -> list[Key]:
+        """Return the keys of a block in the dask arrays of all outputs."""
+        columns = zip(self.spec.names(self.name), self.spec.outputs, strict=True)
+        return [(name, *_number(output, index)) for name, output in columns]
 
 
-def _take(blocks: Sequence[Any], number: int) -> Any:
+def _take(blocks: Sequence[Block], number: int) -> Block:
     return blocks[number]
 
 
-def _full(layer: Layer, index: Index) -> Index:
+def _step(index: Index, step: Index) -> Index:
+    return tuple(b + s for b, s in zip(index, step, strict=True))
+
+
+def _number(output: BoundOutput, index: Index) -> Index:
     """Return a block's number in the axes of the returned array."""
-    full = [*index[: layer.n_each], *[0] * len(layer.bound.reduced_shape)]
-    for axis, b in zip(layer.bound.reduced_axes, index[layer.n_each :], strict=True):
-        full[layer.n_each + axis] = b
+    full = [0] * (output.n_each + len(output.reduced_shape))
+    for axis, b in zip(output.grid_axes, index, strict=True):
+        full[axis] = b
     return tuple(full)

@@ -19,7 +19,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -28,13 +28,22 @@ from tilework.errors import GridError
 __all__ = ["AxisGrid", "Edge", "Starts"]
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+Number = TypeVar("Number", int, Ints)
+"""A tile or a sample, or an array of them."""
 Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]
 EDGES: tuple[Edge, ...] = ("shift", "squeeze", "pad", "clip", "drop")
 
 
-def ceil_div(a: int, b: int) -> int:
+def ceil_div(a: Number, b: int) -> Number:
     """Return ``a / b`` rounded up."""
     return -(-a // b)
+
+
+def _clamp(x: Number, low: int | None, high: int | None) -> Number:
+    if isinstance(x, np.ndarray):
+        return np.clip(x, low, high)
+    x = x if low is None else max(x, low)
+    return x if high is None else min(x, high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +91,9 @@ class Starts:
     def __len__(self) -> int:
         return sum(count for _, _, count in self.pieces)
 
-    def __getitem__(self, i: int) -> int:
+    def __getitem__(self, i: Number) -> Number:
+        if isinstance(i, np.ndarray):
+            return np.asarray(self.array()[i])
         left = i
         for first, step, count in self.pieces:
             if 0 <= left < count:
@@ -93,7 +104,7 @@ class Starts:
     def __iter__(self) -> Iterator[int]:
         return (first + step * k for first, step, count in self.pieces for k in range(count))
 
-    def array(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def array(self) -> Ints:
         """Return all starts at once."""
         parts = [first + step * np.arange(count, dtype=np.int64) for first, step, count in self.pieces]
         return np.concatenate(parts)
@@ -184,29 +195,33 @@ class AxisGrid:
         # max(0, ...): a clipped crop may be longer than the frame.
         return 1 + max(0, ceil_div(surplus + self._lead, self.stride)) - self._first
 
-    def nominal(self, i: int) -> int:
-        """Return the frame sample at which crop ``i`` starts before any clipping."""
+    def nominal(self, i: Number) -> Number:
+        """Return the frame sample at which crop ``i`` starts before any clipping.
+
+        Here and below ``i`` may be an array of tiles, and the result then is one for each.
+        """
         if self.starts is not None:
             return self.starts[i]
         slack = self.length - self.crop
         if self.edge == "squeeze":
-            steps = len(self) - 1
-            return self.multiple * (i * (slack // self.multiple) // steps) if steps else 0
+            return self.multiple * (i * (slack // self.multiple) // max(1, len(self) - 1))
         start = (self._first + i) * self.stride - self._lead
-        return min(max(start, 0), slack) if self.edge == "shift" else start
+        return _clamp(start, 0, slack) if self.edge == "shift" else start
 
-    def frame(self, i: int) -> tuple[int, int]:
+    def frame(self, i: Number) -> tuple[Number, Number]:
         """Return crop ``i`` in frame samples; only ``pad`` sticks out of the frame."""
         start = self.nominal(i)
         stop = start + self.crop
-        return (max(start, 0), min(stop, self.length)) if self.edge == "clip" else (start, stop)
+        if self.edge != "clip":
+            return start, stop
+        return _clamp(start, 0, None), _clamp(stop, None, self.length)
 
-    def read(self, i: int) -> tuple[int, int]:
+    def read(self, i: Number) -> tuple[Number, Number]:
         """Return crop ``i`` in image samples; what lies outside the image is padding."""
         start, stop = self.frame(i)
         return start - self.margin[0], stop - self.margin[0]
 
-    def valid(self, i: int) -> tuple[int, int]:
+    def valid(self, i: Number) -> tuple[Number, Number]:
         """Return the image samples for which crop ``i`` gives a result, padding included."""
         start, stop = self.frame(i)
         return start, stop - sum(self.margin)
@@ -216,7 +231,7 @@ class AxisGrid:
         last = len(self) - 1
         return self._cut(i - 1) if i else max(0, self.nominal(0)), self.covered if i == last else self._cut(i)
 
-    def _cut(self, i: int) -> int:
+    def _cut(self, i: Number) -> Number:
         """Return the image sample at which tile ``i + 1`` takes over from tile ``i``."""
         if self.regular:
             return (self._first + i + 1) * self.stride
@@ -224,7 +239,7 @@ class AxisGrid:
             return (i + 1) * self.stride + self.overlap - self.margin[0]
         middle = (self.nominal(i) + self.nominal(i + 1) + self.crop) // 2 - self.margin[0]
         # A given start may lie so far out that the middle does, too.
-        return min(max(middle // self.quantum * self.quantum, 0), self.covered)
+        return _clamp(middle // self.quantum * self.quantum, 0, self.covered)
 
     @property
     def covered(self) -> int:
@@ -243,59 +258,41 @@ class AxisGrid:
         if rim is None:
             return self.core(i)
         start, stop = self.valid(i)
-        before, behind = self.borders(i)
-        return 0 if before else max(0, start + rim), self.extent if behind else min(self.extent, stop - rim)
+        before, after = self.borders(i)
+        return 0 if before else max(0, start + rim), self.extent if after else min(self.extent, stop - rim)
 
-    def borders(self, i: int) -> tuple[bool, bool]:
-        """Return whether crop ``i`` ends where the image does, before and behind.
+    def borders(self, i: Number) -> tuple[Any, Any]:
+        """Return whether crop ``i`` ends where the image does, before and after.
 
-        A padded crop never does: what stands beyond the border is invented like any other context.
+        A padded crop never does: what lies beyond the border is invented like any other context.
         """
         start, stop = self.valid(i)
-        return self.edge != "pad" and start <= 0, self.edge != "pad" and stop >= self.extent
+        return (start <= 0) & (self.edge != "pad"), (stop >= self.extent) & (self.edge != "pad")
+
+    @property
+    def tiles(self) -> Ints:
+        """The numbers of all tiles."""
+        return np.arange(len(self), dtype=np.int64)
 
     def nominals(self) -> Ints:
         """Return `nominal` of all tiles at once."""
-        if self.starts is not None:
-            return self.starts.array()
-        tiles, slack = np.arange(len(self), dtype=np.int64), self.length - self.crop
-        if self.edge == "squeeze":
-            return tiles * (slack // self.multiple) // max(1, len(self) - 1) * self.multiple
-        starts = (self._first + tiles) * self.stride - self._lead
-        return np.clip(starts, 0, slack) if self.edge == "shift" else starts
+        return self.nominal(self.tiles)
 
     def reads(self) -> tuple[Ints, Ints]:
         """Return `read` of all tiles at once, as starts and stops."""
-        starts = self.nominals()
-        stops = starts + self.crop
-        if self.edge == "clip":
-            starts, stops = np.maximum(starts, 0), np.minimum(stops, self.length)
-        return starts - self.margin[0], stops - self.margin[0]
+        return self.read(self.tiles)
 
     def supports(self, rim: int | None = None) -> tuple[Ints, Ints]:
         """Return `support` of all tiles at once, as starts and stops."""
         if rim is None:
-            starts = self.nominals()
-            cuts = (starts[:-1] + starts[1:] + self.crop) // 2 - self.margin[0]
-            cuts = np.clip(cuts // self.quantum * self.quantum, 0, self.covered)
-            number = np.arange(len(cuts), dtype=np.int64)
-            if self.regular:
-                cuts = (self._first + number + 1) * self.stride
-            elif self.edge == "drop" and self.starts is None:
-                cuts = (number + 1) * self.stride + self.overlap - self.margin[0]
-            ends = [max(0, int(starts[0])), self.covered] if len(starts) else []
-            return np.concatenate((ends[:1], cuts)).astype(np.int64), np.concatenate((cuts, ends[1:])).astype(
-                np.int64
-            )
-        lows, highs = self.reads()
-        valid_starts, valid_stops = lows + self.margin[0], highs - self.margin[1]
-        low, high = np.maximum(valid_starts + rim, 0), np.minimum(valid_stops - rim, self.extent)
-        if self.edge == "pad":
-            return low, high
-        return (
-            np.where(valid_starts <= 0, 0, low),
-            np.where(valid_stops >= self.extent, self.extent, high),
-        )
+            cuts = self._cut(self.tiles[:-1])
+            ends = [max(0, self.nominal(0)), self.covered] if len(self) else []
+            # An empty list is one of floats to numpy.
+            starts, stops = np.concatenate((ends[:1], cuts)), np.concatenate((cuts, ends[1:]))
+            return starts.astype(np.int64), stops.astype(np.int64)
+        (start, stop), (before, after) = self.valid(self.tiles), self.borders(self.tiles)
+        low, high = np.maximum(start + rim, 0), np.minimum(stop - rim, self.extent)
+        return np.where(before, 0, low), np.where(after, self.extent, high)
 
     def owner(self, x: int) -> int:
         """Return the tile whose core holds image sample ``x``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
@@ -27,6 +27,12 @@ class Box:
     """First sample per axis."""
     stop: tuple[int, ...]
     """One past the last sample per axis."""
+
+    @classmethod
+    def of(cls, spans: Iterable[tuple[int, int]]) -> Box:
+        """Return the box of one ``(start, stop)`` per axis."""
+        pairs = tuple(spans)
+        return cls(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
 
     @property
     def shape(self) -> tuple[int, ...]:

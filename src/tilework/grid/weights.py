@@ -9,27 +9,28 @@ Everything here is in samples of the *result*: a grid of scale 2 has crops of ``
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import one_of
 from tilework.errors import GridError, TilingError
-from tilework.grid.axis import AxisGrid
+from tilework.grid.axis import AxisGrid, Ints, Number
 
 __all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "profile"]
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Span = tuple[int, int]
 Blend = str | Callable[[int], Any] | Sequence[Any] | np.ndarray[Any, Any]
 """A word of `BLENDS`, a callable of the crop's length, one 1-D array per axis, or one N-D array."""
 
 WINDOWS = ("average", "linear", "hann", "gaussian")
-# Tiles along an axis whose places and weights are kept; a block needs few of them at a time.
+# Different profiles along an axis that are held; a block needs few of them at a time.
 REMEMBERED = 1024
 # Tiles along an axis up to which all places are held at once, which is faster for each of them.
 TABLED = 2**16
@@ -142,8 +143,37 @@ def per_axis(blend: Blend, n_axes: int) -> tuple[Blend, ...] | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Places:
+    """Where every tile along an axis is: one entry per tile, and which others its support meets."""
+
+    results: list[Span]
+    """Result samples that each tile produces, padding included."""
+    supports: list[Span]
+    """Result samples where each tile has weight."""
+    near: list[Span]
+    """First and one past the last tile whose support meets that of each tile."""
+    spans: Ints
+    """Rows: starts and stops of supports, nominal starts; image samples."""
+    borders: np.ndarray[Any, np.dtype[np.bool_]]
+    """Rows: whether each tile ends where the image does, before and after."""
+
+
 class AxisWeights:
-    """Where the results of one axis' crops stand in one output, and with what weight.
+    """Where the results of the crops along one axis are in one output, and how much each sample weighs.
+
+    Its four attributes are facts and do not change. What follows from them and is asked for by every tile of
+    a row is worked out once and held; it does not travel to other processes.
+
+    Parameters
+    ----------
+    grid : AxisGrid
+        The crops, in image samples.
+    window : numpy.ndarray, shape (length,), optional
+        Weights of a full crop, one per result sample; None when trimming.
+    rim : int, image samples per side, optional
+        Samples without weight; None when trimming.
+    scale : Fraction
+        Result samples per image sample.
 
     Examples
     --------
@@ -152,18 +182,15 @@ class AxisWeights:
     [0.8, 0.6, 0.4, 0.2]
     """
 
-    grid: AxisGrid
-    """The crops, in image samples."""
-    window: Floats | None = None
-    """Profile of a full crop in result samples; None when trimming."""
-    rim: int | None = None
-    """Samples of the image per side without weight; None when trimming."""
-    scale: Fraction = Fraction(1)
-    """Result samples per image sample."""
-    _cache: dict[Any, Floats] = field(default_factory=dict, compare=False, repr=False)
-    _by_tile: dict[int, Floats] = field(default_factory=dict, compare=False, repr=False)
-    _places: dict[int, Any] = field(default_factory=dict, compare=False, repr=False)
-    _near: list[Any] = field(default_factory=list, compare=False, repr=False)
+    def __init__(
+        self,
+        grid: AxisGrid,
+        window: Floats | None = None,
+        rim: int | None = None,
+        scale: Fraction = Fraction(1),
+    ) -> None:
+        self.grid, self.window, self.rim, self.scale = grid, window, rim, scale
+        self._profiles: dict[Any, Floats] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AxisWeights, (self.grid, self.window, self.rim, self.scale)
@@ -178,52 +205,50 @@ class AxisWeights:
         """Length of a full crop's result, samples."""
         return self.scaled(self.grid.crop - sum(self.grid.margin))
 
-    def scaled(self, x: int) -> int:
-        """Return image position ``x`` in result samples, rounded up."""
-        return x if self.scale == 1 else math.ceil(x * self.scale)
+    def scaled(self, x: Number) -> Number:
+        """Return image position ``x``, or an array of them, in result samples, rounded up."""
+        return x if self.scale == 1 else -(-x * self.scale.numerator // self.scale.denominator)
 
-    def result(self, i: int) -> tuple[int, int]:
+    @cached_property
+    def _places(self) -> _Places | None:
+        """The places of all tiles; None where they are too many to be held."""
+        grid = self.grid
+        if len(grid) > TABLED:
+            return None
+        starts, stops = grid.supports(self.rim)
+        first = np.searchsorted(stops, starts, side="right")
+        last = np.searchsorted(starts, stops, side="left")
+        return _Places(
+            results=_pairs(*map(self.scaled, grid.valid(grid.tiles))),
+            supports=_pairs(self.scaled(starts), self.scaled(stops)),
+            near=_pairs(first, last),
+            spans=np.stack((starts, stops, grid.nominals())),
+            borders=np.stack(grid.borders(grid.tiles)),
+        )
+
+    def result(self, i: int) -> Span:
         """Return the result samples that tile ``i`` produces, padding included."""
-        return self._spans(i)[0]
+        if (places := self._places) is not None:
+            return places.results[i]
+        start, stop = self.grid.valid(i)
+        return self.scaled(start), self.scaled(stop)
+
+    def support(self, i: int) -> Span:
+        """Return the result samples where tile ``i`` has weight."""
+        if (places := self._places) is not None:
+            return places.supports[i]
+        start, stop = self.grid.support(i, self.rim)
+        return self.scaled(start), self.scaled(stop)
 
     def lengths(self) -> list[int]:
         """Return how many result samples each tile produces."""
         return [b - a for a, b in map(self.result, range(len(self.grid)))]
 
-    def support(self, i: int) -> tuple[int, int]:
-        """Return the result samples where tile ``i`` has weight."""
-        return self._spans(i)[1]
-
-    def touching(self, tiles: range, start: int, stop: int) -> tuple[int, int]:
+    def touching(self, tiles: range, start: int, stop: int) -> Span:
         """Return the first and one past the last of ``tiles`` with weight in result samples [start, stop)."""
         low = bisect_right(tiles, start, key=lambda i: self.support(i)[1])
         high = bisect_left(tiles, stop, key=lambda i: self.support(i)[0])
         return tiles.start + low, tiles.start + max(low, high)
-
-    def _spans(self, i: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return `result` and `support`: asked for by every tile of a row, computed once."""
-        spans = self._places.get(i)
-        if spans is None:
-            if len(self._places) >= REMEMBERED:
-                self._places.clear()
-            if self._tables is None:
-                (start, stop), (first, last) = self.grid.support(i, self.rim), self.grid.valid(i)
-            else:
-                start, stop, _, first, last = self._tables[2][:, i].tolist()
-            spans = (
-                (self.scaled(first), self.scaled(last)),
-                (self.scaled(start), self.scaled(stop)),
-            )
-            self._places[i] = spans
-        return spans
-
-    @property
-    def _tables(self) -> tuple[Any, ...] | None:
-        """What `_neighbours` says of all tiles; None where they are too many to be held."""
-        if not self._near:
-            few = len(self.grid) <= TABLED
-            self._near.append(_neighbours(self.grid, self.rim) if few else None)
-        return self._near[0]  # type: ignore[no-any-return]
 
     def raw(self, i: int) -> Floats:
         """Return the weights of tile ``i`` over its support before normalising."""
@@ -241,24 +266,24 @@ class AxisWeights:
     def fill_rim(self, i: int, window: Floats, axis: int = 0) -> Floats:
         """Return ``window`` with its rim filled on the sides of tile ``i`` that touch the border."""
         rim = self.scaled(self.rim or 0)
-        before, behind = self.grid.borders(i)
-        if not rim or not (before or behind):
+        before, after = self.grid.borders(i)
+        if not rim or not (before or after):
             return window
         window, n = np.moveaxis(window.copy(), axis, 0), self.length
         if before:
             window[:rim] = window[rim]
-        if behind:
+        if after:
             window[n - rim :] = window[n - rim - 1]
         return np.moveaxis(window, 0, axis)
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return what the normalised weights of tile ``i`` depend on; interior tiles share one key."""
-        if self._tables is None:
+        if (places := self._places) is None:
             start, stop = self.grid.support(i, self.rim)
             return tuple((self._shape(k, start), k == i) for k in self.grid.touching(start, stop, self.rim))
-        first, last, places, borders = self._tables
-        a, b = first[i], last[i]
-        return i - a, (places[:, a:b] - places[0, i]).tobytes(), borders[:, a:b].tobytes()
+        a, b = places.near[i]
+        origin = places.spans[0, i]
+        return i - a, (places.spans[:, a:b] - origin).tobytes(), places.borders[:, a:b].tobytes()
 
     def _shape(self, i: int, origin: int) -> tuple[int, ...]:
         start, stop = self.grid.support(i, self.rim)
@@ -266,22 +291,18 @@ class AxisWeights:
         return start - origin, stop - origin, nominal - origin, *self.grid.borders(i)
 
     def weights(self, i: int) -> Floats:
-        """Return the weights of tile ``i`` over its support; with all others they sum to 1."""
-        known = self._by_tile.get(i)
-        if known is not None:
-            return known
+        """Return the weights of tile ``i`` over its support; with all others they sum to 1.
+
+        Tiles with equal weights get the same array.
+        """
         key = self.key(i)
-        cached = self._cache.get(key)
-        if cached is None:
-            if len(self._cache) >= REMEMBERED:
-                self._cache.clear()
+        found = self._profiles.get(key)
+        if found is None:
+            if len(self._profiles) >= REMEMBERED:
+                self._profiles.clear()
             start, stop = self.support(i)
-            cached = self.raw(i) / self.total(start, stop, i)
-            self._cache[key] = cached
-        if len(self._by_tile) >= REMEMBERED:
-            self._by_tile.clear()
-        self._by_tile[i] = cached
-        return cached
+            found = self._profiles[key] = self.raw(i) / self.total(start, stop, i)
+        return found
 
     def total(self, start: int, stop: int, i: int) -> Floats:
         """Return the sum of the raw weights of all tiles over result samples in reach of tile ``i``."""
@@ -310,21 +331,8 @@ class AxisWeights:
                 )
 
 
-def _neighbours(grid: AxisGrid, rim: int | None) -> tuple[Any, ...]:
-    """Return for all tiles which others their support meets (first, one past the last), and where all stand.
-
-    Places are starts and stops of supports, nominal starts, and starts and stops of results; borders say
-    which ends are the image's.
-    """
-    starts, stops = grid.supports(rim)
-    lows, highs = grid.reads()
-    valid = lows + grid.margin[0], highs - grid.margin[1]
-    borders = np.stack((valid[0] <= 0, valid[1] >= grid.extent))
-    if grid.edge == "pad":
-        borders[:] = False
-    first = np.searchsorted(stops, starts, side="right").tolist()
-    last = np.searchsorted(starts, stops, side="left").tolist()
-    return first, last, np.stack((starts, stops, grid.nominals(), *valid)), borders
+def _pairs(starts: Ints, stops: Ints) -> list[Span]:
+    return list(zip(starts.tolist(), stops.tolist(), strict=True))
 
 
 def accumulation_dtype(dtype: np.dtype[Any], kind: str) -> np.dtype[Any]:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import one_of, whole, wholes
+from tilework._checks import as_dtype, one_of, whole, wholes
 from tilework.engine.canvas import check_dtype
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.calling import as_array
-from tilework.function.output import as_dtype, scales
+from tilework.function.output import scales
 from tilework.loops.common import Locked
 from tilework.loops.gather import Gatherer
 from tilework.loops.merging import Merge, addable, gaussian
@@ -186,16 +186,16 @@ class Aggregator(Locked):
 
     def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
         """Return the values of a patch as they are added, if they have the shape and a dtype for it."""
-        layer, expected = gatherer.layer, gatherer.expected(position)
+        output, expected = gatherer.output, gatherer.expected(position)
         if values.shape != expected:
             raise ContractError(
                 f"the patch with box {box.tolist()} has shape {values.shape}; expected {expected}."
             )
-        values = addable(values, layer.bound.kind)
+        values = addable(values, output.kind)
         # What depends on the dtype alone is asked once for each.
-        if values.dtype not in self._dtypes or layer.bound.kind == "trim":
-            check_dtype(layer.bound, values)
-            known = layer.bound.accumulator()
+        if values.dtype not in self._dtypes or output.kind == "trim":
+            check_dtype(output, values)
+            known = output.accumulator()
             if not np.can_cast(values.dtype, known, "same_kind"):
                 raise ContractError(
                     f"the patch with box {box.tolist()} has dtype {values.dtype}; the first one asked for "
@@ -208,19 +208,19 @@ class Aggregator(Locked):
         """Return the gatherer for patches like the first one."""
         unit = None if self._given is None else self._given.unit
         spec = self._merge.spec(values, self._sampler.chunk_size, unit)
-        layer, bound = spec.layers[0], spec.layers[0].bound
-        if isinstance(bound.reduce, _Post):
-            bound.reduce.tensors = self._tensors
+        output = spec.outputs[0]
+        if isinstance(output.reduce, _Post):
+            output.reduce.tensors = self._tensors
         view = None if self._given is None or self._accumulate else self._given.view
         gatherer = Gatherer(spec)
-        summed = layer.weighted and layer.importance is None and bound.reduce is None
-        if gatherer.whole and summed and view is not None and view.dtype == bound.accumulator():
+        summed = output.weighted and output.importance is None and output.reduce is None
+        if gatherer.whole and summed and view is not None and view.dtype == output.accumulator():
             view[...] = 0
             return Gatherer(spec, view)
         if self._given is not None:
             self._given.expect(gatherer.parts())
         elif not gatherer.whole:
-            self._target = Sink(np.empty(bound.reduced_shape, bound.dtype))
+            self._target = Sink(np.empty(output.reduced_shape, output.dtype))
         return gatherer
 
     # -- results ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from tilework.errors import GridError
 from tilework.function.output import Output, bind
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import Blend
-from tilework.plan.request import Layout, Request, make_layer, make_plan
+from tilework.plan.request import Layout, Request, make_plan, weighed
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 
@@ -38,11 +38,7 @@ class Locked:
 
 def request_of(blend: Blend, chunks: Any) -> Request:
     """Return a request of which only what does not concern grids and axes is read."""
-    return Request(
-        crop=None, overlap=None, axes=None, each=(), stride=None, multiple=1, edge="shift",
-        boundary="reflect", blend=blend, rim=0, sigma_scale=0.125, batch_size=None, mask=None,
-        mask_scale=None, chunks=chunks, memory_limit=None, reuse="auto",
-    )  # fmt: skip
+    return Request(crop=None, overlap=None, blend=blend, chunks=chunks)
 
 
 def check_scale(grids: Sequence[AxisGrid], names: Sequence[str], scale: Sequence[Fraction]) -> None:
@@ -87,4 +83,4 @@ class Cut:
             None, Output("float32", scale=scale), crop_shape=tuple(shape), crop_axes=self.axes,
             crop=layout.crop, margin=layout.margin, blend=blend, fill_value=0, result=None,
         )  # fmt: skip
-        return make_plan((source,), layout, request, [make_layer(bound, layout, request).bound])
+        return make_plan((source,), layout, request, [weighed(bound, layout, request)])

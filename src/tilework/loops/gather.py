@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from tilework.engine.accumulate import Accumulator, cover
-from tilework.engine.block import Group, take_seams
-from tilework.engine.canvas import Layer, Partial, combine, finish
+from tilework.engine.block import Group, cut_seams
+from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
+from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box, Tile
 
 __all__ = ["Gatherer"]
@@ -47,7 +48,7 @@ class Gatherer:
         self.whole = all(n == 1 for n in spec.plan.blocks)
         """Whether there is one block, which stays open."""
         self._origin: Index = (0,) * len(spec.plan.axes)
-        self._lengths = [w.lengths() for w in self.layer.weights]
+        self._lengths = [w.lengths() for w in self.output.weights]
         self._shapes: dict[Index, Index] = {}
         if canvas is not None:
             self._accumulator(self._origin).partials[0].array = canvas
@@ -65,9 +66,9 @@ class Gatherer:
         self._open[self._origin].partials[0].array = canvas.copy()
 
     @property
-    def layer(self) -> Layer:
+    def output(self) -> BoundOutput:
         """The one output."""
-        return self.spec.layers[0]
+        return self.spec.outputs[0]
 
     def add(self, position: Index, values: Array) -> Iterator[tuple[Index, Array]]:
         """Add the result of the tile at ``position``; yield the blocks that it completes.
@@ -86,14 +87,14 @@ class Gatherer:
         for i, step in zip(position, self._steps, strict=True):
             number += i * step
         count = self.times.get(number, 0)
-        if count and self.layer.bound.kind == "trim":
+        if count and self.output.kind == "trim":
             raise TilingError(
                 f"{self._tile(position)} came twice; values of this dtype are copied and not averaged."
             )
         self.times[number] = count + 1
         if min(owner) < 0:
             return
-        self._accumulator(owner).add_at(position, [values])
+        self._accumulator(owner).add(position, [values])
         self._left[owner] -= not count
         if not self._left[owner] and not self.whole:
             yield from self._close(owner)
@@ -103,7 +104,7 @@ class Gatherer:
         lengths = tuple([n[i] for n, i in zip(self._lengths, position, strict=True)])
         shape = self._shapes.get(lengths)
         if shape is None:
-            shape = self._shapes[lengths] = self.layer.layout(lengths)
+            shape = self._shapes[lengths] = self.output.layout(lengths)
         return shape
 
     def _owner_of(self, position: Index) -> Index:
@@ -128,7 +129,7 @@ class Gatherer:
         found = self._open.get(owner)
         if found is None:
             spans = [t.canvas[0][b] for t, b in zip(self.spec.plan.tables, owner, strict=True)]
-            box = self.layer.region(Box(tuple(a for a, _ in spans), tuple(b for _, b in spans)))
+            box = self.output.region(Box.of(spans))
             if self.whole:
                 box = self._box(owner)
             found = self._open[owner] = Accumulator(self.spec, [box])
@@ -139,10 +140,10 @@ class Gatherer:
         """Cut the seams of a complete canvas; yield the blocks that waited for nothing else."""
         plan = self.spec.plan
         group = Group(self._open.pop(owner).partials, [])
-        seams = take_seams(self.spec, owner, plan.later(owner), group)
+        seams = cut_seams(self.spec, owner, plan.later(owner), group)
         if seams and not self._ready(owner):
             # It waits: what it waits with need not be the whole canvas.
-            group = Group([group.partials[0].crop(self.layer, self._box(owner))], [])
+            group = Group([group.partials[0].crop(self.output, self._box(owner))], [])
         self._own[owner] = group
         del group
         nexts = []
@@ -166,11 +167,10 @@ class Gatherer:
         return self._finish(index, [g.partials[0] for g in groups])
 
     def _finish(self, index: Index, parts: Sequence[Partial]) -> Array:
-        layer, box = self.layer, self._box(index)
-        total = combine(layer, box, parts)
+        output, box = self.output, self._box(index)
+        total = combine(output, box, parts)
         if total is None:
-            shape = layer.layout(box.shape, reduced=True)
-            return np.full(shape, layer.bound.fill_value, layer.bound.dtype)
+            return output.fill(box.shape)
         ranges = [t.touch[b] for t, b in zip(self.spec.plan.tables, index, strict=True)]
         grid = self.spec.plan.grid
         skipped, times = set[int](), dict[int, int]()
@@ -181,27 +181,20 @@ class Gatherer:
                     skipped.add(tile.index)
                 elif count > 1:
                     times[tile.index] = count
-        reached, divisor = cover(self.spec, layer, index, box, skipped, times)
-        return finish(layer, total, reached, divisor)
+        reached, divisor = cover(self.spec, output, index, box, skipped, times)
+        return finish(output, total, reached, divisor)
 
     def _box(self, index: Index) -> Box:
         """Return a block in result samples."""
-        plan = self.spec.plan
-        start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
-        stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
-        return self.layer.region(Box(start, stop))
+        return self.spec.boxes(index)[0]
 
     def place(self, index: Index) -> tuple[slice, ...]:
-        """Return where block ``index`` stands in the finished array."""
-        bound, box = self.layer.bound, self._box(index)
-        spans = [slice(None)] * len(bound.reduced_shape)
-        for axis, span in zip(bound.reduced_axes, box.slices, strict=True):
-            spans[axis] = span
-        return tuple(spans)
+        """Return where block ``index`` is in the finished array."""
+        return self.output.place(self._box(index))
 
     def parts(self) -> list[tuple[Array, Array] | None]:
         """Return starts and stops of the blocks along each axis of the finished array; None: not cut."""
-        bound, plan = self.layer.bound, self.spec.plan
+        bound, plan = self.output, self.spec.plan
         found: list[tuple[Array, Array] | None] = [None] * len(bound.reduced_shape)
         for d, axis in enumerate(bound.reduced_axes):
             numbers = [

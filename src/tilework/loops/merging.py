@@ -10,22 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of
+from tilework._checks import one_of, scalar
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import as_array
-from tilework.function.output import BoundOutput, scalar
+from tilework.function.output import UNWEIGHTED, BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.weights import BLENDS, Blend, accumulation_dtype, kind_of
 from tilework.loops.common import Cut, check_scale, request_of
-from tilework.plan.request import make_layer
+from tilework.plan.request import weighed
 from tilework.plan.tile_plan import OutputPlan, TilePlan
 
 __all__ = ["Merge", "addable", "gaussian"]
 
 Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
-UNWEIGHTED = ("trim", "max", "min", "sum")
 
 
 def gaussian(length: int) -> Array:
@@ -73,6 +72,10 @@ def addable(values: Array, kind: str) -> Array:
     if values.dtype.kind == "b":
         return values.astype(np.float32)
     return values.astype(np.float64) if values.dtype.kind in "iu" and values.dtype.itemsize == 8 else values
+
+
+def _not_called(*crops: Array) -> Array:
+    raise TilingError(f"patches are appended, not computed; got a call with {len(crops)} crops.")
 
 
 @dataclass(slots=True)
@@ -167,18 +170,28 @@ class Merge:
         values = addable(first[(slice(0),) * ndim], kind).dtype
         dtype = self._default(values, kind, reduce) if self.dtype is None else self.dtype
         bound = BoundOutput(
-            None, dtype, values, self._around(untiled, crops), axes, self.scale, blend, kind, reduce, channel,
-            scalar("fill_value", self.fill_value, dtype), self._around(left, self.extents),
-            self._axes(len(left) + len(self.grids)),
-        )  # fmt: skip
+            key=None,
+            dtype=dtype,
+            values=values,
+            shape=self._around(untiled, crops),
+            axes=axes,
+            scale=self.scale,
+            blend=blend,
+            kind=kind,
+            reduce=reduce,
+            channel_axis=channel,
+            fill_value=scalar("fill_value", self.fill_value, dtype),
+            reduced_shape=self._around(left, self.extents),
+            reduced_axes=self._axes(len(left) + len(self.grids)),
+        )
         cut = Cut(axes, self.grids, tuple(map(str, range(len(self.grids)))), (0,) * len(self.grids))
-        layer = make_layer(bound, cut.layout, request_of(blend, "auto"))
+        output = weighed(bound, cut.layout, request_of(blend, "auto"))
         rim = None if kind == "trim" else cut.rim
         size = math.prod(untiled)
         outputs = (OutputPlan(rim, self.scale, size * values.itemsize, size * dtype.itemsize),)
         block = chunk or self._block(unit, bound)
         plan = TilePlan(self.grids, cut.names, 0, block, outputs, ())
-        return Spec(plan, (), (), None, (layer,))
+        return Spec(plan=plan, sources=(), source_axes=(), fn=_not_called, outputs=(output,))
 
     def _reduction(self, ndim: int, untiled: Index) -> tuple[Any, int | None, Index]:
         """Return the reduction, the axis of an argmax, and the untiled axes that it leaves."""

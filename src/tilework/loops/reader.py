@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of
+from tilework._checks import one_of, scalar
 from tilework.errors import TilingError
-from tilework.function.output import scalar
 from tilework.grid.axis import AxisGrid
 from tilework.plan.arguments import default_memory
-from tilework.source.base import BlockSource, H5Source, MemorySource, Source
+from tilework.source.base import BlockSource, MemorySource, Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
 from tilework.source.zarr_array import CHUNKS, ZarrSource
@@ -96,7 +95,7 @@ class CropReader:
         self._uses: tuple[Array, ...] | None = None
         self._tensor = _is_tensor(image)
         self._device = getattr(image, "device", None)
-        self._fresh = isinstance(source, ZarrSource | H5Source)
+        self._fresh = source.fresh
         starts = [grid.reads() for grid in self._grids]
         self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
 
@@ -148,8 +147,10 @@ class CropReader:
             return np.asarray(self.source.read(box))
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
+        if not isinstance(self.source, ZarrSource):
+            return self.source.read(box)
         with CHUNKS.active():
-            return self.source.read(box, self._uses, self._cache_bytes)
+            return self.source.read_shared(box, self._uses, self._cache_bytes)
 
     def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
         """Return how many crops read each chunk along each axis of the source."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import parse_bytes, sequence, whole
+from tilework._checks import parse_bytes, positive, sequence, whole
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid
 from tilework.source.base import Source
@@ -31,13 +31,6 @@ def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
             raise TypeError(f"{what} must be True or False; got {flag!r}.")
     if name is not None and not (isinstance(name, str) and name):
         raise TypeError(f"name must be a word for the dask array; got {name!r}.")
-
-
-def positive(what: str, value: Any) -> bool:
-    """Return whether a real number is positive and finite; raise a `TypeError` for anything else."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{what} must be a number; got {value!r} ({type(value).__name__}).")
-    return bool(0 < value < math.inf)
 
 
 def refuse_unknown(unknown: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import one_of
-from tilework.engine.canvas import Layer
 from tilework.errors import GridError, TilingError, TilingWarning
-from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales
+from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales, with_weights
 from tilework.grid.axis import EDGES, AxisGrid, Edge
-from tilework.grid.weights import AxisWeights, Blend, check_weights, kind_of, profile
-from tilework.grid.weights import per_axis as windows_per_axis
+from tilework.grid.weights import Blend, kind_of
 from tilework.plan.arguments import (
     check_axis,
     check_crop_bytes,
@@ -26,7 +24,6 @@ from tilework.plan.arguments import (
     n_threads,
     parse_chunks,
     per_axis,
-    positive,
     resolve_axes,
     tiles_in_mask,
 )
@@ -42,10 +39,10 @@ __all__ = [
     "Request",
     "bind_outputs",
     "declared_outputs",
-    "make_layer",
     "make_layout",
     "make_plan",
     "needs_call",
+    "weighed",
 ]
 
 Index = tuple[int, ...]
@@ -55,27 +52,27 @@ Index = tuple[int, ...]
 CACHE = 160 * 10**6
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """The arguments that `tiled_map` and `plan_tiles` share, as given."""
 
     crop: Any
     overlap: Any
-    axes: Any
-    each: Any
-    stride: Any
-    multiple: Any
-    edge: Edge
-    boundary: Boundary
-    blend: Blend
-    rim: Any
-    sigma_scale: float
-    batch_size: Any
-    mask: Any
-    mask_scale: Any
-    chunks: Any
-    memory_limit: Any
-    reuse: str
+    axes: Any = None
+    each: Any = ()
+    stride: Any = None
+    multiple: Any = 1
+    edge: Edge = "shift"
+    boundary: Boundary = "reflect"
+    blend: Blend = "trim"
+    rim: Any = 0
+    sigma_scale: float = 0.125
+    batch_size: Any = None
+    mask: Any = None
+    mask_scale: Any = None
+    chunks: Any = "auto"
+    memory_limit: Any = None
+    reuse: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,53 +231,16 @@ def bind_outputs(
     ]  # fmt: skip
 
 
-def make_layer(bound: BoundOutput, layout: Layout, request: Request) -> Layer:
-    """Return one output with its windows; refuses windows that leave a sample without weight."""
-    n_each, n = len(layout.each[0]), len(layout.crop)
-    trim = bound.kind == "trim"
-    weighted = not trim and bound.kind not in ("max", "min", "sum")
-    if weighted and not positive("sigma_scale", request.sigma_scale):
-        raise TilingError(f"sigma_scale must be positive; got {request.sigma_scale}.")
-    scale = (1,) * n_each + bound.scale
-    windows = windows_per_axis(bound.blend, n) if weighted else None
-    weights = []
-    for d, grid in enumerate(layout.grids):
-        plain = AxisWeights(grid, None, None if trim else layout.rim[d], scale[d] * _ONE)
-        if windows is not None and d >= n_each:
-            t, rim = d - n_each, plain.scaled(layout.rim[d])
-            window = profile(windows[t], plain.length, rim, request.sigma_scale)
-            plain = replace(plain, window=window)
-            if not (isinstance(windows[t], str) or window[rim : len(window) - rim].all()):
-                plain.check_cover(layout.names[d])
-        weights.append(plain)
-    importance = None
-    if weighted and windows is None:
-        importance = _importance(bound, tuple(weights[n_each:]))
-    maps = [importance] if importance is not None else [w.window for w in weights]
-    spans = [m[m > 0].min() / m.max() for m in maps if m is not None and m.any()]
-    bound = replace(bound, steep=math.prod(spans) < STEEP)
-    return Layer(bound, tuple(weights), importance, n_each)
-
-
-_ONE = scales(1, 1)[0]
-# Smallest weight over largest from which a corner without neighbours would vanish in float32.
-STEEP = 1e-30
-
-
-def _importance(bound: BoundOutput, weights: Sequence[AxisWeights]) -> np.ndarray[Any, Any]:
-    values = np.array(bound.blend, dtype=np.float64)
-    shape = tuple(w.length for w in weights)
-    if values.shape != shape:
-        raise GridError(
-            f"an importance map must have the shape of the result's crop, {shape}; got {values.shape}."
-        )
-    check_weights(values)
-    inner = tuple(
-        slice(r, n - r) for r, n in zip((w.scaled(w.rim or 0) for w in weights), shape, strict=True)
+def weighed(bound: BoundOutput, layout: Layout, request: Request) -> BoundOutput:
+    """Return one output with its weights; refuses windows that leave a sample without weight."""
+    return with_weights(
+        bound,
+        layout.grids,
+        names=layout.names,
+        rim=layout.rim,
+        n_each=len(layout.each[0]),
+        sigma_scale=request.sigma_scale,
     )
-    kept = np.zeros_like(values)
-    kept[inner] = values[inner]
-    return kept
 
 
 def make_plan(
@@ -288,7 +248,7 @@ def make_plan(
 ) -> TilePlan:
     """Return the plan: tiles that run, blocks, reuse."""
     n_each = len(layout.each[0])
-    outputs = tuple(_output_plan(b, layout, request, n_each) for b in bound)
+    outputs = tuple(map(OutputPlan.of, bound))
     source_plans = tuple(
         _source_plan(s, e + t) for s, e, t in zip(sources, layout.each, layout.tiled, strict=True)
     )
@@ -311,18 +271,6 @@ def make_plan(
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     return choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))
-
-
-def _output_plan(bound: BoundOutput, layout: Layout, request: Request, n_each: int) -> OutputPlan:
-    tiled = max(1, math.prod(bound.shape[a] for a in bound.axes))
-    return OutputPlan(
-        None if bound.kind == "trim" else layout.rim,
-        (_ONE,) * n_each + bound.scale,
-        math.prod(bound.shape) // tiled * bound.accumulator().itemsize,
-        math.prod(bound.reduced_shape) // tiled * bound.dtype.itemsize,
-        bound.kind,
-        float(request.sigma_scale) if bound.kind == "gaussian" else 0.125,
-    )
 
 
 def _source_plan(source: Source, grid_axes: Sequence[int]) -> SourcePlan:

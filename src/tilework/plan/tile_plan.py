@@ -18,11 +18,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, overload
 
 import numpy as np
 
 from tilework.errors import TilingError
+from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, Starts, ceil_div
 from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.tables import AxisTable, Range, axis_tables, box_sums, unpack
@@ -50,6 +52,20 @@ class OutputPlan:
     """Its word, "window" for weights that somebody brought; for pictures."""
     sigma_scale: float = 0.125
     """Standard deviation of a gaussian window, as a fraction of the crop."""
+
+    @classmethod
+    def of(cls, output: BoundOutput) -> OutputPlan:
+        """Return what the plan, and its JSON, says of an output with its weights."""
+        tiled = max(1, math.prod(output.shape[a] for a in output.axes))
+        rims = tuple(w.rim or 0 for w in output.weights)
+        return cls(
+            rim=None if output.kind == "trim" else rims,
+            scale=tuple(w.scale for w in output.weights),
+            sample_bytes=math.prod(output.shape) // tiled * output.accumulator().itemsize,
+            final_bytes=math.prod(output.reduced_shape) // tiled * output.dtype.itemsize,
+            blend=output.kind,
+            sigma_scale=output.sigma_scale,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +198,11 @@ class TilePlan(Sequence[Tile]):
         runs = self.runs
         assert runs is not None
         return int(runs[tuple(slice(a, b) for a, b in ranges)].sum())
+
+    def box(self, index: Sequence[int]) -> Box:
+        """Return the image samples of block ``index``."""
+        start = tuple(b * size for b, size in zip(index, self.block, strict=True))
+        return Box(start, tuple(min(a + s, n) for a, s, n in zip(start, self.block, self.shape, strict=True)))
 
     def owned(self, index: Sequence[int]) -> int:
         """Return how many tiles the group of block ``index`` runs under ``share``."""
@@ -343,6 +364,26 @@ class TilePlan(Sequence[Tile]):
             f"<TilePlan: {len(self)} crops of {crop} over {shape}, {math.prod(self.blocks)} blocks of "
             f"{self.block[self.n_each :]}, {self.reuse}>"
         )
+
+
+@lru_cache(maxsize=16)
+def chunk_uses(
+    plan: TilePlan, shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[Ints, ...]:
+    """Return how many blocks of ``plan`` read each storage chunk of a source, along each of its axes.
+
+    Parameters
+    ----------
+    shape, chunks : tuple of int, samples per axis of the source
+    axes : tuple of int
+        The source's axis for every grid axis.
+    """
+    counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
+    for axis, grid, table in zip(axes, plan.axes, plan.tables, strict=True):
+        counts[axis][:] = 0
+        for a, b in table.owned_read if plan.reuse == "share" else table.touch_read:
+            counts[axis][max(a, 0) // chunks[axis] : ceil_div(min(b, grid.extent), chunks[axis])] += b > a
+    return tuple(counts)
 
 
 def _axis(margin: Sequence[int], starts: dict[str, Any] | None = None, **values: Any) -> AxisGrid:

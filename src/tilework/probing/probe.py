@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilework._checks import wholes
+from tilework._checks import as_dtype, positive, wholes
 from tilework.errors import TilingError
 from tilework.function.calling import check_function
-from tilework.function.output import as_dtype
-from tilework.plan.arguments import lengths, positive
+from tilework.plan.arguments import lengths
 from tilework.plan.request import Request, make_layout
 from tilework.probing.auto import probe_layout
 from tilework.probing.report import ProbeReport
@@ -104,10 +103,7 @@ def probe(
                 f"give the crop's length per axis, or shape= of the image: crop={crop} has any dimension."
             )
         sources = (Source(None, whole, as_dtype(dtype), token="probe"),)
-    request = Request(
-        crop, 0, axes, each, None, 1, "shift", "reflect", "trim", 0, 0.125, batch_size, None, None, "auto",
-        None, "auto",
-    )  # fmt: skip
+    request = Request(crop=crop, overlap=0, axes=axes, each=each, batch_size=batch_size)
     layout = make_layout(sources, request, None)
     return probe_layout(
         fn, sources, layout, batched=batch_size is not None, values=values, tolerance=tolerance, seed=seed

@@ -1,7 +1,11 @@
 """Sources as recipes: what a task needs to read one crop, never the data of the whole image.
 
 Every source has a shape, a dtype, perhaps storage chunks and axis names, and reads intervals inside the
-image. What cannot travel refuses to be pickled, with the cure in the message; on threads all work.
+image. A source that cannot travel to other processes refuses to be pickled and says what to do instead; on
+threads all of them work.
+
+A task reads most sources itself. What it cannot read, it is given: a part of an array in memory, or blocks of
+a dask array. `Source.needs` says what that is, and `Source.reader` reads from it.
 """
 
 from __future__ import annotations
@@ -9,16 +13,17 @@ from __future__ import annotations
 import itertools
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 import numpy as np
 
 from tilework.errors import TilingError
+from tilework.source.padding import AxisRead, Reader
 
 __all__ = [
     "BlockSource",
@@ -31,10 +36,16 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
+Index = tuple[int, ...]
 Interval = tuple[int, int]
 
 # An array in memory travels to other processes crop by crop, up to this in all, bytes.
 MEMORY_TRAVEL_LIMIT = 256 * 2**20
+
+
+def slices_of(box: Sequence[Interval]) -> tuple[slice, ...]:
+    """Return intervals per axis as an index."""
+    return tuple(slice(a, b) for a, b in box)
 
 
 @dataclass(slots=True)
@@ -42,16 +53,21 @@ class Source:
     """Any object with shape, dtype and slicing; the base of the others."""
 
     handle: Any
-    """What is sliced."""
-    shape: tuple[int, ...]
+    """What is sliced; None where it did not travel."""
+    shape: Index
     """Extents per axis, samples."""
     dtype: np.dtype[Any]
-    chunks: tuple[int, ...] | None = None
+    chunks: Index | None = None
     """Regular storage chunks, samples per axis, where decoding a part costs the whole."""
     names: tuple[str, ...] | None = None
     """Axis names, where the source has them."""
     token: Any = None
     """Equal for equal data where that can be known cheaply; None means unknown."""
+
+    in_memory: ClassVar[bool] = False
+    """Whether reading is a view that takes no memory."""
+    fresh: ClassVar[bool] = False
+    """Whether what is read is nobody else's, so that it may be written into."""
 
     def __post_init__(self) -> None:
         if self.token is None:
@@ -62,18 +78,24 @@ class Source:
         """Size of the decoded image, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self, box: Sequence[Interval], uses: Sequence[Array] | None = None, limit: int = 0) -> Array:
-        """Return the samples of ``box``, intervals per axis inside the image; may be a view.
+    @property
+    def dask_name(self) -> str | None:
+        """Name of the dask array whose blocks tasks are given; None for any other source."""
+        return None
 
-        Parameters
-        ----------
-        box : sequence of (start, stop), samples
-        uses : sequence of 1-D int arrays, optional
-            How many times the run reads each chunk along each axis.
-        limit : int, bytes of the chunk cache
-        """
-        del uses, limit
-        return np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
+    def read(self, box: Sequence[Interval]) -> Array:
+        """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
+        return np.asarray(self.handle[slices_of(box)])
+
+    def needs(self, reads: Sequence[AxisRead]) -> Any:
+        """Return what a task must be given to read ``reads``; None where it reads them itself."""
+        del reads
+        return None
+
+    def reader(self, given: Any, reads: Sequence[AxisRead]) -> Reader:
+        """Return the function that reads boxes of ``reads``, from what the task was ``given`` if anything."""
+        del given, reads
+        return self.read
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:
@@ -95,10 +117,20 @@ def _unpacked(kind: type[Source], handle: bytes, values: tuple[Any, ...]) -> Sou
 class MemorySource(Source):
     """A numpy array; its parts are graph keys of their own, so that only they travel."""
 
+    in_memory: ClassVar[bool] = True
+
+    def needs(self, reads: Sequence[AxisRead]) -> MemoryPart:
+        """Return a view of all that is read, which knows its place."""
+        return self.part([(plan.intervals[0][0], plan.intervals[-1][1]) for plan in reads])
+
     def part(self, box: Sequence[Interval]) -> MemoryPart:
         """Return a view of ``box`` that knows its place."""
-        view = self.handle[tuple(slice(a, b) for a, b in box)]
-        return MemoryPart(view, tuple(a for a, _ in box), self.handle.nbytes)
+        return MemoryPart(self.handle[slices_of(box)], tuple(a for a, _ in box), self.handle.nbytes)
+
+    def reader(self, given: MemoryPart, reads: Sequence[AxisRead]) -> Reader:
+        """Return what reads from the part that the task was given."""
+        del reads
+        return given.read
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tasks read parts; the source in the spec is only a description.
@@ -110,7 +142,8 @@ class MemoryPart:
     """A view of an array in memory; by reference on threads, by its own bytes elsewhere."""
 
     view: Array
-    origin: tuple[int, ...]
+    origin: Index
+    """First sample per axis, in the whole image."""
     whole: int
     """Bytes of the whole array."""
 
@@ -122,50 +155,69 @@ class MemoryPart:
         if self.whole > MEMORY_TRAVEL_LIMIT:
             raise TilingError(
                 f"an array of {self.whole / 2**20:.0f} MiB in memory would be sent to other processes; the "
-                "limit "
-                f"is {MEMORY_TRAVEL_LIMIT / 2**20:.0f} MiB. Put it into Zarr (zarr.save_array(path, array)) "
-                "and "
-                "give tiled_map the path, or run on threads."
+                f"limit is {MEMORY_TRAVEL_LIMIT / 2**20:.0f} MiB. Put it into Zarr (zarr.save_array(path, "
+                "array)) and give tiled_map the path, or run on threads."
             )
         return MemoryPart, (np.ascontiguousarray(self.view), self.origin, self.whole)
 
 
 @dataclass(slots=True)
 class BlockSource(Source):
-    """A dask array: tasks get the blocks that their crop touches as inputs."""
+    """A dask array: tasks are given the blocks that their crops touch."""
 
-    offsets: tuple[tuple[int, ...], ...] = ()
+    offsets: tuple[Index, ...] = ()
     """First sample of each block per axis, and the extent."""
 
-    def touching(self, box: Sequence[Interval]) -> list[tuple[int, ...]]:
-        """Return the indices of the blocks that meet ``box``."""
+    @property
+    def dask_name(self) -> str:
+        """Name of the dask array."""
+        return str(self.token[1])
+
+    def needs(self, reads: Sequence[AxisRead]) -> list[Index]:
+        """Return the numbers of the blocks that are read, sorted."""
+        boxes = itertools.product(*(plan.intervals for plan in reads))
+        return sorted({index for box in boxes for index in self.touching(box)})
+
+    def reader(self, given: Sequence[Array], reads: Sequence[AxisRead]) -> Reader:
+        """Return what reads from the computed blocks that the task was given."""
+        blocks = dict(zip(self.needs(reads), given, strict=True))
+        return lambda box: self.read_blocks(blocks, box)
+
+    def read(self, box: Sequence[Interval]) -> Array:
+        """Return the samples of ``box``, computing them."""
+        return np.asarray(self.handle[slices_of(box)].compute())
+
+    def touching(self, box: Sequence[Interval]) -> list[Index]:
+        """Return the numbers of the blocks that meet ``box``."""
         ranges = []
         for (a, b), edges in zip(box, self.offsets, strict=True):
             first = int(np.searchsorted(edges, a, side="right")) - 1
             ranges.append(range(first, max(first + 1, int(np.searchsorted(edges, b, side="left")))))
         return list(itertools.product(*ranges))
 
-    def read_blocks(self, blocks: dict[tuple[int, ...], Array], box: Sequence[Interval]) -> Array:
+    def read_blocks(self, blocks: Mapping[Index, Array], box: Sequence[Interval]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
         indices = self.touching(box)
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
-            return blocks[indices[0]][
-                tuple(slice(a - s, b - s) for (a, b), s in zip(box, starts[0], strict=True))
-            ]
+            inside = [(a - s, b - s) for (a, b), s in zip(box, starts[0], strict=True)]
+            return blocks[indices[0]][slices_of(inside)]
         out = np.empty([b - a for a, b in box], self.dtype)
         for index, start in zip(indices, starts, strict=True):
-            block = np.asarray(blocks[index])
-            inside = [
-                (max(a, s), min(b, s + n)) for (a, b), s, n in zip(box, start, block.shape, strict=True)
-            ]
-            target = tuple(slice(i - a, j - a) for (i, j), (a, _) in zip(inside, box, strict=True))
-            out[target] = block[tuple(slice(i - s, j - s) for (i, j), s in zip(inside, start, strict=True))]
+            copy_overlap(out, [a for a, _ in box], np.asarray(blocks[index]), start)
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (None, self.shape, self.dtype, None, self.names, self.token, self.offsets)
         return BlockSource, values
+
+
+def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence[int]) -> None:
+    """Copy into ``out``, which begins at sample ``origin``, what it shares with ``part``, at ``start``."""
+    low = [max(a, s) for a, s in zip(origin, start, strict=True)]
+    high = [min(a + n, s + m) for a, n, s, m in zip(origin, out.shape, start, part.shape, strict=True)]
+    to = tuple(slice(i - a, j - a) for i, j, a in zip(low, high, origin, strict=True))
+    out[to] = part[tuple(slice(i - s, j - s) for i, j, s in zip(low, high, start, strict=True))]
 
 
 @dataclass(slots=True)
@@ -174,32 +226,23 @@ class FileSource(Source):
 
     path: str = ""
     offset: int = 0
-    strides: tuple[int, ...] = ()
+    """Of the first sample in the file, bytes."""
+    strides: Index = ()
+    """Bytes from one sample to the next, per axis."""
 
-    def read(self, box: Sequence[Interval], uses: Sequence[Array] | None = None, limit: int = 0) -> Array:
+    def read(self, box: Sequence[Interval]) -> Array:
         """Return a view of the mapped file."""
-        del uses, limit
         if self.handle is None:
             self.handle = _map_file(self.path, self.offset, self.dtype.str, self.shape, self.strides)
-        return self.handle[tuple(slice(a, b) for a, b in box)]  # type: ignore[no-any-return]
+        return self.handle[slices_of(box)]  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (
-            None,
-            self.shape,
-            self.dtype,
-            None,
-            self.names,
-            self.token,
-            self.path,
-            self.offset,
-            self.strides,
-        )
-        return FileSource, values
+        values = (None, self.shape, self.dtype, None, self.names, self.token)
+        return FileSource, (*values, self.path, self.offset, self.strides)
 
 
 @lru_cache(maxsize=16)
-def _map_file(path: str, offset: int, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...]) -> Array:
+def _map_file(path: str, offset: int, dtype: str, shape: Index, strides: Index) -> Array:
     buffer = np.memmap(path, mode="r", dtype=np.uint8)
     return np.ndarray(shape, np.dtype(dtype), buffer, offset, strides)
 
@@ -210,30 +253,23 @@ class H5Source(Source):
 
     path: str = ""
     dataset: str = ""
+    """Name in the file."""
 
-    def read(self, box: Sequence[Interval], uses: Sequence[Array] | None = None, limit: int = 0) -> Array:
+    fresh: ClassVar[bool] = True
+
+    def read(self, box: Sequence[Interval]) -> Array:
         """Return the samples of ``box`` from the file."""
-        del uses, limit
         if self.handle is None:
             self.handle = _open_h5(self.path, self.dataset)
-        return np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
+        return np.asarray(self.handle[slices_of(box)])
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not Path(self.path).is_file():
             raise TilingError(
                 f"the h5py dataset {self.dataset} lives in memory only; write it to a file or use threads."
             )
-        values = (
-            None,
-            self.shape,
-            self.dtype,
-            self.chunks,
-            self.names,
-            self.token,
-            self.path,
-            self.dataset,
-        )
-        return H5Source, values
+        values = (None, self.shape, self.dtype, self.chunks, self.names, self.token)
+        return H5Source, (*values, self.path, self.dataset)
 
 
 @lru_cache(maxsize=16)
@@ -247,7 +283,6 @@ def _open_h5(path: str, dataset: str) -> Any:
 class OnceSource(Source):
     """An object that `load_once` opens once per process."""
 
-    def read(self, box: Sequence[Interval], uses: Sequence[Array] | None = None, limit: int = 0) -> Array:
+    def read(self, box: Sequence[Interval]) -> Array:
         """Return the samples of ``box`` from the opened object."""
-        del uses, limit
-        return np.asarray(self.handle.get()[tuple(slice(a, b) for a, b in box)])
+        return np.asarray(self.handle.get()[slices_of(box)])

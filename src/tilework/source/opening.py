@@ -1,4 +1,4 @@
-"""Any supported array to its recipe."""
+"""Open any supported array as a `Source`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HASH_LIMIT = 64 * 2**20
 
 
 def open_source(array: Any) -> Source:
-    """Return the recipe of any supported array.
+    """Open any supported array as a `Source`.
 
     Parameters
     ----------

@@ -67,7 +67,7 @@ class AxisRead:
         return cls(intervals, np.where(index >= 0, np.searchsorted(used, index), -1))
 
 
-Reader = Callable[[tuple[tuple[int, int], ...]], np.ndarray[Any, Any]]
+Reader = Callable[[Sequence[tuple[int, int]]], np.ndarray[Any, Any]]
 
 
 def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> np.ndarray[Any, Any]:

@@ -16,12 +16,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from tilework.errors import TilingError
-from tilework.source.base import Interval, Source
+from tilework.source.base import Index, Interval, Source, copy_overlap
 
 __all__ = ["CHUNKS", "ChunkCache", "ZarrSource"]
 
@@ -155,55 +155,58 @@ CHUNKS = ChunkCache()
 
 @dataclass(slots=True)
 class ZarrSource(Source):
-    """A Zarr array, read chunk by chunk through the cache of the process."""
+    """A Zarr array, read as it is, or chunk by chunk through the cache of the process."""
 
-    _keys: Any = field(default=None, repr=False)
+    fresh: ClassVar[bool] = True
 
-    def read(self, box: Sequence[Interval], uses: Sequence[Array] | None = None, limit: int = 0) -> Array:
-        """Return the samples of ``box``, each chunk decoded once per run where the cache suffices."""
+    _files: tuple[str | None, Index] | None = field(default=None, repr=False)
+    """Folder of the chunk files, and chunks per file and axis; None until it is asked for."""
+
+    def read_shared(self, box: Sequence[Interval], uses: Sequence[Array], limit: int) -> Array:
+        """Return the samples of ``box``, each chunk decoded once per run where the cache suffices.
+
+        Parameters
+        ----------
+        box : sequence of (start, stop), samples
+        uses : sequence of 1-D int arrays
+            How many times the run reads each chunk along each axis.
+        limit : int, bytes of the chunk cache
+        """
         # A store in memory may be rewritten at any time, and nothing tells.
-        shared = uses is not None and self.chunks is not None and limit > 0 and not self._in_memory
-        if shared:
-            grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks or (), strict=True)]
-            shared = any(
-                int(counts[list(r)].max(initial=0)) > 1 for r, counts in zip(grid, uses or (), strict=True)
-            )
-        if not shared:
-            return np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
+        if self.chunks is None or limit <= 0 or self._in_memory:
+            return self.read(box)
+        grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks, strict=True)]
+        if not any(int(n[list(r)].max(initial=0)) > 1 for r, n in zip(grid, uses, strict=True)):
+            return self.read(box)
         out = np.empty([b - a for a, b in box], self.dtype)
         wanted = {
-            self._key(index): math.prod(int(u[i]) for u, i in zip(uses or (), index, strict=True))
+            self._key(index): math.prod(int(n[i]) for n, i in zip(uses, index, strict=True))
             for index in itertools.product(*grid)
         }
-
-        def use(key: tuple[Any, ...], chunk: Array) -> None:
-            _copy_overlap(
-                out,
-                [a for a, _ in box],
-                chunk,
-                [i * c for i, c in zip(key[1], self.chunks or (), strict=True)],
-            )
-
-        CHUNKS.fetch(wanted, self._load, use, limit)
+        CHUNKS.fetch(
+            wanted,
+            lambda keys: ((key, self.read(self._chunk(key))) for key in keys),
+            lambda key, chunk: copy_overlap(
+                out, [a for a, _ in box], chunk, [a for a, _ in self._chunk(key)]
+            ),
+            limit,
+        )
         return out
 
     @property
     def _in_memory(self) -> bool:
         return type(self.handle.store).__name__ == "MemoryStore"
 
-    def _load(self, keys: list[tuple[Any, ...]]) -> Iterable[tuple[tuple[Any, ...], Array]]:
-        for key in keys:
-            box = tuple(
-                slice(i * c, min((i + 1) * c, n))
-                for i, c, n in zip(key[1], self.chunks or (), self.shape, strict=True)
-            )
-            yield key, np.asarray(self.handle[box])
+    def _chunk(self, key: Key) -> list[Interval]:
+        """Return the samples of the chunk with a cache key."""
+        columns = zip(key[1], self.chunks or (), self.shape, strict=True)
+        return [(i * c, min((i + 1) * c, n)) for i, c, n in columns]
 
-    def _key(self, index: tuple[int, ...]) -> tuple[Any, ...]:
+    def _key(self, index: Index) -> Key:
         """Return the cache key of a chunk: it changes when its file does."""
-        if self._keys is None:
-            self._keys = _chunk_paths(self.handle)
-        root, unit = self._keys
+        if self._files is None:
+            self._files = _chunk_files(self.handle)
+        root, unit = self._files
         if root is None:
             return self.token, index, CHUNKS.epoch
         name = self.handle.metadata.encode_chunk_key(tuple(i // u for i, u in zip(index, unit, strict=True)))
@@ -217,30 +220,15 @@ class ZarrSource(Source):
         if self._in_memory:
             raise TilingError(
                 f"the Zarr array at {self.handle.store_path} lives in the memory of this process; save it to "
-                "disk "
-                "or an object store, or run on threads."
+                "disk or an object store, or run on threads."
             )
-        return ZarrSource, (
-            self.handle,
-            self.shape,
-            self.dtype,
-            self.chunks,
-            self.names,
-            self.token,
-        )
+        return ZarrSource, (self.handle, self.shape, self.dtype, self.chunks, self.names, self.token)
 
 
-def _chunk_paths(array: Any) -> tuple[str | None, tuple[int, ...]]:
+def _chunk_files(array: Any) -> tuple[str | None, Index]:
     """Return the folder of a local array's chunk files, and how many chunks a file holds per axis."""
     if type(array.store).__name__ != "LocalStore":
         return None, ()
     files = array.shards or array.chunks
     unit = tuple(f // c for f, c in zip(files, array.chunks, strict=True))
     return os.path.join(str(array.store.root), array.path), unit  # noqa: PTH118
-
-
-def _copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence[int]) -> None:
-    low = [max(a, s) for a, s in zip(origin, start, strict=True)]
-    high = [min(a + n, s + m) for a, n, s, m in zip(origin, out.shape, start, part.shape, strict=True)]
-    to = tuple(slice(i - a, j - a) for i, j, a in zip(low, high, origin, strict=True))
-    out[to] = part[tuple(slice(i - s, j - s) for i, j, s in zip(low, high, start, strict=True))]

@@ -40,15 +40,15 @@ def of_spec(spec: Spec, version: str | None = None) -> Parts:
     parts |= {"boundary": str(spec.boundary), "cval": repr(spec.cval), "pass_tile": str(spec.pass_tile)}
     if spec.skip is not None:
         parts |= describe(spec.skip, "skip")
-    for k, layer in enumerate(spec.layers):
-        bound, name = layer.bound, f"output {k if layer.bound.key is None else layer.bound.key}"
+    for k, output in enumerate(spec.outputs):
+        bound, name = output, f"output {k if output.key is None else output.key}"
         untiled = tuple(n for a, n in enumerate(bound.shape) if a not in bound.axes)
         layout = (bound.key, untiled, bound.axes, bound.channel_axis, bound.scale)
         parts[f"{name} layout"] = digest(layout)
         parts[f"{name} dtype"] = str(bound.dtype)
         parts[f"{name} blend"] = bound.kind
-        windows = [None if w.window is None else w.window for w in layer.weights]
-        parts[f"{name} window"] = digest((windows, layer.importance, spec.plan.outputs[k].rim))
+        windows = [None if w.window is None else w.window for w in output.weights]
+        parts[f"{name} window"] = digest((windows, output.importance, spec.plan.outputs[k].rim))
         parts[f"{name} fill_value"] = repr(bound.fill_value)
         if bound.reduce is not None:
             parts |= describe(bound.reduce, f"{name} reduce")

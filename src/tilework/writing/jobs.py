@@ -17,10 +17,10 @@ from dask.task_spec import DataNode, Task, TaskRef
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
-from tilework.graph.layer import BlockTasks, Ending, Key, Names
+from tilework.graph.layer import BlockTasks, Key, Nodes
 from tilework.grid.tiles import Tile
 from tilework.writing.ledger import Marks
-from tilework.writing.units import Bits, Units, region, tiles_touching, with_todo
+from tilework.writing.units import Bits, Units, tiles_touching, with_todo
 
 __all__ = ["Broken", "ChunkJob", "Job", "Piece", "TileJob", "Writer"]
 
@@ -91,7 +91,7 @@ class Writer:
         """Write a block, or the tuple of blocks of all outputs; return the failures, if any."""
         for number, array in self.arrays.items():
             part = block[number] if spec.many else block
-            where = region(spec, number, index)
+            where = spec.outputs[number].place(spec.boxes(index)[number])
             try:
                 self._write(spec, number, array, index, where, part, failures)
             except Exception as error:
@@ -185,7 +185,6 @@ class TileJob(Job):
         title: str,
         name: str,
         spec: Spec,
-        sources: Sequence[Any],
         upstream: Mapping[Key, Any],
         arrays: Mapping[int, Any],
         units: Mapping[int, Units],
@@ -196,7 +195,7 @@ class TileJob(Job):
         super().__init__(title, arrays, done)
         # A cluster would take tasks of an equal name, of another store or of a run that failed, for done.
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
-        self.spec, self.sources, self.upstream = spec, sources, upstream
+        self.spec, self.upstream = spec, upstream
         self.units, self.guard, self.apart = dict(units), guard, apart
         self.threads = spec.plan.threads
         self._plan_missing()
@@ -253,13 +252,13 @@ class TileJob(Job):
 
     def _slab(self, name: str, wanted: Bits, tiles: Bits | None) -> Iterator[Piece]:
         writer = Writer(self.arrays, self.units, self.partial)
-        blocks = self._blocks(name, replace(with_todo(self.spec, tiles), end=writer, _uses={}), wanted)
+        blocks = self._blocks(name, replace(with_todo(self.spec, tiles), end=writer), wanted)
         self._slabs[name] = blocks
-        shared = {blocks.names.spec: DataNode(blocks.names.spec, blocks.spec)}
+        shared = blocks.shared
         # What a dask array is made of comes with it whole: then a window would save nothing.
         merged: Piece | None = None
         for position, index in enumerate(blocks.order()):
-            tasks = dict(blocks.of(index))
+            tasks = self._guarded(blocks.of(index))
             if not tasks:
                 continue
             write, seam = blocks.key("write", index), blocks.key("seam", index)
@@ -276,11 +275,18 @@ class TileJob(Job):
             yield merged
 
     def _blocks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
-        def call(function: Callable[..., Any]) -> Callable[..., Any]:
-            return function if self.guard is None else functools.partial(guarded, self.guard, function)
+        return BlockTasks(spec, name, wanted=lambda index: bool(wanted[index]), apart=self.apart)
 
-        ending = Ending(lambda index: bool(wanted[index]), call, self.apart)
-        return BlockTasks(spec, Names(name), self.sources, ending)
+    def _guarded(self, nodes: Nodes) -> dict[Key, Any]:
+        """Return tasks that return their exceptions, where the scheduler does not see to them."""
+        if self.guard is None:
+            return dict(nodes)
+        return {
+            key: Task(key, functools.partial(guarded, self.guard, node.func), *node.args)
+            if type(node) is Task
+            else node
+            for key, node in nodes
+        }
 
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone and writes nothing."""
@@ -295,13 +301,12 @@ class TileJob(Job):
     def _alone(self, tile: Tile, index: Index) -> Piece:
         only = np.zeros(self.spec.plan.grid_shape, bool)
         only[tile.position] = True
-        spec = replace(with_todo(self.spec, only), on_error="raise", end=_forget, _uses={})
+        spec = replace(with_todo(self.spec, only), on_error="raise", end=_forget)
+        spec = replace(spec, todo=replace(spec.active, reuse="recompute"))
         name = f"{self.name}-alone-{tile.index}"
-        spec.todo = replace(spec.active, reuse="recompute")
         blocks = self._blocks(name, spec, np.ones(self.spec.plan.blocks, bool))
-        shared = {blocks.names.spec: DataNode(blocks.names.spec, spec)}
-        tasks = dict(blocks.of(index))
-        return Piece(self, {**self.upstream, **tasks}, {blocks.key("write", index): 1}, shared)
+        tasks = self._guarded(blocks.of(index))
+        return Piece(self, {**self.upstream, **tasks}, {blocks.key("write", index): 1}, blocks.shared)
 
 
 def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:

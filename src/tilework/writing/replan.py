@@ -53,7 +53,7 @@ def replanned(
         except MemoryBudgetError as error:
             refused = error
         else:
-            return replace(spec, plan=plan, _uses={})
+            return replace(spec, plan=plan)
     assert refused is not None
     raise refused
 

@@ -16,7 +16,6 @@ from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, specs_below
-from tilework.graph.layer import Names
 from tilework.writing.code import digest
 from tilework.writing.fingerprint import of_spec
 from tilework.writing.jobs import ChunkJob, Job, TileJob
@@ -195,7 +194,7 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     if not members:
         raise TilingError("there is nothing to write: out is empty.")
     found = {key: find_spec(array) for key, array in members.items()}
-    names = {None if f is None else f[2] for f in found.values()}
+    names = {None if f is None else f.name for f in found.values()}
     if several and (None in names or len(names) > 1):
         raise TilingError(
             "a tuple or dict must be the unmodified result of one tiled_map; write the others one by one."
@@ -205,13 +204,13 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
             raise TypeError(f"out must be a dask array; got {type(array).__name__} for {key!r}.")
     targets = {key: asked.target(store, key) for key in members}
     first = next(iter(found.values()))
-    for spec in specs_below(out) if first is None else (first[0],):
+    for spec in specs_below(out) if first is None else (first.spec,):
         refuse_source(spec, targets.values())
     for target in targets.values():
         target.look()
     if first is None:
         return _prepare_chunks(out, targets[""], asked, where)
-    writing = _prepare_tiles(members, first[0], first[2], targets, asked, where)
+    writing = _prepare_tiles(members, first.spec, first.name, targets, asked, where)
     if several:
         writing.result = lambda: _group(store, asked.path or "")
     return writing
@@ -235,7 +234,7 @@ def _prepare_tiles(
     asked: Asked,
     where: Where,
 ) -> Writing:
-    numbers = {key: _number(spec, array, name) for key, array in members.items()}
+    numbers = {key: spec.names(name).index(array.name) for key, array in members.items()}
     marked = all(t.marked for t in targets.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
     layouts = {}
@@ -243,9 +242,10 @@ def _prepare_tiles(
         targets[key].compare(fingerprint)
         layouts[key] = targets[key].layout(spec, numbers[key], array.shape, array.dtype.itemsize)
     spec = replace(
-        replanned(spec, numbers, layouts, targets, asked.memory_limit, where), on_error=asked.on_error
+        replanned(spec, numbers, layouts, targets, asked.memory_limit, where),
+        on_error=asked.on_error,
+        retries=where.retries,
     )
-    spec.retries = where.retries
     for key, (chunks, shards) in layouts.items():
         check_aligned(spec, numbers[key], shards or chunks)
     record = record_of(fingerprint, spec.plan) if marked else {}
@@ -264,29 +264,9 @@ def _prepare_tiles(
             records[n] = record
     upstream = _upstream(members, name)
     title = f"to_zarr {next(iter(targets.values())).store}"[:60]
-    job = TileJob(
-        title, name, spec, _stand_ins(spec), upstream, arrays, units, done, where.guard, bool(where.resources)
-    )
+    job = TileJob(title, name, spec, upstream, arrays, units, done, where.guard, bool(where.resources))
     _say_found(job)
     return Writing(job, targets, lambda: arrays[numbers[next(iter(members))]], records)
-
-
-def _number(spec: Spec, array: Any, name: str) -> int:
-    names = Names(name)
-    return next(n for n in range(len(spec.layers)) if names.output(spec, n) == array.name)
-
-
-@dataclass(frozen=True, slots=True)
-class _Named:
-    name: str
-
-
-def _stand_ins(spec: Spec) -> list[Any]:
-    """Return stand-ins for the dask sources: tasks refer to them by name only."""
-    return [
-        _Named(s.token[1]) if isinstance(s.token, tuple) and s.token[0] == "dask" else None
-        for s in spec.sources
-    ]
 
 
 def _upstream(members: Mapping[str, Any], name: str) -> dict[Any, Any]:

@@ -13,9 +13,10 @@ import numpy as np
 
 from tilework.engine.spec import Index, Spec
 from tilework.errors import AlignmentError, TilingError
+from tilework.function.output import BoundOutput
 from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
-from tilework.grid.tiles import Box, Tile
+from tilework.grid.tiles import Tile
 from tilework.plan.tables import box_sums, pack
 from tilework.plan.tile_plan import Range, TilePlan
 
@@ -24,10 +25,8 @@ __all__ = [
     "check_aligned",
     "check_edges",
     "default_chunks",
-    "grid_axes",
     "input_unit",
     "lengths",
-    "region",
     "tiles_touching",
     "units_of",
     "with_todo",
@@ -50,6 +49,11 @@ class Units:
     """Samples per axis of the array."""
 
     @property
+    def output(self) -> BoundOutput:
+        """The output."""
+        return self.spec.outputs[self.number]
+
+    @property
     def grid(self) -> Index:
         """Number of units per axis of the array."""
         return tuple(ceil_div(n, u) for n, u in zip(self.shape, self.unit, strict=True))
@@ -65,14 +69,13 @@ class Units:
 
     def of_block(self, index: Index) -> list[Range]:
         """Return the units of a block, per axis of the array."""
-        return self.ranges(region(self.spec, self.number, index))
+        return self.ranges(self.output.place(self.spec.boxes(index)[self.number]))
 
     def of_tile(self, tile: Tile) -> Iterator[Index]:
         """Yield the units in which a tile has weight."""
-        layer = self.spec.layers[self.number]
         ranges = [(0, n) for n in self.grid]
-        axes = grid_axes(self.spec, self.number)
-        for axis, weights, i in zip(axes, layer.weights, tile.position, strict=True):
+        axes = self.output.grid_axes
+        for axis, weights, i in zip(axes, self.output.weights, tile.position, strict=True):
             ranges[axis] = self._meeting(axis, weights.support(i))
         yield from itertools.product(*(range(a, b) for a, b in ranges))
 
@@ -87,7 +90,7 @@ class Units:
 
     def blocks(self, bits: Bits) -> Ints:
         """Return how many units with a true bit each block has, over the grid axes."""
-        plan, axes = self.spec.plan, grid_axes(self.spec, self.number)
+        plan, axes = self.spec.plan, self.output.grid_axes
         ranges = [
             [self.of_block(_along(d, b, len(plan.blocks)))[axes[d]] for b in range(n)]
             for d, n in enumerate(plan.blocks)
@@ -96,17 +99,17 @@ class Units:
 
     def tiles(self, bits: Bits) -> Bits:
         """Return which tiles have weight in a unit with a true bit, over the grid of tiles."""
-        layer, axes = self.spec.layers[self.number], grid_axes(self.spec, self.number)
+        output, axes = self.output, self.output.grid_axes
         ranges = [
             [self._meeting(axis, weights.support(i)) for i in range(n)]
-            for axis, weights, n in zip(axes, layer.weights, self.spec.plan.grid_shape, strict=True)
+            for axis, weights, n in zip(axes, output.weights, self.spec.plan.grid_shape, strict=True)
         ]
         touching: Bits = box_sums(self._sums(bits), ranges) > 0
         return touching
 
     def _sums(self, bits: Bits) -> Ints:
         """Return bits per unit added up over the axes that are not of the grid, in the grid's order."""
-        axes = grid_axes(self.spec, self.number)
+        axes = self.output.grid_axes
         rest = tuple(a for a in range(bits.ndim) if a not in axes)
         flat = np.asarray(bits.sum(axis=rest, dtype=np.int64))
         kept = sorted(axes)
@@ -127,26 +130,14 @@ def tiles_touching(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
 def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
     """Return ``spec`` for a run that computes no tile outside ``tiles``; None: all."""
     if tiles is None:
-        return replace(spec, todo=None, _uses={})
+        return replace(spec, todo=None)
     runs = spec.plan.runs
     todo: TilePlan = replace(spec.plan, mask=pack(tiles if runs is None else tiles & runs))
-    return replace(spec, todo=todo, _uses={})
+    return replace(spec, todo=todo)
 
 
 # Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
 CHUNK_BYTES = 4 * 2**20
-
-
-def region(spec: Spec, number: int, index: Index) -> tuple[slice, ...]:
-    """Return where a block stands in the returned array of an output."""
-    plan, layer = spec.plan, spec.layers[number]
-    start = tuple(b * size for b, size in zip(index, plan.block, strict=True))
-    stop = tuple(min(a + size, n) for a, size, n in zip(start, plan.block, plan.shape, strict=True))
-    box = layer.region(Box(start, stop))
-    spans = [*box.slices[: layer.n_each], *[slice(None)] * len(layer.bound.reduced_shape)]
-    for axis, span in zip(layer.bound.reduced_axes, box.slices[layer.n_each :], strict=True):
-        spans[layer.n_each + axis] = span
-    return tuple(spans)
 
 
 def units_of(array: Any) -> tuple[Index, Index | None]:
@@ -154,12 +145,6 @@ def units_of(array: Any) -> tuple[Index, Index | None]:
     shards = getattr(array, "shards", None)
     chunks = getattr(array, "chunks", None) or (1,) * len(array.shape)
     return tuple(map(int, chunks)), None if shards is None else tuple(map(int, shards))
-
-
-def grid_axes(spec: Spec, number: int) -> list[int]:
-    """Return the axis of the returned array for every grid axis."""
-    layer = spec.layers[number]
-    return [*range(layer.n_each), *(layer.n_each + a for a in layer.bound.reduced_axes)]
 
 
 def lengths(what: str, value: Any, shape: Index) -> Index | None:
@@ -178,15 +163,15 @@ def lengths(what: str, value: Any, shape: Index) -> Index | None:
 
 def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Index:
     """Return the source's chunks where they divide the blocks, else chunks of about `CHUNK_BYTES`."""
-    plan, layer = spec.plan, spec.layers[number]
-    blocks = [max(sizes) for sizes in chunks_of(spec, layer)]
+    plan, output = spec.plan, spec.outputs[number]
+    blocks = [max(sizes) for sizes in chunks_of(spec, output)]
     chunks = list(blocks)
     source = plan.sources[0].chunks
-    same = source is not None and all(s == 1 for s in layer.bound.scale)
+    same = source is not None and all(s == 1 for s in output.scale)
     if same and all(
         b % c == 0 or b == n for b, c, n in zip(plan.block, source or (), plan.shape, strict=True)
     ):
-        for axis, c, n in zip(grid_axes(spec, number), source or (), plan.shape, strict=True):
+        for axis, c, n in zip(output.grid_axes, source or (), plan.shape, strict=True):
             chunks[axis] = min(c, n)
     while math.prod(chunks) * itemsize > 2 * CHUNK_BYTES:
         axis = max(range(len(chunks)), key=lambda a: chunks[a])
@@ -206,9 +191,9 @@ def _halved(size: int, *, whole: bool) -> int:
 
 def input_unit(spec: Spec, number: int, unit: Index) -> Index:
     """Return the fewest image samples per grid axis that give whole write units of an output."""
-    layer, found = spec.layers[number], []
-    scales: list[Fraction] = [Fraction(1)] * layer.n_each + list(layer.bound.scale)
-    for axis, scale, weights in zip(grid_axes(spec, number), scales, layer.weights, strict=True):
+    output, found = spec.outputs[number], []
+    scales: list[Fraction] = [Fraction(1)] * output.n_each + list(output.scale)
+    for axis, scale, weights in zip(output.grid_axes, scales, output.weights, strict=True):
         if unit[axis] >= weights.extent:
             found.append(weights.grid.extent)
             continue
@@ -219,7 +204,7 @@ def input_unit(spec: Spec, number: int, unit: Index) -> Index:
 
 def check_aligned(spec: Spec, number: int, unit: Index) -> None:
     """Raise an `AlignmentError` unless every block of an output is whole write units."""
-    for axis, sizes in enumerate(chunks_of(spec, spec.layers[number])):
+    for axis, sizes in enumerate(chunks_of(spec, spec.outputs[number])):
         check_edges(sizes, unit[axis], axis)
 
 

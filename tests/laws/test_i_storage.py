@@ -148,7 +148,7 @@ def written_under(spec: Any, name: str, plan: Any, shape: tuple[int, ...]) -> tu
 
     result = np.full(shape, np.nan, "f4")
     spec, fn = replace(spec, plan=plan, fn=counted), spec.fn
-    job = TileJob("", name, spec, [None], {}, {0: result}, {}, {}, 0, False)
+    job = TileJob("", name, spec, {}, {0: result}, {}, {}, 0, False)
     run([job], Where.find("synchronous"), progress=False, title="")
     return result, calls
 

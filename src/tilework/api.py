@@ -33,7 +33,7 @@ from tilework.plan.request import (
 )
 from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import call_on_zeros
-from tilework.probing.auto import choose_overlap
+from tilework.probing.probe import choose_overlap
 from tilework.source.base import MemorySource, Source
 from tilework.source.opening import open_source
 from tilework.source.padding import Boundary

@@ -1,13 +1,13 @@
-"""A function called on whole crops and nothing known of it: what it is given, and how results compare."""
+"""The function under test: its inputs, its calls, where its results lie and how two of them differ."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,8 +21,13 @@ __all__ = [
     "BlackBox",
     "Crops",
     "Inputs",
+    "Kind",
     "ResultShape",
     "difference",
+    "fits",
+    "likeliest",
+    "lost_samples",
+    "others",
     "result_axes",
     "share",
     "size_of",
@@ -31,18 +36,25 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Lengths = tuple[int, ...]
+Fit = tuple[Fraction, int]
+"""Scale of a result along one axis, and the image samples that it loses there."""
+Base = Literal["noise", "smooth", "real"]
+"""What an unperturbed crop holds."""
+Kind = Literal["other", "ends", "high", "low", "huge", "nan"]
+"""What replaces samples: others of the range, its two ends, more, less, much of either sign, NaN."""
 NOTE = (
-    "called by probe on crops of random samples; give values=(low, high) or array= for inputs that it takes"
+    "called by probe on crops of random samples; give values=(low, high) or array= for inputs that it accepts"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """What the function is called with: one crop of each source."""
+    """The crops that the function is called with, one per source."""
 
     shapes: tuple[Lengths, ...]
-    """Per source, its crop's shape, untiled axes included."""
+    """Per source, the shape of its crop, untiled axes included."""
     dtypes: tuple[np.dtype[Any], ...]
+    """Per source, its dtype."""
     tiled: tuple[Lengths, ...]
     """Per source, the tiled axes of its crop."""
     crop: Lengths
@@ -50,16 +62,23 @@ class Crops:
     names: tuple[str, ...]
     """Names or numbers of the tiled axes, for messages."""
 
+    def kept(self, axis: int, start: int, stop: int) -> list[Array]:
+        """Return one bool per sample and tiled axis: False from ``start`` to ``stop`` along ``axis``."""
+        keep = [np.ones(n, bool) for n in self.crop]
+        keep[axis][start:stop] = False
+        return keep
+
 
 @dataclass(slots=True)
 class BlackBox:
-    """A function on crops that counts its calls; results come as copies, batch excluded."""
+    """A function on crops that counts its calls; results are copies, without the batch axis."""
 
-    fn: Any
+    fn: Callable[..., Any]
     batched: bool = False
+    """Whether the function takes batches."""
     calls: int = 0
     keys: list[Any] = field(default_factory=list)
-    """Names of the results, known after the first call; one None for a single array."""
+    """Names or numbers of the results, known after the first call; one None for a single array."""
 
     def __call__(self, crops: Sequence[Array]) -> list[Array]:
         """Return the results for one crop per source."""
@@ -67,7 +86,7 @@ class BlackBox:
         batched = self.batched or is_batched(self.fn)
         given = [np.array(c[None] if batched else c, order="C") for c in crops]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            # Extreme inputs and NaN are the method: what numpy says of them is no news.
+            # Extreme inputs and NaN are given on purpose: numpy's warnings about them say nothing new.
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
                 result = self.fn(*given)
@@ -96,6 +115,7 @@ class BlackBox:
 
 
 def _keys(result: Any) -> list[Any]:
+    """Return the names or numbers of the arrays in ``result``; one None for a single array."""
     if isinstance(result, Mapping):
         keys: list[Any] = list(result)
     else:
@@ -105,18 +125,20 @@ def _keys(result: Any) -> list[Any]:
     return keys
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ResultShape:
-    """Where one result stands: its tiled axes, scale and margin."""
+    """Where one result lies: its tiled axes, scale and margin."""
 
     shape: Lengths
+    """Samples per axis, without the batch."""
     dtype: np.dtype[Any]
+    """Of the result."""
     axes: Lengths
-    """Where the tiled axes stand in ``shape``."""
-    scale: list[Fraction]
+    """Per tiled axis, its place in ``shape``."""
+    scale: tuple[Fraction, ...]
     """Result samples per image sample, per tiled axis."""
-    lost: list[int]
-    """Image samples of the crop, both sides together, for which there is no result."""
+    lost: Lengths
+    """Image samples of the crop for which there is no result, both sides together, per tiled axis."""
 
     def lengths(self) -> Lengths:
         """Return the result's samples per tiled axis."""
@@ -124,20 +146,20 @@ class ResultShape:
 
     def flat(self, values: Array) -> Array:
         """Return the largest of ``values`` over the untiled axes, tiled axes in their own order."""
-        others = tuple(a for a in range(values.ndim) if a not in self.axes)
-        kept: Array = values.max(axis=others) if others else values
+        untiled = tuple(a for a in range(values.ndim) if a not in self.axes)
+        kept: Array = values.max(axis=untiled) if untiled else values
         order = sorted(range(len(self.axes)), key=lambda t: self.axes[t])
         return np.asarray(kept.transpose(np.argsort(order)))
 
     def span(self, d: int, start: float, stop: float) -> tuple[int, int]:
-        """Return the result samples that stand at image samples ``[start, stop)`` of the crop."""
+        """Return the result samples at image samples ``[start, stop)`` of the crop, along axis ``d``."""
         n = self.shape[self.axes[d]]
         low, high = math.ceil(start * self.scale[d]), math.ceil(stop * self.scale[d])
         return min(max(low, 0), n), min(max(high, 0), n)
 
 
 def result_axes(shape: Lengths, crop: Lengths, crop_shape: Lengths, crop_axes: Lengths) -> Lengths:
-    """Return where the tiled axes most likely stand in a result of ``shape``.
+    """Return where the tiled axes most likely are in a result of ``shape``.
 
     Raises
     ------
@@ -154,7 +176,7 @@ def result_axes(shape: Lengths, crop: Lengths, crop_shape: Lengths, crop_axes: L
     same = placements(shape, crop)
     if same:
         return same[-1]
-    # As channels in front or behind: where all axes shrink or grow alike, else the last ones.
+    # Channels come first or last: take the axes that all shrink or grow alike, else the last ones.
     for start in range(len(shape) - len(crop), -1, -1):
         own = shape[start : start + len(crop)]
         if len({Fraction(a, b) for a, b in zip(own, crop, strict=True)}) == 1:
@@ -162,8 +184,57 @@ def result_axes(shape: Lengths, crop: Lengths, crop_shape: Lengths, crop_axes: L
     return tuple(range(len(shape) - len(crop), len(shape)))
 
 
+# The simplest first.
+SCALES = sorted(
+    {Fraction(a, b) for a in range(1, 9) for b in range(1, 65)},
+    key=lambda s: (s.numerator * s.denominator, s),
+)
+
+
+def fits(n: int, length: int, name: str) -> list[Fit]:
+    """Return every scale, with its margin, that maps ``n`` samples to ``length``; the simplest first.
+
+    Parameters
+    ----------
+    name : str
+        Of the axis, for messages.
+
+    Raises
+    ------
+    TilingError
+        When there is none.
+    """
+    found = [(scale, lost) for scale in SCALES if (lost := lost_samples(n, length, scale)) is not None]
+    if not found:
+        raise TilingError(
+            f"the function maps {n} samples on axis {name} to {length}: no scale times crop less margin "
+            "gives that. Crop its result inside the function."
+        )
+    return found
+
+
+def lost_samples(n: int, length: int, scale: Fraction) -> int | None:
+    """Return of ``n`` image samples those without a result; None where that is no whole number."""
+    lost = 0 if math.ceil(n * scale) == length else n - length / scale
+    return int(lost) if lost >= 0 and lost == int(lost) else None
+
+
+def likeliest(found: Sequence[Fit], n: int, slope: float) -> Fit:
+    """Return the fit whose scale is closest to ``slope``, the simplest of those that are close enough.
+
+    Parameters
+    ----------
+    slope : float
+        How far a response moves per image sample, to within a result sample in ``n / 4``.
+    """
+    near = [f for f in found if abs(float(f[0]) - slope) <= max(slope / 10, 4 / n)]
+    # Networks scale by 2 or 1/16, and have no margin that makes up for another number.
+    plain = [f for f in near if not f[1] and 1 in (f[0].numerator, f[0].denominator)]
+    return next(iter(plain or near), min(found, key=lambda f: abs(float(f[0]) - slope)))
+
+
 def difference(a: Array, b: Array) -> Array:
-    """Return ``|a - b|`` as float64; inf where just one is NaN, 0 where both are the same."""
+    """Return ``|a - b|`` as float64; inf where only one is NaN, 0 where both are equal or NaN."""
     if a.dtype.kind in "bmM":
         return np.asarray(a != b, np.float64)
     wide = np.result_type(a.dtype, np.float64)
@@ -186,7 +257,7 @@ def share(change: Array, a: Array, b: Array) -> Array:
 
 
 def size_of(result: Array) -> float:
-    """Return the largest magnitude in a result, 1 where it is all zero."""
+    """Return the largest finite magnitude in a result, 1 where it is all zero."""
     if result.dtype.kind in "bmM" or not result.size:
         return 1.0
     with np.errstate(all="ignore"):
@@ -194,12 +265,17 @@ def size_of(result: Array) -> float:
     return float(np.where(np.isfinite(sizes), sizes, 0).max()) or 1.0
 
 
-# How far beyond the range of values a perturbation goes, in ranges: what a deep network lets through at the
-# edge of its receptive field is 1e-5 of what goes in, and has to stand out of rounding.
+def others(values: Array, axis: int) -> Lengths:
+    """Return all axes of ``values`` but one, for reductions to a profile along it."""
+    return tuple(k for k in range(values.ndim) if k != axis)
+
+
+# How far beyond the range of values "high" and "low" go, in ranges: at the edge of its receptive field a deep
+# network passes on 1e-5 of its input, which has to exceed rounding.
 AMPLITUDE = 100.0
-# And how far where that is not mistaken for a response: rounding grows with it too.
+# How far "huge" goes, in ranges. Rounding grows with it, and must not be taken for a response.
 HUGE = 1e4
-# Width of the blobs in a smooth base image, samples: opening and closing answer only to shapes.
+# Width of the blobs in a smooth base image, samples: opening and closing respond to shapes only.
 PATCH = 4
 # Range of integers wider than 8 bits: 12 bits, as cameras have.
 LEVELS = 4095
@@ -210,17 +286,34 @@ class Inputs:
     """Draws crops of all sources; the same seed gives the same crops."""
 
     crops: Crops
+    """Shapes and dtypes of what is drawn."""
     values: Sequence[tuple[float, float]]
     """Lowest and highest value, per source."""
     samples: Sequence[Array | None]
     """Real crops, per source; None where there is none."""
     rng: np.random.Generator
+    """Shared by all that is drawn during one probe."""
 
-    def base(self, kind: str) -> list[Array]:
-        """Return one crop per source: "noise", "smooth" (blobs) or "real" if there is."""
+    def longer(self, axis: int) -> Inputs:
+        """Return inputs of twice the length along one tiled axis; real crops are mirrored."""
+        crop = tuple(2 * m if d == axis else m for d, m in enumerate(self.crops.crop))
+        shapes, samples = [], []
+        for shape, tiled, sample in zip(self.crops.shapes, self.crops.tiled, self.samples, strict=True):
+            along = tiled[axis]
+            shapes.append(tuple(2 * m if a == along else m for a, m in enumerate(shape)))
+            mirrored = None if sample is None else np.concatenate((sample, np.flip(sample, along)), along)
+            samples.append(mirrored)
+        return replace(self, crops=replace(self.crops, crop=crop, shapes=tuple(shapes)), samples=samples)
+
+    def first(self) -> list[Array]:
+        """Return one crop per source: real ones if there are any, else noise."""
+        return self.base("real" if any(s is not None for s in self.samples) else "noise")
+
+    def base(self, kind: Base) -> list[Array]:
+        """Return one crop per source: noise, smooth blobs, or the real one (noise where there is none)."""
         return [self._base(k, kind) for k in range(len(self.crops.shapes))]
 
-    def _base(self, k: int, kind: str) -> Array:
+    def _base(self, k: int, kind: Base) -> Array:
         sample = self.samples[k]
         if kind == "real" and sample is not None:
             return np.array(sample)
@@ -234,8 +327,8 @@ class Inputs:
             unit = (unit - low) / max(high - low, 1e-300)
         return self._typed(k, unit)
 
-    def other(self, kind: str) -> list[Array]:
-        """Return what replaces samples: "other", "ends", "high", "low", "huge" or "nan"."""
+    def other(self, kind: Kind) -> list[Array]:
+        """Return one crop per source from which replaced samples are taken."""
         found = []
         for k, shape in enumerate(self.crops.shapes):
             unit = self.rng.random(shape)
@@ -253,14 +346,14 @@ class Inputs:
         return found
 
     def _typed(self, k: int, unit: Array) -> Array:
-        """Return numbers of which 0 and 1 mean the range, in the dtype of source ``k``."""
+        """Return ``unit`` scaled so that 0 to 1 becomes the range of source ``k``, in its dtype."""
         (low, high), dtype = self.values[k], self.crops.dtypes[k]
         if dtype.kind == "b":
             return unit > 0.5
         values = low + unit * (high - low)
         if dtype.kind in "iu":
             info = np.iinfo(dtype)
-            # float64 cannot hold the largest 64-bit integers.
+            # float64 does not hold the largest 64-bit integers.
             top = float(info.max) if dtype.itemsize < 8 else 2.0**62
             return np.clip(np.rint(values), float(info.min), top).astype(dtype)
         if dtype.kind == "c":
@@ -269,7 +362,13 @@ class Inputs:
         return np.asarray(values).astype(dtype)
 
     def mixed(self, base: Sequence[Array], other: Sequence[Array], keep: Sequence[Array]) -> list[Array]:
-        """Return ``base`` where every axis keeps it (one bool per sample and tiled axis), else ``other``."""
+        """Return ``base`` where ``keep`` is True on every tiled axis, else ``other``.
+
+        Parameters
+        ----------
+        keep : sequence of 1-D bool arrays
+            Per tiled axis, one bool per sample.
+        """
         found = []
         for a, b, tiled in zip(base, other, self.crops.tiled, strict=True):
             kept = np.ones((1,) * a.ndim, bool)
@@ -279,7 +378,7 @@ class Inputs:
         return found
 
     def rolled(self, base: Sequence[Array], shift: Sequence[int]) -> list[Array]:
-        """Return ``base`` moved by ``shift`` samples per tiled axis, wrapped round."""
+        """Return ``base`` rolled by ``shift`` samples per tiled axis."""
         return [np.roll(a, tuple(shift), tiled) for a, tiled in zip(base, self.crops.tiled, strict=True)]
 
 
@@ -289,7 +388,9 @@ def value_range(dtype: np.dtype[Any], values: Any, sample: Array | None) -> tupl
     Raises
     ------
     TilingError
-        For a dtype that is no number, or a range that is empty.
+        For a dtype that is not numeric, or a range that is empty.
+    TypeError
+        For values that are not two numbers.
     """
     if dtype.kind not in "biufc":
         raise TilingError(f"probe draws numbers; an image of dtype {dtype} cannot be probed.")

@@ -1,21 +1,34 @@
-"""`probe`: what a function needs to see, found by calling it."""
+"""`probe`, and ``overlap="auto"``: what a function needs to see, found by calling it."""
 
 from __future__ import annotations
 
+import logging
+import math
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from tilework._checks import as_dtype, positive, wholes
-from tilework.errors import TilingError
+from tilework.errors import TilingError, TilingWarning
 from tilework.function.calling import check_function
-from tilework.plan.arguments import lengths
-from tilework.plan.request import Request, make_layout
-from tilework.probing.auto import probe_layout
+from tilework.function.load_once import LoadOnce
+from tilework.function.output import Outputs, named, scales
+from tilework.plan.arguments import lengths, per_axis
+from tilework.plan.request import Layout, Request, make_layout
+from tilework.plan.trial import active_client
+from tilework.probing.blackbox import Array, BlackBox, Crops, Inputs, value_range
+from tilework.probing.experiment import Experiment
 from tilework.probing.report import ProbeReport
-from tilework.source.base import Source
+from tilework.probing.search import search
+from tilework.source.base import BlockSource, Source
 from tilework.source.opening import open_source
 
-__all__ = ["ProbeReport", "probe"]
+__all__ = ["choose_overlap", "probe"]
+
+_LOG = logging.getLogger("tilework")
 
 
 def probe(
@@ -34,39 +47,40 @@ def probe(
 ) -> ProbeReport:
     """Return how much context a function needs: the smallest exact overlap, found by calling it.
 
-    Parts of a crop are replaced, and what changes elsewhere tells how far results depend on inputs; crops
-    are rolled, and what moves along tells on which multiples the function commutes with translation.
+    Parts of a crop are replaced: where results change tells how far they depend on inputs. Crops are rolled:
+    if the result is rolled too, the function commutes with that translation.
 
     Parameters
     ----------
     fn : callable
-        As for `tiled_map`; called 15 to 60 times on whole crops, in this process; what `load_once` or
-        `from_torch` builds on a worker of the active cluster, if there is one.
+        As for `tiled_map`. It is called 15 to 60 times on whole crops, in this process. A function of
+        `load_once` or `from_torch` is called on a worker of the active cluster, if there is one.
     crop : int or tuple of int, samples per tiled axis
         What ``fn`` receives. It should be at least four times as long as the expected overlap.
     array : array, path or tuple of them, optional
-        As for `tiled_map`. Gives shape and dtype, and its middle crop as an input; a dask array is not
-        computed.
+        As for `tiled_map`. Gives shape and dtype, and the crop in its middle as an input. A dask array is
+        not computed.
     shape : tuple of int, samples per axis, optional
-        Shape of the image without one: ``(3, 512, 512)`` for crops with 3 channels; default: the crop.
+        Shape of the image where no array is given: ``(3, 512, 512)`` for crops with 3 channels. Default: the
+        crop.
     dtype : dtype
-        Of the image, where no array is given.
+        Dtype of the image where no array is given.
     axes, each, batch_size
         As for `tiled_map`.
     values : (low, high), optional
-        Range of the random inputs. Default: that of the array's middle crop; else 0 to 1 for floats, and at
-        most 12 bits for integers.
+        Range of the random inputs. Default: that of the crop in the middle of the array; without an array, 0
+        to 1 for floats and at most 12 bits for integers.
     tolerance : float, optional
         Change that counts as none, as a share of the largest result, for inputs within ``values``: 1e-3
         for a gaussian whose tail may be cut. Default: rounding.
     seed : int
-        Of the random inputs.
+        Seed of the random inputs.
 
     Returns
     -------
     ProbeReport
-        Prints as a table. ``overlap``, ``multiple`` and ``output`` go into `tiled_map` as they are; a blend
-        is exact with ``rim=report.rim`` and at least as much overlap beyond the margin.
+        Prints as a table. Give ``overlap``, ``multiple`` and ``output`` to `tiled_map` as they are. A blend
+        is exact with ``rim=report.rim`` and an overlap of at least margin and rim together.
 
     Raises
     ------
@@ -77,9 +91,9 @@ def probe(
 
     Notes
     -----
-    A reach that was seen is certain: some result changed. That nothing reaches farther is as sure as the
-    number of draws and places in the report, and holds for inputs like those. Results are compared to
-    rounding, 64 units in the last place of the largest result.
+    A reach that was seen is certain: some result changed. That nothing reaches farther is less certain: it
+    depends on the number of draws and places in the report, and holds for inputs like these. Results that
+    differ by rounding, 64 units in the last place of the largest result, count as equal.
 
     Examples
     --------
@@ -105,6 +119,148 @@ def probe(
         sources = (Source(None, whole, as_dtype(dtype), token="probe"),)
     request = Request(crop=crop, overlap=0, axes=axes, each=each, batch_size=batch_size)
     layout = make_layout(sources, request, None)
-    return probe_layout(
+    return _probe(
         fn, sources, layout, batched=batch_size is not None, values=values, tolerance=tolerance, seed=seed
+    )
+
+
+def _probe(
+    fn: Callable[..., Any],
+    sources: Sequence[Source],
+    layout: Layout,
+    *,
+    batched: bool,
+    values: tuple[float, float] | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> ProbeReport:
+    """Return what probing ``fn`` on crops of ``sources`` finds.
+
+    With an active cluster a `load_once` function is called on a worker: the model may not fit here.
+    """
+    shapes, tiled_axes, samples = [], [], []
+    for source, each, tiled in zip(sources, layout.each, layout.tiled, strict=True):
+        by_axis = dict(zip(tiled, layout.crop, strict=True))
+        seen = [a for a in range(len(source.shape)) if a not in each]
+        shapes.append(tuple(by_axis.get(a, source.shape[a]) for a in seen))
+        tiled_axes.append(tuple(seen.index(a) for a in tiled))
+        samples.append(_middle(source, each, shapes[-1]))
+    dtypes = tuple(s.dtype for s in sources)
+    names = layout.names[len(layout.each[0]) :]
+    crops = Crops(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
+    ranges = [value_range(t, values, s) for t, s in zip(dtypes, samples, strict=True)]
+    inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
+    experiment = Experiment(BlackBox(fn, batched), inputs, tolerance)
+    client = active_client() if isinstance(fn, LoadOnce) else None
+    if client is None:
+        return search(experiment)
+    report: ProbeReport = client.submit(search, experiment, pure=False).result()
+    return report
+
+
+def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Array | None:
+    """Return the crop in the middle of an image; None where it had to be computed or padded."""
+    if isinstance(source, BlockSource) or source.handle is None:
+        return None
+    samples, box = iter(shape), []
+    for axis, n in enumerate(source.shape):
+        c = 1 if axis in each else next(samples)
+        if c > n:
+            return None
+        box.append(((n - c) // 2, (n - c) // 2 + c))
+    return np.array(source.read(box)).reshape(tuple(shape))
+
+
+def choose_overlap(
+    fn: Callable[..., Any],
+    sources: Sequence[Source],
+    request: Request,
+    declared: Outputs | None,
+    *,
+    pass_tile: bool,
+) -> tuple[Request, Outputs | None, tuple[str, ...]]:
+    """Return the request with ``overlap="auto"`` replaced by samples, the outputs, and a note for the plan.
+
+    The multiple is filled in too, and for a blend the rim. A request with an overlap in samples is returned
+    as it is.
+
+    Raises
+    ------
+    TilingError
+        When ``fn`` takes its tile, so that crops cannot be compared, or when a stride is given.
+    TypeError
+        When the overlap is a report.
+    """
+    if isinstance(request.overlap, ProbeReport):
+        raise TypeError(
+            "overlap is a length, not a report: give overlap=report.overlap, multiple=report.multiple, "
+            "output=report.output."
+        )
+    if not isinstance(request.overlap, str) or request.overlap != "auto":
+        return request, declared, ()
+    if pass_tile:
+        raise TilingError(
+            'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True give overlap in '
+            "samples."
+        )
+    if request.stride is not None:
+        raise TilingError(
+            f'give overlap="auto" or stride, not both; got stride={request.stride!r}. The stride follows '
+            "from the overlap: crop - 2 * overlap."
+        )
+    layout = make_layout(sources, replace(request, overlap=0, multiple=1, blend="trim", rim=0), None)
+    report = _probe(fn, sources, layout, batched=request.batch_size is not None)
+    names = report.names
+    asked = per_axis("multiple", request.multiple, names)
+    multiple = tuple(math.lcm(max(1, a), m) for a, m in zip(asked, report.multiple, strict=True))
+    outputs = report.output if declared is None else declared
+    averages = _averages(request, outputs)
+    rim, context, blended = request.rim, report.overlap, ""
+    if report.bounded and averages:
+        blended = f"; a blend is exact only with rim={report.rim}"
+        if not any(per_axis("rim", rim, names)):
+            rim, context = _rim(report, outputs)
+            blended = f"; rim={rim}: what crops do not know near their ends gets no weight"
+    # The overlap without the margin is a multiple too.
+    overlap = tuple(
+        lo + -(-(o - lo) // m) * m for o, (lo, _), m in zip(context, report.margin, multiple, strict=True)
+    )
+    note = (
+        f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn{blended}'
+    )
+    note = _announced(note, report, request, averages=averages)
+    filled = replace(request, overlap=overlap, multiple=multiple, rim=rim)
+    return filled, outputs, (note,)
+
+
+def _announced(note: str, report: ProbeReport, request: Request, *, averages: bool) -> str:
+    """Log what was chosen, or warn where it is not exact; return the note for the plan."""
+    # Crops padded with the opposite side hold what a function that wraps sees in the whole image.
+    padded = request.edge == "pad" and request.boundary == "wrap"
+    if replace(report, wraps=() if padded else report.wraps).exact:
+        _LOG.info("%s; no input farther away was seen to matter", note)
+        return note
+    todo = "The result may differ from the untiled one: see tw.check."
+    if not report.bounded:
+        advice = "" if averages else ': blend them, blend="gaussian"'
+        todo = f"Neighbouring crops will disagree{advice}; look at the seams."
+    note += f"; {report.verdict}"
+    warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=4)
+    return note
+
+
+def _averages(request: Request, outputs: Outputs) -> bool:
+    """Return whether some output is blended from several results for one sample."""
+    blends = [request.blend if output.blend is None else output.blend for _, output in named(outputs)]
+    return any(not isinstance(blend, str) or blend not in ("trim", "sum") for blend in blends)
+
+
+def _rim(report: ProbeReport, outputs: Outputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the rim with which blends are exact, in whole result samples, and the overlap that it needs."""
+    columns = zip(*(scales(output.scale, len(report.names)) for _, output in named(outputs)), strict=True)
+    quanta = [math.lcm(*(s.denominator for s in column)) for column in columns]
+    rim = tuple(-(-r // q) * q for r, q in zip(report.rim, quanta, strict=True))
+    # A rim has to end inside the neighbour's support; without a rim, results must overlap to be blended.
+    return rim, tuple(
+        max(o, (r or 1) + max(lost)) for o, r, lost in zip(report.overlap, rim, report.margin, strict=True)
     )

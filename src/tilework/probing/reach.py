@@ -1,14 +1,15 @@
-"""How far results depend on inputs, read off which results changed when inputs behind walls were replaced.
+"""How far results depend on inputs, read off the results that changed when inputs in walls were replaced.
 
-Along one axis inputs are kept in gaps and replaced in the walls between them. What a gap still gets from its
-walls eats into its unchanged results from both sides::
+Along one axis inputs are kept in gaps and replaced in the walls between them. From both ends of a gap inward,
+results change as far as the function reaches::
 
     inputs     ####|........gap.........|####      # replaced   . kept
     results    xxxxxxx|...unchanged..|xxxxxxxx     x changed
-                   |--| before       |--| behind
+                   |--| before       |--| after
 
-Replacing all that lies beyond is what cutting a crop does, moves medians, and wakes networks whose single
-inputs do nothing; many gaps, and all places along the other axes, are looked at in one call.
+Everything outside a gap is replaced at once: cutting a crop does the same, a median does not move with one
+sample, and some networks respond to no single input. One call looks at many gaps, and at all places along
+the other axes.
 """
 
 from __future__ import annotations
@@ -20,24 +21,25 @@ from fractions import Fraction
 
 import numpy as np
 
-from tilework.probing.blackbox import Array, ResultShape
+from tilework.probing.blackbox import Array, ResultShape, others
 
-__all__ = ["Edge", "deepest", "edges_along", "gaps_along", "largest"]
+__all__ = ["Edge", "Span", "deepest", "edges_along", "gaps_along", "largest"]
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How far one call saw a wall reach into one gap."""
+    """How far one wall reached into one gap, in one call."""
 
     axis: int
+    """Tiled axis across which the wall lies."""
     side: int
-    """0: from the wall before the gap; 1: from the wall behind it."""
+    """0: from the wall before the gap; 1: from the wall after it."""
     at: int
-    """Image sample of the crop where the gap starts (side 0) or one past its end (side 1)."""
+    """Image sample of the crop where the gap starts (side 0) or stops (side 1)."""
     reach: int
-    """Image samples from there to the last changed result, it included."""
+    """Image samples from there to the farthest changed result, included."""
     cells: int
     """The same to the end of what that result covers: longer where results are coarser than the image."""
 
@@ -45,8 +47,8 @@ class Edge:
 def gaps_along(n: int, length: int, wall: int, multiple: int = 1) -> tuple[Span, ...]:
     """Return gaps of about ``length`` samples between walls of at least ``wall``, over ``n`` samples.
 
-    Gaps start at multiples of ``multiple`` and stop at multiples counted from the end of the crop, which is
-    where crops start and stop. One gap if no more fit.
+    As crops do, gaps start at multiples of ``multiple``, and stop at multiples counted from the end. There is
+    one gap where no more fit.
 
     Examples
     --------
@@ -65,9 +67,9 @@ def gaps_along(n: int, length: int, wall: int, multiple: int = 1) -> tuple[Span,
 def edges_along(
     profile: Array, limit: float, result: ResultShape, axis: int, gap: Span
 ) -> tuple[list[Edge], float] | None:
-    """Return how far the walls of ``gap`` reach into it, and the largest change in what stays unchanged.
+    """Return how far the walls of ``gap`` reach into it, and the largest change that counted as none.
 
-    None where nothing in the gap stays unchanged.
+    Returns None where all of the gap changed.
 
     Parameters
     ----------
@@ -82,11 +84,11 @@ def edges_along(
     if run is None:
         return None
     edges = []
-    before, behind = np.flatnonzero(changed[: run[0]]), np.flatnonzero(changed[run[1] :])
+    before, after = np.flatnonzero(changed[: run[0]]), np.flatnonzero(changed[run[1] :])
     if before.size:
         edges.append(_edge(axis, 0, gap[0], start + int(before[-1]), result.scale[axis]))
-    if behind.size:
-        edges.append(_edge(axis, 1, gap[1], start + run[1] + int(behind[0]), result.scale[axis]))
+    if after.size:
+        edges.append(_edge(axis, 1, gap[1], start + run[1] + int(after[0]), result.scale[axis]))
     return edges, float(profile[start + run[0] : start + run[1]].max())
 
 
@@ -98,7 +100,7 @@ def _longest(kept: Array) -> Span | None:
 
 
 def _edge(axis: int, side: int, at: int, place: int, scale: Fraction) -> Edge:
-    """Return the edge of a wall at ``at`` whose farthest changed result is number ``place``."""
+    """Return the edge of a wall at ``at`` whose farthest changed result sample is ``place``."""
     first = math.floor(place / scale)
     if side:
         return Edge(axis, side, at, at - first, at - first)
@@ -106,8 +108,12 @@ def _edge(axis: int, side: int, at: int, place: int, scale: Fraction) -> Edge:
 
 
 def deepest(changed: Array, result: ResultShape, axis: int, side: int, at: int) -> tuple[Edge | None, bool]:
-    """Return how far the wall beyond ``at`` reaches along ``axis``, and whether that is the crop's end."""
-    along = np.flatnonzero(changed.any(axis=tuple(k for k in range(changed.ndim) if k != axis)))
+    """Return how far a wall that ends at ``at`` reaches along ``axis``, and whether to the end of the crop.
+
+    The wall is all that lies before ``at`` (side 0) or after it (side 1). The edge is None where nothing
+    changed.
+    """
+    along = np.flatnonzero(changed.any(axis=others(changed, axis)))
     if not along.size:
         return None, False
     scale, n = result.scale[axis], changed.shape[axis]
@@ -119,5 +125,5 @@ def deepest(changed: Array, result: ResultShape, axis: int, side: int, at: int) 
 
 
 def largest(edges: Sequence[Edge], axis: int, side: int) -> int | None:
-    """Return the largest reach seen from one side, None if nothing was."""
+    """Return the largest reach from one side, None where nothing was seen to change."""
     return max((e.reach for e in edges if e.axis == axis and e.side == side), default=None)

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-from tilework.function.output import Output
-from tilework.probing.blackbox import size_of
-from tilework.probing.reach import largest
-
-if TYPE_CHECKING:
-    from tilework.probing.search import Probing
-
-
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from tilework._checks import report
-from tilework.function.output import Outputs
+from tilework.function.output import Output, Outputs
+from tilework.probing.blackbox import size_of
+from tilework.probing.experiment import Experiment, Findings
+from tilework.probing.reach import Edge, largest
 
 __all__ = ["ProbeReport", "report_of"]
 
-# Noise between equal calls, as a share of the largest result, that still is rounding (sums in any order).
+# Share of results that must change where their inputs do: below it the function hardly responded.
+RESPONDS = 0.02
+# Noise between equal calls, as a share of the largest result, up to which it is rounding (sums in any order).
 STEADY = 1e-4
 
 Lengths = tuple[int, ...]
-Pairs = tuple[tuple[int, int], ...]
+Pair = tuple[int, int]
+Pairs = tuple[Pair, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -40,16 +37,16 @@ class ProbeReport:
     """Samples per side, for `tiled_map`: the smallest exact overlap where `exact`, else a quarter of the
     crop, for blending."""
     sides: Pairs
-    """Samples before and behind an output sample on which it depends, per axis: the largest seen."""
+    """Samples before and after an output sample on which it depends, per axis: the most that was seen."""
     borders: Pairs
-    """Samples at the start and end of a crop whose results its border changes, per axis: padding inside the
-    function may reach farther than any input, and then decides the overlap."""
+    """Samples at the start and end of a crop whose results its border changes, per axis. Padding inside the
+    function may reach farther than any input; then it decides the overlap."""
     multiple: Lengths
     """Samples by which the function commutes with translation, per axis."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per axis (of the first result)."""
     margin: Pairs
-    """Image samples before and behind for which there is no result, per axis."""
+    """Image samples at the start and end of a crop for which there is no result, per axis."""
     output: Outputs
     """Declaration of what the function returns, for ``tiled_map(output=...)``."""
     bounded: bool
@@ -60,24 +57,25 @@ class ProbeReport:
     wraps: tuple[str, ...]
     """Names of the axes on which one end of a crop changes the other, as circular filters do."""
     deterministic: bool
-    """Whether two calls on one crop gave the same bits."""
+    """Whether two calls on one crop returned the same bits."""
     noise: float
-    """Largest difference between those two, as a share of the largest result."""
+    """Largest difference between these two, as a share of the largest result."""
     responds: bool
-    """Whether results changed with their inputs, at least 2 % of them: a function that is asleep on the
-    inputs that it got (a detector that finds nothing) shows nothing."""
+    """Whether at least 2 % of results changed with their inputs: a detector that finds nothing in the inputs
+    that it got shows nothing."""
     calls: int
     """Calls of the function, one crop each."""
     draws: int
     """Perturbed crops compared with unperturbed ones."""
     positions: int
-    """Places, per axis and side, where a reach was read off."""
+    """Gaps in which reaches were read off."""
     amplitude: float
     """Largest perturbation, in ranges of the values."""
     tolerance: float
     """Largest change that counted as none, as a share of the largest result."""
     nan_sides: Pairs | None
-    """As ``sides`` for NaN, which also passes through weights of 0; None where NaN is not passed on."""
+    """The same as ``sides`` for NaN, which passes through weights of 0 as well; None where no NaN is passed
+    on."""
     notes: tuple[str, ...]
     """What else was seen, and what to do."""
 
@@ -88,7 +86,7 @@ class ProbeReport:
 
     @property
     def rim(self) -> Lengths:
-        """Samples per side of a result that a blend must leave without weight to be exact, per axis."""
+        """Samples per side that must get no weight for a blend to be exact, per axis."""
         columns = zip(self.sides, self.borders, self.margin, strict=True)
         return tuple(max(0, *(max(a, b) - m for a, b, m in zip(*axis, strict=True))) for axis in columns)
 
@@ -98,7 +96,7 @@ class ProbeReport:
             ("crop", self.crop),
             ("overlap", self.overlap),
             ("before", [a for a, _ in self.sides] if self.bounded else ["-"] * len(self.crop)),
-            ("behind", [b for _, b in self.sides] if self.bounded else ["-"] * len(self.crop)),
+            ("after", [b for _, b in self.sides] if self.bounded else ["-"] * len(self.crop)),
             ("multiple", self.multiple if self.commutes else ["-"] * len(self.crop)),
             ("scale", self.scale),
         ]
@@ -124,7 +122,7 @@ class ProbeReport:
 
     @property
     def verdict(self) -> str:
-        """What to think of an overlap, in a sentence."""
+        """What an overlap can do for this function, in a sentence."""
         repeats = "" if self.deterministic else "; not deterministic"
         if self.exact:
             return "exact with this overlap and multiple: nothing from beyond was seen" + repeats
@@ -142,6 +140,7 @@ class ProbeReport:
         return "no overlap is exact, blend" + repeats
 
     def _nan(self) -> str:
+        """Return how far NaN reaches, for the row on how sure the report is."""
         if self.nan_sides is None or not self.bounded:
             return ""
         if all(
@@ -153,61 +152,91 @@ class ProbeReport:
         return f"; NaN reaches {self.nan_sides}"
 
 
-# Share of results that must change where their inputs do, or the function was asleep all the time.
-ANSWERS = 0.02
-
-
-def report_of(p: Probing, multiple: Sequence[int], *, commutes: bool) -> ProbeReport:
+def report_of(experiment: Experiment) -> ProbeReport:
     """Return what was found, in the words of `tiled_map`."""
-    n, crop = len(p.crops.crop), p.crops.crop
-    sides, margin, overlap, borders = [], [], [], []
-    for d in range(n):
-        lost, m = max(r.lost[d] for r in p.results), multiple[d]
-        before, behind = (largest(p.edges, d, side) for side in (0, 1))
-        lo = lost // 2
-        if lost and p.bounded and (before is not None or behind is not None):
-            # A side without a change in the gap stands beyond it.
-            lo = min(max(((behind or 0) - (-lost if before is None else before)) // 2, 0), lost)
-        # Cores start and end on the grid of translations: only what reaches over a cell counts.
-        need = max(_cells(p, d, 0, m) + lo, _cells(p, d, 1, m) - lo, lo, lost - lo)
-        border = [
-            max((e.cells for e in p.borders if (e.axis, e.side) == (d, side)), default=0) for side in (0, 1)
-        ]
-        need = max(need, border[0] + lo, border[1] - lo)
-        if not p.bounded:
-            need = max(crop[d] // 4, lo, lost - lo)
-        overlap.append(lo + -(-(need - lo) // m) * m)
-        margin.append((lo, lost - lo))
-        borders.append((max(0, border[0] + lo * bool(border[0])), max(0, border[1] - lo)))
-        sides.append((max(0, (before or 0) + lo), max(0, (behind or 0) - lo)))
-    nan = None
-    if p.nan:
-        nan = tuple(
-            (max(0, (largest(p.nan, d, 0) or 0) + lo), max(0, (largest(p.nan, d, 1) or 0) - lo))
-            for d, (lo, _) in enumerate(margin)
-        )
+    seen, crops, results = experiment.seen, experiment.crops, experiment.results
+    axes = range(len(crops.crop))
+    margin = tuple(_margin(seen, d, max(r.lost[d] for r in results)) for d in axes)
+    nan = tuple(_sides(seen.nan, d, lo) for d, (lo, _) in enumerate(margin))
+    limits = [experiment.limit(k) / size_of(result) for k, result in enumerate(experiment.bases[0][1])]
     return ProbeReport(
-        p.crops.names, crop, tuple(overlap), tuple(sides), tuple(borders), tuple(multiple),
-        tuple(p.results[0].scale), tuple(margin), p.box.outputs(_declared(p, margin)),
-        p.bounded, commutes, tuple(p.crops.names[d] for d in sorted(p.wraps)), p.noise == 0, p.noise,
-        p.response >= ANSWERS, p.box.calls, p.draws, p.places, p.amplitude,
-        max((p.limit(k) / size_of(b) for k, b in enumerate(p.bases[0][1])), default=0.0),
-        nan, tuple(_notes(p)),
-    )  # fmt: skip
+        names=crops.names,
+        crop=crops.crop,
+        overlap=tuple(_overlap(experiment, d, margin[d]) for d in axes),
+        sides=tuple(_sides(seen.edges, d, lo) for d, (lo, _) in enumerate(margin)),
+        borders=tuple(_border(seen, d, lo) for d, (lo, _) in enumerate(margin)),
+        multiple=seen.multiple,
+        scale=results[0].scale,
+        margin=margin,
+        output=experiment.box.outputs(_declared(experiment, margin)),
+        bounded=seen.bounded,
+        commutes=seen.commutes,
+        wraps=tuple(crops.names[d] for d in sorted(seen.wraps)),
+        deterministic=seen.noise == 0,
+        noise=seen.noise,
+        responds=seen.response >= RESPONDS,
+        calls=experiment.box.calls,
+        draws=seen.draws,
+        positions=seen.places,
+        amplitude=seen.amplitude,
+        tolerance=max(limits, default=0.0),
+        nan_sides=nan if seen.nan else None,
+        notes=tuple(_notes(experiment)),
+    )
 
 
-def _cells(p: Probing, axis: int, side: int, multiple: int) -> int:
-    """Return the largest reach from walls that stand where crops start or stop."""
-    origin = p.crops.crop[axis] if side else 0
-    own = [e for e in p.edges if (e.axis, e.side) == (axis, side) and (e.at - origin) % multiple == 0]
+def _margin(seen: Findings, axis: int, lost: int) -> Pair:
+    """Return how many of ``lost`` samples are missing at the start of a crop and how many at its end.
+
+    As many at the start as make the reach equal on both sides; half where no reach was seen.
+    """
+    before, after = (largest(seen.edges, axis, side) for side in (0, 1))
+    if not lost or not seen.bounded or (before is None and after is None):
+        return lost // 2, lost - lost // 2
+    # A side from which nothing changed in the gap reaches less far than the margin.
+    lo = min(max(((after or 0) - (-lost if before is None else before)) // 2, 0), lost)
+    return lo, lost - lo
+
+
+def _sides(edges: Sequence[Edge], axis: int, lo: int) -> Pair:
+    """Return the reach before and after a sample, where results start ``lo`` samples after their crop."""
+    before, after = (largest(edges, axis, side) or 0 for side in (0, 1))
+    return max(0, before + lo), max(0, after - lo)
+
+
+def _border(seen: Findings, axis: int, lo: int) -> Pair:
+    """Return how many samples at the start and the end of a crop its border changes."""
+    before, after = (_cells(seen.borders, axis, side) for side in (0, 1))
+    return max(0, before + lo * bool(before)), max(0, after - lo)
+
+
+def _overlap(experiment: Experiment, axis: int, margin: Pair) -> int:
+    """Return the smallest exact overlap, or a quarter of the crop where there is none."""
+    seen, crop, (lo, hi) = experiment.seen, experiment.crops.crop[axis], margin
+    multiple = seen.multiple[axis]
+    need = max(lo, hi)
+    if seen.bounded:
+        # Cores start and end on the grid of translations: only what reaches over a cell counts.
+        before = max(_cells(seen.edges, axis, 0, 0, multiple), _cells(seen.borders, axis, 0))
+        after = max(_cells(seen.edges, axis, 1, crop, multiple), _cells(seen.borders, axis, 1))
+        need = max(need, before + lo, after - lo)
+    else:
+        need = max(need, crop // 4)
+    return lo + -(-(need - lo) // multiple) * multiple
+
+
+def _cells(edges: Sequence[Edge], axis: int, side: int, origin: int = 0, multiple: int = 1) -> int:
+    """Return the largest reach, in whole cells, from walls at ``origin`` plus multiples of ``multiple``."""
+    own = [e for e in edges if (e.axis, e.side) == (axis, side) and (e.at - origin) % multiple == 0]
     return max((e.cells for e in own), default=0)
 
 
-def _declared(p: Probing, margin: Sequence[tuple[int, int]]) -> list[Output]:
-    shape, tiled = p.crops.shapes[0], p.crops.tiled[0]
+def _declared(experiment: Experiment, margin: Pairs) -> list[Output]:
+    """Return the declaration of each result, as short as a user would write it."""
+    shape, tiled = experiment.crops.shapes[0], experiment.crops.tiled[0]
     untiled = [m for a, m in enumerate(shape) if a not in tiled]
     found = []
-    for r in p.results:
+    for r in experiment.results:
         own = [m for a, m in enumerate(r.shape) if a not in r.axes]
         more: dict[str, Any] = {}
         if r.axes != tiled or own != untiled:
@@ -218,29 +247,30 @@ def _declared(p: Probing, margin: Sequence[tuple[int, int]]) -> list[Output]:
             elif not own and r.axes == tuple(range(len(r.axes))):
                 more = {"channels": 0}
         if any(s != 1 for s in r.scale):
-            whole = len(set(r.scale)) == 1
             scales = tuple(int(s) if s.denominator == 1 else s for s in r.scale)
-            more["scale"] = scales[0] if whole else scales
+            more["scale"] = scales[0] if len(set(r.scale)) == 1 else scales
         if any(map(any, margin)):
-            more["margin"] = tuple(margin)
+            more["margin"] = margin
         found.append(Output(r.dtype.name if r.dtype.isnative else r.dtype, **more))
     return found
 
 
-def _notes(p: Probing) -> list[str]:
+def _notes(experiment: Experiment) -> list[str]:
+    """Return what else was seen and what to do, in sentences."""
+    seen, names = experiment.seen, experiment.crops.names
     notes = [
-        text.replace("{axis}", f"axis {', '.join(p.crops.names[d] for d in axes)}")
-        for text, axes in p.notes.items()
+        text.replace("{axis}", f"axis {', '.join(names[d] for d in axes)}")
+        for text, axes in seen.notes.items()
     ]
-    if p.response < ANSWERS:
+    if seen.response < RESPONDS:
         notes.append(
-            f"at most {p.response:.1%} of results changed with their inputs: give values= or array= that "
-            "wake the function"
+            f"at most {seen.response:.1%} of results changed with their inputs: give values= or array= to "
+            "which the function responds"
         )
-    if p.wraps:
+    if seen.wraps:
         notes.append('one end of a crop changes the other: edge="pad", boundary="wrap" tiles that exactly')
-    if p.noise:
-        notes.append(f"two calls on one crop differ by {p.noise:.1e} of the largest result")
-    elif p.bounded and p.rounding and p.tolerance is None:
-        notes.append(f"changes up to {p.rounding:.1e} of the largest result counted as rounding")
+    if seen.noise:
+        notes.append(f"two calls on one crop differ by {seen.noise:.1e} of the largest result")
+    elif seen.bounded and seen.rounding and experiment.tolerance is None:
+        notes.append(f"changes up to {seen.rounding:.1e} of the largest result counted as rounding")
     return notes

@@ -1,387 +1,260 @@
-"""Probing a black box: its receptive field, translations that it commutes with, and the shape of its result.
+"""The order in which a function is called to find what its results depend on, and what each step looks for.
 
-1. *look*: two calls on one crop (determinism), shape and dtype of the result, its scale and margin;
-2. *frame*: per axis both ends of a crop are replaced, and how far that reaches is read off;
-3. *refine*: many gaps in one crop, until nothing new is seen;
-4. *slabs*: where nothing stays, one side at a time, and a longer crop: is it too large, or global?
-5. *shifts*: crops rolled by 1, 2, 4, ... samples, compared away from their border. Where it takes more than
-   one sample, *refine* again with walls on that grid, and off it;
-6. *border*: one end of a crop is replaced, and the other looked at: does the function wrap round? And two
-   crops that share most of their samples. What padding inside the function does near a crop's
-   border may reach farther than any input does: a shift to the left and one to the right depend on nothing
-   near, and still lose both ends.
+1. *look* (`Experiment.look`): two calls on one crop. Are they equal? Where do the results lie?
+2. *frame*: both ends of a crop are replaced, axis by axis. How far does that reach?
+3. *refine*: many gaps in one crop, until nothing new is seen.
+4. *slabs*, where a frame leaves no result unchanged: one end at a time, and a crop of twice the length. Is
+   the reach too large for the crop, or global?
+5. *shifts*: crops are rolled by 1, 2, 4, ... samples. By how many does the function commute, away from the
+   crop's border? Where by more than one, *refine* again with walls on that grid, and off it.
+6. *border*: two crops that share most of their samples are compared. Padding inside the function may change
+   results farther from a crop's border than any input reaches: a shift to the left and one to the right
+   depend on nothing near, and still lose both ends.
+7. *round*: one end of a crop is replaced. Does the opposite end change?
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
-from tilework.errors import ContractError
-from tilework.probing.blackbox import (
-    AMPLITUDE,
-    HUGE,
-    Array,
-    BlackBox,
-    Crops,
-    Inputs,
-    ResultShape,
-    difference,
-    result_axes,
-    share,
-    size_of,
-)
-from tilework.probing.reach import Edge, Span, deepest, edges_along, gaps_along, largest
+from tilework.probing.blackbox import Array, Kind, others, size_of
+from tilework.probing.experiment import Change, Experiment
+from tilework.probing.reach import Edge, Span, deepest, edges_along, gaps_along
 from tilework.probing.report import ProbeReport, report_of
-from tilework.probing.scale import find_scale, why_open
 from tilework.probing.shifts import Shifts, look_at_border, look_round
 
-__all__ = ["Probing"]
+__all__ = ["search"]
 
-# Rounding that counts as no change, in units of the last place: what transforms (FFT, Winograd) leak into
-# samples that they do not depend on; coarse types come without such transforms.
-LEAK, LEAK_COARSE = 64, 4
 # Draws in a row that must show nothing new before the search ends, and draws at most.
 QUIET, DRAWS = 4, 12
-
 # Gaps that are read off per call; a long crop holds thousands.
 MOST = 200
-# Reach as a share of the crop behind a wall from which on a longer crop is asked.
+# Reach, as a share of the crop beyond the wall, above which a longer crop is called, too.
 NEARLY = 0.6
-# Median change of results, as a share of each of them, from which on they count as changed.
-STIRRED = 1e-4
-# Perturbations beyond the range of the values, which a function may refuse.
-EXTREME = ("high", "low", "huge", "nan")
-
-Kind = str
+# Change far from a wall over change at half the way, above which the response counts as global.
+PLATEAU = 0.3
+# How much farther a response may reach in the longer crop and count as the same.
+GROWTH = 1.2
 
 
-@dataclass(slots=True)
-class Probing:
-    """One probe of one function; `run` makes the calls and returns the report."""
-
-    box: BlackBox
-    inputs: Inputs
-    tolerance: float | None = None
-    """Change that counts as none, as a share of the largest result; None: rounding."""
-    results: list[ResultShape] = field(default_factory=list)
-    edges: list[Edge] = field(default_factory=list)
-    """Every reach that was read off."""
-    nan: list[Edge] = field(default_factory=list)
-    borders: list[Edge] = field(default_factory=list)
-    """How far the border of a crop reaches into its results."""
-    bases: list[tuple[list[Array], list[Array]]] = field(default_factory=list)
-    """Unperturbed crops and the results of the function."""
-    notes: dict[str, list[int]] = field(default_factory=dict)
-    """What else was seen; where "{axis}" stands, of these axes."""
-    shares: list[Array] = field(default_factory=list)
-    """Changes of the last call, as shares of each result."""
-    draws: int = 0
-    places: int = 0
-    """Gaps looked at."""
-    bounded: bool = True
-    wraps: set[int] = field(default_factory=set)
-    """Axes on which one end of a crop changes the other."""
-    noise: float = 0.0
-    """Largest difference between two calls on one crop, as a share of the largest result."""
-    rounding: float = 0.0
-    """Largest change that counted as none, as a share of the largest result."""
-    amplitude: float = 1.0
-    """Largest perturbation so far, in ranges of the values."""
-    may_leak: bool = True
-    leaks: bool = False
-    """Whether rounding spreads over the crop, as transforms (FFT, Winograd) do: it then grows with the
-    perturbation, and counts against the largest change."""
-    response: float = 0.0
-    """Largest share of results that changed where inputs were replaced."""
-
-    @property
-    def crops(self) -> Crops:
-        """Shapes that the function is called with."""
-        return self.inputs.crops
-
-    def run(self) -> ProbeReport:
-        """Call the function and return what was found."""
-        self.look()
-        self.base("smooth")
-        self.base("noise")
-        n = len(self.crops.crop)
-        # An axis on which no result stays unchanged between two walls is looked at one side at a time.
-        wide = [not self.frame(axis) or not self.refine(axis) for axis in range(n)]
-        for axis in range(n):
+def search(experiment: Experiment) -> ProbeReport:
+    """Call the function and return what was found."""
+    experiment.look()
+    experiment.base("smooth")
+    experiment.base("noise")
+    seen, axes = experiment.seen, range(len(experiment.crops.crop))
+    wide = [not _frame(experiment, axis) or not _refine(experiment, axis) for axis in axes]
+    for axis in axes:
+        if wide[axis]:
+            _slabs(experiment, axis)
+    seen.multiple, seen.commutes = Shifts(experiment).find()
+    for axis, m in enumerate(seen.multiple):
+        if seen.bounded and m > 1:
             if wide[axis]:
-                self.slabs(axis)
-        shifts = Shifts(self)
-        multiple = shifts.find()
-        for axis, m in enumerate(multiple):
-            if self.bounded and m > 1:
-                if wide[axis]:
-                    self.slabs(axis, m)
-                else:
-                    self.refine(axis, m)
-                    self.refine(axis, m, aligned=False)
-        if self.bounded and shifts.commutes:
-            for axis, m in enumerate(multiple):
-                look_at_border(self, axis, m)
-        if self.bounded:
-            look_round(self)
-        return report_of(self, multiple, commutes=shifts.commutes)
+                _slabs(experiment, axis, m)
+            else:
+                _refine(experiment, axis, m)
+                _refine(experiment, axis, m, aligned=False)
+    if seen.bounded and seen.commutes:
+        for axis, m in enumerate(seen.multiple):
+            look_at_border(experiment, axis, m)
+    if seen.bounded:
+        look_round(experiment)
+    return report_of(experiment)
 
-    @property
-    def kinds(self) -> tuple[Kind, ...]:
-        """Perturbations to draw from."""
-        if self.tolerance is not None:
-            return ("other", "ends")
-        floats = all(t.kind in "fc" for t in self.crops.dtypes)
-        return ("other", "high", "low", "huge" if floats else "ends")
 
-    # -- 1. look ----------------------------------------------------------------------------------------
+# -- gaps --------------------------------------------------------------------------------------------
 
-    def look(self) -> None:
-        """Call the function twice on one crop; find where and how large its result is."""
-        first = self.base("real" if any(s is not None for s in self.inputs.samples) else "noise")
-        again = self.box(first[0])
-        for a, b in zip(first[1], again, strict=True):
-            gap = difference(a, b)
-            if gap.any():
-                self.noise = max(self.noise, float(gap.max()) / size_of(a))
-        shape, tiled = self.crops.shapes[0], self.crops.tiled[0]
-        for result in first[1]:
-            axes = result_axes(result.shape, self.crops.crop, shape, tiled)
-            ones = [Fraction(1)] * len(axes)
-            self.results.append(ResultShape(result.shape, result.dtype, axes, ones, [0] * len(axes)))
-        for d, n in enumerate(self.crops.crop):
-            if any(r.lengths()[d] != n for r in self.results):
-                find_scale(self, d)
-        for d, column in enumerate(zip(*(r.lost for r in self.results), strict=True)):
-            if len(set(column)) > 1:
-                raise ContractError(
-                    f"all results of one function must lose the same margin; got {column} samples on axis "
-                    f"{self.crops.names[d]} of crop {self.crops.crop}."
-                )
 
-    def base(self, kind: str) -> tuple[list[Array], list[Array]]:
-        """Return a new unperturbed crop with its result."""
-        crops = self.inputs.base(kind)
-        self.bases.append((crops, self.box(crops)))
-        return self.bases[-1]
+def _observe(
+    experiment: Experiment, axis: int, base: int, kind: Kind, spans: Sequence[Span]
+) -> list[Edge] | None:
+    """Replace all but ``spans`` along ``axis`` and return the edges; None where all of one span changed."""
+    seen, n = experiment.seen, experiment.crops.crop[axis]
+    keep = experiment.crops.kept(axis, 0, n)
+    for start, stop in spans:
+        keep[axis][start:stop] = True
+    changes = experiment.taken(base, kind, keep)
+    if changes is None:
+        return []
+    found: list[Edge] = []
+    some = experiment.inputs.rng.permutation(len(spans))[:MOST]
+    looked = [spans[int(k)] for k in np.sort(some)]
+    for change in changes:
+        limit, r = experiment.limit_of(change), change.shape
+        _note_response(experiment, change, limit, axis, keep[axis])
+        profile = change.profile(axis)
+        for gap in looked:
+            edges = edges_along(profile, limit, r, axis, gap)
+            low, high = r.span(axis, *gap)
+            third = (high - low) // 3
+            if edges is None or experiment.stirred(change, axis, low + third, high - third):
+                return None
+            seen.places += 1
+            found += edges[0]
+            if kind in ("other", "ends"):
+                size = size_of(experiment.bases[base][1][change.number])
+                seen.rounding = max(seen.rounding, edges[1] / size)
+                spread = seen.may_leak and bool(profile[low + third : high - third].any())
+                seen.leaks = seen.leaks or (kind == "other" and spread)
+    (seen.nan if kind == "nan" else seen.edges).extend(found)
+    return found
 
-    # -- draws ------------------------------------------------------------------------------------------
 
-    def changes(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Array]:
-        """Return the differences that replacing all but ``keep`` makes, one array per result."""
-        crops, before = self.bases[base]
-        after = self.box(self.inputs.mixed(crops, self.inputs.other(kind), keep))
-        self.draws += kind != "nan"
-        self.amplitude = max(
-            self.amplitude, {"high": AMPLITUDE, "low": AMPLITUDE, "huge": HUGE / 2}.get(kind, 1)
-        )
-        changes = []
-        for a, b, r in zip(before, after, self.results, strict=True):
-            if b.shape != r.shape:
-                raise ContractError(f"the function returned shapes {r.shape} and {b.shape} for equal crops.")
-            changes.append(difference(a, b))
-        self.shares = [share(c, a, b) for c, a, b in zip(changes, before, after, strict=True)]
-        return changes
+def _note_response(experiment: Experiment, change: Change, limit: float, axis: int, kept: Array) -> None:
+    """Record how many results changed at the samples that were replaced."""
+    scale = change.shape.scale[axis]
+    place = np.arange(change.amount.shape[axis]) * scale.denominator // scale.numerator
+    part = change.amount.take(np.flatnonzero(~kept[place.clip(0, len(kept) - 1)]), axis)
+    if part.size:
+        experiment.seen.response = max(experiment.seen.response, float((part > limit).mean()))
 
-    def taken(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Array] | None:
-        """Return `changes`, or None where values beyond the range are refused."""
-        try:
-            return self.changes(base, kind, keep)
-        except ContractError:
-            raise
-        except Exception as error:
-            if kind not in EXTREME:
-                raise
-            self.note(f"{kind} values were refused ({type(error).__name__}); less was tried")
-            return None
 
-    def stirred(self, kind: Kind, number: int, axis: int, start: int, stop: int) -> bool:
-        """Return whether most results from ``start`` to ``stop`` changed, each by its own measure.
+def _frame(experiment: Experiment, axis: int) -> bool:
+    """Replace both ends of the crop; return whether a result in the middle is unchanged."""
+    spans = _middle(experiment, axis)
+    if experiment.tolerance is None and "huge" in experiment.kinds:
+        # A transform that spreads rounding spreads NaN too.
+        experiment.seen.may_leak = not _observe(experiment, axis, 0, "nan", spans)
+    first = [_observe(experiment, axis, 0, kind, spans) for kind in experiment.kinds[:2]]
+    return None not in first
 
-        A probability of 1e-6 that becomes 2e-6 is nothing beside one of 1, and still is an answer. Not asked
-        of inputs beyond the range: rounding that a transform spreads grows with them.
-        """
-        if self.noise or self.tolerance is not None or kind in EXTREME:
+
+def _middle(experiment: Experiment, axis: int, multiple: int | None = None) -> tuple[Span, ...]:
+    """Return one gap in the middle of the crop, its walls an eighth of it or a bit more."""
+    n = experiment.crops.crop[axis]
+    m = 2 ** max(0, int(math.log2(max(1, n // 8)))) if multiple is None else multiple
+    wall = max(n // 8, max(r.lost[axis] for r in experiment.results) + 1)
+    return gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2)))
+
+
+def _refine(experiment: Experiment, axis: int, multiple: int = 1, *, aligned: bool = True) -> bool:
+    """Look at many gaps per call until nothing new is seen; return False where all of one changed."""
+    seen, kinds, rng = experiment.seen, experiment.kinds, experiment.inputs.rng
+    quiet, number = 0, len(kinds)
+    while quiet < QUIET and number < len(kinds) + DRAWS:
+        # Begins with the perturbations that the frame has not seen.
+        kind = kinds[(number + 2) % len(kinds)]
+        base = len(experiment.bases) - 1 - number % 2
+        before = [seen.reach(axis, side) for side in (0, 1)]
+        spans = _gaps(experiment, axis, multiple)
+        if not aligned:
+            # One sample off the grid shows most; the others in turn.
+            off = [1 if (k + number) % 2 else int(rng.integers(multiple)) for k in range(len(spans))]
+            spans = tuple((a + r, b - r) for (a, b), r in zip(spans, off, strict=True))
+        found = _observe(experiment, axis, base, kind, spans)
+        if found is None:
+            # The gaps may have been too short: the one in the middle is longest.
+            found = _observe(experiment, axis, base, kind, _middle(experiment, axis, multiple))
+        if found is None:
             return False
-        part = self.results[number].flat(self.shares[number]).take(range(start, stop), axis)
-        return bool(part.size) and float(np.median(part)) > STIRRED
+        quiet = quiet + 1 if before == [seen.reach(axis, side) for side in (0, 1)] else 0
+        number += 1
+    return True
 
-    def limit(self, number: int, base: int = 0, leak: int = 1) -> float:
-        """Return the largest change of a result that counts as none."""
-        result, dtype = self.bases[base][1][number], self.results[number].dtype
-        size = size_of(result)
-        if self.tolerance is not None:
-            return max(self.tolerance, 4 * self.noise) * size
-        if dtype.kind not in "fc":
-            return 4 * self.noise * size
-        return max(leak * self._leak(dtype), 4 * self.noise) * size
 
-    def limit_for(self, kind: Kind, number: int, base: int, flat: Array) -> float:
-        """Return the limit for changes ``flat`` that a perturbation of ``kind`` made."""
-        if kind == "nan":
-            return 1e300
-        limit = self.limit(number, base)
-        if not self.leaks or self.results[number].dtype.kind not in "fc" or self.tolerance is not None:
-            return limit
-        finite = flat[np.isfinite(flat)]
-        return max(limit, self._leak(self.results[number].dtype) * float(finite.max(initial=0.0)))
+def _gaps(experiment: Experiment, axis: int, multiple: int) -> tuple[Span, ...]:
+    """Return gaps with room for the reach that was seen and half as much again."""
+    n = experiment.crops.crop[axis]
+    lost = max(r.lost[axis] for r in experiment.results)
+    known = sum(max(0, experiment.seen.reach(axis, side)) for side in (0, 1)) + lost
+    wall = max(multiple, min(known // 2 + 1, 8), lost + 1)
+    more = 2 * multiple + (8 if multiple == 1 else 2 * multiple)
+    spans = gaps_along(n, known + known // 2 + more, wall, multiple)
+    return spans if spans[0][1] - spans[0][0] > known + 2 else _middle(experiment, axis, multiple)
 
-    def _leak(self, dtype: np.dtype[Any]) -> float:
-        # A double result of a function of floats may have been computed in floats.
-        kinds = [dtype, *(t for t in self.crops.dtypes if t.kind in "fc")]
-        eps = max(float(np.finfo(t).eps) for t in kinds)
-        return eps * (LEAK_COARSE if eps > 1e-5 else LEAK)
 
-    def observe(self, axis: int, base: int, kind: Kind, spans: Sequence[Span]) -> list[Edge] | None:
-        """Replace all between ``spans`` along ``axis``; None where nothing in one of them stayed."""
-        keep = [np.ones(n, bool) for n in self.crops.crop]
-        keep[axis][:] = False
-        for a, b in spans:
-            keep[axis][a:b] = True
-        changes = self.taken(base, kind, keep)
-        if changes is None:
-            return []
-        found: list[Edge] = []
-        some = self.inputs.rng.permutation(len(spans))[:MOST]
-        looked = [spans[int(k)] for k in np.sort(some)]
-        for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
-            flat = r.flat(change)
-            self._note_response(flat, limit := self.limit_for(kind, number, base, flat), axis, keep[axis], r)
-            profile = flat.max(axis=tuple(k for k in range(flat.ndim) if k != axis))
-            for gap in looked:
-                seen = edges_along(profile, limit, r, axis, gap)
-                low, high = r.span(axis, *gap)
-                third = (high - low) // 3
-                if seen is None or self.stirred(kind, number, axis, low + third, high - third):
-                    return None
-                self.places += 1
-                found += seen[0]
-                if kind in ("other", "ends"):
-                    self.rounding = max(self.rounding, seen[1] / size_of(self.bases[base][1][number]))
-                    spread = self.may_leak and bool(profile[low + third : high - third].any())
-                    self.leaks = self.leaks or (kind == "other" and spread)
-        (self.nan if kind == "nan" else self.edges).extend(found)
-        return found
+# -- slabs -------------------------------------------------------------------------------------------
 
-    def _note_response(self, flat: Array, limit: float, axis: int, kept: Array, r: ResultShape) -> None:
-        """Note how many of the results changed that stand where inputs were replaced."""
-        scale = r.scale[axis]
-        stands = (np.arange(flat.shape[axis]) * scale.denominator // scale.numerator).clip(0, len(kept) - 1)
-        part = flat.take(np.flatnonzero(~kept[stands]), axis)
-        if part.size:
-            self.response = max(self.response, float((part > limit).mean()))
 
-    def frame(self, axis: int) -> bool:
-        """Replace both ends of the crop; return whether something in the middle stays."""
-        spans = self._frame(axis)
-        if self.tolerance is None and "huge" in self.kinds:
-            # A transform that spreads rounding spreads NaN too.
-            self.may_leak = not self.observe(axis, 0, "nan", spans)
-        first = [self.observe(axis, 0, kind, spans) for kind in self.kinds[:2]]
-        return None not in first
+def _slabs(experiment: Experiment, axis: int, multiple: int = 1) -> None:
+    """Replace one end of the crop at a time; note why, where no exact overlap follows."""
+    seen, n = experiment.seen, experiment.crops.crop[axis]
+    if multiple == 1:
+        seen.edges = [e for e in seen.edges if e.axis != axis]
+    wall = -(-max(1, n // 8) // multiple) * multiple
+    for side in (0, 1):
+        for kind in experiment.kinds:
+            full = _fills(experiment, axis, side, wall, kind)
+            if full is None:
+                continue
+            # A result that nearly fills the crop may be one that is silent at its end.
+            reach = seen.reach(axis, side)
+            near = not full and reach > NEARLY * (n - wall) and kind == experiment.kinds[0]
+            why = _why_open(experiment, axis, kind, reach if near else None) if near or full else None
+            if why is not None:
+                seen.bounded = False
+                seen.note(why, axis)
+                return
 
-    def _frame(self, axis: int, multiple: int | None = None) -> tuple[Span, ...]:
-        """Return one gap in the middle of the crop, its walls an eighth of it or a bit more."""
-        n = self.crops.crop[axis]
-        m = 2 ** max(0, int(math.log2(max(1, n // 8)))) if multiple is None else multiple
-        wall = max(n // 8, max(r.lost[axis] for r in self.results) + 1)
-        return gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2)))
 
-    def note(self, text: str, axis: int | None = None) -> None:
-        """Add a note, once; what holds for several axes is said of all of them."""
-        axes = self.notes.setdefault(text, [])
-        if axis is not None and axis not in axes:
-            axes.append(axis)
+def _fills(experiment: Experiment, axis: int, side: int, wall: int, kind: Kind) -> bool | None:
+    """Replace one end; return whether results changed up to the opposite end, None where that was refused."""
+    n = experiment.crops.crop[axis]
+    replaced, at = ((0, wall), wall) if side == 0 else ((n - wall, n), n - wall)
+    far = (n - n // 8, n) if side == 0 else (0, n // 8)
+    keep = experiment.crops.kept(axis, *replaced)
+    changes = experiment.taken(0, kind, keep)
+    if changes is None:
+        return None
+    full = False
+    for change in changes:
+        limit = experiment.limit_of(change)
+        _note_response(experiment, change, limit, axis, keep[axis])
+        edge, end = deepest(change.amount > limit, change.shape, axis, side, at)
+        full = full or end or experiment.stirred(change, axis, *change.shape.span(axis, *far))
+        if edge is not None:
+            experiment.seen.edges.append(edge)
+    return full
 
-    # -- 4. slabs ---------------------------------------------------------------------------------------
 
-    def slabs(self, axis: int, multiple: int = 1) -> None:
-        """Replace one end of the crop at a time; what changes at the other end depends on all of it."""
-        if multiple == 1:
-            self.edges = [e for e in self.edges if e.axis != axis]
-        n = self.crops.crop[axis]
-        wall = -(-max(1, n // 8) // multiple) * multiple
-        for side in (0, 1):
-            at = wall if side == 0 else n - wall
-            for kind in self.kinds:
-                changes = self.taken(0, kind, self.kept(axis, side, at))
-                if changes is None:
-                    continue
-                ends = []
-                for number, (change, r) in enumerate(zip(changes, self.results, strict=True)):
-                    flat = r.flat(change)
-                    limit = self.limit_for(kind, number, 0, flat)
-                    self._note_response(flat, limit, axis, self.kept(axis, side, at)[axis], r)
-                    changed = flat > limit
-                    edge, end = deepest(changed, r, axis, side, at)
-                    far = (n - n // 8, n) if side == 0 else (0, n // 8)
-                    ends.append(end or self.stirred(kind, number, axis, *r.span(axis, *far)))
-                    if edge is not None:
-                        self.edges.append(edge)
-                # A result that nearly fills the crop may be one that is silent at its end.
-                reach = self.reach(axis, side)
-                near = not any(ends) and reach > NEARLY * (n - wall) and kind == self.kinds[0]
-                why = why_open(self, axis, kind, reach if near else None) if near or any(ends) else None
-                if why is not None:
-                    self.bounded = False
-                    self.note(why, axis)
-                    return
+def _why_open(experiment: Experiment, axis: int, kind: Kind, reach: int | None) -> str | None:
+    """Return why a response that fills the crop, or nearly, gives no exact overlap, by a longer crop.
 
-    def kept(self, axis: int, side: int, at: int) -> list[Array]:
-        """Return per axis which samples are kept where those beyond ``at`` are replaced."""
-        keep = [np.ones(m, bool) for m in self.crops.crop]
-        keep[axis][slice(0, at) if side == 0 else slice(at, None)] = False
-        return keep
+    The text has "{axis}" for the axes of which it is true.
 
-    # -- 3. refine --------------------------------------------------------------------------------------
+    Parameters
+    ----------
+    reach : int or None
+        Samples that the response reached where it stopped short of the crop's end. None is returned where it
+        reaches no farther in the longer crop.
+    """
+    n = experiment.crops.crop[axis]
+    short = f"on {{axis}} the response reaches the border of the crop of {n}"
+    longer = Experiment(experiment.box, experiment.inputs.longer(axis), experiment.tolerance)
+    at = max(1, n // 8)
+    try:
+        longer.look()
+        changes = longer.changes(0, kind, longer.crops.kept(axis, 0, at))
+    except Exception as error:
+        return f"{short}, and a longer one was refused ({type(error).__name__}): unbounded, or too large"
+    finally:
+        experiment.seen.draws += longer.seen.draws
+    ratio, farthest = 0.0, 0
+    for change in changes:
+        edge, end = deepest(change.amount > longer.limit_of(change), change.shape, axis, 0, at)
+        farthest = max(farthest, 0 if edge is None else edge.reach)
+        if end or longer.stirred(change, axis, *change.shape.span(axis, 2 * n - n // 4, 2 * n)):
+            ratio = max(ratio, _persistence(change, axis))
+    if reach is not None and not ratio and farthest <= GROWTH * reach:
+        return None
+    if not ratio and reach is None:
+        return f"{short}: give a larger crop, more than {2 * farthest} (it reaches {farthest} samples)"
+    if 0 < ratio < PLATEAU:
+        return f"{short} and of {2 * n}, ever weaker: give a larger crop or a tolerance"
+    return (
+        f"the response is global on {{axis}}: a crop of {2 * n} does not hold it either, nor is it "
+        "weaker at the far end (normalisation, squeeze-excite, labelling)"
+    )
 
-    def reach(self, axis: int, side: int) -> int:
-        """Return the largest reach seen so far."""
-        found = largest(self.edges, axis, side)
-        return 0 if found is None else found
 
-    def nan_reach(self, axis: int, side: int) -> int:
-        """Return the largest reach of NaN, 0 where it is not passed on."""
-        found = largest(self.nan, axis, side)
-        return 0 if found is None else found
-
-    def refine(self, axis: int, multiple: int = 1, *, aligned: bool = True) -> bool:
-        """Look at many gaps per call until nothing new is seen; False where nothing stays unchanged."""
-        quiet, number, kinds = 0, len(self.kinds), self.kinds
-        while quiet < QUIET and number < len(kinds) + DRAWS:
-            # Begins with the perturbations that the frame has not seen.
-            kind = kinds[(number + 2) % len(kinds)]
-            base = len(self.bases) - 1 - number % 2
-            before = [self.reach(axis, side) for side in (0, 1)]
-            spans = self._gaps(axis, multiple)
-            if not aligned:
-                # One sample off the grid shows most; the others in turn.
-                off = [
-                    1 if (k + number) % 2 else int(self.inputs.rng.integers(multiple))
-                    for k in range(len(spans))
-                ]
-                spans = tuple((a + r, b - r) for (a, b), r in zip(spans, off, strict=True))
-            seen = self.observe(axis, base, kind, spans)
-            if seen is None and self.observe(axis, base, kind, self._frame(axis, multiple)) is None:
-                return False
-            grown = [self.reach(axis, side) for side in (0, 1)] != before
-            quiet = 0 if grown else quiet + 1
-            number += 1
-        return True
-
-    def _gaps(self, axis: int, multiple: int) -> tuple[Span, ...]:
-        """Return gaps with room for what was seen and half as much again."""
-        n = self.crops.crop[axis]
-        lost = max(r.lost[axis] for r in self.results)
-        seen = max(0, self.reach(axis, 0)) + max(0, self.reach(axis, 1)) + lost
-        wall = max(multiple, min(seen // 2 + 1, 8), lost + 1)
-        spans = gaps_along(
-            n, seen + seen // 2 + 2 * multiple + (8 if multiple == 1 else 2 * multiple), wall, multiple
-        )
-        return spans if spans[0][1] - spans[0][0] > seen + 2 else self._frame(axis, multiple)
+def _persistence(change: Change, axis: int) -> float:
+    """Return the mean change in the last quarter of a result over that in the second quarter."""
+    profile = change.amount.mean(axis=others(change.amount, axis))
+    quarter = len(profile) // 4
+    if not quarter:
+        return 1.0  # a result for all of the crop
+    return float(profile[-quarter:].mean()) / max(float(profile[quarter : 2 * quarter].mean()), 1e-300)

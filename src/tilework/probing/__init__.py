@@ -1,1 +1,1 @@
-"""What a function needs to see, found out by calling it."""
+"""What a function needs to see, found by calling it."""

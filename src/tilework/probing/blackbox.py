@@ -1,4 +1,4 @@
-"""The function under test: its inputs, its calls, where its results lie and how two of them differ."""
+"""The function under test: what it is given, its calls, and how two of its results differ."""
 
 from __future__ import annotations
 
@@ -13,22 +13,19 @@ import numpy as np
 
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
-from tilework.function.output import Output, Outputs, placements
+from tilework.function.output import Output, Outputs
 
 __all__ = [
     "AMPLITUDE",
     "HUGE",
+    "Base",
     "BlackBox",
     "Crops",
     "Inputs",
     "Kind",
     "ResultShape",
     "difference",
-    "fits",
-    "likeliest",
-    "lost_samples",
     "others",
-    "result_axes",
     "share",
     "size_of",
     "value_range",
@@ -36,12 +33,10 @@ __all__ = [
 
 Array = np.ndarray[Any, Any]
 Lengths = tuple[int, ...]
-Fit = tuple[Fraction, int]
-"""Scale of a result along one axis, and the image samples that it loses there."""
 Base = Literal["noise", "smooth", "real"]
 """What an unperturbed crop holds."""
 Kind = Literal["other", "ends", "high", "low", "huge", "nan"]
-"""What replaces samples: others of the range, its two ends, more, less, much of either sign, NaN."""
+"""What replaces samples: values of the range, its two ends, above it, below it, far on both sides, NaN."""
 NOTE = (
     "called by probe on crops of random samples; give values=(low, high) or array= for inputs that it accepts"
 )
@@ -77,6 +72,7 @@ class BlackBox:
     batched: bool = False
     """Whether the function takes batches."""
     calls: int = 0
+    """Calls so far."""
     keys: list[Any] = field(default_factory=list)
     """Names or numbers of the results, known after the first call; one None for a single array."""
 
@@ -158,88 +154,17 @@ class ResultShape:
         return min(max(low, 0), n), min(max(high, 0), n)
 
 
-def result_axes(shape: Lengths, crop: Lengths, crop_shape: Lengths, crop_axes: Lengths) -> Lengths:
-    """Return where the tiled axes most likely are in a result of ``shape``.
-
-    Raises
-    ------
-    ContractError
-        When the result has fewer axes than are tiled.
-    """
-    if len(shape) == len(crop_shape):
-        return crop_axes
-    if len(shape) < len(crop):
-        raise ContractError(
-            f"the function maps a crop of shape {crop_shape} to shape {shape}, which has no place for "
-            f"{len(crop)} tiled axes."
-        )
-    same = placements(shape, crop)
-    if same:
-        return same[-1]
-    # Channels come first or last: take the axes that all shrink or grow alike, else the last ones.
-    for start in range(len(shape) - len(crop), -1, -1):
-        own = shape[start : start + len(crop)]
-        if len({Fraction(a, b) for a, b in zip(own, crop, strict=True)}) == 1:
-            return tuple(range(start, start + len(crop)))
-    return tuple(range(len(shape) - len(crop), len(shape)))
-
-
-# The simplest first.
-SCALES = sorted(
-    {Fraction(a, b) for a in range(1, 9) for b in range(1, 65)},
-    key=lambda s: (s.numerator * s.denominator, s),
-)
-
-
-def fits(n: int, length: int, name: str) -> list[Fit]:
-    """Return every scale, with its margin, that maps ``n`` samples to ``length``; the simplest first.
-
-    Parameters
-    ----------
-    name : str
-        Of the axis, for messages.
-
-    Raises
-    ------
-    TilingError
-        When there is none.
-    """
-    found = [(scale, lost) for scale in SCALES if (lost := lost_samples(n, length, scale)) is not None]
-    if not found:
-        raise TilingError(
-            f"the function maps {n} samples on axis {name} to {length}: no scale times crop less margin "
-            "gives that. Crop its result inside the function."
-        )
-    return found
-
-
-def lost_samples(n: int, length: int, scale: Fraction) -> int | None:
-    """Return of ``n`` image samples those without a result; None where that is no whole number."""
-    lost = 0 if math.ceil(n * scale) == length else n - length / scale
-    return int(lost) if lost >= 0 and lost == int(lost) else None
-
-
-def likeliest(found: Sequence[Fit], n: int, slope: float) -> Fit:
-    """Return the fit whose scale is closest to ``slope``, the simplest of those that are close enough.
-
-    Parameters
-    ----------
-    slope : float
-        How far a response moves per image sample, to within a result sample in ``n / 4``.
-    """
-    near = [f for f in found if abs(float(f[0]) - slope) <= max(slope / 10, 4 / n)]
-    # Networks scale by 2 or 1/16, and have no margin that makes up for another number.
-    plain = [f for f in near if not f[1] and 1 in (f[0].numerator, f[0].denominator)]
-    return next(iter(plain or near), min(found, key=lambda f: abs(float(f[0]) - slope)))
+def _wide(a: Array) -> Array:
+    """Return ``a`` in double precision at least."""
+    return a.astype(np.result_type(a.dtype, np.float64))
 
 
 def difference(a: Array, b: Array) -> Array:
     """Return ``|a - b|`` as float64; inf where only one is NaN, 0 where both are equal or NaN."""
     if a.dtype.kind in "bmM":
         return np.asarray(a != b, np.float64)
-    wide = np.result_type(a.dtype, np.float64)
     with np.errstate(all="ignore"):
-        gap: Array = np.abs(a.astype(wide) - b.astype(wide))
+        gap: Array = np.abs(_wide(a) - _wide(b))
         if a.dtype.kind not in "fc":
             return np.asarray(np.where(a == b, 0.0, np.maximum(gap, 1.0)))
         same = (a == b) | (np.isnan(a) & np.isnan(b))
@@ -247,12 +172,11 @@ def difference(a: Array, b: Array) -> Array:
 
 
 def share(change: Array, a: Array, b: Array) -> Array:
-    """Return ``change`` as a share of the larger of ``a`` and ``b``, sample by sample; 0 where it is 0."""
+    """Return ``change`` as a share of the larger of ``a`` and ``b``, sample by sample; at most 1."""
     if a.dtype.kind in "bmM":
         return change
-    wide = np.result_type(a.dtype, np.float64)
     with np.errstate(all="ignore"):
-        sizes = np.maximum(np.abs(a.astype(wide)), np.abs(b.astype(wide)))
+        sizes = np.maximum(np.abs(_wide(a)), np.abs(_wide(b)))
         return np.asarray(np.where(change > 0, np.minimum(change / np.maximum(sizes, 1e-300), 1.0), 0.0))
 
 
@@ -261,7 +185,7 @@ def size_of(result: Array) -> float:
     if result.dtype.kind in "bmM" or not result.size:
         return 1.0
     with np.errstate(all="ignore"):
-        sizes = np.abs(result.astype(np.result_type(result.dtype, np.float64)))
+        sizes = np.abs(_wide(result))
     return float(np.where(np.isfinite(sizes), sizes, 0).max()) or 1.0
 
 
@@ -305,15 +229,12 @@ class Inputs:
             samples.append(mirrored)
         return replace(self, crops=replace(self.crops, crop=crop, shapes=tuple(shapes)), samples=samples)
 
-    def first(self) -> list[Array]:
-        """Return one crop per source: real ones if there are any, else noise."""
-        return self.base("real" if any(s is not None for s in self.samples) else "noise")
-
     def base(self, kind: Base) -> list[Array]:
         """Return one crop per source: noise, smooth blobs, or the real one (noise where there is none)."""
         return [self._base(k, kind) for k in range(len(self.crops.shapes))]
 
     def _base(self, k: int, kind: Base) -> Array:
+        """Return such a crop of source ``k``."""
         sample = self.samples[k]
         if kind == "real" and sample is not None:
             return np.array(sample)
@@ -382,8 +303,10 @@ class Inputs:
         return [np.roll(a, tuple(shift), tiled) for a, tiled in zip(base, self.crops.tiled, strict=True)]
 
 
-def value_range(dtype: np.dtype[Any], values: Any, sample: Array | None) -> tuple[float, float]:
-    """Return the lowest and highest value of inputs: as given, of the sample, or usual for the dtype.
+def value_range(
+    dtype: np.dtype[Any], values: tuple[float, float] | None, sample: Array | None
+) -> tuple[float, float]:
+    """Return the lowest and the highest input: as given, those of the sample, or usual ones for the dtype.
 
     Raises
     ------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from tilework.errors import ContractError
+from tilework.errors import ContractError, TilingError
+from tilework.function.output import placements
 from tilework.probing.blackbox import (
     AMPLITUDE,
     HUGE,
@@ -17,16 +19,11 @@ from tilework.probing.blackbox import (
     Base,
     BlackBox,
     Crops,
-    Fit,
     Inputs,
     Kind,
     ResultShape,
     difference,
-    fits,
-    likeliest,
-    lost_samples,
     others,
-    result_axes,
     share,
     size_of,
 )
@@ -37,10 +34,19 @@ __all__ = ["Change", "Experiment", "Findings"]
 # Rounding that counts as no change, in units of the last place: transforms (FFT, Winograd) leak that much
 # into samples that do not depend on the input. Coarse types come without such transforms.
 LEAK, LEAK_COARSE = 64, 4
+# Scales of results, the simplest first.
+SCALES = sorted(
+    {Fraction(a, b) for a in range(1, 9) for b in range(1, 65)},
+    key=lambda s: (s.numerator * s.denominator, s),
+)
 # Median change of results, as a share of each of them, above which they count as changed.
 STIRRED = 1e-4
 # Values beyond the range, which a function may refuse. Rounding that a transform spreads grows with them.
 EXTREME = ("high", "low", "huge", "nan")
+
+Lengths = tuple[int, ...]
+Fit = tuple[Fraction, int]
+"""Scale of a result along one axis, and the image samples of the crop that it loses there."""
 
 
 @dataclass(slots=True)
@@ -53,7 +59,7 @@ class Findings:
     """The same for NaN."""
     borders: list[Edge] = field(default_factory=list)
     """How far the border of a crop reaches into its results."""
-    multiple: tuple[int, ...] = ()
+    multiple: Lengths = ()
     """Samples by which the function commutes with translation, per tiled axis."""
     commutes: bool = False
     """Whether such a translation was found on every axis."""
@@ -102,7 +108,7 @@ class Change:
     """Of the unperturbed crop."""
     kind: Kind
     """Of the values that replaced others."""
-    shape: ResultShape
+    result: ResultShape
     """Where the result lies."""
     amount: Array
     """Absolute difference, the largest over the untiled axes; tiled axes in their order."""
@@ -148,19 +154,18 @@ class Experiment:
 
     def look(self) -> None:
         """Call the function twice on one crop; find where its results lie and whether they repeat."""
-        crops = self.inputs.first()
+        crops = self.inputs.base("real")
         first = self.box(crops)
         self.bases.append((crops, first))
         for a, b in zip(first, self.box(crops), strict=True):
             gap = difference(a, b)
             if gap.any():
                 self.seen.noise = max(self.seen.noise, float(gap.max()) / size_of(a))
-        crop, shape, tiled = self.crops.crop, self.crops.shapes[0], self.crops.tiled[0]
-        ones, none = (Fraction(1),) * len(crop), (0,) * len(crop)
-        for result in first:
-            axes = result_axes(result.shape, crop, shape, tiled)
-            self.results.append(ResultShape(result.shape, result.dtype, axes, scale=ones, lost=none))
-        columns = [self._fits(d) for d in range(len(crop))]
+        crop, ones = self.crops.crop, (Fraction(1),) * len(self.crops.crop)
+        for a in first:
+            axes = _result_axes(a.shape, crop, self.crops.shapes[0], self.crops.tiled[0])
+            self.results.append(ResultShape(a.shape, a.dtype, axes, scale=ones, lost=(0,) * len(crop)))
+        columns = [self._along(d) for d in range(len(crop))]
         for name, column in zip(self.crops.names, columns, strict=True):
             lost = tuple(fit[1] for fit in column)
             if len(set(lost)) > 1:
@@ -172,30 +177,30 @@ class Experiment:
             scale, lost = tuple(fit[0] for fit in row), tuple(fit[1] for fit in row)
             self.results[number] = replace(self.results[number], scale=scale, lost=lost)
 
-    def _fits(self, d: int) -> list[Fit]:
+    def _along(self, d: int) -> list[Fit]:
         """Return scale and lost samples per result along one axis.
 
-        A crop of twice the length tells them apart; where it is refused, how far the response moves.
+        They are told apart by a crop of twice the length, else by how far the response moves.
         """
         n, lengths = self.crops.crop[d], [r.lengths()[d] for r in self.results]
         if all(a == n for a in lengths):
             return [(Fraction(1), 0)] * len(lengths)
         doubled = self._lengths_of_longer(d)
-        found = [fits(n, a, self.crops.names[d]) for a in lengths]
+        found = [_fits(n, a, self.crops.names[d]) for a in lengths]
         if doubled is not None:
             agree = [
-                [fit for fit in own if lost_samples(2 * n, b, fit[0]) == fit[1]]
+                [fit for fit in own if _lost_samples(2 * n, b, fit[0]) == fit[1]]
                 for own, b in zip(found, doubled, strict=True)
             ]
             if all(agree):
                 return [own[0] for own in agree]
-        return [likeliest(own, n, slope) for own, slope in zip(found, self._slopes(d), strict=True)]
+        return [_likeliest(own, n, slope) for own, slope in zip(found, self._slopes(d), strict=True)]
 
     def _lengths_of_longer(self, d: int) -> list[int] | None:
         """Return per result its samples along axis ``d`` for a crop of twice the length, None if refused."""
         inputs = self.inputs.longer(d)
         try:
-            found = self.box(inputs.first())
+            found = self.box(inputs.base("real"))
             return [b.shape[r.axes[d]] for b, r in zip(found, self.results, strict=True)]
         except Exception:
             return None
@@ -220,13 +225,7 @@ class Experiment:
     # -- perturbed crops --------------------------------------------------------------------------------
 
     def changes(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Change]:
-        """Return what replacing all but ``keep`` changes, per result.
-
-        Parameters
-        ----------
-        keep : sequence of 1-D bool arrays
-            Per tiled axis, one bool per sample.
-        """
+        """Return what changes in each result when all but ``keep`` (see `Inputs.mixed`) is replaced."""
         crops, before = self.bases[base]
         after = self.box(self.inputs.mixed(crops, self.inputs.other(kind), keep))
         self.seen.draws += kind != "nan"
@@ -249,7 +248,7 @@ class Experiment:
         except Exception as error:
             if kind not in EXTREME:
                 raise
-            self.seen.note(f"{kind} values were refused ({type(error).__name__}); less was tried")
+            self.seen.note(f"{kind} values were refused ({type(error).__name__}); others were tried")
             return None
 
     # -- what counts as a change ------------------------------------------------------------------------
@@ -268,7 +267,7 @@ class Experiment:
         """Return the largest difference in ``change`` that counts as none."""
         if change.kind == "nan":
             return 1e300
-        limit, dtype = self.limit(change.number, change.base), change.shape.dtype
+        limit, dtype = self.limit(change.number, change.base), change.result.dtype
         if not self.seen.leaks or dtype.kind not in "fc" or self.tolerance is not None:
             return limit
         finite = change.amount[np.isfinite(change.amount)]
@@ -284,8 +283,8 @@ class Experiment:
     def stirred(self, change: Change, axis: int, start: int, stop: int) -> bool:
         """Return whether most results from ``start`` to ``stop`` changed, each as a share of itself.
 
-        A probability of 1e-6 that becomes 2e-6 is small beside a 1, and has changed. Always False for values
-        beyond the range: rounding that a transform spreads grows with them.
+        A probability of 1e-6 that becomes 2e-6 has changed, though by little next to 1. Always False for
+        values beyond the range.
         """
         if self.seen.noise or self.tolerance is not None or change.kind in EXTREME:
             return False
@@ -298,3 +297,48 @@ def _centre(amount: Array, d: int) -> float:
     profile = np.minimum(amount, 1e300).sum(axis=others(amount, d))
     total = profile.sum()
     return float((profile * np.arange(len(profile))).sum() / total) if total else (len(profile) - 1) / 2
+
+
+def _result_axes(shape: Lengths, crop: Lengths, crop_shape: Lengths, crop_axes: Lengths) -> Lengths:
+    """Return where the tiled axes most likely are in a result of ``shape``."""
+    if len(shape) == len(crop_shape):
+        return crop_axes
+    if len(shape) < len(crop):
+        raise ContractError(
+            f"the function maps a crop of shape {crop_shape} to shape {shape}, which has no place for "
+            f"{len(crop)} tiled axes."
+        )
+    same = placements(shape, crop)
+    if same:
+        return same[-1]
+    # Channels come first or last: take the axes that all shrink or grow alike, else the last ones.
+    for start in range(len(shape) - len(crop), -1, -1):
+        own = shape[start : start + len(crop)]
+        if len({Fraction(a, b) for a, b in zip(own, crop, strict=True)}) == 1:
+            return tuple(range(start, start + len(crop)))
+    return tuple(range(len(shape) - len(crop), len(shape)))
+
+
+def _fits(n: int, length: int, name: str) -> list[Fit]:
+    """Return the scales, with lost samples, that map ``n`` samples to ``length``; the simplest first."""
+    found = [(scale, lost) for scale in SCALES if (lost := _lost_samples(n, length, scale)) is not None]
+    if not found:
+        raise TilingError(
+            f"the function maps {n} samples on axis {name} to {length}: no scale times crop less margin "
+            "gives that. Crop its result inside the function."
+        )
+    return found
+
+
+def _lost_samples(n: int, length: int, scale: Fraction) -> int | None:
+    """Return of ``n`` image samples those without a result; None where that is no whole number."""
+    lost = 0 if math.ceil(n * scale) == length else n - length / scale
+    return int(lost) if lost >= 0 and lost == int(lost) else None
+
+
+def _likeliest(found: Sequence[Fit], n: int, slope: float) -> Fit:
+    """Return the simplest fit whose scale is about ``slope``, known to a result sample in ``n / 4``."""
+    near = [f for f in found if abs(float(f[0]) - slope) <= max(slope / 10, 4 / n)]
+    # Networks scale by 2 or 1/16, and have no margin that makes up for another number.
+    plain = [f for f in near if not f[1] and 1 in (f[0].numerator, f[0].denominator)]
+    return next(iter(plain or near), min(found, key=lambda f: abs(float(f[0]) - slope)))

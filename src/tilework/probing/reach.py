@@ -1,7 +1,7 @@
 """How far results depend on inputs, read off the results that changed when inputs in walls were replaced.
 
-Along one axis inputs are kept in gaps and replaced in the walls between them. From both ends of a gap inward,
-results change as far as the function reaches::
+Along one axis inputs are kept in gaps and replaced in the walls between them. Inside a gap, results change as
+far from its ends as the function reaches::
 
     inputs     ####|........gap.........|####      # replaced   . kept
     results    xxxxxxx|...unchanged..|xxxxxxxx     x changed
@@ -33,7 +33,7 @@ class Edge:
     """How far one wall reached into one gap, in one call."""
 
     axis: int
-    """Tiled axis across which the wall lies."""
+    """Tiled axis along which gaps and walls alternate."""
     side: int
     """0: from the wall before the gap; 1: from the wall after it."""
     at: int

@@ -1,4 +1,4 @@
-"""What probing a function found, and how sure that is."""
+"""What probing a function found, with its evidence."""
 
 from __future__ import annotations
 
@@ -91,20 +91,21 @@ class ProbeReport:
         return tuple(max(0, *(max(a, b) - m for a, b, m in zip(*axis, strict=True))) for axis in columns)
 
     def __str__(self) -> str:
+        unknown = ["-"] * len(self.crop)
         rows: list[tuple[str, Sequence[object]]] = [
             ("axis", self.names),
             ("crop", self.crop),
             ("overlap", self.overlap),
-            ("before", [a for a, _ in self.sides] if self.bounded else ["-"] * len(self.crop)),
-            ("after", [b for _, b in self.sides] if self.bounded else ["-"] * len(self.crop)),
-            ("multiple", self.multiple if self.commutes else ["-"] * len(self.crop)),
+            ("before", [a for a, _ in self.sides] if self.bounded else unknown),
+            ("after", [b for _, b in self.sides] if self.bounded else unknown),
+            ("multiple", self.multiple if self.commutes else unknown),
             ("scale", self.scale),
         ]
         if self.bounded and self.borders != self.sides:
             rows.insert(5, ("border", [f"{a}, {b}" for a, b in self.borders]))
         if any(map(any, self.margin)):
             rows.append(("margin", [f"{a}+{b}" for a, b in self.margin]))
-        sure = (
+        evidence = (
             f"{self.calls} calls, {self.draws} draws, {self.positions} places, amplitude "
             f"{self.amplitude:g} ranges, tolerance {self.tolerance:.0e}{self._nan()}"
         )
@@ -113,7 +114,7 @@ class ProbeReport:
             [
                 *((name, " ".join(f"{v!s:>{width}}" for v in values)) for name, values in rows),
                 ("verdict", self.verdict),
-                ("sure?", sure),
+                ("evidence", evidence),
                 *(("note", note) for note in self.notes),
             ]
         )
@@ -140,14 +141,11 @@ class ProbeReport:
         return "no overlap is exact, blend" + repeats
 
     def _nan(self) -> str:
-        """Return how far NaN reaches, for the row on how sure the report is."""
+        """Return how far NaN reaches, as the end of the row "evidence"."""
         if self.nan_sides is None or not self.bounded:
             return ""
-        if all(
-            a <= max(0, b)
-            for p, q in zip(self.nan_sides, self.sides, strict=True)
-            for a, b in zip(p, q, strict=True)
-        ):
+        pairs = zip(self.nan_sides, self.sides, strict=True)
+        if all(a <= max(0, b) for nan, own in pairs for a, b in zip(nan, own, strict=True)):
             return "; NaN reaches no farther"
         return f"; NaN reaches {self.nan_sides}"
 

@@ -84,7 +84,7 @@ def _observe(
     some = experiment.inputs.rng.permutation(len(spans))[:MOST]
     looked = [spans[int(k)] for k in np.sort(some)]
     for change in changes:
-        limit, r = experiment.limit_of(change), change.shape
+        limit, r = experiment.limit_of(change), change.result
         _note_response(experiment, change, limit, axis, keep[axis])
         profile = change.profile(axis)
         for gap in looked:
@@ -106,7 +106,7 @@ def _observe(
 
 def _note_response(experiment: Experiment, change: Change, limit: float, axis: int, kept: Array) -> None:
     """Record how many results changed at the samples that were replaced."""
-    scale = change.shape.scale[axis]
+    scale = change.result.scale[axis]
     place = np.arange(change.amount.shape[axis]) * scale.denominator // scale.numerator
     part = change.amount.take(np.flatnonzero(~kept[place.clip(0, len(kept) - 1)]), axis)
     if part.size:
@@ -171,7 +171,7 @@ def _gaps(experiment: Experiment, axis: int, multiple: int) -> tuple[Span, ...]:
 
 
 def _slabs(experiment: Experiment, axis: int, multiple: int = 1) -> None:
-    """Replace one end of the crop at a time; note why, where no exact overlap follows."""
+    """Replace one end of the crop at a time; where changes fill the crop, note why."""
     seen, n = experiment.seen, experiment.crops.crop[axis]
     if multiple == 1:
         seen.edges = [e for e in seen.edges if e.axis != axis]
@@ -181,7 +181,7 @@ def _slabs(experiment: Experiment, axis: int, multiple: int = 1) -> None:
             full = _fills(experiment, axis, side, wall, kind)
             if full is None:
                 continue
-            # A result that nearly fills the crop may be one that is silent at its end.
+            # A response that nearly fills the crop may be global, of a function that is 0 at the crop's ends.
             reach = seen.reach(axis, side)
             near = not full and reach > NEARLY * (n - wall) and kind == experiment.kinds[0]
             why = _why_open(experiment, axis, kind, reach if near else None) if near or full else None
@@ -192,7 +192,7 @@ def _slabs(experiment: Experiment, axis: int, multiple: int = 1) -> None:
 
 
 def _fills(experiment: Experiment, axis: int, side: int, wall: int, kind: Kind) -> bool | None:
-    """Replace one end; return whether results changed up to the opposite end, None where that was refused."""
+    """Replace one end; return whether results change up to the other, None where values were refused."""
     n = experiment.crops.crop[axis]
     replaced, at = ((0, wall), wall) if side == 0 else ((n - wall, n), n - wall)
     far = (n - n // 8, n) if side == 0 else (0, n // 8)
@@ -204,23 +204,18 @@ def _fills(experiment: Experiment, axis: int, side: int, wall: int, kind: Kind) 
     for change in changes:
         limit = experiment.limit_of(change)
         _note_response(experiment, change, limit, axis, keep[axis])
-        edge, end = deepest(change.amount > limit, change.shape, axis, side, at)
-        full = full or end or experiment.stirred(change, axis, *change.shape.span(axis, *far))
+        edge, end = deepest(change.amount > limit, change.result, axis, side, at)
+        full = full or end or experiment.stirred(change, axis, *change.result.span(axis, *far))
         if edge is not None:
             experiment.seen.edges.append(edge)
     return full
 
 
 def _why_open(experiment: Experiment, axis: int, kind: Kind, reach: int | None) -> str | None:
-    """Return why a response that fills the crop, or nearly, gives no exact overlap, by a longer crop.
+    """Call a crop of twice the length; return why a response that fills this one gives no exact overlap.
 
-    The text has "{axis}" for the axes of which it is true.
-
-    Parameters
-    ----------
-    reach : int or None
-        Samples that the response reached where it stopped short of the crop's end. None is returned where it
-        reaches no farther in the longer crop.
+    The text has "{axis}" for the axes of which it is true. ``reach`` is given for a response that stopped
+    short of the crop's end: None is returned where it reaches no farther in the longer crop.
     """
     n = experiment.crops.crop[axis]
     short = f"on {{axis}} the response reaches the border of the crop of {n}"
@@ -235,19 +230,19 @@ def _why_open(experiment: Experiment, axis: int, kind: Kind, reach: int | None) 
         experiment.seen.draws += longer.seen.draws
     ratio, farthest = 0.0, 0
     for change in changes:
-        edge, end = deepest(change.amount > longer.limit_of(change), change.shape, axis, 0, at)
+        edge, end = deepest(change.amount > longer.limit_of(change), change.result, axis, 0, at)
         farthest = max(farthest, 0 if edge is None else edge.reach)
-        if end or longer.stirred(change, axis, *change.shape.span(axis, 2 * n - n // 4, 2 * n)):
+        if end or longer.stirred(change, axis, *change.result.span(axis, 2 * n - n // 4, 2 * n)):
             ratio = max(ratio, _persistence(change, axis))
     if reach is not None and not ratio and farthest <= GROWTH * reach:
         return None
     if not ratio and reach is None:
         return f"{short}: give a larger crop, more than {2 * farthest} (it reaches {farthest} samples)"
     if 0 < ratio < PLATEAU:
-        return f"{short} and of {2 * n}, ever weaker: give a larger crop or a tolerance"
+        return f"{short} and of {2 * n}, weaker and weaker: give a larger crop or a tolerance"
     return (
-        f"the response is global on {{axis}}: a crop of {2 * n} does not hold it either, nor is it "
-        "weaker at the far end (normalisation, squeeze-excite, labelling)"
+        f"the response is global on {{axis}}: it fills a crop of {2 * n} too, and is no weaker at the far "
+        "end (normalisation, squeeze-excite, labelling)"
     )
 
 

@@ -43,7 +43,7 @@ class Shifts:
         # All axes at once first: a function that does not commute along the diagonal fails on some axis.
         together = next((common * k for k in STEPS if self._moves([common * k] * n, 0)), None)
         if together is None and not seen.bounded:
-            seen.note("the multiple could not be told from a response without bounds")
+            seen.note("no multiple was found: the response has no bounds")
             return tuple(quantum), True
         steps = [self._along(d, together, quantum[d]) for d in range(n)]
         for d, step in enumerate(steps):
@@ -153,7 +153,7 @@ def look_at_border(experiment: Experiment, axis: int, multiple: int) -> None:
             profile[:steps] = np.inf
             found = edges_along(profile, SLACK * experiment.limit(number, base), r, axis, (step, n))
             if found is None:
-                seen.note("on {axis} the border of a crop reaches all of it", axis)
+                seen.note("on {axis} the border of a crop changes all of its results", axis)
                 seen.bounded = False
                 return
             seen.borders += found[0]
@@ -179,6 +179,6 @@ def look_round(experiment: Experiment) -> None:
                 # The half that is nearer to the other end.
                 other = (0, min((n - w) // 2, n - far[d])) if side else (max((n + w) // 2, far[d]), n)
                 spans = [other if k == d else (far[k], m - far[k]) for k, m in enumerate(crops.crop)]
-                box = tuple(slice(*change.shape.span(k, *span)) for k, span in enumerate(spans))
+                box = tuple(slice(*change.result.span(k, *span)) for k, span in enumerate(spans))
                 if changed[box].any():
                     seen.wraps.add(d)

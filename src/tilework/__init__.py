@@ -126,15 +126,24 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__"]
 
 
+# Modules of 0.1.0 that its pickles of public objects and of graphs name.
+_GONE = frozenset(
+    {
+        "aggregator", "canvas", "checking", "deviation", "fn", "geometry", "kernel", "many", "output",
+        "probe_report", "sampler", "slicer", "spec", "state", "torch_fn", "viewer", "window",
+    }
+)  # fmt: skip
+
+
 class _Gone:
-    """Says what a missing module of this package means: most likely a pickle of an earlier version."""
+    """Says what it means when one of `_GONE` is imported; finders are asked in turn, this one last."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:
-        """Raise a `ModuleNotFoundError` for a module directly below the package, asked for last."""
+        """Raise a `ModuleNotFoundError` for a module that only a pickle of version 0.1.0 names."""
         del path, target
         package, _, module = name.partition(".")
-        if package == "tilework" and module.isidentifier():
+        if package == "tilework" and module in _GONE:
             raise ModuleNotFoundError(
                 f"there is no module {name!r} in this version of tilework. Objects pickled by version 0.1.0 "
                 "or before cannot be loaded: make them again, or exchange plans as JSON "

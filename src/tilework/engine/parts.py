@@ -1,8 +1,8 @@
 """Any box of a result from exactly the tiles that touch it, with the bits of the whole.
 
-A task finishes a whole block; here a part of one is finished by the same steps: per owner block the tiles in
-raster order from zero, then the sums in raster order of owners, the own block first. Samples are added up
-one by one, so leaving out those that nobody asked for changes none of the others.
+A task finishes a whole block. Here a part of one is finished by the same steps: per owner block the tiles are
+added in raster order from zero, then the sums in raster order of owners, the own block first. Every sample is
+added up by itself, so leaving some out does not change the others.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Results = list[Array]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Samples, chosen among others, that stand in one block and in the same tiles."""
+    """Chosen samples that are in one block and in the same tiles."""
 
     block: Index
     """Number of the block, per axis."""
@@ -65,8 +65,8 @@ def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
 def pieces_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -> list[list[Piece]]:
     """Return the pieces of chosen samples, those of one block together, in raster order.
 
-    Between two neighbouring edges no tile begins or ends, so all of a piece, and what lies between, stands
-    in the same tiles: the hull of a piece needs no tile that its samples do not need.
+    Between two neighbouring edges no tile begins or ends. So all samples of a piece, and those between them,
+    are in the same tiles, and the hull of a piece needs no further tile.
 
     Parameters
     ----------

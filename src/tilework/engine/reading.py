@@ -28,15 +28,19 @@ Results = tuple[Tile, list[Array]]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A tile without a result, in a run that goes on."""
+    """A tile without a result, in a run that does not end for it."""
 
     tile: Tile
+    """The tile that failed."""
     error: str
     """Type and message of the exception."""
 
 
 class Crops:
-    """Cuts crops out of what one task reads: one union of its tiles, or tile by tile if that is less."""
+    """Cuts the crops of one task out of one source.
+
+    The union of all its tiles is read at once; tile by tile where that is fewer samples.
+    """
 
     def __init__(self, spec: Spec, number: int, ranges: Sequence[Range], given: Any, n_tiles: int) -> None:
         self._spec, self._number, self._given = spec, number, given
@@ -47,7 +51,7 @@ class Crops:
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
         self._union = None if apart else self._read_union(ranges)
-        # What was decoded is nobody else's: the only crop in it needs no copy.
+        # Nobody else holds what was decoded: the only crop in it needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
 
     def _read_union(self, ranges: Sequence[Range]) -> Array | None:
@@ -56,7 +60,7 @@ class Crops:
         except Exception:
             if self._spec.on_error == "raise":
                 raise
-            return None  # only the tiles that hold what cannot be read shall fail
+            return None  # only the tiles that cannot be read must fail
 
     def _read(self, ranges: Sequence[Range]) -> Array:
         """Return the samples that the tiles in ``ranges`` read, padded."""
@@ -147,7 +151,7 @@ def _cut(
 def _attempt(
     spec: Spec, waiting: Sequence[Results], skipped: list[int], failures: list[Failure]
 ) -> Iterator[Results]:
-    """Yield the results of one call; where it fails and the run goes on, those of each tile that works."""
+    """Yield the results of one call; where it fails and the run does not end, call tile by tile."""
     if spec.on_error == "raise":
         yield from _call(spec, waiting)
         return

@@ -26,8 +26,7 @@ def check_function(fn: Any) -> None:
     if torch is not None and isinstance(fn, torch.nn.Module):
         raise TypeError(
             "fn is a bare torch module, which takes tensors; wrap it: tiled_map(tw.from_torch(module), ...), "
-            "or "
-            "tw.from_torch(factory) so that each process builds it once."
+            "or tw.from_torch(factory) so that each process builds it once."
         )
     if not callable(fn):
         raise TypeError(f"fn must be callable; got {type(fn).__name__}.")
@@ -66,8 +65,7 @@ def as_results(result: Any, keys: Sequence[Any]) -> list[Array]:
         if isinstance(result, tuple | list | Mapping):
             raise ContractError(
                 f"the function returned a {type(result).__name__} of {len(result)}; one array was declared. "
-                "Declare "
-                "output=(Output(...), ...) or a dict of them."
+                "Declare output=(Output(...), ...) or a dict of them."
             )
         return [as_array(result)]
     by_name = isinstance(keys[0], str)

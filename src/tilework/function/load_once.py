@@ -100,7 +100,7 @@ def load_once(
     concurrent: int = 1,
     version: str | None = None,
 ) -> LoadOnce:
-    """Return a stand-in for ``factory(*args, **kwargs)`` that is built once per process.
+    """Return a proxy of ``factory(*args, **kwargs)``, which is built once per process.
 
     The graph carries the factory and its arguments, a few hundred bytes, never what it builds. Give the
     result as ``fn`` (a model) or as ``array`` (a reader).

@@ -70,7 +70,7 @@ class TorchFunction:
         """Return the network's result for a batch of crops as numpy, ``(batch, ...)``."""
         module, device, torch = self._prepare()
         if self._channel_axis is not None:
-            batch = np.moveaxis(batch, _behind_batch(self._channel_axis, batch.ndim), 1)
+            batch = np.moveaxis(batch, _after_batch(self._channel_axis, batch.ndim), 1)
         x = torch.from_numpy(np.ascontiguousarray(batch)).to(device)
         parameter = next(module.parameters(), None)
         if parameter is not None and x.is_floating_point() and not self._autocast:
@@ -97,7 +97,7 @@ class TorchFunction:
             y = y.squeeze(1)
         array = as_array(y)
         if self._channel_axis is not None and self._activation != "argmax":
-            array = np.moveaxis(array, 1, _behind_batch(self._channel_axis, array.ndim))
+            array = np.moveaxis(array, 1, _after_batch(self._channel_axis, array.ndim))
         return array
 
 
@@ -107,7 +107,7 @@ def _one_thread(torch: Any) -> None:
         torch.set_num_threads(1)
 
 
-def _behind_batch(axis: int, ndim: int) -> int:
+def _after_batch(axis: int, ndim: int) -> int:
     return axis + 1 if axis >= 0 else ndim + axis
 
 
@@ -155,7 +155,7 @@ def from_torch(
         Whether crops get a channel axis of length 1 in front (which is taken off the result again). Left
         out, the dimension of the network's first convolution decides.
     channel_axis : int, optional
-        Where the channels stand in a crop, batch excluded, when they are not in front; they are put back
+        Where the channels are in a crop, batch excluded, when they are not in front; they are put back
         there in the result.
     activation : "softmax", "sigmoid", "argmax" or callable, optional
         Applied to each result, along the channel axis.

@@ -50,17 +50,17 @@ class Output:
         Length of the one untiled axis of the result; 0 for none. Left out, the untiled axes of the crop
         come back.
     channel_axis : int
-        Where the channel axis stands in the result, batch excluded.
+        Where the channel axis is in the result, batch excluded.
     scale : int, Fraction or tuple of them
         Result samples per image sample, per tiled axis: 2 for super-resolution, ``Fraction(1, 16)`` for
         a feature map.
-    margin : int, or one int or ``(before, behind)`` per tiled axis, samples
+    margin : int, or one int or ``(before, after)`` per tiled axis, samples
         Input samples at each side of a crop for which there is no result: a network without padding that
         maps 512 to 498 has margin 7. The overlap must be at least as large.
     shape : tuple of int, optional
         The whole shape of the result for a full crop, batch excluded, for unusual layouts.
     axes : tuple of int, optional
-        Where the tiled axes stand in the result, batch excluded, in their own order.
+        Where the tiled axes are in the result, batch excluded, in their own order.
     blend : str, callable or arrays, optional
         As in `tiled_map`, for this output only.
     reduce : "argmax" or callable, optional
@@ -250,7 +250,7 @@ def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
 
 
 def margins(outputs: Sequence[Output], n_axes: int) -> tuple[tuple[int, int], ...]:
-    """Return ``(before, behind)`` per tiled axis, one for all outputs."""
+    """Return ``(before, after)`` per tiled axis, one for all outputs."""
     found = {_margin(output.margin, n_axes) for output in outputs}
     if len(found) > 1:
         raise GridError(f"all outputs of one function must have one margin; got {sorted(found)}.")
@@ -418,8 +418,7 @@ def _channel(output: Output, shape: Lengths, axes: Lengths) -> int:
     if channel not in untiled:
         raise TilingError(
             f'reduce="argmax" needs a channel axis; the result of shape {shape} has untiled axes {untiled} '
-            "and "
-            f"channel_axis is {output.channel_axis}. Say channels= or channel_axis=."
+            f"and channel_axis is {output.channel_axis}. Say channels= or channel_axis=."
         )
     return channel
 
@@ -510,7 +509,7 @@ def placements(shape: Lengths, lengths: Lengths) -> list[Lengths]:
 
 
 def find_axes(shape: Lengths, lengths: Lengths, crop_shape: Lengths, crop_axes: Lengths) -> Lengths:
-    """Return where the tiled axes stand in a result of ``shape``, if there is one possible place."""
+    """Return where the tiled axes are in a result of ``shape``, if there is one possible place."""
     if shape == crop_shape:
         return crop_axes
     found = placements(shape, lengths)
@@ -560,7 +559,7 @@ def _short(ratios: tuple[Fraction, ...]) -> str:
 def place(
     output: Output, crop_shape: Lengths, crop_axes: Lengths, lengths: Lengths
 ) -> tuple[Lengths, Lengths]:
-    """Return the result's shape for a full crop and where the tiled axes stand in it."""
+    """Return the result's shape for a full crop, and where the tiled axes are in it."""
     n = len(lengths)
     rest = [size for axis, size in enumerate(crop_shape) if axis not in crop_axes]
     if output.shape is not None:
@@ -572,8 +571,7 @@ def place(
         if tuple(output.shape[a] for a in axes) != lengths:
             raise GridError(
                 f"Output(shape={output.shape}) must have lengths {lengths} (crop less margin, times scale) "
-                "on "
-                f"the tiled axes {axes}."
+                f"on the tiled axes {axes}."
             )
         return output.shape, axes
     if output.channels is not None:

@@ -1,7 +1,7 @@
 """The crops along one axis: all arithmetic of tiling, in Python integers.
 
-A grid lives in *frame* coordinates along each axis: the frame is the image with ``margin`` in front and
-behind (samples that a valid-region function consumes) and, where the crop or ``multiple`` asks for it,
+A grid lives in *frame* coordinates along each axis: the frame is the image with ``margin`` before and
+after it (samples that a valid-region function consumes) and, where the crop or ``multiple`` asks for it,
 more at its end. A crop that starts at frame sample ``a`` gives results for the image samples
 ``[a, a + crop - sum(margin))``, so a frame start is also the image sample of the first result::
 
@@ -138,7 +138,7 @@ class AxisGrid:
     multiple: int = 1
     """Starts are multiples of this, samples."""
     margin: tuple[int, int] = (0, 0)
-    """Samples before and behind that the function consumes without a result for them."""
+    """Samples before and after that the function consumes without a result for them."""
     quantum: int = 1
     """Cores begin at multiples of this, samples (the denominator of the output's scale)."""
     starts: Starts | None = None

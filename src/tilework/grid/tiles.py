@@ -77,7 +77,7 @@ class Tile:
     core: Box
     """What the tile owns when trimming, image samples."""
     padding: tuple[tuple[int, int], ...]
-    """Samples of the read box before and behind the image, per axis."""
+    """Samples of the read box before and after the image, per axis."""
 
     def __str__(self) -> str:
         return f"tile {self.index} at {self.position}, reading {self.read}, crop {self.read.shape}"
@@ -148,7 +148,7 @@ def _place(axis: AxisGrid, i: int) -> tuple[int, ...]:
 
 
 def _tile(number: int, position: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> Tile:
-    starts, stops, lows, highs, before, behind = zip(*places, strict=True)
+    starts, stops, lows, highs, before, after = zip(*places, strict=True)
     return Tile(
-        number, position, Box(starts, stops), Box(lows, highs), tuple(zip(before, behind, strict=True))
+        number, position, Box(starts, stops), Box(lows, highs), tuple(zip(before, after, strict=True))
     )

@@ -118,7 +118,7 @@ def check_weights(values: Floats) -> None:
 
 
 def kind_of(blend: Blend) -> str:
-    """Return the word of ``blend``, or "window" for weights that somebody brought."""
+    """Return the word of ``blend``, or "window" for weights that the caller brought."""
     return one_of("blend", blend, BLENDS) if isinstance(blend, str) else "window"
 
 

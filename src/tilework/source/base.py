@@ -67,7 +67,7 @@ class Source:
     in_memory: ClassVar[bool] = False
     """Whether reading is a view that takes no memory."""
     fresh: ClassVar[bool] = False
-    """Whether what is read is nobody else's, so that it may be written into."""
+    """Whether nobody else holds what is read, so that it may be written into."""
 
     def __post_init__(self) -> None:
         if self.token is None:

@@ -134,7 +134,7 @@ def _open_numpy(array: Array) -> Source:
 
 
 class _Hashed:
-    """Stands for an array's content in a token without travelling with the source."""
+    """The digest of an array's samples for a token; the array does not travel with it."""
 
     def __init__(self, array: Array | None) -> None:
         self._array, self._lock, self.digest = array, threading.Lock(), ""
@@ -180,7 +180,7 @@ def _open_path(path: str) -> Source:
     import zarr
 
     try:
-        # Workers may stand in another folder.
+        # Workers may run in another folder.
         opened = zarr.open(path if "://" in path else str(Path(path).absolute()), mode="r")
     except (FileNotFoundError, ValueError) as error:
         raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}") from error
@@ -271,6 +271,5 @@ def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> N
         if extents != first:
             raise GridError(
                 f"all arrays must have equal extents on the tiled axes; array 0 has {first}, array {number} "
-                "has "
-                f"{extents}."
+                f"has {extents}."
             )

@@ -22,7 +22,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def source_index(positions: Ints, extent: int, boundary: Boundary) -> Ints:
-    """Return the sample of ``[0, extent)`` that stands at each position; -1 where a constant does.
+    """Return the sample of ``[0, extent)`` for each position; -1 where the constant is.
 
     Examples
     --------
@@ -111,7 +111,7 @@ def read_with_numpy(
 ) -> np.ndarray[Any, Any]:
     """Return ``wanted`` out of ``numpy.pad(image, widths, mode, **options)`` without padding the image.
 
-    For the techniques that are no index arithmetic. `numpy.pad` works line by line, one axis after the other,
+    For techniques that index arithmetic cannot do. `numpy.pad` works line by line, one axis after the other,
     so only the lines through ``wanted`` are read, whole along the axes on which it sticks out.
 
     Parameters
@@ -120,7 +120,7 @@ def read_with_numpy(
         As in `read_padded`.
     wanted : one (start, stop) per axis, samples; may stick out of the image
     extents : sequence of int, samples
-    widths : one (before, behind) per axis, samples that the image is padded with
+    widths : one (before, after) per axis, samples that the image is padded with
     mode : str or callable
         As in `numpy.pad`, as are the options.
     """

@@ -28,8 +28,8 @@ __all__ = ["CHUNKS", "ChunkCache", "ZarrSource"]
 Array = np.ndarray[Any, Any]
 Key = tuple[Any, ...]
 
-# Longest pause between two tasks of one run, seconds. After a longer one an entry that cannot be checked
-# against its file is not trusted any more: somebody may have rewritten the store.
+# Longest pause between two tasks of one run, seconds. After a longer pause an entry that cannot be checked
+# against its file is not used again: the store may have been rewritten.
 PAUSE = 1.0
 
 

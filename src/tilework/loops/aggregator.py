@@ -14,11 +14,10 @@ from tilework.engine.canvas import check_dtype
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.calling import as_array
 from tilework.function.output import scales
-from tilework.loops.common import Locked
-from tilework.loops.gather import Gatherer
-from tilework.loops.merging import Merge, addable, gaussian
+from tilework.loops.common import Locked, is_tensor
+from tilework.loops.merging import Gatherer, Merge, addable, blend_of, gatherer_of, gaussian
 from tilework.loops.sampler import GridSampler
-from tilework.loops.writer import Sink, is_tensor
+from tilework.loops.writer import Sink
 
 __all__ = ["Aggregator", "gaussian"]
 
@@ -113,32 +112,32 @@ class Aggregator(Locked):
         if chunk_postprocess_func is not None and not callable(chunk_postprocess_func):
             raise TypeError(f"chunk_postprocess_func must be callable; got {chunk_postprocess_func!r}.")
         self._sampler, self._batched, self._device = sampler, bool(has_batch_dim), device
-        self._given = None if output is None else Sink(output, accumulate=bool(accumulate))
-        self._accumulate = bool(accumulate)
-        size = wholes("output_size", output_size) if self._given is None else self._given.shape
-        if self._given is not None:
+        self._sink = None if output is None else Sink(output, bool(accumulate))
+        size = wholes("output_size", output_size) if self._sink is None else self._sink.shape
+        wanted = None if dtype is None else as_dtype(dtype)
+        if self._sink is not None:
             if output_size is not None and wholes("output_size", output_size) != size:
                 raise TilingError(f"output has shape {size}; output_size is {tuple(output_size)}.")
-            if dtype is not None and as_dtype(dtype) != self._given.dtype:
-                raise TilingError(f"output has dtype {self._given.dtype}; dtype={dtype!r} says another.")
+            if wanted is not None and wanted != self._sink.dtype:
+                raise TilingError(f"output has dtype {self._sink.dtype}; dtype={dtype!r} says another.")
+            wanted = self._sink.dtype
+        self._post = None if chunk_postprocess_func is None else _Post(chunk_postprocess_func)
         self._merge = Merge(
-            sampler.grids,
-            sampler.spatial_size,
-            weights,
-            scales(scale, len(sampler.grids)),
-            bool(spatial_first),
-            size,
-            self._given.dtype if self._given is not None else None if dtype is None else as_dtype(dtype),
-            None if softmax_dim is None else whole("softmax_dim", softmax_dim),
-            None if chunk_postprocess_func is None else _Post(chunk_postprocess_func),
-            fill_value,
-            output is not None,
+            grids=sampler.grids,
+            padded=sampler.spatial_size,
+            blend=blend_of(weights),
+            scale=scales(scale, len(sampler.grids)),
+            spatial_first=bool(spatial_first),
+            size=size,
+            dtype=wanted,
+            softmax=None if softmax_dim is None else whole("softmax_dim", softmax_dim),
+            post=self._post,
+            fill_value=fill_value,
+            given=output is not None,
         )
         self._missing = one_of("missing", missing, ("warn", "error", "ignore"))
         super().__init__()
         self._gatherer: Gatherer | None = None
-        self._target = self._given
-        self._result: Array | None = None
         self._tensors = False
         self._dtypes: set[Any] = set()
 
@@ -174,15 +173,9 @@ class Aggregator(Locked):
     def _append(self, values: Array, box: Array) -> None:
         position = self._sampler.position(box)
         with self._lock:
-            gatherer = self._gatherer
-            if gatherer is None:
-                gatherer = self._gatherer = self._start(values)
-            values = self._checked(gatherer, position, values, box)
-            if self._result is not None and self._result is gatherer.canvas:
-                gatherer.detach()
-            for index, block in gatherer.add(position, values):
-                assert self._target is not None
-                self._target.store(gatherer.place(index), block)
+            if self._gatherer is None:
+                self._gatherer = self._start(values)
+            self._gatherer.add(position, self._checked(self._gatherer, position, values, box))
 
     def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
         """Return the values of a patch as they are added, if they have the shape and a dtype for it."""
@@ -206,22 +199,10 @@ class Aggregator(Locked):
 
     def _start(self, values: Array) -> Gatherer:
         """Return the gatherer for patches like the first one."""
-        unit = None if self._given is None else self._given.unit
-        spec = self._merge.spec(values, self._sampler.chunk_size, unit)
-        output = spec.outputs[0]
-        if isinstance(output.reduce, _Post):
-            output.reduce.tensors = self._tensors
-        view = None if self._given is None or self._accumulate else self._given.view
-        gatherer = Gatherer(spec)
-        summed = output.weighted and output.importance is None and output.reduce is None
-        if gatherer.whole and summed and view is not None and view.dtype == output.accumulator():
-            view[...] = 0
-            return Gatherer(spec, view)
-        if self._given is not None:
-            self._given.expect(gatherer.parts())
-        elif not gatherer.whole:
-            self._target = Sink(np.empty(output.reduced_shape, output.dtype))
-        return gatherer
+        if self._post is not None:
+            self._post.tensors = self._tensors
+        unit = None if self._sink is None else self._sink.unit
+        return gatherer_of(self._merge.spec(values, self._sampler.chunk_size, unit), self._sink)
 
     # -- results ----------------------------------------------------------------------------------------
 
@@ -262,25 +243,11 @@ class Aggregator(Locked):
         with self._lock:
             if self._gatherer is None:
                 self._gatherer = self._start(np.zeros(self._merge.patch_shape(), np.float32))
-            self._finish(self._gatherer)
-            axis = self._merge.last_argmax
-            if self._given is not None:
-                self._given.close()
-                return self._given.array if axis is None else self._given.array[...].argmax(axis)
-            result = self._result if self._target is None else self._target.array
-            if not self._tensors:
-                return result
-            return sys.modules["torch"].from_numpy(result).to(self._device)
-
-    def _finish(self, gatherer: Gatherer) -> None:
-        view = None if self._given is None else self._given.view
-        for index, block in gatherer.rest():
-            if self._target is None:
-                self._result = block
-            elif view is None or block is not view:
-                if view is not None and gatherer.canvas is view:
-                    gatherer.detach()  # the sums go on, though the output now holds the result
-                self._target.store(gatherer.place(index), block)
+            result = self._gatherer.result()
+            axis = self._merge.argmax_left(self._gatherer.output)
+        if self._sink is not None:
+            return result if axis is None else result[...].argmax(axis)
+        return sys.modules["torch"].from_numpy(result).to(self._device) if self._tensors else result
 
     def _report(self) -> None:
         if self._missing == "ignore" or not (boxes := self.missing):

@@ -1,7 +1,8 @@
-"""What the eager interfaces share: grids of their own under the plan and the windows of `tiled_map`."""
+"""What the loops share: grids of their own under the plan and weights of `tiled_map`, locks, tensors."""
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,20 +10,20 @@ from fractions import Fraction
 from typing import Any
 
 from tilework.errors import GridError
-from tilework.function.output import Output, bind
+from tilework.function.output import BoundOutput, Output, bind
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import Blend
 from tilework.plan.request import Layout, Request, make_plan, weighed
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 
-__all__ = ["Cut", "Locked", "check_scale", "request_of"]
+__all__ = ["Cut", "Locked", "check_scale", "is_tensor"]
 
 Index = tuple[int, ...]
 
 
 class Locked:
-    """Has a lock, which copies and other processes get anew."""
+    """Base of objects with a lock; copies and other processes get a new one."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,9 +37,10 @@ class Locked:
         self._lock = threading.Lock()
 
 
-def request_of(blend: Blend, chunks: Any) -> Request:
-    """Return a request of which only what does not concern grids and axes is read."""
-    return Request(crop=None, overlap=None, blend=blend, chunks=chunks)
+def is_tensor(array: Any) -> bool:
+    """Return whether ``array`` is a torch tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(array, torch.Tensor)
 
 
 def check_scale(grids: Sequence[AxisGrid], names: Sequence[str], scale: Sequence[Fraction]) -> None:
@@ -63,19 +65,27 @@ class Cut:
     grids: tuple[AxisGrid, ...]
     """One grid per tiled axis."""
     names: tuple[str, ...]
-    """Of the tiled axes, for messages."""
+    """Names of the tiled axes, for messages."""
     rim: Index
-    """Samples per side and tiled axis that get no weight."""
+    """Samples per side and tiled axis that have no weight."""
+
+    @classmethod
+    def numbered(cls, axes: Index, grids: tuple[AxisGrid, ...]) -> Cut:
+        """Return a cut without rim, whose tiled axes are called 0, 1, 2, ..."""
+        return cls(axes, grids, tuple(map(str, range(len(grids)))), (0,) * len(grids))
 
     @property
-    def layout(self) -> Layout:
-        """The same as what the plan and the windows take."""
+    def _layout(self) -> Layout:
         crop = tuple(grid.crop for grid in self.grids)
         return Layout(((),), (self.axes,), crop, self.grids, self.names, self.rim, ((0, 0),) * len(crop))
 
+    def weighed(self, output: BoundOutput) -> BoundOutput:
+        """Return ``output`` with its weights on these grids."""
+        return weighed(output, self._layout, _request(output.blend))
+
     def plan(self, source: Source, blend: Blend, *, scale: Any = 1, chunks: Any = "auto") -> TilePlan:
-        """Return the plan of a function that keeps the crop's shape and dtype."""
-        layout, request = self.layout, request_of(blend, chunks)
+        """Return the plan of a function that keeps the crop's shape and returns float32."""
+        layout = self._layout
         shape = list(source.shape)
         for axis, grid in zip(self.axes, self.grids, strict=True):
             shape[axis] = grid.crop
@@ -83,4 +93,9 @@ class Cut:
             None, Output("float32", scale=scale), crop_shape=tuple(shape), crop_axes=self.axes,
             crop=layout.crop, margin=layout.margin, blend=blend, fill_value=0, result=None,
         )  # fmt: skip
-        return make_plan((source,), layout, request, [weighed(bound, layout, request)])
+        return make_plan((source,), layout, _request(blend, chunks), [self.weighed(bound)])
+
+
+def _request(blend: Blend, chunks: Any = "auto") -> Request:
+    # Grids and axes are those of the cut: what a request says about them is not read.
+    return Request(crop=None, overlap=None, blend=blend, chunks=chunks)

@@ -1,30 +1,48 @@
-"""`Merge`: what patches become: layout, dtype, weights and reduction of the array that they are put into."""
+"""Patches merged to one array: what they become (`Merge`), and how they are added up (`Gatherer`).
+
+The shape and dtype of the first patch complete what a `Merge` knows to a `Spec`, as `tiled_map` has one. Then
+one of three gatherers takes all patches:
+
+- `Kept`: no output was given, and all is finished at once. One canvas, and the result is returned.
+- `Stored`: an output was given, and all is finished at once. One canvas, which is the output's own memory
+  where that can hold the sums.
+- `ByBlock`: the sampler or the output has chunks. Each block is finished, stored and forgotten as soon as its
+  last patch is here.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import one_of, scalar
+from tilework.engine.accumulate import Accumulator, cover
+from tilework.engine.block import Group, canvas_boxes, cut_seams
+from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import as_array
 from tilework.function.output import UNWEIGHTED, BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
+from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import BLENDS, Blend, accumulation_dtype, kind_of
-from tilework.loops.common import Cut, check_scale, request_of
-from tilework.plan.request import weighed
+from tilework.loops.common import Cut, check_scale
+from tilework.loops.writer import Sink, Spans
 from tilework.plan.tile_plan import OutputPlan, TilePlan
 
-__all__ = ["Merge", "addable", "gaussian"]
+__all__ = ["Gatherer", "Merge", "addable", "blend_of", "gatherer_of", "gaussian"]
 
 Array = np.ndarray[Any, Any]
 Index = tuple[int, ...]
+
+
+# -- weights and dtypes -----------------------------------------------------------------------------------
 
 
 def gaussian(length: int) -> Array:
@@ -74,49 +92,48 @@ def addable(values: Array, kind: str) -> Array:
     return values.astype(np.float64) if values.dtype.kind in "iu" and values.dtype.itemsize == 8 else values
 
 
+# -- what patches become ----------------------------------------------------------------------------------
+
+
 def _not_called(*crops: Array) -> Array:
     raise TilingError(f"patches are appended, not computed; got a call with {len(crops)} crops.")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Merge:
-    """How patches are merged; the shape and dtype of the first one say the rest."""
+    """How patches are merged, as far as it is known before the first one."""
 
     grids: tuple[AxisGrid, ...]
-    """Where patches stand along each tiled axis."""
+    """Where patches lie along each tiled axis."""
     padded: Index
     """Extents of the padded image, which an output may have as well, samples."""
-    weights: Any
+    blend: Blend
+    """How patches are combined where they overlap."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample and tiled axis."""
     spatial_first: bool
+    """Whether the tiled axes come first in patches and output, or last."""
     size: Index
-    """Shape of the output, with or without the axis that is reduced."""
+    """Shape of the output, with or without the axis that is reduced, samples."""
     dtype: np.dtype[Any] | None
-    """Of the result; None: it follows from the patches."""
+    """Dtype of the result; None: it follows from the patches."""
     softmax: int | None
     """Axis of the argmax in a patch."""
     post: Callable[[Array], Array] | None
-    """What is applied to finished blocks instead."""
+    """What is applied to finished blocks instead of an argmax."""
     fill_value: Any
-    given: bool = False
+    """Value of samples without weight."""
+    given: bool
     """Whether the output exists: then one with the axis of the argmax holds the sums."""
-    blend: Blend = field(init=False, default="average")
-    last_argmax: int | None = field(init=False, default=None)
-    """Axis of an argmax that is still to be taken of the output."""
 
     def __post_init__(self) -> None:
-        self.blend = blend_of(self.weights)
         n = len(self.grids)
         check_scale(self.grids, tuple(map(str, range(n))), self.scale)
         if len(self.size) < n:
             raise GridError(f"the output needs the {n} tiled axes; its shape is {self.size}.")
-        found = self.size[:n] if self.spatial_first else self.size[len(self.size) - n :]
-        expected, padded = (
-            self.extents,
-            [math.ceil(p * s) for p, s in zip(self.padded, self.scale, strict=True)],
-        )
-        for axis, (a, b, c) in enumerate(zip(found, expected, padded, strict=True)):
+        found = tuple(self.size[axis] for axis in self._axes(len(self.size)))
+        padded = (math.ceil(p * s) for p, s in zip(self.padded, self.scale, strict=True))
+        for axis, (a, b, c) in enumerate(zip(found, self.extents, padded, strict=True)):
             if a not in ((b,) if self.given else (b, c)):
                 raise GridError(
                     f"the output must have the image's extent; axis {axis} has {b} samples and the output of "
@@ -125,26 +142,32 @@ class Merge:
 
     @property
     def extents(self) -> Index:
-        """Lengths of the result along the tiled axes."""
+        """Lengths of the result along the tiled axes, samples."""
         return tuple(math.ceil(g.extent * s) for g, s in zip(self.grids, self.scale, strict=True))
 
     @property
+    def crops(self) -> Index:
+        """Lengths of a full patch along the tiled axes, samples."""
+        return tuple(math.ceil(g.crop * s) for g, s in zip(self.grids, self.scale, strict=True))
+
+    @property
     def untiled(self) -> Index:
-        """Lengths of the output along the other axes."""
-        n = len(self.grids)
-        return self.size[n:] if self.spatial_first else self.size[: len(self.size) - n]
+        """Lengths of the output along the other axes, samples."""
+        axes = self._axes(len(self.size))
+        return tuple(n for axis, n in enumerate(self.size) if axis not in axes)
 
     def _around(self, untiled: Sequence[int], tiled: Sequence[int]) -> Index:
+        """Return the shape with these lengths of the untiled and the tiled axes."""
         return (*tiled, *untiled) if self.spatial_first else (*untiled, *tiled)
 
     def _axes(self, ndim: int) -> Index:
+        """Return the tiled axes of an array of ``ndim`` axes."""
         n = len(self.grids)
         return tuple(range(n)) if self.spatial_first else tuple(range(ndim - n, ndim))
 
     def patch_shape(self) -> Index:
         """Return the shape of a patch whose untiled axes are the output's."""
-        crops = [math.ceil(g.crop * s) for g, s in zip(self.grids, self.scale, strict=True)]
-        return self._around(self.untiled, crops)
+        return self._around(self.untiled, self.crops)
 
     def spec(self, first: Array, chunk: Index | None, unit: Index | None) -> Spec:
         """Return the specification for patches like ``first``.
@@ -154,15 +177,14 @@ class Merge:
         first : numpy.ndarray
             A patch; only its untiled axes and dtype count.
         chunk : tuple of int, image samples, optional
-            Finished at once; None: all, or what ``unit`` asks for.
-        unit : tuple of int, samples, optional
-            What the output stores at once, per axis.
+            Lengths of what is finished at once; None: all, or what ``unit`` asks for.
+        unit : tuple of int, result samples, optional
+            Lengths of what the output stores at once, per axis.
         """
         ndim = first.ndim
         axes = self._axes(ndim)
         untiled = tuple(n for a, n in enumerate(first.shape) if a not in axes)
         reduce, channel, left = self._reduction(ndim, untiled)
-        crops = [math.ceil(g.crop * s) for g, s in zip(self.grids, self.scale, strict=True)]
         blend = self.blend
         if kind_of(blend) not in UNWEIGHTED and self._copied(first.dtype):
             blend = "trim"
@@ -173,7 +195,7 @@ class Merge:
             key=None,
             dtype=dtype,
             values=values,
-            shape=self._around(untiled, crops),
+            shape=self._around(untiled, self.crops),
             axes=axes,
             scale=self.scale,
             blend=blend,
@@ -184,14 +206,18 @@ class Merge:
             reduced_shape=self._around(left, self.extents),
             reduced_axes=self._axes(len(left) + len(self.grids)),
         )
-        cut = Cut(axes, self.grids, tuple(map(str, range(len(self.grids)))), (0,) * len(self.grids))
-        output = weighed(bound, cut.layout, request_of(blend, "auto"))
+        cut = Cut.numbered(axes, self.grids)
         rim = None if kind == "trim" else cut.rim
         size = math.prod(untiled)
         outputs = (OutputPlan(rim, self.scale, size * values.itemsize, size * dtype.itemsize),)
-        block = chunk or self._block(unit, bound)
-        plan = TilePlan(self.grids, cut.names, 0, block, outputs, ())
-        return Spec(plan=plan, sources=(), source_axes=(), fn=_not_called, outputs=(output,))
+        plan = TilePlan(self.grids, cut.names, 0, chunk or self._block(unit, bound), outputs, ())
+        return Spec(plan=plan, sources=(), source_axes=(), fn=_not_called, outputs=(cut.weighed(bound),))
+
+    def argmax_left(self, output: BoundOutput) -> int | None:
+        """Return the axis of an argmax that is still to be taken of an output, which holds the sums."""
+        if self.softmax is None or output.reduce is not None:
+            return None
+        return self.softmax % len(output.shape)
 
     def _reduction(self, ndim: int, untiled: Index) -> tuple[Any, int | None, Index]:
         """Return the reduction, the axis of an argmax, and the untiled axes that it leaves."""
@@ -212,11 +238,11 @@ class Merge:
         left = tuple(n for a, n in zip(kept, untiled, strict=True) if a != channel)
         self._expect(untiled, left)
         if self.given and self.untiled == untiled:
-            self.last_argmax = channel
             return None, None, untiled
         return "argmax", channel, left
 
     def _expect(self, untiled: Index, left: Index) -> None:
+        """Raise where the output has other untiled axes than the patches, before or after a reduction."""
         if self.untiled not in (untiled, left):
             raise ContractError(
                 f"patches have untiled axes {untiled}; the output of shape {self.size} has {self.untiled}."
@@ -230,7 +256,7 @@ class Merge:
         return all(bool((stops[:-1] <= starts[1:]).all()) for starts, stops in spans)
 
     def _default(self, values: np.dtype[Any], kind: str, reduce: Any) -> np.dtype[Any]:
-        """Return the dtype of a result that nobody asked for another one of."""
+        """Return the dtype of a result for which nobody asked for a dtype."""
         if reduce == "argmax":
             return np.dtype(np.int64)
         if reduce is not None:
@@ -248,3 +274,241 @@ class Merge:
         own = [unit[a] for a in bound.reduced_axes]
         sizes = [ceil_div(g.crop, u) * u for g, u in zip(self.grids, own, strict=True)]
         return tuple(min(n, s) for n, s in zip(extents, sizes, strict=True))
+
+
+# -- how patches are added up -----------------------------------------------------------------------------
+
+
+class Gatherer(ABC):
+    """Takes patches in any order and adds them up to a result; not safe in threads by itself."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.output = spec.outputs[0]
+        self.times: dict[int, int] = {}
+        """How often each patch came, by its number in raster order."""
+        self._counts = spec.plan.grid_shape
+        self._lengths = [weights.lengths() for weights in self.output.weights]
+        self._shapes: dict[Index, Index] = {}
+
+    @abstractmethod
+    def add(self, position: Index, values: Array) -> None:
+        """Add the patch at ``position``, its number along each axis.
+
+        Raises
+        ------
+        TilingError
+            When the patch came before and cannot be averaged with itself, or its block is finished.
+        """
+
+    @abstractmethod
+    def result(self) -> Any:
+        """Return the array that holds the result of what came so far."""
+
+    def expected(self, position: Index) -> Index:
+        """Return the shape of the patch at ``position``, samples."""
+        lengths = tuple([n[i] for n, i in zip(self._lengths, position, strict=True)])
+        shape = self._shapes.get(lengths)
+        if shape is None:
+            shape = self._shapes[lengths] = self.output.layout(lengths)
+        return shape
+
+    def parts(self) -> list[Spans]:
+        """Return where the blocks lie along each axis of the result."""
+        blocks = self.spec.plan.blocks
+        found: list[Spans] = [None] * len(self.output.reduced_shape)
+        for d, axis in enumerate(self.output.reduced_axes):
+            boxes = [self._box((0,) * d + (b,) + (0,) * (len(blocks) - d - 1)) for b in range(blocks[d])]
+            found[axis] = np.array([b.start[d] for b in boxes]), np.array([b.stop[d] for b in boxes])
+        return found
+
+    def _tile(self, position: Index) -> Tile:
+        return self.spec.plan.grid.tile(position)
+
+    def _box(self, index: Index) -> Box:
+        """Return the result samples of a block, per tiled axis."""
+        return self.spec.boxes(index)[0]
+
+    def _place(self, index: Index) -> tuple[slice, ...]:
+        """Return a block as an index into the result."""
+        return self.output.place(self._box(index))
+
+    def _count(self, position: Index) -> bool:
+        """Note that a patch came; return whether for the first time."""
+        number = 0
+        for i, n in zip(position, self._counts, strict=True):
+            number = number * n + i
+        count = self.times.get(number, 0)
+        if count and self.output.kind == "trim":
+            raise TilingError(
+                f"{self._tile(position)} came twice; values of this dtype are copied and not averaged."
+            )
+        self.times[number] = count + 1
+        return not count
+
+    def _finish(self, index: Index, parts: Sequence[Partial]) -> Array:
+        """Return the samples of a block whose patches add up to ``parts``; may be the canvas of a part."""
+        output, box = self.output, self._box(index)
+        total = combine(output, box, parts)
+        if total is None:
+            return output.fill(box.shape)
+        ranges = [t.touch[b] for t, b in zip(self.spec.plan.tables, index, strict=True)]
+        grid = self.spec.plan.grid
+        skipped, times = set[int](), dict[int, int]()
+        if len(self.times) < len(grid) or max(self.times.values()) > 1:
+            for tile in grid.within(ranges):
+                count = self.times.get(tile.index, 0)
+                if not count:
+                    skipped.add(tile.index)
+                elif count > 1:
+                    times[tile.index] = count
+        reached, divisor = cover(self.spec, output, index, box, skipped, times)
+        return finish(output, total, reached, divisor)
+
+
+class _OneCanvas(Gatherer):
+    """Adds all patches up on one canvas, which stays open: patches may come after a result was taken."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self._index: Index = (0,) * len(spec.plan.axes)
+        self._sums = Accumulator(spec, [self._box(self._index)])
+
+    def add(self, position: Index, values: Array) -> None:
+        self._count(position)
+        self._sums.add(position, [values])
+
+    def _finished(self) -> Array:
+        """Return the samples of the result; may be the canvas."""
+        return self._finish(self._index, self._sums.partials)
+
+    def _leave(self, array: Array | None) -> None:
+        """Continue on a copy where the canvas is ``array``, which is to hold the result from now on."""
+        [sums] = self._sums.partials
+        if sums.array is not None and sums.array is array:
+            sums.array = array.copy()
+
+
+class Kept(_OneCanvas):
+    """Returns the result; its caller may hold the canvas then, so that later patches get a copy of it."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self._result: Array | None = None
+
+    def add(self, position: Index, values: Array) -> None:
+        self._leave(self._result)
+        super().add(position, values)
+
+    def result(self) -> Array:
+        self._result = self._finished()
+        return self._result
+
+
+class Stored(_OneCanvas):
+    """Stores the result in an output, in whose memory the sums are added up where it can hold them."""
+
+    def __init__(self, spec: Spec, sink: Sink) -> None:
+        super().__init__(spec)
+        self._sink = sink
+        sink.expect(self.parts())
+        output, view = self.output, sink.view
+        summed = output.weighted and output.importance is None and output.reduce is None
+        if view is not None and view.dtype == output.accumulator() and summed and not sink.accumulate:
+            view[...] = 0
+            self._sums.partials[0].array = view
+
+    def result(self) -> Any:
+        block = self._finished()
+        if block is not self._sink.view:
+            self._leave(self._sink.view)
+            self._sink.store(self._place(self._index), block)
+        return self._sink.close()
+
+
+class ByBlock(Gatherer):
+    """Finishes, stores and forgets each block as soon as its last patch is here.
+
+    The steps are those of `tiled_map` with ``reuse="share"``: a patch belongs to the block in which its
+    support starts; the canvas of a block is complete when all of its patches came; its seams then wait for
+    later blocks.
+    """
+
+    def __init__(self, spec: Spec, sink: Sink) -> None:
+        super().__init__(spec)
+        self._sink = sink
+        sink.expect(self.parts())
+        self._open: dict[Index, Accumulator] = {}
+        self._left: dict[Index, int] = {}
+        self._own: dict[Index, Group] = {}
+        self._seams: dict[Index, dict[Index, Group]] = {}
+        self._finished: set[Index] = set()
+        self._owners = [
+            np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]).tolist() for t in spec.plan.tables
+        ]
+        for owners, count in zip(self._owners, self._counts, strict=True):
+            # What starts after the image, in its padding, belongs to no block.
+            owners += [-1] * (count - len(owners))
+
+    def add(self, position: Index, values: Array) -> None:
+        owner = tuple([o[i] for o, i in zip(self._owners, position, strict=True)])
+        if owner in self._own or owner in self._finished:
+            raise TilingError(
+                f"{self._tile(position)} came too late: the chunk in which it starts is finished."
+            )
+        first = self._count(position)
+        if min(owner) < 0:
+            return
+        if owner not in self._open:
+            self._open[owner] = Accumulator(self.spec, canvas_boxes(self.spec, owner))
+            self._left[owner] = self.spec.plan.owned(owner)
+        self._open[owner].add(position, [values])
+        self._left[owner] -= first
+        if not self._left[owner]:
+            self._close(owner)
+
+    def result(self) -> Any:
+        for owner in sorted(self._open):
+            self._close(owner)
+        for index in np.ndindex(*self.spec.plan.blocks):
+            if index not in self._finished:
+                self._store(index)
+        return self._sink.close()
+
+    def _close(self, owner: Index) -> None:
+        """Cut the seams of a complete canvas; store the blocks that waited for nothing else."""
+        plan = self.spec.plan
+        group = Group(self._open.pop(owner).partials, [])
+        seams = cut_seams(self.spec, owner, plan.later(owner), group)
+        if seams and not self._ready(owner):
+            # It waits: what it waits with need not be the whole canvas.
+            group = Group([group.partials[0].crop(self.output, self._box(owner))], [])
+        self._own[owner] = group
+        del group  # or it would live until all later blocks are stored
+        later = []
+        for step, seam in seams.items():
+            index = tuple(b + s for b, s in zip(owner, step, strict=True))
+            self._seams.setdefault(index, {})[owner] = seam
+            later.append(index)
+        for index in (owner, *later):
+            if (index in self._own or not plan.owned(index)) and self._ready(index):
+                self._store(index)
+
+    def _ready(self, index: Index) -> bool:
+        """Return whether the seams of all earlier neighbours are here."""
+        return all(e in self._seams.get(index, {}) for e in self.spec.plan.earlier(index))
+
+    def _store(self, index: Index) -> None:
+        """Store a finished block and forget its parts."""
+        own, seams = self._own.pop(index, None), self._seams.pop(index, {})
+        groups = ([own] if own else []) + [seams[e] for e in sorted(seams)]
+        self._finished.add(index)
+        self._sink.store(self._place(index), self._finish(index, [g.partials[0] for g in groups]))
+
+
+def gatherer_of(spec: Spec, sink: Sink | None) -> Gatherer:
+    """Return what gathers the patches of ``spec`` into ``sink``, or into memory of its own."""
+    if any(n != 1 for n in spec.plan.blocks):
+        shape, dtype = spec.outputs[0].reduced_shape, spec.outputs[0].dtype
+        return ByBlock(spec, sink or Sink(np.empty(shape, dtype)))
+    return Kept(spec) if sink is None else Stored(spec, sink)

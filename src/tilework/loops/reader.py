@@ -11,8 +11,9 @@ import numpy as np
 from tilework._checks import one_of, scalar
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid
+from tilework.loops.common import is_tensor
 from tilework.plan.arguments import default_memory
-from tilework.source.base import BlockSource, MemorySource, Source
+from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
 from tilework.source.zarr_array import CHUNKS, ZarrSource
@@ -67,10 +68,8 @@ def open_image(image: Any) -> Source:
     TypeError
         For an object without shape, dtype and slicing.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(image, torch.Tensor) and image.device.type != "cpu":
-        return open_source(_Tensor(image))
-    return open_source(image)
+    on_device = is_tensor(image) and image.device.type != "cpu"
+    return open_source(_Tensor(image) if on_device else image)
 
 
 class CropReader:
@@ -90,12 +89,12 @@ class CropReader:
         self.source = source
         self._axes, self._grids, self._padding = tuple(axes), tuple(grids), padding
         self._cache_bytes = default_memory() // CACHE_SHARE if cache_bytes is None else cache_bytes
-        # A recipe of an array in memory does not carry the data, which here must travel.
-        self._image = image if isinstance(source, MemorySource | BlockSource) or _is_tensor(image) else None
-        self._uses: tuple[Array, ...] | None = None
-        self._tensor = _is_tensor(image)
+        self._tensor = is_tensor(image)
         self._device = getattr(image, "device", None)
-        self._fresh = source.fresh
+        # Pickled, such a source carries no data: tasks of a graph are given what they read.
+        bare = source.in_memory or source.dask_name is not None
+        self._image = image if bare or self._tensor else None
+        self._uses: tuple[Array, ...] | None = None
         starts = [grid.reads() for grid in self._grids]
         self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
 
@@ -118,7 +117,7 @@ class CropReader:
         else:
             crop = self._cut(reads)
         # What index arithmetic or a file gave is nobody else's.
-        if not self._fresh and (inside or self._padding.boundary is None):
+        if not self.source.fresh and (inside or self._padding.boundary is None):
             crop = np.array(crop, order="C", copy=True)
         if self._tensor:
             return sys.modules["torch"].from_numpy(crop).to(self._device)
@@ -142,13 +141,11 @@ class CropReader:
         return AxisRead.plan(*read, grid.extent, self._padding.boundary or "edge")
 
     def _read(self, box: Sequence[tuple[int, int]]) -> Array:
-        if self.source.chunks is None:
+        if not isinstance(self.source, ZarrSource) or self.source.chunks is None:
             # A memmap would hand its class on to what is computed from it.
             return np.asarray(self.source.read(box))
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
-        if not isinstance(self.source, ZarrSource):
-            return self.source.read(box)
         with CHUNKS.active():
             return self.source.read_shared(box, self._uses, self._cache_bytes)
 
@@ -161,11 +158,6 @@ class CropReader:
                 for a, b in self._plan(grid, span).intervals:
                     counts[axis][a // chunks[axis] : -(-b // chunks[axis])] += b > a
         return tuple(counts)
-
-
-def _is_tensor(image: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(image, torch.Tensor)
 
 
 def _reopened(image: Any, *rest: Any) -> CropReader:

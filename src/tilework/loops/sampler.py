@@ -280,9 +280,7 @@ class GridSampler:
         """The same patches as a plan in raster order, for an average: what they read and cost."""
         first = next(iter(self._readers.values()), None)
         source = Source(None, self.spatial_size, np.dtype(np.float32)) if first is None else first.source
-        cut = Cut(
-            self._axes(source), self.grids, tuple(map(str, range(len(self.grids)))), (0,) * len(self.grids)
-        )
+        cut = Cut.numbered(self._axes(source), self.grids)
         return cut.plan(source, "average", chunks=self.chunk_size or "auto")
 
 

@@ -1,4 +1,8 @@
-"""Where the eager loops put finished parts: arrays of any kind; storage chunks are written whole and once."""
+"""Where the loops put finished parts: arrays of any kind, with each storage chunk written whole and once.
+
+`ChunkWriter` collects parts to whole storage chunks; `Sink` is what `Aggregator` writes to, which takes one
+where the array has chunks.
+"""
 
 from __future__ import annotations
 
@@ -15,58 +19,45 @@ import numpy as np
 from tilework.errors import GridError, TilingError
 from tilework.function.calling import as_array
 from tilework.grid.tiles import Box
-from tilework.loops.common import Locked
+from tilework.loops.common import Locked, is_tensor
 
-__all__ = ["ChunkWriter", "Sink", "is_tensor", "spans_of"]
+__all__ = ["ChunkWriter", "Sink", "Spans"]
 
 Array = np.ndarray[Any, Any]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Index = tuple[int, ...]
+Spans = tuple[Ints, Ints] | None
+"""Starts and stops of the parts along one axis of an array, samples; None: every part spans the axis."""
 
 
-def spans_of(index: Any, shape: Sequence[int]) -> Box:
-    """Return the box that ``index`` selects: slices without steps, with an Ellipsis or fewer than axes.
-
-    Raises
-    ------
-    GridError
-        For anything else.
-    """
-    items = list(index) if isinstance(index, tuple) else [index]
-    if Ellipsis not in items:
-        items.append(Ellipsis)
-    at = items.index(Ellipsis)
-    items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
-    if len(items) != len(shape) or not all(isinstance(i, slice) and i.step in (None, 1) for i in items):
-        raise GridError(f"a part of an array of shape {tuple(shape)} is named by plain slices; got {index}.")
-    bounds = [i.indices(n) for i, n in zip(items, shape, strict=True)]
-    return Box(tuple(a for a, _, _ in bounds), tuple(max(a, b) for a, b, _ in bounds))
+# -- storage chunks ---------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class _Gathering:
-    """One storage chunk of which some parts are here."""
+class _Unfinished:
+    """One storage chunk of which some parts have come."""
 
     array: Array
+    """The chunk's samples."""
     left: int
     """How many parts are still to come."""
     boxes: list[Box] | None = field(default_factory=list)
-    """Where parts stand, array samples; None where the array was read first."""
+    """Where the parts that came lie, array samples; None where the stored chunk was read first."""
 
 
 class ChunkWriter(Locked):
     """Takes the parts of an array in any order, from any thread; writes each chunk or shard once.
 
-    A context manager: what is not whole at its end, because parts were left out, is then merged into what
-    the array holds. After an exception only whole chunks have been written.
+    A context manager: chunks that are not whole at its end, because parts were left out, are then merged into
+    what the array holds. After an exception only whole chunks have been written.
 
     Parameters
     ----------
     array : array to write into
-        With ``chunks`` (and perhaps ``shards``), such as Zarr's and h5py's; any other array is written
-        through, part by part.
+        With ``chunks`` (and perhaps ``shards``), such as Zarr's and h5py's; any other array is written part
+        by part.
     parts : one (starts, stops) or None per axis of the array, samples
-        Where the parts stand that will come, each once; None: every part spans the axis.
+        Where the parts lie that will come, each once; None: every part spans the axis.
 
     Examples
     --------
@@ -77,20 +68,19 @@ class ChunkWriter(Locked):
     [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
     """
 
-    def __init__(self, array: Any, parts: Sequence[tuple[Ints, Ints] | None]) -> None:
-        self.array = array
-        unit = getattr(array, "shards", None) or getattr(array, "chunks", None)
-        self._unit: Index | None = None if unit is None else tuple(map(int, unit))
-        self.shape = tuple(map(int, array.shape))
+    def __init__(self, array: Any, parts: Sequence[Spans]) -> None:
         super().__init__()
-        self._gathering = dict[Index, _Gathering]()
+        self.array = array
+        self.shape = tuple(map(int, array.shape))
+        self._unit = _unit_of(array)
+        self._unfinished = dict[Index, _Unfinished]()
         self._written: set[Index] = set()
         if self._unit is not None:
             axes = zip(self.shape, self._unit, parts, strict=True)
             self._counts = [_count(n, unit, spans) for n, unit, spans in axes]
 
     def __setitem__(self, index: Any, value: Any) -> None:
-        box = spans_of(index, self.shape)
+        box = _box_of(index, self.shape)
         if self._unit is None:
             self.array[box.slices] = value
             return
@@ -100,6 +90,7 @@ class ChunkWriter(Locked):
             self._put(number, box, values)
 
     def _put(self, number: Index, box: Box, values: Array) -> None:
+        """Add what ``values``, the samples of ``box``, hold of one chunk."""
         chunk = self._box(number)
         common = chunk.intersect(box)
         part = values[common.shift([-a for a in box.start]).slices]
@@ -111,7 +102,7 @@ class ChunkWriter(Locked):
 
     def _gather(self, number: Index, chunk: Box, common: Box, part: Array) -> Array | None:
         """Keep ``part``; return the chunk where it is whole now."""
-        here = self._gathering.get(number)
+        here = self._unfinished.get(number)
         if here is None and number in self._written:
             self.array[common.slices] = part  # it came again
             return None
@@ -121,32 +112,34 @@ class ChunkWriter(Locked):
             if left == 1 and common == chunk:
                 self._written.add(number)
                 return part
-            here = self._gathering[number] = self._start(chunk, left, all(full for _, full in counts))
+            here = self._unfinished[number] = self._start(chunk, left, all(full for _, full in counts))
         here.array[common.shift([-a for a in chunk.start]).slices] = part
         if here.boxes is not None:
             here.boxes.append(common)
         here.left -= 1
         if here.left:
             return None
-        del self._gathering[number]
+        del self._unfinished[number]
         self._written.add(number)
         return here.array
 
-    def _start(self, chunk: Box, left: int, full: bool) -> _Gathering:
+    def _start(self, chunk: Box, left: int, full: bool) -> _Unfinished:
+        """Return a chunk of which nothing has come; what no part will fill is read."""
         if full:
-            return _Gathering(np.empty(chunk.shape, self.array.dtype), left)
-        return _Gathering(np.asarray(self.array[chunk.slices]), left, None)
+            return _Unfinished(np.empty(chunk.shape, self.array.dtype), left)
+        return _Unfinished(np.asarray(self.array[chunk.slices]), left, None)
 
     def _box(self, number: Index) -> Box:
+        """Return the samples of a chunk."""
         assert self._unit is not None
         start = tuple(i * u for i, u in zip(number, self._unit, strict=True))
         stop = tuple(min(a + u, n) for a, u, n in zip(start, self._unit, self.shape, strict=True))
         return Box(start, stop)
 
     def close(self) -> None:
-        """Write what is here of the chunks that never became whole."""
+        """Write what came of the chunks that never became whole."""
         with self._lock:
-            for number, here in self._gathering.items():
+            for number, here in self._unfinished.items():
                 chunk = self._box(number)
                 values = here.array
                 if here.boxes is not None:
@@ -155,8 +148,8 @@ class ChunkWriter(Locked):
                         at = box.shift([-a for a in chunk.start]).slices
                         values[at] = here.array[at]
                 self.array[chunk.slices] = values
-            self._written.update(self._gathering)
-            self._gathering.clear()
+            self._written.update(self._unfinished)
+            self._unfinished.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -168,8 +161,27 @@ class ChunkWriter(Locked):
             self.close()
 
 
-def _count(extent: int, unit: int, spans: tuple[Ints, Ints] | None) -> list[tuple[int, bool]]:
-    """Return for each chunk along an axis how many spans touch it, and whether together they fill it."""
+def _unit_of(array: Any) -> Index | None:
+    """Return what an array stores at once, samples per axis: a shard or chunk; None where it has neither."""
+    unit = getattr(array, "shards", None) or getattr(array, "chunks", None)
+    return tuple(map(int, unit)) if isinstance(unit, tuple | list) else None
+
+
+def _box_of(index: Any, shape: Sequence[int]) -> Box:
+    """Return the box that ``index`` selects: slices without steps, with an Ellipsis or fewer than axes."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    if Ellipsis not in items:
+        items.append(Ellipsis)
+    at = items.index(Ellipsis)
+    items[at : at + 1] = [slice(None)] * (len(shape) - len(items) + 1)
+    if len(items) != len(shape) or not all(isinstance(i, slice) and i.step in (None, 1) for i in items):
+        raise GridError(f"a part of an array of shape {tuple(shape)} is named by plain slices; got {index}.")
+    bounds = [i.indices(n) for i, n in zip(items, shape, strict=True)]
+    return Box(tuple(a for a, _, _ in bounds), tuple(max(a, b) for a, b, _ in bounds))
+
+
+def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
+    """Return for each chunk along an axis how many parts touch it, and whether together they fill it."""
     edges = np.append(np.arange(0, extent, unit), extent)
     if spans is None:
         return [(1, True)] * (len(edges) - 1)
@@ -179,29 +191,26 @@ def _count(extent: int, unit: int, spans: tuple[Ints, Ints] | None) -> list[tupl
     first = np.searchsorted(stops, edges[:-1], side="right")
     last = np.searchsorted(starts, edges[1:], side="left")
     reach = np.concatenate(([0], np.maximum.accumulate(stops))) if len(stops) else np.zeros(1, np.int64)
-    # Spans rise, so a hole lies where the next start is beyond all earlier stops.
+    # Spans ascend, so a hole lies where the next start is beyond all earlier stops.
     holes = np.flatnonzero(np.append(starts, extent) > reach)
     low, high = reach[holes], np.append(starts, extent)[holes]
     full = [not ((low < b) & (high > a)).any() for a, b in itertools.pairwise(edges.tolist())]
     return [(max(0, int(b - a)), f) for a, b, f in zip(first, last, full, strict=True)]
 
 
-Part = tuple[Array, Array]
-
-
-def is_tensor(array: Any) -> bool:
-    """Return whether ``array`` is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
+# -- arrays of any kind -----------------------------------------------------------------------------------
 
 
 class Sink:
     """An array to write into: numpy, memmap, torch on any device, Zarr, h5py, or anything alike."""
 
-    def __init__(self, array: Any, *, accumulate: bool = False) -> None:
+    def __init__(self, array: Any, accumulate: bool = False, writer: ChunkWriter | None = None) -> None:
         if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
             raise TypeError(f"output must have shape, dtype and item assignment; got {type(array).__name__}.")
-        self.array, self._accumulate = array, accumulate
+        self.array = array
+        self.accumulate = accumulate
+        """Whether blocks are added to what the array holds."""
+        self._writer = writer
         self.shape = tuple(map(int, array.shape))
         self.view: Array | None = None
         """The same memory as a numpy array, where there is one."""
@@ -214,30 +223,24 @@ class Sink:
             self.view = array if isinstance(array, np.ndarray) else None
         if self.view is not None and not self.view.flags.writeable:
             raise TilingError("output is read-only; open it for writing (mode='r+' for a memmap).")
-        self._writer: ChunkWriter | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A tensor's memory is shared with its view only as long as both are not pickled.
-        return self.__dict__ | {"view": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["array"], accumulate=state["_accumulate"])  # type: ignore[misc]
-        self._writer = state["_writer"]
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled beside its tensor, the view would become memory of its own.
+        return Sink, (self.array, self.accumulate, self._writer)
 
     @property
-    def unit(self) -> tuple[int, ...] | None:
-        """Lengths of what is written at once, samples per axis; None where every sample stands alone."""
-        unit = getattr(self.array, "shards", None) or getattr(self.array, "chunks", None)
-        return tuple(map(int, unit)) if self.view is None and isinstance(unit, tuple) else None
+    def unit(self) -> Index | None:
+        """Lengths of what is stored at once, samples per axis; None where every sample is written alone."""
+        return None if self.view is not None else _unit_of(self.array)
 
-    def expect(self, parts: Sequence[Part | None]) -> None:
-        """Say where blocks will stand, so that each storage chunk is written once: see `ChunkWriter`."""
+    def expect(self, parts: Sequence[Spans]) -> None:
+        """Say where blocks will lie, so that each storage chunk is written once: see `ChunkWriter`."""
         if self.unit is not None:
             self._writer = ChunkWriter(self.array, parts)
 
     def store(self, place: tuple[slice, ...], block: Array) -> None:
         """Put a finished block into its place."""
-        if self._accumulate:
+        if self.accumulate:
             block = (np.asarray(self.array[place]) + block).astype(self.dtype)
         if self.view is not None:
             self.view[place] = block
@@ -249,10 +252,11 @@ class Sink:
         else:
             self.array[place] = block
 
-    def close(self) -> None:
-        """Write what is left."""
+    def close(self) -> Any:
+        """Write what is left; return the array."""
         if self._writer is not None:
             self._writer.close()
+        return self.array
 
 
 def _empty_like(tensor: Any) -> Any:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import one_of, report, whole, wholes
-from tilework.diagnostics.viewing import View, view
+from tilework.diagnostics.viewing import View, members_of, view
 from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.function.calling import as_results, is_batched
+from tilework.function.output import BoundOutput
 from tilework.graph.build import find_spec
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
@@ -137,48 +138,82 @@ def check(
     >>> check(tiled_map(smooth, image, 64, 2), where="corners").ok
     False
     """
-    members: dict[Any, Any] = {None: out}
-    if isinstance(out, Mapping | tuple | list):
-        members = dict(out) if isinstance(out, Mapping) else dict(enumerate(out))
-    found = [find_spec(member) for member in members.values()]
+    members = members_of(out)
+    spec = _spec_of(list(members.values()))
+    function = _Untiled(spec, spec.fn if fn is None else fn, _sources(spec, array), context)
+    views = view(members, verbose=False)
+    rng = np.random.default_rng(seed)
+    windows: list[_Window] = []
+    tried = False
+    for kind, points in _points(spec, where, whole("places", places), rng):
+        tried = True
+        place = _first_that_ran(spec, next(iter(views.values())), points, rng)
+        if place is None:
+            continue
+        point, each = place
+        box = _around(spec, point, whole("size", size))
+        expected = function.on(box, each)
+        windows.append(_Window(kind, box, [_gap(spec, k, v, expected, box, each) for k, v in views.items()]))
+    if not windows:
+        why = "no tile ran at any place that was tried" if tried else f"where={where!r}, places={places}"
+        raise TilingError(f"there is nothing to compare: {why}.")
+    size_of_all = max(gap.size for window in windows for gap in window.gaps) or 1.0
+    worst = max((window.worst for window in windows), key=lambda gap: gap.largest)
+    return CheckReport(
+        largest=worst.largest,
+        relative=worst.largest / size_of_all,
+        where=worst.where,
+        output=worst.output,
+        windows=tuple((w.kind, w.box, w.worst.largest) for w in windows),
+        context=function.context,
+        crops=next(iter(views.values())).ran,
+        help=_help(spec, [w.box for w in windows if w.worst.largest > ROUNDING * size_of_all]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Gap:
+    """How far an output and the function are apart in one window."""
+
+    largest: float
+    """Largest absolute difference."""
+    where: tuple[int, ...]
+    """Index of that difference in the result."""
+    output: int | str | None
+    """Key of the output; None where there is one."""
+    size: float
+    """Largest value that was compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """One place that was compared."""
+
+    kind: str
+    """Kind of place: one of `PLACES`, or "given"."""
+    box: Box
+    """Image samples of the tiled axes."""
+    gaps: list[_Gap]
+    """One per output."""
+
+    @property
+    def worst(self) -> _Gap:
+        """The output with the largest difference."""
+        return max(self.gaps, key=lambda gap: gap.largest)
+
+
+def _spec_of(arrays: Sequence[Any]) -> Spec:
+    """Return the specification of the one call that made all ``arrays``, if it can be compared."""
+    found = [find_spec(array) for array in arrays]
     specs = [f.spec for f in found if f is not None]
-    if not members or len(specs) < len(members) or any(s is not specs[0] for s in specs):
+    if not specs or len(specs) < len(arrays) or any(s is not specs[0] for s in specs):
         raise TilingError("check takes an unmodified result of one tiled_map.")
     spec = specs[0]
     if spec.pass_tile:
         raise TilingError("a function that takes its tile has no untiled result to compare with.")
     if not spec.plan.count([(0, n) for n in spec.plan.grid_shape]):
         raise TilingError("there is nothing to compare: no tile of this result runs.")
-    compared = _Compared(spec, spec.fn if fn is None else fn, _sources(spec, array), context)
-    views = view(list(members.values()), verbose=False)
-    rng = np.random.default_rng(seed)
-    windows: list[tuple[str, Box, float]] = []
-    worst: tuple[float, tuple[int, ...], Any] = (-1.0, (), None)
-    largest_value = 0.0
-    tried = 0
-    for kind, points in _points(spec, where, whole("places", places), rng):
-        tried += 1
-        place = _first_that_ran(spec, views[0], points, rng)
-        if place is None:
-            continue
-        point, each = place
-        box = _around(spec, point, whole("size", size))
-        expected = compared.expect(box, each)
-        seen = 0.0
-        for key, shown in zip(members, views, strict=True):
-            largest, index, value = _compare(spec, shown, expected, box, each)
-            seen, largest_value = max(seen, largest), max(largest_value, value)
-            if largest > worst[0]:
-                worst = (largest, index, key)
-        windows.append((kind, box, seen))
-    if not windows:
-        why = f"where={where!r}, places={places}" if not tried else "no tile ran at any place that was tried"
-        raise TilingError(f"there is nothing to compare: {why}.")
-    help_ = _help(spec, [box for _, box, gap in windows if gap > ROUNDING * (largest_value or 1.0)])
-    relative = worst[0] / (largest_value or 1.0)
-    return CheckReport(
-        worst[0], relative, worst[1], worst[2], tuple(windows), compared.context, views[0].ran, help_
-    )
+    return spec
 
 
 def _help(spec: Spec, differing: Sequence[Box]) -> str:
@@ -293,53 +328,63 @@ def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
     return Box.of(spans)
 
 
-class _Compared:
-    """The function on windows with context."""
+class _Untiled:
+    """The function on windows with context, finished as the blocks of the tiled result are."""
 
-    def __init__(self, spec: Spec, fn: Any, sources: Sequence[Source], context: Any) -> None:
+    def __init__(self, spec: Spec, fn: Callable[..., Any], sources: Sequence[Source], context: Any) -> None:
         self._spec, self._fn, self._sources = spec, fn, sources
         self._grids = spec.plan.axes[spec.plan.n_each :]
+        self._batched = spec.plan.batch_size is not None or is_batched(fn)
         if context is None:
             self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self._grids)
         else:
             given = wholes("context", context)
             self.context = given * len(self._grids) if len(given) == 1 else given
 
-    def expect(self, box: Box, each: Sequence[int]) -> list[Array]:
-        """Return what the function gives for ``box``, finished as the blocks are, one array per output."""
-        spec, n = self._spec, self._spec.plan.n_each
-        spans = [
-            _window(g, a, b, c)
-            for g, a, b, c in zip(self._grids, box.start, box.stop, self.context, strict=True)
+    def on(self, box: Box, each: Sequence[int]) -> list[Array]:
+        """Return the result in ``box``, image samples of the tiled axes: one array per output."""
+        columns = zip(self._grids, box.start, box.stop, self.context, strict=True)
+        spans = [_window(*column) for column in columns]
+        crops = [
+            self._crop(source, axes, spans, each)
+            for source, axes in zip(self._sources, self._spec.source_axes, strict=True)
         ]
-        batched = spec.plan.batch_size is not None or is_batched(self._fn)
-        crops = []
-        for source, axes in zip(self._sources, spec.source_axes, strict=True):
-            reads = [AxisRead(((0, m),)) for m in source.shape]
-            for axis, i in zip(axes[:n], each, strict=True):
-                reads[axis] = AxisRead(((i, i + 1),))
-            for axis, (a, b) in zip(axes[n:], spans, strict=True):
-                reads[axis] = AxisRead.plan(a, b, source.shape[axis], spec.boundary)
-            crop = read_padded(lambda part, s=source: _read(s, part), reads, spec.cval)  # type: ignore[misc]
-            crop = np.array(crop.squeeze(tuple(axes[:n])), order="C")
-            crops.append(crop[None] if batched else crop)
         try:
             raw = self._fn(*crops)
         except Exception as error:
             error.add_note(f"raised by check, which called fn on crops of shape {[c.shape for c in crops]}")
             raise
-        found = []
-        for output, result in zip(spec.outputs, as_results(raw, [w.key for w in spec.outputs]), strict=True):
-            result = result[0] if batched else result
-            index = [slice(None)] * n
-            for weights, g, (a, _), low, high in zip(
-                output.weights[n:], self._grids, spans, box.start, box.stop, strict=True
-            ):
-                start = weights.scaled(a + g.margin[0])
-                index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
-            part = np.ascontiguousarray(result[output.index(index)[n:]])
-            found.append(finish(output, part[(None,) * n], None, None))
-        return found
+        outputs = self._spec.outputs
+        results = as_results(raw, [output.key for output in outputs])
+        return [self._cut(o, r, spans, box) for o, r in zip(outputs, results, strict=True)]
+
+    def _crop(
+        self, source: Source, axes: Sequence[int], spans: Sequence[tuple[int, int]], each: Sequence[int]
+    ) -> Array:
+        """Return what the function reads of one source, padded, without its ``each`` axes."""
+        if source.handle is None:
+            raise TilingError("the source of this result is in another process; give array=.")
+        spec, n = self._spec, len(each)
+        reads = [AxisRead(((0, m),)) for m in source.shape]
+        for axis, i in zip(axes[:n], each, strict=True):
+            reads[axis] = AxisRead(((i, i + 1),))
+        for axis, (a, b) in zip(axes[n:], spans, strict=True):
+            reads[axis] = AxisRead.plan(a, b, source.shape[axis], spec.boundary)
+        crop = read_padded(source.read, reads, spec.cval)
+        crop = np.array(crop.squeeze(tuple(axes[:n])), order="C")
+        return crop[None] if self._batched else crop
+
+    def _cut(self, output: BoundOutput, result: Array, spans: Sequence[tuple[int, int]], box: Box) -> Array:
+        """Return the finished samples of ``box`` from the function's result for ``spans``."""
+        n = output.n_each
+        index = [slice(None)] * n
+        columns = zip(output.weights[n:], self._grids, spans, box.start, box.stop, strict=True)
+        for weights, grid, (first, _), low, high in columns:
+            start = weights.scaled(first + grid.margin[0])
+            index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
+        result = result[0] if self._batched else result
+        part = np.ascontiguousarray(result[output.index(index)[n:]])
+        return finish(output, part[(None,) * n], None, None)
 
 
 def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]:
@@ -351,26 +396,17 @@ def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]
     return low - g.margin[0], high + g.margin[1]
 
 
-def _read(source: Source, box: Sequence[tuple[int, int]]) -> Array:
-    if source.handle is None:
-        raise TilingError("the source of this result is in another process; give array=.")
-    return source.read(box)
-
-
-def _compare(
-    spec: Spec, shown: View, expected: Sequence[Array], box: Box, each: Sequence[int]
-) -> tuple[float, tuple[int, ...], float]:
-    """Return the largest difference, its index in the result, and the largest value."""
-    number = shown.number
-    output, n = spec.outputs[number], spec.plan.n_each
-    want = expected[number]
+def _gap(
+    spec: Spec, key: int | str | None, shown: View, expected: Sequence[Array], box: Box, each: Sequence[int]
+) -> _Gap:
+    """Return how far an output is from what the function returned for a window."""
+    output, want, n = spec.outputs[shown.number], expected[shown.number], spec.plan.n_each
     index = [slice(i, i + 1) for i in each] + [slice(None)] * (shown.ndim - n)
     for axis, weights, low, high in zip(
         output.reduced_axes, output.weights[n:], box.start, box.stop, strict=True
     ):
         index[n + axis] = slice(weights.scaled(low), weights.scaled(high))
-    got = shown[tuple(index)]
-    gap = difference(np.asarray(got), want)
+    gap = difference(np.asarray(shown[tuple(index)]), want)
     place = np.unravel_index(int(gap.argmax()), gap.shape)
     where = tuple(int(p) + (s.start or 0) for p, s in zip(place, index, strict=True))
-    return float(gap.max()), where, size_of(want)
+    return _Gap(float(gap.max()), where, key, size_of(want))

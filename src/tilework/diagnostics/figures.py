@@ -6,7 +6,7 @@ Every function returns a `matplotlib.figure.Figure`, which a notebook shows and 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,11 @@ __all__ = ["compare", "plot_plan", "plot_seams", "plot_window"]
 Array = np.ndarray[Any, Any]
 # More lines along an axis would be a grey area.
 LINES = 60
+_LINES: dict[str, dict[str, Any]] = {
+    "cores": {"color": "0.6", "lw": 0.6},
+    "blocks of the result": {"color": BLOCK, "lw": 1.5},
+    "storage chunks": {"color": CHUNK, "lw": 1.0, "ls": (0, (3, 3))},
+}
 # Samples along an axis that a figure of an image looks at, unless it is told.
 LOOK = 512
 
@@ -39,8 +44,13 @@ def _figure(width: float, height: float) -> Any:
     return Figure((width, height), layout="constrained")
 
 
-def _label(name: str) -> str:
-    return f"{'axis ' * name.isdigit()}{name} (samples)"
+def _named(name: str) -> str:
+    """Return the name of an axis in words: a number is no name."""
+    return f"axis {name}" if name.isdigit() else name
+
+
+def _legend(ax: Any, columns: int) -> None:
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, frameon=False, fontsize="small")
 
 
 def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
@@ -75,52 +85,55 @@ def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
 
 def _draw_tiles(plan: TilePlan, ax: Any) -> None:
     """Draw cores, blocks, storage chunks and one tile over the last two axes."""
-    from matplotlib.patches import Rectangle
-
-    flat = len(plan.axes) - plan.n_each < 2
-    y, x = (None, len(plan.axes) - 1) if flat else (len(plan.axes) - 2, len(plan.axes) - 1)
-    width = shown_samples(plan.axes[x])
-    height = 1 if y is None else shown_samples(plan.axes[y])
-    chunks = next((s.chunks for s in plan.sources if s.chunks is not None), None)
-    for axis, draw in ((x, ax.axvline), *(() if y is None else ((y, ax.axhline),))):
-        grid, stop = plan.axes[axis], shown_samples(plan.axes[axis])
-        cores = [int(c) for c in grid.supports(None)[0][1:] if c < stop]
-        blocks = list(range(plan.block[axis], stop, plan.block[axis]))
-        stored = [] if chunks is None else list(range(chunks[axis], stop, chunks[axis]))
-        lines: list[tuple[Sequence[int], dict[str, Any]]] = [
-            (cores, {"color": "0.6", "lw": 0.6}),
-            (blocks, {"color": BLOCK, "lw": 1.5}),
-            (stored, {"color": CHUNK, "lw": 1.0, "ls": (0, (3, 3))}),
-        ]
-        for cuts, style in lines:
-            for cut in cuts if len(cuts) <= LINES else []:
-                draw(cut, **style)
+    x = len(plan.axes) - 1
+    y = None if len(plan.axes) - plan.n_each < 2 else x - 1
+    width, height = shown_samples(plan.axes[x]), 1 if y is None else shown_samples(plan.axes[y])
+    _draw_lines(plan, x, ax.axvline)
+    if y is not None:
+        _draw_lines(plan, y, ax.axhline)
     if len(plan):
-        # In the middle of what is shown.
-        tile = plan.grid.tile(tuple(a.owner(min(a.covered - 1, shown_samples(a) // 2)) for a in plan.axes))
-        for box, alpha, label in ((tile.read, 0.3, "crop"), (tile.core, 0.6, "core")):
-            low, length = (0, 1) if y is None else (box.start[y], box.shape[y])
-            place = (box.start[x], low)
-            ax.add_patch(
-                Rectangle(
-                    place, box.shape[x], length, color=CROP, alpha=alpha, lw=1, label=f"{label} of one tile"
-                )
-            )
-    ax.plot([], [], color="0.6", lw=0.8, label="cores")
-    ax.plot([], [], color=BLOCK, lw=1.5, label="blocks of the result")
-    if chunks is not None:
-        ax.plot([], [], color=CHUNK, lw=1, ls="--", label="storage chunks")
+        _draw_one_tile(plan, ax, x, y)
+    for label, style in _LINES.items():
+        if label != "storage chunks" or _chunks(plan) is not None:
+            ax.plot([], [], label=label, **style)
     ax.set_xlim(0, width)
     ax.set_ylim(height, 0)
-    if y is not None:
-        ax.set_aspect("equal" if 0.2 < height / width < 5 else "auto")
-        ax.set_ylabel(_label(plan.names[y]))
-    else:
+    ax.set_xlabel(f"{_named(plan.names[x])} (samples)")
+    if y is None:
         ax.set_yticks([])
-    ax.set_xlabel(_label(plan.names[x]))
-    blocks_text = "block" if np.prod(plan.blocks) == 1 else "blocks"
-    ax.set_title(f"{len(plan)} crops in {int(np.prod(plan.blocks))} {blocks_text} ({plan.reuse})")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False, fontsize="small")
+    else:
+        ax.set_aspect("equal" if 0.2 < height / width < 5 else "auto")
+        ax.set_ylabel(f"{_named(plan.names[y])} (samples)")
+    blocks = int(np.prod(plan.blocks))
+    ax.set_title(f"{len(plan)} crops in {blocks} {'block' if blocks == 1 else 'blocks'} ({plan.reuse})")
+    _legend(ax, 3)
+
+
+def _chunks(plan: TilePlan) -> Sequence[int] | None:
+    """Return the storage chunks of the first source that has any, samples per grid axis."""
+    return next((s.chunks for s in plan.sources if s.chunks is not None), None)
+
+
+def _draw_lines(plan: TilePlan, axis: int, draw: Callable[..., Any]) -> None:
+    """Draw with ``draw`` where cores, blocks and storage chunks end along an axis."""
+    stop, chunks = shown_samples(plan.axes[axis]), _chunks(plan)
+    cores = [int(c) for c in plan.axes[axis].supports(None)[0][1:] if c < stop]
+    blocks = range(plan.block[axis], stop, plan.block[axis])
+    stored = () if chunks is None else range(chunks[axis], stop, chunks[axis])
+    for cuts, style in zip((cores, blocks, stored), _LINES.values(), strict=True):
+        for cut in cuts if len(cuts) <= LINES else ():
+            draw(cut, **style)
+
+
+def _draw_one_tile(plan: TilePlan, ax: Any, x: int, y: int | None) -> None:
+    """Draw crop and core of the tile in the middle of what is shown."""
+    from matplotlib.patches import Rectangle
+
+    tile = plan.grid.tile(tuple(a.owner(min(a.covered - 1, shown_samples(a) // 2)) for a in plan.axes))
+    for box, alpha, label in ((tile.read, 0.3, "crop"), (tile.core, 0.6, "core")):
+        low, length = (0, 1) if y is None else (box.start[y], box.shape[y])
+        options: dict[str, Any] = {"color": CROP, "alpha": alpha, "lw": 1, "label": f"{label} of one tile"}
+        ax.add_patch(Rectangle((box.start[x], low), box.shape[x], length, **options))
 
 
 def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
@@ -160,6 +173,7 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
 
 
 def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
+    """Draw the weights of neighbouring tiles along an axis, and their sum."""
     profiles = axis_profiles(plan, axis)
     for k, (x, weights) in enumerate(profiles):
         edge = np.concatenate((x, [x[-1] + 1]))
@@ -173,13 +187,13 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
         # Tiles beyond those drawn have weight at both ends, too.
         ax.stairs(total, np.arange(low, high + 1), color="0.35", lw=1, ls=":", label="sum of those drawn")
         ax.set_xlim(low, high)
-    name = plan.names[axis]
+    name = _named(plan.names[axis])
     ax.set_ylim(0, 1.08)
-    ax.set_xlabel(_label(name))
+    ax.set_xlabel(f"{name} (samples)")
     ax.set_ylabel("normalised weight")
-    ax.set_title(f"weights along {'axis ' * name.isdigit()}{name}: {plan.outputs[0].blend}")
+    ax.set_title(f"weights along {name}: {plan.outputs[0].blend}")
     if profiles:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize="small")
+        _legend(ax, 2)
 
 
 def _plan(given: Any) -> TilePlan:
@@ -192,6 +206,17 @@ def _plan(given: Any) -> TilePlan:
 
 
 # -- images -----------------------------------------------------------------------------------------------
+
+
+def _draw_cuts(
+    ax: Any, out: Any, part: Array, starts: Sequence[int], axes: Sequence[int], **style: Any
+) -> list[list[int]]:
+    """Draw where cores end in a part of a result; return where, result samples per axis of the part."""
+    found = [_cuts(out, axis, a, a + n) for axis, a, n in zip(axes, starts, part.shape, strict=True)]
+    for cuts, draw in zip(found, (ax.axhline, ax.axvline), strict=True):
+        for cut in cuts:
+            draw(cut, **style)
+    return found
 
 
 def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
@@ -276,11 +301,9 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     image = figure.add_subplot(grid[:, 0])
     low, high = _contrast(part)
     _show(image, part, starts, axes, vmin=low, vmax=high)
+    cuts = _draw_cuts(image, out, part, starts, axes, color=BLOCK, lw=0.6, alpha=0.7)
     for k, axis in enumerate(axes):
-        cuts = _cuts(out, axis, starts[k], starts[k] + part.shape[k])
-        for cut in cuts:
-            (image.axhline if k == 0 else image.axvline)(cut, color=BLOCK, lw=0.6, alpha=0.7)
-        _draw_steps(figure.add_subplot(grid[k, 1]), part, k, starts[k], cuts, axis)
+        _draw_steps(figure.add_subplot(grid[k, 1]), part, k, starts[k], cuts[k], axis)
     image.set_title("part of the result, cuts between tiles")
     return figure
 
@@ -390,7 +413,5 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     right.set_title(f"difference: {title}" + (f"\nNaN or infinite in just one: {odd} samples" if odd else ""))
     middle.set_ylabel("")
     right.set_ylabel("")
-    for k, axis in enumerate(axes):
-        for cut in _cuts(tiled, axis, starts[k], starts[k] + a.shape[k]):
-            (right.axhline if k == 0 else right.axvline)(cut, color="white", lw=0.4, alpha=0.5)
+    _draw_cuts(right, tiled, a, starts, axes, color="white", lw=0.4, alpha=0.5)
     return figure

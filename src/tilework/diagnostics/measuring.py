@@ -20,7 +20,7 @@ import numpy as np
 from dask.config import get as dask_option
 
 from tilework._checks import report
-from tilework.diagnostics.viewing import TileRunner
+from tilework.diagnostics.viewing import TileRunner, members_of
 from tilework.engine.parts import blocks_of, part_of_block
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
@@ -122,9 +122,7 @@ def measure(out: Any) -> Measured:
 
 
 def _spec(out: Any) -> Spec:
-    if isinstance(out, tuple | list | dict):
-        out = next(iter(out.values() if isinstance(out, dict) else out), None)
-    found = find_spec(out)
+    found = find_spec(next(iter(members_of(out).values()), None))
     if found is None:
         raise TilingError(
             "explain takes an unmodified result of tiled_map; a TilePlan has its own explain()."

@@ -29,7 +29,7 @@ from tilework.graph.build import find_spec
 from tilework.grid.tiles import Tile
 from tilework.source.zarr_array import CHUNKS
 
-__all__ = ["TileRunner", "View", "view"]
+__all__ = ["TileRunner", "View", "members_of", "view"]
 
 Array = np.ndarray[Any, Any]
 
@@ -227,14 +227,11 @@ class View:
         wanted = [[t for _, own in tiles_touching(spec, number, index, box) for t in own] for box in boxes]
         last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
         results: dict[int, list[Array] | None] = {}
-
-        def find(tile: Tile) -> list[Array] | None:
-            return results[tile.index]
-
+        find = results.__getitem__
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
             # Held until no later piece needs them, whatever the cache keeps.
             results |= self._tiles.get([t for t in tiles if t.index not in results])
-            part = part_of_block(spec, number, index, box, find)
+            part = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
             take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
             for done in [n for n in results if last[n] <= k]:
                 del results[done]
@@ -289,13 +286,10 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     1 of 49 crops ran, 1 so far
     70.7601...
     """
-    members = (
-        out if isinstance(out, Mapping) else dict(enumerate(out if isinstance(out, tuple | list) else (out,)))
-    )
     held: dict[str, TileRunner] = {}
     views: dict[Any, View] = {}
     limit = 0 if cache == 0 and not isinstance(cache, bool) else parse_bytes("cache", cache)
-    for key, array in members.items():
+    for key, array in members_of(out).items():
         found = find_spec(array)
         if found is None:
             raise TilingError(
@@ -306,7 +300,14 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
         views[key] = View(array, tiles, found.number, verbose=verbose)
     if isinstance(out, Mapping):
         return views
-    return tuple(views.values()) if isinstance(out, tuple | list) else views[0]
+    return tuple(views.values()) if isinstance(out, tuple | list) else views[None]
+
+
+def members_of(out: Any) -> dict[Any, Any]:
+    """Return the arrays of a result by key: of a tuple their numbers, of a single array None."""
+    if isinstance(out, Mapping):
+        return dict(out)
+    return dict(enumerate(out)) if isinstance(out, tuple | list) else {None: out}
 
 
 def _expand(key: Any, shape: Sequence[int]) -> list[Any]:

@@ -19,7 +19,7 @@ __all__ = ["main"]
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tilework")
 def main() -> None:
-    """Functions on huge images, crop by crop."""
+    """Run functions on huge images, crop by crop."""
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def _plainly() -> Iterator[None]:
     except (click.ClickException, click.exceptions.Exit):
         raise
     except KeyboardInterrupt:
-        raise click.ClickException("interrupted; run the same command again to go on.") from None
+        raise click.ClickException("interrupted; run the same command again to resume.") from None
     except Exception as error:
         notes = [note.partition("\n")[0] for note in getattr(error, "__notes__", ())]
         text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
@@ -49,7 +49,7 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("tilework-demo"),
     show_default=True,
-    help="Where the Zarr arrays and the pictures go.",
+    help="Folder for the Zarr arrays and the picture.",
 )
 @click.option("--crop", default=256, show_default=True, help="Length of a crop, samples.")
 @click.option(
@@ -58,9 +58,9 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     show_default=True,
     help="Context per side that the filter needs, samples.",
 )
-@click.option("--small", default=8, show_default=True, help="An overlap that is too small, to see seams.")
+@click.option("--small", default=8, show_default=True, help="Another overlap, which is too small.")
 def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
-    """Filter a real photograph tile by tile, compare it with the untiled result, and draw both."""
+    """Filter a photograph tile by tile, compare with the untiled result, and draw both."""
     try:
         from tilework.diagnostics.demo import run_demo
     except ImportError as error:
@@ -85,7 +85,7 @@ class Lengths(click.ParamType[Any]):
         try:
             numbers = tuple(int(part) for part in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is no whole number, nor whole numbers with commas", param, ctx)
+            self.fail(f"{value!r} must be a whole number, or whole numbers with commas", param, ctx)
         return numbers[0] if len(numbers) == 1 else numbers
 
 
@@ -103,11 +103,11 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that `tiled_map` and `plan_tiles` share."""
     for option in reversed(
         [
-            click.option("--crop", type=Lengths(), required=True, help="Window that FN gets, samples."),
-            click.option("--overlap", type=Overlap(), help="Context per side, samples."),
-            click.option("--stride", type=Lengths(), help="Distance of crops, instead of --overlap."),
+            click.option("--crop", type=Lengths(), required=True, help="Lengths of a crop, samples."),
+            click.option("--overlap", type=Overlap(), help="Context on each side, samples."),
+            click.option("--stride", type=Lengths(), help="Distance between crops, instead of --overlap."),
             click.option("--axes", help="Tiled axes: numbers (0,1) or names (yx); default: the last."),
-            click.option("--each", help="Axes whose every index is a call of its own, as --axes."),
+            click.option("--each", help="Axes of which FN receives one index per call, as --axes."),
             click.option("--edge", default="shift", show_default=True, help="shift|squeeze|pad|clip|drop"),
             click.option("--boundary", default="reflect", show_default=True, help="Padding mode."),
             click.option(
@@ -119,8 +119,8 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--rim", type=Lengths(), default=0, help="Outermost samples without weight."),
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
             click.option("--batch-size", type=int, help="Crops per call of FN."),
-            click.option("--dtype", help="Of the result; declares that FN keeps the crop's shape."),
-            click.option("--memory-limit", help='Per process, as "4GB".'),
+            click.option("--dtype", help="Dtype of the result; says that FN keeps the crop's shape."),
+            click.option("--memory-limit", help='Memory of a process, as "4GB".'),
         ]
     ):
         command = option(command)
@@ -130,17 +130,17 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @click.argument("function", metavar="MODULE:FN")
 @click.argument("source", metavar="[IN]", required=False)
-@click.option("--crop", type=Lengths(), required=True, help="Window that FN gets, samples.")
+@click.option("--crop", type=Lengths(), required=True, help="Lengths of a crop, samples.")
 @click.option("--axes", help="Tiled axes of IN: numbers (0,1) or names (yx); default: the last.")
-@click.option("--each", help="Axes of IN whose every index is a call of its own, as --axes.")
-@click.option("--batch-size", type=int, help="Give where FN takes batches.")
-@click.option("--dtype", help="Of the crops, where there is no IN; default: float32.")
-@click.option("--tolerance", type=float, help="Change that counts as none, a share of the largest result.")
-@click.option("--seed", default=0, help="Of the random inputs.")
+@click.option("--each", help="Axes of IN of which FN receives one index per call, as --axes.")
+@click.option("--batch-size", type=int, help="Crops per call of FN, if it takes batches.")
+@click.option("--dtype", help="Dtype of the crops if there is no IN; default: float32.")
+@click.option("--tolerance", type=float, help="Change that counts as none, as a share of the largest result.")
+@click.option("--seed", default=0, help="Seed of the random inputs.")
 def probe(function: str, source: str | None, **options: Any) -> None:
-    """Say how much overlap FN needs, by calling it on crops like those of IN.
+    """Find the overlap that FN needs, by calling it on crops like those of IN.
 
-    Without IN the crops are random. Exit code 1 where no overlap is exact.
+    Without IN the crops are random. The exit code is 1 if no overlap is exact.
 
     \b
     tilework probe filters.py:denoise volume.zarr --crop 128
@@ -162,25 +162,25 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--chunks", type=Lengths(), help="Chunks of OUT, samples.")
 @click.option("--shards", type=Lengths(), help="Shards of OUT, samples.")
 @click.option("--cluster", metavar="ADDRESS", help="Scheduler of a running cluster, tcp://host:8786.")
-@click.option("--workers", type=click.IntRange(1), help="Start that many worker processes here.")
-@click.option("--resume/--no-resume", default=True, show_default=True, help="Go on with what is in OUT.")
+@click.option("--workers", type=click.IntRange(1), help="Number of worker processes to start here.")
+@click.option("--resume/--no-resume", default=True, show_default=True, help="Compute only what OUT lacks.")
 @click.option("--overwrite", is_flag=True, help="Delete what is in OUT.")
-@click.option("--version", "fn_version", help="Stands for FN's code when comparing with OUT.")
+@click.option("--version", "fn_version", help="Compared with OUT instead of FN's code.")
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "fill"]),
     default="raise",
     show_default=True,
-    help="A failing tile ends the run, or is left out.",
+    help="A tile that fails ends the run, or is left out.",
 )
-@click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a failing tile.")
-@click.option("--progress/--no-progress", default=None, help="Default: in a terminal.")
+@click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a tile that fails.")
+@click.option("--progress/--no-progress", default=None, help="Show progress; default: in a terminal.")
 def run(function: str, source: str, target: str, **options: Any) -> None:
     """Run FN on every crop of IN and write the result to OUT.
 
-    MODULE:FN is a function by the name of its module, or of its file: filters:denoise, or
-    ./filters.py:denoise. IN is anything that Zarr opens, OUT a path or URL. Run again after an interrupt:
-    only what is missing is computed.
+    MODULE:FN names a function by its module or its file: filters:denoise, or ./filters.py:denoise. IN is
+    anything that Zarr opens, OUT a path or URL. After an interrupt, run the same command again: it computes
+    only what is missing.
 
     \b
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
@@ -222,7 +222,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
 @_tiling
 @click.option("--function", metavar="MODULE:FN", help="Called once on zeros to find its output.")
 def plan(source: str, function: str | None, **options: Any) -> None:
-    """Say what a run on IN would do and cost, without writing anything."""
+    """Show what a run on IN would do and cost; writes nothing."""
     import numpy as np
 
     from tilework.api import tiled_map
@@ -243,7 +243,7 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 @main.command("status")
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True)
 def show_status(stores: tuple[str, ...]) -> None:
-    """Say how far each STORE is; exit code 1 where something is missing."""
+    """Show how much of each STORE is done; the exit code is 1 if something is missing."""
     from tilework.errors import TilingError
     from tilework.writing.status import status
 
@@ -281,6 +281,7 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _axes(text: str) -> Any:
+    """Return numbers of axes as a tuple, names as they are."""
     parts = text.split(",")
     return tuple(map(int, parts)) if all(p.strip().lstrip("-").isdigit() for p in parts) else text
 
@@ -289,12 +290,12 @@ def _function(name: str) -> Any:
     """Return the function that ``MODULE:FN`` or ``FILE.py:FN`` names."""
     module, _, attribute = name.rpartition(":")
     if not module:
-        raise click.UsageError(f"{name!r} names no function; give MODULE:FN, as filters:denoise.")
+        raise click.UsageError(f"{name!r} names no function; give MODULE:FN, such as filters:denoise.")
     if module.endswith(".py"):
         path = Path(module)
         if not path.is_file():
             raise click.UsageError(f"there is no file {module}.")
-        # Workers import it by this name from the same folder.
+        # Workers import the module by this name from the same folder.
         sys.path.insert(0, str(path.resolve().parent))
         module = path.stem
     elif "" not in sys.path:
@@ -312,7 +313,7 @@ def _function(name: str) -> Any:
 
 @contextmanager
 def _client(address: str | None, workers: int | None) -> Iterator[Any]:
-    """Give a client of the named cluster, of one that is started here, or none."""
+    """Give a client of the cluster at ``address``, or of one started here, or None."""
     if address is None and workers is None:
         yield None
         return

@@ -1,1 +1,1 @@
-"""Results and plans looked at: parts, checks, measured cost, figures."""
+"""Ways to look at results and plans: parts, checks, measured cost, figures."""

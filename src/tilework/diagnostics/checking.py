@@ -1,4 +1,4 @@
-"""`check`: windows of a result against the function on windows with far more context."""
+"""`check`: windows of a tiled result compared with the function on the same places with more context."""
 
 from __future__ import annotations
 
@@ -27,40 +27,41 @@ from tilework.source.padding import AxisRead, read_padded
 __all__ = ["CheckReport", "check"]
 
 Array = np.ndarray[Any, Any]
-# Windows start at multiples of this, as the whole image does for any network that pools up to 5 times by 2:
-# so a multiple that was forgotten shows.
+# The function's windows start at multiples of this, samples: a network that pools up to 5 times by 2 then
+# sees what it sees in the whole image, so that a forgotten ``multiple`` shows.
 STEP = 32
 PLACES = ("corners", "borders", "random")
-# Places that are tried, at most, for one where a tile ran.
+# Places that are tried at most, to find one where a tile ran.
 TRIES = 20
-# Share of the largest result that still is rounding: windows of another shape take other code paths.
+# Difference that counts as rounding, as a share of the largest result: windows of another shape may take
+# another code path in the function.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckReport:
-    """What `check` compared; prints as a table."""
+    """What `check` compared and found; prints as a table."""
 
     largest: float
     """Largest difference between the tiled result and the function with more context."""
     relative: float
-    """The same as a share of the largest value compared."""
+    """The same, as a share of the largest value compared."""
     where: tuple[int, ...]
     """Index of that difference in the result."""
     output: int | str | None
     """Which output it is in; None where there is one."""
     windows: tuple[tuple[str, Box, float], ...]
-    """Kind of place, box in image samples of the tiled axes, largest difference there."""
+    """Per window its kind of place, its box (image samples of the tiled axes), its largest difference."""
     context: tuple[int, ...]
     """Context per side of the function's windows, image samples per tiled axis."""
     crops: int
-    """Crops that ran for the tiled side of the comparison."""
+    """How many crops of the tiled result ran."""
     help: str = ""
-    """What may make the results equal, where they differ."""
+    """What may make the results equal, if they differ."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing but rounding differs, 1e-5 of the largest value compared."""
+        """Whether the results differ by rounding only: at most 1e-5 of the largest value compared."""
         return self.relative <= ROUNDING
 
     def __str__(self) -> str:
@@ -94,37 +95,43 @@ def check(
 ) -> CheckReport:
     """Compare windows of a tiled result with the function on the same places with far more context.
 
-    Differences come from too little overlap, a wrong multiple, padding, or a function that looks at its
-    whole crop. Nothing else of the result is computed. Where a mask or ``skip`` left the tile out, another
-    place is looked at.
+    Differences come from too little overlap, a wrong multiple, padding, or a function that depends on its
+    whole crop. Only the tiles of the windows run. Where a mask or ``skip`` leaves a tile out, another place
+    is tried.
 
     Parameters
     ----------
     out : dask.array.Array, or tuple or dict of them
         What `tiled_map` returned, unmodified.
-    fn, array : optional
-        The function and the image; default: those that ``out`` was made of. ``fn`` has to take windows
-        larger than its crop.
-    where : "corners", "borders", "random", a tuple of these, or tuples of int
-        Corners of tiles, the image's border, anywhere, or points in image samples of the tiled axes.
+    fn : callable, optional
+        The function; default: the one that ``out`` was made with. It has to take windows larger than its
+        crop.
+    array : array, path, URL, `load_once`, or tuple of them, optional
+        The image; default: the one that ``out`` was made from.
+    where : {"corners", "borders", "random"}, tuple of them, or tuple of points
+        Kinds of places: corners of tiles, the image's border, anywhere. A point is a tuple of int, image
+        samples per tiled axis.
     places : int
-        Windows of each kind.
+        Number of windows of each kind.
     size : int, image samples per tiled axis
         Length of a compared window.
-    context : int or tuple of int, samples per side and tiled axis, optional
-        What ``fn`` sees around it; default: four overlaps, half a crop if that is more.
+    context : int or tuple of int, image samples per side and tiled axis, optional
+        What ``fn`` sees around a window; default: four overlaps, or half a crop if that is more.
     seed : int
-        Of the random places.
+        Seed of the random places.
 
     Returns
     -------
     CheckReport
-        Prints as a table: the largest difference and where.
+        The largest difference and where it is; prints as a table.
 
     Raises
     ------
     TilingError
-        For a result made by more than `tiled_map`, a function that takes its tile, and where no tile ran.
+        If ``out`` is not an unmodified result of one `tiled_map`, if its function takes its tile, if
+        ``array`` has another shape, or if no tile ran at any place that was tried.
+    TypeError
+        For arguments of a wrong type.
 
     Examples
     --------
@@ -230,12 +237,13 @@ def _help(spec: Spec, differing: Sequence[Box]) -> str:
 
 
 def _at_border(spec: Spec, box: Box) -> bool:
+    """Return whether a box touches the image's border, image samples."""
     grids = spec.plan.axes[spec.plan.n_each :]
     return 0 in box.start or any(b == g.covered for g, b in zip(grids, box.stop, strict=True))
 
 
 def _invented(spec: Spec, box: Box) -> bool:
-    """Return whether a box lies so near the border that samples beyond it are in its overlap."""
+    """Return whether a box is so near the border that its overlap holds invented samples."""
     grids = spec.plan.axes[spec.plan.n_each :]
     return any(
         g.edge == "pad" and (a < g.overlap or b > g.extent - g.overlap)
@@ -244,6 +252,7 @@ def _invented(spec: Spec, box: Box) -> bool:
 
 
 def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
+    """Return what the function reads: ``array`` if it is given, else what was tiled."""
     if array is None:
         return spec.sources
     sources = tuple(map(open_source, array if isinstance(array, tuple) else (array,)))
@@ -258,7 +267,7 @@ def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
 def _points(
     spec: Spec, where: Any, places: int, rng: np.random.Generator
 ) -> Iterator[tuple[str, Iterator[list[int]]]]:
-    """Yield kinds of places with points to try for each place, image samples of the tiled axes."""
+    """Yield, for each place, its kind and points to try, image samples of the tiled axes."""
     grids = spec.plan.axes[spec.plan.n_each :]
     extents = tuple(g.extent for g in grids)
     for kind in (where,) if isinstance(where, str) else tuple(where):
@@ -276,7 +285,7 @@ def _points(
 def _first_that_ran(
     spec: Spec, shown: View, points: Iterator[list[int]], rng: np.random.Generator
 ) -> tuple[list[int], tuple[int, ...]] | None:
-    """Return the first of ``points`` whose tile ran, and where along the ``each`` axes; else None."""
+    """Return the first of ``points`` whose tile ran and its index along the ``each`` axes, or None."""
     plan = spec.plan
     for point in points:
         each = tuple(int(rng.integers(n)) for n in plan.shape[: plan.n_each])
@@ -300,7 +309,7 @@ def _place(kind: str, grids: Sequence[AxisGrid], rng: np.random.Generator) -> li
 
 
 def _unmasked(spec: Spec, point: list[int]) -> list[int]:
-    """Return ``point``, or the middle of the running tile nearest to it where a mask leaves it out."""
+    """Return ``point``; where a mask leaves it out, the middle of the nearest tile that runs."""
     runs, plan = spec.plan.runs, spec.plan
     if runs is None:
         return point
@@ -315,13 +324,13 @@ def _unmasked(spec: Spec, point: list[int]) -> list[int]:
 
 
 def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
-    """Return the box of ``size`` samples around a point, inside the image, on whole results."""
+    """Return the window of ``size`` samples around a point: inside the image, on whole result samples."""
     spans = []
     for g, p in zip(spec.plan.axes[spec.plan.n_each :], point, strict=True):
         low = min(max(0, p - size // 2), max(0, g.covered - size)) // g.quantum * g.quantum
         high = min(g.covered, ceil_div(low + size, g.quantum) * g.quantum)
         if spec.plan.mask is not None or spec.skip is not None:
-            # Only the tile that ran: its neighbours may hold the fill value.
+            # Only the tile that ran: its neighbours may be the fill value.
             start, stop = g.core(g.owner(p))
             low, high = max(low, start), min(high, stop)
         spans.append((low, high))
@@ -388,10 +397,10 @@ class _Untiled:
 
 
 def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]:
-    """Return what the function reads for results of ``[start, stop)``, in step with the whole image."""
+    """Return what the function reads along an axis for results of ``[start, stop)``, image samples."""
     m = math.lcm(g.multiple, STEP)
     low = max(0, (start - context) // m * m)
-    # The length, too, is one that pooling divides, unless the image ends before.
+    # The length, too, is a multiple that pooling divides, unless the image ends before.
     high = min(g.extent + g.end_padding, low + ceil_div(stop + context - low, m) * m)
     return low - g.margin[0], high + g.margin[1]
 

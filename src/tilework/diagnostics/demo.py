@@ -1,4 +1,4 @@
-"""The demo: vessels in the retina photograph of scikit-image, tiled and untiled, and what seams look like."""
+"""The demo: vessels in a retina photograph, tiled with enough and with too little overlap, and untiled."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ SIGMAS = (2, 3, 4)
 # Source: scikit-image smooths twice with sigma / sqrt(2) and cuts each gaussian at 8 of its sigmas; for
 # sigma 4 this reaches 2 * 23 samples, and the two derivatives are part of the gaussians.
 REACH = 46
-# Differences below this are rounding; smallest difference that the picture tells from 0.
+# Differences below the first are rounding; the second is the smallest that the picture tells from 0.
 ROUNDING, FLOOR = 1e-5, 1e-8
 
 
 def ridges(crop: Array) -> Array:
-    """Return how strongly each sample lies on a dark ridge, at several widths."""
+    """Return the strength of dark ridges at each sample, the largest over several widths."""
     return np.asarray(sato(crop, sigmas=SIGMAS, black_ridges=True, mode="reflect"), np.float32)
 
 
 def run_demo(folder: Path, crop: int, overlap: int, small: int) -> Iterator[str]:
-    """Yield what the demo reports while it runs; writes Zarr arrays and pictures into ``folder``."""
+    """Yield the lines that the demo prints as it runs; writes Zarr arrays and a picture into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
     image = rgb2gray(retina()).astype(np.float32)
     source = folder / "retina.zarr"
@@ -67,7 +67,7 @@ def run_demo(folder: Path, crop: int, overlap: int, small: int) -> Iterator[str]
     for number, (_, result) in tiled.items():
         difference = np.abs(result - whole)
         where = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
-        verdict = "equal to rounding" if difference.max() < ROUNDING else "seams: too little context"
+        verdict = "equal to rounding" if difference.max() < ROUNDING else "discontinuous: too little context"
         yield f"overlap {number:<4} largest |tiled - whole| {difference.max():.2g} at {where}: {verdict}"
     picture = folder / "demo.png"
     draw(picture, image, tiled, whole)

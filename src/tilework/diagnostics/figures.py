@@ -1,6 +1,6 @@
-"""Figures with matplotlib: plans, windows, seams, and tiled beside untiled.
+"""Figures with matplotlib: plans, windows, discontinuities at cuts, and tiled beside untiled results.
 
-Every function returns a `matplotlib.figure.Figure`, which a notebook shows and ``savefig`` writes.
+Every function returns a `matplotlib.figure.Figure`, which a notebook shows and its ``savefig`` writes.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ from tilework.probing.blackbox import difference
 __all__ = ["compare", "plot_plan", "plot_seams", "plot_window"]
 
 Array = np.ndarray[Any, Any]
-# More lines along an axis would be a grey area.
+# Most lines along an axis: more would be a grey area.
 LINES = 60
 _LINES: dict[str, dict[str, Any]] = {
     "cores": {"color": "0.6", "lw": 0.6},
     "blocks of the result": {"color": BLOCK, "lw": 1.5},
     "storage chunks": {"color": CHUNK, "lw": 1.0, "ls": (0, (3, 3))},
 }
-# Samples along an axis that a figure of an image looks at, unless it is told.
+# Default length of the part of an image that a figure shows, samples.
 LOOK = 512
 
 
 def _figure(width: float, height: float) -> Any:
+    """Return an empty figure of a size in inches."""
     try:
         import matplotlib.pyplot as plt
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f'{error}; figures need pip install "tilework[plots]".') from error
     if "ipykernel" in sys.modules and not plt.get_fignums():
-        plt.close(plt.figure())  # a notebook shows figures only once its backend has made one
+        plt.close(plt.figure())  # a notebook shows no figures before its backend has made one
     return Figure((width, height), layout="constrained")
 
 
@@ -54,13 +55,14 @@ def _legend(ax: Any, columns: int) -> None:
 
 
 def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
-    """Return a figure of the tiles of a plan over the image, and of its windows; as ``plan.plot()``.
+    """Return a figure of the tiles of a plan over the image, and of its windows; same as ``plan.plot()``.
 
     Parameters
     ----------
     plan : TilePlan
-    ax : matplotlib Axes, optional
-        The tiles alone are drawn into it.
+        What `plan_tiles` returned.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; then the tiles alone are drawn.
 
     Returns
     -------
@@ -142,11 +144,11 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     Parameters
     ----------
     plan : TilePlan or dask.array.Array
-        Of `plan_tiles`, or a result of `tiled_map`.
+        What `plan_tiles` returned, or an unmodified result of `tiled_map`.
     axis : int
-        Of the plan's axes.
-    ax : matplotlib Axes, optional
-        Where to draw.
+        Axis of the plan, from the front or (negative) from the end.
+    ax : matplotlib.axes.Axes, optional
+        Where to draw; default: a new figure.
 
     Returns
     -------
@@ -155,7 +157,7 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     Raises
     ------
     TilingError
-        For an axis that the plan does not have, and an array without a plan.
+        For an axis that the plan does not have, or an array without a plan.
 
     Examples
     --------
@@ -184,7 +186,7 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
         total = np.zeros(high - low)
         for x, weights in profiles:
             total[x - low] += weights
-        # Tiles beyond those drawn have weight at both ends, too.
+        # At both ends, tiles that are not drawn have weight, too.
         ax.stairs(total, np.arange(low, high + 1), color="0.35", lw=1, ls=":", label="sum of those drawn")
         ax.set_xlim(low, high)
     name = _named(plan.names[axis])
@@ -197,6 +199,7 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
 
 
 def _plan(given: Any) -> TilePlan:
+    """Return a plan, or that of a result."""
     if isinstance(given, TilePlan):
         return given
     found = find_spec(given)
@@ -220,7 +223,7 @@ def _draw_cuts(
 
 
 def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
-    """Return where cores end along an axis of a result, its samples; nothing for any other array."""
+    """Return where cores end along an axis of a result, in its samples; nothing for any other array."""
     found = find_spec(out)
     if found is None:
         return []
@@ -234,7 +237,7 @@ def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
 
 
 def _plane_axes(array: Any) -> tuple[int, int]:
-    """Return the two axes to look at: the last tiled ones, else the two longest."""
+    """Return the two axes to show: the last two tiled ones, or the two longest."""
     found = find_spec(array)
     if found is not None:
         output = found.output
@@ -248,7 +251,7 @@ def _plane_axes(array: Any) -> tuple[int, int]:
 
 
 def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Array, tuple[int, int]]:
-    """Return a plane of at most ``size`` squared around ``centre``, and where it starts."""
+    """Return a square of at most ``size`` samples a side around ``centre``, and where it starts."""
     index: list[Any] = [n // 2 for n in array.shape]
     middle = [array.shape[a] // 2 for a in axes] if centre is None else list(wholes("centre", centre))
     starts = []
@@ -262,19 +265,19 @@ def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Ar
 
 
 def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
-    """Return a figure that shows whether a tiled result has seams.
+    """Return a figure that shows whether a tiled result has discontinuities at the cuts between tiles.
 
-    Left a part of the result with the cuts between tiles; right, along both axes, the mean step between
-    neighbouring samples: where it is larger at the cuts than elsewhere, there are seams.
+    Left: a part of the result with its cuts. Right: the mean step between neighbouring samples along both
+    axes. If it is larger at the cuts than elsewhere, the result is discontinuous there.
 
     Parameters
     ----------
     out : dask.array.Array
         What `tiled_map` returned, unmodified; only the tiles of the part run.
-    centre : tuple of int, samples of the result, optional
-        Middle of the part, along the two axes that are shown.
-    size : int, samples of the result
-        Length of the part.
+    centre : tuple of int, result samples, optional
+        Middle of the part, along the two axes that are shown; default: the middle of the result.
+    size : int, result samples
+        Length of the part along both axes.
 
     Returns
     -------
@@ -283,7 +286,7 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     Raises
     ------
     TilingError
-        For anything but an unmodified result of `tiled_map` with two axes or more.
+        If ``out`` is not an unmodified result of `tiled_map` with two axes or more.
 
     Examples
     --------
@@ -309,16 +312,17 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
 
 
 def _draw_steps(ax: Any, part: Array, k: int, start: int, cuts: Sequence[int], axis: int) -> None:
+    """Draw the mean step between neighbours along axis ``k`` of a part, which is ``axis`` of the result."""
     wide = part.astype(np.complex128 if part.dtype.kind == "c" else np.float64)
     with np.errstate(all="ignore"):
         steps = np.abs(np.diff(np.moveaxis(wide, k, 0), axis=0))
     at = np.arange(start + 1, start + part.shape[k])
     means = np.array([_finite_mean(row) for row in steps])
     ax.plot(at, means, color="0.35", lw=0.9)
-    seam = np.isin(at, cuts)
-    ax.plot(at[seam], means[seam], "o", color=BLOCK, ms=4, label="at cuts")
-    if seam.any() and (~seam).any():
-        at_cuts, elsewhere = _finite_mean(steps[seam]), _finite_mean(steps[~seam])
+    cut = np.isin(at, cuts)
+    ax.plot(at[cut], means[cut], "o", color=BLOCK, ms=4, label="at cuts")
+    if cut.any() and (~cut).any():
+        at_cuts, elsewhere = _finite_mean(steps[cut]), _finite_mean(steps[~cut])
         times = f", {at_cuts / elsewhere:.2f} times" if elsewhere and np.isfinite(at_cuts / elsewhere) else ""
         said = [f"{m:.3g}" if np.isfinite(m) else "nothing finite" for m in (at_cuts, elsewhere)]
         ax.set_title(f"mean step {said[0]} at cuts, {said[1]} elsewhere{times}", fontsize="medium")
@@ -329,13 +333,13 @@ def _draw_steps(ax: Any, part: Array, k: int, start: int, cuts: Sequence[int], a
 
 
 def _finite_mean(values: Array) -> float:
-    """Return the mean of what is finite, NaN where nothing is."""
+    """Return the mean of the finite values; NaN if there are none."""
     finite = values[np.isfinite(values)]
     return float(finite.mean()) if finite.size else float("nan")
 
 
 def _drawn(part: Array) -> Array:
-    """Return ``part`` as numbers that have a grey: complex ones by their modulus."""
+    """Return ``part`` as real numbers; complex ones by their modulus."""
     return (np.abs(part) if part.dtype.kind == "c" else part).astype(np.float64)
 
 
@@ -349,7 +353,7 @@ def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], 
 
 
 def _contrast(part: Array) -> tuple[float, float]:
-    """Return the range of grey values: a few bright samples must not hide seams."""
+    """Return the values that are black and white: a few bright samples must not hide the rest."""
     values = _drawn(part)
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -359,18 +363,18 @@ def _contrast(part: Array) -> tuple[float, float]:
 
 
 def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
-    r"""Return a figure of an untiled and a tiled result side by side, and how far they are apart.
+    r"""Return a figure of an untiled and a tiled result side by side, and of their difference.
 
     Complex results are shown by their modulus and compared as complex numbers.
 
     Parameters
     ----------
-    whole_result, tiled : arrays of one shape
+    whole_result, tiled : array, of one shape
         numpy, dask or anything sliceable; of a result of `tiled_map` only the tiles that are shown run.
-    centre : tuple of int, samples, optional
-        Middle of the part that is shown, along its two axes.
-    size : int, samples
-        Length of that part.
+    centre : tuple of int, result samples, optional
+        Middle of the part that is shown, along its two axes; default: the middle of the result.
+    size : int, result samples
+        Length of that part along both axes.
 
     Returns
     -------
@@ -379,7 +383,7 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     Raises
     ------
     TilingError
-        When the shapes differ.
+        If the shapes differ, or have fewer than two axes.
 
     Examples
     --------
@@ -406,7 +410,7 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
     finite = gap[np.isfinite(gap)]
     top, odd = float(finite.max(initial=0.0)), gap.size - finite.size
-    # A picture cannot show what is infinite: it stays white, and the title counts it.
+    # A picture cannot show what is infinite: it remains white, and the title counts it.
     shown = _show(right, gap, starts, axes, cmap="magma", vmin=0, vmax=top or 1.0)
     figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
     title = f"{top:.2g} at most,\n{finite.mean():.2g} on average" if finite.size else ""

@@ -1,4 +1,4 @@
-"""`explain`: what a run does and costs, with one tile measured if asked."""
+"""`explain`: what a run does and costs, with one tile measured if asked for."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ from tilework.plan.tile_plan import TilePlan
 __all__ = ["Measured", "explain", "measure"]
 
 Array = np.ndarray[Any, Any]
-# A call is repeated until this has passed, so that quick functions are timed to a few per cent; seconds.
+# A call is repeated for so many seconds, or so often: then quick functions are timed to a few per cent.
 ENOUGH, MOST_CALLS = 0.3, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one tile took here, and what that makes of the whole run."""
+    """What one tile took here, and what the whole run will take by that."""
 
     scheduler: str
     """"threads", "sync", "processes" or "distributed"."""
     workers: int
-    """Calls of the function at a time."""
+    """How many calls of the function run at a time."""
     call_seconds: float
-    """One call of the function on one crop, or its share of a batch, with nothing else running."""
+    """One call of the function on one crop, or its share of a batch, with nothing else running; seconds."""
     busy_seconds: float
-    """The same with all threads of this process calling it."""
+    """The same while all threads of this process call it; seconds."""
     read_seconds: float
-    """Reading all crops of the run, in one thread."""
+    """Reading all crops of the run in one thread; seconds."""
     blend_seconds: float
-    """Adding up, normalising and reducing all of the result, in one thread."""
+    """Adding up, normalising and reducing the whole result in one thread; seconds."""
     seconds: float
-    """The whole run, with the workers of the scheduler."""
+    """The whole run with the workers of the scheduler; seconds."""
     read_bytes: int
-    """Decoded from the sources."""
+    """What the run decodes from its sources; bytes."""
     result_bytes: int
-    """Bytes of the whole result, all outputs."""
+    """Size of the whole result, all outputs; bytes."""
     call_bytes: int | None
-    """What the function itself allocates at a time, per call; None where that cannot be seen."""
+    """Peak of what one call of the function allocates; bytes. None where the system does not say."""
     peak_bytes: int
-    """A process at its peak, with what the function takes."""
+    """Memory of a process at its peak, with what the function allocates; bytes."""
 
     def __str__(self) -> str:
         own = "unknown" if self.call_bytes is None else human(self.call_bytes)
@@ -85,19 +85,22 @@ def explain(out: Any, *, measure: bool = False) -> str:
     Parameters
     ----------
     out : dask.array.Array, tuple or dict of them, or TilePlan
-        What `tiled_map` returned, unmodified; a plan has no function to measure.
+        What `tiled_map` returned, unmodified, or a plan, which has no function to measure.
     measure : bool
-        Runs the function on one tile (one batch of it, a few times where it is quick) to predict the seconds
-        on the scheduler that dask would take now, and what the function itself allocates.
+        Whether to run the function on one tile (or one batch, several times if it is quick). This predicts
+        the seconds of the run on the scheduler that dask would use now, and measures the memory that the
+        function allocates.
 
     Returns
     -------
     str
+        A table of names and values.
 
     Raises
     ------
     TilingError
-        When ``out`` was made by more than `tiled_map`.
+        If ``out`` is neither a plan nor an unmodified result of `tiled_map`; with ``measure``, if there is no
+        tile to run or no function.
 
     Examples
     --------
@@ -117,7 +120,7 @@ def explain(out: Any, *, measure: bool = False) -> str:
 
 
 def measure(out: Any) -> Measured:
-    """Return what one tile of a result takes, and what that makes of the whole; see `explain`."""
+    """Return what one tile of a result takes, and what the whole will take by that; see `explain`."""
     return _measure(_spec(out))
 
 
@@ -163,7 +166,7 @@ def _measure(spec: Spec) -> Measured:
 
 
 def _batch(spec: Spec) -> list[Tile]:
-    """Return a tile in the middle that runs, as often as a batch holds."""
+    """Return one batch: a tile that runs, near the middle, as often as the batch has crops."""
     plan = spec.plan
     runs = plan.runs
     position = tuple(n // 2 for n in plan.grid_shape)
@@ -176,7 +179,7 @@ def _batch(spec: Spec) -> list[Tile]:
 
 
 def _scheduler() -> tuple[str, int]:
-    """Return what dask would compute with now, and how many calls at a time that makes."""
+    """Return the scheduler that dask would use now, and how many calls at a time that makes."""
     distributed = sys.modules.get("distributed")
     chosen = dask_option("scheduler", None)
     if distributed is not None and chosen is None:
@@ -193,7 +196,7 @@ def _scheduler() -> tuple[str, int]:
 
 
 def _timed(act: Callable[[], Any]) -> float:
-    """Return the median seconds of an act, repeated while that is quick."""
+    """Return the median seconds of ``act``, which is repeated if it is quick."""
     taken: list[float] = []
     while sum(taken) < ENOUGH and len(taken) < MOST_CALLS:
         start = time.perf_counter()
@@ -203,8 +206,8 @@ def _timed(act: Callable[[], Any]) -> float:
 
 
 def _timed_together(act: Callable[[], Any], threads: int) -> float:
-    """Return seconds per act in one thread while ``threads`` of them act: what a core has left for each."""
-    # Many quick calls, or starting the threads would count.
+    """Return seconds per call of ``act`` in one thread while ``threads`` threads call it."""
+    # Quick calls are repeated often, or the start of the threads would count.
     each = max(1, min(10 * MOST_CALLS, int(ENOUGH / max(_timed(act), 1e-9))))
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
@@ -215,7 +218,7 @@ def _timed_together(act: Callable[[], Any], threads: int) -> float:
 def _decoded(spec: Spec, tiles: Sequence[Tile]) -> int:
     """Return the bytes that reading one tile decodes: whole storage chunks where there are any."""
     total = 0
-    for source, plan in zip(spec.sources, spec.plan.sources, strict=True):
+    for plan in spec.plan.sources:
         samples = 1
         for d, (a, b) in enumerate(zip(tiles[0].read.start, tiles[0].read.stop, strict=True)):
             n = spec.plan.shape[d]
@@ -225,14 +228,13 @@ def _decoded(spec: Spec, tiles: Sequence[Tile]) -> int:
                 a, b = a // c * c, min(n, -(-b // c) * c)
             samples *= max(1, b - a)
         total += samples * plan.sample_bytes
-        del source
     return max(1, total)
 
 
 def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
     """Return seconds per image sample of adding up, normalising and reducing."""
     seconds = 0.0
-    # Its neighbours' results are taken to be its own: only shapes count, and cost.
+    # The tile's results replace its neighbours': values make no difference to the cost.
     stand_in = _same_shape(spec, tile, results)
     for number, output in enumerate(spec.outputs):
         spans = [w.support(i) for w, i in zip(output.weights, tile.position, strict=True)]
@@ -245,6 +247,8 @@ def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
 
 
 def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile], list[Array]]:
+    """Return a function that gives ``results`` for any tile, or zeros where a tile has another shape."""
+
     def stand_in(other: Tile) -> list[Array]:
         if other.read.shape == tile.read.shape:
             return results
@@ -260,10 +264,10 @@ def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile]
 
 
 def _allocated(act: Callable[[], Any]) -> int | None:
-    """Return how many bytes are allocated at a time while acting; None where the system does not say.
+    """Return the peak of what ``act`` allocates, bytes; None where the system does not say.
 
-    By how much the process grows, or what Python and numpy ask for, if that is more: freed memory that the
-    process has kept lets it not grow at all.
+    The larger of two numbers: by how much the process grows, and what Python and numpy allocate. Where the
+    process has kept freed memory, it need not grow.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -275,7 +279,7 @@ def _allocated(act: Callable[[], Any]) -> int | None:
         while not done.wait(0.002):
             peak[0] = max(peak[0], int(statm.read_text().split()[1]))
 
-    act()  # what stays (models, thread pools) is not an allocation per call
+    act()  # what remains allocated (models, thread pools) is not allocated per call
     before = int(statm.read_text().split()[1])
     watcher = threading.Thread(target=watch, daemon=True)
     tracing = tracemalloc.is_tracing()

@@ -1,4 +1,4 @@
-"""`view`: a result that is indexed like a numpy array and runs only the tiles that are looked at."""
+"""`view`: a result that is indexed like a numpy array, and runs only the tiles that are needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Array = np.ndarray[Any, Any]
 
 
 class TileRunner:
-    """Runs tiles of one `Spec` and keeps their results, the least recently used dropped beyond a limit."""
+    """Runs tiles of one `Spec` and keeps their results, at most ``limit`` bytes, the last used ones."""
 
     def __init__(self, spec: Spec, limit: int) -> None:
         self.spec, self._limit = spec, limit
@@ -46,7 +46,7 @@ class TileRunner:
         self.ran = 0
 
     def get(self, tiles: Sequence[Tile]) -> dict[int, list[Array] | None]:
-        """Return the results of ``tiles`` by number; None for those that the skip predicate left out."""
+        """Return the results of ``tiles`` by number; None for tiles that the skip predicate leaves out."""
         found = {t.index: self._held[t.index] for t in tiles if t.index in self._held}
         for number in found:
             self._held.move_to_end(number)
@@ -66,18 +66,18 @@ class TileRunner:
         return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
 
     def crops(self, tiles: Sequence[Tile]) -> list[Crops]:
-        """Return what the crops of ``tiles`` are cut out of, one per source."""
+        """Return what the crops of ``tiles`` are cut from, one per source."""
         ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
         numbers = range(len(self.spec.sources))
         return [Crops(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
 
     def call(self, tiles: Sequence[Tile], crops: Sequence[Crops]) -> list[tuple[int, list[Array] | None]]:
         """Return number and results of every tile that the skip predicate does not leave out."""
-        # Copies: a result may be a view of a whole batch, which would be kept with it.
+        # Copies, because a result may be a view of a whole batch, which would be kept with it.
         return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [], [])]
 
     def _given(self, number: int, ranges: Sequence[tuple[int, int]]) -> Any:
-        """Return what a task would be given of a source that it does not read itself."""
+        """Return what a task would be given of a source that tasks do not read themselves."""
         source = self.spec.sources[number]
         if source.handle is None:
             raise TilingError("the source of this result is in another process; view it where it was made.")
@@ -92,7 +92,7 @@ class TileRunner:
         return [self._read[number, index] for index in need]
 
     def forget(self) -> None:
-        """Drop the blocks of dask sources: neighbouring tiles share them, later ones do not."""
+        """Drop the blocks of dask sources, which only neighbouring tiles share."""
         self._read.clear()
 
     def _keep(self, number: int, results: list[Array] | None) -> None:
@@ -104,7 +104,7 @@ class TileRunner:
 
 
 class View:
-    """A lazy result as an array to look at; made by `view`."""
+    """A lazy result that is indexed like a numpy array; made by `view`."""
 
     def __init__(self, array: Any, tiles: TileRunner, number: int, *, verbose: bool) -> None:
         self.shape: tuple[int, ...] = tuple(array.shape)
@@ -114,7 +114,7 @@ class View:
 
     @property
     def number(self) -> int:
-        """Which of the outputs of one call this is."""
+        """Number of this output among those of its call."""
         return self._number
 
     @property
@@ -124,22 +124,22 @@ class View:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole result, were it computed."""
+        """Size of the whole result if it were computed, bytes."""
         return self.size * int(self.dtype.itemsize)
 
     @property
     def ran(self) -> int:
-        """How many crops ran so far, for this view and those of the same call."""
+        """How many crops have run, for this view and the others of the same call."""
         return self._tiles.ran
 
     @property
     def crops(self) -> int:
-        """How many crops the whole result takes."""
+        """How many crops the whole result needs."""
         plan = self._tiles.spec.plan
         return plan.count([(0, n) for n in plan.grid_shape])
 
     def has_run(self, position: Index) -> bool:
-        """Return whether the tile at ``position`` has a result, running it where only that can tell."""
+        """Return whether the tile at ``position`` has a result; runs it if only that can tell."""
         spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
         if runs is not None and not runs[position]:
             return False
@@ -155,7 +155,7 @@ class View:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a part as a numpy array, running exactly the tiles with weight at its samples."""
+        """Return a part as a numpy array; runs exactly the tiles with weight at its samples."""
         items = _expand(key, self.shape)
         index = [i for i in items if i is not None]
         listed = tuple(axis for axis, i in enumerate(index) if isinstance(i, np.ndarray))
@@ -174,13 +174,13 @@ class View:
         )
 
     def _pick(self, picks: Mapping[tuple[int, ...], Array]) -> Array:
-        """Return the chosen samples, an axis per pick.
+        """Return the chosen samples, with one axis per pick.
 
         Parameters
         ----------
-        picks : dict
-            For axes of the result the samples chosen along them, a row per axis. Only the first may hold
-            several axes, or samples in any order.
+        picks : dict of 2-D int arrays
+            By axes of the result, the samples that are chosen along them: a row per axis. Only the first pick
+            may have several axes, or samples in any order.
         """
         spec, number = self._tiles.spec, self._number
         output = spec.outputs[number]
@@ -190,7 +190,7 @@ class View:
             return out
         blocks = dict(zip(axes, edges_of(spec, number, tiles=False), strict=True))
         tiles: dict[int, Array] = {}
-        # What is one box needs no more pieces than blocks.
+        # For one box a piece per block suffices.
         if any(scattered(samples) for along, samples in picks.items() if set(along) & set(axes)):
             tiles = dict(zip(axes, edges_of(spec, number, tiles=True), strict=True))
         none = np.empty(0, np.int64)
@@ -215,7 +215,7 @@ class View:
         axes: Sequence[int],
         pieces: Sequence[tuple[Piece, ...]],
     ) -> None:
-        """Write the samples of one block: of each entry of ``pieces`` those in all of its members."""
+        """Write the samples of one block: for each entry of ``pieces``, those in all of its members."""
         spec, number = self._tiles.spec, self._number
         block = {
             a: b
@@ -229,7 +229,7 @@ class View:
         results: dict[int, list[Array] | None] = {}
         find = results.__getitem__
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
-            # Held until no later piece needs them, whatever the cache keeps.
+            # Kept until no later piece needs them, whatever the cache drops.
             results |= self._tiles.get([t for t in tiles if t.index not in results])
             part = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
             take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
@@ -242,7 +242,7 @@ class View:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         if copy is False:
-            raise ValueError("a view is computed, so an array of it is always new; copy=False cannot be.")
+            raise ValueError("copy=False cannot be: a view is computed, so an array of it is always new.")
         whole = np.asarray(self[...])
         return whole if dtype is None else whole.astype(dtype)
 
@@ -251,31 +251,31 @@ class View:
 
 
 def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
-    """Return a result of `tiled_map` as an array to look at: indexing runs only the tiles that it touches.
+    """Return a result of `tiled_map` as an array whose indexing runs only the tiles that it touches.
 
-    ``view(out)[box]`` has the bits of ``out[box].compute()``, which runs whole blocks. For notebooks, and
-    for napari as it is: ``viewer.add_image(tw.view(out, verbose=False))``.
+    ``view(out)[box]`` has the same bits as ``out[box].compute()``, which runs whole blocks. For notebooks,
+    and for napari: ``viewer.add_image(tw.view(out, verbose=False))``.
 
     Parameters
     ----------
     out : dask.array.Array, or tuple or dict of them
         What `tiled_map` returned, unmodified.
     cache : int or str, bytes
-        Results of tiles that are kept, the least recently used dropped first: a step back runs nothing.
-        0 keeps nothing.
+        Results of tiles that are kept in memory, so that going back to a part runs nothing; the least
+        recently used are dropped first. 0 keeps nothing.
     verbose : bool
-        Whether to print how many of how many crops ran.
+        Whether to print after each indexing how many of how many crops ran.
 
     Returns
     -------
     View, or tuple or dict of them
-        numpy-like: ``shape``, ``dtype``, ``ndim``, indexing as of a numpy array, ``np.asarray``. Views of
-        one call share their tiles.
+        Has the shape and dtype of ``out``, and is indexed like a numpy array. Views of one call share their
+        tiles.
 
     Raises
     ------
     TilingError
-        When ``out`` was made by more than `tiled_map`.
+        If ``out`` is not an unmodified result of `tiled_map`.
 
     Examples
     --------
@@ -293,8 +293,8 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
         found = find_spec(array)
         if found is None:
             raise TilingError(
-                "view takes an unmodified result of tiled_map; what was made of it (out > 0.5, out[0]) is "
-                "looked at by indexing the view: view(out)[0] > 0.5."
+                "view takes an unmodified result of tiled_map. To look at what was made of it (out > 0.5, "
+                "out[0]), index the view: view(out)[0] > 0.5."
             )
         tiles = held.setdefault(found.name, TileRunner(found.spec, limit))
         views[key] = View(array, tiles, found.number, verbose=verbose)
@@ -311,7 +311,7 @@ def members_of(out: Any) -> dict[Any, Any]:
 
 
 def _expand(key: Any, shape: Sequence[int]) -> list[Any]:
-    """Return one index per axis, a range, a whole number or an array of them, and None for new axes."""
+    """Return an index per axis (a range, a whole number or an array of them), and None for new axes."""
     items = list(key) if isinstance(key, tuple) else [key]
     ndim = len(shape)
     missing = ndim - sum(1 for i in items if i is not None and i is not Ellipsis)
@@ -336,7 +336,7 @@ def _along(item: Any, n: int) -> Any:
             raise IndexError(f"a mask of an axis needs its length, {n}; got shape {values.shape}.")
         values = np.flatnonzero(values)
     if isinstance(item, list) and not values.size:
-        values = values.astype(np.int64)  # numpy takes an empty list for floats
+        values = values.astype(np.int64)  # numpy makes floats of an empty list
     if values.dtype.kind not in "iu":
         raise IndexError(f"indices must be whole numbers, slices or masks; got {item!r}.")
     if values.size and (values.min() < -n or values.max() >= n):
@@ -352,7 +352,7 @@ def _ascending(item: range | int) -> Array:
 
 
 def _together(arrays: Sequence[Array]) -> Sequence[Array]:
-    """Return lists of indices along several axes in one shape: they name points."""
+    """Return lists of indices along several axes, which name points, in one shape."""
     try:
         return np.broadcast_arrays(*arrays)
     except ValueError:
@@ -361,13 +361,13 @@ def _together(arrays: Sequence[Array]) -> Sequence[Array]:
 
 
 def _first_listed(items: Sequence[Any]) -> int:
-    """Return where the axes of listed points stand in an answer; where apart, numpy puts them first."""
+    """Return where the axes of listed points are in the result; numpy puts them first if they lie apart."""
     at = [k for k, i in enumerate(items) if isinstance(i, int | np.ndarray)]
     return at[0] if at[-1] - at[0] < len(at) else 0
 
 
 def _placed(items: Sequence[Any]) -> tuple[Any, ...]:
-    """Return what makes ascending samples per axis the answer to ``items``, lists of indices left out."""
+    """Return the index that makes what ``items`` asks for from ascending samples; skips listed points."""
     index: list[Any] = []
     for item in items:
         if isinstance(item, range):

@@ -1,4 +1,4 @@
-"""`Aggregator`: patches put together to one array, as Patchly does."""
+"""`Aggregator`: patches merged to one array, with the interface of Patchly."""
 
 from __future__ import annotations
 
@@ -26,48 +26,49 @@ Index = tuple[int, ...]
 
 
 class Aggregator(Locked):
-    """Puts patches together: weighted averages where they overlap.
+    """Merges patches to one array: where they overlap, to their weighted average.
 
-    A drop-in for ``patchly.Aggregator`` (arguments of 0.0.19), with its defects put right: any dtype, any
-    number of overlapping patches, NaN and inf kept, integers rounded and clipped, errors raised where they
-    happen, missing patches reported, outputs of any kind, and `append` from several threads.
+    A replacement for ``patchly.Aggregator`` with the arguments of version 0.0.19. It also takes any dtype and
+    any number of overlapping patches, keeps NaN and inf, rounds and clips integers, raises errors where they
+    occur, reports missing patches, writes into arrays of any kind, and takes patches from several threads.
 
     Parameters
     ----------
     sampler : GridSampler
-        Whose boxes come back; with its ``chunk_size`` a chunk is finished, written and forgotten as soon as
-        its last patch is here.
-    output_size : sequence of int, samples, optional
-        Shape of the result, which is allocated: a torch tensor where the patches are, else a numpy array.
+        What the patches came from. With its ``chunk_size`` each chunk is finished, written and forgotten as
+        soon as its last patch came.
+    output_size : sequence of int, samples
+        Shape of the result, which is allocated: a torch tensor if the patches are tensors, else a numpy
+        array. Not needed with ``output``.
     output : array, optional
-        Where the result is written instead: numpy, memmap, torch, Zarr v2 and v3, h5py, anything with
-        shape, dtype and item assignment. Storage chunks are written whole.
-    weights : str, array, callable, or one 1-D array per axis
-        "avg", "gaussian" (Patchly's), a word of `tiled_map`'s ``blend``, the weights of a patch, or a
-        callable that maps a length to 1-D weights.
+        What the result is written into: numpy, memmap, torch, Zarr v2 and v3, h5py, anything with shape,
+        dtype and item assignment. Storage chunks are written whole.
+    weights : str, callable, array of a patch's shape, or one 1-D array per tiled axis
+        "avg", "gaussian" (as in Patchly) or a word of ``blend`` in `tiled_map`. A callable maps a length in
+        samples to 1-D weights.
     softmax_dim : int, optional
-        Axis of a patch along which the position of the largest sum is the result. A size with that axis is
-        that of the scores; the result then is an array without it.
+        Axis of a patch that holds scores: the result is the position of the largest one along it. ``output``
+        and ``output_size`` may have that axis or not; an ``output`` that has it receives the scores.
     has_batch_dim : bool
         Whether `append` gets batches of patches and boxes.
     spatial_first : bool
         Whether the tiled axes come first in a patch, or last.
     chunk_postprocess_func : callable, optional
-        Maps each finished chunk (all axes of a patch, weights divided out) to what is written; instead of
-        the argmax.
+        Maps each finished chunk (all axes of a patch, already divided by the weights) to what is written;
+        replaces the argmax.
     device : str
         Where a torch result is put.
     dtype : dtype, optional
-        Of the allocated result; default: float32, or what holds the patches without loss of precision;
+        Dtype of the allocated result; default: float32, or what holds the patches without loss of precision;
         int64 for class positions.
     fill_value : scalar
-        Value where no patch has weight.
+        Value of samples where no patch has weight.
     accumulate : bool
-        Whether the result is added to what ``output`` holds instead of overwriting it.
+        Whether the result is added to what ``output`` holds, or overwrites it.
     missing : {"warn", "error", "ignore"}
-        What `get_output` does when patches did not come.
-    scale : int, Fraction or tuple of them
-        Result samples per image sample, where patches come back larger or smaller.
+        What `get_output` does if patches did not come.
+    scale : int, Fraction or tuple of them, result samples per image sample
+        For patches that a function made larger or smaller.
 
     Raises
     ------
@@ -148,15 +149,15 @@ class Aggregator(Locked):
 
         Parameters
         ----------
-        patch : array
-            Numpy, torch on any device, or what `numpy.asarray` takes.
-        patch_bbox : array of int, shape (axes, 2), or (batch, axes, 2)
-            The patch's box, as the sampler gave it.
+        patch : array, shape of a patch or (batch, ...)
+            Numpy, torch on any device, or anything that `numpy.asarray` accepts.
+        patch_bbox : array of int, shape (axes, 2) or (batch, axes, 2), samples
+            The patch's box, as the sampler returned it.
 
         Raises
         ------
         ContractError
-            When the patch has another shape or dtype than its box and the output ask for.
+            When the patch does not have the shape that its box asks for, or a dtype that the result holds.
         TilingError
             When the sampler has no such box, or its chunk is finished.
         """
@@ -178,21 +179,21 @@ class Aggregator(Locked):
             self._gatherer.add(position, self._checked(self._gatherer, position, values, box))
 
     def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
-        """Return the values of a patch as they are added, if they have the shape and a dtype for it."""
+        """Return the values of a patch in the dtype in which they are added; checks shape and dtype."""
         output, expected = gatherer.output, gatherer.expected(position)
         if values.shape != expected:
             raise ContractError(
                 f"the patch with box {box.tolist()} has shape {values.shape}; expected {expected}."
             )
         values = addable(values, output.kind)
-        # What depends on the dtype alone is asked once for each.
+        # Without "trim" the checks depend on the dtype alone: once for each suffices.
         if values.dtype not in self._dtypes or output.kind == "trim":
             check_dtype(output, values)
             known = output.accumulator()
             if not np.can_cast(values.dtype, known, "same_kind"):
                 raise ContractError(
-                    f"the patch with box {box.tolist()} has dtype {values.dtype}; the first one asked for "
-                    f"sums in {known}."
+                    f"the patch with box {box.tolist()} has dtype {values.dtype}; after the first patch, "
+                    f"sums are {known}. Append patches of one dtype."
                 )
             self._dtypes.add(values.dtype)
         return values
@@ -208,7 +209,7 @@ class Aggregator(Locked):
 
     @property
     def missing(self) -> list[list[list[int]]]:
-        """Boxes of the patches that have not come yet, start and stop per axis, in raster order."""
+        """Boxes of the patches that have not come yet, sorted: start and stop per tiled axis, samples."""
         times = {} if self._gatherer is None else self._gatherer.times
         if len(times) == len(self._sampler):
             return []
@@ -217,21 +218,25 @@ class Aggregator(Locked):
         return sorted(box.tolist() for box in every if numbers(self._sampler.position(box)) not in times)
 
     def get_output(self, inplace: bool = False) -> Any:
-        """Return the result: ``output`` itself where it was given, else the allocated array.
+        """Return the result of the patches that came.
+
+        Without chunks, patches may come after a result was taken, and another result be taken then.
 
         Parameters
         ----------
         inplace : bool
-            Makes no difference: a given output holds the result in either case.
+            Makes no difference: a given ``output`` holds the result in either case.
 
         Returns
         -------
-        array, like ``output`` or the patches
+        array, shape ``output_size`` less the axis of an argmax
+            ``output`` itself where it was given; else a torch tensor if patches were tensors, or a numpy
+            array.
 
         Warns
         -----
         TilingWarning
-            When patches are missing: where they alone have weight, the result is ``fill_value``.
+            When patches are missing: where only they have weight, the result is ``fill_value``.
 
         Raises
         ------
@@ -250,6 +255,7 @@ class Aggregator(Locked):
         return sys.modules["torch"].from_numpy(result).to(self._device) if self._tensors else result
 
     def _report(self) -> None:
+        """Warn of missing patches, or raise, as ``missing`` says."""
         if self._missing == "ignore" or not (boxes := self.missing):
             return
         some = ", ".join(map(str, boxes[:3])) + (", ..." if len(boxes) > 3 else "")
@@ -262,7 +268,7 @@ class Aggregator(Locked):
 
 
 class _Post:
-    """A user's function of a chunk, which gets tensors where it works with tensors."""
+    """A user's function of a chunk, which gets a tensor if the patches are tensors."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function

@@ -1,4 +1,4 @@
-"""`CropReader`: one crop of an image at a time, in memory of its own, from any source."""
+"""`CropReader`: one crop of an image at a time, each in its own memory, from any source."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ __all__ = ["CropReader", "Padding", "open_image"]
 Array = np.ndarray[Any, Any]
 Position = Sequence[int]
 
-# Decoded chunks that the reader of one image may keep, as a part of the machine's memory. What is kept is
-# dropped at its last use, so this is reached only by images far larger than their crops.
+# Decoded chunks that the reader of one image may keep: one part in so many of the memory that a process may
+# plan with. A chunk is dropped at its last use, so only images far larger than their crops reach this.
 CACHE_SHARE = 8
 
 
 class Padding:
-    """How samples outside the image are invented: a word or callable of `numpy.pad` with its options."""
+    """How samples outside the image are invented: a mode or callable of `numpy.pad` with its options."""
 
     def __init__(self, mode: Any = "reflect", **options: Any) -> None:
         self.mode = mode if callable(mode) else one_of("the padding mode", mode, TECHNIQUES)
         self.options = options
         self.cval: Any = 0
         self.boundary: Boundary | None = None
-        """The word where index arithmetic does it; None where `numpy.pad` has to."""
+        """The mode where index arithmetic suffices; None where `numpy.pad` is called."""
         rest = dict(options)
         if mode == "constant" and not np.ndim(rest.get("constant_values", 0)):
             self.cval, self.boundary = rest.pop("constant_values", 0), "constant"
@@ -61,7 +61,7 @@ class _Tensor:
 
 
 def open_image(image: Any) -> Source:
-    """Return the recipe of an image; tensors may live on any device.
+    """Open any supported image as a `Source`; tensors may be on any device.
 
     Raises
     ------
@@ -116,7 +116,7 @@ class CropReader:
             crop = self._read(box)
         else:
             crop = self._cut(reads)
-        # What index arithmetic or a file gave is nobody else's.
+        # What a file or index arithmetic gave is new memory already.
         if not self.source.fresh and (inside or self._padding.boundary is None):
             crop = np.array(crop, order="C", copy=True)
         if self._tensor:
@@ -124,6 +124,7 @@ class CropReader:
         return crop
 
     def _cut(self, reads: Sequence[tuple[int, int]]) -> Array:
+        """Return a crop that sticks out of the image, padded."""
         if self._padding.boundary is not None:
             plans = [AxisRead(((0, n),)) for n in self.source.shape]
             for axis, grid, read in zip(self._axes, self._grids, reads, strict=True):
@@ -141,6 +142,7 @@ class CropReader:
         return AxisRead.plan(*read, grid.extent, self._padding.boundary or "edge")
 
     def _read(self, box: Sequence[tuple[int, int]]) -> Array:
+        """Return the samples of a box inside the image; may be a view."""
         if not isinstance(self.source, ZarrSource) or self.source.chunks is None:
             # A memmap would hand its class on to what is computed from it.
             return np.asarray(self.source.read(box))

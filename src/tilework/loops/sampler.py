@@ -26,7 +26,7 @@ Index = tuple[int, ...]
 
 
 class SamplingMode(Enum):
-    """What happens to patches that would stick out of the image.
+    """What is done about patches that would stick out of the image.
 
     Examples
     --------
@@ -39,15 +39,15 @@ class SamplingMode(Enum):
     SAMPLE_ADAPTIVE = 2
     """The last patches are cut at the border."""
     SAMPLE_CROP = 3
-    """Patches that do not fit are left out; what they alone would cover is not sampled."""
+    """Patches that do not fit are left out; samples that only they would cover are in no patch."""
     SAMPLE_SQUEEZE = 4
-    """All patches move together until the last one fits."""
+    """The distance of the patches is reduced until the last one fits."""
     PAD_UNKNOWN = 5
     """As ``PAD_END``."""
     PAD_END = 6
     """The image is padded at its end until whole patches cover it."""
     PAD_EDGES = 7
-    """The same padding, half of it before the image and half behind."""
+    """The same padding, half of it before the image and half after it."""
 
     @property
     def pads(self) -> bool:
@@ -56,17 +56,23 @@ class SamplingMode(Enum):
 
     @classmethod
     def of(cls, mode: Any) -> tuple[SamplingMode, str | None]:
-        """Return a mode, and the technique of `numpy.pad` that its name may end in.
+        """Return the mode that a word names, and the mode of `numpy.pad` if the word ends in one.
 
         Parameters
         ----------
         mode : SamplingMode or str
-            A name such as "sample_edge", "squeeze" or "pad_end_reflect". Modes of Patchly's own count.
+            A name such as "sample_edge", "squeeze" or "pad_end_reflect"; Patchly's own enum is accepted too.
+
+        Returns
+        -------
+        (SamplingMode, str or None)
 
         Raises
         ------
-        TilingError, TypeError
-            For anything else.
+        TilingError
+            For any other word.
+        TypeError
+            For anything but a mode or a word.
         """
         if isinstance(mode, Enum):
             mode = mode.name
@@ -80,34 +86,37 @@ class SamplingMode(Enum):
 
 
 class GridSampler:
-    """Patches of an image on a grid, each with its box.
+    """Patches of an image on a grid, each with its box: a sequence of ``(patch, box)``.
 
-    A drop-in for ``patchly.GridSampler`` (arguments of 0.0.19 and of its README), with its defects put right:
-    every patch is memory of its own, images may be smaller than the patch and of any supported kind, the
-    padding modes work, each loop is independent of the others, and nothing is tabulated per patch.
+    A replacement for ``patchly.GridSampler`` with the arguments of version 0.0.19 and of its README. It also
+    gives every patch its own memory, takes images smaller than a patch and of any supported kind, pads in all
+    padding modes, can be looped over several times at once, and holds no table of patches.
 
     Parameters
     ----------
     image : array, path, URL, `load_once`, dict of them, or None
-        As in `tiled_map`, and torch tensors on any device. A dict gives dicts of patches; None gives boxes
-        only.
-    spatial_size : int or sequence of int, samples
-        Extents of the tiled axes; with a padding mode it may be larger than the image's.
+        As in `tiled_map`, and torch tensors on any device. A dict of images gives dicts of patches; without
+        an image an item is the box alone.
+    spatial_size : int or sequence of int, samples per tiled axis
+        Extents of the tiled axes; with a padding mode they may be larger than the image's.
     patch_size : int or sequence of int, samples per tiled axis
+        Lengths of a patch.
     step_size : int or sequence of int, samples per tiled axis, optional
-        Distance between patches; default: ``patch_size``.
+        Distance between the starts of neighbouring patches; default: ``patch_size``.
     chunk_size : int or sequence of int, samples per tiled axis, optional
-        Patches come chunk by chunk, and the `Aggregator` finishes each chunk as soon as it is complete.
+        Lengths of a chunk. Patches then come chunk by chunk, and the `Aggregator` finishes each chunk as soon
+        as its last patch came.
     spatial_first : bool
         Whether the tiled axes come first in the image, or last.
     mode : SamplingMode or str
+        What is done about patches that would stick out of the image.
     pad_kwargs : dict, optional
         Keywords of `numpy.pad`: ``mode`` (default "constant" with the padding modes; "reflect" where an image
         is smaller than a patch) and the options of that mode.
-    patch_offset : int or sequence of int, optional
+    patch_offset : int or sequence of int, samples per tiled axis, optional
         Older name of ``step_size``.
-    memory_limit : int or str, optional
-        Bytes of decoded chunks that are kept; default: an eighth of what a process may plan with.
+    memory_limit : int or str, bytes, optional
+        Decoded storage chunks that are kept in memory; default: an eighth of what a process may plan with.
 
     Raises
     ------
@@ -118,8 +127,8 @@ class GridSampler:
 
     Notes
     -----
-    The older order of the first four arguments, ``spatial_size, patch_size, patch_offset, image``, is told by
-    its first one, which is a tuple or list of sizes and no image.
+    The older order of the first four arguments, ``spatial_size, patch_size, patch_offset, image``, is
+    recognised by the first one: a tuple or list of sizes instead of an image.
 
     Examples
     --------
@@ -199,6 +208,7 @@ class GridSampler:
         return found
 
     def _axes(self, source: Source) -> Index:
+        """Return the tiled axes of an image."""
         ndim, n = len(source.shape), len(self.spatial_size)
         if ndim < n:
             raise GridError(
@@ -208,6 +218,7 @@ class GridSampler:
         return tuple(range(n)) if self.spatial_first else tuple(range(ndim - n, ndim))
 
     def _chunks(self, chunk: Index) -> Index:
+        """Return the lengths of a chunk, at most the image's."""
         for axis, (c, p, grid) in enumerate(zip(chunk, self.patch_size, self.grids, strict=True)):
             if c < min(p, grid.extent):
                 raise GridError(f"chunk_size must hold a patch; got {c} and patch {p} on axis {axis}.")
@@ -215,20 +226,21 @@ class GridSampler:
 
     @property
     def pad_width(self) -> Array | None:
-        """Samples before and behind the image per tiled axis that a padding mode adds; None without one."""
+        """Samples before and after the image, shape (axes, 2), int64; None without a padding mode."""
         if not self.mode.pads:
             return None
-        first = [(grid.read(0)[0], grid.read(len(grid) - 1)[1] - grid.extent) for grid in self.grids]
-        return np.array([(max(0, -a), max(0, b)) for a, b in first])
+        spans = [(grid.read(0)[0], grid.read(len(grid) - 1)[1] - grid.extent) for grid in self.grids]
+        return np.array([(max(0, -a), max(0, b)) for a, b in spans])
 
     def __len__(self) -> int:
         return len(self._order)
 
     def __getitem__(self, idx: int) -> Any:
-        """Return patch ``idx`` and its box, or the box alone where there is no image."""
+        """Return patch ``idx`` and its box (see `get_bbox`), or the box alone where there is no image."""
         return self._at(self._order[range(len(self))[idx]])
 
     def _at(self, position: Index) -> Any:
+        """Return the item at ``position``, the patch's number along each axis."""
         if not self._readers:
             return self._bbox(position)
         if not self._many:
@@ -240,7 +252,18 @@ class GridSampler:
         return map(self._at, self._order)
 
     def get_bbox(self, idx: int) -> Array:
-        """Return the box of patch ``idx``: start and stop per tiled axis, samples of the padded image."""
+        """Return where patch ``idx`` lies in the padded image.
+
+        Parameters
+        ----------
+        idx : int
+            Number of the patch in the order of the loop.
+
+        Returns
+        -------
+        numpy.ndarray, shape (axes, 2), int64, samples
+            Start and stop per tiled axis.
+        """
         return self._bbox(self._order[range(len(self))[idx]])
 
     def _bbox(self, position: Index) -> Array:
@@ -248,6 +271,15 @@ class GridSampler:
 
     def position(self, bbox: Any) -> Index:
         """Return the number along each axis of the patch with box ``bbox``.
+
+        Parameters
+        ----------
+        bbox : array of int, shape (axes, 2), samples
+            As `get_bbox` returns it.
+
+        Returns
+        -------
+        tuple of int
 
         Raises
         ------
@@ -266,18 +298,18 @@ class GridSampler:
             if i is None:
                 raise TilingError(
                     f"no patch of the sampler has box {box.tolist()}: on axis {axis} none spans "
-                    f"[{start}, {stop})."
+                    f"[{start}, {stop}). Append boxes as the sampler returned them."
                 )
             found.append(i)
         return tuple(found)
 
     def number(self, position: Index) -> int:
-        """Return the number in raster order of the patch at ``position``."""
+        """Return the raster number of the patch at ``position``, its number along each axis."""
         return self._raster.number(position)
 
     @property
     def plan(self) -> TilePlan:
-        """The same patches as a plan in raster order, for an average: what they read and cost."""
+        """The same patches as a `TilePlan` that averages them, in raster order: what they read and cost."""
         first = next(iter(self._readers.values()), None)
         source = Source(None, self.spatial_size, np.dtype(np.float32)) if first is None else first.source
         cut = Cut.numbered(self._axes(source), self.grids)
@@ -285,7 +317,7 @@ class GridSampler:
 
 
 class _Order:
-    """The order of patches: raster order, or with chunks raster order by the chunk of their start."""
+    """The order of patches: raster order; with chunks, chunk by chunk, by the chunk in which they start."""
 
     def __init__(self, grids: Sequence[AxisGrid], chunk: Index | None) -> None:
         self._grid = TileGrid(tuple(grids))
@@ -310,7 +342,7 @@ class _Order:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> Index:
-        """Return the position of a patch."""
+        """Return the position of the patch that comes as number ``number``."""
         if not self._firsts:
             return tuple(map(int, np.unravel_index(number, self._grid.shape)))
         chunk = int(np.searchsorted(self._ends, number, side="right"))
@@ -323,7 +355,7 @@ class _Order:
 
 
 def _grid(mode: SamplingMode, name: str, extent: int, size: int, patch: int, step: int) -> AxisGrid:
-    """Return the patches along one axis of an image that is to be padded to at least ``size`` samples."""
+    """Return the patches along one axis; with a padding mode it is padded to at least ``size`` samples."""
     if step < 1:
         raise GridError(f"stride (step_size) must be at least 1; got {step} on axis {name}.")
     grid = AxisGrid(extent, patch, max(0, patch - step) // 2, step, "shift", trims=False)

@@ -1,4 +1,4 @@
-"""`Slicer`: the crops of an image with the places of their results, as Ryomen gives them."""
+"""`Slicer`: the crops of an image, and where their results go, with the interface of Ryomen."""
 
 from __future__ import annotations
 
@@ -29,28 +29,32 @@ def _as_is(value: Any) -> Any:
 
 
 class Slicer:
-    """Crops of an image, each with where its middle comes from and where it goes.
+    """Crops of an image: a sequence of ``(crop, source, destination)``.
 
-    A drop-in for ``ryomen.Slicer`` (arguments and order of crops), with its defects put right: every crop is
-    memory of its own, batches work, ``pad=False`` leaves no border unwritten, images may be smaller than the
-    crop or the overlap, and the whole is picklable, indexable and safe in threads.
+    ``source`` is the part of a crop's result without its context, ``destination`` the part of the output
+    where it goes; both are indices, tuples of slices.
+
+    A replacement for ``ryomen.Slicer`` with its arguments and order of crops. It also gives every crop its
+    own memory, makes batches, writes the whole border with ``pad=False``, takes images smaller than the crop
+    or the overlap, and can be pickled, indexed and used in several threads.
 
     Parameters
     ----------
     image : array, path, URL or `load_once`
-        As in `tiled_map`, and torch tensors on any device. Axes before the tiled ones are handed out whole.
+        As in `tiled_map`, and torch tensors on any device. Axes before the tiled ones are whole in each crop.
     crop_size : int or sequence of int, samples per tiled axis
+        Lengths of a crop, context included.
     overlap : int or sequence of int, samples per side and tiled axis
-        Context that the result is trimmed by; neighbours share twice as much.
+        Context that the result is trimmed by; neighbouring crops share twice as much.
     batch_size : int
-        Crops per item. Above 1 an item is a batch: ``collate`` of a list of crops, and lists of sources and
-        destinations; the last one may be short.
+        Crops per item. Above 1 an item is a batch: ``collate`` of a list of crops, a list of sources and a
+        list of destinations; the last batch may be smaller.
     pad : bool
-        Whether the image is extended by ``overlap`` on both sides, so that every crop has its context; else
-        crops stay inside and the border of the image keeps the context that there is. A crop longer than the
-        image is filled up by padding, or cut to the image without.
+        Whether the image is extended by ``overlap`` on both sides, so that every crop has its full context.
+        If not, crops stay inside the image, and results at its border have the context that the image has. A
+        crop longer than the image is filled by padding; without padding it is cut to the image.
     stride_offset : int, samples
-        Added to the stride ``crop - 2 * overlap``; above 0 gaps stay between the destinations.
+        Added to the stride ``crop - 2 * overlap``; above 0 gaps remain between the destinations.
     output_transform : callable
         Applied to each crop.
     collate : callable
@@ -58,17 +62,17 @@ class Slicer:
     progress_bar : callable
         Wraps a sequence of crop numbers, such as ``tqdm``.
     axes : sequence of int or names, optional
-        The tiled axes; default: the last ones, counted from the end. Named ones are counted from the front.
+        The tiled axes. Default: the last ones; the function may then change the number of axes before them.
+        Axes that are named keep their number in the result.
     boundary : str
-        How ``pad`` invents samples: a word of `numpy.pad`.
+        How ``pad`` invents samples: a mode of `numpy.pad`.
     cval : scalar
         The constant of ``boundary="constant"``.
-    scale : int, Fraction or tuple of them
-        Result samples per image sample, for a function that changes the scale; sources and destinations are
-        in result samples.
-    memory_limit : int or str, optional
-        Bytes of decoded chunks that are kept so that overlapping crops decode each once; default: an eighth
-        of what a process may plan with.
+    scale : int, Fraction or tuple of them, result samples per image sample
+        For a function that changes the scale; sources and destinations are in result samples.
+    memory_limit : int or str, bytes, optional
+        Decoded storage chunks that are kept in memory, so that overlapping crops decode each once; default:
+        an eighth of what a process may plan with.
 
     Raises
     ------
@@ -141,7 +145,7 @@ class Slicer:
         return -(-math.prod(self._shape) // self._batch)
 
     def __getitem__(self, index: int) -> tuple[Any, Any, Any]:
-        """Return item ``index``: crop, source and destination, or lists of them (see ``batch_size``)."""
+        """Return item ``index``: crop, source and destination, or a batch of them (see ``batch_size``)."""
         number = range(len(self))[index]
         last = min((number + 1) * self._batch, math.prod(self._shape))
         return self._item([self._crop(i) for i in range(number * self._batch, last)])
@@ -157,6 +161,7 @@ class Slicer:
             yield self._item(waiting)
 
     def _crop(self, number: int) -> tuple[Any, Index, Index]:
+        """Return a crop with its source and destination."""
         position = []
         for count in self._shape:  # the first axis is the fastest
             number, i = divmod(number, count)
@@ -166,7 +171,7 @@ class Slicer:
         return self._transform(self._reader.read(position)), source, destination
 
     def _place(self, d: int, i: int) -> tuple[slice, slice]:
-        """Return where the middle of crop ``i`` along an axis comes from and where it goes."""
+        """Return source and destination of crop ``i`` along tiled axis ``d``."""
         place = self._places[d].get(i)
         if place is None:
             (a, b), (origin, _) = self._weights[d].support(i), self._weights[d].result(i)
@@ -174,6 +179,7 @@ class Slicer:
         return place
 
     def _item(self, crops: Sequence[tuple[Any, Index, Index]]) -> tuple[Any, Any, Any]:
+        """Return some crops as one item."""
         images = self._collate([crop for crop, _, _ in crops])
         sources, destinations = [s for _, s, _ in crops], [d for _, _, d in crops]
         if self._batch == 1 and isinstance(images, list) and len(images) == 1:
@@ -181,10 +187,7 @@ class Slicer:
         return images, sources, destinations
 
     def _index(self, spans: Sequence[slice]) -> Index:
-        """Return one slice per tiled axis as an index.
-
-        The function may change the axes before the last ones, and those behind axes that were named.
-        """
+        """Return one slice per tiled axis as an index into the function's result."""
         if self._last:
             return (Ellipsis, *spans)
         index = [slice(None)] * (max(self._axes) + 1)
@@ -195,12 +198,13 @@ class Slicer:
     def writer(self, output: Any) -> ChunkWriter:
         """Return a context manager around ``output`` that writes each of its storage chunks whole and once.
 
-        Results go into it as into the array, in any order and from any thread, each crop's once. It holds the
-        chunks that are not whole yet: in this order of crops those of one slab along the last axis.
+        Assign results to it as to the array, in any order and from any thread, each crop's once. It holds the
+        chunks that are not whole yet; in the order of this loop those of one slab along the last axis.
 
         Parameters
         ----------
-        output : array to write into, such as Zarr's
+        output : array
+            What is written to, such as a Zarr array.
 
         Returns
         -------
@@ -236,14 +240,14 @@ class Slicer:
 
     @property
     def plan(self) -> TilePlan:
-        """The same crops as a plan, in raster order: what it reads and costs, as text and JSON."""
-        # Neither trimmed nor blended: what overlaps is written again, as by the loop.
+        """The same crops as a `TilePlan`, in raster order: what they read and cost."""
+        # Neither trimmed nor blended: where destinations overlap, the loop writes again.
         scale = tuple(w.scale for w in self._weights)
         return self._cut.plan(self._reader.source, "sum", scale=scale)
 
 
 def _grid(name: str, extent: int, crop: int, overlap: int, offset: int, pad: bool) -> AxisGrid:
-    """Return the crops along one axis; ``name`` is for messages."""
+    """Return the crops along one axis, which is called ``name``."""
     check_axis(AxisGrid(extent, crop, overlap), name, rim=0)
     if not pad:
         # Without padding there is nothing to fill a longer crop with.

@@ -39,7 +39,7 @@ ENOUGH, MOST_CALLS = 0.3, 30
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one tile took here, and what the whole run will take by that."""
+    """What one tile took in this process, and what the whole run will take by that."""
 
     scheduler: str
     """"threads", "sync", "processes" or "distributed"."""

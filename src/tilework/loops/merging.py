@@ -7,7 +7,7 @@ one of three gatherers takes all patches:
 - `Stored`: an output was given, and all is finished at once. One canvas, which is the output's own memory
   where that can hold the sums.
 - `ByBlock`: the sampler or the output has chunks. Each block is finished, stored and forgotten as soon as its
-  last patch is here.
+  last patch came.
 """
 
 from __future__ import annotations
@@ -427,7 +427,7 @@ class Stored(_OneCanvas):
 
 
 class ByBlock(Gatherer):
-    """Finishes, stores and forgets each block as soon as its last patch is here.
+    """Finishes, stores and forgets each block as soon as its last patch came.
 
     The steps are those of `tiled_map` with ``reuse="share"``: a patch belongs to the block in which its
     support starts; the canvas of a block is complete when all of its patches came; its seams then wait for
@@ -495,7 +495,7 @@ class ByBlock(Gatherer):
                 self._store(index)
 
     def _ready(self, index: Index) -> bool:
-        """Return whether the seams of all earlier neighbours are here."""
+        """Return whether the seams of all earlier neighbours have come."""
         return all(e in self._seams.get(index, {}) for e in self.spec.plan.earlier(index))
 
     def _store(self, index: Index) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +59,26 @@ def test_plans_of_any_dimension_are_plotted(shape: tuple[int, ...]) -> None:
     assert len(tw.plan_tiles(shape, 32, 4, axes=tuple(range(len(shape)))).plot().axes) == 2
     none = tw.plan_tiles((20, 20), 32, 4, edge="drop")
     assert none.plot().axes[0].get_title().startswith("0 crops")
+
+
+ELSEWHERE = """
+import pickle, sys
+plan = pickle.loads(bytes.fromhex(sys.argv[1]))
+try:
+    plan.plot()
+except ValueError as error:
+    assert "tw.plot_plan(plan)" in str(error), error
+else:
+    raise AssertionError("drawn without a door")
+import tilework as tw
+assert len(tw.plot_plan(plan).axes) == len(plan.plot().axes) == 2
+"""
+
+
+@plots
+def test_a_plan_in_another_process_is_drawn_once_a_public_name_was_used() -> None:
+    plan = pickle.dumps(tw.plan_tiles((60, 50), 32, 4)).hex()
+    subprocess.run([sys.executable, "-W", "error", "-c", ELSEWHERE, plan], check=True, timeout=120)
 
 
 def test_every_core_block_and_chunk_has_its_line() -> None:

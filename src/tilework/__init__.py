@@ -1,10 +1,12 @@
 """Functions on huge N-D images, crop by crop.
 
-`tiled_map` turns a function on a small crop into a lazy dask array over an image of any size; `plan_tiles`
-shows what it would do; `Output` declares what the function returns; `load_once` and `from_torch` bring
-models; `to_zarr` and `write_many` write, `status` says how far they are. `Slicer`, `GridSampler` and
-`Aggregator` are the eager loops of Ryomen and Patchly. Importing the package imports none of dask, zarr
-and distributed.
+`tiled_map` turns a function on a small crop into a lazy dask array over an image of any size, and
+`plan_tiles` shows what it would do. `Output` declares what the function returns; `load_once` and `from_torch` load models.
+`to_zarr` and `write_many` write results, and `status` tells how far they are. `Slicer`, `GridSampler` and
+`Aggregator` are the eager loops of Ryomen and Patchly.
+
+Importing the package imports none of numpy, dask, distributed, zarr and matplotlib: each public name imports
+its module when it is first used.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tilework.api import plan_tiles, tiled_map
     from tilework.diagnostics.checking import CheckReport, check
-    from tilework.diagnostics.figures import compare, plot_seams, plot_window
+    from tilework.diagnostics.figures import compare, plot_plan, plot_seams, plot_window
     from tilework.diagnostics.measuring import explain
     from tilework.diagnostics.viewing import view
     from tilework.errors import (
@@ -66,6 +68,7 @@ _HOMES = {
     "from_torch": "function.network",
     "load_once": "function.load_once",
     "plan_tiles": "api",
+    "plot_plan": "diagnostics.figures",
     "plot_seams": "diagnostics.figures",
     "plot_window": "diagnostics.figures",
     "probe": "probing.probe",
@@ -100,6 +103,7 @@ __all__ = [
     "from_torch",
     "load_once",
     "plan_tiles",
+    "plot_plan",
     "plot_seams",
     "plot_window",
     "probe",
@@ -119,7 +123,15 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tilework.{home}"), name)
+    found = getattr(importlib.import_module(f"tilework.{home}"), name)
+    # Whoever has a plan can draw it, though the room of plans does not know the one that draws.
+    if (plans := sys.modules.get("tilework.plan.tile_plan")) is not None:
+        plans.draw_plans_with(_plot_plan)
+    return found
+
+
+def _plot_plan(plan: TilePlan, ax: Any) -> Any:
+    return __getattr__("plot_plan")(plan, ax)
 
 
 def __dir__() -> list[str]:
@@ -136,7 +148,7 @@ _GONE = frozenset(
 
 
 class _Gone:
-    """Says what it means when one of `_GONE` is imported; finders are asked in turn, this one last."""
+    """Explains why one of `_GONE` is missing. Finders are asked in turn, this one last."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:

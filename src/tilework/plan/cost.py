@@ -13,7 +13,7 @@ from tilework.grid.axis import ceil_div
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tilework.plan.tile_plan import TilePlan
+    from tilework.plan.tables import BlockPlan
 
 __all__ = ["busiest", "decoded_ratio", "explain", "fewest_calls", "peak_bytes", "rows", "tasks"]
 
@@ -21,12 +21,12 @@ __all__ = ["busiest", "decoded_ratio", "explain", "fewest_calls", "peak_bytes", 
 LAID_OUT = 20_000
 
 
-def fewest_calls(plan: TilePlan) -> int:
+def fewest_calls(plan: BlockPlan) -> int:
     """Return the fewest full crops with the plan's stride that could cover the image."""
     return math.prod(1 + max(0, ceil_div(a.extent + sum(a.margin) - a.crop, a.stride)) for a in plan.axes)
 
 
-def tasks(plan: TilePlan) -> int:
+def tasks(plan: BlockPlan) -> int:
     """Return the number of tasks that compute something, the getters of several outputs included."""
     running = [b for b in itertools.product(*map(range, plan.blocks)) if plan.touched(b)]
     getters = len(running) * len(plan.outputs) if len(plan.outputs) > 1 else 0
@@ -40,7 +40,7 @@ def tasks(plan: TilePlan) -> int:
     return count + getters
 
 
-def decoded_ratio(plan: TilePlan) -> float:
+def decoded_ratio(plan: BlockPlan) -> float:
     """Return decoded source bytes per image byte, estimated for blocks that run in the order of keys.
 
     Notes
@@ -71,7 +71,7 @@ def decoded_ratio(plan: TilePlan) -> float:
     return worst
 
 
-def peak_bytes(plan: TilePlan) -> int:
+def peak_bytes(plan: BlockPlan) -> int:
     """Return the bytes at the peak of one process, without what the function itself allocates.
 
     Threads times (crops of a block, a batch in and out, canvas, finished block), the chunk cache, and under
@@ -97,14 +97,14 @@ def peak_bytes(plan: TilePlan) -> int:
     return int(plan.threads * task + plan.cache_bytes + seams)
 
 
-def _waiting(plan: TilePlan) -> int:
+def _waiting(plan: BlockPlan) -> int:
     """Return how many seams wait at a time in raster order: a plane of blocks, a row, and so on."""
     counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
     first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
     return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
 
 
-def busiest(plan: TilePlan, workers: int) -> float:
+def busiest(plan: BlockPlan, workers: int) -> float:
     """Return how many crops the busiest of ``workers`` runs, blocks being given out in order."""
     if plan.slabs or math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
@@ -124,12 +124,12 @@ def human(n: float) -> str:
     return f"{n:.3g} TB"
 
 
-def explain(plan: TilePlan) -> str:
+def explain(plan: BlockPlan) -> str:
     """Return what the run of ``plan`` does and costs, as text."""
     return report(rows(plan))
 
 
-def rows(plan: TilePlan) -> list[tuple[str, str]]:
+def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     """Return what the run of ``plan`` does and costs, as names and values."""
     tiled = plan.axes[plan.n_each :]
     names = plan.names[plan.n_each :]

@@ -17,7 +17,7 @@ from tilework.grid.weights import WINDOWS, AxisWeights, profile
 from tilework.plan.cost import rows
 
 if TYPE_CHECKING:
-    from tilework.plan.tile_plan import TilePlan
+    from tilework.plan.tables import BlockPlan
 
 __all__ = ["axis_profiles", "html", "shown_samples", "svg"]
 
@@ -33,7 +33,7 @@ MANY, FEW = 30, 10
 SLANT = (0.42, 0.30)
 
 
-def html(plan: TilePlan) -> str:
+def html(plan: BlockPlan) -> str:
     """Return a table of `explain` beside the drawings."""
     cells = "".join(
         f'<tr><th style="text-align:left;padding:2px 10px 2px 0;vertical-align:top">{escape(name)}</th>'
@@ -50,7 +50,7 @@ def html(plan: TilePlan) -> str:
     )
 
 
-def svg(plan: TilePlan) -> str:
+def svg(plan: BlockPlan) -> str:
     """Return the drawings: the image with its tiles, one tile enlarged, and the windows along one axis."""
     axes, names = plan.axes[plan.n_each :][-3:], plan.names[plan.n_each :][-3:]
     block = plan.block[plan.n_each :][-3:]
@@ -258,7 +258,7 @@ def _tile(axes: Sequence[AxisGrid], left: float, top: float) -> Iterator[tuple[s
         yield _text(left, top + height + 14 + 13 * k, line, "start"), top + height + 14 + 13 * k
 
 
-def axis_profiles(plan: TilePlan, axis: int = -1) -> list[tuple[np.ndarray, np.ndarray]]:
+def axis_profiles(plan: BlockPlan, axis: int = -1) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return positions and normalised weights of up to four neighbouring tiles along one axis.
 
     Parameters
@@ -287,7 +287,7 @@ def axis_profiles(plan: TilePlan, axis: int = -1) -> list[tuple[np.ndarray, np.n
     return found
 
 
-def _windows(plan: TilePlan, left: float, top: float) -> Iterator[tuple[str, float]]:
+def _windows(plan: BlockPlan, left: float, top: float) -> Iterator[tuple[str, float]]:
     """Yield the parts of the window profiles along the last axis, and their bottom."""
     profiles = axis_profiles(plan)
     if not profiles:

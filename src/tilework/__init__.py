@@ -1,9 +1,9 @@
 """Functions on huge N-D images, crop by crop.
 
 `tiled_map` turns a function on a small crop into a lazy dask array over an image of any size, and
-`plan_tiles` shows what it would do. `Output` declares what the function returns; `load_once` and `from_torch` load models.
-`to_zarr` and `write_many` write results, and `status` tells how far they are. `Slicer`, `GridSampler` and
-`Aggregator` are the eager loops of Ryomen and Patchly.
+`plan_tiles` shows what it would do. `Output` declares what the function returns; `load_once` and `from_torch`
+load models. `to_zarr` and `write_many` write results, and `status` tells how far they are. `Slicer`,
+`GridSampler` and `Aggregator` are the eager loops of Ryomen and Patchly.
 
 Importing the package imports none of numpy, dask, distributed, zarr and matplotlib: each public name imports
 its module when it is first used.

@@ -1,56 +1,85 @@
-"""The choice of block shape and reuse: what a block wants, and what is given up first."""
+"""The choice of block shape and reuse: which blocks are tried, and numbered rules that choose among them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tilework._checks import one_of
-from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError
+from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human, peak_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["BlockRequest", "choose_blocks", "is_fair"]
 
+Index = tuple[int, ...]
+Notes = tuple[str, ...]
+
 # Bytes of a block where nothing else decides: large enough that a task outweighs the scheduler's millisecond
 # by far, small enough that canvases and seams are no burden. Huge images get larger blocks, so that the graph
-# stays at some thousand of them. Measured with `python -m benchmarks blend2d zarr_trim`.
+# holds only some thousand of them. Measured with `python -m benchmarks blend2d zarr_trim`.
 SMALL, LARGE, BLOCKS = 4 * 2**20, 128 * 2**20, 8192
-# So that workers do not wait for the last block: blocks for each where the image has that many, and crops of
-# the busiest one, as a multiple of an even share. With more blocks than ENOUGH for each the share is even.
+# So that workers do not wait for the last block: the number of blocks for each worker where the image has
+# that many, and the crops of the busiest worker as a multiple of an even share. With more than ENOUGH blocks
+# for each worker the share is even.
 BLOCKS_PER_WORKER, FAIR, ENOUGH = 4, 1.25, 64
-# Extra calls up to which blocks that share nothing are the better plan.
+# Share of extra calls up to which blocks that share nothing are the better plan.
 RECOMPUTE_LIMIT = 0.05
-
-
-# Reuse, axes that are cut into slabs, and how many times longer blocks are across them.
-Kind = tuple[str, int, int]
+# How many times longer blocks may be across slabs.
+LONGER = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
     """What the caller fixes of the blocks."""
 
-    chunks: tuple[int, ...] | None = None
-    """Block shape over all grid axes, samples; None: chosen."""
+    chunks: Index | None = None
+    """Block shape, samples per grid axis; None: chosen."""
     target: int | None = None
     """Bytes of a block; None: chosen."""
-    unit: tuple[int, ...] | None = None
-    """Blocks are multiples of this, samples per grid axis (the write unit)."""
+    unit: Index | None = None
+    """The write unit, samples per grid axis: block lengths are multiples of it; None: no unit."""
     memory_limit: int | None = None
-    """Bytes per process."""
+    """Bytes per process; None: no limit."""
     reuse: str = "auto"
-    """share, recompute or auto."""
+    """"share", "recompute" or "auto"."""
     slabs: bool = False
     """Whether blocks may be computed slab by slab, as when writing."""
     workers: int | None = None
-    """Tasks at a time in the whole run; None: as many as in one process."""
+    """Number of tasks at a time in the whole run; None: as many as in one process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way to compute blocks of one shape, and what it costs."""
+
+    plan: TilePlan
+    """The tiles with these blocks."""
+    kind: str
+    """"recompute", "share" or "slabs"."""
+    calls: int
+    """Number of crops that the function gets in the whole run."""
+    peak: int
+    """Estimated bytes at the peak of a process."""
+    longer: int
+    """How many times longer the blocks are across slabs than asked for."""
+
+    @classmethod
+    def of(cls, plan: TilePlan, longer: int = 1) -> Candidate:
+        """Return a plan with its costs."""
+        kind = "slabs" if plan.slabs else plan.reuse
+        return cls(plan, kind, plan.calls(), peak_bytes(plan), longer)
+
+    @property
+    def rank(self) -> tuple[int, int, int, str]:
+        """The order of candidates: fewest calls first, then the simplest."""
+        return self.calls, self.plan.slabs, self.longer, self.kind
 
 
 def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
-    """Return ``plan`` with the block shape and reuse that fit ``request`` best.
+    """Return ``plan`` with the block shape and reuse that fit ``request`` best, and the reasons in its notes.
 
     Raises
     ------
@@ -58,53 +87,22 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
         When no block shape keeps the estimate under the memory limit.
     GridError
         When given chunks cannot be shared, or are not multiples of the output's quantum.
+    AlignmentError
+        When given chunks are not multiples of the write unit.
     """
     one_of("reuse", request.reuse, ("auto", "share", "recompute"))
+    asked = f"reuse={request.reuse!r} was asked for"
     if request.chunks is not None:
         _check_chunks(plan, request.chunks, request.unit)
-        return _choose_reuse(plan, request.chunks, request, ())
+        return _choose_reuse(plan, request.chunks, request, (), asked)
     try:
-        return _shrink(plan, request)
+        return _choose_shape(plan, request, asked)
     except MemoryBudgetError:
         if request.reuse != "auto":
             raise
     # Blocks that share are at least as long as the longest support; blocks that share nothing may be shorter.
-    found = _shrink(plan, replace(request, reuse="recompute"))
-    return replace(found, notes=(*found.notes[:-1], "recompute: sharing does not fit into memory_limit"))
-
-
-def _shrink(plan: TilePlan, request: BlockRequest) -> TilePlan:
-    """Return the plan with the largest blocks, up to the target, that fit into memory and keep workers busy.
-
-    Where memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
-    """
-    workers = request.workers or plan.threads
-    wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
-    target = request.target or int(min(LARGE, wanted))
-    enough = (1 + RECOMPUTE_LIMIT) * plan.count([(0, n) for n in plan.grid_shape])
-    error: TilingError | None = None
-    best = tried = None
-    least, fair = math.inf, _fair(plan, workers)
-    while target:
-        block, notes = _shape(plan, request, target)
-        # A small image has small blocks whatever the target: halving it may change nothing at first.
-        if block != tried:
-            tried = block
-            try:
-                found = _choose_reuse(plan, block, request, notes)
-            except MemoryBudgetError as e:
-                error = e
-            else:
-                load = found.calls() / workers if request.target else _load(found, workers)
-                if best is None or load < least:
-                    best, least = found, load
-                if found.calls() <= enough and (request.target or load <= fair):
-                    return found
-        target //= 2
-    if best is None:
-        assert error is not None
-        raise error
-    return best
+    alone = replace(request, reuse="recompute")
+    return _choose_shape(plan, alone, "recompute: sharing does not fit into memory_limit")
 
 
 def is_fair(plan: TilePlan, workers: int) -> bool:
@@ -114,11 +112,11 @@ def is_fair(plan: TilePlan, workers: int) -> bool:
 
 def _fair(plan: TilePlan, workers: int) -> float:
     """Return how many crops one of ``workers`` may run, whatever the blocks."""
-    share = plan.count([(0, n) for n in plan.grid_shape]) / workers
-    return FAIR * max(share, plan.batch_size or 1)
+    return FAIR * max(plan.n_runs / workers, plan.batch_size or 1)
 
 
 def _load(plan: TilePlan, workers: int) -> float:
+    """Return how many crops the busiest worker runs."""
     if math.prod(plan.blocks) > ENOUGH * workers:
         return plan.calls() / workers
     return busiest(plan, workers)
@@ -130,138 +128,90 @@ def _check_chunks(plan: TilePlan, chunks: Sequence[int], unit: Sequence[int] | N
             raise GridError(f"chunks must be at least 1; got {size} on axis {name}.")
         if size < axis.extent and size % axis.quantum:
             raise GridError(
-                f"chunks must be multiples of {axis.quantum}, the denominator of the output's scale; got "
-                f"{size} on "
-                f"axis {name}."
+                f"chunks must be multiples of {axis.quantum}, the denominator of the output's scale; "
+                f"got {size} on axis {name}."
             )
         if size < axis.extent and size % u:
             raise AlignmentError(
                 f"blocks must be whole write units, or two tasks would write one unit; got blocks of {size} "
-                "and "
-                f"units of {u} samples on axis {name}. Leave chunks out of tiled_map, or use a multiple of "
-                f"{u}."
+                f"and units of {u} samples on axis {name}. Leave chunks out of tiled_map, or use a multiple "
+                f"of {u}."
             )
 
 
-def _choose_reuse(
-    plan: TilePlan, block: tuple[int, ...], request: BlockRequest, notes: tuple[str, ...]
-) -> TilePlan:
-    """Return the plan with the cheaper reuse that fits into memory."""
-    limit = request.memory_limit
-    candidates: dict[Kind, TilePlan] = {}
-    for reuse in ("recompute", "share") if request.reuse == "auto" else (request.reuse,):
-        candidate = plan.with_blocks(block, reuse, notes)
-        if reuse == "share" and (short := _too_short(candidate)):
-            if request.reuse == "share":
-                raise GridError(short)
-            continue
-        candidates[reuse, 0, 1] = candidate
-        if request.slabs and reuse == "share":
-            candidates |= _slabs(candidate, fixed=request.chunks is not None)
-    peaks = {kind: peak_bytes(candidate) for kind, candidate in candidates.items()}
-    fitting = {kind: c for kind, c in candidates.items() if limit is None or peaks[kind] <= limit}
-    if not fitting:
-        raise MemoryBudgetError(
-            f"blocks of {block} samples need about {human(min(peaks.values()))} in a process with "
-            f"{plan.threads} "
-            f"threads; memory_limit is {human(limit or 0)}. Use fewer threads, a smaller crop or batch, or "
-            f"memory_limit={min(peaks.values())}."
-        )
-    tiles = max(1, plan.count([(0, n) for n in plan.grid_shape]))
-    if request.reuse != "auto":
-        kind = min(fitting, key=lambda k: (fitting[k].calls(), k[1:]))
-        why: tuple[str, ...] = (f"reuse={request.reuse!r} was asked for",)
-        if kind[1]:
-            why = (*why, _slab_note(fitting[kind], tiles, peaks["share", 0, 1]))
-        return replace(fitting[kind], notes=(*notes, *why))
-    return _cheapest(candidates, fitting, peaks, tiles)
+# -- the shape ------------------------------------------------------------------------------------------
 
 
-def _slabs(plan: TilePlan, *, fixed: bool) -> dict[Kind, TilePlan]:
-    """Return plans of slabs; blocks that are longer across the slabs run fewer tiles twice."""
-    found = {}
-    for slabs in range(1, len(plan.axes) - plan.n_each):
-        cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
-        for times in (1,) if fixed else (1, 2, 4, 8, 16):
-            block = [b * times if d in cut else b for d, b in enumerate(plan.block)]
-            if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in cut):
-                block = [min(b, n) for b, n in zip(block, plan.shape, strict=True)]
-                found["share", slabs, times] = plan.with_blocks(block, "share", plan.notes, slabs)
-    return found
-
-
-def _cheapest(
-    candidates: dict[Kind, TilePlan],
-    fitting: dict[Kind, TilePlan],
-    peaks: dict[Kind, int],
-    tiles: int,
-) -> TilePlan:
-    """Return the plan with the fewest calls among those that fit; sharing nothing where it costs little."""
-    alone = candidates["recompute", 0, 1]
-    extra, notes = alone.calls() / tiles - 1, alone.notes
-    if ("recompute", 0, 1) in fitting and extra <= RECOMPUTE_LIMIT:
-        kind = ("recompute", 0, 1)
-    else:
-        kind = min(fitting, key=lambda k: (fitting[k].calls(), k[1:], k[0]))
-    if kind[0] == "recompute":
-        why = f"recompute: {extra:.1%} extra calls"
-        if ("share", 0, 1) not in candidates:
-            why += ", and supports are longer than blocks"
-        elif ("share", 0, 1) not in fitting:
-            why += f", and sharing would need {human(peaks['share', 0, 1])}"
-    elif kind[1]:
-        why = _slab_note(fitting[kind], tiles, peaks["share", 0, 1])
-    else:
-        why = f"share: blocks alone would cost {extra:.1%} extra calls"
-    return replace(fitting[kind], notes=(*notes, why))
-
-
-def _slab_note(plan: TilePlan, tiles: int, peak: int) -> str:
-    cut = ", ".join(plan.names[d] for d in plan.slab_axes)
-    extra = plan.calls() / tiles - 1
-    return f"slabs along axis {cut}: {extra:.1%} extra calls; in one piece it would need {human(peak)}"
-
-
-def _too_short(plan: TilePlan) -> str:
-    for name, table, size, axis in zip(plan.names, plan.tables, plan.block, plan.axes, strict=True):
-        if table.longest > size < axis.extent:
-            return (
-                f'reuse="share" needs blocks at least as long as the longest support; got blocks of {size} '
-                "and a "
-                f'support of {table.longest} on axis {name}. Use larger chunks or reuse="recompute".'
-            )
-    return ""
-
-
-def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Return a block shape of about ``target`` bytes, and what was given up for it."""
-    sample = _sample_bytes(plan)
-    total = math.prod(plan.shape)
-    # Blocks below the small size would cost more than the threads that they keep busy at the end.
+def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
+    """Return the plan with the largest blocks up to the target that fit into memory and keep workers busy."""
     workers = request.workers or plan.threads
+    enough = (1 + RECOMPUTE_LIMIT) * plan.n_runs
+    fair = math.inf if request.target else _fair(plan, workers)
+    error: MemoryBudgetError | None = None
+    best, least = None, math.inf
+    # Rules, read in order for every shape from the largest on:
+    for block, notes in _shapes(plan, request):
+        # 1. Blocks that do not fit into memory are out.
+        try:
+            found = _choose_reuse(plan, block, request, notes, asked)
+        except MemoryBudgetError as e:
+            error = e
+            continue
+        # 2. The first shape that costs hardly more calls than there are tiles, evenly spread, is taken.
+        load = found.calls() / workers if request.target else _load(found, workers)
+        if found.calls() <= enough and load <= fair:
+            return found
+        # 3. Of all others, the one whose busiest worker runs fewest crops, and of several the largest: where
+        #    memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
+        if load < least:
+            best, least = found, load
+    if best is None:
+        assert error is not None
+        raise error
+    return best
+
+
+def _shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[Index, Notes]]:
+    """Yield block shapes from the target down, each half of the one before, and what each gives up."""
+    wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
+    target = request.target or int(min(LARGE, wanted))
+    last = None
+    while target:
+        block, notes = _shape(plan, request, target)
+        # A small image has small blocks whatever the target: halving it may change nothing at first.
+        if block != last:
+            yield block, notes
+        last, target = block, target // 2
+
+
+def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, Notes]:
+    """Return a block shape of about ``target`` bytes, and what was given up for it."""
+    sample, total = _sample_bytes(plan), math.prod(plan.shape)
+    workers = request.workers or plan.threads
+    # Blocks below the small size would cost more than the threads that they keep busy at the end.
     few = max(min(total / workers, 2 * SMALL / sample), _batch(plan))
     room = min(target / sample, max(few, total / (BLOCKS_PER_WORKER * workers)))
     units, notes = _units(plan, request, target / sample)
     extents = [ceil_div(a.extent, u) * u for a, u in zip(plan.axes, units, strict=True)]
     sizes = [min(n, u) for n, u in zip(extents, units, strict=True)]
     if request.reuse != "recompute":
-        longest = plan.with_blocks(plan.shape, "share").tables
+        supports = [t.longest for t in plan.with_blocks(plan.shape, "share").tables]
         sizes = [
-            min(n, max(s, ceil_div(t.longest, u) * u))
-            for n, s, t, u in zip(extents, sizes, longest, units, strict=True)
+            min(n, max(s, ceil_div(longest, u) * u))
+            for n, s, longest, u in zip(extents, sizes, supports, units, strict=True)
         ]
-    tiled = range(plan.n_each, len(sizes))
-    for axes in (tiled, range(plan.n_each)):
-        _grow(sizes, extents, units, [plan.axes[d].crop for d in range(len(sizes))], list(axes), room)
-    even = [
-        min(s, ceil_div(ceil_div(n, ceil_div(n, s)), u) * u) if request.reuse == "recompute" else s
-        for s, n, u in zip(sizes, (a.extent for a in plan.axes), units, strict=True)
-    ]
-    return tuple(min(s, a.extent) for s, a in zip(even, plan.axes, strict=True)), notes
+    crops = [a.crop for a in plan.axes]
+    for axes in (range(plan.n_each, len(sizes)), range(plan.n_each)):
+        _grow(sizes, extents, units, crops, axes, room)
+    if request.reuse == "recompute":
+        # As many blocks as before, but of even lengths.
+        even = [ceil_div(a.extent, ceil_div(a.extent, s)) for a, s in zip(plan.axes, sizes, strict=True)]
+        sizes = [min(s, ceil_div(e, u) * u) for s, e, u in zip(sizes, even, units, strict=True)]
+    return tuple(min(s, a.extent) for s, a in zip(sizes, plan.axes, strict=True)), notes
 
 
 def _small(plan: TilePlan) -> int:
-    """Return the least bytes of a block; blends take twice as much, because their canvases overlap."""
+    """Return the least bytes of a block; blends take twice as many, because their canvases overlap."""
     return SMALL if all(o.rim is None for o in plan.outputs) else 2 * SMALL
 
 
@@ -278,10 +228,10 @@ def _sample_bytes(plan: TilePlan) -> float:
 
 def _grow(
     sizes: list[int],
-    extents: list[int],
-    units: list[int],
-    crops: list[int],
-    axes: list[int],
+    extents: Sequence[int],
+    units: Sequence[int],
+    crops: Sequence[int],
+    axes: Sequence[int],
     room: float,
 ) -> None:
     """Lengthen ``sizes`` along ``axes`` by whole units while the block stays within ``room`` samples."""
@@ -295,15 +245,13 @@ def _grow(
             sizes[d] = longer
 
 
-def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int], tuple[str, ...]]:
-    """Return the step of the block's length per axis, and what it is not a multiple of."""
-    units = [
-        math.lcm(a.quantum, u) for a, u in zip(plan.axes, request.unit or (1,) * len(plan.axes), strict=True)
-    ]
-    notes = []
-    strides = [a.stride for a in plan.axes]
-    wishes: list[tuple[str, Sequence[int]]] = [("the stride", strides)]
+def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int], Notes]:
+    """Return the lengths per axis of which blocks are multiples, and notes on those that were given up."""
+    unit = request.unit or (1,) * len(plan.axes)
+    units = [math.lcm(a.quantum, u) for a, u in zip(plan.axes, unit, strict=True)]
+    wishes: list[tuple[str, Sequence[int]]] = [("the stride", [a.stride for a in plan.axes])]
     wishes += [("the source's chunks", s.chunks) for s in plan.sources if s.chunks is not None]
+    notes = []
     for what, wish in wishes:
         missed = []
         for d, (axis, size) in enumerate(zip(plan.axes, wish, strict=True)):
@@ -315,3 +263,94 @@ def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int
         if missed:
             notes.append(f"blocks are not multiples of {what} on axis {', '.join(missed)}")
     return units, tuple(notes)
+
+
+# -- the reuse ------------------------------------------------------------------------------------------
+
+
+def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes, asked: str) -> TilePlan:
+    """Return the plan with the cheapest reuse that fits into memory; the last of its notes is the reason."""
+    found = _candidates(plan, block, request, notes)
+    limit = math.inf if request.memory_limit is None else request.memory_limit
+    fitting = [c for c in found if c.peak <= limit]
+    if not fitting:
+        least = min(c.peak for c in found)
+        raise MemoryBudgetError(
+            f"blocks of {block} samples need about {human(least)} in a process with {plan.threads} threads; "
+            f"memory_limit is {human(limit)}. Use fewer threads, a smaller crop or batch, or "
+            f"memory_limit={least}."
+        )
+    alone, share = (next((c for c in found if c.kind == kind), None) for kind in ("recompute", "share"))
+    tiles = max(1, plan.n_runs)
+    cheapest = min(fitting, key=lambda c: c.rank)
+    extra = 0.0 if alone is None else alone.calls / tiles - 1
+    why: Notes
+    # Rules, read in order; each brings its own reason.
+    # 1. The caller has chosen.
+    if request.reuse != "auto":
+        best, why = cheapest, (asked,)
+        if cheapest.kind == "slabs":
+            why = (asked, _slab_reason(cheapest, share, tiles))
+    # 2. Blocks that share nothing fit, and run few tiles twice or fewest of all.
+    elif alone is not None and alone.peak <= limit and (extra <= RECOMPUTE_LIMIT or cheapest is alone):
+        best, why = alone, (f"recompute: {extra:.1%} extra calls{_hindrance(share, limit)}",)
+    # 3. Blocks share within slabs, one slab after the other.
+    elif cheapest.kind == "slabs":
+        best, why = cheapest, (_slab_reason(cheapest, share, tiles),)
+    # 4. Blocks share.
+    else:
+        best, why = cheapest, (f"share: blocks alone would cost {extra:.1%} extra calls",)
+    return replace(best.plan, notes=(*notes, *why))
+
+
+def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes) -> list[Candidate]:
+    """Return all ways to compute blocks of this shape."""
+    found = []
+    if request.reuse != "share":
+        found.append(Candidate.of(plan.with_blocks(block, "recompute", notes)))
+    if request.reuse != "recompute":
+        shared = plan.with_blocks(block, "share", notes)
+        if short := _too_short(shared):
+            if request.reuse == "share":
+                raise GridError(short)
+            return found
+        found.append(Candidate.of(shared))
+        if request.slabs:
+            found += _slabs(shared, fixed=request.chunks is not None)
+    return found
+
+
+def _too_short(plan: TilePlan) -> str:
+    """Return why blocks cannot share, or ""."""
+    for name, table, size, axis in zip(plan.names, plan.tables, plan.block, plan.axes, strict=True):
+        if table.longest > size < axis.extent:
+            return (
+                f'reuse="share" needs blocks at least as long as the longest support; got blocks of {size} '
+                f'and a support of {table.longest} on axis {name}. Use larger chunks or reuse="recompute".'
+            )
+    return ""
+
+
+def _slabs(plan: TilePlan, *, fixed: bool) -> Iterator[Candidate]:
+    """Yield slabs along one axis and more; blocks that are longer across slabs run fewer tiles twice."""
+    for slabs in range(1, len(plan.axes) - plan.n_each):
+        cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
+        for times in (1,) if fixed else LONGER:
+            block = [b * times if d in cut else b for d, b in enumerate(plan.block)]
+            if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in cut):
+                block = [min(b, n) for b, n in zip(block, plan.shape, strict=True)]
+                yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), times)
+
+
+def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:
+    assert share is not None  # slabs are made from it
+    plan, extra = slabs.plan, slabs.calls / tiles - 1
+    cut = ", ".join(plan.names[d] for d in plan.slab_axes)
+    return f"slabs along axis {cut}: {extra:.1%} extra calls; in one piece it would need {human(share.peak)}"
+
+
+def _hindrance(share: Candidate | None, limit: float) -> str:
+    """Return why blocks cannot share, as the end of a reason; "" where they could."""
+    if share is None:
+        return ", and supports are longer than blocks"
+    return f", and sharing would need {human(share.peak)}" if share.peak > limit else ""

@@ -1,4 +1,4 @@
-"""Checks of arguments, which name what was given and what to change; and text in two columns."""
+"""Checks of arguments, with messages that say what to change; warnings; and text in two columns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import difflib
 import math
 import operator
 import re
+import sys
 import textwrap
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,40 +25,74 @@ __all__ = [
     "report",
     "scalar",
     "sequence",
+    "warn",
     "whole",
     "wholes",
 ]
 
-# What other tools call the same thing, so that the hint names the meaning and not only the spelling.
-_ELSEWHERE = {
-    "periodic": "wrap",
-    "nearest": "edge",
-    "mirror": "reflect",
-    "zeros": "constant",
-    "none": "clip",
-    "crop": "trim",
-    "mean": "average",
-    "uniform": "average",
-    "valid": "drop",
-    "same": "pad",
-    "cosine": "hann",
-    "triangle": "linear",
-}
+PACKAGE = __name__.partition(".")[0]
+# What other tools call the same thing: their word, whose it is, the word here.
+_ELSEWHERE = (
+    ("adaptive", "Patchly's", "clip"),
+    ("circular", "torch's", "wrap"),
+    ("constant", "MONAI's", "average"),
+    ("cosine", "another", "hann"),
+    ("crop", "Patchly's", "drop"),
+    ("crop", "another", "trim"),
+    ("edge", "Patchly's", "shift"),
+    ("mean", "another", "average"),
+    ("mirror", "scipy's", "reflect"),
+    ("nearest", "scipy's", "edge"),
+    ("none", "dask's", "clip"),
+    ("periodic", "dask's", "wrap"),
+    ("replicate", "torch's", "edge"),
+    ("same", "scipy's", "pad"),
+    ("triangle", "another", "linear"),
+    ("uniform", "another", "average"),
+    ("valid", "scipy's", "drop"),
+    ("zeros", "torch's", "constant"),
+)
 
 
-def one_of(what: str, value: object, words: Iterable[str]) -> str:
-    """Return ``value`` if it is one of ``words``, else raise with the nearest right word."""
+def one_of(
+    what: str, value: object, words: Iterable[str], others: Mapping[str, Iterable[str]] | None = None
+) -> str:
+    """Return ``value`` if it is one of ``words``; otherwise raise, with the word that may have been meant.
+
+    Parameters
+    ----------
+    what : str
+        Name of the argument.
+    others : mapping of str to iterable of str, optional
+        The words of other arguments, by name: one of them may have been meant.
+    """
     words = tuple(words)
     if isinstance(value, str) and value in words:
         return value
-    near = []
-    if isinstance(value, str):
-        low = value.lower()
-        near = [w for w in (_ELSEWHERE.get(low), low) if w in words]
-        near = near or difflib.get_close_matches(low, words, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = _hint(what, value, words, others or {}) if isinstance(value, str) else ""
     error = TilingError if isinstance(value, str) else TypeError
     raise error(f"{what} must be one of {', '.join(map(repr, words))}; got {value!r}{hint}")
+
+
+def _hint(what: str, value: str, words: tuple[str, ...], others: Mapping[str, Iterable[str]]) -> str:
+    """Return what ``value`` may have meant, as the end of a message."""
+    low = value.lower()
+    known = [(whose, here) for there, whose, here in _ELSEWHERE if there == low]
+    # 1. A word of this argument, in capitals or as other tools call it.
+    for word in (low, *(here for _, here in known)):
+        if word in words:
+            return f"; did you mean {word!r}?"
+    # 2. A word of another argument, from here or elsewhere.
+    for other, theirs in others.items():
+        if other != what and low in theirs:
+            return f'; {value!r} is a word of {other}: {other}="{low}".'
+    for whose, here in known:
+        for other, theirs in others.items():
+            if here in theirs:
+                return f'; {value!r} is {whose} name for {other}="{here}".'
+    # 3. A slip of the pen.
+    near = difflib.get_close_matches(low, words, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def whole(what: str, value: object) -> int:
@@ -75,19 +111,18 @@ def sequence(value: object) -> bool:
 
 
 def wholes(what: str, values: Any) -> tuple[int, ...]:
-    """Return the ints of a sequence; one int stands for a sequence of one."""
+    """Return the ints of a sequence, or of one int, as a tuple."""
     return tuple(whole(what, v) for v in (tuple(values) if sequence(values) else (values,)))
 
 
 def positive(what: str, value: Any) -> bool:
-    """Return whether a real number is positive and finite; raise a `TypeError` for anything else."""
+    """Return whether a number is positive and finite; raise a `TypeError` for what is not a real number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{what} must be a number; got {value!r} ({type(value).__name__}).")
     return bool(0 < value < math.inf)
 
 
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-
 
 _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
@@ -108,13 +143,13 @@ def parse_bytes(what: str, value: Any) -> int:
 
 
 def check_scalar(what: str, value: Any) -> None:
-    """Raise a `TypeError` where ``value`` is not one number."""
+    """Raise a `TypeError` for several numbers, a mapping or a set."""
     if np.ndim(value) or isinstance(value, Mapping | set):
         raise TypeError(f"{what} must be one number; got {value!r}.")
 
 
 def as_dtype(value: Any) -> np.dtype[Any]:
-    """Return a numpy dtype; raise a `TypeError` for what is none."""
+    """Return ``value`` as a numpy dtype; raise a `TypeError` where it is not one."""
     try:
         dtype: np.dtype[Any] = np.dtype(value)
     except (TypeError, ValueError) as error:
@@ -123,7 +158,7 @@ def as_dtype(value: Any) -> np.dtype[Any]:
 
 
 def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return ``value`` as a scalar of ``dtype``; refused where it would change."""
+    """Return ``value`` as a scalar of ``dtype``; raise a `TilingError` where the value would change."""
     check_scalar(what, value)
     if dtype.kind in "mM" and isinstance(value, int | np.integer) and value == 0:
         return np.zeros((), dtype)[()]  # numpy 2.5 warns when a time is compared with a number
@@ -144,17 +179,25 @@ def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
     return cast[()]
 
 
-# Letters of a name and the gap behind it, and of a line: the width of a cell in the documentation.
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line outside this package that called it, however many calls lie between."""
+    frame, level = sys._getframe(1), 2  # 1 would be the line below
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+# Widths in letters: a name with the gap after it, and a line, which is a cell of the documentation.
 NAME, LINE = 11, 84
 
 
 def report(rows: Iterable[tuple[str, str]]) -> str:
-    """Return names and values as text, a row each, long values folded under their beginning.
+    """Return names and values as text in two columns; long values continue on the next line.
 
     Parameters
     ----------
     rows : iterable of (str, str)
-        Spaces at the beginning of a value and between its words stay.
+        Names and values; spaces at the beginning of a value and between its words are kept.
 
     Examples
     --------

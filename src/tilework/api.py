@@ -1,25 +1,25 @@
-"""`tiled_map` and `plan_tiles`: arguments coerced once, then delegated."""
+"""`tiled_map` and `plan_tiles`: arguments are checked once, then made into a plan and a graph."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from tilework._checks import as_dtype, scalar, wholes
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike  # noqa: TC002 -- for typing.get_type_hints
+
+from tilework._checks import as_dtype, scalar, warn, wholes
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.function.calling import check_function, check_tile_keyword
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
-from tilework.plan.arguments import (
-    check_flags,
-    refuse_unknown,
-)
+from tilework.plan.arguments import check_flags, unknown_argument
 from tilework.plan.cost import fewest_calls
 from tilework.plan.deviation import with_deviation
 from tilework.plan.request import (
@@ -32,7 +32,7 @@ from tilework.plan.request import (
     weighed,
 )
 from tilework.plan.tile_plan import TilePlan
-from tilework.plan.trial import call_on_zeros
+from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
 from tilework.source.base import MemorySource, Source
 from tilework.source.opening import open_source
@@ -40,44 +40,68 @@ from tilework.source.padding import Boundary
 
 __all__ = ["plan_tiles", "tiled_map"]
 
-# Source in memory above which sending it to a cluster is worth a word, bytes.
+# Bytes of a source in memory above which a cluster costs a warning: it is sent crop by crop.
 TRAVEL_WARNING = 100 * 10**6
-# Blocks of one array: a graph takes about 1 kB for each.
+# Most blocks of one array: a graph takes about 1 kB for each.
 MOST_BLOCKS = 10**7
-# Extra crops over the fewest that could cover, and crops in all, from which on the build warns.
+# Crops over the fewest that could cover the image, and crops in all, above which the cost is worth a warning.
 EXTRA_CALLS, MANY_CALLS = 1.1, 256
 
+Scalar = bool | int | float | complex | np.generic
+"""One number, or another scalar of numpy."""
 
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _explains_unknown(function: Callable[P, R]) -> Callable[P, R]:
+    """Return ``function`` with an error that says what an unknown keyword may have meant.
+
+    Here and not in a module below, because doctest looks only at functions of the module itself.
+    """
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name, value in kwargs.items():
+            if name not in known:
+                raise unknown_argument(function.__name__, known, name, value)
+        return function(*args, **kwargs)
+
+    return checked
+
+
+@_explains_unknown
 def tiled_map(
     fn: Callable[..., Any],
     array: Any,
     crop: int | Sequence[int],
-    overlap: int | Sequence[int] | str | None = None,
+    overlap: int | Sequence[int] | Literal["auto"] | None = None,
     *,
-    axes: Any = None,
-    each: Any = (),
+    axes: int | str | Sequence[int | str] | None = None,
+    each: int | str | Sequence[int | str] = (),
     stride: int | Sequence[int] | None = None,
     multiple: int | Sequence[int] = 1,
     edge: Edge = "shift",
     boundary: Boundary = "reflect",
-    cval: Any = 0,
+    cval: Scalar = 0,
     blend: Blend = "trim",
     rim: int | Sequence[int] = 0,
     sigma_scale: float = 0.125,
     output: Outputs | None = None,
-    dtype: Any = None,
+    dtype: DTypeLike | None = None,
     disagreement: bool = False,
     batch_size: int | None = None,
-    mask: Any = None,
-    mask_scale: Any = None,
+    mask: ArrayLike | None = None,
+    mask_scale: float | Sequence[float] | None = None,
     skip: Callable[..., Any] | None = None,
-    fill_value: Any = 0,
+    fill_value: Scalar = 0,
     pass_tile: bool = False,
-    chunks: Any = "auto",
+    chunks: int | Sequence[int] | str = "auto",
     memory_limit: int | str | None = None,
-    reuse: str = "auto",
+    reuse: Literal["auto", "share", "recompute"] = "auto",
     name: str | None = None,
-    **unknown: Any,
 ) -> Any:
     """Return ``fn`` applied to an image crop by crop, as a lazy dask array.
 
@@ -88,68 +112,78 @@ def tiled_map(
     Parameters
     ----------
     fn : callable
-        Maps a crop (a numpy array of its own) to an array. Make heavy ones with `load_once`, networks with
-        `from_torch`.
+        Maps a crop, a numpy array that it may write into, to an array. Use `load_once` for functions that
+        load a model, and `from_torch` for networks.
     array : array, path, URL, or tuple of them
-        numpy, memmap, Zarr, OME-Zarr, h5py, dask, dask-backed xarray, a torch CPU tensor, `load_once`, or
-        anything with shape, dtype and slicing. Of several, ``fn`` gets one crop each.
-    crop : int or tuple of int, samples per tiled axis
+        The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, dask-backed xarray, a torch CPU tensor,
+        `load_once`, or anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each.
+    crop : int or sequence of int, samples per tiled axis
         What ``fn`` receives.
-    overlap : int, tuple of int, or "auto"; samples per side and tiled axis
-        Required (0 if you mean it) unless ``stride`` is given. "auto": the smallest exact one with its
-        ``multiple`` (and, for a blend, ``rim``), found by 15 to 60 calls of ``fn`` (`probe`); warns where
-        none is exact.
-    axes : tuple of int or names, optional
-        Tiled axes; default: the last ``len(crop)``, all for an int crop.
-    each : tuple of int or names
-        Axes whose every index is a call of its own; they stand in front in the result.
-    stride : int or tuple of int, samples per tiled axis, optional
-        Distance between crops, instead of overlap.
-    multiple : int or tuple of int, samples
+    overlap : int or sequence of int, samples per side and tiled axis; or "auto"
+        Required (0 if you mean it) unless ``stride`` is given. "auto" finds the smallest exact overlap with
+        its ``multiple`` (and, for a blend, its ``rim``) by 15 to 60 calls of ``fn``, as `probe` does, and
+        warns where none is exact.
+    axes : int, str or sequence of them, optional
+        Numbers or names of the tiled axes: those that are cut. Default: the last ``len(crop)``, or all for an
+        int crop. Every other axis is given to ``fn`` whole.
+    each : int, str or sequence of them
+        Numbers or names of axes of which every index is a call of its own, as time or sample. ``fn`` does not
+        see them; they are the first axes of the result.
+    stride : int or sequence of int, samples per tiled axis, optional
+        Distance between neighbouring crops, instead of overlap.
+    multiple : int or sequence of int, samples per tiled axis
         Crops start at multiples of this: 16 for a network that pools four times by 2.
     edge : {"shift", "squeeze", "pad", "clip", "drop"}
-        What happens to a crop that sticks out of the image.
+        What is done about a crop that sticks out of the image.
     boundary : {"reflect", "symmetric", "edge", "wrap", "constant"}
-        How missing samples are invented, as in `numpy.pad`; ``cval`` is the constant.
-    blend : str, callable, tuple of 1-D arrays, or N-D array
-        "trim", "average", "linear", "hann", "gaussian", "max", "min", "sum", or own weights.
-    rim : int or tuple of int, samples per side
-        Outermost samples of a crop without weight when blending.
+        How samples outside the image are invented, as in `numpy.pad`.
+    cval : scalar
+        The value outside the image for ``boundary="constant"``.
+    blend : str, callable, sequence of 1-D arrays, or N-D array
+        How overlapping results are combined: "trim", "average", "linear", "hann", "gaussian", "max", "min",
+        "sum", or your own weights.
+    rim : int or sequence of int, samples per side and tiled axis
+        Outermost samples of a crop that get no weight when blending.
     sigma_scale : float
         Standard deviation of the gaussian, as a fraction of the crop.
-    output : Output, or tuple or dict of Output, optional
-        What ``fn`` returns; left out, ``fn`` is called once on zeros to see.
+    output : Output, or sequence or dict of Output, optional
+        What ``fn`` returns. By default, ``fn`` is called once on zeros to find out.
     dtype : dtype, optional
-        Short for ``output=Output(dtype)``: the crop's shape comes back; calls nothing.
+        Short for ``output=Output(dtype)``: ``fn`` returns arrays of the crop's shape. Nothing is called.
     disagreement : bool
-        For an averaging blend: also return how far overlapping predictions are apart, as their weighted
-        standard deviation (of the scores, where ``output`` reduces them). NaN where no tile ran; 0 where it
-        is less than the rounding of sums in double precision, 4e-8 of the values. Costs no further call.
-    batch_size : int, optional
-        ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be short.
-    mask : array of bool, optional
-        Over the tiled axes at any resolution: only tiles with a True in their support run.
-    mask_scale : float or tuple of float, optional
-        Image samples per mask sample, where they differ between the axes.
+        Whether to return also how far overlapping predictions differ: their weighted standard deviation
+        (of the scores, where ``output`` reduces them). It needs an averaging blend and no further calls. It
+        is NaN where no tile ran, and 0 where it is below the rounding of sums in double precision, 4e-8 of
+        the values.
+    batch_size : int, crops, optional
+        ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be shorter.
+    mask : array of bool, any shape over the tiled axes, optional
+        Only tiles with a True mask sample in their support run.
+    mask_scale : float or sequence of float, image samples per mask sample and tiled axis, optional
+        Default: the extent over the length of the mask, which must be about the same on all axes.
     skip : callable, optional
-        Predicate on each crop; where true, ``fn`` does not run.
+        Predicate on a crop; where it returns true, ``fn`` does not run.
     fill_value : scalar
-        Value where nothing ran.
+        Value of the result where nothing ran.
     pass_tile : bool
-        ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
-    chunks : int, tuple of int or str
-        Block shape of the result in input samples, or bytes ("128MiB").
-    memory_limit : int or str, optional
-        Bytes per process; default: half of the machine's memory.
+        Whether ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
+    chunks : int or sequence of int, input samples per tiled axis; or str
+        Block shape of the result, or the bytes of a block ("128MiB"). By default it follows from crops,
+        storage chunks, memory and processors.
+    memory_limit : int or str, bytes per process, optional
+        Default: half of the machine's memory.
     reuse : {"auto", "share", "recompute"}
-        Whether blocks share the tiles at their borders or run them again.
+        Whether a tile at the border of blocks runs once and is shared, or runs in each of them.
     name : str, optional
-        Name of the dask array; the default follows from plan, source and ``fn``.
+        Name of the dask array. The default follows from plan, source and ``fn``.
 
     Returns
     -------
     dask.array.Array, or tuple or dict of them
-        Lazy; untiled axes are one chunk. With ``disagreement`` a pair: result and deviation.
+        Lazy. Shape: the ``each`` axes, then the axes of what ``fn`` returns, where a tiled axis is as long as
+        in the image (times the output's scale). Dtype: as declared or found. Chunks: as in the plan on
+        ``each`` and tiled axes, and one chunk on all others. With ``disagreement``, a pair of result and
+        deviation.
 
     Raises
     ------
@@ -166,7 +200,6 @@ def tiled_map(
     >>> out.shape, bool((out.compute()[1:] == (image + np.roll(image, 1, 0))[1:]).all())
     ((10, 10), True)
     """
-    refuse_unknown(unknown, tiled_map.__kwdefaults__ or ())
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
@@ -213,7 +246,7 @@ def tiled_map(
     spec = Spec(
         plan=replace(plan, notes=(*plan.notes, *chosen)),
         sources=sources,
-        source_axes=tuple(e + t for e, t in zip(layout.each, layout.tiled, strict=True)),
+        source_axes=layout.source_axes,
         fn=fn,
         outputs=outputs,
         boundary=boundary,
@@ -242,13 +275,14 @@ def _build(spec: Spec, declared: Outputs, name: str | None) -> Any:
     return tuple(built)
 
 
+@_explains_unknown
 def plan_tiles(
     shape: Sequence[int],
     crop: int | Sequence[int],
     overlap: int | Sequence[int] | None = None,
     *,
-    axes: Any = None,
-    each: Any = (),
+    axes: int | str | Sequence[int | str] | None = None,
+    each: int | str | Sequence[int | str] = (),
     stride: int | Sequence[int] | None = None,
     multiple: int | Sequence[int] = 1,
     edge: Edge = "shift",
@@ -257,36 +291,38 @@ def plan_tiles(
     rim: int | Sequence[int] = 0,
     sigma_scale: float = 0.125,
     output: Outputs | None = None,
-    dtype: Any = "float32",
+    dtype: DTypeLike = "float32",
     batch_size: int | None = None,
-    mask: Any = None,
-    mask_scale: Any = None,
-    chunks: Any = "auto",
+    mask: ArrayLike | None = None,
+    mask_scale: float | Sequence[float] | None = None,
+    chunks: int | Sequence[int] | str = "auto",
     source_chunks: Sequence[int] | None = None,
     memory_limit: int | str | None = None,
-    reuse: str = "auto",
+    reuse: Literal["auto", "share", "recompute"] = "auto",
 ) -> TilePlan:
-    """Return the tiles and blocks of an image of ``shape``, without the image.
+    """Return the tiles and blocks of an image of ``shape``: the plan of `tiled_map`, without an image.
 
     Parameters
     ----------
     shape : sequence of int, samples per axis
-    source_chunks : sequence of int, optional
-        Storage chunks of the image, for the cost of reading.
+        Of the image.
     dtype : dtype
-        Of the image, and of the result where ``output`` does not say otherwise.
+        Of the image, and of the result where ``output`` does not give one.
+    source_chunks : sequence of int, samples per axis of the image, optional
+        Storage chunks, for the cost of reading. Default: any part can be read alone.
     crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, output, \
 batch_size, mask, mask_scale, chunks, memory_limit, reuse
-        As in `tiled_map`.
+        As in `tiled_map`; only ``overlap="auto"`` needs a function.
 
     Returns
     -------
     TilePlan
+        A sequence of `Tile`, with the shape of blocks and the reasons for it.
 
     Raises
     ------
     TilingError, TypeError
-        As `tiled_map`.
+        As in `tiled_map`.
 
     Examples
     --------
@@ -332,29 +368,14 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
 def _warn(spec: Spec) -> None:
     plan = spec.plan
     if not len(plan):
-        warnings.warn(
-            'no crop fits into the image: with edge="drop" all is fill_value.',
-            TilingWarning,
-            stacklevel=3,
-        )
+        warn('no crop fits into the image: with edge="drop" all is fill_value.', TilingWarning)
     fewest = fewest_calls(plan)
     if plan.axes[-1].edge == "shift" and len(plan) >= MANY_CALLS and len(plan) > EXTRA_CALLS * fewest:
-        warnings.warn(
-            f'{len(plan)} crops; {fewest} could cover the image. edge="squeeze" gets closer.',
-            CostWarning,
-            stacklevel=3,
-        )
-    distributed = sys.modules.get("distributed")
+        warn(f'{len(plan)} crops; {fewest} could cover the image. edge="squeeze" gets closer.', CostWarning)
     heavy = [s.nbytes for s in spec.sources if isinstance(s, MemorySource) and s.nbytes > TRAVEL_WARNING]
-    if heavy and distributed is not None and distributed.worker_client is not None:
-        try:
-            distributed.default_client()
-        except ValueError:
-            return
-        warnings.warn(
+    if heavy and active_client() is not None:
+        warn(
             f"an array of {max(heavy) / 10**6:.0f} MB in memory will be sent to the cluster crop by crop; a "
-            "Zarr store "
-            "that the workers can read travels as a path.",
+            "Zarr store that the workers can read travels as a path.",
             CostWarning,
-            stacklevel=3,
         )

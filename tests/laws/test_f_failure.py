@@ -51,8 +51,8 @@ ARRAYS = [
     (np.ones((11, 9)), 5), [[1, 2]], "no/such.zarr", da.ones((11, 9), chunks=4), int,
     da.from_array(np.ones(9))[np.ones(9, bool)],
 ]  # fmt: skip
-ARGUMENTS = [*(n for n in tiled_map.__kwdefaults__ if n != "skip"), "crop", "overlap"]
-PLAN = [*plan_tiles.__kwdefaults__, "shape", "crop", "overlap"]
+ARGUMENTS = [*(n for n in tiled_map.__wrapped__.__kwdefaults__ if n != "skip"), "crop", "overlap"]
+PLAN = [*plan_tiles.__wrapped__.__kwdefaults__, "shape", "crop", "overlap"]
 DECLARED = list(Output.__dataclass_fields__)
 
 

@@ -1,31 +1,74 @@
-"""Arguments coerced once: axes, lengths per axis, masks, byte counts. Errors name the axis and the values."""
+"""Arguments to numbers, checked once: axes, lengths, the grid of one axis, masks, byte counts.
+
+Messages name the axis and the values.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import parse_bytes, positive, sequence, whole
 from tilework.errors import GridError, MemoryBudgetError
-from tilework.grid.axis import AxisGrid
+from tilework.grid.axis import AxisGrid, Edge, ceil_div
+from tilework.plan.tables import box_sums, joint
 from tilework.source.base import Source
 
-__all__ = ["default_memory", "lengths", "per_axis", "resolve_axes", "tiles_in_mask"]
+__all__ = [
+    "Axes",
+    "AxisLengths",
+    "axis_grid",
+    "check_axis",
+    "default_memory",
+    "lengths",
+    "per_axis",
+    "resolve_axes",
+    "tiles_in_mask",
+    "unknown_argument",
+]
 
 Index = tuple[int, ...]
-# Samples and crops along one axis: tables of a plan hold 64-bit numbers, a few for every crop.
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+AxisLengths = int | Sequence[int]
+"""Samples, one number for all tiled axes or one for each."""
+Axes = int | str | Sequence[int | str]
+"""Axes by number or by name."""
+# Most samples and crops along one axis: tables of a plan hold 64-bit numbers, a few for every crop.
 LONGEST, MOST = 10**15, 10**8
-# Mask and image may differ by rounding only: more on one axis than on another looks like swapped axes.
+# How far the resolutions of a mask may differ between axes; more looks like swapped axes.
 MASK_TOLERANCE = 0.02
+# What other tools call the arguments of `tiled_map`; docs/other-tools.md converts the values.
+_ELSEWHERE = {
+    "crop_size": "crop",
+    "depth": "overlap",
+    "halo": "overlap",
+    "importance_map": "blend",
+    "mode": "blend (MONAI's mode) or edge (Patchly's mode)",
+    "padding_mode": "boundary",
+    "patch_offset": "stride",
+    "patch_overlap": "stride=crop - patch_overlap (for samples that neighbours share)",
+    "patch_size": "crop",
+    "roi_size": "crop",
+    "sigma": "sigma_scale (a fraction of the crop)",
+    "step_size": "stride",
+    "sw_batch_size": "batch_size",
+    "tile_size": "crop",
+    "tile_step_size": "stride=int(crop * tile_step_size)",
+    "weights": "blend",
+}
 
 
 def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
-    """Raise a `TypeError` unless these are a bool, a word, and a bool."""
+    """Raise a `TypeError` unless the flags are bools and the name is a word."""
     for what, flag in (("pass_tile", pass_tile), ("disagreement", disagreement)):
         if not isinstance(flag, bool | np.bool_):
             raise TypeError(f"{what} must be True or False; got {flag!r}.")
@@ -33,15 +76,13 @@ def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
         raise TypeError(f"name must be a word for the dask array; got {name!r}.")
 
 
-def refuse_unknown(unknown: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise a `TypeError` for the first argument that `tiled_map` does not have."""
-    for name in unknown:
-        near = difflib.get_close_matches(name, list(known), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise TypeError(
-            f"tiled_map has no argument {name!r}; {hint}What fn itself needs goes in by "
-            f"functools.partial(fn, {name}={unknown[name]!r})."
-        )
+def unknown_argument(function: str, known: Iterable[str], name: str, value: Any) -> TypeError:
+    """Return the error for an argument that ``function`` does not have, with what may have been meant."""
+    near = _ELSEWHERE.get(name) or "".join(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7))
+    text = f"{function} has no argument {name!r}" + (f"; did you mean {near}?" if near else ".")
+    if function == "tiled_map":
+        text += f" What fn itself needs goes in by functools.partial(fn, {name}={reprlib.repr(value)})."
+    return TypeError(text)
 
 
 def per_axis(what: str, value: Any, names: Sequence[str], crop: Sequence[int] | None = None) -> Index:
@@ -63,13 +104,13 @@ def _refuse_share(what: str, value: Any, crop: int) -> None:
     if isinstance(value, float | np.floating) and 0 <= value < 1:
         raise TypeError(
             f"{what} is in samples, a whole number; got {value!r}. For neighbours that share {value:g} of "
-            "crop "
-            f"{crop}: stride={crop - round(value * crop)}, or overlap={round(value * crop / 2)} (per side)."
+            f"crop {crop}: stride={crop - round(value * crop)}, or overlap={round(value * crop / 2)} "
+            "(per side)."
         )
 
 
 def lengths(crop: Any) -> Index | None:
-    """Return the crop's lengths where it is a tuple, None for one int."""
+    """Return the crop's lengths, samples per tiled axis; None for one int."""
     if sequence(crop):
         return tuple(whole("crop", c) for c in crop)
     whole("crop", crop)
@@ -77,7 +118,7 @@ def lengths(crop: Any) -> Index | None:
 
 
 def _numbers(what: str, axes: Any, source: Source) -> Index:
-    """Return axis numbers from numbers or names."""
+    """Return the numbers of axes that are given by number or name."""
     ndim = len(source.shape)
     items = tuple(axes) if sequence(axes) or isinstance(axes, str) else (axes,)
     found = []
@@ -132,7 +173,7 @@ def resolve_axes(source: Source, axes: Any, each: Any, crop: Index | None) -> tu
 
 
 def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) -> None:
-    """Raise where an axis that nobody named is shorter than its crop: it may be a channel axis."""
+    """Raise where a tiled axis that was not named is shorter than its crop: it may be a channel axis."""
     ndim = len(source.shape)
     if not ((one_int and ndim > 2) or len(crop) < ndim):
         return
@@ -142,16 +183,16 @@ def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) 
                 sorted(range(ndim), key=lambda a: -source.shape[a])[: max(1, len(tiled) - one_int)]
             )
             raise GridError(
-                f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}; did you mean axes="
-                f"{tuple(longest)}? Name the tiled axes with axes= (a short axis may be tiled when it is "
-                "named)."
+                f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}; did you mean "
+                f"axes={tuple(longest)}? Name the tiled axes with axes= (a short axis may be tiled when it "
+                "is named)."
             )
 
 
 def parse_chunks(
     chunks: Any, axes: Sequence[AxisGrid], names: Sequence[str], n_each: int
 ) -> tuple[Index | None, int | None]:
-    """Return the block shape over all grid axes, or the bytes of a block; None where it is to be chosen."""
+    """Return a block's shape, samples per grid axis, and its bytes; None for what is to be chosen."""
     if isinstance(chunks, str):
         return (None, None) if chunks == "auto" else (None, parse_bytes("chunks", chunks))
     sizes: tuple[Any, ...]
@@ -161,8 +202,8 @@ def parse_chunks(
             sizes = (1,) * n_each + sizes
         if len(sizes) != len(axes):
             raise GridError(
-                f"chunks needs one number per axis of {tuple(names[n_each:])}, in input samples; got "
-                f"{chunks!r}."
+                f"chunks needs one number per axis of {tuple(names[n_each:])}, in input samples; "
+                f"got {chunks!r}."
             )
     else:
         sizes = (1,) * n_each + (chunks,) * (len(axes) - n_each)
@@ -171,7 +212,7 @@ def parse_chunks(
 
 
 def memory_bytes(limit: Any) -> int:
-    """Return the bytes that a process may plan with."""
+    """Return the bytes that a process may plan with: ``memory_limit``, or the default."""
     return default_memory() if limit is None else parse_bytes("memory_limit", limit)
 
 
@@ -179,25 +220,22 @@ def check_crop_bytes(crop: Index, itemsize: int, memory: int) -> None:
     """Raise a `MemoryBudgetError` where a single crop is more than a process may hold."""
     if (n := math.prod(crop) * itemsize) > memory:
         raise MemoryBudgetError(
-            f"one crop of {crop} samples takes {n:.3g} bytes; memory_limit is {memory:.3g}. Use a smaller "
-            "crop."
+            f"one crop of {crop} samples takes {n:.3g} bytes; memory_limit is {memory:.3g}. "
+            "Use a smaller crop."
         )
 
 
 def default_memory() -> int:
     """Return the bytes that a process may plan with: half of the machine's, or of its control group's."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:  # noqa: PTH123 -- absent outside Linux
-            limit = file.read().strip()
-        total = min(total, int(limit)) if limit.isdigit() else total
-    except OSError:
-        pass
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and 1 of Linux's control groups
+        with contextlib.suppress(OSError, ValueError):  # absent elsewhere; "max" where there is no limit
+            total = min(total, int(Path("/sys/fs/cgroup", limit).read_text()))
     return total // 2
 
 
 def n_threads() -> int:
-    """Return the processors that this process may use."""
+    """Return the number of processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -209,8 +247,25 @@ def tiles_in_mask(
     rims: Sequence[Index | None],
     names: Sequence[str],
     mask_scale: Any = None,
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Return which tiles have a True mask sample in their support, shape: tiles per tiled axis.
+) -> Flags:
+    """Return which tiles have a True mask sample in their support.
+
+    Parameters
+    ----------
+    mask : array of bool or int
+        Over the tiled axes, at any resolution.
+    axes : sequence of AxisGrid
+        The tiled axes.
+    rims : sequence of tuple of int, samples per tiled axis
+        Per output; None for a trimmed one.
+    names : sequence of str
+        Of the tiled axes, for messages.
+    mask_scale : float or sequence of float, optional
+        Image samples per mask sample; default: extent over length of the mask.
+
+    Returns
+    -------
+    array of bool, shape: tiles per tiled axis
 
     Raises
     ------
@@ -230,60 +285,127 @@ def tiles_in_mask(
         )
     if values.ndim != len(axes) or not values.size:
         raise GridError(f"mask must cover the tiled axes ({', '.join(names)}); got shape {values.shape}.")
-    ratios = _mask_ratios(values.shape, axes, names, mask_scale)
-    runs = values.astype(bool)
-    for d, (grid, ratio) in enumerate(zip(axes, ratios, strict=True)):
-        supports = [grid.supports(None if rim is None else rim[d]) for rim in rims]
-        starts = np.minimum.reduce([s for s, _ in supports])
-        stops = np.maximum.reduce([s for _, s in supports])
-        sample = np.arange(values.shape[d])
-        lows = (
-            np.floor(sample * ratio).astype(np.int64)
-            if mask_scale is not None
-            else sample * grid.extent // values.shape[d]
-        )
-        highs = (
-            np.ceil((sample + 1) * ratio).astype(np.int64)
-            if mask_scale is not None
-            else -(-(sample + 1) * grid.extent // values.shape[d])
-        )
+    scales: Sequence[float | None] = [None] * len(axes)
+    if mask_scale is None:
+        _check_proportions(values.shape, axes, names)
+    else:
+        scales = _mask_scales(values.shape, axes, names, mask_scale)
+    under = []
+    for d, (grid, scale, length) in enumerate(zip(axes, scales, values.shape, strict=True)):
+        starts, stops = joint([grid.supports(None if rim is None else rim[d]) for rim in rims])
+        lows, highs = _mask_samples(length, grid.extent, scale)
         first = np.searchsorted(highs, starts, side="right")
         last = np.searchsorted(lows, stops, side="left")
-        before = np.concatenate((np.zeros_like(runs.take([0], d), np.int64), runs.cumsum(d)), d)
-        runs = before.take(np.maximum(first, last), d) > before.take(first, d)
-    return runs
+        under.append(np.stack((first, np.maximum(first, last)), axis=1).tolist())
+    return np.asarray(box_sums(values.astype(bool), under) > 0)
 
 
-def _mask_ratios(
-    shape: Index, axes: Sequence[AxisGrid], names: Sequence[str], mask_scale: Any
-) -> list[float]:
-    """Return image samples per mask sample and axis."""
-    if mask_scale is not None:
-        several = sequence(mask_scale)
-        given = tuple(mask_scale) if several else (mask_scale,) * len(axes)
-        if len(given) != len(axes):
+def _mask_samples(length: int, extent: int, scale: float | None) -> tuple[Ints, Ints]:
+    """Return the image samples under each mask sample along one axis, as starts and stops."""
+    edges = np.arange(length + 1)
+    if scale is None:  # in whole numbers, so that no rounding moves an edge
+        lows, highs = edges * extent // length, ceil_div(edges * extent, length)
+    else:
+        lows, highs = (f(edges * scale).astype(np.int64) for f in (np.floor, np.ceil))
+    return lows[:-1], highs[1:]
+
+
+def _mask_scales(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str], scale: Any) -> list[float]:
+    """Return the image samples per mask sample on each axis; refuse those that do not cover the image."""
+    given = tuple(scale) if sequence(scale) else (scale,) * len(axes)
+    if len(given) != len(axes):
+        raise GridError(f"mask_scale needs one number per tiled axis ({', '.join(names)}); got {scale!r}.")
+    for name, ratio, m, grid in zip(names, given, shape, axes, strict=True):
+        if not positive("mask_scale", ratio) or abs(grid.extent / ratio - m) > 1:
             raise GridError(
-                f"mask_scale needs one number per tiled axis ({', '.join(names)}); got {mask_scale!r}."
+                f"mask_scale is image samples per mask sample; {ratio:g} on axis {name} with {m} mask "
+                f"samples does not give extent {grid.extent}."
             )
-        for name, ratio, m, grid in zip(names, given, shape, axes, strict=True):
-            if not positive("mask_scale", ratio) or abs(grid.extent / ratio - m) > 1:
-                raise GridError(
-                    f"mask_scale is image samples per mask sample; {ratio:g} on axis {name} with {m} mask "
-                    "samples does "
-                    f"not give extent {grid.extent}."
-                )
-        return [float(r) for r in given]
+    return [float(r) for r in given]
+
+
+def _check_proportions(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str]) -> None:
+    """Raise where a mask has another resolution on some axis than on the first: it may be transposed."""
     ratios = [grid.extent / m for grid, m in zip(axes, shape, strict=True)]
     for name, ratio, m, grid in zip(names, ratios, shape, axes, strict=True):
         off = abs(grid.extent / ratios[0] - m)
         if abs(ratio / ratios[0] - 1) > MASK_TOLERANCE and off > 1:
             raise GridError(
                 f"mask of shape {shape} over extents {tuple(a.extent for a in axes)} has {ratio:.4g} image "
-                "samples per "
-                f"mask sample on axis {name} and {ratios[0]:.4g} on axis {names[0]}; transposed? Say "
-                "mask_scale= if not."
+                f"samples per mask sample on axis {name} and {ratios[0]:.4g} on axis {names[0]}; transposed? "
+                "Say mask_scale= if not."
             )
-    return ratios
+
+
+def axis_grid(
+    extent: int,
+    crop: int,
+    *,
+    overlap: int | None = None,
+    stride: int | None = None,
+    multiple: int = 1,
+    margin: tuple[int, int] = (0, 0),
+    quantum: int = 1,
+    edge: Edge = "shift",
+    trims: bool = True,
+    rim: int = 0,
+    name: str = "0",
+) -> AxisGrid:
+    """Return the grid along one axis for an overlap or a stride; refuse numbers that cannot work together.
+
+    Parameters
+    ----------
+    extent, crop, overlap, stride, multiple, margin, quantum, rim : int, samples
+        As in `AxisGrid`; of overlap and stride, one may be None.
+    edge, trims
+        As in `AxisGrid`.
+    name : str
+        Of the axis, for messages.
+
+    Returns
+    -------
+    AxisGrid
+
+    Raises
+    ------
+    GridError
+
+    Examples
+    --------
+    >>> axis_grid(100, 32, overlap=4).stride
+    24
+    >>> axis_grid(100, 32, stride=24).overlap
+    4
+
+    A stride is kept as it is: of the overlaps on the allowed starts, the largest that fits is taken.
+
+    >>> grid = axis_grid(100, 32, stride=16, multiple=16)
+    >>> grid.overlap, grid.stride
+    (0, 16)
+    >>> axis_grid(100, 32, overlap=16)
+    Traceback (most recent call last):
+    ...
+    tilework.errors.GridError: crop must be larger than 2 * overlap (overlap is per side); got crop 32 ...
+    """
+    m = math.lcm(multiple, quantum) if multiple > 0 else multiple
+    if stride is None:
+        assert overlap is not None
+        o, s = overlap, crop - 2 * overlap
+    else:
+        if stride < 1:
+            raise GridError(f"stride must be at least 1; got {stride} on axis {name}.")
+        if overlap is not None and stride != crop - 2 * overlap:
+            raise GridError(
+                f"overlap and stride disagree: crop {crop} with overlap {overlap} has stride "
+                f"{crop - 2 * overlap}; got {stride} on axis {name}. Give one of them."
+            )
+        o, s = max(0, (crop - stride) // 2) if overlap is None else overlap, stride
+        if overlap is None and m > 1 and o >= margin[0]:
+            o = margin[0] + (o - margin[0]) // m * m
+    # A stride of 0 means "from the overlap" to AxisGrid; -1 keeps it an error.
+    grid = AxisGrid(extent, crop, o, s or -1, edge, trims, m, margin, quantum)
+    check_axis(grid, name, rim=rim)
+    return grid
 
 
 def check_axis(grid: AxisGrid, axis: object, *, rim: int) -> None:
@@ -332,6 +454,5 @@ def check_axis(grid: AxisGrid, axis: object, *, rim: int) -> None:
     if (c - lo - hi) % grid.quantum or rim % grid.quantum:
         raise GridError(
             f"crop less margin, and rim, must be multiples of {grid.quantum}, the denominator of the "
-            "output's "
-            f"scale; got crop {c}, margin {(lo, hi)}, rim {rim} {at}."
+            f"output's scale; got crop {c}, margin {(lo, hi)}, rim {rim} {at}."
         )

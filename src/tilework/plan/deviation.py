@@ -1,8 +1,8 @@
-"""``disagreement=True``: how far overlapping predictions are apart, from the calls that are made anyway.
+"""``disagreement=True``: how far overlapping predictions differ, from the calls that are made anyway.
 
-The function is wrapped so that it returns its result, and result and square stacked in double precision. The
-engine blends the stack like any other output, and the block's last step makes the deviation of the two
-means: ``sqrt(mean(f * f) - mean(f) ** 2)``, weighted as the result is.
+The function is wrapped so that it returns two arrays: its result, and the result and its square stacked, in
+double precision. The engine blends the stack like any other output, and the last step of a block computes the
+deviation from the two means: ``sqrt(mean(f * f) - mean(f) ** 2)``, with the weights of the result.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tilework.plan.request import Layout, Request
 __all__ = ["with_deviation"]
 
 Array = np.ndarray[Any, Any]
-# Variance over mean square that double precision cannot tell from 0.
+# Largest variance over mean square that double precision cannot tell from 0.
 ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
@@ -34,12 +34,12 @@ def with_deviation(
     Raises
     ------
     TilingError
-        Where predictions are not averaged, are no real numbers, or are several.
+        Where predictions are not averaged, are not real numbers, or are several.
     """
     if len(bound) != 1 or not isinstance(declared, Output):
         raise TilingError(
-            f"disagreement=True is for a function with one result; got {len(bound)}. Return the one of "
-            "interest, or its channels as one array."
+            f"disagreement=True is for a function with one result; got {len(bound)}. Return only the one of "
+            "interest, or all as channels of one array."
         )
     first = bound[0]
     if first.kind in ("trim", "max", "min", "sum"):
@@ -52,7 +52,7 @@ def with_deviation(
         raise TilingError(f"disagreement=True needs real numbers; the function returns {values}.")
     batched = request.batch_size is not None or is_batched(fn)
     wrapped: Any = functools.partial(_with_squares, fn, batched)
-    # An attribute of the wrapper: who calls it asks for it as of the function itself.
+    # `is_batched` asks the wrapper as it would ask the function itself.
     wrapped.batched = batched
     second = Output(
         "float64" if values == np.float64 else "float32",
@@ -64,7 +64,7 @@ def with_deviation(
         reduce=_deviation,
     )
     stack = np.broadcast_to(np.zeros((), np.float64), (2, *first.shape))
-    # Whatever fills the result: where no tile ran, 0 would read as predictions that agree.
+    # NaN whatever fills the result: where no tile ran, 0 would mean that predictions agree.
     deviation = bind(
         1, second, crop_shape=first.shape, crop_axes=first.axes, crop=layout.crop, margin=layout.margin,
         blend=request.blend, fill_value=np.nan, result=stack,
@@ -73,7 +73,7 @@ def with_deviation(
 
 
 def _with_squares(fn: Callable[..., Any], batched: bool, *crops: Array, **tile: Any) -> tuple[Array, Array]:
-    """Return the result of ``fn``, and it and its square stacked in front (behind the batch axis)."""
+    """Return the result of ``fn``, and a stack of result and square along a new first or post-batch axis."""
     result = as_results(fn(*crops, **tile), [None])[0]
     wide = result.astype(np.float64)
     return result, np.stack((wide, wide * wide), axis=int(batched))

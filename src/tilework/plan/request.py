@@ -1,22 +1,23 @@
-"""The arguments of one call turned into grids, outputs, windows and a plan, one step each."""
+"""The arguments of one call turned into grids, outputs with weights, and a plan, one step each."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of
+from tilework._checks import one_of, warn, whole
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales, with_weights
 from tilework.grid.axis import EDGES, AxisGrid, Edge
-from tilework.grid.weights import Blend, kind_of
+from tilework.grid.weights import BLENDS, Blend, kind_of
 from tilework.plan.arguments import (
-    check_axis,
+    Axes,
+    AxisLengths,
+    axis_grid,
     check_crop_bytes,
     guard_channels,
     lengths,
@@ -47,7 +48,9 @@ __all__ = [
 
 Index = tuple[int, ...]
 
-# Decoded chunks that a process may keep, bytes: two rows of 1024 x 1024 float32 chunks of an image
+# The words of three arguments, so that a word of one that is given to another is told so.
+WORDS: dict[str, Sequence[str]] = {"edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS}
+# Most bytes of decoded chunks that a process may keep: two rows of 1024 x 1024 float32 chunks of an image
 # 20 000 samples wide.
 CACHE = 160 * 10**6
 
@@ -56,43 +59,81 @@ CACHE = 160 * 10**6
 class Request:
     """The arguments that `tiled_map` and `plan_tiles` share, as given."""
 
-    crop: Any
-    overlap: Any
-    axes: Any = None
-    each: Any = ()
-    stride: Any = None
-    multiple: Any = 1
+    crop: AxisLengths | None
+    """What the function receives, samples per tiled axis; None where grids are given otherwise."""
+    overlap: AxisLengths | str | None
+    """Context on each side, samples per tiled axis; "auto" before it is found; None: from the stride."""
+    axes: Axes | None = None
+    """The tiled axes; None: the last ones."""
+    each: Axes = ()
+    """The axes whose every index is a call of its own."""
+    stride: AxisLengths | None = None
+    """Distance between crops, samples per tiled axis; None: from the overlap."""
+    multiple: AxisLengths = 1
+    """Crops start at multiples of this, samples per tiled axis."""
     edge: Edge = "shift"
+    """What is done about a crop that sticks out of the image."""
     boundary: Boundary = "reflect"
+    """How samples outside the image are invented."""
     blend: Blend = "trim"
-    rim: Any = 0
+    """How overlapping results are combined, for outputs that do not say so themselves."""
+    rim: AxisLengths = 0
+    """Outermost samples without weight when blending, samples per side and tiled axis."""
     sigma_scale: float = 0.125
-    batch_size: Any = None
+    """Standard deviation of the gaussian, as a fraction of the crop."""
+    batch_size: int | None = None
+    """Crops per call; None: one, without a batch axis."""
     mask: Any = None
-    mask_scale: Any = None
-    chunks: Any = "auto"
-    memory_limit: Any = None
+    """Which parts of the tiled axes run, at any resolution; None: all."""
+    mask_scale: float | Sequence[float] | None = None
+    """Image samples per mask sample; None: extent over length."""
+    chunks: AxisLengths | str = "auto"
+    """Block shape, input samples per tiled axis, or the bytes of a block."""
+    memory_limit: int | str | None = None
+    """Bytes per process; None: half of the machine's."""
     reuse: str = "auto"
+    """"share", "recompute" or "auto"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Axes and grids of one call."""
+    """Axes and grids of one call. Grid axes are the ``each`` axes first, then the tiled axes."""
 
     each: tuple[Index, ...]
-    """Per source, its ``each`` axes."""
+    """Per source, the numbers of its ``each`` axes."""
     tiled: tuple[Index, ...]
-    """Per source, its tiled axes."""
+    """Per source, the numbers of its tiled axes."""
     crop: Index
+    """What the function receives, samples per tiled axis."""
     grids: tuple[AxisGrid, ...]
-    """Per grid axis: ``each`` axes first."""
+    """One grid per grid axis; a crop of an ``each`` axis is one sample."""
     names: tuple[str, ...]
+    """Name or number of each grid axis in the first source, for messages."""
     rim: Index
+    """Samples per side and grid axis without weight when blending."""
     margin: tuple[tuple[int, int], ...]
+    """Samples before and after, per tiled axis, that the function consumes without a result for them."""
+
+    @property
+    def n_each(self) -> int:
+        """Number of ``each`` axes."""
+        return len(self.each[0])
+
+    @property
+    def source_axes(self) -> tuple[Index, ...]:
+        """Per source, its axis for each grid axis."""
+        return tuple(e + t for e, t in zip(self.each, self.tiled, strict=True))
+
+    def crop_of(self, source: Source, number: int) -> tuple[Index, Index]:
+        """Return the shape of a full crop of source ``number``, and which of its axes are the tiled ones."""
+        tiled = self.tiled[number]
+        seen = [a for a in range(len(source.shape)) if a not in self.each[number]]
+        lengths = dict(zip(tiled, self.crop, strict=True))
+        return tuple(lengths.get(a, source.shape[a]) for a in seen), tuple(seen.index(a) for a in tiled)
 
 
 def declared_outputs(output: Outputs | None, dtype: Any) -> Outputs | None:
-    """Return what was declared of the outputs; None where a call has to show it."""
+    """Return the declared outputs; None where a call has to find them."""
     if output is None:
         return None if dtype is None else Output(dtype)
     if dtype is not None:
@@ -102,14 +143,30 @@ def declared_outputs(output: Outputs | None, dtype: Any) -> Outputs | None:
 
 
 def needs_call(output: Output) -> bool:
-    """Return whether only a call can tell the dtype of ``output``."""
+    """Return whether only a call of the function can tell the dtype of ``output``."""
     return output.dtype is None and not (output.reduce == "argmax" and (output.channels or output.shape))
 
 
 def make_layout(sources: Sequence[Source], request: Request, declared: Outputs | None) -> Layout:
-    """Return axes and grids; everything about them that can be wrong is refused here."""
-    one_of("edge", request.edge, EDGES)
-    one_of("boundary", request.boundary, BOUNDARIES)
+    """Return the axes and grids of one call; refuse whatever is wrong about them."""
+    one_of("edge", request.edge, WORDS["edge"], WORDS)
+    one_of("boundary", request.boundary, WORDS["boundary"], WORDS)
+    each, tiled, crop = _axes(sources, request)
+    first, lead = sources[0], each[0]
+    names = tuple(first.names[a] if first.names else str(a) for a in (*lead, *tiled[0]))
+    outputs = [o for _, o in named(declared)] if declared is not None else [Output()]
+    margin, rim, grids = _tiled_grids(
+        [first.shape[a] for a in tiled[0]], crop, request, outputs, names[len(lead) :]
+    )
+    for axis, name in zip(lead, names, strict=False):
+        if first.shape[axis] < 1:
+            raise GridError(f"the array must not be empty; got extent 0 on axis {name}.")
+    ones = tuple(AxisGrid(first.shape[axis], 1, 0) for axis in lead)
+    return Layout(each, tiled, crop, ones + grids, names, (0,) * len(lead) + rim, margin)
+
+
+def _axes(sources: Sequence[Source], request: Request) -> tuple[tuple[Index, ...], tuple[Index, ...], Index]:
+    """Return the ``each`` and the tiled axes of every source, and the crop, samples per tiled axis."""
     given = lengths(request.crop)
     resolved = [resolve_axes(s, request.axes, request.each, given) for s in sources]
     each, tiled = tuple(e for e, _ in resolved), tuple(t for _, t in resolved)
@@ -118,94 +175,58 @@ def make_layout(sources: Sequence[Source], request: Request, declared: Outputs |
             f"all arrays must have the same tiled and each axes; got {list(zip(each, tiled, strict=True))}."
         )
     check_extents(sources, [e + t for e, t in resolved])
-    first, n = sources[0], len(tiled[0])
-    names = tuple(first.names[a] if first.names else str(a) for a in (*each[0], *tiled[0]))
-    own = names[len(each[0]) :]
-    crop = given or per_axis("crop", request.crop, own)
+    first = sources[0]
+    crop = given or (whole("crop", request.crop),) * len(tiled[0])
     if request.axes is None:
         guard_channels(first, tiled[0], crop, one_int=given is None)
     check_crop_bytes(crop, first.dtype.itemsize, memory_bytes(request.memory_limit))
-    outputs = [o for _, o in named(declared)] if declared is not None else [Output()]
+    return each, tiled, crop
+
+
+def _tiled_grids(
+    extents: Sequence[int], crop: Index, request: Request, outputs: Sequence[Output], names: Sequence[str]
+) -> tuple[tuple[tuple[int, int], ...], Index, tuple[AxisGrid, ...]]:
+    """Return margin, rim and grid of each tiled axis."""
+    n = len(names)
     margin = margins(outputs, n)
-    quanta = [
-        math.lcm(*(s.denominator for s in column))
-        for column in zip(*(scales(o.scale, n) for o in outputs), strict=True)
-    ]
-    blends = [request.blend if o.blend is None else o.blend for o in outputs]
-    kinds = {kind_of(b) for b in blends}
-    rim = per_axis("rim", request.rim, own)
+    scale = zip(*(scales(o.scale, n) for o in outputs), strict=True)
+    quanta = [math.lcm(*(s.denominator for s in column)) for column in scale]
+    kinds = {_kind(request.blend if o.blend is None else o.blend) for o in outputs}
+    rim = per_axis("rim", request.rim, names)
     if kinds == {"trim"} and any(rim):
         raise TilingError(
             f'rim is for blends; got rim={request.rim} with blend="trim". Leave it out or choose a blend.'
         )
-    grids = _tiled_grids(
-        first,
-        tiled[0],
-        crop,
-        request,
-        own,
-        margin,
-        quanta,
-        rim,
-        trims="trim" in kinds,
-        blends=kinds != {"trim"},
-    )
-    for axis, name in zip(each[0], names, strict=False):
-        if first.shape[axis] < 1:
-            raise GridError(f"the array must not be empty; got extent 0 on axis {name}.")
-    lead = tuple(AxisGrid(first.shape[axis], 1, 0) for axis in each[0])
-    return Layout(each, tiled, crop, lead + grids, names, (0,) * len(lead) + rim, margin)
-
-
-def _tiled_grids(
-    source: Source, tiled: Index, crop: Index, request: Request, names: Sequence[str],
-    margin: tuple[tuple[int, int], ...], quanta: Sequence[int], rim: Index, *, trims: bool, blends: bool,
-) -> tuple[AxisGrid, ...]:  # fmt: skip
     if request.overlap is None and request.stride is None:
         raise GridError("give overlap (context per side, samples; 0 if you mean it) or stride.")
     if isinstance(request.overlap, str):
         raise TypeError(
             f'overlap must be a whole number of samples per side, or "auto"; got {request.overlap!r}.'
         )
-    overlaps = None if request.overlap is None else per_axis("overlap", request.overlap, names, crop)
-    strides = None if request.stride is None else per_axis("stride", request.stride, names, crop)
-    multiples = [
-        math.lcm(max(m, 1), q) if m > 0 else m
-        for m, q in zip(per_axis("multiple", request.multiple, names), quanta, strict=True)
-    ]
-    grids = []
-    for d, name in enumerate(names):
-        c, (lo, hi), m = crop[d], margin[d], multiples[d]
-        if strides is not None:
-            if strides[d] < 1:
-                raise GridError(f"stride must be at least 1; got {strides[d]} on axis {name}.")
-            half = max(0, (c - strides[d]) // 2)
-            o = half if overlaps is None else overlaps[d]
-            if overlaps is not None and strides[d] != c - 2 * o:
-                raise GridError(
-                    f"overlap and stride disagree: crop {c} with overlap {o} has stride {c - 2 * o}; got "
-                    f"{strides[d]} "
-                    f"on axis {name}. Give one of them."
-                )
-            # The stride is what was asked for: the context takes the largest value on the allowed starts.
-            if overlaps is None and m > 1 and half >= lo:
-                o = lo + (half - lo) // m * m
-            s = strides[d]
-        else:
-            assert overlaps is not None
-            o = overlaps[d]
-            s = c - 2 * o
-        # A stride of 0 means "from the overlap" to AxisGrid; -1 keeps it an error.
-        grid = AxisGrid(source.shape[tiled[d]], c, o, s or -1, request.edge, trims, m, (lo, hi), quanta[d])
-        check_axis(grid, name, rim=rim[d])
-        grids.append(grid)
-    if blends and all(g.stride == g.crop - sum(g.margin) for g in grids):
+    none = (None,) * n
+    overlaps = none if request.overlap is None else per_axis("overlap", request.overlap, names, crop)
+    strides = none if request.stride is None else per_axis("stride", request.stride, names, crop)
+    multiples = per_axis("multiple", request.multiple, names)
+    grids = tuple(
+        axis_grid(
+            extents[d], crop[d], overlap=overlaps[d], stride=strides[d], multiple=multiples[d],
+            margin=margin[d], quantum=quanta[d], edge=request.edge, trims="trim" in kinds, rim=rim[d],
+            name=names[d],
+        )
+        for d in range(n)
+    )  # fmt: skip
+    if kinds != {"trim"} and all(g.stride == g.crop - sum(g.margin) for g in grids):
         raise GridError(
             f"blending needs overlapping crops; got stride {tuple(g.stride for g in grids)} and crop {crop} "
-            "on axes "
-            f'{", ".join(names)}. Give overlap or a smaller stride, or use blend="trim".'
+            f'on axes {", ".join(names)}. Give overlap or a smaller stride, or use blend="trim".'
         )
-    return tuple(grids)
+    return margin, rim, grids
+
+
+def _kind(blend: Blend) -> str:
+    if isinstance(blend, str):
+        one_of("blend", blend, WORDS["blend"], WORDS)
+    return kind_of(blend)
 
 
 def bind_outputs(
@@ -213,18 +234,13 @@ def bind_outputs(
     results: Sequence[np.ndarray[Any, Any]] | None,
 ) -> list[BoundOutput]:  # fmt: skip
     """Return the declared outputs bound to the crops of this call."""
-    source, each, tiled = sources[0], layout.each[0], layout.tiled[0]
-    seen = [a for a in range(len(source.shape)) if a not in each]
-    crop_axes = tuple(seen.index(a) for a in tiled)
-    shape = [source.shape[a] for a in seen]
-    for axis, c in zip(crop_axes, layout.crop, strict=True):
-        shape[axis] = c
+    shape, crop_axes = layout.crop_of(sources[0], 0)
     pairs = named(declared)
     if results is not None and len(results) != len(pairs):
         raise TilingError(f"the function returned {len(results)} arrays; {len(pairs)} are declared.")
     return [
         bind(
-            key, output, crop_shape=tuple(shape), crop_axes=crop_axes, crop=layout.crop, margin=layout.margin,
+            key, output, crop_shape=shape, crop_axes=crop_axes, crop=layout.crop, margin=layout.margin,
             blend=request.blend, fill_value=fill_value, result=None if results is None else results[number],
         )
         for number, (key, output) in enumerate(pairs)
@@ -232,13 +248,13 @@ def bind_outputs(
 
 
 def weighed(bound: BoundOutput, layout: Layout, request: Request) -> BoundOutput:
-    """Return one output with its weights; refuses windows that leave a sample without weight."""
+    """Return one output with its weights; refuse windows that leave a sample without weight."""
     return with_weights(
         bound,
         layout.grids,
         names=layout.names,
         rim=layout.rim,
-        n_each=len(layout.each[0]),
+        n_each=layout.n_each,
         sigma_scale=request.sigma_scale,
     )
 
@@ -246,14 +262,12 @@ def weighed(bound: BoundOutput, layout: Layout, request: Request) -> BoundOutput
 def make_plan(
     sources: Sequence[Source], layout: Layout, request: Request, bound: Sequence[BoundOutput]
 ) -> TilePlan:
-    """Return the plan: tiles that run, blocks, reuse."""
-    n_each = len(layout.each[0])
+    """Return the plan of one call: which tiles run, blocks and reuse."""
+    n_each = layout.n_each
     outputs = tuple(map(OutputPlan.of, bound))
-    source_plans = tuple(
-        _source_plan(s, e + t) for s, e, t in zip(sources, layout.each, layout.tiled, strict=True)
-    )
+    source_plans = tuple(map(_source_plan, sources, layout.source_axes))
     memory = memory_bytes(request.memory_limit)
-    batch = request.batch_size
+    batch: Any = request.batch_size
     if batch is not None and (type(batch) is bool or not isinstance(batch, int | np.integer) or batch < 1):
         raise TilingError(f"batch_size must be a whole number of crops, at least 1; got {batch!r}.")
     plan = TilePlan(
@@ -289,10 +303,6 @@ def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], 
         request.mask_scale,
     )
     if not runs.any():
-        warnings.warn(
-            "the mask is False everywhere: no tile runs, all is fill_value.",
-            TilingWarning,
-            stacklevel=5,
-        )
+        warn("the mask is False everywhere: no tile runs, all is fill_value.", TilingWarning)
     counts = tuple(len(g) for g in layout.grids[:n_each])
     return pack(np.broadcast_to(runs, counts + runs.shape))

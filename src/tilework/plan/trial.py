@@ -29,8 +29,9 @@ class Shown:
     """What a function returned for a crop of zeros, batch excluded."""
 
     keys: list[Any]
+    """The keys of a dict, the numbers of a tuple; [None] for one array."""
     results: list[np.ndarray[Any, Any]]
-    """Empty-handed stand-ins: only shape and dtype count."""
+    """Arrays of the right shape and dtype; their values mean nothing, and take no memory."""
 
     def outputs(self) -> Outputs:
         """Return undeclared outputs of the same structure."""
@@ -44,15 +45,11 @@ class Shown:
 def call_on_zeros(
     fn: Any, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
 ) -> Shown:
-    """Return what ``fn`` gives for one crop of zeros of the true shape and dtype.
+    """Return what ``fn`` returns for one crop of zeros of the true shape and dtype.
 
-    With an active cluster a `load_once` function is tried on a worker: the model may not fit here.
+    With an active cluster a `load_once` function is called on a worker: the model may not fit here.
     """
-    crops = []
-    for source, each, tiled in zip(sources, layout.each, layout.tiled, strict=True):
-        by_axis = dict(zip(tiled, layout.crop, strict=True))
-        shape = [by_axis.get(a, n) for a, n in enumerate(source.shape) if a not in each]
-        crops.append(np.zeros(shape, source.dtype))
+    crops = [np.zeros(layout.crop_of(s, number)[0], s.dtype) for number, s in enumerate(sources)]
     batched = batched or is_batched(fn)
     extra: dict[str, Any] = {}
     if pass_tile:
@@ -70,6 +67,7 @@ def call_on_zeros(
 def _facts(
     fn: Any, crops: Sequence[np.ndarray[Any, Any]], batched: bool, extra: Mapping[str, Any]
 ) -> tuple[list[Any], list[tuple[tuple[int, ...], np.dtype[Any]]]]:
+    """Return the keys of what ``fn`` returns, and shapes and dtypes: these travel back from a worker."""
     try:
         result = fn(*(c[None] if batched else c for c in crops), **extra)
         if isinstance(result, Mapping):
@@ -83,9 +81,8 @@ def _facts(
         arrays = as_results(result, keys)
         if batched and any(not a.ndim or a.shape[0] != 1 for a in arrays):
             raise ContractError(
-                f"the function got a batch of 1 crop and returned shapes {[a.shape for a in arrays]}; the "
-                "first axis must "
-                "be the batch."
+                f"the function got a batch of 1 crop and returned shapes {[a.shape for a in arrays]}; "
+                "the first axis must be the batch."
             )
     except TilingError as error:
         raise type(error)(f"{error} [{NOTE}]") from None
@@ -96,7 +93,7 @@ def _facts(
 
 
 def active_client() -> Any:
-    """Return the active distributed client, None without one; does not import distributed."""
+    """Return the active distributed client, or None; does not import distributed."""
     distributed = sys.modules.get("distributed")
     if distributed is None:
         return None
@@ -105,7 +102,7 @@ def active_client() -> Any:
     except ValueError:
         pass
     else:
-        return None  # a task must not wait for another one: it may hold the only thread
+        return None  # a task must not wait for another: it may hold the only thread
     try:
         return distributed.default_client()
     except ValueError:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_dtype, positive, wholes
+from tilework._checks import as_dtype, positive, warn, wholes
 from tilework.errors import TilingError, TilingWarning
 from tilework.function.calling import check_function
 from tilework.function.load_once import LoadOnce
@@ -245,7 +244,7 @@ def _announced(note: str, report: ProbeReport, request: Request, *, averages: bo
         advice = "" if averages else ': blend them, blend="gaussian"'
         todo = f"Neighbouring crops will disagree{advice}; look at the seams."
     note += f"; {report.verdict}"
-    warnings.warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning, stacklevel=4)
+    warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning)
     return note
 
 

@@ -1,0 +1,154 @@
+"""The parameters of `tiled_map` and `plan_tiles`: what editors see, and what a wrong one is told."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilework as tw
+from tilework._checks import _ELSEWHERE as WORDS_ELSEWHERE
+from tilework._checks import one_of
+from tilework.grid.axis import EDGES
+from tilework.grid.weights import BLENDS
+from tilework.plan.arguments import _ELSEWHERE
+from tilework.source.padding import BOUNDARIES
+
+IMAGE = np.zeros((40, 30))
+ONLY_MAP = ("fn", "array", "cval", "disagreement", "skip", "fill_value", "pass_tile", "name")
+
+
+@pytest.mark.parametrize("function", [tw.tiled_map, tw.plan_tiles], ids=lambda f: f.__name__)
+def test_the_signature_names_every_parameter_and_its_type(function: Any) -> None:
+    """No ``**kwargs``: editors and type checkers see a misspelt keyword."""
+    parameters = inspect.signature(function).parameters
+    assert {p.kind for p in parameters.values()} == {
+        inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY,
+    }  # fmt: skip
+    hints = typing.get_type_hints(function)
+    assert set(hints) == {*parameters, "return"}
+    assert {n for n, hint in hints.items() if hint is Any} <= {"array", "return"}
+
+
+def test_both_have_the_same_parameters_with_the_same_types() -> None:
+    both = [typing.get_type_hints(f) for f in (tw.tiled_map, tw.plan_tiles)]
+    assert set(both[0]) - set(both[1]) == set(ONLY_MAP)
+    assert set(both[1]) - set(both[0]) == {"shape", "source_chunks"}
+    assert {n for n in set(both[0]) & set(both[1]) if both[0][n] != both[1][n]} <= {
+        "overlap",
+        "dtype",
+        "return",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("depth", "overlap"),
+        ("halo", "overlap"),
+        ("mode", "blend (MONAI's mode) or edge (Patchly's mode)"),
+        ("patch_size", "crop"),
+        ("roi_size", "crop"),
+        ("crop_size", "crop"),
+        ("sw_batch_size", "batch_size"),
+        ("step_size", "stride"),
+        ("patch_offset", "stride"),
+        ("patch_overlap", "stride=crop - patch_overlap (for samples that neighbours share)"),
+        ("padding_mode", "boundary"),
+        ("weights", "blend"),
+        ("overlp", "overlap"),
+        ("chunk", "chunks"),
+        ("axis", "axes"),
+    ],
+)
+def test_an_unknown_keyword_is_told_what_it_may_have_meant(name: str, meant: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        tw.tiled_map(np.copy, IMAGE, 16, 2, dtype=float, **{name: 3})
+    own = f"What fn itself needs goes in by functools.partial(fn, {name}=3)."
+    assert str(caught.value) == f"tiled_map has no argument {name!r}; did you mean {meant}? {own}"
+    with pytest.raises(TypeError) as caught:
+        tw.plan_tiles(IMAGE.shape, 16, 2, **{name: 3})
+    assert str(caught.value) == f"plan_tiles has no argument {name!r}; did you mean {meant}?"
+
+
+@pytest.mark.parametrize("name", ["xyz", "kernel_size", "footprint", "model"])
+def test_an_unknown_keyword_like_no_other_gets_no_hint(name: str) -> None:
+    with pytest.raises(TypeError, match=f"has no argument '{name}'. What fn itself needs .*{name}=array"):
+        tw.tiled_map(np.copy, IMAGE, 16, 2, dtype=float, **{name: IMAGE})
+    with pytest.raises(TypeError, match=f"plan_tiles has no argument '{name}'.$"):
+        tw.plan_tiles(IMAGE.shape, 16, 2, **{name: 3})
+
+
+def test_every_word_of_other_tools_leads_to_one_that_exists() -> None:
+    parameters = inspect.signature(tw.tiled_map).parameters
+    assert not set(_ELSEWHERE) & set(parameters)
+    assert all(meant.partition(" ")[0].partition("=")[0] in parameters for meant in _ELSEWHERE.values())
+    assert {here for _, _, here in WORDS_ELSEWHERE} <= {*EDGES, *BOUNDARIES, *BLENDS}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"edge": "mirror"}, """got 'mirror'; 'mirror' is scipy's name for boundary="reflect"."""),
+        ({"edge": "Nearest"}, """got 'Nearest'; 'Nearest' is scipy's name for boundary="edge"."""),
+        ({"boundary": "none"}, """got 'none'; 'none' is dask's name for edge="clip"."""),
+        ({"blend": "periodic"}, """got 'periodic'; 'periodic' is dask's name for boundary="wrap"."""),
+        ({"boundary": "trim"}, """got 'trim'; 'trim' is a word of blend: blend="trim"."""),
+        ({"edge": "reflect"}, """got 'reflect'; 'reflect' is a word of boundary: boundary="reflect"."""),
+        ({"blend": "squeeze"}, """got 'squeeze'; 'squeeze' is a word of edge: edge="squeeze"."""),
+        ({"edge": "crop"}, "got 'crop'; did you mean 'drop'?"),
+        ({"edge": "EDGE"}, "got 'EDGE'; did you mean 'shift'?"),
+        ({"edge": "Shift"}, "got 'Shift'; did you mean 'shift'?"),
+        ({"blend": "crop"}, "got 'crop'; did you mean 'trim'?"),
+        ({"blend": "constant"}, "got 'constant'; did you mean 'average'?"),
+        ({"boundary": "replicate"}, "got 'replicate'; did you mean 'edge'?"),
+        ({"edge": "shfit"}, "got 'shfit'; did you mean 'shift'?"),
+        ({"edge": "stop"}, "got 'stop'"),
+        ({"boundary": "mirrored image"}, "got 'mirrored image'"),
+        ({"reuse": "never"}, "got 'never'"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_unknown_word_gets_a_hint_only_where_there_is_one(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(tw.TilingError) as caught:
+        tw.plan_tiles(IMAGE.shape, 16, 4, **given)
+    assert str(caught.value).endswith(f"; {told}")
+
+
+def test_a_word_of_another_argument_needs_to_be_told_of_it() -> None:
+    with pytest.raises(tw.TilingError, match=r"got 'mirror'$"):
+        one_of("missing", "mirror", ("warn", "ignore"))
+
+
+def warned(call: Any) -> list[tuple[str, int]]:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        call()
+    return [(w.filename, w.lineno) for w in found]
+
+
+def test_warnings_point_at_the_line_of_the_caller() -> None:
+    """However many calls lie between, and through whatever the caller wraps around."""
+
+    def drops() -> None:
+        tw.tiled_map(np.copy, IMAGE, 64, 4, edge="drop", dtype=float)
+
+    def masks() -> None:
+        tw.tiled_map(np.copy, IMAGE, 16, 4, mask=np.zeros((4, 3), bool), dtype=float)
+
+    def plans() -> None:
+        tw.plan_tiles((40, 30), 16, 4, mask=np.zeros((4, 3), bool))
+
+    def probes() -> None:
+        tw.tiled_map(lambda x: x + x.mean(), IMAGE, 24, "auto", dtype=float)
+
+    for call in (drops, masks, plans, probes):
+        line = call.__code__.co_firstlineno + 1
+        assert (__file__, line) in warned(call), call
+        partial = functools.partial(call)
+        assert (__file__, line) in warned(partial)

@@ -5,14 +5,14 @@
     ValueError
      └── TilingError            what was asked cannot be done
           ├── GridError         impossible geometry: crop, overlap, stride, axes
-          ├── ContractError     a function returned something else than was declared
-          ├── AlignmentError    a write that would touch a storage unit twice
+          ├── ContractError     a function returned something other than was declared
+          ├── AlignmentError    two tasks would write one storage unit
           └── MemoryBudgetError the smallest plan exceeds the memory limit
     UserWarning
      └── TilingWarning          legal, but probably not what was meant
-          └── CostWarning       legal, but much dearer than it need be
+          └── CostWarning       legal, but much more expensive than necessary
 
-Wrong types are plain ``TypeError``. Messages say the rule, the axis and the values, and what to change.
+Wrong types raise a plain ``TypeError``. Messages give the rule, the axis and the values, and what to change.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ class GridError(TilingError):
 
 
 class ContractError(TilingError):
-    """A function broke its declaration: shape, dtype or number of results."""
+    """A function did not return what was declared: shape, dtype or number of results."""
 
 
 class AlignmentError(TilingError):
-    """A storage unit would be written by more than one task."""
+    """More than one task would write a storage unit."""
 
 
 class MemoryBudgetError(TilingError):
@@ -53,4 +53,4 @@ class TilingWarning(UserWarning):
 
 
 class CostWarning(TilingWarning):
-    """Legal, but much dearer than it need be."""
+    """Legal, but much more expensive than necessary."""

@@ -1,4 +1,4 @@
-"""What a plan costs: calls, tasks, bytes read and bytes at the peak, and the text that says so."""
+"""What a plan costs: calls, tasks, bytes read and bytes at the peak; and `explain`, the text of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["busiest", "decoded_ratio", "explain", "fewest_calls", "peak_bytes", "rows", "tasks"]
 
-# Blocks that are laid out on workers one by one; of more it does not matter which comes last.
+# Most blocks that are given to workers one by one; of more it does not matter which comes last.
 LAID_OUT = 20_000
 
 
@@ -27,26 +27,27 @@ def fewest_calls(plan: BlockPlan) -> int:
 
 
 def tasks(plan: BlockPlan) -> int:
-    """Return the number of tasks that compute something, the getters of several outputs included."""
+    """Return the number of tasks that compute something."""
     running = [b for b in itertools.product(*map(range, plan.blocks)) if plan.touched(b)]
+    # With several outputs, one more task per block picks each.
     getters = len(running) * len(plan.outputs) if len(plan.outputs) > 1 else 0
     if plan.reuse == "recompute":
         return len(running) + getters
     count = 0
     for block in running:
-        group, later = plan.owned(block) > 0, bool(plan.later(block))
-        earlier = bool(plan.earlier(block))
-        count += 1 if group and not later and not earlier else 1 + group + (group and later)
+        group, later, earlier = plan.owned(block) > 0, plan.later(block), plan.earlier(block)
+        # A block without neighbours is one task; others are block, group and seam, as far as these exist.
+        count += 1 if group and not later and not earlier else 1 + group + (group and bool(later))
     return count + getters
 
 
 def decoded_ratio(plan: BlockPlan) -> float:
-    """Return decoded source bytes per image byte, estimated for blocks that run in the order of keys.
+    """Return decoded source bytes per image byte, as an estimate for blocks that run in the order of keys.
 
     Notes
     -----
-    Neighbouring blocks along an axis share chunks; these are decoded once if the cache holds all that is
-    read before the neighbour comes: along the fastest axis a few chunks, along the slowest a plane.
+    Neighbouring blocks along an axis share chunks. These are decoded once if the cache holds all that is read
+    before the neighbour runs: a few chunks along the fastest axis, a plane of them along the slowest.
     """
     tables = plan.tables
     reads = [t.owned_read if plan.reuse == "share" else t.touch_read for t in tables]
@@ -74,8 +75,9 @@ def decoded_ratio(plan: BlockPlan) -> float:
 def peak_bytes(plan: BlockPlan) -> int:
     """Return the bytes at the peak of one process, without what the function itself allocates.
 
-    Threads times (crops of a block, a batch in and out, canvas, finished block), the chunk cache, and under
-    ``share`` the seams that wait along the slowest axis. It does not grow with that axis.
+    For each thread: what a block reads, a batch of crops and of results, the canvas and the finished block.
+    For the process: the chunk cache and, under ``share``, the seams that wait for later blocks. The sum does
+    not grow with the slowest axis.
     """
     tables, crop = plan.tables, math.prod(a.crop for a in plan.axes)
     share = plan.reuse == "share"
@@ -98,14 +100,14 @@ def peak_bytes(plan: BlockPlan) -> int:
 
 
 def _waiting(plan: BlockPlan) -> int:
-    """Return how many seams wait at a time in raster order: a plane of blocks, a row, and so on."""
+    """Return how many seams wait at a time, blocks in the order of keys: a plane, a row, and so on."""
     counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
     first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
     return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
 
 
 def busiest(plan: BlockPlan, workers: int) -> float:
-    """Return how many crops the busiest of ``workers`` runs, blocks being given out in order."""
+    """Return how many crops the busiest worker runs when each takes the next block as it gets free."""
     if plan.slabs or math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
     ends = [0] * workers
@@ -125,19 +127,14 @@ def human(n: float) -> str:
 
 
 def explain(plan: BlockPlan) -> str:
-    """Return what the run of ``plan`` does and costs, as text."""
+    """Return what a run of ``plan`` does and what it costs, as text."""
     return report(rows(plan))
 
 
 def rows(plan: BlockPlan) -> list[tuple[str, str]]:
-    """Return what the run of ``plan`` does and costs, as names and values."""
-    tiled = plan.axes[plan.n_each :]
-    names = plan.names[plan.n_each :]
-    calls, run, fewest = (
-        plan.calls(),
-        plan.count([(0, n) for n in plan.grid_shape]),
-        fewest_calls(plan),
-    )
+    """Return what a run of ``plan`` does and what it costs, as names and values."""
+    tiled, names = plan.axes[plan.n_each :], plan.names[plan.n_each :]
+    calls, run, fewest = plan.calls(), plan.n_runs, fewest_calls(plan)
     written = math.prod(plan.shape)
     computed = calls * math.prod(a.crop for a in plan.axes)
     batches = f" in batches of {plan.batch_size}" if plan.batch_size else ""

@@ -1,7 +1,7 @@
-"""The plan as a table and drawings for a notebook: text made here, no library, light and dark alike.
+"""The plan in a notebook: a table and drawings as HTML and SVG, written without a library.
 
-Lines and letters take the colour of the text around them; fills are translucent. Lengths inside the drawings
-are pixels.
+Lines and letters have the colour of the text around them, and fills are translucent, so that the drawings fit
+light and dark pages. Lengths in them are pixels.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 __all__ = ["axis_profiles", "html", "shown_samples", "svg"]
 
 Point = tuple[float, float]
-# Colours that stand out on white and on black.
+# Colours that are visible on white and on black.
 CROP, BLOCK, CHUNK = "#10a37f", "#e07b00", "#4c8dff"
 SIDE, THIN, GAP = 230.0, 46.0, 26.0
-# More lines along an axis would be a grey area: then they are left out, and the caption says so.
+# Most lines along an axis: more would be a grey area, and are left out, as the legend then says.
 LINES = 36
-# Of an axis with more tiles only the first few are shown, or nothing could be told apart.
+# Of an axis with MANY tiles or more only the first FEW are drawn, or they could not be told apart.
 MANY, FEW = 30, 10
-# How far and how flat the third axis goes into the picture.
+# How far the third axis goes to the right and up, per drawn length.
 SLANT = (0.42, 0.30)
 
 
 def html(plan: BlockPlan) -> str:
-    """Return a table of `explain` beside the drawings."""
+    """Return the table of `explain` beside the drawings."""
     cells = "".join(
         f'<tr><th style="text-align:left;padding:2px 10px 2px 0;vertical-align:top">{escape(name)}</th>'
         f'<td style="text-align:left;padding:2px 0;white-space:normal">{escape(value)}</td></tr>'
@@ -79,14 +79,14 @@ def svg(plan: BlockPlan) -> str:
 
 
 def _lengths(extents: Sequence[int]) -> list[float]:
-    """Return drawn lengths per axis: true to scale, but no side too thin to see."""
+    """Return drawn lengths per axis, pixels: true to scale, but no side too thin to see."""
     longest = max(extents)
     lengths = [max(THIN, SIDE * n / longest) for n in extents]
     return [max(2 * THIN, lengths[0]), *lengths[1:]] if len(lengths) == 3 else lengths
 
 
 def shown_samples(grid: AxisGrid) -> int:
-    """Return how many samples of an axis are drawn."""
+    """Return how many samples of an axis are drawn, from its start."""
     return grid.extent if len(grid) <= MANY else min(grid.extent, grid.read(FEW)[1])
 
 
@@ -103,7 +103,7 @@ class _Image:
     ) -> None:
         self._axes, self._names, self._block, self._chunk = axes, names, block, chunk
         self._shown = [shown_samples(a) for a in axes]
-        # In the order in which they are drawn, each once.
+        # What has too many lines to draw, in the order of drawing; a dict keeps each once.
         self.skipped: dict[str, None] = {}
         x, y = lengths[-1], lengths[-2] if len(axes) > 1 else THIN
         self._x, self._y = x, y
@@ -111,13 +111,13 @@ class _Image:
         self.size = (x + self._deep[0], y + self._deep[1] + 16)
 
     def _at(self, *place: float) -> Point:
-        """Return the pixel of a place, as shares of the axes; the first of three goes into the picture."""
+        """Return the pixel of a place, given in shares of the axes; the first of three axes is slanted."""
         z = place[-3] if len(place) == 3 else 0.0
         y = place[-2] if len(place) > 1 else 0.0
         return place[-1] * self._x + z * self._deep[0], (y * self._y + self._deep[1]) - z * self._deep[1]
 
     def _faces(self) -> list[tuple[int, int, tuple[float, ...]]]:
-        """Return the visible faces: two axes that span each, and where it stands along the others."""
+        """Return the visible faces: the two axes that span each, and its place along all axes."""
         if len(self._axes) == 1:
             return [(-1, -1, (0.0,))]
         if len(self._axes) == 2:
@@ -125,7 +125,7 @@ class _Image:
         return [(1, 2, (0.0, 0.0, 0.0)), (0, 2, (0.0, 0.0, 0.0)), (0, 1, (0.0, 0.0, 1.0))]
 
     def _patch(self, face: tuple[int, int, tuple[float, ...]], spans: Sequence[tuple[float, float]]) -> str:
-        """Return the corners of what ``spans`` (shares per axis) cover of a face."""
+        """Return the corners of the part of a face within ``spans``, shares per axis."""
         p, q, base = face
         if len(self._axes) == 1:
             (a, b) = spans[0]
@@ -204,7 +204,7 @@ class _Image:
         return [*parts, *self._labels()]
 
     def _shown_tile(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-        """Return crop and core of one tile, shares per axis: in the middle, or at the visible corner."""
+        """Return crop and core of one tile, shares per axis: the middle tile, or the one at the visible corner."""
         crop: list[tuple[float, float]] = []
         core: list[tuple[float, float]] = []
         for k, grid in enumerate(self._axes):
@@ -239,7 +239,7 @@ class _Image:
 
 
 def _tile(axes: Sequence[AxisGrid], left: float, top: float) -> Iterator[tuple[str, float]]:
-    """Yield the parts of one tile enlarged, with crop, overlap and stride written at it; and their bottom."""
+    """Yield the parts of one tile enlarged, labelled with crop, overlap and stride, each with its bottom."""
     longest = max(a.crop for a in axes)
     width = max(34.0, 110 * axes[-1].crop / longest)
     height = max(34.0, 110 * axes[0].crop / longest) if len(axes) > 1 else 34.0
@@ -288,7 +288,7 @@ def axis_profiles(plan: BlockPlan, axis: int = -1) -> list[tuple[np.ndarray, np.
 
 
 def _windows(plan: BlockPlan, left: float, top: float) -> Iterator[tuple[str, float]]:
-    """Yield the parts of the window profiles along the last axis, and their bottom."""
+    """Yield the parts of the window profiles along the last axis, each with its bottom."""
     profiles = axis_profiles(plan)
     if not profiles:
         return
@@ -322,7 +322,7 @@ def _windows(plan: BlockPlan, left: float, top: float) -> Iterator[tuple[str, fl
 
 
 def _legend(top: float, skipped: Sequence[str], *, chunked: bool) -> Iterator[tuple[str, float]]:
-    """Yield what the colours mean, and what was left out."""
+    """Yield the parts that say what colours mean and what was left out, each with its bottom."""
     x, items = 0.0, [("tile (light: overlap)", CROP), ("blocks of the result", BLOCK)]
     items += [("storage chunks", CHUNK)] if chunked else []
     for label, colour in items:

@@ -248,24 +248,12 @@ def tiles_in_mask(
     names: Sequence[str],
     mask_scale: Any = None,
 ) -> Flags:
-    """Return which tiles have a True mask sample in their support.
+    """Return which tiles have a True mask sample in their support, shape: tiles per tiled axis.
 
     Parameters
     ----------
-    mask : array of bool or int
-        Over the tiled axes, at any resolution.
-    axes : sequence of AxisGrid
-        The tiled axes.
     rims : sequence of tuple of int, samples per tiled axis
         Per output; None for a trimmed one.
-    names : sequence of str
-        Of the tiled axes, for messages.
-    mask_scale : float or sequence of float, optional
-        Image samples per mask sample; default: extent over length of the mask.
-
-    Returns
-    -------
-    array of bool, shape: tiles per tiled axis
 
     Raises
     ------
@@ -351,24 +339,9 @@ def axis_grid(
     rim: int = 0,
     name: str = "0",
 ) -> AxisGrid:
-    """Return the grid along one axis for an overlap or a stride; refuse numbers that cannot work together.
+    """Return the grid along one axis for an overlap, a stride or both; raise where they cannot work together.
 
-    Parameters
-    ----------
-    extent, crop, overlap, stride, multiple, margin, quantum, rim : int, samples
-        As in `AxisGrid`; of overlap and stride, one may be None.
-    edge, trims
-        As in `AxisGrid`.
-    name : str
-        Of the axis, for messages.
-
-    Returns
-    -------
-    AxisGrid
-
-    Raises
-    ------
-    GridError
+    Parameters are those of `AxisGrid`, in samples; ``rim`` is only checked, and ``name`` is for messages.
 
     Examples
     --------

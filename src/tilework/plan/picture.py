@@ -101,11 +101,14 @@ class _Image:
         block: Sequence[int],
         chunk: Sequence[int] | None,
     ) -> None:
+        if len(axes) == 1:  # a strip: a second axis of one sample, which has no lines
+            axes, block, lengths = (AxisGrid(1, 1, 0), *axes), (1, *block), (THIN, *lengths)
+            names, chunk = ("", *names), None if chunk is None else (1, *chunk)
         self._axes, self._names, self._block, self._chunk = axes, names, block, chunk
         self._shown = [shown_samples(a) for a in axes]
         # What has too many lines to draw, in the order of drawing; a dict keeps each once.
         self.skipped: dict[str, None] = {}
-        x, y = lengths[-1], lengths[-2] if len(axes) > 1 else THIN
+        x, y = lengths[-1], lengths[-2]
         self._x, self._y = x, y
         self._deep = (SLANT[0] * lengths[0], SLANT[1] * lengths[0]) if len(axes) == 3 else (0.0, 0.0)
         self.size = (x + self._deep[0], y + self._deep[1] + 16)
@@ -113,13 +116,11 @@ class _Image:
     def _at(self, *place: float) -> Point:
         """Return the pixel of a place, given in shares of the axes; the first of three axes is slanted."""
         z = place[-3] if len(place) == 3 else 0.0
-        y = place[-2] if len(place) > 1 else 0.0
-        return place[-1] * self._x + z * self._deep[0], (y * self._y + self._deep[1]) - z * self._deep[1]
+        x, y = place[-1] * self._x, place[-2] * self._y
+        return x + z * self._deep[0], (y + self._deep[1]) - z * self._deep[1]
 
     def _faces(self) -> list[tuple[int, int, tuple[float, ...]]]:
         """Return the visible faces: the two axes that span each, and its place along all axes."""
-        if len(self._axes) == 1:
-            return [(-1, -1, (0.0,))]
         if len(self._axes) == 2:
             return [(0, 1, (0.0, 0.0))]
         return [(1, 2, (0.0, 0.0, 0.0)), (0, 2, (0.0, 0.0, 0.0)), (0, 1, (0.0, 0.0, 1.0))]
@@ -127,15 +128,11 @@ class _Image:
     def _patch(self, face: tuple[int, int, tuple[float, ...]], spans: Sequence[tuple[float, float]]) -> str:
         """Return the corners of the part of a face within ``spans``, shares per axis."""
         p, q, base = face
-        if len(self._axes) == 1:
-            (a, b) = spans[0]
-            points = [(a * self._x, 0.0), (b * self._x, 0.0), (b * self._x, self._y), (a * self._x, self._y)]
-        else:
-            points = []
-            for i, j in ((0, 0), (0, 1), (1, 1), (1, 0)):
-                place = list(base)
-                place[p], place[q] = spans[p][i], spans[q][j]
-                points.append(self._at(*place))
+        points = []
+        for i, j in ((0, 0), (0, 1), (1, 1), (1, 0)):
+            place = list(base)
+            place[p], place[q] = spans[p][i], spans[q][j]
+            points.append(self._at(*place))
         return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
     def _lines(self, face: tuple[int, int, tuple[float, ...]], axis: int, cuts: Sequence[float]) -> str:
@@ -145,9 +142,6 @@ class _Image:
         for cut in cuts:
             ends = []
             for other in (0.0, 1.0):
-                if len(self._axes) == 1:
-                    ends.append((cut * self._x, other * self._y))
-                    continue
                 place = list(base)
                 place[axis], place[q if axis == p else p] = cut, other
                 ends.append(self._at(*place))
@@ -184,7 +178,7 @@ class _Image:
         for what, style in styles:
             path = ""
             for face in faces:
-                for axis in {0} if len(self._axes) == 1 else set(face[:2]):
+                for axis in set(face[:2]):
                     path += self._lines(face, axis, self._cuts(axis, what))
             if path:
                 parts.append(f'<path d="{path}" fill="none" {style}/>')
@@ -204,7 +198,7 @@ class _Image:
         return [*parts, *self._labels()]
 
     def _shown_tile(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-        """Return crop and core of one tile, shares per axis: the middle tile, or the one at the visible corner."""
+        """Return crop and core of one tile, shares per axis: in the middle, or at the visible corner."""
         crop: list[tuple[float, float]] = []
         core: list[tuple[float, float]] = []
         for k, grid in enumerate(self._axes):
@@ -226,7 +220,7 @@ class _Image:
         x, y = self._x, self._y
         bottom = y + self._deep[1] + 14
         yield _text(x / 2, bottom, self._label(-1), "middle")
-        if len(self._axes) > 1:
+        if self._names[-2]:
             middle = self._deep[1] + y / 2
             label = self._label(-2)
             yield (

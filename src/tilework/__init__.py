@@ -124,7 +124,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"tilework.{home}"), name)
-    # Whoever has a plan can draw it, though the room of plans does not know the one that draws.
+    # So that plan.plot() draws, though the room of plans lies below the room that draws.
     if (plans := sys.modules.get("tilework.plan.tile_plan")) is not None:
         plans.draw_plans_with(_plot_plan)
     return found

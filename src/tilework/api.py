@@ -312,7 +312,7 @@ def plan_tiles(
         Storage chunks, for the cost of reading. Default: any part can be read alone.
     crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, output, \
 batch_size, mask, mask_scale, chunks, memory_limit, reuse
-        As in `tiled_map`; only ``overlap="auto"`` needs a function.
+        As in `tiled_map`, but ``overlap="auto"`` is refused: it needs the function.
 
     Returns
     -------

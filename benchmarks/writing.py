@@ -161,7 +161,7 @@ def submitted(work: Million, folder: Path, blend: str) -> Prepared:
     import tilework as tw
     from tilework.execution.cluster import CLUSTER_BLOCKS
     from tilework.graph.build import find_spec
-    from tilework.writing.jobs import TileJob
+    from tilework.writing.jobs import Destination, TileJob
 
     del folder
     side = round(work.blocks ** (1 / 3))
@@ -175,9 +175,9 @@ def submitted(work: Million, folder: Path, blend: str) -> Prepared:
         )
         spec, _, name = find_spec(whole) or (None, {}, "")
         assert spec is not None
-        spec = replace(spec, plan=spec.plan.with_blocks((64,) * 3, "share"), _uses={})
+        spec = replace(spec, plan=spec.plan.with_blocks((64,) * 3, "share"))
         start = time.perf_counter()
-        job = TileJob("", name, spec, [None], {}, {0: np.empty(0)}, {}, {}, None, False)
+        job = TileJob("", name, spec, {0: Destination(np.empty(0))})
         window: list[Any] = []
         held: dict[Any, int] = {}
         most = sent = count = 0

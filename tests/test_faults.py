@@ -17,7 +17,7 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.writing.ledger import Marks
+from tilework.writing.ledger import Ledger
 
 IMAGE = np.arange(64 * 64, dtype="f4").reshape(64, 64)
 Count = Callable[[Callable[..., Any]], Any]
@@ -173,7 +173,7 @@ def test_F2_fill_leaves_out_what_fails_and_no_more(
     [status] = tw.status(written)
     assert 0 < status.units - status.done <= 25
     assert all("a thousand" in text for text in status.failed)
-    assert not Marks(written).read()[y // 8, x // 8]
+    assert not Ledger(written).read()[y // 8, x // 8]
 
     def mended(crops: np.ndarray) -> np.ndarray:
         return crops * 2

@@ -46,11 +46,11 @@ def test_what_is_made_from_a_result_is_written_as_safely(out: Any, tmp_path: Pat
 def test_what_is_made_from_a_result_is_gone_on_with(out: Any, tmp_path: Path) -> None:
     """By its dask name, or by ``version``; another one is refused."""
     first = tw.to_zarr(out > 0.5, tmp_path / "a.zarr", progress=False)
-    from tilework.writing.ledger import Marks
+    from tilework.writing.ledger import Ledger
 
-    done = Marks(first).read()
+    done = Ledger(first).read()
     done[1, 1] = False
-    Marks(first).reset(done)
+    Ledger(first).reset(done)
     seen: list[int] = []
     tw.to_zarr(out > 0.5, tmp_path / "a.zarr", progress=lambda n, total: seen.append(total))
     assert seen[-1] == 1

@@ -17,7 +17,7 @@ import zarr
 
 import tilework as tw
 from tilework.graph.build import plan_of
-from tilework.writing.ledger import Marks
+from tilework.writing.ledger import Ledger
 
 pytestmark = [
     pytest.mark.distributed,
@@ -70,7 +70,7 @@ def stamps(store: Path) -> dict[tuple[int, ...], int]:
     array = zarr.open_array(str(store), mode="r")
     return {
         tuple(map(int, u)): (store / "c" / "/".join(map(str, u))).stat().st_mtime_ns
-        for u in np.argwhere(Marks(array).read())
+        for u in np.argwhere(Ledger(array).read())
     }
 
 
@@ -134,7 +134,7 @@ def quiet(cluster: Any) -> None:
 
 def check_resumed(store: Path, log: Path, whole: dict[str, bytes], address: str | None = None) -> None:
     before = stamps(store)
-    missing = ~Marks(zarr.open_array(str(store), mode="r")).read()
+    missing = ~Ledger(zarr.open_array(str(store), mode="r")).read()
     log.write_bytes(b"")
     write(store, log, 0, address)
     touched = sum(

@@ -186,7 +186,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
     """  # noqa: D301 -- click wants the character itself
     from tilework.api import tiled_map
-    from tilework.writing.status import status
+    from tilework.writing.ledger import status
     from tilework.writing.store import to_zarr
 
     with _plainly():
@@ -245,7 +245,7 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 def show_status(stores: tuple[str, ...]) -> None:
     """Show how much of each STORE is done; the exit code is 1 if something is missing."""
     from tilework.errors import TilingError
-    from tilework.writing.status import status
+    from tilework.writing.ledger import status
 
     rows = []
     for store in stores:

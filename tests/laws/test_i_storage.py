@@ -25,8 +25,8 @@ from tilework.execution.where import Where
 from tilework.graph.build import find_spec, plan_of
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.cost import peak_bytes
-from tilework.writing.jobs import TileJob
-from tilework.writing.ledger import Marks
+from tilework.writing.jobs import Destination, TileJob
+from tilework.writing.ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 
@@ -83,7 +83,7 @@ def test_I2_only_missing_units_and_only_the_tiles_that_touch_them(data: Any) -> 
     out = tw.tiled_map(fn, image, crop, overlap, blend=blend, edge=edge, dtype="f4", chunks=blocks)
     store = Watching()
     written = tw.to_zarr(out, store, chunks=unit, version="1", progress=False)
-    whole, marks = written[...], Marks(written)
+    whole, marks = written[...], Ledger(written)
     assert marks.read().all()
     done = np.array(
         data.draw(st.lists(st.booleans(), min_size=marks.read().size, max_size=marks.read().size))
@@ -102,7 +102,7 @@ def test_I2_only_missing_units_and_only_the_tiles_that_touch_them(data: Any) -> 
     shares = all(t.longest <= b or b == n for t, b, n in zip(*blocks_of(again), out.shape, strict=True))
     assert calls >= exact
     assert not shares or calls == exact, (calls, exact)
-    assert Marks(again).read().all()
+    assert Ledger(again).read().all()
 
 
 def blocks_of(array: Any) -> tuple[Any, Any]:
@@ -148,7 +148,7 @@ def written_under(spec: Any, name: str, plan: Any, shape: tuple[int, ...]) -> tu
 
     result = np.full(shape, np.nan, "f4")
     spec, fn = replace(spec, plan=plan, fn=counted), spec.fn
-    job = TileJob("", name, spec, {}, {0: result}, {}, {}, 0, False)
+    job = TileJob("", name, spec, {0: Destination(result)}, retries=0)
     run([job], Where.find("synchronous"), progress=False, title="")
     return result, calls
 
@@ -258,7 +258,7 @@ def test_I2_a_changed_mask_forgets_only_what_it_touches(data: Any) -> None:
     second = tw.to_zarr(outs[1], store, version="1", progress=False)
     if (masks[0] == masks[1]).all():
         assert calls == 0
-    assert Marks(second).read().all()
+    assert Ledger(second).read().all()
     np.testing.assert_array_equal(second[...], outs[1].compute())
 
 
@@ -278,7 +278,7 @@ def test_I2_several_outputs_are_resumed_together(counting: Count) -> None:
     store = zarr.storage.MemoryStore()
     group = tw.to_zarr(out, store, chunks={"same": 16, "small": 4}, progress=False)
     whole = {key: group[key][...] for key in group}
-    marks = Marks(group["small"])
+    marks = Ledger(group["small"])
     done = marks.read()
     done[1, 2] = False
     marks.reset(done)

@@ -1,45 +1,69 @@
-"""Execution of pieces on a cluster, in a bounded window."""
+"""`Cluster` runs pieces on a cluster, in a bounded window."""
 
 from __future__ import annotations
 
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
+from tilework.execution.piece import Piece, Shared
 from tilework.execution.progress import Tracker
 from tilework.execution.where import Where
 from tilework.graph.layer import Key
-from tilework.writing.jobs import Piece
 
 __all__ = ["Cluster"]
 
-# Blocks that a cluster's scheduler knows at a time, at least and per thread: enough that no worker waits for
-# the client, few enough that a million of them never stand in its memory.
+# Pieces that the scheduler of a cluster knows at a time, at least and per thread: enough that no worker waits
+# for the client, few enough that a million blocks are never in the scheduler's memory.
 CLUSTER_BLOCKS, BLOCKS_PER_THREAD = 512, 16
 
 
+@dataclass(frozen=True, slots=True)
+class _Seam:
+    """A seam that later pieces need."""
+
+    shared: Shared
+    """What those pieces refer to."""
+    end: int
+    """Position of the last of them."""
+    future: Any
+    """Holds it on the cluster."""
+
+
+@dataclass(slots=True)
+class _Held:
+    """Nodes that pieces share, held on the cluster."""
+
+    futures: list[Any]
+    """Hold the nodes."""
+    outstanding: int = 0
+    """Last tasks of those pieces that have not been collected."""
+
+
 class Cluster:
-    """Submits pieces so that a bounded number of blocks is outstanding."""
+    """Submits pieces so that a bounded number of them is outstanding."""
 
     def __init__(self, where: Where, tracker: Tracker) -> None:
         from distributed import as_completed
 
         self.where, self.client, self.tracker = where, where.client, tracker
-        threads = sum(w["nthreads"] for w in where.workers())
+        threads = sum(w["nthreads"] for w in where.workers)
         self.window = max(CLUSTER_BLOCKS, BLOCKS_PER_THREAD * threads)
         self.running: dict[Key, Piece] = {}
+        """Last tasks that are outstanding, and their pieces."""
         self.futures: dict[Key, Any] = {}
-        self.seams: dict[Key, tuple[int, int, Any]] = {}
-        self.shared: dict[int, tuple[Mapping[Key, Any], list[Any]]] = {}
-        self.users: Counter[int] = Counter()
-        self.current = 0
+        """The same tasks, and what becomes of them."""
+        self.seams: dict[Key, _Seam] = {}
+        self.held: dict[Shared, _Held] = {}
+        self.current: Shared | None = None
+        """What the piece that was submitted last refers to."""
         self.completed = as_completed(loop=where.client.loop)
 
     def run(self, pieces: Iterator[Piece]) -> None:
-        """Run all pieces."""
+        """Compute all pieces."""
         try:
             more = True
             while more or self.running:
@@ -55,52 +79,53 @@ class Cluster:
                 self.client.cancel(list(self.futures.values()), reason="the run ended", force=True)
 
     def _submit(self, batch: list[Piece]) -> None:
-        light: dict[Key, Any] = {}
-        heavy: dict[Key, Any] = {}
-        keys: list[Key] = []
-        keep: dict[Key, tuple[int, int]] = {}
         for piece in batch:
-            self._share(piece)
-            for key, task in piece.tasks.items():
-                calls = isinstance(key, tuple) and key[0].endswith(("-group", "-block"))
-                (heavy if calls and self.where.resources else light)[key] = task
-            keys += piece.writes
-            keep |= {key: (id(piece.shared), end) for key, end in piece.keep.items()}
+            self._hold(piece)
             self.running |= dict.fromkeys(piece.writes, piece)
-            self.users[id(piece.shared)] += len(piece.writes)
-        graph = HighLevelGraph(
-            {
-                "light": MaterializedLayer(light),
-                "heavy": MaterializedLayer(heavy, {"resources": dict(self.where.resources or {})}),
-            },
-            {"light": {"heavy"}, "heavy": set()},
-        )
-        found = self._get(graph if heavy else light, [*keys, *keep])
-        for key, future in zip([*keys, *keep], found, strict=True):
-            if key in keep:
-                self.seams[key] = (*keep[key], future)
-            else:
-                self.futures[key] = future
-                self.completed.add(future)
-        last = batch[-1]
-        self.current = id(last.shared)
+        writes = [key for piece in batch for key in piece.writes]
+        seams = [(key, end, piece.shared) for piece in batch for key, end in piece.keep.items()]
+        futures = self._get(self._graph(batch), [*writes, *(key for key, _, _ in seams)])
+        for key, future in zip(writes, futures[: len(writes)], strict=True):
+            self.futures[key] = future
+            self.completed.add(future)
+        for (key, end, shared), future in zip(seams, futures[len(writes) :], strict=True):
+            self.seams[key] = _Seam(shared, end, future)
+        self._release(batch[-1])
+
+    def _hold(self, piece: Piece) -> None:
+        """Submit what pieces share, once."""
+        if piece.shared not in self.held:
+            nodes = dict(piece.shared.nodes)
+            self.held[piece.shared] = _Held(self._get(nodes, list(nodes)))
+        self.held[piece.shared].outstanding += len(piece.writes)
+
+    def _release(self, last: Piece) -> None:
+        """Let go of seams that no piece after ``last`` needs."""
+        self.current = last.shared
         self.seams = {
-            key: (owner, end, future)
-            for key, (owner, end, future) in self.seams.items()
-            if owner == self.current and end > last.position
+            key: seam
+            for key, seam in self.seams.items()
+            if seam.shared is last.shared and seam.end > last.position
         }
 
+    def _graph(self, batch: list[Piece]) -> Any:
+        """Return the tasks of a batch; those that need resources are in a layer that is annotated so."""
+        heavy = {key: piece.tasks[key] for piece in batch for key in piece.heavy}
+        light = {k: task for piece in batch for k, task in piece.tasks.items() if k not in piece.heavy}
+        if not heavy:
+            return light
+        resources = {"resources": dict(self.where.resources or {})}
+        return HighLevelGraph(
+            {"light": MaterializedLayer(light), "heavy": MaterializedLayer(heavy, resources)},
+            {"light": {"heavy"}, "heavy": set()},
+        )
+
     def _get(self, graph: Any, keys: list[Key]) -> list[Any]:
+        """Submit a graph, and return the futures of ``keys``."""
         found: list[Any] = self.client.get(
             graph, keys, sync=False, retries=self.where.retries or None, priority=self.where.priority
         )
         return found
-
-    def _share(self, piece: Piece) -> None:
-        """Submit what pieces share, once."""
-        if id(piece.shared) not in self.shared:
-            keys = list(piece.shared)
-            self.shared[id(piece.shared)] = piece.shared, self._get(dict(piece.shared), keys)
 
     def _collect(self, future: Any) -> None:
         key = future.key
@@ -111,12 +136,13 @@ class Cluster:
         else:
             self.tracker.failed(piece, self._error(future, piece))
         future.release()
-        owner = id(piece.shared)
-        self.users[owner] -= 1
-        if not self.users[owner] and owner != self.current:
-            del self.users[owner], self.shared[owner]
+        held = self.held[piece.shared]
+        held.outstanding -= 1
+        if not held.outstanding and piece.shared is not self.current:
+            del self.held[piece.shared]
 
     def _error(self, future: Any, piece: Piece) -> BaseException:
+        """Return why a task has no result."""
         from distributed import CancelledError, KilledWorker
 
         try:
@@ -125,30 +151,27 @@ class Cluster:
             error = cancelled
         if error is None:
             error = CancelledError(f"task {future.key} was cancelled from elsewhere")
-        if isinstance(error, KilledWorker):
-            self._name_killer(error, piece)
+        if isinstance(error, KilledWorker) and piece.job.error is None:
+            error.add_note(self._killer(_key_of(error.task, piece), piece))
         return error
 
-    def _name_killer(self, error: Any, piece: Piece) -> None:
-        """Run the tiles of tasks that lost their workers one by one, to name the one that kills them."""
+    def _killer(self, blamed: Key, piece: Piece) -> str:
+        """Run the tiles of tasks that lost their workers one by one, and say which of them kills a worker."""
         from distributed import KilledWorker
 
-        if piece.job.error is not None:
-            return  # named once
-        for key in self._suspects(_key_of(error.task, piece)):
+        for key in self._suspects(blamed):
             for tile, alone in piece.job.culprits(key):
-                held = self._get(dict(alone.shared), list(alone.shared))
+                held = self._get(alone.shared.nodes, list(alone.shared.nodes))
                 [future] = self._get(alone.tasks, list(alone.writes))
                 found = future.exception()
                 del held
                 if found is not None:
                     kills = "kills its worker" if isinstance(found, KilledWorker) else f"fails: {found!r}"
-                    error.add_note(f"{tile} {kills} whenever it runs")
-                    return
-        error.add_note("no tile kills its worker when it runs alone; perhaps they do together")
+                    return f"{tile} {kills} whenever it runs"
+        return "no tile kills its worker when it runs alone; perhaps they do together"
 
-    def _suspects(self, blamed: Key) -> list[Key]:
-        """Return the task that is blamed, then those that ran beside it when workers died."""
+    def _suspects(self, blamed: Key) -> Iterable[Key]:
+        """Return the task that is blamed, then those that ran at the same time when workers died."""
         try:
             counts = self.client.run_on_scheduler(_suspicious)
         except Exception:  # a scheduler that lets nobody look
@@ -157,7 +180,8 @@ class Cluster:
         return [blamed, *others]
 
 
-def _suspicious(dask_scheduler: Any) -> dict[Key, int]:
+def _suspicious(dask_scheduler: Any) -> Mapping[Key, int]:
+    """Return how many workers died under each task; the scheduler fills the argument by its name."""
     return {key: ts.suspicious for key, ts in dask_scheduler.tasks.items() if ts.suspicious}
 
 

@@ -1,29 +1,33 @@
-"""Execution of pieces on any scheduler."""
+"""`run` computes jobs on any scheduler; `delayed` puts one into a graph. Local schedulers get batches."""
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from dask.callbacks import Callback
+from dask.delayed import Delayed
 from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework.execution.cluster import Cluster
+from tilework.execution.piece import Broken, Job, Piece, Shared
 from tilework.execution.progress import Progress, Tracker, bar
 from tilework.execution.where import Where
 from tilework.graph.layer import Key
-from tilework.writing.jobs import Broken, Job, Piece
-from tilework.writing.ledger import Marks
 
 __all__ = ["delayed", "run"]
 
-# Blocks that a local scheduler gets at a time: enough that waiting for the last of them costs nothing.
+# Pieces that a local scheduler gets at a time: enough that waiting for the last of them costs nothing.
 LOCAL_BLOCKS = 2048
 
 
-def run(jobs: Iterable[Job], where: Where, *, progress: Progress, title: str, go_on: bool = False) -> None:
-    """Run the pieces of ``jobs``, one after the other, in one bounded window.
+def run(
+    jobs: Iterable[Job], where: Where, *, progress: Progress, title: str, keep_going: bool = False
+) -> None:
+    """Compute the pieces of ``jobs``, one after the other, in one bounded window.
 
     Parameters
     ----------
@@ -31,98 +35,108 @@ def run(jobs: Iterable[Job], where: Where, *, progress: Progress, title: str, go
         Taken one by one, when there is room for their pieces.
     where : Where
     progress : bool, "auto", or callable
-        A bar that counts tiles; "auto": in a terminal and in a notebook, else a line a minute to the log. A
-        callable gets the tiles that are done and those that are known of.
+        A bar that counts tiles. "auto" shows it in a terminal and in a notebook, and otherwise logs a line a
+        minute. A callable gets the number of tiles that are done, and of those that are known of.
     title : str
         Name of the bar.
-    go_on : bool
-        Whether a job that fails leaves the others running; its error is in ``job.error``.
+    keep_going : bool
+        Whether the other jobs run on when one fails; its error is in ``job.error``.
 
     Notes
     -----
     Graphs are not optimised: they are fused by construction, and dask's optimisation drops annotations.
     """
     with bar(progress, title) as show:
-        tracker = Tracker(show, go_on)
+        tracker = Tracker(show, keep_going)
+        runner = Local(where, tracker) if where.client is None else Cluster(where, tracker)
         try:
-            if where.client is None:
-                _run_local(tracker.stream(jobs), where, tracker)
-            else:
-                Cluster(where, tracker).run(tracker.stream(jobs))
+            runner.run(tracker.stream(jobs))
         finally:
             tracker.close()
 
 
-def delayed(job: Job, where: Where) -> Any:
-    """Return a `Delayed` that runs all pieces of ``job`` in one graph, slab after slab."""
-    from dask.delayed import Delayed
+class Local:
+    """Runs pieces on a scheduler of this machine, a batch at a time.
 
+    A batch ends when all its tasks have run. The seams that later batches need are kept here as values.
+    """
+
+    def __init__(self, where: Where, tracker: Tracker) -> None:
+        self.where, self.tracker = where, tracker
+        self.shared: Shared | None = None
+        """What the last piece refers to."""
+        self.seams: dict[Key, tuple[int, Any]] = {}
+        """Seams that later pieces of `shared` need: the position of the last such piece, and the value."""
+
+    def run(self, pieces: Iterator[Piece]) -> None:
+        """Compute all pieces."""
+        while batch := list(itertools.islice(pieces, LOCAL_BLOCKS)):
+            self._compute(batch)
+
+    def _compute(self, batch: list[Piece]) -> None:
+        carried = self.seams if batch[0].shared is self.shared else {}
+        graph: dict[Key, Any] = {}
+        for piece in batch:
+            graph.update(piece.shared.nodes)
+            graph.update(piece.tasks)
+        graph |= {key: DataNode(key, value) for key, (_, value) in carried.items()}
+        writes = {key: piece for piece in batch for key in piece.writes}
+        kept = self._kept(batch, carried)
+        keys = [*writes, *kept]
+        with Callback(posttask=functools.partial(self._note, writes)):
+            values = self.where.get(graph, keys, **self._options(batch))
+        self.shared = batch[-1].shared
+        self.seams = {k: (kept[k], value) for k, value in zip(keys, values, strict=True) if k in kept}
+
+    def _kept(self, batch: list[Piece], carried: Mapping[Key, tuple[int, Any]]) -> dict[Key, int]:
+        """Return the seams that pieces after the batch need, and the position of the last such piece."""
+        last = batch[-1]
+        kept = {key: end for p in batch if p.shared is last.shared for key, end in p.keep.items()}
+        if batch[0].shared is last.shared:
+            kept |= {key: end for key, (end, _) in carried.items()}
+        return {key: end for key, end in kept.items() if end > last.position}
+
+    def _options(self, batch: list[Piece]) -> dict[str, int]:
+        most = self.where.threads
+        threads = min(piece.job.threads or most for piece in batch)
+        return {"num_workers": threads} if threads < most else {}
+
+    def _note(self, writes: Mapping[Key, Piece], key: Key, result: Any, *_: Any) -> None:
+        """Take note of a task that has run; dask calls it in this process, after each."""
+        if key not in writes:
+            return
+        if isinstance(result, Broken):
+            self.tracker.failed(writes[key], result.reason())
+        else:
+            self.tracker.finished(writes[key], key, result)
+
+
+def delayed(job: Job) -> Delayed:
+    """Return a `Delayed` that computes all of ``job`` in one graph, and returns its result."""
     graph: dict[Key, Any] = {}
+    shared: Shared | None = None
     before: list[TaskRef] = []
-    current: Mapping[Key, Any] | None = None
     writes: list[TaskRef] = []
     for piece in job.pieces():
-        if piece.shared is not current:
-            current, before, writes = piece.shared, writes, []
-            # Every task refers to these: so they are the gate between slabs.
-            gates = {k: Task(k, _after, node, List(*before)) for k, node in piece.shared.items()}
-            graph.update(gates if before else piece.shared)
+        if piece.shared is not shared:
+            shared, before, writes = piece.shared, writes, []
+            # Every task refers to these nodes, so they are the gate between one slab and the next.
+            gates = {k: Task(k, _after, node, List(*before)) for k, node in shared.nodes.items()}
+            graph.update(gates if before else shared.nodes)
         graph.update(piece.tasks)
         writes += map(TaskRef, piece.writes)
-    last = f"{job.title}-{id(job)}"
-    graph[last] = Task(last, _close, job.arrays, tuple(job.done), List(*before, *writes))
+    last = f"{job.title}-{uuid.uuid4().hex[:8]}"
+    graph[last] = Task(last, _closed, job.close, List(*before, *writes))
     return Delayed(last, graph)
 
 
-def _after(value: Any, before: Any) -> Any:
+def _after(value: Any, before: Iterable[Any]) -> Any:
+    """Return ``value`` once all of ``before`` is done; raise the error of what broke."""
     for result in before:
         if isinstance(result, Broken):
-            raise result.error
+            raise result.reason()
     return value
 
 
-def _close(arrays: Mapping[int, Any], marked: Sequence[int], results: Sequence[Any]) -> Any:
-    _after(None, results)
-    for number in marked:
-        Marks(arrays[number]).pack()
-    return next(iter(arrays.values())) if len(arrays) == 1 else tuple(arrays.values())
-
-
-def _run_local(pieces: Iterator[Piece], where: Where, tracker: Tracker) -> None:
-    kept: dict[Key, tuple[int, Any]] = {}
-    shared: Mapping[Key, Any] | None = None
-    while batch := list(itertools.islice(pieces, LOCAL_BLOCKS)):
-        graph: dict[Key, Any] = {}
-        by_write: dict[Key, Piece] = {}
-        for piece in batch:
-            graph.update(piece.shared)
-            graph.update(piece.tasks)
-            by_write.update(dict.fromkeys(piece.writes, piece))
-        if batch[0].shared is shared:
-            graph.update({key: DataNode(key, value) for key, (_, value) in kept.items()})
-        last = batch[-1]
-        position, shared = last.position, last.shared
-        own = [p for p in batch if p.shared is shared]
-        until = {key: end for p in own for key, end in p.keep.items() if end > position}
-        until |= {key: end for key, (end, _) in kept.items() if key in graph and end > position}
-
-        def done(key: Key, result: Any, *_: Any, by_write: dict[Key, Piece] = by_write) -> None:
-            if key in by_write:
-                if isinstance(result, Broken):
-                    _noted(result)
-                    tracker.failed(by_write[key], result.error)
-                else:
-                    tracker.finished(by_write[key], key, result)
-
-        keys = [*by_write, *until]
-        threads = min((p.job.threads or where.threads for p in batch), default=where.threads)
-        options = {"num_workers": threads} if threads < where.threads else {}
-        with Callback(posttask=done):
-            values = where.get(graph, keys, **options)
-        kept = {key: (until[key], value) for key, value in zip(keys, values, strict=True) if key in until}
-
-
-def _noted(broken: Broken) -> None:
-    """Say where an error came from if it lost its traceback between processes."""
-    if broken.error.__traceback__ is None:
-        broken.error.add_note(f"in another process:\n{broken.text}")
+def _closed(close: Any, results: Iterable[Any]) -> Any:
+    return _after(close, results)()

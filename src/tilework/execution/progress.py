@@ -1,4 +1,4 @@
-"""Progress in tiles, shown or logged; and which jobs of a run are done."""
+"""Progress in tiles, shown or logged; and the jobs of a run, closed when they are done."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
-from tilework.writing.jobs import Job, Piece
 
 __all__ = ["LOG", "Progress", "Tracker", "bar"]
 
 Progress = bool | str | Callable[[int, int], Any]
 LOG = logging.getLogger("tilework")
+# Time between two lines of the log, seconds.
 LOG_SECONDS = 60.0
 
 
 @contextmanager
 def bar(progress: Progress, title: str) -> Iterator[Callable[[int, int], Any]]:
-    """Give a function that shows how many tiles are done, and of how many."""
+    """Give the function that shows how many tiles are done, and of how many."""
     if callable(progress):
         yield progress
     elif progress is False:
@@ -68,55 +69,55 @@ def _logger(title: str) -> Callable[[int, int], Any]:
 
 
 class Tracker:
-    """Counts what is done, and closes jobs."""
+    """Counts the tiles that are done, and closes jobs."""
 
-    def __init__(self, show: Callable[[int, int], Any], go_on: bool) -> None:
-        self.show, self.go_on = show, go_on
+    def __init__(self, show: Callable[[int, int], Any], keep_going: bool) -> None:
+        self.show, self.keep_going = show, keep_going
         self.done = self.total = 0
-        self.open: list[Job] = []
+        self.outstanding: dict[Job, int] = {}
+        """Jobs that are not closed, and how many of their last tasks are not done."""
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Piece]:
-        """Yield the pieces of all jobs; those of a job that failed end."""
+        """Yield the pieces of all jobs; of a job that failed, no more."""
         for job in jobs:
             self.total += job.tiles
             self.show(self.done, self.total)
-            job.outstanding += 1  # until all pieces are out
-            self.open.append(job)
+            self.outstanding[job] = 1  # until all pieces are out
             for piece in job.pieces():
                 if job.error is not None:
                     break
-                job.outstanding += len(piece.writes)
+                self.outstanding[job] += len(piece.writes)
                 yield piece
             self._one_less(job)
 
     def finished(self, piece: Piece, key: Key, failures: Any) -> None:
-        """Take note of a block that was written."""
+        """Take note of a last task that is done; its result lists the tiles that were left out."""
         piece.job.failures += failures or []
         self.done += piece.writes[key]
         self.show(self.done, self.total)
         self._one_less(piece.job)
 
     def failed(self, piece: Piece, error: BaseException) -> None:
-        """Take note of a block that was not written."""
+        """Take note of a last task that failed, and raise its error unless other jobs run on."""
         if piece.job.error is None:
             piece.job.error = error
         self._one_less(piece.job)
-        if not self.go_on:
+        if not self.keep_going:
             raise error
 
     def _one_less(self, job: Job) -> None:
-        job.outstanding -= 1
-        if not job.outstanding:
+        self.outstanding[job] -= 1
+        if not self.outstanding[job]:
+            del self.outstanding[job]
             job.close()
-            self.open.remove(job)
 
     def close(self) -> None:
-        """Close what a failure or an interrupt left open."""
+        """Close the jobs that a failure or an interrupt left open."""
         error = sys.exc_info()[1]
-        for job in self.open:
+        for job in self.outstanding:
             try:
                 job.close()
             except Exception:
-                # The store may be what failed; its marks stand one by one.
+                # The store may be what failed. What its jobs finished is marked unit by unit.
                 if error is None and job.error is None:
                     raise

@@ -1,4 +1,4 @@
-"""Where a run takes place: one of dask's schedulers, and what a process there may take."""
+"""`Where` a run takes place: a scheduler of dask, its workers, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tilework.plan.arguments import default_memory, n_threads
 
 __all__ = ["Where"]
 
-# Of a worker's memory: beyond it distributed starts to spill.
+# The share of a worker's memory that a run may take: beyond it distributed starts to spill.
 MEMORY_SHARE = 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The scheduler of a run: dask's choice, or a given one."""
+    """The scheduler of a run: the one that dask would choose, or a given one."""
 
     get: Callable[..., Any]
-    """dask's function that runs a graph, for local schedulers."""
+    """The function that computes keys of a graph, for local schedulers."""
     client: Any = None
     """The client of a cluster; None for local schedulers."""
     retries: int = 0
@@ -33,11 +33,11 @@ class Where:
     resources: Mapping[str, float] | None = None
     """What a worker must offer to a task that calls the function."""
     priority: int = 0
-    """Of all tasks, for the scheduler of a cluster."""
+    """Of all tasks, for the scheduler of a cluster; more is sooner."""
     alone: bool = True
-    """Whether one result has all of it; several keep each other's workers busy."""
-    known: list[dict[str, Any]] = field(default_factory=list, repr=False, compare=False)
-    """The cluster's workers, once they were asked for."""
+    """Whether one result has the scheduler to itself; several keep each other's workers busy."""
+    workers: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    """What the scheduler of a cluster said of each worker when the run began."""
 
     @classmethod
     def find(cls, scheduler: Any = None, client: Any = None, **options: Any) -> Where:
@@ -45,11 +45,13 @@ class Where:
         if client is not None:
             if not hasattr(client, "scheduler_info"):
                 raise TypeError(f"client must be a distributed.Client; got {type(client).__name__}.")
-            where = cls(client.get, client, **options)
+            get = client.get
         else:
             get = get_scheduler(scheduler=scheduler, cls=da.Array)
             owner = getattr(get, "__self__", None)
-            where = cls(get, owner if hasattr(owner, "scheduler_info") else None, **options)
+            client = owner if hasattr(owner, "scheduler_info") else None
+        workers = () if client is None else client.scheduler_info(n_workers=-1)["workers"].values()
+        where = cls(get, client, workers=tuple(workers), **options)
         where._check()
         return where
 
@@ -65,41 +67,35 @@ class Where:
                 f"resources={dict(self.resources)} are known to the workers of a cluster only; leave them "
                 "out, or give client=."
             )
-        offers = [w["resources"] for w in self.workers()]
+        offers = [w["resources"] for w in self.workers]
         if not any(all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offers):
             raise TilingError(
                 f"no worker offers resources={dict(self.resources)}; the {len(offers)} workers offer "
                 f"{offers[:4]}. Start workers with --resources, or leave resources out."
             )
 
-    def workers(self) -> list[dict[str, Any]]:
-        """Return what the scheduler knew of each worker of the cluster when it was first asked."""
-        if not self.known:
-            self.known.extend(self.client.scheduler_info(n_workers=-1)["workers"].values())
-        return self.known
-
     @property
     def threads(self) -> int:
-        """Tasks at a time in one process."""
+        """Tasks that run at a time in one process."""
         if self.client is None:
             known = getattr(self.get, "__module__", "")
             return 1 if known in ("dask.local", "dask.multiprocessing") else _local_workers()
-        return max((w["nthreads"] for w in self.workers()), default=n_threads())
+        return max((w["nthreads"] for w in self.workers), default=n_threads())
 
     @property
     def at_once(self) -> int:
-        """Calls at a time that blocks are made for: those of the cluster, at least this machine's."""
+        """Calls at a time that blocks are chosen for: of the cluster, but at least of this machine."""
         if self.client is None or not self.alone:
             return n_threads()
         asked = self.resources or {}
         slots: list[int] = [
             min([w["nthreads"], *(math.floor(w["resources"].get(k, 0) / v + 1e-9) for k, v in asked.items())])
-            for w in self.workers()
+            for w in self.workers
         ]
         return max(sum(slots), n_threads())
 
     def fewer(self) -> list[int]:
-        """Return how many tasks at a time may be tried, the most first."""
+        """Return the numbers of tasks at a time that a process can be limited to, the largest first."""
         most = self.threads
         if self.client is not None or getattr(self.get, "__module__", "") != "dask.threaded":
             return [most]
@@ -107,16 +103,16 @@ class Where:
 
     @property
     def memory(self) -> int:
-        """Bytes that one process may take."""
+        """The memory that one process may take, bytes."""
         if self.client is None:
             apart = "multiprocessing" in getattr(self.get, "__module__", "")
             return default_memory() // (_local_workers() if apart else 1)
-        limits = [w["memory_limit"] for w in self.workers() if w["memory_limit"]]
+        limits = [w["memory_limit"] for w in self.workers if w["memory_limit"]]
         return int(MEMORY_SHARE * min(limits)) if limits else default_memory()
 
     @property
     def guard(self) -> int | None:
-        """Attempts that tasks make themselves; None where the scheduler sees to it."""
+        """Further attempts that tasks make themselves; None where the scheduler makes them."""
         return self.retries if self.client is None else None
 
 

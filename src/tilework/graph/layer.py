@@ -40,19 +40,20 @@ from tilework.engine.block import (
 from tilework.engine.spec import Index, Spec
 from tilework.function.output import BoundOutput
 
-__all__ = ["BlockTasks", "Key", "Nodes", "spec_key"]
+__all__ = ["BlockTasks", "Key", "Nodes", "calls_function", "spec_key"]
 
 Key = Any
 Nodes = Iterator[tuple[Key, Any]]
-
-# What the first part of an inner key ends in, by what the task does.
-CALLS = ("group", "block")
-"""Tasks that call the function, where delivering is a task of its own."""
 
 
 def spec_key(name: str) -> str:
     """Return the key of the `Spec` of a result that is called ``name``."""
     return f"{name}-spec"
+
+
+def calls_function(node: Any) -> bool:
+    """Return whether a task calls the user's function, where delivering is a task of its own."""
+    return type(node) is Task and node.func in (gather_owned, assemble)
 
 
 def _everything(index: Index) -> bool:
@@ -115,6 +116,12 @@ class BlockTasks:
         """
         place = (str(index[d]).zfill(len(str(n - 1))) for d, n in zip(self._axes, self._counts, strict=True))
         return (f"{self.name}-{what}", *place)
+
+    def find(self, key: Key) -> tuple[str, Index] | None:
+        """Return what the task of an inner key does, and the number of its block; None for any other key."""
+        if not isinstance(key, tuple) or not str(key[0]).startswith(f"{self.name}-"):
+            return None
+        return str(key[0]).removeprefix(f"{self.name}-"), self.index(key[1:])
 
     def of(self, index: Index) -> Nodes:
         """Yield the keys and tasks of one block: what it owes to later blocks, and itself if wanted."""

@@ -1,7 +1,7 @@
-"""A function in named parts: its code and what it closes over, not where it stands.
+"""A function as named parts: its code and what it closes over, wherever the code is.
 
-Bytecode, constants, defaults, closure values, and the globals that it names. What is installed (the standard
-library, packages) is known by name and version instead.
+The parts are bytecode, constants, defaults, closure values, and the globals that the function names. What is
+installed (the standard library, packages) is known by name and version instead.
 """
 
 from __future__ import annotations
@@ -33,149 +33,151 @@ __all__ = ["SHORT", "UNKNOWN", "Parts", "describe", "digest", "is_network", "pla
 
 Parts = dict[str, str]
 
-# Values are told as they are up to this many characters, else by a digest.
+UNKNOWN = "unknown"
+"""Stands for what cannot be compared; never equal to itself."""
+# Values are given as they are up to this many characters, else by a digest.
 SHORT = 32
+# Containers nested deeper than this are taken for cyclic.
+DEPTH = 40
 
 
 def describe(value: Any, name: str) -> Parts:
-    """Return the parts of a function, or of what it refers to, under ``name``."""
-    parts: Parts = {}
-    _describe(value, name, parts, set())
-    return parts
+    """Return the parts of a function, or of what it refers to, with names that begin with ``name``."""
+    found = _Description()
+    found.add(value, name)
+    return found.parts
 
 
-def _describe(value: Any, name: str, parts: Parts, seen: set[int]) -> None:
-    if id(value) in seen:
-        return
-    if isinstance(value, types.FunctionType | type | types.MethodType | functools.partial):
-        seen.add(id(value))
-    if isinstance(value, LoadOnce):
-        _describe_recipe(value, name, parts, seen)
-    elif isinstance(value, TorchFunction):
-        state = value.__getstate__()
-        for key in sorted(state):
-            _describe(state[key], f"{name} {key.strip('_')}", parts, seen)
-    elif isinstance(value, functools.partial):
-        _describe(value.func, name, parts, seen)
-        for k, argument in enumerate(value.args):
-            _describe(argument, f"{name} argument {k}", parts, seen)
-        for key in sorted(value.keywords):
-            _describe(value.keywords[key], f"{name} argument {key}", parts, seen)
-    elif isinstance(value, types.MethodType):
-        _describe(value.__func__, name, parts, seen)
-        _describe(value.__self__, f"{name} self", parts, seen)
-    elif isinstance(value, types.FunctionType):
-        _describe_function(value, name, parts, seen)
-    elif isinstance(value, type):
-        _describe_class(value, name, parts, seen)
-    elif isinstance(value, types.ModuleType):
-        parts[name] = _installed(value.__name__) or _file_digest(getattr(value, "__file__", None))
-    elif callable(value) and hasattr(value, "__name__"):
-        _describe_named(value, name, parts, seen)
-    else:
-        _describe_object(value, name, parts, seen)
+class _Description:
+    """The parts that were found, and what was described already: functions refer to each other."""
 
+    def __init__(self) -> None:
+        self.parts: Parts = {}
+        self.seen: dict[int, Any] = {}
+        """Objects by identity. Held, so that no other object gets the identity of one that is gone."""
 
-def _describe_recipe(value: LoadOnce, name: str, parts: Parts, seen: set[int]) -> None:
-    if value.version is not None:
-        parts[f"{name} version"] = value.version
-        return
-    factory, args, kwargs = cloudpickle.loads(value.packed)
-    _describe(factory, f"{name} factory", parts, seen)
-    for key, argument in [*enumerate(args), *sorted(kwargs.items())]:
-        what = f"{name} factory argument {key}"
-        if isinstance(argument, str | PurePath) and os.path.exists(argument):  # noqa: PTH110
-            parts[f"{what}: path"] = str(argument)
-            parts[f"{what}: file {Path(argument).name}"] = stamp(argument)
+    def add(self, value: Any, name: str) -> None:
+        """Describe any value under a name."""
+        if id(value) in self.seen:
+            return
+        if isinstance(value, types.FunctionType | type | types.MethodType | functools.partial):
+            self.seen[id(value)] = value
+        if isinstance(value, LoadOnce):
+            self._recipe(value, name)
+        elif isinstance(value, TorchFunction):
+            for key, part in sorted(value.__getstate__().items()):
+                self.add(part, f"{name} {key.strip('_')}")
+        elif isinstance(value, functools.partial):
+            self.add(value.func, name)
+            arguments: list[tuple[Any, Any]] = [*enumerate(value.args), *sorted(value.keywords.items())]
+            for key, argument in arguments:
+                self.add(argument, f"{name} argument {key}")
+        elif isinstance(value, types.MethodType):
+            self.add(value.__func__, name)
+            self.add(value.__self__, f"{name} self")
+        elif isinstance(value, types.FunctionType):
+            self._function(value, name)
+        elif isinstance(value, type):
+            self._class(value, name)
+        elif isinstance(value, types.ModuleType):
+            self.parts[name] = _installed(value.__name__) or _file_digest(getattr(value, "__file__", None))
+        elif callable(value) and hasattr(value, "__name__"):
+            self._named(value, name)
         else:
-            _describe(argument, what, parts, seen)
+            self._object(value, name)
 
+    def _recipe(self, value: LoadOnce, name: str) -> None:
+        if value.version is not None:
+            self.parts[f"{name} version"] = value.version
+            return
+        factory, args, kwargs = cloudpickle.loads(value.packed)
+        self.add(factory, f"{name} factory")
+        for key, argument in [*enumerate(args), *sorted(kwargs.items())]:
+            what = f"{name} factory argument {key}"
+            if isinstance(argument, str | PurePath) and os.path.exists(argument):  # noqa: PTH110
+                self.parts[f"{what}: path"] = str(argument)
+                self.parts[f"{what}: file {Path(argument).name}"] = stamp(argument)
+            else:
+                self.add(argument, what)
 
-def _describe_function(value: types.FunctionType, name: str, parts: Parts, seen: set[int]) -> None:
-    if known := _installed(value.__module__):
-        parts[name] = _named(value.__module__, value.__qualname__, known)
-        return
-    code = value.__code__
-    parts[f"{name} code"] = digest(_bytecode(code))
-    constants = list(_constants(code))
-    if value.__doc__ is not None and constants[:1] == [value.__doc__]:
-        del constants[0]
-    parts[f"{name} constants"] = digest(constants)
-    defaults = {"positional": value.__defaults__, "keyword": value.__kwdefaults__}
-    for kind, given in defaults.items():
-        if given:
-            _describe(given, f"{name} {kind} defaults", parts, seen)
-    for variable, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
-        try:
-            _describe(cell.cell_contents, f"{name} closure value {variable}", parts, seen)
-        except ValueError:  # an empty cell
-            parts[f"{name} closure value {variable}"] = "empty"
-    for variable in sorted(set(_globals(code))):
-        if variable in value.__globals__:
-            _describe(value.__globals__[variable], f"{name} global {variable}", parts, seen)
+    def _function(self, value: types.FunctionType, name: str) -> None:
+        if known := _installed(value.__module__):
+            self.parts[name] = _address(value.__module__, value.__qualname__, known)
+            return
+        code = value.__code__
+        self.parts[f"{name} code"] = digest(_bytecode(code))
+        constants = list(_constants(code))
+        if value.__doc__ is not None and constants[:1] == [value.__doc__]:
+            del constants[0]
+        self.parts[f"{name} constants"] = digest(constants)
+        defaults = {"positional": value.__defaults__, "keyword": value.__kwdefaults__}
+        for kind, given in defaults.items():
+            if given:
+                self.add(given, f"{name} {kind} defaults")
+        for variable, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                self.add(cell.cell_contents, f"{name} closure value {variable}")
+            except ValueError:  # an empty cell
+                self.parts[f"{name} closure value {variable}"] = "empty"
+        for variable in sorted(set(_globals(code))):
+            if variable in value.__globals__:
+                self.add(value.__globals__[variable], f"{name} global {variable}")
 
+    def _class(self, value: type, name: str) -> None:
+        if known := _installed(value.__module__):
+            self.parts[f"{name} class"] = _address(value.__module__, value.__qualname__, known)
+            return
+        for base in value.__bases__:
+            if base is not object:
+                self.add(base, f"{name} {base.__name__}")
+        for key, member in sorted(vars(value).items()):
+            if isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            if isinstance(member, property):
+                member = member.fget
+            if isinstance(member, types.FunctionType) or not key.startswith("__"):
+                self.add(member, f"{name} {key}")
 
-def _describe_class(value: type, name: str, parts: Parts, seen: set[int]) -> None:
-    if known := _installed(value.__module__):
-        parts[f"{name} class"] = _named(value.__module__, value.__qualname__, known)
-        return
-    for base in value.__bases__:
-        if base is not object:
-            _describe(base, f"{name} {base.__name__}", parts, seen)
-    for key, member in sorted(vars(value).items()):
-        if isinstance(member, staticmethod | classmethod):
-            member = member.__func__
-        if isinstance(member, property):
-            member = member.fget
-        if isinstance(member, types.FunctionType) or not key.startswith("__"):
-            _describe(member, f"{name} {key}", parts, seen)
+    def _named(self, value: Any, name: str) -> None:
+        """Describe a builtin, a ufunc, a compiled function, or an object that has a name of its own."""
+        module = getattr(value, "__module__", None) or type(value).__module__
+        wrapped = getattr(value, "__wrapped__", None)
+        known = _installed(module)
+        if known is None and wrapped is not None:
+            self.add(wrapped, name)
+        elif known is None or (getattr(value, "__dict__", None) and not isinstance(value, np.ufunc)):
+            self._object(value, name)
+        else:
+            self.parts[name] = _address(module, getattr(value, "__qualname__", value.__name__), known)
 
-
-def _describe_named(value: Any, name: str, parts: Parts, seen: set[int]) -> None:
-    """Describe a builtin, a ufunc, a compiled function, or an object that has a name of its own."""
-    module = getattr(value, "__module__", None) or type(value).__module__
-    wrapped = getattr(value, "__wrapped__", None)
-    known = _installed(module)
-    if known is None and wrapped is not None:
-        _describe(wrapped, name, parts, seen)
-    elif known is None or _has_state(value):
-        _describe_object(value, name, parts, seen)
-    else:
-        parts[name] = _named(module, getattr(value, "__qualname__", value.__name__), known)
-
-
-def _has_state(value: Any) -> bool:
-    return bool(getattr(value, "__dict__", None)) and not isinstance(value, np.ufunc)
-
-
-def _describe_object(value: Any, name: str, parts: Parts, seen: set[int]) -> None:
-    """Describe data, or an instance: its class and its state."""
-    plain = plain_text(value)
-    if plain is not None:
-        parts[name] = plain if len(plain) < SHORT else digest(value)
-        return
-    items = _items(value)
-    if items is not None and any(_holds_code(item) for _, item in items):
-        for key, item in items:
-            _describe(item, f"{name}[{key}]", parts, seen)
-        return
-    state = getattr(value, "__dict__", None)
-    own = state is not None and not _is_data(value) and not hasattr(value, "__dask_tokenize__")
-    if is_network(value):
-        for kind in sorted({type(m) for m in value.modules()}, key=lambda k: k.__qualname__):
-            if _installed(kind.__module__) is None:
-                _describe(kind, f"{name} {kind.__name__}", parts, seen)
-        parts[f"{name} weights"] = digest(value)
-    elif own and id(value) not in seen:
-        seen.add(id(value))
-        _describe(type(value), name, parts, seen)
-        for key in sorted(state or ()):
-            _describe((state or {})[key], f"{name} {key}", parts, seen)
-    elif not own:
-        try:
-            parts[name] = digest(value)
-        except TokenizationError:
-            parts[name] = UNKNOWN
+    def _object(self, value: Any, name: str) -> None:
+        """Describe data, or an instance, by the first of these rules that applies."""
+        plain, items = plain_text(value), _items(value)
+        # 1. A number or a word, by itself.
+        if plain is not None:
+            self.parts[name] = plain if len(plain) < SHORT else digest(value)
+        # 2. A container of functions or instances, item by item: dask's token would name their line numbers.
+        elif items is not None and any(_holds_code(item) for _, item in items):
+            for key, item in items:
+                self.add(item, f"{name}[{key}]")
+        # 3. A network, by its weights and the user's own classes in it.
+        elif is_network(value):
+            for kind in sorted({type(m) for m in value.modules()}, key=lambda k: k.__qualname__):
+                if _installed(kind.__module__) is None:
+                    self.add(kind, f"{name} {kind.__name__}")
+            self.parts[f"{name} weights"] = digest(value)
+        # 4. Data, and what names itself to dask, by a digest.
+        elif _is_data(value) or not hasattr(value, "__dict__") or hasattr(value, "__dask_tokenize__"):
+            try:
+                self.parts[name] = digest(value)
+            except TokenizationError:
+                self.parts[name] = UNKNOWN
+        # 5. Any other instance, by its class and its attributes.
+        elif id(value) not in self.seen:
+            self.seen[id(value)] = value
+            self.add(type(value), name)
+            for key, part in sorted(vars(value).items()):
+                self.add(part, f"{name} {key}")
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
@@ -185,7 +187,7 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
 
 
 def _holds_code(value: Any) -> bool:
-    """Return whether a value is known by more than its data: dask would name its line numbers too."""
+    """Return whether a value is, or holds, a function or an instance."""
     items = _items(value)
     if items is not None:
         return any(_holds_code(item) for _, item in items)
@@ -193,6 +195,7 @@ def _holds_code(value: Any) -> bool:
 
 
 def _is_data(value: Any) -> bool:
+    """Return whether a value is a number, a word, an array, a tensor, a network or a mapping."""
     if is_network(value) or (hasattr(value, "detach") and hasattr(value, "numpy")):
         return True
     return plain_text(value) is not None or isinstance(value, np.ndarray | Mapping)
@@ -214,7 +217,7 @@ def _constants(code: types.CodeType) -> Iterator[Any]:
 
 
 def _globals(code: types.CodeType) -> Iterator[str]:
-    """Yield the globals that a function and those inside it name."""
+    """Yield the names of the globals that a function, and the functions inside it, refer to."""
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and isinstance(instruction.argval, str):
             yield instruction.argval
@@ -223,10 +226,10 @@ def _globals(code: types.CodeType) -> Iterator[str]:
             yield from _globals(constant)
 
 
-def _named(module: str | None, name: str, known: str) -> str:
-    """Return what an installed object is known by: its address, and the version of its package.
+def _address(module: str | None, name: str, known: str) -> str:
+    """Return the part of an installed object: its module and name, and the version of its package.
 
-    Of this package's own objects the module is left out, so that a store outlives a move of the code.
+    For objects of this package the module is left out: stores can be resumed after the code has moved.
     """
     own = (module or "").partition(".")[0] == "tilework"
     return f"{'tilework' if own else module}.{name}, {known}"
@@ -286,12 +289,6 @@ def stamp(path: Any) -> str:
     return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
 
 
-UNKNOWN = "unknown"
-"""Stands for what cannot be compared; never equal to itself."""
-# Containers nested deeper than this are taken for cyclic.
-DEPTH = 40
-
-
 def digest(value: Any) -> str:
     """Return a digest of plain data, arrays and tensors; equal for equal data in every process.
 
@@ -306,7 +303,7 @@ def digest(value: Any) -> str:
 
 
 def plain_text(value: Any) -> str | None:
-    """Return a number, a word or the like as text; None for anything else."""
+    """Return a number, a word or a similar plain value as text; None for any other value."""
     if value is None or isinstance(value, bool | int | float | complex | str | Fraction | PurePath | Enum):
         return repr(value)
     if isinstance(value, np.generic | np.dtype):
@@ -354,7 +351,7 @@ def _feed(value: Any, state: Any, depth: int) -> None:
 
 
 def _feed_array(value: np.ndarray[Any, Any], state: Any) -> None:
-    """Feed an array's bytes piece by piece: a copy of a large one would double its memory."""
+    """Feed the bytes of an array part by part: a copy of a large one would double its memory."""
     if value.flags.c_contiguous:
         state.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
     elif value.ndim <= 1:

@@ -1,13 +1,15 @@
-"""What a stored result was made from, in named parts, so that a changed part can be told by its name."""
+"""The fingerprint: what a stored result was made from, as named parts, so that a changed part has a name."""
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 
 from tilework.engine.spec import Spec
+from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
 from tilework.source.zarr_array import ZarrSource
@@ -17,22 +19,27 @@ __all__ = ["UNKNOWN", "changes", "of_spec"]
 
 
 def of_spec(spec: Spec, version: str | None = None) -> Parts:
-    """Return the parts of a result of `tiled_map`, but for its mask.
+    """Return the fingerprint of a result of `tiled_map`, but for its mask.
 
     Parameters
     ----------
     spec : Spec
     version : str, optional
-        Stands for the function, whatever its code.
+        Replaces the code of the function.
 
     Returns
     -------
     dict of str
-        Names to digests, or to values where these are short.
+        Names of the parts to their digests, or to their values where these are short.
+
+    Notes
+    -----
+    Stores that were written keep the names and the digests: a changed one makes them impossible to resume.
     """
     parts: Parts = {}
     for number, source in enumerate(spec.sources):
-        parts |= {f"source {number}{name}": value for name, value in _source(source).items()}
+        facts = {"shape": str(source.shape), "dtype": str(source.dtype)} | _identity(source)
+        parts |= {f"source {number} {name}": value for name, value in facts.items()}
     parts |= {"version": version} if version is not None else describe(spec.fn, "fn")
     for f in fields(AxisGrid):
         parts[f.name] = str(tuple(getattr(axis, f.name) for axis in spec.plan.axes))
@@ -41,22 +48,27 @@ def of_spec(spec: Spec, version: str | None = None) -> Parts:
     if spec.skip is not None:
         parts |= describe(spec.skip, "skip")
     for k, output in enumerate(spec.outputs):
-        bound, name = output, f"output {k if output.key is None else output.key}"
-        untiled = tuple(n for a, n in enumerate(bound.shape) if a not in bound.axes)
-        layout = (bound.key, untiled, bound.axes, bound.channel_axis, bound.scale)
-        parts[f"{name} layout"] = digest(layout)
-        parts[f"{name} dtype"] = str(bound.dtype)
-        parts[f"{name} blend"] = bound.kind
-        windows = [None if w.window is None else w.window for w in output.weights]
-        parts[f"{name} window"] = digest((windows, output.importance, spec.plan.outputs[k].rim))
-        parts[f"{name} fill_value"] = repr(bound.fill_value)
-        if bound.reduce is not None:
-            parts |= describe(bound.reduce, f"{name} reduce")
+        name = f"output {k if output.key is None else output.key}"
+        parts |= _output(output, name, spec.plan.outputs[k].rim)
     return parts
 
 
+def _output(output: BoundOutput, name: str, rim: tuple[int, ...] | None) -> Parts:
+    """Return the parts of one output."""
+    untiled = tuple(n for axis, n in enumerate(output.shape) if axis not in output.axes)
+    windows = [weights.window for weights in output.weights]
+    parts = {
+        f"{name} layout": digest((output.key, untiled, output.axes, output.channel_axis, output.scale)),
+        f"{name} dtype": str(output.dtype),
+        f"{name} blend": output.kind,
+        f"{name} window": digest((windows, output.importance, rim)),
+        f"{name} fill_value": repr(output.fill_value),
+    }
+    return parts if output.reduce is None else parts | describe(output.reduce, f"{name} reduce")
+
+
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Return what differs, in words: names, with the values where they are short."""
+    """Return which parts differ, in words: their names, and the values where these are short."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, after = _without_module(old.get(name)), _without_module(new.get(name))
@@ -72,7 +84,7 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def _without_module(value: str | None) -> str | None:
-    """Return a part without the module of an object of this package, which records of 0.1.0 name."""
+    """Return a part without the module of an object of this package; records of version 0.1.0 name it."""
     return value and re.sub(r"^tilework\.[a-z_]+\.(?=\S+, tilework )", "tilework.", value)
 
 
@@ -80,32 +92,48 @@ def _is_digest(value: str) -> bool:
     return len(value) == SHORT and all(c in "0123456789abcdef" for c in value)
 
 
-def _source(source: Source) -> Parts:
-    """Return the parts of one array that is read, their names following on the array's number."""
-    parts = {" shape": str(source.shape), " dtype": str(source.dtype)}
-    if isinstance(source, OnceSource):
-        return parts | {f" {key}": value for key, value in describe(source.handle, "opened by").items()}
-    if isinstance(source, MemorySource):
-        return parts | {" data": digest(source.handle)}
-    if isinstance(source, BlockSource):
-        return parts | {" dask name": str(source.token[1])}
-    if isinstance(source, FileSource):
-        place = f"{source.path} from byte {source.offset}"
-        return parts | {" path": place, " data": stamp(source.path)}
-    if isinstance(source, H5Source):
-        place = f"{source.path}:{source.dataset}"
-        return parts | {" path": place, " data": stamp(source.path)}
-    if isinstance(source, ZarrSource):
-        return parts | _zarr_source(source)
-    return parts | {" data": UNKNOWN}
+# -- what identifies the data of a source -----------------------------------------------------------------
 
 
-def _zarr_source(source: ZarrSource) -> Parts:
+@functools.singledispatch
+def _identity(source: Source) -> Parts:
+    """Return the parts of a fingerprint that tell the data of a source from others, by name."""
+    del source
+    return {"data": UNKNOWN}
+
+
+@_identity.register
+def _(source: OnceSource) -> Parts:
+    return describe(source.handle, "opened by")
+
+
+@_identity.register
+def _(source: MemorySource) -> Parts:
+    return {"data": digest(source.handle)}
+
+
+@_identity.register
+def _(source: BlockSource) -> Parts:
+    return {"dask name": source.dask_name}
+
+
+@_identity.register
+def _(source: FileSource) -> Parts:
+    return {"path": f"{source.path} from byte {source.offset}", "data": stamp(source.path)}
+
+
+@_identity.register
+def _(source: H5Source) -> Parts:
+    return {"path": f"{source.path}:{source.dataset}", "data": stamp(source.path)}
+
+
+@_identity.register
+def _(source: ZarrSource) -> Parts:
     array = source.handle
     metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
-    parts = {" path": str(array.store_path), " metadata": digest(repr(metadata))}
+    parts = {"path": str(array.store_path), "metadata": digest(repr(metadata))}
     root = getattr(array.store_path.store, "root", None)
-    if root is not None:
-        folder = Path(root).absolute() / array.store_path.path
-        parts |= {" path": str(folder), " data": digest(list(stamps(folder)))}
-    return parts
+    if root is None:
+        return parts
+    folder = Path(root).absolute() / array.store_path.path
+    return parts | {"path": str(folder), "data": digest(list(stamps(folder)))}

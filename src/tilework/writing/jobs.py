@@ -1,301 +1,323 @@
-"""One result on its way into storage, as pieces that a run may submit one after the other."""
+"""Jobs that write a result into arrays: `TileJob` for one of `tiled_map`, `ChunkJob` for any dask array."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-import math
-import traceback
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from dask.optimization import cull
 from dask.task_spec import DataNode, Task, TaskRef
 
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Index, Spec
 from tilework.errors import TilingError
-from tilework.graph.layer import BlockTasks, Key, Nodes
+from tilework.execution.piece import Job, Piece, Shared, guarded
+from tilework.graph.layer import BlockTasks, Key, calls_function
+from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
-from tilework.writing.ledger import Marks
+from tilework.writing.ledger import Ledger
 from tilework.writing.units import Bits, Units, tiles_touching, with_todo
 
-__all__ = ["Broken", "ChunkJob", "Job", "Piece", "TileJob", "Writer"]
+__all__ = ["ChunkJob", "Destination", "TileJob", "WriteJob"]
 
 
-@dataclass(slots=True)
-class Piece:
-    """Tasks that are submitted together."""
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The array that one output is written into."""
 
-    job: Job
-    tasks: dict[Key, Any]
-    writes: dict[Key, int]
-    """Last tasks, which return nothing, and the tiles that each finishes."""
-    shared: Mapping[Key, Any]
-    """Nodes that many pieces refer to."""
-    keep: Mapping[Key, int] = field(default_factory=dict)
-    """Seams that later pieces of the same ``shared`` need, and the position of the last one."""
-    position: int = 0
+    array: Any
+    """A Zarr array, or anything with item assignment."""
+    done: Bits | None = None
+    """Which write units were done when the run began; None: no marks can be kept."""
 
-
-@dataclass(slots=True)
-class Broken:
-    """What a task returns instead of raising, so that other tasks go on."""
-
-    error: BaseException
-    text: str
-    """The traceback, which does not travel between processes."""
+    @property
+    def ledger(self) -> Ledger | None:
+        """What keeps the marks."""
+        return None if self.done is None else Ledger(self.array)
 
 
-def guarded(retries: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Call ``function``, again if it fails; return its exception, and hand on that of an argument."""
-    for argument in args:
-        for value in argument if isinstance(argument, list | tuple) else (argument,):
-            if isinstance(value, Broken):
-                return value
-    for _ in range(retries):
-        try:
-            return function(*args)
-        except Exception:
-            continue
-    try:
-        return function(*args)
-    except Exception as error:
-        return Broken(error, traceback.format_exc())
+# -- in the tasks ------------------------------------------------------------------------------------------
 
 
-class Writer:
-    """Writes blocks of the outputs to their arrays, and marks their units; the end of each task."""
+@dataclass(frozen=True, slots=True)
+class _Sink:
+    """What a task knows of the array of one output."""
 
-    def __init__(
-        self,
-        arrays: Mapping[int, Any],
-        units: Mapping[int, Units] | None = None,
-        partial: Mapping[int, Mapping[Index, Sequence[Index]]] | None = None,
-    ) -> None:
-        self.arrays, self.partial = dict(arrays), dict(partial or {})
-        self.units = {n: (u.shape, u.unit) for n, u in (units or {}).items()}
+    array: Any
+    """What is written into."""
+    ledger: Ledger | None
+    """Where units are marked; None: nowhere."""
+    partial: Mapping[Index, Sequence[Index]] = field(default_factory=dict)
+    """By block, the units that are to be written, where some of its units are done."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        for array in self.arrays.values():
-            if isinstance(array, np.ndarray):
-                raise TilingError(
-                    "an array in memory can only be written into by threads of this process; give a Zarr "
-                    "store for processes and clusters."
-                )
-        return _writer, (self.arrays, self.units, self.partial)
+        if isinstance(self.array, np.ndarray):
+            raise TilingError(
+                "an array in memory can only be written into by threads of this process; give a Zarr store "
+                "for processes and clusters."
+            )
+        return _Sink, (self.array, self.ledger, self.partial)
+
+
+class _Writer:
+    """Writes blocks of all outputs, and marks their units; the end of each task that delivers a block."""
+
+    def __init__(self, sinks: Mapping[int, _Sink]) -> None:
+        self.sinks = sinks
 
     def __call__(self, spec: Spec, index: Index, block: Any, failures: Sequence[Failure]) -> Any:
         """Write a block, or the tuple of blocks of all outputs; return the failures, if any."""
-        for number, array in self.arrays.items():
+        for number, sink in self.sinks.items():
+            box = spec.outputs[number].place(spec.boxes(index)[number])
             part = block[number] if spec.many else block
-            where = spec.outputs[number].place(spec.boxes(index)[number])
-            try:
-                self._write(spec, number, array, index, where, part, failures)
-            except Exception as error:
-                error.add_note(f"raised while writing samples {_text(where)} of the result")
-                raise
+            with _told(box):
+                if sink.ledger is None:
+                    sink.array[box] = part
+                    continue
+                units = Units.of(spec, number, sink.array)
+                written = _write_units(sink, units, index, box, part)
+                for failure in failures:
+                    written.difference_update(units.of_tile(failure.tile))
+                sink.ledger.mark(sorted(written))
         return list(failures) or None
 
-    def _write(
-        self,
-        spec: Spec,
-        number: int,
-        array: Any,
-        index: Index,
-        where: tuple[slice, ...],
-        part: Any,
-        failures: Sequence[Failure],
+
+def _write_units(sink: _Sink, units: Units, index: Index, box: tuple[slice, ...], part: Any) -> set[Index]:
+    """Write those units of a block that are not done, and return them."""
+    if index not in sink.partial:
+        sink.array[box] = part
+        return set(itertools.product(*(range(a, b) for a, b in units.ranges(box))))
+    starts = [s.indices(n)[0] for s, n in zip(box, units.shape, strict=True)]
+    for unit in sink.partial[index]:
+        own = units.slices(unit)
+        sink.array[own] = part[
+            tuple(slice(s.start - a, s.stop - a) for s, a in zip(own, starts, strict=True))
+        ]
+    return set(sink.partial[index])
+
+
+def _write_chunk(sink: _Sink, box: tuple[slice, ...], units: Sequence[range], chunk: Any) -> None:
+    """Write a chunk of a dask array, and mark its units."""
+    with _told(box):
+        sink.array[box] = chunk
+        if sink.ledger is not None:
+            sink.ledger.mark(itertools.product(*units))
+
+
+@contextmanager
+def _told(box: Sequence[slice]) -> Iterator[None]:
+    """Add to an error which samples were being written."""
+    try:
+        yield
+    except Exception as error:
+        text = ", ".join(f"{s.start}:{s.stop}" if s.stop is not None else ":" for s in box)
+        error.add_note(f"raised while writing samples [{text}] of the result")
+        raise
+
+
+def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:
+    """Keep nothing of a block."""
+    del spec, index, block, failures
+
+
+# -- jobs --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Close:
+    """Ends a job: packs the marks, and returns the array, or the tuple of arrays, that was written."""
+
+    arrays: tuple[Any, ...]
+    """All arrays of the job."""
+    ledgers: tuple[Ledger, ...]
+    """Those of the arrays that have one."""
+
+    def __call__(self) -> Any:
+        for ledger in self.ledgers:
+            ledger.pack()
+        return self.arrays if len(self.arrays) > 1 else self.arrays[0]
+
+
+class WriteJob(Job):
+    """What jobs that write arrays have in common."""
+
+    def __init__(
+        self, title: str, name: str, destinations: Iterable[Destination], retries: int | None
     ) -> None:
-        if number not in self.units:
-            array[where] = part
-            return
-        units = Units(spec, number, *self.units[number])
-        missing = self.partial.get(number, {}).get(index)
-        if missing is None:
-            array[where] = part
-            finished = set(itertools.product(*(range(a, b) for a, b in units.ranges(where))))
-        else:
-            starts = [s.indices(n)[0] for s, n in zip(where, units.shape, strict=True)]
-            for unit in missing:
-                box = units.slices(unit)
-                inner = (slice(s.start - a, s.stop - a) for s, a in zip(box, starts, strict=True))
-                array[box] = part[tuple(inner)]
-            finished = set(missing)
-        for failure in failures:
-            finished.difference_update(units.of_tile(failure.tile))
-        Marks(array).set(sorted(finished))
-
-
-def _writer(arrays: Any, units: Any, partial: Any) -> Writer:
-    writer = Writer(arrays, None, partial)
-    writer.units = units
-    return writer
-
-
-def _text(box: Sequence[slice]) -> str:
-    return "[" + ", ".join(f"{s.start}:{s.stop}" if s.stop is not None else ":" for s in box) + "]"
-
-
-class Job:
-    """What a run asks of a result on its way into storage."""
-
-    def __init__(self, title: str, arrays: Mapping[int, Any], done: Mapping[int, Bits]) -> None:
         self.title = title
-        self.arrays, self.done = dict(arrays), dict(done)
+        # A cluster would take tasks of an equal name, of another store or of a run that failed, for done.
+        self.name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.retries = retries
+        """Further attempts that tasks make themselves; None where the scheduler makes them."""
+        self.tiles = 0
+        self.threads: int | None = None
         self.failures: list[Failure] = []
         self.error: BaseException | None = None
-        self.outstanding = 0
-        self.closed = False
-        self.tiles = 0
-        """Tiles that this run computes."""
-        self.threads: int | None = None
-        """Tasks at a time in a process, where fewer than usual; None: as many as there are."""
-
-    @property
-    def found(self) -> tuple[int, int]:
-        """How many units were found done, and how many there are."""
-        return sum(int(d.sum()) for d in self.done.values()), sum(d.size for d in self.done.values())
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield what is to be run, in order."""
-        raise NotImplementedError
+        found = list(destinations)
+        done = [d.done for d in found if d.done is not None]
+        self.done = sum(int(bits.sum()) for bits in done)
+        """Number of units that were done when the run began."""
+        self.units = sum(bits.size for bits in done)
+        """Number of all units."""
+        ledgers = tuple(d.ledger for d in found if d.ledger is not None)
+        self.close: Callable[[], Any] = _Close(tuple(d.array for d in found), ledgers)
 
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone."""
         del key
         return []
 
-    def close(self) -> None:
-        """Put the marks together, whether all is done or not."""
-        if self.closed:
-            return
-        self.closed = True
-        for number in self.done:
-            Marks(self.arrays[number]).pack()
+
+@dataclass(frozen=True, slots=True)
+class _Missing:
+    """What of a result is to be computed."""
+
+    blocks: Bits
+    """Which blocks are written."""
+    tiles: Bits | None = None
+    """Which tiles are run; None: all that have a result."""
+    partial: Mapping[int, Mapping[Index, list[Index]]] = field(default_factory=dict)
+    """By output and block, the units that are written, where some units of the block are done."""
 
 
-class TileJob(Job):
-    """Writes the result of `tiled_map`: only missing units, from only the tiles that touch them."""
+def _missing(spec: Spec, destinations: Mapping[int, Destination]) -> _Missing:
+    """Return the blocks, and the tiles, that touch a unit that is not done."""
+    missing = {n: ~d.done for n, d in destinations.items() if d.done is not None}
+    if all(bits.all() for bits in missing.values()):
+        return _Missing(np.ones(spec.plan.blocks, bool))
+    units = {n: Units.of(spec, n, destinations[n].array) for n in missing}
+    counts = {n: units[n].blocks(bits) for n, bits in missing.items()}
+    blocks: Bits = np.logical_or.reduce([count > 0 for count in counts.values()])
+    partial: dict[int, dict[Index, list[Index]]] = {}
+    for n, bits in missing.items():
+        whole = units[n].blocks(np.ones_like(bits))
+        mixed = [tuple(map(int, index)) for index in np.argwhere((counts[n] < whole) & blocks)]
+        partial[n] = {index: [u for u in units[n].in_block(index) if bits[u]] for index in mixed}
+    return _Missing(blocks, tiles_touching(list(units.values()), list(missing.values())), partial)
+
+
+class TileJob(WriteJob):
+    """Writes the result of `tiled_map`: only units that are not done, from only the tiles that touch them.
+
+    Parameters
+    ----------
+    title : str
+        Name of the job, for messages.
+    name : str
+        Of the result.
+    spec : Spec
+    destinations : dict of int to Destination
+        By the number of the output.
+    upstream : dict, optional
+        Graphs of the dask arrays that are read.
+    retries : int or None
+        Further attempts that tasks make themselves; None: the scheduler makes them.
+    apart : bool
+        Whether writing is a task of its own, so that only the tasks that call the function need resources.
+    """
 
     def __init__(
         self,
         title: str,
         name: str,
         spec: Spec,
-        upstream: Mapping[Key, Any],
-        arrays: Mapping[int, Any],
-        units: Mapping[int, Units],
-        done: Mapping[int, Bits],
-        guard: int | None,
-        apart: bool,
+        destinations: Mapping[int, Destination],
+        *,
+        upstream: Mapping[Key, Any] | None = None,
+        retries: int | None = None,
+        apart: bool = False,
     ) -> None:
-        super().__init__(title, arrays, done)
-        # A cluster would take tasks of an equal name, of another store or of a run that failed, for done.
-        self.name = f"{name}-{uuid.uuid4().hex[:8]}"
-        self.spec, self.upstream = spec, upstream
-        self.units, self.guard, self.apart = dict(units), guard, apart
+        super().__init__(title, name, destinations.values(), retries)
+        self.spec, self.upstream, self.apart = spec, upstream or {}, apart
+        self.missing = _missing(spec, destinations)
+        partial = self.missing.partial
+        sinks = {n: _Sink(d.array, d.ledger, partial.get(n, {})) for n, d in destinations.items()}
+        self._writer = _Writer(sinks)
+        self._slabs: list[BlockTasks] = []
         self.threads = spec.plan.threads
-        self._plan_missing()
-        self._slabs: dict[str, BlockTasks] = {}
-
-    def _plan_missing(self) -> None:
-        """Find the blocks and tiles that touch a missing unit."""
-        missing = {n: ~bits for n, bits in self.done.items()}
-        self.fresh = all(bits.all() for bits in missing.values())
-        plan = self.spec.plan
-        self.wanted = np.ones(plan.blocks, bool)
-        self.todo: Bits | None = None
-        self.partial: dict[int, dict[Index, list[Index]]] = {n: {} for n in self.done}
-        if not self.fresh:
-            units = [self.units[n] for n in missing]
-            counts = {n: self.units[n].blocks(bits) for n, bits in missing.items()}
-            self.wanted = np.logical_or.reduce([c > 0 for c in counts.values()])
-            self.todo = tiles_touching(units, list(missing.values()))
-            for n, bits in missing.items():
-                whole = self.units[n].blocks(np.ones_like(bits))
-                for index in np.argwhere((counts[n] < whole) & self.wanted):
-                    block = tuple(map(int, index))
-                    ranges = itertools.product(*(range(a, b) for a, b in self.units[n].of_block(block)))
-                    self.partial[n][block] = [u for u in ranges if bits[u]]
-        todo = with_todo(self.spec, self.todo).active
-        self.tiles = todo.count([(0, n) for n in todo.grid_shape]) if self.wanted.any() else 0
+        todo = with_todo(spec, self.missing.tiles).active
+        self.tiles = todo.count([(0, n) for n in todo.grid_shape]) if self.missing.blocks.any() else 0
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the tasks of every block, slab by slab."""
-        for number, (wanted, tiles) in enumerate(self._slab_parts()):
-            if wanted.any():
-                yield from self._slab(
-                    f"{self.name}-{number}" if self.spec.plan.slabs else self.name, wanted, tiles
-                )
+        for number, (blocks, tiles) in enumerate(self._slab_parts()):
+            if not blocks.any():
+                continue
+            name = f"{self.name}-{number}" if self.spec.plan.slabs else self.name
+            slab = self._tasks(name, replace(with_todo(self.spec, tiles), end=self._writer), blocks)
+            self._slabs.append(slab)
+            yield from self._merged(slab) if self.upstream else self._by_block(slab)
 
     def _slab_parts(self) -> Iterator[tuple[Bits, Bits | None]]:
         """Yield, per slab, the blocks to write and the tiles to run."""
-        plan = self.spec.plan
+        plan, missing = self.spec.plan, self.missing
         if not plan.slabs:
-            yield self.wanted, self.todo
+            yield missing.blocks, missing.tiles
             return
-        cut = plan.slab_axes
-        for place in itertools.product(*(range(plan.blocks[d]) for d in cut)):
-            at = dict(zip(cut, place, strict=True))
-            chosen = tuple(slice(at[d], at[d] + 1) if d in at else slice(None) for d in range(len(plan.axes)))
-            wanted = np.zeros_like(self.wanted)
-            wanted[chosen] = self.wanted[chosen]
-            touch = tuple(
-                slice(*plan.tables[d].touch[at[d]]) if d in at else slice(None) for d in range(len(plan.axes))
-            )
+        for place in itertools.product(*(range(plan.blocks[d]) for d in plan.slab_axes)):
+            inside, touching = [slice(None)] * len(plan.axes), [slice(None)] * len(plan.axes)
+            for d, b in zip(plan.slab_axes, place, strict=True):
+                inside[d], touching[d] = slice(b, b + 1), slice(*plan.tables[d].touch[b])
+            blocks = np.zeros_like(missing.blocks)
+            blocks[tuple(inside)] = missing.blocks[tuple(inside)]
             tiles = np.zeros(plan.grid_shape, bool)
-            tiles[tuple(touch)] = True if self.todo is None else self.todo[tuple(touch)]
-            yield wanted, tiles
+            tiles[tuple(touching)] = True if missing.tiles is None else missing.tiles[tuple(touching)]
+            yield blocks, tiles
 
-    def _slab(self, name: str, wanted: Bits, tiles: Bits | None) -> Iterator[Piece]:
-        writer = Writer(self.arrays, self.units, self.partial)
-        blocks = self._blocks(name, replace(with_todo(self.spec, tiles), end=writer), wanted)
-        self._slabs[name] = blocks
-        shared = blocks.shared
-        # What a dask array is made of comes with it whole: then a window would save nothing.
-        merged: Piece | None = None
-        for position, index in enumerate(blocks.order()):
-            tasks = self._guarded(blocks.of(index))
-            if not tasks:
+    def _by_block(self, slab: BlockTasks) -> Iterator[Piece]:
+        """Yield the tasks of each block that has any, in raster order."""
+        shared = Shared(slab.shared)
+        for position, index in enumerate(slab.order()):
+            nodes = dict(slab.of(index))
+            if not nodes:
                 continue
-            write, seam = blocks.key("write", index), blocks.key("seam", index)
-            plan = blocks.spec.active
-            writes = {write: plan.owned(index)} if write in tasks else {}
-            keep = {seam: position + blocks.reach} if seam in tasks else {}
-            if self.upstream:
-                merged = merged or Piece(self, dict(self.upstream), {}, shared)
-                merged.tasks.update(tasks)
-                merged.writes.update(writes)
-            else:
-                yield Piece(self, tasks, writes, shared, keep, position)
-        if merged is not None:
-            yield merged
+            write, seam = slab.key("write", index), slab.key("seam", index)
+            calls = (key for key, node in nodes.items() if self.apart and calls_function(node))
+            yield Piece(
+                self,
+                shared,
+                self._guarded(nodes),
+                writes={write: slab.spec.active.owned(index)} if write in nodes else {},
+                heavy=frozenset(calls),
+                keep={seam: position + slab.reach} if seam in nodes else {},
+                position=position,
+            )
 
-    def _blocks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
-        return BlockTasks(spec, name, wanted=lambda index: bool(wanted[index]), apart=self.apart)
+    def _merged(self, slab: BlockTasks) -> Iterator[Piece]:
+        """Yield one piece of all blocks: the graph of a dask array is there as a whole already."""
+        pieces = list(self._by_block(slab))
+        if pieces:
+            tasks = dict(self.upstream)
+            writes: dict[Key, int] = {}
+            for piece in pieces:
+                tasks.update(piece.tasks)
+                writes.update(piece.writes)
+            heavy = frozenset().union(*(piece.heavy for piece in pieces))
+            yield Piece(self, pieces[0].shared, tasks, writes, heavy)
 
-    def _guarded(self, nodes: Nodes) -> dict[Key, Any]:
-        """Return tasks that return their exceptions, where the scheduler does not see to them."""
-        if self.guard is None:
-            return dict(nodes)
+    def _tasks(self, name: str, spec: Spec, blocks: Bits) -> BlockTasks:
+        return BlockTasks(spec, name, wanted=lambda index: bool(blocks[index]), apart=self.apart)
+
+    def _guarded(self, nodes: Mapping[Key, Any]) -> dict[Key, Any]:
+        """Return tasks that return their exceptions, where the scheduler does not report them."""
         return {
-            key: Task(key, functools.partial(guarded, self.guard, node.func), *node.args)
-            if type(node) is Task
-            else node
-            for key, node in nodes
+            key: Task(key, guarded(node.func, self.retries), *node.args) if type(node) is Task else node
+            for key, node in nodes.items()
         }
 
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone and writes nothing."""
-        for name, blocks in self._slabs.items():
-            for what in ("group", "seam", "block", "write"):
-                if isinstance(key, tuple) and key[0] == f"{name}-{what}":
-                    index = blocks.index(key[1:])
-                    ranges = blocks.spec.ranges(index, owned=what in ("group", "seam"))
-                    return [(t, self._alone(t, index)) for t in tiles_of(blocks.spec, ranges)]
+        for slab in self._slabs:
+            found = slab.find(key)
+            if found is not None:
+                what, index = found
+                ranges = slab.spec.ranges(index, owned=what in ("group", "seam"))
+                return [(tile, self._alone(tile, index)) for tile in tiles_of(slab.spec, ranges)]
         return []
 
     def _alone(self, tile: Tile, index: Index) -> Piece:
@@ -303,64 +325,57 @@ class TileJob(Job):
         only[tile.position] = True
         spec = replace(with_todo(self.spec, only), on_error="raise", end=_forget)
         spec = replace(spec, todo=replace(spec.active, reuse="recompute"))
-        name = f"{self.name}-alone-{tile.index}"
-        blocks = self._blocks(name, spec, np.ones(self.spec.plan.blocks, bool))
-        tasks = self._guarded(blocks.of(index))
-        return Piece(self, {**self.upstream, **tasks}, {blocks.key("write", index): 1}, blocks.shared)
+        blocks = self._tasks(f"{self.name}-alone-{tile.index}", spec, np.ones(spec.plan.blocks, bool))
+        tasks = self._guarded(dict(blocks.of(index)))
+        return Piece(self, Shared(blocks.shared), {**self.upstream, **tasks}, {blocks.key("write", index): 1})
 
 
-def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:
-    del spec, index, block, failures
+class ChunkJob(WriteJob):
+    """Writes any dask array whose chunks are whole write units, one task per chunk.
 
-
-class ChunkJob(Job):
-    """Writes any dask array whose chunks are whole write units, one task per chunk."""
+    Parameters
+    ----------
+    title : str
+        Name of the job, for messages.
+    array : dask array
+    destination : Destination
+    unit : tuple of int, samples per axis
+        The write unit.
+    retries : int or None
+        Further attempts that tasks make themselves; None: the scheduler makes them.
+    """
 
     def __init__(
-        self, title: str, array: Any, target: Any, done: Bits | None, unit: Index, guard: int | None
+        self, title: str, array: Any, destination: Destination, unit: Index, retries: int | None
     ) -> None:
-        super().__init__(title, {0: target}, {} if done is None else {0: done})
-        self.array, self.unit, self.guard = array, unit, guard
-        self.name = f"{array.name}-{uuid.uuid4().hex[:8]}"
-        self._offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in array.chunks]
-        self.boxes = dict(self._missing())
-        self.tiles = len(self.boxes)
+        super().__init__(title, array.name, [destination], retries)
+        self.array, self.destination, self.unit = array, destination, unit
+        self.missing = dict(self._missing())
+        """By the number of the chunk, its samples and units."""
+        self.tiles = len(self.missing)
 
-    def _missing(self) -> Iterator[tuple[Index, tuple[slice, ...]]]:
+    def _missing(self) -> Iterator[tuple[Index, tuple[tuple[slice, ...], tuple[range, ...]]]]:
+        """Yield the chunks that hold a unit that is not done."""
+        offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in self.array.chunks]
+        done = self.destination.done
         for index in itertools.product(*map(range, self.array.numblocks)):
-            box = tuple(slice(o[b], o[b + 1]) for o, b in zip(self._offsets, index, strict=True))
-            if not self.done or not self.done[0][self._units(box)].all():
-                yield index, box
-
-    def _units(self, box: tuple[slice, ...]) -> tuple[slice, ...]:
-        return tuple(slice(s.start // u, math.ceil(s.stop / u)) for s, u in zip(box, self.unit, strict=True))
+            box = tuple(slice(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True))
+            units = tuple(
+                range(s.start // u, ceil_div(s.stop, u)) for s, u in zip(box, self.unit, strict=True)
+            )
+            if done is None or not done[tuple(slice(r.start, r.stop) for r in units)].all():
+                yield index, (box, units)
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the whole graph: it is there already."""
-        from dask.optimization import cull
-
-        if not self.boxes:
+        """Yield the whole graph at once: it exists already."""
+        if not self.missing:
             return
-        writer, writes = f"{self.name}-writer", {}
-        inputs = [(self.array.name, *index) for index in self.boxes]
-        tasks, _ = cull(dict(self.array.dask), inputs)
-        for index, box in self.boxes.items():
+        sink, writes = f"{self.name}-writer", {}
+        tasks, _ = cull(dict(self.array.dask), [(self.array.name, *index) for index in self.missing])
+        write = guarded(_write_chunk, self.retries)
+        for index, (box, units) in self.missing.items():
             key = (f"{self.name}-write", *index)
-            units = self._units(box) if self.done else None
-            call: Any = (
-                _write_chunk if self.guard is None else functools.partial(guarded, self.guard, _write_chunk)
-            )
-            tasks[key] = Task(key, call, TaskRef(writer), box, units, TaskRef((self.array.name, *index)))
+            tasks[key] = Task(key, write, TaskRef(sink), box, units, TaskRef((self.array.name, *index)))
             writes[key] = 1
-        yield Piece(self, tasks, writes, {writer: DataNode(writer, Writer(self.arrays))})
-
-
-def _write_chunk(writer: Writer, box: tuple[slice, ...], units: tuple[slice, ...] | None, chunk: Any) -> None:
-    array = writer.arrays[0]
-    try:
-        array[box] = chunk
-    except Exception as error:
-        error.add_note(f"raised while writing samples {_text(box)} of the result")
-        raise
-    if units is not None:
-        Marks(array).set(itertools.product(*(range(s.start, s.stop) for s in units)))
+        node = DataNode(sink, _Sink(self.destination.array, self.destination.ledger))
+        yield Piece(self, Shared({sink: node}), tasks, writes)

@@ -1,49 +1,97 @@
-"""Done-marks: which write units of a Zarr array are finished, kept beside the array's own data.
+"""What was written: the record and the done-marks of a Zarr array, and `status`, which reads them.
 
-Below the array's folder::
+The attribute ``tilework`` of the array is its record: the plan, the versions and the fingerprint of the
+inputs. The marks say which write units are done. They are kept below the array's folder::
 
     .tilework/done/3.0.7    an empty value, written after unit (3, 0, 7)
     .tilework/done.bits     the same for many units: one bit each, packed and compressed
 
 That a chunk exists says nothing: chunks of fill value leave no file, and a shard exists after its first inner
-write. What the run was is in the array's attributes under ``tilework``.
+write.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
+import platform
 import zlib
-from collections.abc import Coroutine, Iterable
-from typing import Any
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
+import zarr
 from zarr.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 
 from tilework.engine.spec import Index
+from tilework.errors import TilingError
 from tilework.grid.axis import ceil_div
+from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["RECORD", "Marks", "read_record", "write_record"]
+__all__ = ["RECORD", "Ledger", "Record", "Status", "record_of", "status", "versions"]
 
 RECORD = "tilework"
-"""Name of the attribute that says what was written."""
+"""Name of the attribute that holds the record."""
+FORMAT = 1
+"""Version of the record."""
 FOLDER = ".tilework"
 
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-class Marks:
-    """The done-marks of one array."""
+class Record(TypedDict):
+    """What the attributes of a written array say of its run."""
+
+    format: int
+    versions: dict[str, str]
+    """Versions of python and the packages that the result was computed with."""
+    fingerprint: dict[str, str]
+    """What the result was made from: names of the parts, and their digests or values."""
+    plan: NotRequired[dict[str, Any]]
+    """The JSON of the plan, where it is a result of `tiled_map`."""
+    failed: NotRequired[list[str]]
+    """Tiles that the last run left out, with their errors."""
+
+
+def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> Record:
+    """Return the record of a run that begins."""
+    record: Record = {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint)}
+    if plan is not None:
+        # Of the plan what makes the numbers, not what the machine had: stores of two machines are equal.
+        record["plan"] = json.loads(replace(plan, threads=1, cache_bytes=0, notes=()).to_json())
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of python and the packages that compute a result."""
+    found = {name: version(name) for name in ("tilework", "numpy", "dask", "zarr")}
+    return found | {"python": ".".join(platform.python_version_tuple()[:2])}
+
+
+class Ledger:
+    """The record and the done-marks of one Zarr array, read from its store each time."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
         unit = array.shards or array.chunks
         self.shape: Index = tuple(ceil_div(n, u) for n, u in zip(array.shape, unit, strict=True))
+        """Number of write units per axis."""
 
     @property
-    def _folder(self) -> Any:
-        return self.array.store_path / FOLDER
+    def record(self) -> Record | None:
+        """What the attributes say of the run that wrote the array; None: tilework did not write it."""
+        record = self.array.attrs.asdict().get(RECORD)
+        return record if isinstance(record, dict) and "fingerprint" in record else None  # type: ignore[return-value]
+
+    def write_record(self, record: Record) -> None:
+        """Put a record into the attributes."""
+        if self.record != record:
+            self.array.update_attributes({RECORD: record})
 
     def read(self) -> Bits:
         """Return which units are done."""
@@ -51,7 +99,7 @@ class Marks:
 
     def _read(self, marked: Iterable[Index]) -> Bits:
         done = np.zeros(math.prod(self.shape), bool)
-        packed = _run((self._folder / "done.bits").get(default_buffer_prototype()))
+        packed = sync((self._folder / "done.bits").get(default_buffer_prototype()))
         if packed is not None:
             bits = np.frombuffer(zlib.decompress(packed.to_bytes()), np.uint8)
             done |= np.unpackbits(bits, count=done.size).astype(bool)
@@ -60,11 +108,10 @@ class Marks:
             done[unit] = True
         return done
 
-    def set(self, units: Iterable[Index]) -> None:
+    def mark(self, units: Iterable[Index]) -> None:
         """Mark units whose data were written."""
-        names = [".".join(map(str, unit)) for unit in units]
         empty = cpu.Buffer.from_bytes(b"")
-        _run(_all((self._folder / f"done/{name}").set(empty) for name in names))
+        sync(_all([self._place(unit).set(empty) for unit in units]))
 
     def pack(self) -> None:
         """Put the marks of single units into one value; a task that is still running may add more."""
@@ -72,22 +119,22 @@ class Marks:
         self._write(self._read(marked))
         self._delete(marked)
 
-    def reset(self, done: Bits) -> None:
-        """Let only the units in ``done`` be marked.
+    def reset(self, done: Bits | None = None) -> None:
+        """Let only the units in ``done`` be marked; None: no unit.
 
         The order matters for a run that dies in between: units may be forgotten, never marked by mistake.
         """
         self._delete(self._marked())
-        self._write(done)
+        self._write(np.zeros(self.shape, bool) if done is None else done)
 
     def _write(self, done: Bits) -> None:
         packed = zlib.compress(np.packbits(done).tobytes())
-        _run((self._folder / "done.bits").set(cpu.Buffer.from_bytes(packed)))
+        sync((self._folder / "done.bits").set(cpu.Buffer.from_bytes(packed)))
 
-    def _marked(self) -> Iterable[Index]:
+    def _marked(self) -> Iterator[Index]:
         """Yield the units that have a mark of their own."""
-        store, prefix = self._folder.store, f"{self._folder.path}/done/"
-        for key in _run(_listed(store, prefix)):
+        prefix = f"{self._folder.path}/done/"
+        for key in sync(_listed(self._folder.store, prefix)):
             parts = key.removeprefix(prefix).split(".")
             # A writer that was killed leaves temporary files beside its marks.
             if len(parts) == len(self.shape) and all(p.isdecimal() for p in parts):
@@ -96,24 +143,15 @@ class Marks:
                     yield unit
 
     def _delete(self, units: Iterable[Index]) -> None:
-        names = [".".join(map(str, unit)) for unit in units]
-        _run(_all((self._folder / f"done/{name}").delete() for name in names))
+        sync(_all([self._place(unit).delete() for unit in units]))
 
+    def _place(self, unit: Index) -> Any:
+        """Return where the mark of a unit is."""
+        return self._folder / f"done/{'.'.join(map(str, unit))}"
 
-def read_record(array: Any) -> dict[str, Any] | None:
-    """Return what an array's attributes say of the run that wrote it; None: it was not tilework."""
-    record = array.attrs.asdict().get(RECORD)
-    return record if isinstance(record, dict) and "fingerprint" in record else None
-
-
-def write_record(array: Any, record: dict[str, Any]) -> None:
-    """Put what was written into the array's attributes."""
-    if read_record(array) != record:
-        array.update_attributes({RECORD: record})
-
-
-def _run(work: Coroutine[Any, Any, Any]) -> Any:
-    return sync(work)
+    @property
+    def _folder(self) -> Any:
+        return self.array.store_path / FOLDER
 
 
 async def _all(work: Iterable[Coroutine[Any, Any, Any]]) -> None:
@@ -122,3 +160,73 @@ async def _all(work: Iterable[Coroutine[Any, Any, Any]]) -> None:
 
 async def _listed(store: Any, prefix: str) -> list[str]:
     return [key async for key in store.list_prefix(prefix)]
+
+
+# -- how far stores are -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How far one array is."""
+
+    place: str
+    """Address of the array."""
+    done: int
+    """Number of write units that are done."""
+    units: int
+    """Number of all write units."""
+    failed: tuple[str, ...] = ()
+    """Tiles that the last run left out, with their errors."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit is done."""
+        return self.done == self.units
+
+
+def status(store: Any) -> list[Status]:
+    """Return how far the arrays in a store are that tilework writes.
+
+    Parameters
+    ----------
+    store : path, URL, Zarr store, zarr.Group or zarr.Array
+        Of a group, all arrays below it.
+
+    Returns
+    -------
+    list of Status
+        One for each array that `to_zarr` wrote, finished or not.
+
+    Raises
+    ------
+    TilingError
+        When there is no Zarr array or group.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> from tilework import tiled_map, to_zarr
+    >>> out = tiled_map(np.negative, np.zeros((10, 10)), crop=6, overlap=1, dtype=float)
+    >>> written = to_zarr(out, zarr.storage.MemoryStore(), chunks=(5, 5), progress=False)
+    >>> [found] = status(written)
+    >>> found.done, found.units, found.complete
+    (4, 4, True)
+    """
+    if not isinstance(store, zarr.Array | zarr.Group):
+        try:
+            store = zarr.open(str(store) if isinstance(store, Path) else store, mode="r")
+        except FileNotFoundError as error:
+            raise TilingError(f"there is no Zarr array or group at {store}.") from error
+    return list(_below(store))
+
+
+def _below(node: Any) -> Iterator[Status]:
+    if isinstance(node, zarr.Group):
+        for _, member in sorted(node.members()):
+            yield from _below(member)
+        return
+    ledger = Ledger(node)
+    record = ledger.record
+    if record is not None:
+        done = ledger.read()
+        yield Status(str(node.store_path), int(done.sum()), done.size, tuple(record.get("failed", ())))

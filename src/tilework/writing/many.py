@@ -1,4 +1,4 @@
-"""Many images in one run: no worker idles at the tail of one while the next could begin."""
+"""`write_many` writes many results in one run, so that no worker waits for the last blocks of one of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tilework.errors import TilingError
 from tilework.execution.local import run
 from tilework.execution.progress import Progress
 from tilework.execution.where import Where
-from tilework.writing.jobs import Job
+from tilework.writing.jobs import WriteJob
 from tilework.writing.store import Asked, Writing, prepare
 
 __all__ = ["Outcome", "Report", "write_many"]
@@ -23,15 +23,15 @@ class Outcome:
     """What became of one image."""
 
     store: str
-    """Where it was to be written, or the number of the job that did not get so far."""
+    """Where it was to be written; "job" and its number if that was not known before it failed."""
     result: Any = None
-    """The zarr.Array or zarr.Group; None where it failed."""
+    """The zarr.Array or zarr.Group; None if it failed."""
     error: BaseException | None = None
-    """Why it failed; the notes name the tile."""
+    """Why it failed; its notes name the tile. None if it did not fail."""
     failures: tuple[Failure, ...] = ()
     """Tiles that were left out, with their boxes and errors."""
     tiles: int = 0
-    """Tiles that were to run."""
+    """Number of tiles that were to be run."""
 
     @property
     def ok(self) -> bool:
@@ -60,7 +60,7 @@ class Report(Sequence[Outcome]):
 
     @property
     def failed(self) -> list[Outcome]:
-        """The images that are not whole."""
+        """The outcomes of images that are not complete."""
         return [outcome for outcome in self if not outcome.ok]
 
     def __str__(self) -> str:
@@ -85,20 +85,20 @@ def write_many(
     priority: int = 0,
     **options: Any,
 ) -> Report:
-    """Write many results, each to its store, in one run.
+    """Write many results, each to its store, in one run, and return what became of them.
 
-    The blocks of all images go through one bounded window, in order: where one image ends, the next begins
-    before the last of its blocks is done.
+    The blocks of all images go through one bounded window, in order: the next image begins before the last
+    blocks of the one before are done.
 
     Parameters
     ----------
     jobs : iterable of (result, store), (result, store, options), or callables that return one
         Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version`` and those
-        of `zarr.create_array`. A callable is called when its turn comes, so that not all images are opened
-        at once; a generator is read as it goes.
+        of `zarr.create_array`. A callable is called when its turn comes, so that not all images are open at
+        once; a generator is read as it goes.
     on_error : "continue", "fill" or "raise"
-        An image that fails leaves the others running; its failing tiles are left out, as in `to_zarr`; or it
-        ends the run.
+        What becomes of an image that fails. "continue" leaves it incomplete and runs the others. "fill"
+        leaves its failing tiles out, as in `to_zarr`. "raise" ends the run.
     overwrite, resume, version, retries, progress, memory_limit, client, scheduler, resources, priority
         As in `to_zarr`.
     **options
@@ -107,7 +107,13 @@ def write_many(
     Returns
     -------
     Report
-        A sequence of `Outcome`, one per job.
+        A sequence of `Outcome`, one per job, in the order of the jobs.
+
+    Raises
+    ------
+    TilingError
+        When an argument is not one of those above. Errors of an image are raised only with
+        ``on_error="raise"``, and are otherwise in its `Outcome`.
 
     Examples
     --------
@@ -130,7 +136,7 @@ def write_many(
     }  # fmt: skip
     found: list[Writing | Outcome] = []
 
-    def stream() -> Iterator[Job]:
+    def stream() -> Iterator[WriteJob]:
         for number, job in enumerate(jobs):
             store: Any = f"job {number}"
             try:
@@ -144,7 +150,7 @@ def write_many(
             found.append(writing)
             yield writing.job
 
-    run(stream(), where, progress=progress, title="write_many", go_on=on_error != "raise")
+    run(stream(), where, progress=progress, title="write_many", keep_going=on_error != "raise")
     return Report(o if isinstance(o, Outcome) else _outcome(o) for o in found)
 
 
@@ -166,11 +172,10 @@ def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
 
 def _outcome(writing: Writing) -> Outcome:
     job = writing.job
-    place = next(iter(writing.targets.values())).place
     result, error = None, job.error
     if error is None:
         try:
             result = writing.end(warn=False)
         except Exception as failed:  # the store vanished at the very end
             error = failed
-    return Outcome(place, result, error, tuple(job.failures), job.tiles)
+    return Outcome(writing.address, result, error, tuple(job.failures), job.tiles)

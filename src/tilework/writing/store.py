@@ -1,28 +1,49 @@
-"""Writing to Zarr: every storage unit (shard, else chunk) whole, once, by one task, and resumable."""
+"""Writing into Zarr: every write unit (shard, else chunk) whole, once, by one task, and resumable.
+
+`prepare` makes the job of one result, in this order:
+
+1. What is there: each output's `Target` is looked at, and refused if it may not be written to.
+2. What it was made from: the fingerprint is compared with that of an array that is resumed.
+3. Where units end: the layout, then blocks that are whole units and fit into memory.
+4. The arrays are created, and their done-marks read. Until then nothing is changed.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import zarr
 
-from tilework.engine.spec import Spec
-from tilework.errors import TilingError, TilingWarning
+from tilework._checks import parse_bytes
+from tilework.engine.spec import Index, Spec
+from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, specs_below
+from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
+from tilework.plan.cost import peak_bytes
+from tilework.plan.tile_plan import TilePlan
 from tilework.writing.code import digest
 from tilework.writing.fingerprint import of_spec
-from tilework.writing.jobs import ChunkJob, Job, TileJob
-from tilework.writing.ledger import Marks, write_record
-from tilework.writing.replan import remask, replanned
-from tilework.writing.target import Target, record_of, refuse_source
-from tilework.writing.units import Units, check_aligned, check_edges, lengths, units_of
+from tilework.writing.jobs import ChunkJob, Destination, TileJob, WriteJob
+from tilework.writing.ledger import Ledger, Record, record_of
+from tilework.writing.target import Continued, Place, Target
+from tilework.writing.units import (
+    Bits,
+    Layout,
+    Units,
+    check_aligned,
+    check_edges,
+    default_chunks,
+    input_unit,
+)
 
 __all__ = ["Writing", "prepare", "to_zarr"]
 
@@ -48,45 +69,46 @@ def to_zarr(
     compute: bool = True,
     **options: Any,
 ) -> Any:
-    """Compute ``out`` into Zarr and return the array or group that holds it.
+    """Compute a result into Zarr, and return the array or group that holds it.
 
-    The result of `tiled_map` is planned anew against the write units, so that each is written whole, once,
-    by the task that computed it. Any other dask array is written as it stands: its chunks must be whole
-    write units. What a run finished is marked beside the data: called again, only the rest is computed.
+    A result of `tiled_map` is planned anew, so that each write unit (shard, else chunk) is written whole,
+    once, by the task that computed it. Any other dask array is written as it is: its chunks must be whole
+    write units. Finished units are marked beside the data; a second call computes only the others.
 
     Parameters
     ----------
     out : dask array, or the tuple or dict of one `tiled_map`
         Several outputs are written in one pass: the function runs once per tile.
     store : path, URL, Zarr store, zarr.Group, zarr.Array, or array
-        A given array must have the result's shape and dtype; it is written into as it is. numpy, memmap and
-        h5py arrays are taken too, on threads, and not resumed.
+        An array must have the shape and dtype of the result; it is written into as it is. Arrays of numpy and
+        h5py and memory maps are taken too, on threads; they cannot be resumed.
     path : str, optional
-        Where in the store.
-    chunks, shards : tuple of int, samples per axis of the result, optional
-        For several outputs also a dict by key. Default: those of the array that is there; the source's chunks
-        where they divide the blocks; else about 4 MB.
+        Path in the store.
+    chunks, shards : int or tuple of int, samples per axis of the result, optional
+        For several outputs also a dict by key. Default: those of an array that is there; else the chunks of
+        the source where they divide the blocks; else about 4 MB.
     overwrite : bool
         Whether what is there may be deleted.
     resume : bool
-        Whether to go on with what an earlier call wrote of the same result.
+        Whether to resume what an earlier call wrote of the same result.
     version : str, optional
-        Says that the function is the same one, instead of its code; to be changed when the function is.
+        Identifies the function instead of its code. Change it when the function changes.
     on_error : "raise", "fill", or callable
-        A tile that fails ends the run, with an error that names it; or it is left out and its samples are
-        ``fill_value`` where no other tile has weight, the units that it touches are not marked as done, and
-        a warning and the attributes list it. A callable gets tile and exception, and may raise.
+        What becomes of a tile that fails. "raise" ends the run with an error that names the tile. "fill"
+        leaves the tile out: its samples are ``fill_value`` where no other tile has weight, the units that it
+        touches are not marked as done, and a warning and the attributes list it. A callable gets the tile and
+        the exception; it may raise, or return to leave the tile out.
     retries : int
         Further attempts at a tile or task that fails.
     progress : bool, "auto" or callable
-        A bar that counts tiles; "auto": in a terminal and in a notebook, else a line a minute to the log
-        "tilework". A callable gets the number of tiles that are done, and of all.
+        A bar that counts tiles. "auto" shows it in a terminal and in a notebook, and otherwise logs a line a
+        minute to the logger "tilework". A callable gets the number of tiles that are done, and of all.
     memory_limit : int or str, bytes per process, optional
-        Default: what the workers of the cluster have, or half of this machine's.
+        Default: the limit of the cluster's workers, or half the memory of this machine.
     client : distributed.Client, optional
-        The cluster to run on; default: the active client, else dask's scheduler.
+        The cluster to run on. Default: the active client, else dask's scheduler.
     scheduler : str or callable, optional
-        Another of dask's schedulers: "threads", "processes", "synchronous".
+        Another scheduler of dask: "threads", "processes", "synchronous".
     resources : dict, optional
         What a worker of a cluster must offer to a task that calls the function: ``{"GPU": 1}``.
     priority : int
@@ -94,21 +116,26 @@ def to_zarr(
     compute : bool
         False: return a `dask.delayed.Delayed` that writes when it is computed, in one graph.
     **options
-        For `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
+        Arguments of `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
 
     Returns
     -------
-    zarr.Array, or zarr.Group with members by key or "0", "1"
+    zarr.Array, shape and dtype of the result, chunks as above
+        For several outputs a `zarr.Group` of such arrays, by key or "0", "1"... The array that was given, if
+        ``store`` is one. With ``compute=False`` a `Delayed`.
 
     Raises
     ------
     AlignmentError
-        When chunks cannot be whole write units.
+        When the chunks of the result cannot be whole write units, or those of the array that is there are
+        others.
     MemoryBudgetError
-        When no block and no slab fits into memory; says what would.
+        When no blocks fit into memory. The message names a limit that is enough.
     TilingError
-        When something else is there, or the result of other parts, and ``overwrite`` is false; when the store
-        holds the source, or when members of different calls are given.
+        When the store holds other data, or a result of another call, and ``overwrite`` is false; when it
+        holds the source; when ``out`` is empty or has members of different calls.
+    TypeError
+        When ``out`` is not a dask array.
 
     Examples
     --------
@@ -120,17 +147,20 @@ def to_zarr(
     ((5, 5), -99.0)
     """
     where = Where.find(scheduler, client, retries=retries, resources=resources, priority=priority)
-    asked = Asked(path, chunks, shards, overwrite, resume, version, on_error, memory_limit, options)
+    asked = Asked(
+        path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=version,
+        on_error=on_error, memory_limit=memory_limit, options=options,
+    )  # fmt: skip
     writing = prepare(out, store, asked, where)
     if not compute:
-        return delayed(writing.job, where)
+        return delayed(writing.job)
     run([writing.job], where, progress=progress, title=writing.job.title)
     return writing.end()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """How a result is to be written, as asked for."""
+    """How a result is to be written, as asked for: arguments of `to_zarr`, which describes them."""
 
     path: str | None = None
     chunks: Any = None
@@ -140,37 +170,44 @@ class Asked:
     version: str | None = None
     on_error: Any = "raise"
     memory_limit: Any = None
-    options: Mapping[str, Any] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def target(self, store: Any, key: str) -> Target:
-        """Return where one output goes."""
-        path = "/".join(p for p in (self.path, key) if p)
-        chunks, shards = _pick(self.chunks, key), _pick(self.shards, key)
-        return Target(store, path, chunks, shards, self.overwrite, self.resume, self.options or {})
+        """Return where the output called ``key`` goes."""
+        return Target(
+            store=store, path="/".join(p for p in (self.path, key) if p), chunks=_of_key(self.chunks, key),
+            shards=_of_key(self.shards, key), overwrite=self.overwrite, resume=self.resume,
+            options=self.options,
+        )  # fmt: skip
 
 
-def _pick(value: Any, key: str) -> Any:
+def _of_key(value: Any, key: str) -> Any:
+    """Return an argument for one output, if it was given by key."""
     if isinstance(value, Mapping):
         return value.get(key, value.get(int(key)) if key.isdigit() else None)
     return value
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Writing:
-    """A job together with what its end needs."""
+    """A job, and what is left to do after it."""
 
-    job: Job
-    targets: Mapping[str, Target]
+    job: WriteJob
+    """What writes."""
+    address: str
+    """Of the first array, for messages."""
+    records: Sequence[tuple[Ledger, Record]]
+    """What the attributes of each array say in the end."""
     result: Callable[[], Any]
     """Returns the array or group."""
-    records: Mapping[int, dict[str, Any]]
-    """What the attributes of each array say."""
 
     def end(self, *, warn: bool = True) -> Any:
         """Say which tiles failed, and return the array or group."""
         failed = [f"{f.tile}: {f.error}" for f in self.job.failures]
-        for number, record in self.records.items():
-            write_record(self.job.arrays[number], record | ({"failed": failed} if failed else {}))
+        for ledger, record in self.records:
+            if failed:
+                record = record | {"failed": failed}
+            ledger.write_record(record)
         if failed and warn:
             warnings.warn(
                 f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
@@ -185,35 +222,45 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     """Return what writes ``out``: everything is checked and created, nothing computed."""
     if asked.on_error not in ("raise", "fill") and not callable(asked.on_error):
         raise TilingError(f'on_error must be "raise", "fill" or a callable; got {asked.on_error!r}.')
+    arrays = _by_key(out)
     several = isinstance(out, tuple | list | Mapping)
-    members: dict[str, Any] = (
-        {str(k): v for k, v in (out.items() if isinstance(out, Mapping) else enumerate(out))}
-        if several
-        else {"": out}
-    )
-    if not members:
-        raise TilingError("there is nothing to write: out is empty.")
-    found = {key: find_spec(array) for key, array in members.items()}
-    names = {None if f is None else f.name for f in found.values()}
-    if several and (None in names or len(names) > 1):
+    found = {key: find_spec(array) for key, array in arrays.items()}
+    calls = {None if f is None else f.name for f in found.values()}
+    if several and (None in calls or len(calls) > 1):
         raise TilingError(
             "a tuple or dict must be the unmodified result of one tiled_map; write the others one by one."
         )
-    for key, array in members.items():
+    for key, array in arrays.items():
         if not hasattr(array, "dask"):
             raise TypeError(f"out must be a dask array; got {type(array).__name__} for {key!r}.")
-    targets = {key: asked.target(store, key) for key in members}
     first = next(iter(found.values()))
-    for spec in specs_below(out) if first is None else (first.spec,):
-        refuse_source(spec, targets.values())
-    for target in targets.values():
-        target.look()
+    specs = specs_below(out) if first is None else (first.spec,)
+    sources = [source for spec in specs for source in spec.sources]
+    places = {key: asked.target(store, key).look(sources) for key in arrays}
     if first is None:
-        return _prepare_chunks(out, targets[""], asked, where)
-    writing = _prepare_tiles(members, first.spec, first.name, targets, asked, where)
+        writing = _prepare_chunks(out, places[""], asked, where)
+    else:
+        writing = _prepare_tiles(arrays, places, first.spec, first.name, asked, where)
     if several:
-        writing.result = lambda: _group(store, asked.path or "")
+        writing = replace(writing, result=lambda: _group(store, asked.path or ""))
+    if writing.job.done:
+        done = f"{writing.job.done} of {writing.job.units} units"
+        LOG.info("%s: %s were found done; %d tiles are to run", writing.job.title, done, writing.job.tiles)
+        writing.job.title += f" ({done} found done)"
     return writing
+
+
+def _by_key(out: Any) -> dict[str, Any]:
+    """Return the arrays of a result by their keys in the group; the key of a single one is empty."""
+    if isinstance(out, Mapping):
+        arrays = {str(key): array for key, array in out.items()}
+    elif isinstance(out, tuple | list):
+        arrays = {str(number): array for number, array in enumerate(out)}
+    else:
+        arrays = {"": out}
+    if not arrays:
+        raise TilingError("there is nothing to write: out is empty.")
+    return arrays
 
 
 def _group(store: Any, path: str) -> Any:
@@ -223,92 +270,166 @@ def _group(store: Any, path: str) -> Any:
     return zarr.open_group(store, path=path, mode="r+")
 
 
+def _title(target: Target) -> str:
+    return f"to_zarr {target.store}"[:60]
+
+
 # -- the result of tiled_map ------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """One output on its way into its array."""
+
+    number: int
+    """Of the output."""
+    lazy: Any
+    """The dask array."""
+    place: Place
+    """Where it goes, and what is there."""
+    layout: Layout
+    """Chunks and shards of the array."""
+
+
 def _prepare_tiles(
-    members: Mapping[str, Any],
-    spec: Spec,
-    name: str,
-    targets: Mapping[str, Target],
-    asked: Asked,
-    where: Where,
+    arrays: Mapping[str, Any], places: Mapping[str, Place], spec: Spec, name: str, asked: Asked, where: Where
 ) -> Writing:
-    numbers = {key: spec.names(name).index(array.name) for key, array in members.items()}
-    marked = all(t.marked for t in targets.values())
+    """Prepare the writing of outputs of one `tiled_map`."""
+    marked = all(place.target.marked for place in places.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
-    layouts = {}
-    for key, array in members.items():
-        targets[key].compare(fingerprint)
-        layouts[key] = targets[key].layout(spec, numbers[key], array.shape, array.dtype.itemsize)
+    members = [_member(spec, name, array, places[key], fingerprint) for key, array in arrays.items()]
     spec = replace(
-        replanned(spec, numbers, layouts, targets, asked.memory_limit, where),
-        on_error=asked.on_error,
-        retries=where.retries,
+        _replanned(spec, members, asked.memory_limit, where), on_error=asked.on_error, retries=where.retries
     )
-    for key, (chunks, shards) in layouts.items():
-        check_aligned(spec, numbers[key], shards or chunks)
-    record = record_of(fingerprint, spec.plan) if marked else {}
-    arrays = {
-        numbers[key]: targets[key].create(members[key].shape, members[key].dtype, *layouts[key], record)
-        for key in members
-    }
-    units, done, records = {}, {}, {}
-    for key in members if marked else ():
-        n, (chunks, shards) = numbers[key], layouts[key]
-        units[n] = Units(spec, n, members[key].shape, shards or chunks)
-        old = targets[key].record
-        done[n] = Marks(arrays[n]).read()
-        records[n] = record if old is None else {k: v for k, v in old.items() if k != "failed"}
-        if old is not None and remask(spec, units[n], arrays[n], done[n], old):
-            records[n] = record
-    upstream = _upstream(members, name)
-    title = f"to_zarr {next(iter(targets.values())).store}"[:60]
-    job = TileJob(title, name, spec, upstream, arrays, units, done, where.guard, bool(where.resources))
-    _say_found(job)
-    return Writing(job, targets, lambda: arrays[numbers[next(iter(members))]], records)
+    for member in members:
+        check_aligned(spec, member.number, member.layout.unit)
+    record = record_of(fingerprint, spec.plan)
+    written = [m.place.create(m.lazy.shape, m.lazy.dtype, m.layout, record) for m in members]
+    destinations, records = {}, []
+    for member, array in zip(members, written, strict=True):
+        done = None
+        if marked:
+            done, last = _found_done(spec, member, array, record)
+            records.append((Ledger(array), last))
+        destinations[member.number] = Destination(array, done)
+    target = members[0].place.target
+    job = TileJob(
+        _title(target), name, spec, destinations, upstream=_upstream(arrays.values(), name),
+        retries=where.guard, apart=bool(where.resources),
+    )  # fmt: skip
+    return Writing(job, target.address, records, lambda: written[0])
 
 
-def _upstream(members: Mapping[str, Any], name: str) -> dict[Any, Any]:
+def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping[str, str]) -> _Member:
+    """Return an output with its layout; refuse to resume a result of something else."""
+    place.compare(fingerprint)
+    number, shape = spec.names(name).index(lazy.name), lazy.shape
+    layout = place.layout(shape, lambda: default_chunks(spec, number, shape, lazy.dtype.itemsize))
+    return _Member(number, lazy, place, layout)
+
+
+def _found_done(spec: Spec, member: _Member, array: Any, record: Record) -> tuple[Bits, Record]:
+    """Return which units are done, and what the attributes say in the end.
+
+    A unit in which other tiles run now than when it was written, because the mask has changed, is not done.
+    """
+    ledger, place = Ledger(array), member.place
+    done = ledger.read()
+    if not isinstance(place, Continued):
+        return done, record
+    old = TilePlan.from_json(json.dumps(place.record["plan"]))
+    if old.mask == spec.plan.mask:
+        last = place.record.copy()
+        last.pop("failed", None)
+        return done, last
+    before, now = (True if plan.runs is None else plan.runs for plan in (old, spec.plan))
+    grid, units = spec.plan.grid, Units.of(spec, member.number, array)
+    for position in np.argwhere(np.not_equal(before, now)):
+        for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
+            done[unit] = False
+    ledger.reset(done)
+    return done, record
+
+
+def _upstream(arrays: Iterable[Any], name: str) -> dict[Any, Any]:
     """Return the graphs of the dask arrays that are read."""
     graph: dict[Any, Any] = {}
-    for array in members.values():
+    for array in arrays:
         for layer, content in array.dask.layers.items():
             if layer != name:
                 graph.update(content)
     return graph
 
 
-def _say_found(job: Job) -> None:
-    done, units = job.found
-    if done:
-        LOG.info("%s: %d of %d units were found done; %d tiles are to run", job.title, done, units, job.tiles)
-        job.title = f"{job.title} ({done} of {units} units found done)"
+def _replanned(spec: Spec, members: Sequence[_Member], limit: Any, where: Where) -> Spec:
+    """Return ``spec`` with blocks that are whole write units and fit into memory, with as many threads."""
+    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
+    units = [input_unit(spec, m.number, m.layout.unit) for m in members]
+    unit = tuple(math.lcm(*column) for column in zip(*units, strict=True))
+    records = [m.place.record for m in members if isinstance(m.place, Continued)]
+    # Another block shape would be another order of summation.
+    block = tuple(records[0]["plan"]["block"]) if records else None
+    request = BlockRequest(block, None, unit, memory, "auto", slabs=True, workers=where.at_once)
+    refused: MemoryBudgetError | None = None
+    for threads in where.fewer():
+        plan = replace(spec.plan, threads=threads, cache_bytes=min(spec.plan.cache_bytes, memory // 8))
+        try:
+            if block is not None:
+                plan = _resumed(plan, request)
+            elif limit is not None or not _fits(plan, unit, memory) or _too_few(spec, where):
+                plan = choose_blocks(plan, request)
+        except MemoryBudgetError as error:
+            refused = error
+        else:
+            return replace(spec, plan=plan)
+    assert refused is not None
+    raise refused
+
+
+def _fits(plan: TilePlan, unit: Index, memory: int) -> bool:
+    """Return whether the blocks of the lazy array are whole write units and fit into memory."""
+    whole = all(b == n or b % u == 0 for b, n, u in zip(plan.block, plan.shape, unit, strict=True))
+    return whole and peak_bytes(plan) <= memory
+
+
+def _too_few(spec: Spec, where: Where) -> bool:
+    """Return whether workers of a cluster would wait for a few large blocks.
+
+    Local schedulers keep the blocks of the lazy array, and so its order of summation.
+    """
+    return where.client is not None and not spec.fixed and not is_fair(spec.plan, where.at_once)
+
+
+def _resumed(plan: TilePlan, request: BlockRequest) -> TilePlan:
+    """Return the plan with given blocks in which each tile runs once, if there is one."""
+    try:
+        return choose_blocks(plan, replace(request, reuse="share"))
+    except (GridError, MemoryBudgetError):
+        return choose_blocks(plan, request)
 
 
 # -- any other dask array ---------------------------------------------------------------------------------
 
 
-def _prepare_chunks(array: Any, target: Target, asked: Asked, where: Where) -> Writing:
+def _prepare_chunks(array: Any, place: Place, asked: Asked, where: Where) -> Writing:
     """Prepare the writing of a dask array whose chunks are whole write units."""
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
     if asked.on_error != "raise":
         raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
+    target = place.target
     fingerprint = {"version": asked.version} if asked.version is not None else {"dask name": array.name}
     fingerprint |= {"chunks of the dask array": digest(array.chunks)}
-    target.compare(fingerprint)
-    chunks = lengths("chunks", target.chunks, array.shape) or tuple(c[0] for c in array.chunks)
-    shards = lengths("shards", target.shards, array.shape)
-    if target.there is not None:
-        chunks, shards = units_of(target.there)
-    unit = shards or chunks
-    for axis, (sizes, size) in enumerate(zip(array.chunks, unit, strict=True)):
-        check_edges(sizes, size, axis)
+    place.compare(fingerprint)
+    layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
+    for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
+        check_edges(sizes, unit, axis)
     record = record_of(fingerprint)
-    written = target.create(array.shape, array.dtype, chunks, shards, record)
-    done = Marks(written).read() if target.marked else None
-    job = ChunkJob(f"to_zarr {target.store}"[:60], array, written, done, unit, where.guard)
-    _say_found(job)
-    records = {} if not target.marked else {0: target.record or record}
-    return Writing(job, {"": target}, lambda: written, records)
+    written = place.create(array.shape, array.dtype, layout, record)
+    destination, records = Destination(written), []
+    if target.marked:
+        ledger = Ledger(written)
+        destination = Destination(written, ledger.read())
+        records = [(ledger, place.record if isinstance(place, Continued) else record)]
+    job = ChunkJob(_title(target), array, destination, layout.unit, where.guard)
+    return Writing(job, target.address, records, lambda: written)

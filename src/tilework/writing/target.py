@@ -1,48 +1,55 @@
-"""Where a result goes: the array that is there, or the one that is made."""
+"""Where a result goes: a `Target` looks at the place once, and returns what is there.
+
+`Fresh`
+    Nothing, or what ``overwrite=True`` deletes. The array is made.
+`Continued`
+    What an earlier call wrote of the same result. Only the rest of it is computed.
+`Foreign`
+    An array that the caller gave. It is written into as it is, from the start.
+
+What is there then does the rest: it compares fingerprints, settles the layout, and creates the array.
+"""
 
 from __future__ import annotations
 
-import json
 import math
-import platform
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Index
 from tilework.errors import AlignmentError, TilingError
-from tilework.plan.tile_plan import TilePlan
+from tilework.source.base import Source
 from tilework.source.zarr_array import ZarrSource
 from tilework.writing.fingerprint import UNKNOWN, changes
-from tilework.writing.ledger import RECORD, Marks, read_record, write_record
-from tilework.writing.units import default_chunks, lengths, units_of
+from tilework.writing.ledger import RECORD, Ledger, Record, versions
+from tilework.writing.units import Layout, layout_of, lengths
 
-__all__ = ["Target", "record_of", "refuse_source"]
-
-FORMAT = 1
-"""Version of the record in the attributes."""
+__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target"]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where one array goes, as asked for, and what is there."""
+    """Where one array goes, as the caller asked for it."""
 
     store: Any
+    """A path, a URL, a Zarr store, a group, or the array to write into."""
     path: str
+    """Of the array in the store; empty: the array is the store's root."""
     chunks: Any
+    """Samples per axis of the result, as given: an int, a tuple, or None."""
     shards: Any
+    """The same of the shards."""
     overwrite: bool
+    """Whether what is there may be deleted."""
     resume: bool
+    """Whether an earlier result is resumed."""
     options: Mapping[str, Any]
-    there: Any = None
-    """The array that stands there and is gone on with."""
-    record: dict[str, Any] | None = None
-    """What the array's attributes say of the run that wrote it."""
+    """Further arguments of `zarr.create_array`."""
 
     @property
     def given(self) -> Any:
@@ -52,183 +59,235 @@ class Target:
 
     @property
     def marked(self) -> bool:
-        """Whether done-marks can be kept beside the data."""
+        """Whether a ledger can be kept beside the data."""
         return self.given is None or isinstance(self.given, zarr.Array)
 
     @property
-    def place(self) -> str:
-        """The address, for messages."""
+    def address(self) -> str:
+        """Store and path, for messages."""
         store = self.store.store_path if isinstance(self.store, zarr.Group | zarr.Array) else self.store
         return f"{store}/{self.path}".rstrip("/")
 
-    def look(self) -> None:
-        """Find the array that is there, and refuse one that may not be written to."""
+    def look(self, sources: Iterable[Source]) -> Place:
+        """Return what is there.
+
+        Raises
+        ------
+        TilingError
+            When it may not be written to: it is, or holds, one of the ``sources``, or it holds other data.
+        """
+        self._refuse_sources(sources)
         given = self.given
-        if given is not None and not isinstance(given, zarr.Array):
-            self.there = given
-            return
-        found = given if given is not None else self._open()
-        if found is None:
-            return
-        record = read_record(found)
-        if given is not None and (record is None or self.overwrite):
-            if not self.overwrite and found.nchunks_initialized:
-                raise TilingError(
-                    f"{self.place} holds data that tilework did not write; overwrite=True writes over them."
-                )
-            self.there = given
-            if record is not None:
-                Marks(given).reset(np.zeros(Marks(given).shape, bool))
-            return
-        if self.overwrite:
-            return
-        if record is None or not self.resume:
-            kind = "data" if record is None else "a result"
+        if given is None:
+            return self._look_into_store()
+        if not isinstance(given, zarr.Array) or self.overwrite:
+            return Foreign(self, given)
+        record = Ledger(given).record
+        if record is not None:
+            return self._continued(given, record)
+        if given.nchunks_initialized:
             raise TilingError(
-                f"{self.place} already holds {kind}; overwrite=True deletes it"
-                + (", resume=True goes on with it." if record is not None else ".")
+                f"{self.address} holds data that tilework did not write; overwrite=True writes over them."
             )
-        self.there, self.record = found, record
+        return Foreign(self, given)
+
+    def _look_into_store(self) -> Place:
+        found = self._open()
+        if found is None or self.overwrite:
+            return Fresh(self)
+        record = Ledger(found).record
+        if record is None:
+            raise TilingError(f"{self.address} already holds data; overwrite=True deletes it.")
+        return self._continued(found, record)
+
+    def _continued(self, array: Any, record: Record) -> Continued:
+        if not self.resume:
+            raise TilingError(
+                f"{self.address} already holds a result; overwrite=True deletes it, resume=True goes on with "
+                "it."
+            )
+        return Continued(self, array, record)
 
     def _open(self) -> Any:
+        """Return the array that is there, or None."""
         try:
             if isinstance(self.store, zarr.Group):
                 found = self.store.get(self.path)
-                if found is None:
-                    return None
             else:
-                found = zarr.open(self._store, path=self.path or None, mode="r+")
+                found = zarr.open(self.zarr_store, path=self.path or None, mode="r+")
         except FileNotFoundError:  # zarr's own errors of that meaning too
             return None
-        if isinstance(found, zarr.Group):
-            if self.overwrite or self._empty(found):
-                return None
-            raise TilingError(
-                f"{self.place} already holds data, a group; overwrite=True deletes it, path= writes into it."
-            )
-        return found
-
-    def _empty(self, group: Any) -> bool:
-        return not len(group) and not group.attrs.asdict()
+        if not isinstance(found, zarr.Group):
+            return found
+        if self.overwrite or not (len(found) or found.attrs.asdict()):
+            return None
+        raise TilingError(
+            f"{self.address} already holds data, a group; overwrite=True deletes it, path= writes into it."
+        )
 
     @property
-    def _store(self) -> Any:
-        """The store as zarr takes it, a local path absolute: workers may stand in another folder."""
+    def zarr_store(self) -> Any:
+        """The store as zarr takes it. A local path is absolute: workers may run in another folder."""
         local = isinstance(self.store, Path) or (isinstance(self.store, str) and "://" not in self.store)
         return str(Path(self.store).absolute()) if local else self.store
 
-    def layout(self, spec: Spec, number: int, shape: Index, itemsize: int) -> tuple[Index, Index | None]:
-        """Return chunks and shards: those that are there, those asked for, or the default."""
-        chunks, shards = lengths("chunks", self.chunks, shape), lengths("shards", self.shards, shape)
-        if self.there is not None:
-            found = units_of(self.there)
-            for what, wanted, has in zip(("chunks", "shards"), (chunks, shards), found, strict=True):
-                if wanted is not None and wanted != has:
-                    raise AlignmentError(
-                        f"the array at {self.place} has {what} {has}; got {what}={wanted}. Leave {what} out, "
-                        "or write afresh with overwrite=True."
-                    )
-            return found
-        if chunks is None:
-            chunks = default_chunks(spec, number, shape, itemsize)
-            if shards is not None:
-                chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, shards, strict=True))
-        if shards is not None:
-            for axis, (c, s) in enumerate(zip(chunks, shards, strict=True)):
-                if s % c:
-                    raise AlignmentError(
-                        f"shards must be multiples of chunks; got shard {s} and chunk {c} on axis {axis}."
-                    )
-        return chunks, shards
-
-    def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Refuse to go on with another result than the one that is there."""
-        if self.record is None:
+    def _refuse_sources(self, sources: Iterable[Source]) -> None:
+        if not self.marked:
+            if any(_same_memory(self.given, source.handle) for source in sources):
+                raise TilingError("the array to write into is the one that is read; write into another.")
             return
-        found = changes(self.record["fingerprint"], fingerprint)
-        if not found:
-            return
-        python = self.record.get("versions", {}).get("python"), versions()["python"]
-        why = f" (python {python[0]} -> {python[1]})" if python[0] != python[1] else ""
-        if any(UNKNOWN in (self.record["fingerprint"].get(k), fingerprint.get(k)) for k in fingerprint):
-            why += ", and some parts cannot be compared: say by version= that the function is the same"
-        raise TilingError(
-            f"{self.place} holds a result of other parts{why}; changed: {'; '.join(found)}. Undo the change, "
-            "or write afresh with overwrite=True."
-        )
-
-    def create(
-        self, shape: Index, dtype: np.dtype[Any], chunks: Index, shards: Index | None, record: dict[str, Any]
-    ) -> Any:
-        """Return the array to write into, with ``record`` in its attributes."""
-        if self.there is not None:
-            there = self.there
-            if tuple(there.shape) != shape or there.dtype != dtype:
-                raise TilingError(
-                    f"the array to write into has shape {tuple(there.shape)} and dtype {there.dtype}; the "
-                    f"result has {shape} and {dtype}."
-                )
-            if isinstance(there, zarr.Array) and self.record is None:
-                write_record(there, record)
-            return there
-        options = dict(self.options)
-        attributes = dict(options.pop("attributes", None) or {}) | {RECORD: record}
-        arguments: dict[str, Any] = {
-            "shape": shape, "dtype": dtype, "chunks": chunks, "shards": shards, "overwrite": self.overwrite,
-            "attributes": attributes,
-        } | options  # fmt: skip
-        try:
-            if isinstance(self.store, zarr.Group):
-                return self.store.create_array(self.path, **arguments)
-            return zarr.create_array(self._store, name=self.path or None, **arguments)
-        except (zarr.errors.ContainsArrayError, zarr.errors.ContainsGroupError) as error:
-            raise TilingError(f"{self.place} already holds data; overwrite=True deletes it.") from error
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what a result was computed with."""
-    found = {name: version(name) for name in ("tilework", "numpy", "dask", "zarr")}
-    return found | {"python": ".".join(platform.python_version_tuple()[:2])}
-
-
-def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> dict[str, Any]:
-    """Return what is put into the attributes of a written array."""
-    own = {}
-    if plan is not None:
-        # Of the plan what makes the numbers, not what the machine had: stores of two machines are equal.
-        own["plan"] = json.loads(replace(plan, threads=1, cache_bytes=0, notes=()).to_json())
-    return {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint), **own}
-
-
-def refuse_source(spec: Spec, targets: Any) -> None:
-    """Refuse to write over the array that is read."""
-    for target in targets:
-        given = target.given
-        if given is not None and not isinstance(given, zarr.Array):
-            _refuse_memory(spec, given)
-            continue
-        where = str(given.store_path) if given is not None else str(target.store).rstrip("/")
-        if isinstance(target.store, zarr.Group):
-            where = str(target.store.store_path)
-        own = _place(f"{where}/{target.path}".rstrip("/") if given is None else where)
-        for source in spec.sources:
+        if self.given is not None:
+            own = _resolved(str(self.given.store_path))
+        else:
+            root = self.store.store_path if isinstance(self.store, zarr.Group) else self.store
+            own = _resolved(f"{str(root).rstrip('/')}/{self.path}".rstrip("/"))
+        for source in sources:
             read = source.handle.store_path if isinstance(source, ZarrSource) else getattr(source, "path", "")
-            if read and f"{_place(str(read))}/".startswith(f"{own}/"):
+            if read and f"{_resolved(str(read))}/".startswith(f"{own}/"):
                 raise TilingError(f"{own} holds the array that is read; write somewhere else.")
 
 
-def _place(where: str) -> str:
-    """Return a store's address; that of a local folder absolute and without links, as there are many."""
-    local = where.removeprefix("file://")
-    return where if "://" in local else str(Path(local).resolve())
+@dataclass(frozen=True, slots=True)
+class Fresh:
+    """Nothing is there, or what is there is deleted."""
+
+    target: Target
+    """What was asked for."""
+
+    def compare(self, fingerprint: Mapping[str, str]) -> None:
+        """There is nothing to compare with."""
+
+    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
+        """Return the chunks and shards that were asked for, else the default chunks."""
+        chunks = lengths("chunks", self.target.chunks, shape)
+        shards = lengths("shards", self.target.shards, shape)
+        if chunks is None:
+            chunks = default()
+            if shards is not None:
+                chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, shards, strict=True))
+        for axis, (chunk, shard) in enumerate(zip(chunks, shards or chunks, strict=True)):
+            if shard % chunk:
+                raise AlignmentError(
+                    f"shards must be multiples of chunks; got shard {shard} and chunk {chunk} on axis {axis}."
+                )
+        return Layout(chunks, shards)
+
+    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
+        """Return a new array, with the record in its attributes."""
+        target, options = self.target, dict(self.target.options)
+        attributes = dict(options.pop("attributes", None) or {}) | {RECORD: record}
+        arguments: dict[str, Any] = {
+            "shape": shape, "dtype": dtype, "chunks": layout.chunks, "shards": layout.shards,
+            "overwrite": target.overwrite, "attributes": attributes,
+        } | options  # fmt: skip
+        try:
+            if isinstance(target.store, zarr.Group):
+                return target.store.create_array(target.path, **arguments)
+            return zarr.create_array(target.zarr_store, name=target.path or None, **arguments)
+        except (zarr.errors.ContainsArrayError, zarr.errors.ContainsGroupError) as error:
+            raise TilingError(f"{target.address} already holds data; overwrite=True deletes it.") from error
 
 
-def _refuse_memory(spec: Spec, array: Any) -> None:
-    for source in spec.sources:
-        read = source.handle
-        if (
-            isinstance(array, np.ndarray)
-            and isinstance(read, np.ndarray)
-            and np.may_share_memory(array, read)
-        ):
-            raise TilingError("the array to write into is the one that is read; write into another.")
+@dataclass(frozen=True, slots=True)
+class Continued:
+    """What an earlier call wrote is there, and is resumed."""
+
+    target: Target
+    """What was asked for."""
+    array: Any
+    """The array that is there."""
+    record: Record
+    """What its attributes say of the earlier call."""
+
+    def compare(self, fingerprint: Mapping[str, str]) -> None:
+        """Refuse to resume a result that was made from something else."""
+        before = self.record["fingerprint"]
+        found = changes(before, fingerprint)
+        if not found:
+            return
+        old, new = self.record.get("versions", {}).get("python"), versions()["python"]
+        why = f" (python {old} -> {new})" if old != new else ""
+        if any(UNKNOWN in (before.get(k), fingerprint.get(k)) for k in fingerprint):
+            why += ", and some parts cannot be compared: say by version= that the function is the same"
+        raise TilingError(
+            f"{self.target.address} holds a result of other parts{why}; changed: {'; '.join(found)}. It was "
+            "written by another call: undo the change to resume it, or write afresh with overwrite=True."
+        )
+
+    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
+        """Return the layout of the array that is there, if it is the one that was asked for."""
+        del default
+        return _layout_there(self.target, self.array, shape)
+
+    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
+        """Return the array that is there."""
+        del layout, record
+        _refuse_other(self.array, shape, dtype)
+        return self.array
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """An array is there that the caller gave; what it holds is written over."""
+
+    target: Target
+    """What was asked for."""
+    array: Any
+    """The array that was given: of zarr, numpy, h5py..."""
+
+    def compare(self, fingerprint: Mapping[str, str]) -> None:
+        """There is nothing to compare with."""
+
+    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
+        """Return the layout of the array that was given, if it is the one that was asked for."""
+        del default
+        return _layout_there(self.target, self.array, shape)
+
+    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
+        """Return the array that was given, with the record in its attributes, and without marks."""
+        del layout
+        _refuse_other(self.array, shape, dtype)
+        if self.target.marked:
+            ledger = Ledger(self.array)
+            if ledger.record is not None:
+                ledger.reset()
+            ledger.write_record(record)
+        return self.array
+
+
+Place = Fresh | Continued | Foreign
+
+
+def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
+    there = layout_of(array)
+    for what, given, has in (
+        ("chunks", target.chunks, there.chunks),
+        ("shards", target.shards, there.shards),
+    ):
+        wanted = lengths(what, given, shape)
+        if wanted is not None and wanted != has:
+            raise AlignmentError(
+                f"the array at {target.address} has {what} {has}; got {what}={wanted}. Leave {what} out, or "
+                "write afresh with overwrite=True."
+            )
+    return there
+
+
+def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:
+    """Refuse to write into an array of another shape or dtype."""
+    if tuple(array.shape) != shape or array.dtype != dtype:
+        raise TilingError(
+            f"the array to write into has shape {tuple(array.shape)} and dtype {array.dtype}; the result has "
+            f"{shape} and {dtype}."
+        )
+
+
+def _resolved(address: str) -> str:
+    """Return the one address of a store: a local folder has many, this one is absolute and has no links."""
+    local = address.removeprefix("file://")
+    return address if "://" in local else str(Path(local).resolve())
+
+
+def _same_memory(array: Any, read: Any) -> bool:
+    both = isinstance(array, np.ndarray) and isinstance(read, np.ndarray)
+    return both and np.may_share_memory(array, read)

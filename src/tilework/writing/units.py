@@ -1,4 +1,4 @@
-"""Write units (shards, else chunks): defaults, alignment with blocks, and which tiles touch which unit."""
+"""Write units (shards, else chunks): layouts, alignment with blocks, and which tiles touch which unit."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from tilework.plan.tables import box_sums, pack
 from tilework.plan.tile_plan import Range, TilePlan
 
 __all__ = [
+    "Layout",
     "Units",
     "check_aligned",
     "check_edges",
     "default_chunks",
     "input_unit",
+    "layout_of",
     "lengths",
     "tiles_touching",
-    "units_of",
     "with_todo",
 ]
 
@@ -36,17 +37,49 @@ Bits = np.ndarray[Any, np.dtype[np.bool_]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
+# Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
+CHUNK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Chunks and shards of an array."""
+
+    chunks: Index
+    """Samples per axis of the array."""
+    shards: Index | None = None
+    """Samples per axis of the array; None: it has no shards."""
+
+    @property
+    def unit(self) -> Index:
+        """The write unit, samples per axis of the array: what one task must write whole."""
+        return self.shards or self.chunks
+
+
+def layout_of(array: Any) -> Layout:
+    """Return the layout of an array to write into; without chunks every sample is a unit."""
+    shards = getattr(array, "shards", None)
+    chunks = getattr(array, "chunks", None) or (1,) * len(array.shape)
+    return Layout(tuple(map(int, chunks)), None if shards is None else tuple(map(int, shards)))
+
+
 @dataclass(frozen=True, slots=True)
 class Units:
-    """The write units of one output's array."""
+    """The write units of the array of one output."""
 
     spec: Spec
+    """What the result is made of."""
     number: int
-    """Of the output."""
+    """Number of the output."""
     shape: Index
-    """Of the array, samples."""
+    """Extents of the array, samples."""
     unit: Index
     """Samples per axis of the array."""
+
+    @classmethod
+    def of(cls, spec: Spec, number: int, array: Any) -> Units:
+        """Return the write units of an array that an output is written into."""
+        return cls(spec, number, tuple(array.shape), layout_of(array).unit)
 
     @property
     def output(self) -> BoundOutput:
@@ -71,6 +104,10 @@ class Units:
         """Return the units of a block, per axis of the array."""
         return self.ranges(self.output.place(self.spec.boxes(index)[self.number]))
 
+    def in_block(self, index: Index) -> Iterator[Index]:
+        """Return the units of a block."""
+        return itertools.product(*(range(a, b) for a, b in self.of_block(index)))
+
     def of_tile(self, tile: Tile) -> Iterator[Index]:
         """Yield the units in which a tile has weight."""
         ranges = [(0, n) for n in self.grid]
@@ -85,11 +122,12 @@ class Units:
         return tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in spans)
 
     def _meeting(self, axis: int, span: Range) -> Range:
+        """Return the units along one axis that meet a span of samples."""
         u = self.unit[axis]
         return span[0] // u, max(span[0] // u, ceil_div(span[1], u))
 
     def blocks(self, bits: Bits) -> Ints:
-        """Return how many units with a true bit each block has, over the grid axes."""
+        """Return the number of units with a true bit in each block, over the grid axes."""
         plan, axes = self.spec.plan, self.output.grid_axes
         ranges = [
             [self.of_block(_along(d, b, len(plan.blocks)))[axes[d]] for b in range(n)]
@@ -108,7 +146,7 @@ class Units:
         return touching
 
     def _sums(self, bits: Bits) -> Ints:
-        """Return bits per unit added up over the axes that are not of the grid, in the grid's order."""
+        """Return the bits added up over the axes that are not of the grid; the others in the grid's order."""
         axes = self.output.grid_axes
         rest = tuple(a for a in range(bits.ndim) if a not in axes)
         flat = np.asarray(bits.sum(axis=rest, dtype=np.int64))
@@ -128,7 +166,7 @@ def tiles_touching(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
 
 
 def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
-    """Return ``spec`` for a run that computes no tile outside ``tiles``; None: all."""
+    """Return ``spec`` for a run that computes no tile outside ``tiles``; None: it computes all."""
     if tiles is None:
         return replace(spec, todo=None)
     runs = spec.plan.runs
@@ -136,19 +174,8 @@ def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
     return replace(spec, todo=todo)
 
 
-# Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
-CHUNK_BYTES = 4 * 2**20
-
-
-def units_of(array: Any) -> tuple[Index, Index | None]:
-    """Return chunks and shards of an array to write into; without chunks every sample is a unit."""
-    shards = getattr(array, "shards", None)
-    chunks = getattr(array, "chunks", None) or (1,) * len(array.shape)
-    return tuple(map(int, chunks)), None if shards is None else tuple(map(int, shards))
-
-
 def lengths(what: str, value: Any, shape: Index) -> Index | None:
-    """Return one length per axis of the result from an int or a tuple."""
+    """Return one length per axis of the result from an int or a tuple; None from None."""
     if value is None:
         return None
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
@@ -214,8 +241,6 @@ def check_edges(sizes: Sequence[int], unit: int, axis: int) -> None:
         multiple = max(1, round(max(sizes) / unit)) * unit
         raise AlignmentError(
             "blocks must be whole write units, or two tasks would write one unit; got blocks of "
-            f"{max(sizes)} and units "
-            f"of {unit} samples on axis {axis}. Use chunks of the array that are multiples of {unit}, for "
-            "example "
-            f"{multiple}, or write units that divide {max(sizes)}."
+            f"{max(sizes)} and units of {unit} samples on axis {axis}. Use chunks of the array that are "
+            f"multiples of {unit}, for example {multiple}, or write units that divide {max(sizes)}."
         )

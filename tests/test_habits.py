@@ -68,6 +68,13 @@ def test_slices_that_are_not_whole_units_are_refused(out: Any, tmp_path: Path) -
     np.testing.assert_allclose(written[...], ROOTS[5:50], rtol=1e-6)
 
 
+def test_other_chunks_than_those_that_are_there_are_refused(out: Any, tmp_path: Path) -> None:
+    """For what is made from a result, too."""
+    tw.to_zarr(out > 0.5, tmp_path / "a.zarr", chunks=16, progress=False)
+    with pytest.raises(tw.AlignmentError, match=r"has chunks \(16, 16\); got chunks=\(8, 8\)"):
+        tw.to_zarr(out > 0.5, tmp_path / "a.zarr", chunks=8, progress=False)
+
+
 def test_dasks_own_writers_are_right_where_blocks_are_whole_units(out: Any, tmp_path: Path) -> None:
     """As `da.to_zarr` chooses chunks equal to the blocks; put ``tw.`` in front for any others."""
     da.to_zarr(out, str(tmp_path / "a.zarr"))

@@ -18,7 +18,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilework import AlignmentError, Output, TilingError, load_once, tiled_map, to_zarr
+from tilework import AlignmentError, Output, TilingError, load_once, status, tiled_map, to_zarr
 from tilework.errors import GridError
 from tilework.graph.build import plan_of
 
@@ -190,6 +190,17 @@ def test_one_member_of_several_is_written_alone() -> None:
     outs = tiled_map(lambda x: {"a": x, "b": -x}, IMAGE, 24, 4, output={"a": Output("f4"), "b": Output("f4")})
     written = to_zarr(outs["b"], zarr.storage.MemoryStore(), progress=False)
     np.testing.assert_array_equal(written[...], -IMAGE)
+
+
+def test_a_refused_call_leaves_the_marks_of_a_given_array_alone(tmp_path: Path) -> None:
+    """Also with ``overwrite=True``, which lets them go when the array is written into."""
+    written = to_zarr(mapped(), tmp_path / "a", chunks=(16, 16), progress=False)
+    with pytest.raises(AlignmentError, match=r"has chunks \(16, 16\); got chunks=\(8, 8\)"):
+        to_zarr(mapped(np.negative), written, chunks=(8, 8), overwrite=True, progress=False)
+    assert status(written)[0].complete
+    again = to_zarr(mapped(np.negative), written, overwrite=True, progress=False)
+    np.testing.assert_array_equal(again[...], -IMAGE)
+    assert status(again)[0].complete
 
 
 def test_options_go_to_zarr(tmp_path: Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
@@ -21,28 +21,6 @@ __all__ = ["Cluster"]
 CLUSTER_BLOCKS, BLOCKS_PER_THREAD = 512, 16
 
 
-@dataclass(frozen=True, slots=True)
-class _Seam:
-    """A seam that later pieces need."""
-
-    shared: Shared
-    """What those pieces refer to."""
-    end: int
-    """Position of the last of them."""
-    future: Any
-    """Holds it on the cluster."""
-
-
-@dataclass(slots=True)
-class _Held:
-    """Nodes that pieces share, held on the cluster."""
-
-    futures: list[Any]
-    """Hold the nodes."""
-    outstanding: int = 0
-    """Last tasks of those pieces that have not been collected."""
-
-
 class Cluster:
     """Submits pieces so that a bounded number of them is outstanding."""
 
@@ -52,14 +30,16 @@ class Cluster:
         self.where, self.client, self.tracker = where, where.client, tracker
         threads = sum(w["nthreads"] for w in where.workers)
         self.window = max(CLUSTER_BLOCKS, BLOCKS_PER_THREAD * threads)
-        self.running: dict[Key, Piece] = {}
-        """Last tasks that are outstanding, and their pieces."""
-        self.futures: dict[Key, Any] = {}
-        """The same tasks, and what becomes of them."""
-        self.seams: dict[Key, _Seam] = {}
-        self.held: dict[Shared, _Held] = {}
+        self.running: dict[Key, tuple[Piece, Any]] = {}
+        """Last tasks that are outstanding: their pieces and futures."""
+        self.shared: dict[Shared, list[Any]] = {}
+        """What pieces share, and the futures that hold it on the cluster."""
+        self.users: Counter[Shared] = Counter()
+        """How many last tasks refer to what is shared."""
         self.current: Shared | None = None
         """What the piece that was submitted last refers to."""
+        self.seams: dict[Key, tuple[int, Any]] = {}
+        """Seams that later pieces of `current` need: the position of the last such piece, and the future."""
         self.completed = as_completed(loop=where.client.loop)
 
     def run(self, pieces: Iterator[Piece]) -> None:
@@ -75,38 +55,29 @@ class Cluster:
                 if self.running:
                     self._collect(next(self.completed))
         finally:
-            if self.futures:
-                self.client.cancel(list(self.futures.values()), reason="the run ended", force=True)
+            if self.running:
+                futures = [future for _, future in self.running.values()]
+                self.client.cancel(futures, reason="the run ended", force=True)
 
     def _submit(self, batch: list[Piece]) -> None:
         for piece in batch:
-            self._hold(piece)
-            self.running |= dict.fromkeys(piece.writes, piece)
-        writes = [key for piece in batch for key in piece.writes]
-        seams = [(key, end, piece.shared) for piece in batch for key, end in piece.keep.items()]
-        futures = self._get(self._graph(batch), [*writes, *(key for key, _, _ in seams)])
-        for key, future in zip(writes, futures[: len(writes)], strict=True):
-            self.futures[key] = future
+            if piece.shared not in self.shared:
+                nodes = dict(piece.shared.nodes)
+                self.shared[piece.shared] = self._get(nodes, list(nodes))
+            self.users[piece.shared] += len(piece.writes)
+        writes = {key: piece for piece in batch for key in piece.writes}
+        seams = {key: piece for piece in batch for key in piece.keep}
+        futures = self._get(self._graph(batch), [*writes, *seams])
+        for (key, piece), future in zip(writes.items(), futures[: len(writes)], strict=True):
+            self.running[key] = piece, future
             self.completed.add(future)
-        for (key, end, shared), future in zip(seams, futures[len(writes) :], strict=True):
-            self.seams[key] = _Seam(shared, end, future)
-        self._release(batch[-1])
-
-    def _hold(self, piece: Piece) -> None:
-        """Submit what pieces share, once."""
-        if piece.shared not in self.held:
-            nodes = dict(piece.shared.nodes)
-            self.held[piece.shared] = _Held(self._get(nodes, list(nodes)))
-        self.held[piece.shared].outstanding += len(piece.writes)
-
-    def _release(self, last: Piece) -> None:
-        """Let go of seams that no piece after ``last`` needs."""
+        last = batch[-1]
+        kept = {} if last.shared is not self.current else self.seams
+        for (key, piece), future in zip(seams.items(), futures[len(writes) :], strict=True):
+            if piece.shared is last.shared:
+                kept[key] = piece.keep[key], future
         self.current = last.shared
-        self.seams = {
-            key: seam
-            for key, seam in self.seams.items()
-            if seam.shared is last.shared and seam.end > last.position
-        }
+        self.seams = {key: (end, future) for key, (end, future) in kept.items() if end > last.position}
 
     def _graph(self, batch: list[Piece]) -> Any:
         """Return the tasks of a batch; those that need resources are in a layer that is annotated so."""
@@ -128,18 +99,15 @@ class Cluster:
         return found
 
     def _collect(self, future: Any) -> None:
-        key = future.key
-        piece = self.running.pop(key)
-        del self.futures[key]
+        piece, _ = self.running.pop(future.key)
         if future.status == "finished":
-            self.tracker.finished(piece, key, future.result())
+            self.tracker.finished(piece, future.key, future.result())
         else:
             self.tracker.failed(piece, self._error(future, piece))
         future.release()
-        held = self.held[piece.shared]
-        held.outstanding -= 1
-        if not held.outstanding and piece.shared is not self.current:
-            del self.held[piece.shared]
+        self.users[piece.shared] -= 1
+        if not self.users[piece.shared] and piece.shared is not self.current:
+            del self.users[piece.shared], self.shared[piece.shared]
 
     def _error(self, future: Any, piece: Piece) -> BaseException:
         """Return why a task has no result."""

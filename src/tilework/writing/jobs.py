@@ -206,10 +206,8 @@ class TileJob(WriteJob):
 
     Parameters
     ----------
-    title : str
-        Name of the job, for messages.
-    name : str
-        Of the result.
+    title, name : str
+        Of the job, for messages; of the result.
     spec : Spec
     destinations : dict of int to Destination
         By the number of the output.
@@ -331,19 +329,7 @@ class TileJob(WriteJob):
 
 
 class ChunkJob(WriteJob):
-    """Writes any dask array whose chunks are whole write units, one task per chunk.
-
-    Parameters
-    ----------
-    title : str
-        Name of the job, for messages.
-    array : dask array
-    destination : Destination
-    unit : tuple of int, samples per axis
-        The write unit.
-    retries : int or None
-        Further attempts that tasks make themselves; None: the scheduler makes them.
-    """
+    """Writes any dask array whose chunks are whole write units, one task per chunk."""
 
     def __init__(
         self, title: str, array: Any, destination: Destination, unit: Index, retries: int | None

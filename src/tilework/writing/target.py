@@ -155,7 +155,7 @@ class Fresh:
     """What was asked for."""
 
     def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """There is nothing to compare with."""
+        """Refuse to resume a result that was made from something else: here none is resumed."""
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
         """Return the chunks and shards that were asked for, else the default chunks."""
@@ -189,6 +189,33 @@ class Fresh:
 
 
 @dataclass(frozen=True, slots=True)
+class Foreign:
+    """An array is there that the caller gave; what it holds is written over."""
+
+    target: Target
+    """What was asked for."""
+    array: Any
+    """The array that is there: of zarr, numpy, h5py..."""
+
+    def compare(self, fingerprint: Mapping[str, str]) -> None:
+        """Refuse to resume a result that was made from something else: here none is resumed."""
+
+    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
+        """Return the layout of the array that is there, if it is the one that was asked for."""
+        return _layout_there(self.target, self.array, shape)
+
+    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
+        """Return the array that is there, with the record in its attributes, and without marks."""
+        _refuse_other(self.array, shape, dtype)
+        if self.target.marked:
+            ledger = Ledger(self.array)
+            if ledger.record is not None:
+                ledger.reset()
+            ledger.write_record(record)
+        return self.array
+
+
+@dataclass(frozen=True, slots=True)
 class Continued:
     """What an earlier call wrote is there, and is resumed."""
 
@@ -216,42 +243,11 @@ class Continued:
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
         """Return the layout of the array that is there, if it is the one that was asked for."""
-        del default
         return _layout_there(self.target, self.array, shape)
 
     def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
         """Return the array that is there."""
-        del layout, record
         _refuse_other(self.array, shape, dtype)
-        return self.array
-
-
-@dataclass(frozen=True, slots=True)
-class Foreign:
-    """An array is there that the caller gave; what it holds is written over."""
-
-    target: Target
-    """What was asked for."""
-    array: Any
-    """The array that was given: of zarr, numpy, h5py..."""
-
-    def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """There is nothing to compare with."""
-
-    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
-        """Return the layout of the array that was given, if it is the one that was asked for."""
-        del default
-        return _layout_there(self.target, self.array, shape)
-
-    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
-        """Return the array that was given, with the record in its attributes, and without marks."""
-        del layout
-        _refuse_other(self.array, shape, dtype)
-        if self.target.marked:
-            ledger = Ledger(self.array)
-            if ledger.record is not None:
-                ledger.reset()
-            ledger.write_record(record)
         return self.array
 
 
@@ -259,18 +255,15 @@ Place = Fresh | Continued | Foreign
 
 
 def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
-    there = layout_of(array)
-    for what, given, has in (
-        ("chunks", target.chunks, there.chunks),
-        ("shards", target.shards, there.shards),
-    ):
-        wanted = lengths(what, given, shape)
-        if wanted is not None and wanted != has:
+    found = layout_of(array)
+    for what in ("chunks", "shards"):
+        asked, has = lengths(what, getattr(target, what), shape), getattr(found, what)
+        if asked is not None and asked != has:
             raise AlignmentError(
-                f"the array at {target.address} has {what} {has}; got {what}={wanted}. Leave {what} out, or "
+                f"the array at {target.address} has {what} {has}; got {what}={asked}. Leave {what} out, or "
                 "write afresh with overwrite=True."
             )
-    return there
+    return found
 
 
 def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike  # noqa: TC002 -- for typing.get_type_hints
 
 from tilework._checks import as_dtype, scalar, warn, wholes
+from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.function.calling import check_function, check_tile_keyword
@@ -35,7 +36,7 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
 from tilework.source.base import MemorySource, Source
-from tilework.source.opening import open_source
+from tilework.source.opening import Image, open_source
 from tilework.source.padding import Boundary
 
 __all__ = ["plan_tiles", "tiled_map"]
@@ -74,8 +75,8 @@ def _explains_unknown(function: Callable[P, R]) -> Callable[P, R]:
 
 @_explains_unknown
 def tiled_map(
-    fn: Callable[..., Any],
-    array: Any,
+    fn: Function,
+    array: Image | tuple[Image, ...],
     crop: int | Sequence[int],
     overlap: int | Sequence[int] | Literal["auto"] | None = None,
     *,
@@ -95,7 +96,7 @@ def tiled_map(
     batch_size: int | None = None,
     mask: ArrayLike | None = None,
     mask_scale: float | Sequence[float] | None = None,
-    skip: Callable[..., Any] | None = None,
+    skip: Predicate | None = None,
     fill_value: Scalar = 0,
     pass_tile: bool = False,
     chunks: int | Sequence[int] | str = "auto",

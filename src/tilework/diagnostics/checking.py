@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import one_of, report, whole, wholes
+from tilework._types import Array, Function
 from tilework.diagnostics.viewing import View, members_of, view
 from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
@@ -26,7 +27,6 @@ from tilework.source.padding import AxisRead, read_padded
 
 __all__ = ["CheckReport", "check"]
 
-Array = np.ndarray[Any, Any]
 # The function's windows start at multiples of this, samples: a network that pools up to 5 times by 2 then
 # sees what it sees in the whole image, so that a forgotten ``multiple`` shows.
 STEP = 32
@@ -84,7 +84,7 @@ class CheckReport:
 
 def check(
     out: Any,
-    fn: Callable[..., Any] | None = None,
+    fn: Function | None = None,
     array: Any = None,
     *,
     where: Any = PLACES,
@@ -340,7 +340,7 @@ def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
 class _Untiled:
     """The function on windows with context, finished as the blocks of the tiled result are."""
 
-    def __init__(self, spec: Spec, fn: Callable[..., Any], sources: Sequence[Source], context: Any) -> None:
+    def __init__(self, spec: Spec, fn: Function, sources: Sequence[Source], context: Any) -> None:
         self._spec, self._fn, self._sources = spec, fn, sources
         self._grids = spec.plan.axes[spec.plan.n_each :]
         self._batched = spec.plan.batch_size is not None or is_batched(fn)

@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -19,6 +18,7 @@ from skimage.color import rgb2gray
 from skimage.data import retina
 from skimage.filters import sato
 
+from tilework._types import Array
 from tilework.api import tiled_map
 from tilework.graph.build import plan_of
 from tilework.plan.tile_plan import TilePlan
@@ -26,7 +26,6 @@ from tilework.writing.store import to_zarr
 
 __all__ = ["ridges", "run_demo"]
 
-Array = np.ndarray[Any, Any]
 SIGMAS = (2, 3, 4)
 # Source: scikit-image smooths twice with sigma / sqrt(2) and cuts each gaussian at 8 of its sigmas; for
 # sigma 4 this reaches 2 * 23 samples, and the two derivatives are part of the gaussians.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import whole, wholes
+from tilework._types import Array
 from tilework.diagnostics.viewing import view
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
@@ -21,7 +22,6 @@ from tilework.probing.blackbox import difference
 
 __all__ = ["compare", "plot_plan", "plot_seams", "plot_window"]
 
-Array = np.ndarray[Any, Any]
 # Most lines along an axis: more would be a grey area.
 LINES = 60
 _LINES: dict[str, dict[str, Any]] = {

@@ -20,6 +20,7 @@ import numpy as np
 from dask.config import get as dask_option
 
 from tilework._checks import report
+from tilework._types import Array
 from tilework.diagnostics.viewing import TileRunner, members_of
 from tilework.engine.parts import blocks_of, part_of_block
 from tilework.engine.spec import Spec
@@ -32,7 +33,6 @@ from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["Measured", "explain", "measure"]
 
-Array = np.ndarray[Any, Any]
 # A call is repeated for so many seconds, or so often: then quick functions are timed to a few per cent.
 ENOUGH, MOST_CALLS = 0.3, 30
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import parse_bytes
+from tilework._types import Array, Index
 from tilework.engine.parts import (
     Piece,
     edges_of,
@@ -23,15 +24,13 @@ from tilework.engine.parts import (
     tiles_touching,
 )
 from tilework.engine.reading import Crops, run_tiles
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Tile
 from tilework.source.zarr_array import CHUNKS
 
 __all__ = ["TileRunner", "View", "members_of", "view"]
-
-Array = np.ndarray[Any, Any]
 
 
 class TileRunner:

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Index, Span
 from tilework.engine.canvas import Partial, Products, add, allocate
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
-from tilework.plan.tile_plan import Range
 
 __all__ = ["Accumulator", "cover", "touching"]
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +108,7 @@ def importance(output: BoundOutput, position: Index, start: Sequence[int], shape
     return weights[tuple(index)]
 
 
-def touching(output: BoundOutput, ranges: Sequence[Range], box: Box) -> list[Range]:
+def touching(output: BoundOutput, ranges: Sequence[Span], box: Box) -> list[Span]:
     """Return those of the tiles in ``ranges`` per axis that have weight in ``box``, result samples."""
     columns = zip(output.weights, ranges, box.start, box.stop, strict=True)
     return [weights.touching(range(*tiles), a, b) for weights, tiles, a, b in columns]

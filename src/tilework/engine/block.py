@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.reading import Crops, Failure, run_tiles, tiles_of
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
-from tilework.plan.tables import Range
 from tilework.source.zarr_array import CHUNKS
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "owners_of",
 ]
 
-Array = np.ndarray[Any, Any]
 Gather = Callable[..., "list[Group]"]
 Block = Array | tuple[Array, ...]
 """A finished block: an array, or a tuple with one for each output."""
@@ -91,7 +90,7 @@ def gather_tiles(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
 
 
 def _run(
-    spec: Spec, queue: Sequence[tuple[Accumulator, Tile]], ranges: Sequence[Range], given: Sequence[Any]
+    spec: Spec, queue: Sequence[tuple[Accumulator, Tile]], ranges: Sequence[Span], given: Sequence[Any]
 ) -> list[Group]:
     """Run the tiles of a task in batches, each into its accumulator; return one group per accumulator."""
     skipped: list[int] = []
@@ -210,7 +209,7 @@ def canvas_boxes(spec: Spec, index: Index) -> list[Box]:
     return boxes
 
 
-def _span(weights: AxisWeights, tiles: Range) -> Range:
+def _span(weights: AxisWeights, tiles: Span) -> Span:
     """Return the result samples in which the tiles of an axis have weight."""
     supports = [weights.support(i) for i in range(*tiles)]
     return min((a for a, _ in supports), default=0), max((b for _, b in supports), default=0)

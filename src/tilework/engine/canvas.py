@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array
 from tilework.errors import ContractError
 from tilework.function.output import BoundOutput, spread
 from tilework.grid.tiles import Box
 
 __all__ = ["Partial", "Products", "add", "allocate", "check_dtype", "combine", "finish"]
 
-Array = np.ndarray[Any, Any]
 
 # Samples multiplied and added at a time: a piece of the result, its weights and the product stay in the
 # processor's cache, so that memory is crossed once.

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover, touching
 from tilework.engine.block import canvas_boxes, owners_of
 from tilework.engine.canvas import combine, finish
 from tilework.engine.reading import tiles_of
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.grid.tiles import Box, Tile
-from tilework.plan.tile_plan import Range
 
 __all__ = [
     "Piece",
@@ -35,7 +35,6 @@ __all__ = [
     "tiles_touching",
 ]
 
-Array = np.ndarray[Any, Any]
 Results = list[Array]
 
 
@@ -157,7 +156,7 @@ def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tupl
     return found
 
 
-def _common(own: Sequence[Range], ranges: Sequence[Range]) -> list[Range]:
+def _common(own: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
     return [(max(a, c), max(max(a, c), min(b, d))) for (a, b), (c, d) in zip(own, ranges, strict=True)]
 
 

@@ -10,19 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Tile
-from tilework.plan.tile_plan import Range
 from tilework.source.padding import read_padded
 from tilework.source.zarr_array import ZarrSource
 
 __all__ = ["Crops", "Failure", "run_tiles", "tiles_of"]
 
-Array = np.ndarray[Any, Any]
 Results = tuple[Tile, list[Array]]
 
 
@@ -42,7 +41,7 @@ class Crops:
     The union of all its tiles is read at once; tile by tile where that is fewer samples.
     """
 
-    def __init__(self, spec: Spec, number: int, ranges: Sequence[Range], given: Any, n_tiles: int) -> None:
+    def __init__(self, spec: Spec, number: int, ranges: Sequence[Span], given: Any, n_tiles: int) -> None:
         self._spec, self._number, self._given = spec, number, given
         self._axes, self._n_each = spec.source_axes[number], spec.plan.n_each
         grids = spec.plan.axes
@@ -54,7 +53,7 @@ class Crops:
         # Nobody else holds what was decoded: the only crop in it needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
 
-    def _read_union(self, ranges: Sequence[Range]) -> Array | None:
+    def _read_union(self, ranges: Sequence[Span]) -> Array | None:
         try:
             return self._read(ranges)
         except Exception:
@@ -62,7 +61,7 @@ class Crops:
                 raise
             return None  # only the tiles that cannot be read must fail
 
-    def _read(self, ranges: Sequence[Range]) -> Array:
+    def _read(self, ranges: Sequence[Span]) -> Array:
         """Return the samples that the tiles in ``ranges`` read, padded."""
         spec, source = self._spec, self._spec.sources[self._number]
         plans = spec.reads(self._number, ranges)
@@ -91,7 +90,7 @@ class Crops:
         return np.array(whole[tuple(index)], order="C", copy=self._copy)
 
 
-def tiles_of(spec: Spec, ranges: Sequence[Range]) -> list[Tile]:
+def tiles_of(spec: Spec, ranges: Sequence[Span]) -> list[Tile]:
     """Return the running tiles in ``ranges``, in raster order within each crop shape."""
     runs = spec.active.runs
     tiles = [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]]

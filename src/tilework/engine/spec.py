@@ -8,17 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Function, Index, Predicate, Span
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
-from tilework.plan.tables import Range
 from tilework.plan.tile_plan import TilePlan, chunk_uses
 from tilework.source.base import Source
 from tilework.source.padding import AxisRead, Boundary
 
-__all__ = ["Index", "Spec"]
-
-Array = np.ndarray[Any, Any]
-Index = tuple[int, ...]
+__all__ = ["Spec"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,7 +28,7 @@ class Spec:
     """The arrays that are read."""
     source_axes: tuple[Index, ...]
     """Per source, its axis for every grid axis."""
-    fn: Callable[..., Any]
+    fn: Function
     """What is called on crops."""
     outputs: tuple[BoundOutput, ...]
     """The arrays that the function returns, with their weights."""
@@ -39,7 +36,7 @@ class Spec:
     """How samples outside the image are invented."""
     cval: Any = 0
     """The constant of ``boundary="constant"``."""
-    skip: Callable[..., Any] | None = None
+    skip: Predicate | None = None
     """Predicate on a crop: true means that the function does not run on it."""
     pass_tile: bool = False
     """Whether the function gets its tile, too."""
@@ -65,7 +62,7 @@ class Spec:
         """Return the names of the dask arrays of all outputs of a result that is called ``name``."""
         return [f"{name}-{o.key}" for o in self.outputs] if self.many else [name]
 
-    def ranges(self, index: Index, *, owned: bool) -> list[Range]:
+    def ranges(self, index: Index, *, owned: bool) -> list[Span]:
         """Return the tiles per axis of a group (``owned``) or block, less idle ones at the ends."""
         tables = self.plan.tables
         ranges = [(t.owned if owned else t.touch)[b] for t, b in zip(tables, index, strict=True)]
@@ -84,7 +81,7 @@ class Spec:
         box = self.plan.box(index)
         return [output.region(box) for output in self.outputs]
 
-    def reads(self, source: int, ranges: Sequence[Range]) -> list[AxisRead]:
+    def reads(self, source: int, ranges: Sequence[Span]) -> list[AxisRead]:
         """Return what a task must read of one source for the tiles in ``ranges``."""
         shape = self.sources[source].shape
         plans = [AxisRead(((0, n),)) for n in shape]
@@ -94,7 +91,7 @@ class Spec:
             )
         return plans
 
-    def needs(self, ranges: Sequence[Range]) -> list[Any]:
+    def needs(self, ranges: Sequence[Span]) -> list[Any]:
         """Return what a task must be given of each source for the tiles in ``ranges``; None: nothing."""
         return [source.needs(self.reads(k, ranges)) for k, source in enumerate(self.sources)]
 

@@ -6,23 +6,24 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
+from tilework._types import ShowProgress
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 
 __all__ = ["LOG", "Progress", "Tracker", "bar"]
 
-Progress = bool | str | Callable[[int, int], Any]
+Progress = bool | Literal["auto"] | ShowProgress
 LOG = logging.getLogger("tilework")
 # Time between two lines of the log, seconds.
 LOG_SECONDS = 60.0
 
 
 @contextmanager
-def bar(progress: Progress, title: str) -> Iterator[Callable[[int, int], Any]]:
+def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
     """Give the function that shows how many tiles are done, and of how many."""
     if callable(progress):
         yield progress
@@ -53,7 +54,7 @@ def _watched() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def _logger(title: str) -> Callable[[int, int], Any]:
+def _logger(title: str) -> ShowProgress:
     start = said = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -71,7 +72,7 @@ def _logger(title: str) -> Callable[[int, int], Any]:
 class Tracker:
     """Counts the tiles that are done, and closes jobs."""
 
-    def __init__(self, show: Callable[[int, int], Any], keep_going: bool) -> None:
+    def __init__(self, show: ShowProgress, keep_going: bool) -> None:
         self.show, self.keep_going = show, keep_going
         self.done = self.total = 0
         self.outstanding: dict[Job, int] = {}

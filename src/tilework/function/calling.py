@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array
 from tilework.errors import ContractError
 
 __all__ = [
@@ -16,8 +17,6 @@ __all__ = [
     "as_results",
     "check_function",
 ]
-
-Array = np.ndarray[Any, Any]
 
 
 def check_function(fn: Any) -> None:

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of
+from tilework._types import Array
 from tilework.function.calling import as_array
 from tilework.function.load_once import LoadOnce, load_once
 
 __all__ = ["TorchFunction", "from_torch"]
 
-Array = np.ndarray[Any, Any]
 
 _ACTIVATIONS = ("softmax", "sigmoid", "argmax")
 

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import numpy as np
 
 from tilework._checks import as_dtype, check_scalar, positive, scalar, whole, wholes
+from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
     AxisWeights,
     Blend,
-    Floats,
     accumulation_dtype,
     check_weights,
     kind_of,
@@ -28,8 +28,7 @@ from tilework.grid.weights import (
 
 __all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales", "spread", "with_weights"]
 
-Reduce = Literal["argmax"] | Callable[[np.ndarray[Any, Any]], Any]
-Lengths = tuple[int, ...]
+Reduce = Literal["argmax"] | Callable[[Array], Any]
 
 UNWEIGHTED = ("trim", "max", "min", "sum")
 """Blends that multiply nothing."""
@@ -80,8 +79,8 @@ class Output:
     channel_axis: int = 0
     scale: Any = 1
     margin: Any = 0
-    shape: Lengths | None = None
-    axes: Lengths | None = None
+    shape: Index | None = None
+    axes: Index | None = None
     blend: Blend | None = None
     reduce: Reduce | None = None
     fill_value: Any = None
@@ -137,9 +136,9 @@ class BoundOutput:
     """Of the returned array."""
     values: np.dtype[Any] | None
     """Of the function's result, where a call showed it."""
-    shape: Lengths
+    shape: Index
     """Of the function's result for a full crop, batch excluded, samples."""
-    axes: Lengths
+    axes: Index
     """Where the tiled axes are in ``shape``."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per tiled axis."""
@@ -153,9 +152,9 @@ class BoundOutput:
     """Axis of the argmax in ``shape``."""
     fill_value: Any
     """Value where no crop ran, of ``dtype``."""
-    reduced_shape: Lengths
+    reduced_shape: Index
     """``shape`` after reducing."""
-    reduced_axes: Lengths
+    reduced_axes: Index
     """``axes`` after reducing."""
     steep: bool = False
     """Whether the weights span more than float32 holds, so that sums are double."""
@@ -219,7 +218,7 @@ class BoundOutput:
         axes, shape = (self.reduced_axes, self.reduced_shape) if reduced else (self.axes, self.shape)
         return spread(flat, axes, len(shape), self.n_each)
 
-    def fill(self, lengths: Sequence[int]) -> np.ndarray[Any, Any]:
+    def fill(self, lengths: Sequence[int]) -> Array:
         """Return a part of the returned array, ``lengths`` per grid axis, in which nothing ran."""
         return np.full(self.layout(lengths, reduced=True), self.fill_value, self.dtype)
 
@@ -286,13 +285,13 @@ def bind(
     key: int | str | None,
     output: Output,
     *,
-    crop_shape: Lengths,
-    crop_axes: Lengths,
-    crop: Lengths,
+    crop_shape: Index,
+    crop_axes: Index,
+    crop: Index,
     margin: tuple[tuple[int, int], ...],
     blend: Blend,
     fill_value: Any,
-    result: np.ndarray[Any, Any] | None,
+    result: Array | None,
 ) -> BoundOutput:
     """Return ``output`` bound to the crops of one call.
 
@@ -343,7 +342,7 @@ def with_weights(
     grids: Sequence[AxisGrid],
     *,
     names: Sequence[str],
-    rim: Lengths,
+    rim: Index,
     n_each: int,
     sigma_scale: float,
 ) -> BoundOutput:
@@ -410,7 +409,7 @@ def _importance(blend: Blend, weights: Sequence[AxisWeights]) -> Floats:
     return kept
 
 
-def _channel(output: Output, shape: Lengths, axes: Lengths) -> int:
+def _channel(output: Output, shape: Index, axes: Index) -> int:
     untiled = [a for a in range(len(shape)) if a not in axes]
     if len(untiled) == 1:
         return untiled[0]
@@ -423,9 +422,7 @@ def _channel(output: Output, shape: Lengths, axes: Lengths) -> int:
     return channel
 
 
-def _dtype(
-    output: Output, values: np.dtype[Any] | None, shape: Lengths, channel: int | None
-) -> np.dtype[Any]:
+def _dtype(output: Output, values: np.dtype[Any] | None, shape: Index, channel: int | None) -> np.dtype[Any]:
     dtype: np.dtype[Any]
     if output.dtype is not None:
         dtype = as_dtype(output.dtype)
@@ -442,9 +439,7 @@ def _dtype(
     return np.dtype(dtype)
 
 
-def _reduced(
-    reduce: Reduce | None, shape: Lengths, axes: Lengths, channel: int | None
-) -> tuple[Lengths, Lengths]:
+def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | None) -> tuple[Index, Index]:
     """Return shape and tiled axes after ``reduce``; a callable is tried on a small block of zeros."""
     if reduce is None:
         return shape, axes
@@ -453,7 +448,7 @@ def _reduced(
         return tuple(shape[a] for a in kept), tuple(kept.index(a) for a in axes)
     assert callable(reduce)
     for start in (2, 11, 23):
-        # Lengths that no other axis has, so that the tiled axes can be told in what comes back.
+        # Index that no other axis has, so that the tiled axes can be told in what comes back.
         free = (n for n in itertools.count(start) if n not in shape)
         small = list(shape)
         for axis, length in zip(axes, free, strict=False):
@@ -496,7 +491,7 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
 # -- where the tiled axes are in what a function returns --------------------------------------------------
 
 
-def placements(shape: Lengths, lengths: Lengths) -> list[Lengths]:
+def placements(shape: Index, lengths: Index) -> list[Index]:
     """Return every increasing choice of axes of ``shape`` that have ``lengths``.
 
     Examples
@@ -508,7 +503,7 @@ def placements(shape: Lengths, lengths: Lengths) -> list[Lengths]:
     return [axes for axes in chosen if tuple(shape[a] for a in axes) == lengths]
 
 
-def find_axes(shape: Lengths, lengths: Lengths, crop_shape: Lengths, crop_axes: Lengths) -> Lengths:
+def find_axes(shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index) -> Index:
     """Return where the tiled axes are in a result of ``shape``, if there is one possible place."""
     if shape == crop_shape:
         return crop_axes
@@ -530,11 +525,11 @@ def find_axes(shape: Lengths, lengths: Lengths, crop_shape: Lengths, crop_axes: 
     )
 
 
-def _ends(shape: Lengths, n: int) -> list[Lengths]:
+def _ends(shape: Index, n: int) -> list[Index]:
     return [shape[-n:], shape[:n]] if len(shape) >= n else []
 
 
-def _guess_scale(found: Sequence[Lengths], lengths: Lengths) -> Iterator[str]:
+def _guess_scale(found: Sequence[Index], lengths: Index) -> Iterator[str]:
     """Yield the scales that a network would have: a whole number, one over one, or a small fraction."""
     for own in found:
         ratios = tuple(Fraction(a, b) for a, b in zip(own, lengths, strict=True))
@@ -542,7 +537,7 @@ def _guess_scale(found: Sequence[Lengths], lengths: Lengths) -> Iterator[str]:
             yield f"scale={_short(ratios)}"
 
 
-def _guess_margin(found: Sequence[Lengths], lengths: Lengths) -> Iterator[str]:
+def _guess_margin(found: Sequence[Index], lengths: Index) -> Iterator[str]:
     for own in found:
         lost = {b - a for a, b in zip(own, lengths, strict=True)}
         if len(lost) == 1 and (both := lost.pop()) > 0:
@@ -556,9 +551,7 @@ def _short(ratios: tuple[Fraction, ...]) -> str:
     return words[0] if len(set(words)) == 1 else f"({', '.join(words)})"
 
 
-def place(
-    output: Output, crop_shape: Lengths, crop_axes: Lengths, lengths: Lengths
-) -> tuple[Lengths, Lengths]:
+def place(output: Output, crop_shape: Index, crop_axes: Index, lengths: Index) -> tuple[Index, Index]:
     """Return the result's shape for a full crop, and where the tiled axes are in it."""
     n = len(lengths)
     rest = [size for axis, size in enumerate(crop_shape) if axis not in crop_axes]
@@ -589,7 +582,7 @@ def place(
     return tuple(by_axis[a] if a in by_axis else next(others) for a in range(ndim)), axes
 
 
-def _normal(axes: Lengths, ndim: int, n: int) -> Lengths:
+def _normal(axes: Index, ndim: int, n: int) -> Index:
     if len(axes) != n or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != n:
         raise GridError(f"axes of a result with {ndim} dimensions must be {n} different ones; got {axes}.")
     return tuple(a % ndim for a in axes)

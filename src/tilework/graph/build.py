@@ -14,8 +14,9 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import DataNode
 from dask.tokenize import TokenizationError
 
+from tilework._types import Index
 from tilework.engine.block import Block, fill_block, gather_tiles, make_block
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.function.load_once import LoadOnce
 from tilework.function.output import BoundOutput

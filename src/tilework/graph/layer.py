@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from dask.task_spec import Alias, DataNode, List, Task, TaskRef
 
+from tilework._types import Index
 from tilework.engine.block import (
     Block,
     assemble,
@@ -37,7 +38,7 @@ from tilework.engine.block import (
     gather_tiles,
     make_block,
 )
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.function.output import BoundOutput
 
 __all__ = ["BlockTasks", "Key", "Nodes", "calls_function", "spec_key"]

@@ -23,11 +23,11 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from tilework._types import Ints
 from tilework.errors import GridError
 
 __all__ = ["AxisGrid", "Edge", "Starts"]
 
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 Number = TypeVar("Number", int, Ints)
 """A tile or a sample, or an array of them."""
 Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]

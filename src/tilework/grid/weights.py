@@ -19,14 +19,13 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of
+from tilework._types import Array, Bits, Floats, Ints, Span
 from tilework.errors import GridError, TilingError
-from tilework.grid.axis import AxisGrid, Ints, Number
+from tilework.grid.axis import AxisGrid, Number
 
 __all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "profile"]
 
-Floats = np.ndarray[Any, np.dtype[np.float64]]
-Span = tuple[int, int]
-Blend = str | Callable[[int], Any] | Sequence[Any] | np.ndarray[Any, Any]
+Blend = str | Callable[[int], Any] | Sequence[Any] | Array
 """A word of `BLENDS`, a callable of the crop's length, one 1-D array per axis, or one N-D array."""
 
 WINDOWS = ("average", "linear", "hann", "gaussian")
@@ -154,7 +153,7 @@ class _Places:
     """First and one past the last tile whose support meets that of each tile."""
     spans: Ints
     """Rows: starts and stops of supports, nominal starts; image samples."""
-    borders: np.ndarray[Any, np.dtype[np.bool_]]
+    borders: Bits
     """Rows: whether each tile ends where the image does, before and after."""
 
 

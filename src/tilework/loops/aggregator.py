@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from tilework._checks import as_dtype, one_of, whole, wholes
+from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.calling import as_array
@@ -20,9 +21,6 @@ from tilework.loops.sampler import GridSampler
 from tilework.loops.writer import Sink
 
 __all__ = ["Aggregator", "gaussian"]
-
-Array = np.ndarray[Any, Any]
-Index = tuple[int, ...]
 
 
 class Aggregator(Locked):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from tilework._types import Index
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput, Output, bind
 from tilework.grid.axis import AxisGrid
@@ -18,8 +19,6 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 
 __all__ = ["Cut", "Locked", "check_scale", "is_tensor"]
-
-Index = tuple[int, ...]
 
 
 class Locked:

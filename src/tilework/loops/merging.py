@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of, scalar
+from tilework._types import Array, Index
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.block import Group, canvas_boxes, cut_seams
 from tilework.engine.canvas import Partial, combine, finish
@@ -37,9 +38,6 @@ from tilework.loops.writer import Sink, Spans
 from tilework.plan.tile_plan import OutputPlan, TilePlan
 
 __all__ = ["Gatherer", "Merge", "addable", "blend_of", "gatherer_of", "gaussian"]
-
-Array = np.ndarray[Any, Any]
-Index = tuple[int, ...]
 
 
 # -- weights and dtypes -----------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of, scalar
+from tilework._types import Array
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid
 from tilework.loops.common import is_tensor
@@ -20,7 +21,6 @@ from tilework.source.zarr_array import CHUNKS, ZarrSource
 
 __all__ = ["CropReader", "Padding", "open_image"]
 
-Array = np.ndarray[Any, Any]
 Position = Sequence[int]
 
 # Decoded chunks that the reader of one image may keep: one part in so many of the memory that a process may

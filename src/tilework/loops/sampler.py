@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of, parse_bytes, wholes
+from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid, Starts, ceil_div
 from tilework.grid.tiles import TileGrid
@@ -20,9 +21,6 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 
 __all__ = ["GridSampler", "SamplingMode"]
-
-Array = np.ndarray[Any, Any]
-Index = tuple[int, ...]
 
 
 class SamplingMode(Enum):

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from tilework._types import Array, Index, Ints, Writable
 from tilework.errors import GridError, TilingError
 from tilework.function.calling import as_array
 from tilework.grid.tiles import Box
@@ -23,9 +24,6 @@ from tilework.loops.common import Locked, is_tensor
 
 __all__ = ["ChunkWriter", "Sink", "Spans"]
 
-Array = np.ndarray[Any, Any]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Index = tuple[int, ...]
 Spans = tuple[Ints, Ints] | None
 """Starts and stops of the parts along one axis of an array, samples; None: every part spans the axis."""
 
@@ -68,7 +66,7 @@ class ChunkWriter(Locked):
     [0.0, 0.0, 1.0, 1.0, 0.0, 0.0]
     """
 
-    def __init__(self, array: Any, parts: Sequence[Spans]) -> None:
+    def __init__(self, array: Writable, parts: Sequence[Spans]) -> None:
         super().__init__()
         self.array = array
         self.shape = tuple(map(int, array.shape))

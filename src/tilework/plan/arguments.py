@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import parse_bytes, positive, sequence, whole
+from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
 from tilework.plan.tables import box_sums, joint
@@ -35,9 +36,7 @@ __all__ = [
     "unknown_argument",
 ]
 
-Index = tuple[int, ...]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Flags = Bits
 AxisLengths = int | Sequence[int]
 """Samples, one number for all tiled axes or one for each."""
 Axes = int | str | Sequence[int | str]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tilework._checks import one_of
+from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human, peak_bytes
@@ -14,7 +15,6 @@ from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["BlockRequest", "choose_blocks", "is_fair"]
 
-Index = tuple[int, ...]
 Notes = tuple[str, ...]
 
 # Bytes of a block where nothing else decides: large enough that a task outweighs the scheduler's millisecond

@@ -8,12 +8,13 @@ deviation from the two means: ``sqrt(mean(f * f) - mean(f) ** 2)``, with the wei
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Function
 from tilework.errors import TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.output import BoundOutput, Output, Outputs, bind
@@ -21,14 +22,13 @@ from tilework.plan.request import Layout, Request
 
 __all__ = ["with_deviation"]
 
-Array = np.ndarray[Any, Any]
 # Largest variance over mean square that double precision cannot tell from 0.
 ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
 def with_deviation(
-    fn: Callable[..., Any], bound: Sequence[BoundOutput], declared: Outputs, layout: Layout, request: Request
-) -> tuple[Callable[..., Any], list[BoundOutput], Outputs]:
+    fn: Function, bound: Sequence[BoundOutput], declared: Outputs, layout: Layout, request: Request
+) -> tuple[Function, list[BoundOutput], Outputs]:
     """Return a function, bound outputs and declarations with the deviation as a second output.
 
     Raises
@@ -72,7 +72,7 @@ def with_deviation(
     return wrapped, [replace(first, key=0), deviation], (declared, second)
 
 
-def _with_squares(fn: Callable[..., Any], batched: bool, *crops: Array, **tile: Any) -> tuple[Array, Array]:
+def _with_squares(fn: Function, batched: bool, *crops: Array, **tile: Any) -> tuple[Array, Array]:
     """Return the result of ``fn``, and a stack of result and square along a new first or post-batch axis."""
     result = as_results(fn(*crops, **tile), [None])[0]
     wide = result.astype(np.float64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of, warn, whole
+from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales, with_weights
 from tilework.grid.axis import EDGES, AxisGrid, Edge
@@ -46,7 +47,6 @@ __all__ = [
     "weighed",
 ]
 
-Index = tuple[int, ...]
 
 # The words of three arguments, so that a word of one that is given to another is told so.
 WORDS: dict[str, Sequence[str]] = {"edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS}
@@ -231,7 +231,7 @@ def _kind(blend: Blend) -> str:
 
 def bind_outputs(
     declared: Outputs, sources: Sequence[Source], layout: Layout, request: Request, fill_value: Any,
-    results: Sequence[np.ndarray[Any, Any]] | None,
+    results: Sequence[Array] | None,
 ) -> list[BoundOutput]:  # fmt: skip
     """Return the declared outputs bound to the crops of this call."""
     shape, crop_axes = layout.crop_of(sources[0], 0)

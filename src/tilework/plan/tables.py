@@ -16,10 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Self, overload
+from typing import Self, overload
 
 import numpy as np
 
+from tilework._types import Array, Bits, Ints, Span
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box, Tile, TileGrid
@@ -28,7 +29,6 @@ __all__ = [
     "AxisTable",
     "BlockPlan",
     "OutputPlan",
-    "Range",
     "SourcePlan",
     "axis_table",
     "axis_tables",
@@ -39,13 +39,10 @@ __all__ = [
     "unpack",
 ]
 
-Range = tuple[int, int]
-"""The first, and one past the last."""
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
+Flags = Bits
 
 
-def box_sums(values: np.ndarray[Any, Any], ranges: Sequence[Sequence[Range]]) -> Ints:
+def box_sums(values: Array, ranges: Sequence[Sequence[Span]]) -> Ints:
     """Return the sum of ``values`` over each product of one range per axis.
 
     Parameters
@@ -83,15 +80,15 @@ def unpack(mask: bytes, shape: tuple[int, ...]) -> Flags:
 class AxisTable:
     """For every block along one axis, the tiles that it owns and touches, and the samples that they need."""
 
-    owned: list[Range]
+    owned: list[Span]
     """Tiles whose support starts in the block."""
-    touch: list[Range]
+    touch: list[Span]
     """Tiles that have weight in the block."""
-    owned_read: list[Range]
+    owned_read: list[Span]
     """Image samples that the owned tiles read; these may lie outside the image."""
-    touch_read: list[Range]
+    touch_read: list[Span]
     """Image samples that the touching tiles read; these may lie outside the image."""
-    canvas: list[list[Range]]
+    canvas: list[list[Span]]
     """Per output, the image samples in which the owned tiles have weight."""
     reaches: list[bool]
     """Whether the owned tiles have weight in the next block."""
@@ -138,11 +135,11 @@ def joint(supports: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     return np.minimum.reduce([a for a, _ in supports]), np.maximum.reduce([b for _, b in supports])
 
 
-def _pairs(ranges: Ints) -> list[Range]:
+def _pairs(ranges: Ints) -> list[Span]:
     return [(a, b) for a, b in ranges.tolist()]
 
 
-def _extent_of(ranges: Ints, starts: Ints, stops: Ints) -> list[Range]:
+def _extent_of(ranges: Ints, starts: Ints, stops: Ints) -> list[Span]:
     """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
     if not len(starts):
         return [(0, 0)] * len(ranges)
@@ -297,7 +294,7 @@ class BlockPlan(Sequence[Tile]):
         """What each block owns, touches and reads, one table per axis."""
         return axis_tables(self.axes, self.block, tuple(o.rim for o in self.outputs))
 
-    def count(self, ranges: Sequence[Range]) -> int:
+    def count(self, ranges: Sequence[Span]) -> int:
         """Return how many tiles run in a box of tiles.
 
         Parameters
@@ -415,7 +412,7 @@ class BlockPlan(Sequence[Tile]):
             owned.append([(0, 0) if b < 0 else table.owned[b] for b in (blocks.start - 1, *blocks)])
         return int(self._counts(owned)[needed].sum())
 
-    def _counts(self, ranges: Sequence[Sequence[Range]]) -> Ints:
+    def _counts(self, ranges: Sequence[Sequence[Span]]) -> Ints:
         """Return how many tiles run in each product of one range per axis."""
         return box_sums(np.asarray(self.runs), ranges)
 

@@ -14,9 +14,9 @@ from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import explain
 from tilework.plan.picture import html
-from tilework.plan.tables import BlockPlan, OutputPlan, Range, SourcePlan, chunk_uses
+from tilework.plan.tables import BlockPlan, OutputPlan, SourcePlan, chunk_uses
 
-__all__ = ["OutputPlan", "Range", "SourcePlan", "TilePlan", "chunk_uses", "draw_plans_with"]
+__all__ = ["OutputPlan", "SourcePlan", "TilePlan", "chunk_uses", "draw_plans_with"]
 
 FORMAT = 1
 """Version of the JSON form."""

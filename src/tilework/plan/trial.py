@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tilework._types import Array, Function
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.load_once import LoadOnce
@@ -30,7 +31,7 @@ class Shown:
 
     keys: list[Any]
     """The keys of a dict, the numbers of a tuple; [None] for one array."""
-    results: list[np.ndarray[Any, Any]]
+    results: list[Array]
     """Arrays of the right shape and dtype; their values mean nothing, and take no memory."""
 
     def outputs(self) -> Outputs:
@@ -43,7 +44,7 @@ class Shown:
 
 
 def call_on_zeros(
-    fn: Any, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
+    fn: Function, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
 ) -> Shown:
     """Return what ``fn`` returns for one crop of zeros of the true shape and dtype.
 
@@ -65,7 +66,7 @@ def call_on_zeros(
 
 
 def _facts(
-    fn: Any, crops: Sequence[np.ndarray[Any, Any]], batched: bool, extra: Mapping[str, Any]
+    fn: Function, crops: Sequence[Array], batched: bool, extra: Mapping[str, Any]
 ) -> tuple[list[Any], list[tuple[tuple[int, ...], np.dtype[Any]]]]:
     """Return the keys of what ``fn`` returns, and shapes and dtypes: these travel back from a worker."""
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
+from tilework._types import Array, Function, Index
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.output import Output, Outputs
@@ -31,8 +32,6 @@ __all__ = [
     "value_range",
 ]
 
-Array = np.ndarray[Any, Any]
-Lengths = tuple[int, ...]
 Base = Literal["noise", "smooth", "real"]
 """What an unperturbed crop holds."""
 Kind = Literal["other", "ends", "high", "low", "huge", "nan"]
@@ -46,13 +45,13 @@ NOTE = (
 class Crops:
     """The crops that the function is called with, one per source."""
 
-    shapes: tuple[Lengths, ...]
+    shapes: tuple[Index, ...]
     """Per source, the shape of its crop, untiled axes included."""
     dtypes: tuple[np.dtype[Any], ...]
     """Per source, its dtype."""
-    tiled: tuple[Lengths, ...]
+    tiled: tuple[Index, ...]
     """Per source, the tiled axes of its crop."""
-    crop: Lengths
+    crop: Index
     """Samples per tiled axis."""
     names: tuple[str, ...]
     """Names or numbers of the tiled axes, for messages."""
@@ -68,7 +67,7 @@ class Crops:
 class BlackBox:
     """A function on crops that counts its calls; results are copies, without the batch axis."""
 
-    fn: Callable[..., Any]
+    fn: Function
     batched: bool = False
     """Whether the function takes batches."""
     calls: int = 0
@@ -125,18 +124,18 @@ def _keys(result: Any) -> list[Any]:
 class ResultShape:
     """Where one result lies: its tiled axes, scale and margin."""
 
-    shape: Lengths
+    shape: Index
     """Samples per axis, without the batch."""
     dtype: np.dtype[Any]
     """Of the result."""
-    axes: Lengths
+    axes: Index
     """Per tiled axis, its place in ``shape``."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per tiled axis."""
-    lost: Lengths
+    lost: Index
     """Image samples of the crop for which there is no result, both sides together, per tiled axis."""
 
-    def lengths(self) -> Lengths:
+    def lengths(self) -> Index:
         """Return the result's samples per tiled axis."""
         return tuple(self.shape[a] for a in self.axes)
 
@@ -189,7 +188,7 @@ def size_of(result: Array) -> float:
     return float(np.where(np.isfinite(sizes), sizes, 0).max()) or 1.0
 
 
-def others(values: Array, axis: int) -> Lengths:
+def others(values: Array, axis: int) -> Index:
     """Return all axes of ``values`` but one, for reductions to a profile along it."""
     return tuple(k for k in range(values.ndim) if k != axis)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Index
 from tilework.errors import ContractError, TilingError
 from tilework.function.output import placements
 from tilework.probing.blackbox import (
     AMPLITUDE,
     HUGE,
-    Array,
     Base,
     BlackBox,
     Crops,
@@ -44,7 +44,6 @@ STIRRED = 1e-4
 # Values beyond the range, which a function may refuse. Rounding that a transform spreads grows with them.
 EXTREME = ("high", "low", "huge", "nan")
 
-Lengths = tuple[int, ...]
 Fit = tuple[Fraction, int]
 """Scale of a result along one axis, and the image samples of the crop that it loses there."""
 
@@ -59,7 +58,7 @@ class Findings:
     """The same for NaN."""
     borders: list[Edge] = field(default_factory=list)
     """How far the border of a crop reaches into its results."""
-    multiple: Lengths = ()
+    multiple: Index = ()
     """Samples by which the function commutes with translation, per tiled axis."""
     commutes: bool = False
     """Whether such a translation was found on every axis."""
@@ -299,7 +298,7 @@ def _centre(amount: Array, d: int) -> float:
     return float((profile * np.arange(len(profile))).sum() / total) if total else (len(profile) - 1) / 2
 
 
-def _result_axes(shape: Lengths, crop: Lengths, crop_shape: Lengths, crop_axes: Lengths) -> Lengths:
+def _result_axes(shape: Index, crop: Index, crop_shape: Index, crop_axes: Index) -> Index:
     """Return where the tiled axes most likely are in a result of ``shape``."""
     if len(shape) == len(crop_shape):
         return crop_axes

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import as_dtype, positive, warn, wholes
+from tilework._types import Array, Function
 from tilework.errors import TilingError, TilingWarning
 from tilework.function.calling import check_function
 from tilework.function.load_once import LoadOnce
@@ -18,7 +19,7 @@ from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import lengths, per_axis
 from tilework.plan.request import Layout, Request, make_layout
 from tilework.plan.trial import active_client
-from tilework.probing.blackbox import Array, BlackBox, Crops, Inputs, value_range
+from tilework.probing.blackbox import BlackBox, Crops, Inputs, value_range
 from tilework.probing.experiment import Experiment
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import search
@@ -31,7 +32,7 @@ _LOG = logging.getLogger("tilework")
 
 
 def probe(
-    fn: Callable[..., Any],
+    fn: Function,
     crop: int | Sequence[int],
     array: Any = None,
     *,
@@ -124,7 +125,7 @@ def probe(
 
 
 def _probe(
-    fn: Callable[..., Any],
+    fn: Function,
     sources: Sequence[Source],
     layout: Layout,
     *,
@@ -171,7 +172,7 @@ def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Array 
 
 
 def choose_overlap(
-    fn: Callable[..., Any],
+    fn: Function,
     sources: Sequence[Source],
     request: Request,
     declared: Outputs | None,

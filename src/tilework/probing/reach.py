@@ -21,11 +21,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from tilework.probing.blackbox import Array, ResultShape, others
+from tilework._types import Array, Span
+from tilework.probing.blackbox import ResultShape, others
 
-__all__ = ["Edge", "Span", "deepest", "edges_along", "gaps_along", "largest"]
-
-Span = tuple[int, int]
+__all__ = ["Edge", "deepest", "edges_along", "gaps_along", "largest"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from tilework._checks import report
+from tilework._types import Index, Span
 from tilework.function.output import Output, Outputs
 from tilework.probing.blackbox import size_of
 from tilework.probing.experiment import Experiment, Findings
@@ -20,9 +21,7 @@ RESPONDS = 0.02
 # Noise between equal calls, as a share of the largest result, up to which it is rounding (sums in any order).
 STEADY = 1e-4
 
-Lengths = tuple[int, ...]
-Pair = tuple[int, int]
-Pairs = tuple[Pair, ...]
+Pairs = tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,9 +30,9 @@ class ProbeReport:
 
     names: tuple[str, ...]
     """Names or numbers of the tiled axes."""
-    crop: Lengths
+    crop: Index
     """Samples per tiled axis of the crops that the function was called with."""
-    overlap: Lengths
+    overlap: Index
     """Samples per side, for `tiled_map`: the smallest exact overlap where `exact`, else a quarter of the
     crop, for blending."""
     sides: Pairs
@@ -41,7 +40,7 @@ class ProbeReport:
     borders: Pairs
     """Samples at the start and end of a crop whose results its border changes, per axis. Padding inside the
     function may reach farther than any input; then it decides the overlap."""
-    multiple: Lengths
+    multiple: Index
     """Samples by which the function commutes with translation, per axis."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per axis (of the first result)."""
@@ -85,7 +84,7 @@ class ProbeReport:
         return self.bounded and self.commutes and self.responds and not self.wraps and self.noise <= STEADY
 
     @property
-    def rim(self) -> Lengths:
+    def rim(self) -> Index:
         """Samples per side that must get no weight for a blend to be exact, per axis."""
         columns = zip(self.sides, self.borders, self.margin, strict=True)
         return tuple(max(0, *(max(a, b) - m for a, b, m in zip(*axis, strict=True))) for axis in columns)
@@ -183,7 +182,7 @@ def report_of(experiment: Experiment) -> ProbeReport:
     )
 
 
-def _margin(seen: Findings, axis: int, lost: int) -> Pair:
+def _margin(seen: Findings, axis: int, lost: int) -> Span:
     """Return how many of ``lost`` samples are missing at the start of a crop and how many at its end.
 
     As many at the start as make the reach equal on both sides; half where no reach was seen.
@@ -196,19 +195,19 @@ def _margin(seen: Findings, axis: int, lost: int) -> Pair:
     return lo, lost - lo
 
 
-def _sides(edges: Sequence[Edge], axis: int, lo: int) -> Pair:
+def _sides(edges: Sequence[Edge], axis: int, lo: int) -> Span:
     """Return the reach before and after a sample, where results start ``lo`` samples after their crop."""
     before, after = (largest(edges, axis, side) or 0 for side in (0, 1))
     return max(0, before + lo), max(0, after - lo)
 
 
-def _border(seen: Findings, axis: int, lo: int) -> Pair:
+def _border(seen: Findings, axis: int, lo: int) -> Span:
     """Return how many samples at the start and the end of a crop its border changes."""
     before, after = (_cells(seen.borders, axis, side) for side in (0, 1))
     return max(0, before + lo * bool(before)), max(0, after - lo)
 
 
-def _overlap(experiment: Experiment, axis: int, margin: Pair) -> int:
+def _overlap(experiment: Experiment, axis: int, margin: Span) -> int:
     """Return the smallest exact overlap, or a quarter of the crop where there is none."""
     seen, crop, (lo, hi) = experiment.seen, experiment.crops.crop[axis], margin
     multiple = seen.multiple[axis]

@@ -20,9 +20,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilework.probing.blackbox import Array, Kind, others, size_of
+from tilework._types import Array, Span
+from tilework.probing.blackbox import Kind, others, size_of
 from tilework.probing.experiment import Change, Experiment
-from tilework.probing.reach import Edge, Span, deepest, edges_along, gaps_along
+from tilework.probing.reach import Edge, deepest, edges_along, gaps_along
 from tilework.probing.report import ProbeReport, report_of
 from tilework.probing.shifts import Shifts, look_at_border, look_round
 

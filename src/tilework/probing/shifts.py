@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilework.probing.blackbox import Array, Kind, difference, others
+from tilework._types import Array
+from tilework.probing.blackbox import Kind, difference, others
 from tilework.probing.experiment import Experiment
 from tilework.probing.reach import edges_along, largest
 

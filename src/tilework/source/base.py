@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import cloudpickle
 import numpy as np
 
+from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
 from tilework.source.padding import AxisRead, Reader
 
@@ -35,15 +36,12 @@ __all__ = [
     "Source",
 ]
 
-Array = np.ndarray[Any, Any]
-Index = tuple[int, ...]
-Interval = tuple[int, int]
 
 # An array in memory travels to other processes crop by crop, up to this in all, bytes.
 MEMORY_TRAVEL_LIMIT = 256 * 2**20
 
 
-def slices_of(box: Sequence[Interval]) -> tuple[slice, ...]:
+def slices_of(box: Sequence[Span]) -> tuple[slice, ...]:
     """Return intervals per axis as an index."""
     return tuple(slice(a, b) for a, b in box)
 
@@ -83,7 +81,7 @@ class Source:
         """Name of the dask array whose blocks tasks are given; None for any other source."""
         return None
 
-    def read(self, box: Sequence[Interval]) -> Array:
+    def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
         return np.asarray(self.handle[slices_of(box)])
 
@@ -123,7 +121,7 @@ class MemorySource(Source):
         """Return a view of all that is read, which knows its place."""
         return self.part([(plan.intervals[0][0], plan.intervals[-1][1]) for plan in reads])
 
-    def part(self, box: Sequence[Interval]) -> MemoryPart:
+    def part(self, box: Sequence[Span]) -> MemoryPart:
         """Return a view of ``box`` that knows its place."""
         return MemoryPart(self.handle[slices_of(box)], tuple(a for a, _ in box), self.handle.nbytes)
 
@@ -147,7 +145,7 @@ class MemoryPart:
     whole: int
     """Bytes of the whole array."""
 
-    def read(self, box: Sequence[Interval]) -> Array:
+    def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals of the whole image."""
         return self.view[tuple(slice(a - o, b - o) for (a, b), o in zip(box, self.origin, strict=True))]
 
@@ -183,11 +181,11 @@ class BlockSource(Source):
         blocks = dict(zip(self.needs(reads), given, strict=True))
         return lambda box: self.read_blocks(blocks, box)
 
-    def read(self, box: Sequence[Interval]) -> Array:
+    def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, computing them."""
         return np.asarray(self.handle[slices_of(box)].compute())
 
-    def touching(self, box: Sequence[Interval]) -> list[Index]:
+    def touching(self, box: Sequence[Span]) -> list[Index]:
         """Return the numbers of the blocks that meet ``box``."""
         ranges = []
         for (a, b), edges in zip(box, self.offsets, strict=True):
@@ -195,7 +193,7 @@ class BlockSource(Source):
             ranges.append(range(first, max(first + 1, int(np.searchsorted(edges, b, side="left")))))
         return list(itertools.product(*ranges))
 
-    def read_blocks(self, blocks: Mapping[Index, Array], box: Sequence[Interval]) -> Array:
+    def read_blocks(self, blocks: Mapping[Index, Array], box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
         indices = self.touching(box)
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
@@ -230,7 +228,7 @@ class FileSource(Source):
     strides: Index = ()
     """Bytes from one sample to the next, per axis."""
 
-    def read(self, box: Sequence[Interval]) -> Array:
+    def read(self, box: Sequence[Span]) -> Array:
         """Return a view of the mapped file."""
         if self.handle is None:
             self.handle = _map_file(self.path, self.offset, self.dtype.str, self.shape, self.strides)
@@ -257,7 +255,7 @@ class H5Source(Source):
 
     fresh: ClassVar[bool] = True
 
-    def read(self, box: Sequence[Interval]) -> Array:
+    def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from the file."""
         if self.handle is None:
             self.handle = _open_h5(self.path, self.dataset)
@@ -283,6 +281,6 @@ def _open_h5(path: str, dataset: str) -> Any:
 class OnceSource(Source):
     """An object that `load_once` opens once per process."""
 
-    def read(self, box: Sequence[Interval]) -> Array:
+    def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from the opened object."""
         return np.asarray(self.handle.get()[slices_of(box)])

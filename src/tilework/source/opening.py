@@ -13,20 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
 from tilework.function.load_once import LoadOnce
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["check_extents", "open_source"]
+__all__ = ["Image", "check_extents", "open_source"]
 
-Array = np.ndarray[Any, Any]
 
 # Larger arrays are not hashed to name the result: about 0.1 s for this many bytes.
 HASH_LIMIT = 64 * 2**20
 
 
-def open_source(array: Any) -> Source:
+Image = Source | Sliceable | LoadOnce | str | Path
+"""What can be opened: any array, a path or URL, or what `load_once` builds."""
+
+
+def open_source(array: Image) -> Source:
     """Open any supported array as a `Source`.
 
     Parameters

@@ -12,13 +12,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tilework._types import Array, Ints
+
 __all__ = ["BOUNDARIES", "TECHNIQUES", "AxisRead", "Boundary", "read_padded", "read_with_numpy"]
 
 Boundary = Literal["reflect", "symmetric", "edge", "wrap", "constant"]
 BOUNDARIES: tuple[Boundary, ...] = ("reflect", "symmetric", "edge", "wrap", "constant")
 TECHNIQUES = (*BOUNDARIES, "linear_ramp", "maximum", "mean", "median", "minimum", "empty")
 """The words of `numpy.pad`."""
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 def source_index(positions: Ints, extent: int, boundary: Boundary) -> Ints:
@@ -67,10 +68,10 @@ class AxisRead:
         return cls(intervals, np.where(index >= 0, np.searchsorted(used, index), -1))
 
 
-Reader = Callable[[Sequence[tuple[int, int]]], np.ndarray[Any, Any]]
+Reader = Callable[[Sequence[tuple[int, int]]], Array]
 
 
-def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> np.ndarray[Any, Any]:
+def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> Array:
     """Return the samples that ``axes`` ask for, reading intervals of the image with ``read``.
 
     Parameters
@@ -108,7 +109,7 @@ def read_with_numpy(
     widths: Sequence[tuple[int, int]],
     mode: Any,
     **options: Any,
-) -> np.ndarray[Any, Any]:
+) -> Array:
     """Return ``wanted`` out of ``numpy.pad(image, widths, mode, **options)`` without padding the image.
 
     For techniques that index arithmetic cannot do. `numpy.pad` works line by line, one axis after the other,
@@ -132,9 +133,7 @@ def read_with_numpy(
     return lines[tuple(slice(a + d, b + d) for (a, b), d in zip(wanted, first, strict=True))]
 
 
-def _join(
-    read: Reader, axes: Sequence[AxisRead], chosen: tuple[tuple[int, int], ...]
-) -> np.ndarray[Any, Any]:
+def _join(read: Reader, axes: Sequence[AxisRead], chosen: tuple[tuple[int, int], ...]) -> Array:
     """Return the product of the intervals of the axes that are not ``chosen`` yet, concatenated."""
     if len(chosen) == len(axes):
         return read(chosen)

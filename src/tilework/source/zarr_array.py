@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
-from tilework.source.base import Index, Interval, Source, copy_overlap
+from tilework.source.base import Source, copy_overlap
 
 __all__ = ["CHUNKS", "ChunkCache", "ZarrSource"]
 
-Array = np.ndarray[Any, Any]
 Key = tuple[Any, ...]
 
 # Longest pause between two tasks of one run, seconds. After a longer pause an entry that cannot be checked
@@ -162,7 +162,7 @@ class ZarrSource(Source):
     _files: tuple[str | None, Index] | None = field(default=None, repr=False)
     """Folder of the chunk files, and chunks per file and axis; None until it is asked for."""
 
-    def read_shared(self, box: Sequence[Interval], uses: Sequence[Array], limit: int) -> Array:
+    def read_shared(self, box: Sequence[Span], uses: Sequence[Array], limit: int) -> Array:
         """Return the samples of ``box``, each chunk decoded once per run where the cache suffices.
 
         Parameters
@@ -197,7 +197,7 @@ class ZarrSource(Source):
     def _in_memory(self) -> bool:
         return type(self.handle.store).__name__ == "MemoryStore"
 
-    def _chunk(self, key: Key) -> list[Interval]:
+    def _chunk(self, key: Key) -> list[Span]:
         """Return the samples of the chunk with a cache key."""
         columns = zip(key[1], self.chunks or (), self.shape, strict=True)
         return [(i * c, min((i + 1) * c, n)) for i, c, n in columns]

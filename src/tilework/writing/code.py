@@ -26,6 +26,7 @@ import numpy as np
 from dask.base import tokenize
 from dask.tokenize import TokenizationError
 
+from tilework._types import Array
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
 
@@ -350,7 +351,7 @@ def _feed(value: Any, state: Any, depth: int) -> None:
             raise TokenizationError(str(error)) from error
 
 
-def _feed_array(value: np.ndarray[Any, Any], state: Any) -> None:
+def _feed_array(value: Array, state: Any) -> None:
     """Feed the bytes of an array part by part: a copy of a large one would double its memory."""
     if value.flags.c_contiguous:
         state.update(value.reshape(-1).view(np.uint8).data if value.size else b"")

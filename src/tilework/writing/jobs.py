@@ -13,15 +13,16 @@ import numpy as np
 from dask.optimization import cull
 from dask.task_spec import DataNode, Task, TaskRef
 
+from tilework._types import Bits, Index
 from tilework.engine.reading import Failure, tiles_of
-from tilework.engine.spec import Index, Spec
+from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece, Shared, guarded
 from tilework.graph.layer import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
 from tilework.writing.ledger import Ledger
-from tilework.writing.units import Bits, Units, tiles_touching, with_todo
+from tilework.writing.units import Units, tiles_touching, with_todo
 
 __all__ = ["ChunkJob", "Destination", "TileJob", "WriteJob"]
 

@@ -28,7 +28,7 @@ import zarr
 from zarr.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
 
-from tilework.engine.spec import Index
+from tilework._types import Bits, Index
 from tilework.errors import TilingError
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
@@ -40,8 +40,6 @@ RECORD = "tilework"
 FORMAT = 1
 """Version of the record."""
 FOLDER = ".tilework"
-
-Bits = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 class Record(TypedDict):

@@ -21,7 +21,8 @@ import numpy as np
 import zarr
 
 from tilework._checks import parse_bytes
-from tilework.engine.spec import Index, Spec
+from tilework._types import Bits, Index
+from tilework.engine.spec import Spec
 from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress
@@ -35,15 +36,7 @@ from tilework.writing.fingerprint import of_spec
 from tilework.writing.jobs import ChunkJob, Destination, TileJob, WriteJob
 from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.target import Continued, Place, Target
-from tilework.writing.units import (
-    Bits,
-    Layout,
-    Units,
-    check_aligned,
-    check_edges,
-    default_chunks,
-    input_unit,
-)
+from tilework.writing.units import Layout, Units, check_aligned, check_edges, default_chunks, input_unit
 
 __all__ = ["Writing", "prepare", "to_zarr"]
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from tilework.engine.spec import Index
+from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.source.base import Source
 from tilework.source.zarr_array import ZarrSource

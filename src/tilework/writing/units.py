@@ -11,14 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from tilework.engine.spec import Index, Spec
+from tilework._types import Bits, Index, Ints, Span
+from tilework.engine.spec import Spec
 from tilework.errors import AlignmentError, TilingError
 from tilework.function.output import BoundOutput
 from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
 from tilework.plan.tables import box_sums, pack
-from tilework.plan.tile_plan import Range, TilePlan
+from tilework.plan.tile_plan import TilePlan
 
 __all__ = [
     "Layout",
@@ -32,9 +33,6 @@ __all__ = [
     "tiles_touching",
     "with_todo",
 ]
-
-Bits = np.ndarray[Any, np.dtype[np.bool_]]
-Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
 # Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
@@ -91,7 +89,7 @@ class Units:
         """Number of units per axis of the array."""
         return tuple(ceil_div(n, u) for n, u in zip(self.shape, self.unit, strict=True))
 
-    def ranges(self, spans: Sequence[slice]) -> list[Range]:
+    def ranges(self, spans: Sequence[slice]) -> list[Span]:
         """Return the units that meet a box of samples, per axis of the array."""
         return [
             (s.start // u, ceil_div(s.stop, u)) for s, u in zip(self._full(spans), self.unit, strict=True)
@@ -100,7 +98,7 @@ class Units:
     def _full(self, spans: Sequence[slice]) -> list[slice]:
         return [slice(*s.indices(n)[:2]) for s, n in zip(spans, self.shape, strict=True)]
 
-    def of_block(self, index: Index) -> list[Range]:
+    def of_block(self, index: Index) -> list[Span]:
         """Return the units of a block, per axis of the array."""
         return self.ranges(self.output.place(self.spec.boxes(index)[self.number]))
 
@@ -121,7 +119,7 @@ class Units:
         spans = zip(unit, self.unit, self.shape, strict=True)
         return tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in spans)
 
-    def _meeting(self, axis: int, span: Range) -> Range:
+    def _meeting(self, axis: int, span: Span) -> Span:
         """Return the units along one axis that meet a span of samples."""
         u = self.unit[axis]
         return span[0] // u, max(span[0] // u, ceil_div(span[1], u))

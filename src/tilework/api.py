@@ -16,7 +16,7 @@ from tilework._checks import as_dtype, scalar, warn, wholes
 from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
-from tilework.function.calling import check_function, check_tile_keyword
+from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
@@ -235,11 +235,12 @@ def tiled_map(
     if boundary == "constant":
         for s in sources:
             scalar("cval", cval, s.dtype)
-    shown = None
+    results = None
     if declared is None or any(needs_call(o) for _, o in named(declared)):
         shown = call_on_zeros(fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None)
-        declared = shown.outputs() if declared is None else declared
-    bound = bind_outputs(declared, sources, layout, request, fill_value, shown.results if shown else None)
+        results = list(shown.values())
+        declared = in_structure(list(shown), [Output()] * len(shown)) if declared is None else declared
+    bound = bind_outputs(declared, sources, layout, request, fill_value, results)
     if disagreement:
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     outputs = tuple(weighed(b, layout, request) for b in bound)

@@ -14,16 +14,16 @@ import numpy as np
 from tilework._checks import parse_bytes
 from tilework._types import Array, Index
 from tilework.engine.parts import (
-    Piece,
+    Part,
     edges_of,
     hull_of,
     part_of_block,
-    pieces_of,
+    parts_of,
     scattered,
     take,
     tiles_touching,
 )
-from tilework.engine.reading import Crops, run_tiles
+from tilework.engine.reading import CropCutter, run_tiles
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
@@ -64,13 +64,15 @@ class TileRunner:
         self.ran += len(found)
         return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
 
-    def crops(self, tiles: Sequence[Tile]) -> list[Crops]:
+    def crops(self, tiles: Sequence[Tile]) -> list[CropCutter]:
         """Return what the crops of ``tiles`` are cut from, one per source."""
         ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
         numbers = range(len(self.spec.sources))
-        return [Crops(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
+        return [CropCutter(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
 
-    def call(self, tiles: Sequence[Tile], crops: Sequence[Crops]) -> list[tuple[int, list[Array] | None]]:
+    def call(
+        self, tiles: Sequence[Tile], crops: Sequence[CropCutter]
+    ) -> list[tuple[int, list[Array] | None]]:
         """Return number and results of every tile that the skip predicate does not leave out."""
         # Copies, because a result may be a view of a whole batch, which would be kept with it.
         return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [], [])]
@@ -194,7 +196,7 @@ class View:
             tiles = dict(zip(axes, edges_of(spec, number, tiles=True), strict=True))
         none = np.empty(0, np.int64)
         pieces = [
-            pieces_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
+            parts_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
             for along, samples in picks.items()
         ]
         with self._tiles.lock, CHUNKS.active():
@@ -212,7 +214,7 @@ class View:
         out: Array,
         picks: Sequence[tuple[int, ...]],
         axes: Sequence[int],
-        pieces: Sequence[tuple[Piece, ...]],
+        pieces: Sequence[tuple[Part, ...]],
     ) -> None:
         """Write the samples of one block: for each entry of ``pieces``, those in all of its members."""
         spec, number = self._tiles.spec, self._number

@@ -20,7 +20,7 @@ import numpy as np
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish
-from tilework.engine.reading import Crops, Failure, run_tiles, tiles_of
+from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
@@ -97,7 +97,7 @@ def _run(
     failures: list[Failure] = []
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
     with CHUNKS.active():
-        crops = [Crops(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
+        crops = [CropCutter(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)
     return [Group(a.partials, skipped, failures) for a in dict.fromkeys(a for a, _ in queue)]

@@ -24,12 +24,12 @@ from tilework.engine.spec import Spec
 from tilework.grid.tiles import Box, Tile
 
 __all__ = [
-    "Piece",
+    "Part",
     "blocks_of",
     "edges_of",
     "hull_of",
     "part_of_block",
-    "pieces_of",
+    "parts_of",
     "scattered",
     "take",
     "tiles_touching",
@@ -39,7 +39,7 @@ Results = list[Array]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Part:
     """Chosen samples that are in one block and in the same tiles."""
 
     block: Index
@@ -61,7 +61,7 @@ def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
     return edges
 
 
-def pieces_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -> list[list[Piece]]:
+def parts_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -> list[list[Part]]:
     """Return the pieces of chosen samples, those of one block together, in raster order.
 
     Between two neighbouring edges no tile begins or ends. So all samples of a piece, and those between them,
@@ -82,7 +82,7 @@ def pieces_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -
     order = np.lexsort((*samples[::-1], *keys[::-1]))
     changes = np.flatnonzero((np.diff(keys[:, order]) != 0).any(axis=0)) + 1
     pieces = [
-        Piece(tuple(block[:, place[0]].tolist()), place, samples[:, place])
+        Part(tuple(block[:, place[0]].tolist()), place, samples[:, place])
         for place in np.split(order, changes)
     ]
     return [list(group) for _, group in itertools.groupby(pieces, key=lambda piece: piece.block)]
@@ -94,7 +94,7 @@ def scattered(samples: Array) -> bool:
     return bool(np.unique(samples, axis=1).shape[1] < box)
 
 
-def hull_of(picks: Sequence[tuple[int, ...]], axes: Sequence[int], pieces: Sequence[Piece]) -> Box:
+def hull_of(picks: Sequence[tuple[int, ...]], axes: Sequence[int], pieces: Sequence[Part]) -> Box:
     """Return the box around one piece per pick, result samples per grid axis."""
     rows = {
         a: row
@@ -108,7 +108,7 @@ def take(
     out: Array,
     part: Array,
     picks: Sequence[tuple[int, ...]],
-    pieces: Sequence[Piece],
+    pieces: Sequence[Part],
     start: dict[int, int],
 ) -> None:
     """Copy one piece per pick from ``part``, which begins at ``start``, to its place in ``out``."""

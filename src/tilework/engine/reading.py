@@ -1,4 +1,4 @@
-"""Crops cut out of what a task reads, and the calls of the function on them."""
+"""CropCutter cut out of what a task reads, and the calls of the function on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tilework.grid.tiles import Tile
 from tilework.source.padding import read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["Crops", "Failure", "run_tiles", "tiles_of"]
+__all__ = ["CropCutter", "Failure", "run_tiles", "tiles_of"]
 
 Results = tuple[Tile, list[Array]]
 
@@ -35,7 +35,7 @@ class Failure:
     """Type and message of the exception."""
 
 
-class Crops:
+class CropCutter:
     """Cuts the crops of one task out of one source.
 
     The union of all its tiles is read at once; tile by tile where that is fewer samples.
@@ -103,7 +103,7 @@ def tiles_of(spec: Spec, ranges: Sequence[Span]) -> list[Tile]:
 def run_tiles(
     spec: Spec,
     tiles: Sequence[Tile],
-    crops: Sequence[Crops],
+    crops: Sequence[CropCutter],
     skipped: list[int],
     failures: list[Failure],
 ) -> Iterator[Results]:
@@ -127,7 +127,7 @@ def run_tiles(
 
 
 def _cut(
-    spec: Spec, tile: Tile, crops: Sequence[Crops], skipped: list[int], failures: list[Failure]
+    spec: Spec, tile: Tile, crops: Sequence[CropCutter], skipped: list[int], failures: list[Failure]
 ) -> list[Array] | None:
     """Return the crops of a tile; None where it is not to be run."""
     try:

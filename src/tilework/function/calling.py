@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,7 +16,15 @@ __all__ = [
     "as_array",
     "as_results",
     "check_function",
+    "check_tile_keyword",
+    "in_structure",
+    "is_batched",
+    "keys_of",
+    "takes_keyword",
+    "without_batch",
 ]
+
+T = TypeVar("T")
 
 
 def check_function(fn: Any) -> None:
@@ -77,6 +85,34 @@ def as_results(result: Any, keys: Sequence[Any]) -> list[Array]:
     if set(found) != set(keys):
         raise ContractError(f"the function returned outputs {found}; the declared ones are {list(keys)}.")
     return [as_array(result[key]) for key in keys]
+
+
+def keys_of(result: Any) -> list[Any]:
+    """Return the keys of a dict or the numbers of a tuple that a function returned; [None] for one array."""
+    if isinstance(result, Mapping):
+        keys: list[Any] = list(result)
+    else:
+        keys = list(range(len(result))) if isinstance(result, tuple | list) else [None]
+    if not keys:
+        raise ContractError("the function returned an empty tuple or dict.")
+    return keys
+
+
+def in_structure(keys: Sequence[Any], values: Sequence[T]) -> T | dict[Any, T] | tuple[T, ...]:
+    """Return one value per key as a function returns its arrays: alone, in a dict or in a tuple."""
+    if list(keys) == [None]:
+        return values[0]
+    return dict(zip(keys, values, strict=True)) if isinstance(keys[0], str) else tuple(values)
+
+
+def without_batch(arrays: Sequence[Array]) -> list[Array]:
+    """Return the results for a batch of one crop, without their batch axis."""
+    if any(not a.ndim or a.shape[0] != 1 for a in arrays):
+        raise ContractError(
+            f"the function got a batch of 1 crop and returned shapes {[a.shape for a in arrays]}; the first "
+            "axis must be the batch."
+        )
+    return [a[0] for a in arrays]
 
 
 def check_tile_keyword(fn: Any, *, pass_tile: bool, batched: bool) -> None:

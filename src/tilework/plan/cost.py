@@ -7,7 +7,6 @@ import itertools
 import math
 from typing import TYPE_CHECKING
 
-from tilework._checks import report
 from tilework.grid.axis import ceil_div
 
 if TYPE_CHECKING:
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
 
     from tilework.plan.tables import BlockPlan
 
-__all__ = ["busiest", "decoded_ratio", "explain", "fewest_calls", "peak_bytes", "rows", "tasks"]
+__all__ = ["busiest", "decoded_ratio", "fewest_calls", "peak_bytes", "rows", "tasks"]
 
 # Most blocks that are given to workers one by one; of more it does not matter which comes last.
 LAID_OUT = 20_000
@@ -124,11 +123,6 @@ def human(n: float) -> str:
             return f"{n:.3g} {unit}"
         n /= 1000
     return f"{n:.3g} TB"
-
-
-def explain(plan: BlockPlan) -> str:
-    """Return what a run of ``plan`` does and what it costs, as text."""
-    return report(rows(plan))
 
 
 def rows(plan: BlockPlan) -> list[tuple[str, str]]:

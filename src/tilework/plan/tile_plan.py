@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
+from tilework._checks import report
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
-from tilework.plan.cost import explain
+from tilework.plan.cost import rows
 from tilework.plan.picture import html
 from tilework.plan.tables import BlockPlan, OutputPlan, SourcePlan, chunk_uses
 
@@ -109,7 +110,7 @@ class TilePlan(BlockPlan):
             raise TilingError(
                 "a plan has no function to run; measure its result: tw.explain(out, measure=True)."
             )
-        return explain(self)
+        return report(rows(self))
 
     def plot(self, ax: Any = None) -> Any:
         """Return a figure of tiles, blocks and windows; the same as `plot_plan`.

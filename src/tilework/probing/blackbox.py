@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import numpy as np
 
 from tilework._types import Array, Function, Index
 from tilework.errors import ContractError, TilingError
-from tilework.function.calling import as_results, is_batched
+from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
 from tilework.function.output import Output, Outputs
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "HUGE",
     "Base",
     "BlackBox",
-    "Crops",
+    "CropShapes",
     "Inputs",
     "Kind",
     "ResultShape",
@@ -42,7 +42,7 @@ NOTE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Crops:
+class CropShapes:
     """The crops that the function is called with, one per source."""
 
     shapes: tuple[Index, ...]
@@ -89,35 +89,15 @@ class BlackBox:
                 error.add_note(NOTE)
                 raise
         if not self.keys:
-            self.keys = _keys(result)
+            self.keys = keys_of(result)
         arrays = as_results(result, self.keys)
         if any(not a.size for a in arrays):
             raise ContractError(f"the function returned nothing: shapes {[a.shape for a in arrays]}.")
-        if batched and any(not a.ndim or a.shape[0] != 1 for a in arrays):
-            raise ContractError(
-                f"the function got a batch of 1 crop and returned shapes {[a.shape for a in arrays]}; the "
-                "first axis must be the batch."
-            )
-        return [np.array(a[0] if batched else a) for a in arrays]
+        return [np.array(a) for a in (without_batch(arrays) if batched else arrays)]
 
     def outputs(self, declared: Sequence[Output]) -> Outputs:
         """Return one declaration per result in the structure that the function returns."""
-        if self.keys == [None]:
-            return declared[0]
-        if isinstance(self.keys[0], str):
-            return dict(zip(self.keys, declared, strict=True))
-        return tuple(declared)
-
-
-def _keys(result: Any) -> list[Any]:
-    """Return the names or numbers of the arrays in ``result``; one None for a single array."""
-    if isinstance(result, Mapping):
-        keys: list[Any] = list(result)
-    else:
-        keys = list(range(len(result))) if isinstance(result, tuple | list) else [None]
-    if not keys:
-        raise ContractError("the function returned an empty tuple or dict.")
-    return keys
+        return in_structure(self.keys, declared)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +188,7 @@ LEVELS = 4095
 class Inputs:
     """Draws crops of all sources; the same seed gives the same crops."""
 
-    crops: Crops
+    crops: CropShapes
     """Shapes and dtypes of what is drawn."""
     values: Sequence[tuple[float, float]]
     """Lowest and highest value, per source."""

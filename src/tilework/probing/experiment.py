@@ -18,7 +18,7 @@ from tilework.probing.blackbox import (
     HUGE,
     Base,
     BlackBox,
-    Crops,
+    CropShapes,
     Inputs,
     Kind,
     ResultShape,
@@ -137,7 +137,7 @@ class Experiment:
     """What was found so far."""
 
     @property
-    def crops(self) -> Crops:
+    def crops(self) -> CropShapes:
         """Shapes that the function is called with."""
         return self.inputs.crops
 

@@ -19,7 +19,7 @@ from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import lengths, per_axis
 from tilework.plan.request import Layout, Request, make_layout
 from tilework.plan.trial import active_client
-from tilework.probing.blackbox import BlackBox, Crops, Inputs, value_range
+from tilework.probing.blackbox import BlackBox, CropShapes, Inputs, value_range
 from tilework.probing.experiment import Experiment
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import search
@@ -147,7 +147,7 @@ def _probe(
         samples.append(_middle(source, each, shapes[-1]))
     dtypes = tuple(s.dtype for s in sources)
     names = layout.names[len(layout.each[0]) :]
-    crops = Crops(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
+    crops = CropShapes(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
     ranges = [value_range(t, values, s) for t, s in zip(dtypes, samples, strict=True)]
     inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
     experiment = Experiment(BlackBox(fn, batched), inputs, tolerance)

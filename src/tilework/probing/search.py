@@ -3,7 +3,7 @@
 1. *look* (`Experiment.look`): two calls on one crop. Are they equal? Where do the results lie?
 2. *frame*: both ends of a crop are replaced, axis by axis. How far does that reach?
 3. *refine*: many gaps in one crop, until nothing new is seen.
-4. *slabs*, where a frame leaves no result unchanged: one end at a time, and a crop of twice the length. Is
+4. *ends*, where a frame leaves no result unchanged: one end at a time, and a crop of twice the length. Is
    the reach too large for the crop, or global?
 5. *shifts*: crops are rolled by 1, 2, 4, ... samples. By how many does the function commute, away from the
    crop's border? Where by more than one, *refine* again with walls on that grid, and off it.
@@ -50,12 +50,12 @@ def search(experiment: Experiment) -> ProbeReport:
     wide = [not _frame(experiment, axis) or not _refine(experiment, axis) for axis in axes]
     for axis in axes:
         if wide[axis]:
-            _slabs(experiment, axis)
+            _ends(experiment, axis)
     seen.multiple, seen.commutes = Shifts(experiment).find()
     for axis, m in enumerate(seen.multiple):
         if seen.bounded and m > 1:
             if wide[axis]:
-                _slabs(experiment, axis, m)
+                _ends(experiment, axis, m)
             else:
                 _refine(experiment, axis, m)
                 _refine(experiment, axis, m, aligned=False)
@@ -168,10 +168,10 @@ def _gaps(experiment: Experiment, axis: int, multiple: int) -> tuple[Span, ...]:
     return spans if spans[0][1] - spans[0][0] > known + 2 else _middle(experiment, axis, multiple)
 
 
-# -- slabs -------------------------------------------------------------------------------------------
+# -- ends --------------------------------------------------------------------------------------------
 
 
-def _slabs(experiment: Experiment, axis: int, multiple: int = 1) -> None:
+def _ends(experiment: Experiment, axis: int, multiple: int = 1) -> None:
     """Replace one end of the crop at a time; where changes fill the crop, note why."""
     seen, n = experiment.seen, experiment.crops.crop[axis]
     if multiple == 1:

@@ -174,7 +174,7 @@ class BlockSource(Source):
     def needs(self, reads: Sequence[AxisRead]) -> list[Index]:
         """Return the numbers of the blocks that are read, sorted."""
         boxes = itertools.product(*(plan.intervals for plan in reads))
-        return sorted({index for box in boxes for index in self.touching(box)})
+        return sorted({index for box in boxes for index in self.meeting(box)})
 
     def reader(self, given: Sequence[Array], reads: Sequence[AxisRead]) -> Reader:
         """Return what reads from the computed blocks that the task was given."""
@@ -185,7 +185,7 @@ class BlockSource(Source):
         """Return the samples of ``box``, computing them."""
         return np.asarray(self.handle[slices_of(box)].compute())
 
-    def touching(self, box: Sequence[Span]) -> list[Index]:
+    def meeting(self, box: Sequence[Span]) -> list[Index]:
         """Return the numbers of the blocks that meet ``box``."""
         ranges = []
         for (a, b), edges in zip(box, self.offsets, strict=True):
@@ -195,7 +195,7 @@ class BlockSource(Source):
 
     def read_blocks(self, blocks: Mapping[Index, Array], box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
-        indices = self.touching(box)
+        indices = self.meeting(box)
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
             inside = [(a - s, b - s) for (a, b), s in zip(box, starts[0], strict=True)]

@@ -22,7 +22,7 @@ from tilework.graph.layer import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
 from tilework.writing.ledger import Ledger
-from tilework.writing.units import Units, tiles_touching, with_todo
+from tilework.writing.units import Units, tiles_of_units, with_todo
 
 __all__ = ["ChunkJob", "Destination", "TileJob", "WriteJob"]
 
@@ -199,7 +199,7 @@ def _missing(spec: Spec, destinations: Mapping[int, Destination]) -> _Missing:
         whole = units[n].blocks(np.ones_like(bits))
         mixed = [tuple(map(int, index)) for index in np.argwhere((counts[n] < whole) & blocks)]
         partial[n] = {index: [u for u in units[n].in_block(index) if bits[u]] for index in mixed}
-    return _Missing(blocks, tiles_touching(list(units.values()), list(missing.values())), partial)
+    return _Missing(blocks, tiles_of_units(list(units.values()), list(missing.values())), partial)
 
 
 class TileJob(WriteJob):

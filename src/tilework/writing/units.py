@@ -30,7 +30,7 @@ __all__ = [
     "input_unit",
     "layout_of",
     "lengths",
-    "tiles_touching",
+    "tiles_of_units",
     "with_todo",
 ]
 
@@ -156,7 +156,7 @@ def _along(d: int, b: int, ndim: int) -> Index:
     return tuple(b if k == d else 0 for k in range(ndim))
 
 
-def tiles_touching(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
+def tiles_of_units(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
     """Return which tiles have weight in a missing unit of any output."""
     found = [u.tiles(bits) for u, bits in zip(units, missing, strict=True)]
     either: Bits = np.logical_or.reduce(found)

@@ -80,39 +80,12 @@ _HOMES = {
 }
 
 __all__ = [
-    "Aggregator",
-    "AlignmentError",
-    "Box",
-    "CheckReport",
-    "ContractError",
-    "CostWarning",
-    "GridError",
-    "GridSampler",
-    "MemoryBudgetError",
-    "Output",
-    "ProbeReport",
-    "SamplingMode",
-    "Slicer",
-    "Tile",
-    "TilePlan",
-    "TilingError",
-    "TilingWarning",
-    "check",
-    "compare",
-    "explain",
-    "from_torch",
-    "load_once",
-    "plan_tiles",
-    "plot_plan",
-    "plot_seams",
-    "plot_window",
-    "probe",
-    "status",
-    "tiled_map",
-    "to_zarr",
-    "view",
-    "write_many",
-]
+    "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
+    "GridSampler", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer", "Tile",
+    "TilePlan", "TilingError", "TilingWarning", "check", "compare", "explain", "from_torch", "load_once",
+    "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr",
+    "view", "write_many",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

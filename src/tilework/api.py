@@ -210,24 +210,10 @@ def tiled_map(
         raise TypeError("array must be an array, or a tuple of at least one; got ().")
     sources = tuple(map(open_source, given))
     request = Request(
-        crop=crop,
-        overlap=overlap,
-        axes=axes,
-        each=each,
-        stride=stride,
-        multiple=multiple,
-        edge=edge,
-        boundary=boundary,
-        blend=blend,
-        rim=rim,
-        sigma_scale=sigma_scale,
-        batch_size=batch_size,
-        mask=mask,
-        mask_scale=mask_scale,
-        chunks=chunks,
-        memory_limit=memory_limit,
-        reuse=reuse,
-    )
+        crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
+        boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
+        mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
+    )  # fmt: skip
     declared = declared_outputs(output, dtype)
     request, declared, chosen = choose_overlap(fn, sources, request, declared, pass_tile=pass_tile)
     layout = make_layout(sources, request, declared)
@@ -246,18 +232,10 @@ def tiled_map(
     outputs = tuple(weighed(b, layout, request) for b in bound)
     plan = make_plan(sources, layout, request, outputs)
     spec = Spec(
-        plan=replace(plan, notes=(*plan.notes, *chosen)),
-        sources=sources,
-        source_axes=layout.source_axes,
-        fn=fn,
-        outputs=outputs,
-        boundary=boundary,
-        cval=cval,
-        skip=skip,
-        pass_tile=pass_tile,
-        many=not isinstance(declared, Output),
-        fixed=chunks != "auto",
-    )
+        plan=replace(plan, notes=(*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
+        fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
+        many=not isinstance(declared, Output), fixed=chunks != "auto",
+    )  # fmt: skip
     _warn(spec)
     return _build(spec, declared, name)
 
@@ -338,24 +316,10 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
         raise GridError(f"source_chunks needs one positive length per axis of {extents}; got {chunked}.")
     source = Source(None, extents, as_dtype(dtype), chunked, token="plan")
     request = Request(
-        crop=crop,
-        overlap=overlap,
-        axes=axes,
-        each=each,
-        stride=stride,
-        multiple=multiple,
-        edge=edge,
-        boundary=boundary,
-        blend=blend,
-        rim=rim,
-        sigma_scale=sigma_scale,
-        batch_size=batch_size,
-        mask=mask,
-        mask_scale=mask_scale,
-        chunks=chunks,
-        memory_limit=memory_limit,
-        reuse=reuse,
-    )
+        crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
+        boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
+        mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
+    )  # fmt: skip
     if isinstance(request.overlap, str) and request.overlap == "auto":
         raise TilingError(
             'overlap="auto" calls the function, and plan_tiles has none; give '

@@ -319,20 +319,10 @@ def bind(
     reduced_shape, reduced_axes = _reduced(output.reduce, shape, axes, channel)
     fill = fill_value if output.fill_value is None else output.fill_value
     bound = BoundOutput(
-        key=key,
-        dtype=dtype,
-        values=values,
-        shape=shape,
-        axes=axes,
-        scale=scale,
-        blend=blend,
-        kind=kind,
-        reduce=output.reduce,
-        channel_axis=channel,
-        fill_value=scalar("fill_value", fill, dtype),
-        reduced_shape=reduced_shape,
-        reduced_axes=reduced_axes,
-    )
+        key=key, dtype=dtype, values=values, shape=shape, axes=axes, scale=scale, blend=blend, kind=kind,
+        reduce=output.reduce, channel_axis=channel, fill_value=scalar("fill_value", fill, dtype),
+        reduced_shape=reduced_shape, reduced_axes=reduced_axes,
+    )  # fmt: skip
     _check_blend(output, bound)
     return bound
 

@@ -190,20 +190,12 @@ class Merge:
         values = addable(first[(slice(0),) * ndim], kind).dtype
         dtype = self._default(values, kind, reduce) if self.dtype is None else self.dtype
         bound = BoundOutput(
-            key=None,
-            dtype=dtype,
-            values=values,
-            shape=self._around(untiled, self.crops),
-            axes=axes,
-            scale=self.scale,
-            blend=blend,
-            kind=kind,
-            reduce=reduce,
-            channel_axis=channel,
+            key=None, dtype=dtype, values=values, shape=self._around(untiled, self.crops), axes=axes,
+            scale=self.scale, blend=blend, kind=kind, reduce=reduce, channel_axis=channel,
             fill_value=scalar("fill_value", self.fill_value, dtype),
             reduced_shape=self._around(left, self.extents),
             reduced_axes=self._axes(len(left) + len(self.grids)),
-        )
+        )  # fmt: skip
         cut = Cut.numbered(axes, self.grids)
         rim = None if kind == "trim" else cut.rim
         size = math.prod(untiled)

@@ -87,7 +87,8 @@ def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> Array:
     numpy.ndarray
         May be a view of what ``read`` returned.
     """
-    parts = _join(read, axes, ())
+    whole = all(len(plan.intervals) == 1 for plan in axes)
+    parts = read(tuple(plan.intervals[0] for plan in axes)) if whole else _join(read, axes, ())
     for axis, plan in enumerate(axes):
         if plan.take is None:
             continue

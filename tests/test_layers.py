@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,14 @@ def test_the_tree_is_the_rooms() -> None:
         tree = ast.parse((SOURCE / room / "__init__.py").read_text())
         assert ast.get_docstring(tree)
         assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in tree.body), room
+
+
+def test_the_pages_show_the_tree_as_it_is() -> None:
+    page = (ROOT / "docs" / "contributing.md").read_text()
+    tree = page[page.index("src/tilework/\n") : page.index("## The flow")]
+    shown = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"^ {6}(\w.*)$", tree, re.MULTILINE))))
+    assert shown == {p.stem for room in ROOMS for p in (SOURCE / room).glob("*.py")} - {"__init__"}
+    assert set(re.findall(r"^  (\w+)/", tree, re.MULTILINE)) == set(ROOMS)
 
 
 def test_modules_and_functions_stay_short() -> None:

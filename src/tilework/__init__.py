@@ -1,8 +1,8 @@
 """Functions on huge N-D images, crop by crop.
 
-`tiled_map` turns a function on a small crop into a lazy dask array over an image of any size, and
-`plan_tiles` shows what it would do. `Output` declares what the function returns; `load_once` and `from_torch`
-load models. `to_zarr` and `write_many` write results, and `status` tells how far they are. `Slicer`,
+`tiled_map` turns a function on a small crop into a lazy dask array over an image of any size; `plan_tiles`
+returns its plan without data. `Output` declares what the function returns; `load_once` and `from_torch` load
+models. `to_zarr` and `write_many` write results; `status` reports how much is written. `Slicer`,
 `GridSampler` and `Aggregator` are the eager loops of Ryomen and Patchly.
 
 Importing the package imports none of numpy, dask, distributed, zarr and matplotlib: each public name imports
@@ -97,7 +97,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(f"tilework.{home}"), name)
-    # So that plan.plot() draws, though the room of plans lies below the room that draws.
+    # Lets plan.plot() draw, although `plan` must not import `diagnostics`.
     if (plans := sys.modules.get("tilework.plan.tile_plan")) is not None:
         plans.draw_plans_with(_plot_plan)
     return found
@@ -121,7 +121,7 @@ _GONE = frozenset(
 
 
 class _Gone:
-    """Explains why one of `_GONE` is missing. Finders are asked in turn, this one last."""
+    """An import finder that explains why one of `_GONE` is missing; Python tries it last."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> None:

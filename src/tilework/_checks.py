@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 PACKAGE = __name__.partition(".")[0]
-# What other tools call the same thing: their word, whose it is, the word here.
+# Names in other tools: (their word, whose it is, our word).
 _ELSEWHERE = (
     ("adaptive", "Patchly's", "clip"),
     ("circular", "torch's", "wrap"),
@@ -57,14 +57,14 @@ _ELSEWHERE = (
 def one_of(
     what: str, value: object, words: Iterable[str], others: Mapping[str, Iterable[str]] | None = None
 ) -> str:
-    """Return ``value`` if it is one of ``words``; otherwise raise, with the word that may have been meant.
+    """Return ``value`` if it is one of ``words``; otherwise raise an error that suggests a word.
 
     Parameters
     ----------
     what : str
         Name of the argument.
     others : mapping of str to iterable of str, optional
-        The words of other arguments, by name: one of them may have been meant.
+        Words of other arguments, by name of the argument, for the suggestion.
     """
     words = tuple(words)
     if isinstance(value, str) and value in words:
@@ -75,14 +75,14 @@ def one_of(
 
 
 def _hint(what: str, value: str, words: tuple[str, ...], others: Mapping[str, Iterable[str]]) -> str:
-    """Return what ``value`` may have meant, as the end of a message."""
+    """Return a suggestion for a wrong ``value``, as the end of a message."""
     low = value.lower()
     known = [(whose, here) for there, whose, here in _ELSEWHERE if there == low]
-    # 1. A word of this argument, in capitals or as other tools call it.
+    # 1. A word of this argument, in capitals or under its name in another tool.
     for word in (low, *(here for _, here in known)):
         if word in words:
             return f"; did you mean {word!r}?"
-    # 2. A word of another argument, from here or elsewhere.
+    # 2. A word of another argument, ours or another tool's.
     for other, theirs in others.items():
         if other != what and low in theirs:
             return f'; {value!r} is a word of {other}: {other}="{low}".'
@@ -90,7 +90,7 @@ def _hint(what: str, value: str, words: tuple[str, ...], others: Mapping[str, It
         for other, theirs in others.items():
             if here in theirs:
                 return f'; {value!r} is {whose} name for {other}="{here}".'
-    # 3. A slip of the pen.
+    # 3. A spelling mistake.
     near = difflib.get_close_matches(low, words, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -111,12 +111,12 @@ def sequence(value: object) -> bool:
 
 
 def wholes(what: str, values: Any) -> tuple[int, ...]:
-    """Return the ints of a sequence, or of one int, as a tuple."""
+    """Return one int or a sequence of ints as a tuple."""
     return tuple(whole(what, v) for v in (tuple(values) if sequence(values) else (values,)))
 
 
 def positive(what: str, value: Any) -> bool:
-    """Return whether a number is positive and finite; raise a `TypeError` for what is not a real number."""
+    """Return whether a number is positive and finite; raise a `TypeError` unless it is a real number."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
         raise TypeError(f"{what} must be a number; got {value!r} ({type(value).__name__}).")
     return bool(0 < value < math.inf)
@@ -143,13 +143,13 @@ def parse_bytes(what: str, value: Any) -> int:
 
 
 def check_scalar(what: str, value: Any) -> None:
-    """Raise a `TypeError` for several numbers, a mapping or a set."""
+    """Raise a `TypeError` for a sequence, mapping or set."""
     if np.ndim(value) or isinstance(value, Mapping | set):
         raise TypeError(f"{what} must be one number; got {value!r}.")
 
 
 def as_dtype(value: Any) -> np.dtype[Any]:
-    """Return ``value`` as a numpy dtype; raise a `TypeError` where it is not one."""
+    """Return ``value`` as a numpy dtype; raise a `TypeError` if it is not one."""
     try:
         dtype: np.dtype[Any] = np.dtype(value)
     except (TypeError, ValueError) as error:
@@ -158,7 +158,7 @@ def as_dtype(value: Any) -> np.dtype[Any]:
 
 
 def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
-    """Return ``value`` as a scalar of ``dtype``; raise a `TilingError` where the value would change."""
+    """Return ``value`` as a scalar of ``dtype``; raise a `TilingError` if the value would change."""
     check_scalar(what, value)
     if dtype.kind in "mM" and isinstance(value, int | np.integer) and value == 0:
         return np.zeros((), dtype)[()]  # numpy 2.5 warns when a time is compared with a number
@@ -180,14 +180,14 @@ def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Warn at the line outside this package that called it, however many calls lie between."""
+    """Issue a warning at the innermost frame outside this package."""
     frame, level = sys._getframe(1), 2  # 1 would be the line below
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, category, stacklevel=level)
 
 
-# Widths in letters: a name with the gap after it, and a line, which is a cell of the documentation.
+# Widths in characters: the column of names, and a line (the width of a cell in the documentation).
 NAME, LINE = 11, 84
 
 

@@ -1,4 +1,4 @@
-"""Names for types that several rooms use, and what callables and arrays from outside have to be."""
+"""Type aliases that several packages share, and protocols for callables and arrays that users provide."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ __all__ = [
 ]
 
 Array = np.ndarray[Any, Any]
-"""Of any dtype."""
+"""An array of any dtype."""
 Bits = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Index = tuple[int, ...]
 """One whole number per axis: a shape, lengths, axes, or the number of a block or tile."""
 Span = tuple[int, int]
-"""First and one past the last: samples along one axis, tiles, or blocks."""
+"""A half-open range ``(start, stop)`` of samples along one axis, of tiles or of blocks."""
 
 
 class Function(Protocol):
-    """What is called on crops: one numpy array per source, or batches of them."""
+    """A function on crops: it takes one numpy array per source, or batches of them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return an array, or a tuple or dict of them; ``tile`` and ``tiles`` are the keywords."""
 
 
 class Predicate(Protocol):
-    """Whether a crop is left out: gets what the function would get of one tile."""
+    """A test whether a crop is left out; it takes the same arguments as the function for one tile."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return a truth value."""
 
 
 class ShowProgress(Protocol):
-    """Gets how many tiles are done, and of how many."""
+    """A callback that gets the number of finished tiles and the total."""
 
     def __call__(self, done: int, total: int, /) -> Any:
-        """Show it; what is returned is not used."""
+        """Show progress; the return value is ignored."""
 
 
 class Sliceable(Protocol):
-    """An array to read from, of any library."""
+    """An array of any library that can be read by slicing."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -61,14 +61,14 @@ class Sliceable(Protocol):
 
     @property
     def dtype(self) -> Any:
-        """What `numpy.dtype` takes."""
+        """Anything that `numpy.dtype` accepts."""
 
     def __getitem__(self, index: Any, /) -> Any:
-        """Return a part, which `numpy.asarray` takes."""
+        """Return a part that `numpy.asarray` accepts."""
 
 
 class Writable(Sliceable, Protocol):
-    """An array to write into, of any library."""
+    """An array of any library that can be written by slicing."""
 
     def __setitem__(self, index: Any, values: Any, /) -> None:
         """Write a part."""

@@ -3,10 +3,10 @@
 ::
 
     ValueError
-     └── TilingError            what was asked cannot be done
+     └── TilingError            the request cannot be carried out
           ├── GridError         impossible geometry: crop, overlap, stride, axes
-          ├── ContractError     a function returned something other than was declared
-          ├── AlignmentError    two tasks would write one storage unit
+          ├── ContractError     the result of a function differs from its declaration
+          ├── AlignmentError    several tasks would write the same storage unit
           └── MemoryBudgetError the smallest plan exceeds the memory limit
     UserWarning
      └── TilingWarning          legal, but probably not what was meant
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class TilingError(ValueError):
-    """What was asked cannot be done; the message says what to change."""
+    """The request cannot be carried out; the message says what to change."""
 
 
 class GridError(TilingError):
@@ -37,11 +37,11 @@ class GridError(TilingError):
 
 
 class ContractError(TilingError):
-    """A function did not return what was declared: shape, dtype or number of results."""
+    """The result of a function differs from its declaration: shape, dtype or number of arrays."""
 
 
 class AlignmentError(TilingError):
-    """More than one task would write a storage unit."""
+    """Several tasks would write the same storage unit (a Zarr chunk or shard)."""
 
 
 class MemoryBudgetError(TilingError):

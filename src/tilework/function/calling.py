@@ -1,4 +1,4 @@
-"""How a function is called: what it may be, and what it may return."""
+"""Checks of the user's function and of its results."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def without_batch(arrays: Sequence[Array]) -> list[Array]:
 
 
 def check_tile_keyword(fn: Any, *, pass_tile: bool, batched: bool) -> None:
-    """Raise a `TypeError` where the signature shows that ``fn`` cannot take the tile that it would get."""
+    """Raise a `TypeError` if ``pass_tile`` is set and the signature shows that ``fn`` cannot take a tile."""
     name = "tiles" if batched or is_batched(fn) else "tile"
     if pass_tile and not takes_keyword(fn, name):
         raise TypeError(f"pass_tile=True calls fn with {name}=...; its signature has no argument {name!r}.")

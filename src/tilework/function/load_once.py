@@ -1,4 +1,4 @@
-"""Heavy functions and readers that are built once per process, and never travel."""
+"""Heavy functions and readers that each process builds once; they are never sent between processes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tilework.errors import TilingError
 
 __all__ = ["LoadOnce", "load_once"]
 
-# Models held per process. A run uses one or two; the bound only stops a long session from keeping them all.
+# Models kept per process. A run uses one or two; the limit keeps a long session from holding all of them.
 HELD = 8
 
 
 class _Registry:
-    """Objects by token, built once, the least recently used dropped beyond `HELD`."""
+    """Objects by token, each built once; beyond `HELD`, the least recently used one is dropped."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -42,13 +42,13 @@ class _Entry:
         self.value: Any = None
 
 
-# In this module, never in the user's: a function defined in a notebook gets fresh globals in every task, so
-# a cache beside it would be empty each time (seen with distributed 2026.8).
+# Kept in this module, not in the user's: a function defined in a notebook gets fresh globals in every task,
+# so a cache there would always be empty (seen with distributed 2026.8).
 _REGISTRY = _Registry()
 
 
 class LoadOnce:
-    """A recipe that is built once per process; made by `load_once`."""
+    """A proxy of an object that each process builds once; made by `load_once`."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class LoadOnce:
         return entry
 
     def get(self) -> Any:
-        """Return the object, building it if this process has not done so."""
+        """Return the object; build it if this process has not built it yet."""
         return self._built().value
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -100,21 +100,21 @@ def load_once(
     concurrent: int = 1,
     version: str | None = None,
 ) -> LoadOnce:
-    """Return a proxy of ``factory(*args, **kwargs)``, which is built once per process.
+    """Return a proxy of ``factory(*args, **kwargs)``, which each process builds once.
 
-    The graph carries the factory and its arguments, a few hundred bytes, never what it builds. Give the
-    result as ``fn`` (a model) or as ``array`` (a reader).
+    The graph carries the factory and its arguments, a few hundred bytes, never the object that it builds.
+    Pass the proxy as ``fn`` (a model) or as ``array`` (a reader).
 
     Parameters
     ----------
     factory : callable
         Builds the model or opens the array; may be defined in a notebook.
     args, kwargs
-        Its arguments, for example the path of the weights.
+        Arguments of the factory, for example the path of the weights.
     concurrent : int
-        Calls that may run at a time in a process; other threads read and write meanwhile.
+        Number of calls that may run at the same time in a process; other threads read and write meanwhile.
     version : str, optional
-        Says that the result of the factory is another one, where its code and arguments do not.
+        Change it when the factory builds a different object although its code and arguments are the same.
 
     Returns
     -------

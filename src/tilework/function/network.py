@@ -102,7 +102,7 @@ class TorchFunction:
 
 
 def _one_thread(torch: Any) -> None:
-    """Let torch use one thread in a process beside others, unless the environment says how many."""
+    """Limit torch to one thread in a child process, unless OMP_NUM_THREADS is set."""
     if multiprocessing.parent_process() is not None and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)
 
@@ -139,24 +139,24 @@ def from_torch(
 ) -> TorchFunction | LoadOnce:
     """Return a torch network as a function of numpy crops.
 
-    The network runs in evaluation and inference mode; it always gets a batch, of one crop when
-    `tiled_map` has no ``batch_size``.
+    The network runs in evaluation and inference mode. It always gets a batch; without ``batch_size`` in
+    `tiled_map`, a batch of one crop.
 
     Parameters
     ----------
     module_or_factory : torch.nn.Module or callable
-        The network, or better a callable without arguments that builds it: then each process builds it
-        once and it never enters the graph.
+        The network, or preferably a callable without arguments that builds it: each process then builds it
+        once, and the graph does not contain it.
     device : str
-        "auto" takes the first CUDA device where there is one, else the CPU.
+        "auto" uses the first CUDA device if there is one, otherwise the CPU.
     autocast : str, optional
         "float16" or "bfloat16".
     add_channel : bool, optional
-        Whether crops get a channel axis of length 1 in front (which is taken off the result again). Left
-        out, the dimension of the network's first convolution decides.
+        Whether to add a channel axis of length 1 in front of each crop, and to remove it from the result. By
+        default, the dimension of the network's first convolution decides.
     channel_axis : int, optional
-        Where the channels are in a crop, batch excluded, when they are not in front; they are put back
-        there in the result.
+        Position of the channel axis in a crop, batch excluded, if it is not in front; the result has its
+        channels at the same position.
     activation : "softmax", "sigmoid", "argmax" or callable, optional
         Applied to each result, along the channel axis.
 
@@ -167,7 +167,7 @@ def from_torch(
     Raises
     ------
     TypeError
-        For something that is neither a module nor a callable.
+        If the argument is neither a module nor a callable.
     """
     if isinstance(activation, str):
         one_of("activation", activation, _ACTIVATIONS)

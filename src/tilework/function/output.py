@@ -1,4 +1,4 @@
-"""What a function returns: declared by `Output`, or found by one call on zeros, then bound to the crops."""
+"""Outputs of a function: declared by `Output` or found by one call on zeros, then bound to the crops."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ __all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales", "sprea
 Reduce = Literal["argmax"] | Callable[[Array], Any]
 
 UNWEIGHTED = ("trim", "max", "min", "sum")
-"""Blends that multiply nothing."""
-# Smallest weight over largest from which a corner without neighbours would vanish in float32.
+"""Blends that do not multiply by weights."""
+# Ratio of smallest to largest weight below which a corner without neighbours would vanish in float32.
 STEEP = 1e-30
 
 
@@ -43,13 +43,13 @@ class Output:
     Parameters
     ----------
     dtype : dtype, optional
-        Of the returned array, after blending and reducing. Left out, it is found by one call on zeros
+        Dtype of the returned array, after blending and reducing. By default, one call on zeros finds it
         (for ``reduce="argmax"`` it follows from ``channels``).
     channels : int, optional
-        Length of the one untiled axis of the result; 0 for none. Left out, the untiled axes of the crop
-        come back.
+        Length of the one untiled axis of the result; 0 if it has none. By default, the result has the
+        untiled axes of the crop.
     channel_axis : int
-        Where the channel axis is in the result, batch excluded.
+        Position of the channel axis in the result, batch excluded.
     scale : int, Fraction or tuple of them
         Result samples per image sample, per tiled axis: 2 for super-resolution, ``Fraction(1, 16)`` for
         a feature map.
@@ -57,16 +57,16 @@ class Output:
         Input samples at each side of a crop for which there is no result: a network without padding that
         maps 512 to 498 has margin 7. The overlap must be at least as large.
     shape : tuple of int, optional
-        The whole shape of the result for a full crop, batch excluded, for unusual layouts.
+        Shape of the result for a full crop, batch excluded; needed for unusual layouts only.
     axes : tuple of int, optional
-        Where the tiled axes are in the result, batch excluded, in their own order.
+        Positions of the tiled axes in the result, batch excluded, in the order of the tiled axes.
     blend : str, callable or arrays, optional
         As in `tiled_map`, for this output only.
     reduce : "argmax" or callable, optional
-        Applied to each block after normalising: the position of the largest channel, or any function of
-        the block (axes as the function returns them) that keeps the tiled axes.
+        Applied to each block after normalising: the index of the largest channel, or any function of the
+        block (axes as the function returns them) that keeps the tiled axes.
     fill_value : scalar, optional
-        Value where no crop ran; wins over the call's.
+        Value where no crop ran; overrides the ``fill_value`` of `tiled_map`.
 
     Examples
     --------
@@ -128,28 +128,28 @@ Outputs = Output | Sequence[Output] | Mapping[str, Output]
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class BoundOutput:
-    """One output of one call: everything that its blocks need, its weights included."""
+    """One output of one `tiled_map`: everything that its blocks need, including its weights."""
 
     key: int | str | None
-    """Its place in the tuple or dict that the function returns; None when it returns one array."""
+    """Its key in the tuple or dict that the function returns; None when it returns one array."""
     dtype: np.dtype[Any]
-    """Of the returned array."""
+    """Dtype of the returned array."""
     values: np.dtype[Any] | None
-    """Of the function's result, where a call showed it."""
+    """Dtype of the function's result, if the function was called on zeros."""
     shape: Index
-    """Of the function's result for a full crop, batch excluded, samples."""
+    """Shape of the function's result for a full crop, batch excluded, samples."""
     axes: Index
-    """Where the tiled axes are in ``shape``."""
+    """Positions of the tiled axes in ``shape``."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per tiled axis."""
     blend: Blend
     """The blend as given."""
     kind: str
-    """Its word, or "window"."""
+    """The word of the blend, or "window"."""
     reduce: Reduce | None
-    """What is applied to a normalised block."""
+    """Applied to each normalised block."""
     channel_axis: int | None
-    """Axis of the argmax in ``shape``."""
+    """Axis of ``shape`` that an argmax removes."""
     fill_value: Any
     """Value where no crop ran, of ``dtype``."""
     reduced_shape: Index
@@ -157,13 +157,13 @@ class BoundOutput:
     reduced_axes: Index
     """``axes`` after reducing."""
     steep: bool = False
-    """Whether the weights span more than float32 holds, so that sums are double."""
+    """Whether the weights exceed the range of float32, so that sums need float64."""
     sigma_scale: float = 0.125
     """Standard deviation of a gaussian window, as a fraction of the crop."""
     weights: tuple[AxisWeights, ...] = ()
-    """Per grid axis, ``each`` axes first: where results are, and their windows where these are separable."""
+    """Places of results, and windows where these are separable; per grid axis, ``each`` axes first."""
     importance: Floats | None = None
-    """N-D weights over the tiled axes of a full crop's result; None where separable."""
+    """N-D weights over the tiled axes of a full crop's result; None if they are separable."""
     n_each: int = 0
     """How many grid axes are ``each`` axes."""
 
@@ -214,17 +214,17 @@ class BoundOutput:
         return (*lengths[: self.n_each], *shape)
 
     def spread(self, flat: Floats, *, reduced: bool = False) -> Floats:
-        """Return an array over the grid axes so that it broadcasts over the output's layout."""
+        """Return an array over the grid axes with axes added, so that it broadcasts over the output."""
         axes, shape = (self.reduced_axes, self.reduced_shape) if reduced else (self.axes, self.shape)
         return spread(flat, axes, len(shape), self.n_each)
 
     def fill(self, lengths: Sequence[int]) -> Array:
-        """Return a part of the returned array, ``lengths`` per grid axis, in which nothing ran."""
+        """Return an array of the fill value, ``lengths`` per grid axis, for a part in which nothing ran."""
         return np.full(self.layout(lengths, reduced=True), self.fill_value, self.dtype)
 
 
 def spread(flat: Floats, axes: Sequence[int], ndim: int, n_each: int = 0) -> Floats:
-    """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` others."""
+    """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` axes."""
     order = sorted(range(len(axes)), key=lambda t: axes[t])
     flat = flat.transpose([*range(n_each), *(n_each + t for t in order)])
     return np.expand_dims(flat, [n_each + a for a in range(ndim) if a not in axes])
@@ -249,7 +249,7 @@ def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
 
 
 def margins(outputs: Sequence[Output], n_axes: int) -> tuple[tuple[int, int], ...]:
-    """Return ``(before, after)`` per tiled axis, one for all outputs."""
+    """Return ``(before, after)`` per tiled axis; all outputs must have the same margin."""
     found = {_margin(output.margin, n_axes) for output in outputs}
     if len(found) > 1:
         raise GridError(f"all outputs of one function must have one margin; got {sorted(found)}.")
@@ -298,7 +298,7 @@ def bind(
     Parameters
     ----------
     result : numpy.ndarray or None
-        What the function returned for a crop of zeros, where it was called.
+        Result of the function for a crop of zeros, if it was called.
     """
     scale = scales(output.scale, len(crop))
     lengths = tuple(math.ceil((c - sum(m)) * s) for c, m, s in zip(crop, margin, scale, strict=True))
@@ -341,7 +341,7 @@ def with_weights(
     Parameters
     ----------
     names : sequence of str
-        Of the grid axes, for messages.
+        Names of the grid axes, for messages.
     rim : tuple of int, image samples per side and grid axis
     sigma_scale : float
         Standard deviation of a gaussian window, as a fraction of the crop.
@@ -349,9 +349,9 @@ def with_weights(
     Raises
     ------
     GridError
-        Where a window leaves a sample without weight, or does not have the shape of a result.
+        If a window leaves a sample without weight, or does not have the shape of a result.
     TilingError
-        Where ``sigma_scale`` is not positive.
+        If ``sigma_scale`` is not positive.
     """
     trim = output.kind == "trim"
     if output.weighted and not positive("sigma_scale", sigma_scale):
@@ -407,7 +407,7 @@ def _channel(output: Output, shape: Index, axes: Index) -> int:
     if channel not in untiled:
         raise TilingError(
             f'reduce="argmax" needs a channel axis; the result of shape {shape} has untiled axes {untiled} '
-            f"and channel_axis is {output.channel_axis}. Say channels= or channel_axis=."
+            f"and channel_axis is {output.channel_axis}. Declare channels= or channel_axis=."
         )
     return channel
 
@@ -438,7 +438,7 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
         return tuple(shape[a] for a in kept), tuple(kept.index(a) for a in axes)
     assert callable(reduce)
     for start in (2, 11, 23):
-        # Index that no other axis has, so that the tiled axes can be told in what comes back.
+        # Lengths that no other axis has identify the tiled axes in the result.
         free = (n for n in itertools.count(start) if n not in shape)
         small = list(shape)
         for axis, length in zip(axes, free, strict=False):
@@ -460,7 +460,7 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
 
 
 def _check_blend(output: Output, bound: BoundOutput) -> None:
-    """Refuse at build what would fail, or average labels, in the first task."""
+    """Raise when the graph is built if a blend would fail, or average labels, in the first task."""
     known = bound.values or (bound.dtype if bound.reduce is None else None)
     if known is None:
         return
@@ -478,7 +478,7 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
         )
 
 
-# -- where the tiled axes are in what a function returns --------------------------------------------------
+# -- positions of the tiled axes in a result --------------------------------------------------------------
 
 
 def placements(shape: Index, lengths: Index) -> list[Index]:
@@ -494,7 +494,7 @@ def placements(shape: Index, lengths: Index) -> list[Index]:
 
 
 def find_axes(shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index) -> Index:
-    """Return where the tiled axes are in a result of ``shape``, if there is one possible place."""
+    """Return the positions of the tiled axes in a result of ``shape``; raise unless they are unique."""
     if shape == crop_shape:
         return crop_axes
     found = placements(shape, lengths)
@@ -520,7 +520,7 @@ def _ends(shape: Index, n: int) -> list[Index]:
 
 
 def _guess_scale(found: Sequence[Index], lengths: Index) -> Iterator[str]:
-    """Yield the scales that a network would have: a whole number, one over one, or a small fraction."""
+    """Yield the scales that a network may have: a whole number, one over one, or a small fraction."""
     for own in found:
         ratios = tuple(Fraction(a, b) for a, b in zip(own, lengths, strict=True))
         if all(min(r.numerator, r.denominator) == 1 or max(r.numerator, r.denominator) <= 8 for r in ratios):
@@ -542,7 +542,7 @@ def _short(ratios: tuple[Fraction, ...]) -> str:
 
 
 def place(output: Output, crop_shape: Index, crop_axes: Index, lengths: Index) -> tuple[Index, Index]:
-    """Return the result's shape for a full crop, and where the tiled axes are in it."""
+    """Return the result's shape for a full crop, and the positions of the tiled axes in it."""
     n = len(lengths)
     rest = [size for axis, size in enumerate(crop_shape) if axis not in crop_axes]
     if output.shape is not None:

@@ -1,8 +1,8 @@
 """The crops along one axis: all arithmetic of tiling, in Python integers.
 
-A grid lives in *frame* coordinates along each axis: the frame is the image with ``margin`` before and
-after it (samples that a valid-region function consumes) and, where the crop or ``multiple`` asks for it,
-more at its end. A crop that starts at frame sample ``a`` gives results for the image samples
+A grid uses *frame* coordinates along each axis. The frame is the image with ``margin`` before and after it
+(samples that a valid-region function consumes) and, where the crop or ``multiple`` requires it, padding at
+its end. A crop that starts at frame sample ``a`` gives results for the image samples
 ``[a, a + crop - sum(margin))``, so a frame start is also the image sample of the first result::
 
     image          0                                    n
@@ -10,7 +10,7 @@ more at its end. A crop that starts at frame sample ``a`` gives results for the 
     crop       [ lo |=========== valid ===========| hi ]
                a
 
-Source of the closed forms: a walk over all small grids, repeated as law G6 in ``tests/laws``.
+The closed forms were found by a walk over all small grids, which law G6 in ``tests/laws`` repeats.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tilework.errors import GridError
 __all__ = ["AxisGrid", "Edge", "Starts"]
 
 Number = TypeVar("Number", int, Ints)
-"""A tile or a sample, or an array of them."""
+"""A tile number or a sample, or an array of them."""
 Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]
 EDGES: tuple[Edge, ...] = ("shift", "squeeze", "pad", "clip", "drop")
 
@@ -48,7 +48,7 @@ def _clamp(x: Number, low: int | None, high: int | None) -> Number:
 
 @dataclass(frozen=True, slots=True)
 class Starts:
-    """An increasing sequence of starts: pieces with a constant step, in O(pieces) memory.
+    """An increasing sequence of starts, stored as pieces with a constant step: O(pieces) memory.
 
     Examples
     --------
@@ -70,7 +70,7 @@ class Starts:
 
     @classmethod
     def of(cls, starts: Iterable[int]) -> Starts:
-        """Return the rule that gives ``starts``, samples, in as few pieces as a walk finds."""
+        """Return the rule that yields ``starts``, samples, in as few pieces as one pass finds."""
         pieces: list[list[int]] = []
         for start in map(int, starts):
             if pieces:
@@ -83,7 +83,7 @@ class Starts:
 
     @classmethod
     def every(cls, step: int, *, first: int, last: int) -> Starts:
-        """Return ``first``, ``first + step``, ... below ``last``, and then ``last`` itself, samples."""
+        """Return the starts ``first``, ``first + step``, ... below ``last``, then ``last``; samples."""
         if last <= first:
             return cls(((last, 1, 1),))
         return cls(((first, step, -(-(last - first) // step)), (last, 1, 1)))
@@ -105,7 +105,7 @@ class Starts:
         return (first + step * k for first, step, count in self.pieces for k in range(count))
 
     def array(self) -> Ints:
-        """Return all starts at once."""
+        """Return all starts as an array."""
         parts = [first + step * np.arange(count, dtype=np.int64) for first, step, count in self.pieces]
         return np.concatenate(parts)
 
@@ -134,16 +134,16 @@ class AxisGrid:
     edge: Edge = "shift"
     """How a crop that sticks out of the image is filled."""
     trims: bool = True
-    """Whether some output is trimmed: cores then are multiples of the stride."""
+    """Whether any output is trimmed; cores then begin at multiples of the stride."""
     multiple: int = 1
     """Starts are multiples of this, samples."""
     margin: tuple[int, int] = (0, 0)
-    """Samples before and after that the function consumes without a result for them."""
+    """Samples before and after for which the function returns no result."""
     quantum: int = 1
     """Cores begin at multiples of this, samples (the denominator of the output's scale)."""
     starts: Starts | None = None
-    """Where the crops start, frame samples, instead of what ``edge`` and ``stride`` say; ``edge`` then only
-    says how what sticks out is filled."""
+    """Explicit starts, frame samples, instead of those from ``edge`` and ``stride``; ``edge`` then only
+    decides how a crop that sticks out is filled."""
 
     def __post_init__(self) -> None:
         if self.stride == 0:
@@ -151,7 +151,7 @@ class AxisGrid:
 
     @property
     def regular(self) -> bool:
-        """Whether nominal starts are ``i * stride - overlap``, else ``i * stride``."""
+        """Whether nominal starts are ``i * stride - overlap``; otherwise they are ``i * stride``."""
         if self.starts is not None:
             return False
         return self.edge == "pad" or (self.trims and self.edge in ("shift", "clip"))
@@ -176,7 +176,7 @@ class AxisGrid:
 
     @property
     def _first(self) -> int:
-        """Number of the first nominal tile that is a tile of its own."""
+        """Number of the nominal tile that is tile 0."""
         if self.edge != "shift" or not self.regular or self.length == self.crop:
             return 0
         return self._lead // self.stride
@@ -198,7 +198,7 @@ class AxisGrid:
     def nominal(self, i: Number) -> Number:
         """Return the frame sample at which crop ``i`` starts before any clipping.
 
-        Here and below ``i`` may be an array of tiles, and the result then is one for each.
+        Here and below, ``i`` may be an array of tile numbers; the result then has one entry per tile.
         """
         if self.starts is not None:
             return self.starts[i]
@@ -209,7 +209,7 @@ class AxisGrid:
         return _clamp(start, 0, slack) if self.edge == "shift" else start
 
     def frame(self, i: Number) -> tuple[Number, Number]:
-        """Return crop ``i`` in frame samples; only ``pad`` sticks out of the frame."""
+        """Return crop ``i`` in frame samples; it sticks out of the frame only with ``edge="pad"``."""
         start = self.nominal(i)
         stop = start + self.crop
         if self.edge != "clip":
@@ -227,7 +227,7 @@ class AxisGrid:
         return start, stop - sum(self.margin)
 
     def core(self, i: int) -> tuple[int, int]:
-        """Return the image samples that tile ``i`` owns; cores partition what is covered."""
+        """Return the image samples that tile ``i`` owns; cores partition the covered samples."""
         last = len(self) - 1
         return self._cut(i - 1) if i else max(0, self.nominal(0)), self.covered if i == last else self._cut(i)
 
@@ -238,7 +238,7 @@ class AxisGrid:
         if self.edge == "drop" and self.starts is None:
             return (i + 1) * self.stride + self.overlap - self.margin[0]
         middle = (self.nominal(i) + self.nominal(i + 1) + self.crop) // 2 - self.margin[0]
-        # A given start may lie so far out that the middle does, too.
+        # An explicit start may lie so far out that the middle is outside, too.
         return _clamp(middle // self.quantum * self.quantum, 0, self.covered)
 
     @property
@@ -262,9 +262,9 @@ class AxisGrid:
         return 0 if before else max(0, start + rim), self.extent if after else min(self.extent, stop - rim)
 
     def borders(self, i: Number) -> tuple[Any, Any]:
-        """Return whether crop ``i`` ends where the image does, before and after.
+        """Return whether crop ``i`` reaches the image's border, before and after.
 
-        A padded crop never does: what lies beyond the border is invented like any other context.
+        With ``edge="pad"`` no crop does: invented samples beyond the border count as context.
         """
         start, stop = self.valid(i)
         return (start <= 0) & (self.edge != "pad"), (stop >= self.extent) & (self.edge != "pad")
@@ -287,7 +287,7 @@ class AxisGrid:
         if rim is None:
             cuts = self._cut(self.tiles[:-1])
             ends = [max(0, self.nominal(0)), self.covered] if len(self) else []
-            # An empty list is one of floats to numpy.
+            # numpy makes an empty list an array of floats.
             starts, stops = np.concatenate((ends[:1], cuts)), np.concatenate((cuts, ends[1:]))
             return starts.astype(np.int64), stops.astype(np.int64)
         (start, stop), (before, after) = self.valid(self.tiles), self.borders(self.tiles)

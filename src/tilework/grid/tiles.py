@@ -66,16 +66,16 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One crop with its place."""
+    """One crop: its number, place and padding."""
 
     index: int
     """Number in raster order, last axis fastest."""
     position: tuple[int, ...]
-    """Number along each axis."""
+    """Number of the tile along each axis."""
     read: Box
-    """What the function sees, image samples; may stick out of the image."""
+    """The crop that the function receives, image samples; may stick out of the image."""
     core: Box
-    """What the tile owns when trimming, image samples."""
+    """Image samples whose result comes from this tile when trimming; cores do not overlap."""
     padding: tuple[tuple[int, int], ...]
     """Samples of the read box before and after the image, per axis."""
 
@@ -123,7 +123,7 @@ class TileGrid(Sequence[Tile]):
         return number
 
     def tile(self, position: tuple[int, ...], number: int | None = None) -> Tile:
-        """Return the tile at ``position``, its number along each axis."""
+        """Return the tile at ``position``, one number per axis."""
         places = [_place(axis, i) for axis, i in zip(self.axes, position, strict=True)]
         return _tile(self.number(position) if number is None else number, position, places)
 
@@ -142,7 +142,7 @@ class TileGrid(Sequence[Tile]):
 
 
 def _place(axis: AxisGrid, i: int) -> tuple[int, ...]:
-    """Return where tile ``i`` reads, what it owns and its padding, along one axis."""
+    """Return start and stop of the crop and of the core, and the padding, of tile ``i`` along one axis."""
     start, stop = axis.read(i)
     return start, stop, *axis.core(i), max(0, -start), max(0, stop - axis.extent)
 

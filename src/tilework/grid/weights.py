@@ -2,7 +2,7 @@
 
 The weight of a tile is the outer product of one profile per axis, and the grid is a product of axes, so
 the sum of all weights is a product too. Dividing each profile by the sum along its own axis therefore
-normalises the blend exactly: no weight volume, no division, no zero to divide by.
+normalises the blend exactly, without a weight volume or a division by zero at run time.
 
 Everything here is in samples of the *result*: a grid of scale 2 has crops of ``2 * crop`` samples.
 """
@@ -29,9 +29,9 @@ Blend = str | Callable[[int], Any] | Sequence[Any] | Array
 """A word of `BLENDS`, a callable of the crop's length, one 1-D array per axis, or one N-D array."""
 
 WINDOWS = ("average", "linear", "hann", "gaussian")
-# Different profiles along an axis that are held; a block needs few of them at a time.
+# Distinct profiles cached per axis; a block needs few of them at a time.
 REMEMBERED = 1024
-# Tiles along an axis up to which all places are held at once, which is faster for each of them.
+# Up to this many tiles along an axis, the places of all are computed at once, which is faster per tile.
 TABLED = 2**16
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
 
@@ -117,7 +117,7 @@ def check_weights(values: Floats) -> None:
 
 
 def kind_of(blend: Blend) -> str:
-    """Return the word of ``blend``, or "window" for weights that the caller brought."""
+    """Return the word of ``blend``, or "window" for weights given by the caller."""
     return one_of("blend", blend, BLENDS) if isinstance(blend, str) else "window"
 
 
@@ -143,7 +143,7 @@ def per_axis(blend: Blend, n_axes: int) -> tuple[Blend, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Where every tile along an axis is: one entry per tile, and which others its support meets."""
+    """Places of all tiles along an axis, and the neighbours that each support meets; one entry per tile."""
 
     results: list[Span]
     """Result samples that each tile produces, padding included."""
@@ -154,14 +154,14 @@ class _Places:
     spans: Ints
     """Rows: starts and stops of supports, nominal starts; image samples."""
     borders: Bits
-    """Rows: whether each tile ends where the image does, before and after."""
+    """Rows: whether each tile reaches the image's border, before and after."""
 
 
 class AxisWeights:
-    """Where the results of the crops along one axis are in one output, and how much each sample weighs.
+    """Places and weights, in one output, of the results of the crops along one axis.
 
-    Its four attributes are facts and do not change. What follows from them and is asked for by every tile of
-    a row is worked out once and held; it does not travel to other processes.
+    The four attributes do not change. Values derived from them that every tile of a row needs are computed
+    once and cached; the cache is not pickled.
 
     Parameters
     ----------
@@ -210,7 +210,7 @@ class AxisWeights:
 
     @cached_property
     def _places(self) -> _Places | None:
-        """The places of all tiles; None where they are too many to be held."""
+        """The places of all tiles; None if there are more than `TABLED`."""
         grid = self.grid
         if len(grid) > TABLED:
             return None
@@ -276,7 +276,7 @@ class AxisWeights:
         return np.moveaxis(window, 0, axis)
 
     def key(self, i: int) -> tuple[Any, ...]:
-        """Return what the normalised weights of tile ``i`` depend on; interior tiles share one key."""
+        """Return a key that determines the normalised weights of tile ``i``; interior tiles share one."""
         if (places := self._places) is None:
             start, stop = self.grid.support(i, self.rim)
             return tuple((self._shape(k, start), k == i) for k in self.grid.touching(start, stop, self.rim))
@@ -304,7 +304,7 @@ class AxisWeights:
         return found
 
     def total(self, start: int, stop: int, i: int) -> Floats:
-        """Return the sum of the raw weights of all tiles over result samples in reach of tile ``i``."""
+        """Return the sum of the raw weights of all tiles over result samples near tile ``i``."""
         total = np.zeros(stop - start)
         low, high = self.grid.support(i, self.rim)
         for k in self.grid.touching(low, high, self.rim):

@@ -1,7 +1,4 @@
-"""Arguments to numbers, checked once: axes, lengths, the grid of one axis, masks, byte counts.
-
-Messages name the axis and the values.
-"""
+"""Arguments as numbers, checked once: axes, lengths, the grid of one axis, masks, byte counts."""
 
 from __future__ import annotations
 
@@ -38,14 +35,14 @@ __all__ = [
 
 Flags = Bits
 AxisLengths = int | Sequence[int]
-"""Samples, one number for all tiled axes or one for each."""
+"""Samples: one number for all tiled axes, or one for each."""
 Axes = int | str | Sequence[int | str]
 """Axes by number or by name."""
-# Most samples and crops along one axis: tables of a plan hold 64-bit numbers, a few for every crop.
+# Most samples and most crops along one axis: a plan's tables hold a few 64-bit numbers for every crop.
 LONGEST, MOST = 10**15, 10**8
-# How far the resolutions of a mask may differ between axes; more looks like swapped axes.
+# Relative difference of a mask's resolution between axes beyond which its axes may be swapped.
 MASK_TOLERANCE = 0.02
-# What other tools call the arguments of `tiled_map`; docs/other-tools.md converts the values.
+# Arguments of other tools, and ours for the same thing; docs/other-tools.md converts the values.
 _ELSEWHERE = {
     "crop_size": "crop",
     "depth": "overlap",
@@ -76,7 +73,7 @@ def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
 
 
 def unknown_argument(function: str, known: Iterable[str], name: str, value: Any) -> TypeError:
-    """Return the error for an argument that ``function`` does not have, with what may have been meant."""
+    """Return the error for an argument that ``function`` does not have, with a suggestion."""
     near = _ELSEWHERE.get(name) or "".join(difflib.get_close_matches(name, list(known), n=1, cutoff=0.7))
     text = f"{function} has no argument {name!r}" + (f"; did you mean {near}?" if near else ".")
     if function == "tiled_map":
@@ -99,7 +96,7 @@ def per_axis(what: str, value: Any, names: Sequence[str], crop: Sequence[int] | 
 
 
 def _refuse_share(what: str, value: Any, crop: int) -> None:
-    """Raise a `TypeError` with the conversion for an overlap or stride given as a part of the crop."""
+    """Raise a `TypeError` with the conversion if an overlap or stride is given as a fraction of the crop."""
     if isinstance(value, float | np.floating) and 0 <= value < 1:
         raise TypeError(
             f"{what} is in samples, a whole number; got {value!r}. For neighbours that share {value:g} of "
@@ -146,7 +143,7 @@ def resolve_axes(source: Source, axes: Any, each: Any, crop: Index | None) -> tu
     Raises
     ------
     GridError
-        For axes that do not exist or are named twice, and where a crop length is missing.
+        For axes that do not exist or are named twice, and for a wrong number of crop lengths.
     """
     ndim = len(source.shape)
     chosen = tuple(sorted(_numbers("each", each, source)))
@@ -172,7 +169,7 @@ def resolve_axes(source: Source, axes: Any, each: Any, crop: Index | None) -> tu
 
 
 def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) -> None:
-    """Raise where a tiled axis that was not named is shorter than its crop: it may be a channel axis."""
+    """Raise if a tiled axis that was not named is shorter than its crop: it may be a channel axis."""
     ndim = len(source.shape)
     if not ((one_int and ndim > 2) or len(crop) < ndim):
         return
@@ -191,7 +188,7 @@ def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) 
 def parse_chunks(
     chunks: Any, axes: Sequence[AxisGrid], names: Sequence[str], n_each: int
 ) -> tuple[Index | None, int | None]:
-    """Return a block's shape, samples per grid axis, and its bytes; None for what is to be chosen."""
+    """Return a block's shape, samples per grid axis, and its bytes; None for a value to be chosen."""
     if isinstance(chunks, str):
         return (None, None) if chunks == "auto" else (None, parse_bytes("chunks", chunks))
     sizes: tuple[Any, ...]
@@ -211,12 +208,12 @@ def parse_chunks(
 
 
 def memory_bytes(limit: Any) -> int:
-    """Return the bytes that a process may plan with: ``memory_limit``, or the default."""
+    """Return the memory limit of a process, bytes: ``memory_limit``, or the default."""
     return default_memory() if limit is None else parse_bytes("memory_limit", limit)
 
 
 def check_crop_bytes(crop: Index, itemsize: int, memory: int) -> None:
-    """Raise a `MemoryBudgetError` where a single crop is more than a process may hold."""
+    """Raise a `MemoryBudgetError` if a single crop exceeds the memory limit of a process."""
     if (n := math.prod(crop) * itemsize) > memory:
         raise MemoryBudgetError(
             f"one crop of {crop} samples takes {n:.3g} bytes; memory_limit is {memory:.3g}. "
@@ -225,7 +222,7 @@ def check_crop_bytes(crop: Index, itemsize: int, memory: int) -> None:
 
 
 def default_memory() -> int:
-    """Return the bytes that a process may plan with: half of the machine's, or of its control group's."""
+    """Return the default memory limit of a process, bytes: half of the machine's or control group's."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
     for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # version 2 and 1 of Linux's control groups
         with contextlib.suppress(OSError, ValueError):  # absent elsewhere; "max" where there is no limit
@@ -252,7 +249,7 @@ def tiles_in_mask(
     Parameters
     ----------
     rims : sequence of tuple of int, samples per tiled axis
-        Per output; None for a trimmed one.
+        One entry per output; None for a trimmed one.
 
     Raises
     ------
@@ -298,7 +295,7 @@ def _mask_samples(length: int, extent: int, scale: float | None) -> tuple[Ints, 
 
 
 def _mask_scales(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str], scale: Any) -> list[float]:
-    """Return the image samples per mask sample on each axis; refuse those that do not cover the image."""
+    """Return the image samples per mask sample on each axis; raise if the mask does not cover the image."""
     given = tuple(scale) if sequence(scale) else (scale,) * len(axes)
     if len(given) != len(axes):
         raise GridError(f"mask_scale needs one number per tiled axis ({', '.join(names)}); got {scale!r}.")
@@ -312,7 +309,7 @@ def _mask_scales(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str], s
 
 
 def _check_proportions(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str]) -> None:
-    """Raise where a mask has another resolution on some axis than on the first: it may be transposed."""
+    """Raise if the resolution of a mask differs between axes: it may be transposed."""
     ratios = [grid.extent / m for grid, m in zip(axes, shape, strict=True)]
     for name, ratio, m, grid in zip(names, ratios, shape, axes, strict=True):
         off = abs(grid.extent / ratios[0] - m)
@@ -338,7 +335,7 @@ def axis_grid(
     rim: int = 0,
     name: str = "0",
 ) -> AxisGrid:
-    """Return the grid along one axis for an overlap, a stride or both; raise where they cannot work together.
+    """Return the grid along one axis for an overlap, a stride or both; raise if they contradict each other.
 
     Parameters are those of `AxisGrid`, in samples; ``rim`` is only checked, and ``name`` is for messages.
 
@@ -349,7 +346,7 @@ def axis_grid(
     >>> axis_grid(100, 32, stride=24).overlap
     4
 
-    A stride is kept as it is: of the overlaps on the allowed starts, the largest that fits is taken.
+    A stride is never changed: the overlap is the largest one that fits the stride and the allowed starts.
 
     >>> grid = axis_grid(100, 32, stride=16, multiple=16)
     >>> grid.overlap, grid.stride
@@ -381,7 +378,7 @@ def axis_grid(
 
 
 def check_axis(grid: AxisGrid, axis: object, *, rim: int) -> None:
-    """Raise a `GridError` that names ``axis`` where the numbers of ``grid`` cannot work together."""
+    """Raise a `GridError` that names ``axis`` if the numbers of ``grid`` contradict each other."""
     c, o, s, m = grid.crop, grid.overlap, grid.stride, grid.multiple
     lo, hi = grid.margin
     at = f"on axis {axis}"

@@ -1,4 +1,4 @@
-"""The choice of block shape and reuse: which blocks are tried, and numbered rules that choose among them."""
+"""The choice of block shape and reuse: candidates, and numbered rules that choose among them."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["BlockRequest", "choose_blocks", "is_fair"]
 
 Notes = tuple[str, ...]
 
-# Bytes of a block where nothing else decides: large enough that a task outweighs the scheduler's millisecond
-# by far, small enough that canvases and seams are no burden. Huge images get larger blocks, so that the graph
-# holds only some thousand of them. Measured with `python -m benchmarks blend2d zarr_trim`.
+# Bytes of a block by default: large enough that a task takes much longer than the scheduler's millisecond,
+# small enough that canvases and seams take little memory. Huge images get larger blocks, so that the graph
+# holds only a few thousand. Measured with `python -m benchmarks blend2d zarr_trim`.
 SMALL, LARGE, BLOCKS = 4 * 2**20, 128 * 2**20, 8192
-# So that workers do not wait for the last block: the number of blocks for each worker where the image has
-# that many, and the crops of the busiest worker as a multiple of an even share. With more than ENOUGH blocks
-# for each worker the share is even.
+# Limits that keep workers from waiting for the last block: blocks per worker, if the image has that many, and
+# crops of the busiest worker as a multiple of an even share. With more than ENOUGH blocks per worker, shares
+# are taken as even.
 BLOCKS_PER_WORKER, FAIR, ENOUGH = 4, 1.25, 64
-# Share of extra calls up to which blocks that share nothing are the better plan.
+# Fraction of extra calls up to which blocks that share no tiles are the better plan.
 RECOMPUTE_LIMIT = 0.05
-# How many times longer blocks may be across slabs.
+# Factors by which blocks may be longer across slabs.
 LONGER = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRequest:
-    """What the caller fixes of the blocks."""
+    """The caller's requirements for the blocks."""
 
     chunks: Index | None = None
-    """Block shape, samples per grid axis; None: chosen."""
+    """Block shape, samples per grid axis; None: to be chosen."""
     target: int | None = None
-    """Bytes of a block; None: chosen."""
+    """Bytes of a block; None: to be chosen."""
     unit: Index | None = None
     """The write unit, samples per grid axis: block lengths are multiples of it; None: no unit."""
     memory_limit: int | None = None
@@ -48,12 +48,12 @@ class BlockRequest:
     slabs: bool = False
     """Whether blocks may be computed slab by slab, as when writing."""
     workers: int | None = None
-    """Number of tasks at a time in the whole run; None: as many as in one process."""
+    """Number of concurrent tasks in the whole run; None: as many as in one process."""
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to compute blocks of one shape, and what it costs."""
+    """One way to compute blocks of one shape, and its cost."""
 
     plan: TilePlan
     """The tiles with these blocks."""
@@ -64,7 +64,7 @@ class Candidate:
     peak: int
     """Estimated bytes at the peak of a process."""
     longer: int
-    """How many times longer the blocks are across slabs than asked for."""
+    """Factor by which the blocks are longer across slabs than requested."""
 
     @classmethod
     def of(cls, plan: TilePlan, longer: int = 1) -> Candidate:
@@ -74,12 +74,12 @@ class Candidate:
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
-        """The order of candidates: fewest calls first, then the simplest."""
+        """Sort key of candidates: fewest calls first, then the simplest."""
         return self.calls, self.plan.slabs, self.longer, self.kind
 
 
 def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
-    """Return ``plan`` with the block shape and reuse that fit ``request`` best, and the reasons in its notes.
+    """Return ``plan`` with the best block shape and reuse for ``request``, and the reasons in its notes.
 
     Raises
     ------
@@ -100,23 +100,23 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
     except MemoryBudgetError:
         if request.reuse != "auto":
             raise
-    # Blocks that share are at least as long as the longest support; blocks that share nothing may be shorter.
+    # Blocks that share are at least as long as the longest support; others may be shorter.
     alone = replace(request, reuse="recompute")
     return _choose_shape(plan, alone, "recompute: sharing does not fit into memory_limit")
 
 
 def is_fair(plan: TilePlan, workers: int) -> bool:
-    """Return whether no worker runs many more crops than its share, or than a batch."""
+    """Return whether no worker runs many more crops than an even share, or than a batch."""
     return _load(plan, workers) <= _fair(plan, workers)
 
 
 def _fair(plan: TilePlan, workers: int) -> float:
-    """Return how many crops one of ``workers`` may run, whatever the blocks."""
+    """Return the most crops that one of ``workers`` should run."""
     return FAIR * max(plan.n_runs / workers, plan.batch_size or 1)
 
 
 def _load(plan: TilePlan, workers: int) -> float:
-    """Return how many crops the busiest worker runs."""
+    """Return the number of crops of the busiest worker."""
     if math.prod(plan.blocks) > ENOUGH * workers:
         return plan.calls() / workers
     return busiest(plan, workers)
@@ -149,7 +149,7 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     fair = math.inf if request.target else _fair(plan, workers)
     error: MemoryBudgetError | None = None
     best, least = None, math.inf
-    # Rules, read in order for every shape from the largest on:
+    # Rules, read in order for every shape, the largest first:
     for block, notes in _shapes(plan, request):
         # 1. Blocks that do not fit into memory are out.
         try:
@@ -157,11 +157,11 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         except MemoryBudgetError as e:
             error = e
             continue
-        # 2. The first shape that costs hardly more calls than there are tiles, evenly spread, is taken.
+        # 2. The first shape with few extra calls, evenly spread over the workers, is taken.
         load = found.calls() / workers if request.target else _load(found, workers)
         if found.calls() <= enough and load <= fair:
             return found
-        # 3. Of all others, the one whose busiest worker runs fewest crops, and of several the largest: where
+        # 3. Otherwise the one whose busiest worker runs the fewest crops; among equals, the largest. If
         #    memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
         if load < least:
             best, least = found, load
@@ -172,20 +172,20 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
 
 
 def _shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[Index, Notes]]:
-    """Yield block shapes from the target down, each half of the one before, and what each gives up."""
+    """Yield block shapes from the target down, halved each time, with notes on unmet wishes."""
     wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
     target = request.target or int(min(LARGE, wanted))
     last = None
     while target:
         block, notes = _shape(plan, request, target)
-        # A small image has small blocks whatever the target: halving it may change nothing at first.
+        # A small image has small blocks whatever the target; halving that may change nothing at first.
         if block != last:
             yield block, notes
         last, target = block, target // 2
 
 
 def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, Notes]:
-    """Return a block shape of about ``target`` bytes, and what was given up for it."""
+    """Return a block shape of about ``target`` bytes, and notes on unmet wishes."""
     sample, total = _sample_bytes(plan), math.prod(plan.shape)
     workers = request.workers or plan.threads
     # Blocks below the small size would cost more than the threads that they keep busy at the end.
@@ -204,14 +204,14 @@ def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, N
     for axes in (range(plan.n_each, len(sizes)), range(plan.n_each)):
         _grow(sizes, extents, units, crops, axes, room)
     if request.reuse == "recompute":
-        # As many blocks as before, but of even lengths.
+        # The same number of blocks, of even lengths.
         even = [ceil_div(a.extent, ceil_div(a.extent, s)) for a, s in zip(plan.axes, sizes, strict=True)]
         sizes = [min(s, ceil_div(e, u) * u) for s, e, u in zip(sizes, even, units, strict=True)]
     return tuple(min(s, a.extent) for s, a in zip(sizes, plan.axes, strict=True)), notes
 
 
 def _small(plan: TilePlan) -> int:
-    """Return the least bytes of a block; blends take twice as many, because their canvases overlap."""
+    """Return the smallest size of a block, bytes; twice as large for blends, whose canvases overlap."""
     return SMALL if all(o.rim is None for o in plan.outputs) else 2 * SMALL
 
 
@@ -246,7 +246,7 @@ def _grow(
 
 
 def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int], Notes]:
-    """Return the lengths per axis of which blocks are multiples, and notes on those that were given up."""
+    """Return the lengths per axis of which blocks are multiples, and notes on unmet wishes."""
     unit = request.unit or (1,) * len(plan.axes)
     units = [math.lcm(a.quantum, u) for a, u in zip(plan.axes, unit, strict=True)]
     wishes: list[tuple[str, Sequence[int]]] = [("the stride", [a.stride for a in plan.axes])]
@@ -291,13 +291,13 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
         best, why = cheapest, (asked,)
         if cheapest.kind == "slabs":
             why = (asked, _slab_reason(cheapest, share, tiles))
-    # 2. Blocks that share nothing fit, and run few tiles twice or fewest of all.
+    # 2. Blocks that share no tiles fit, and run few tiles twice, or need the fewest calls.
     elif alone is not None and alone.peak <= limit and (extra <= RECOMPUTE_LIMIT or cheapest is alone):
         best, why = alone, (f"recompute: {extra:.1%} extra calls{_hindrance(share, limit)}",)
-    # 3. Blocks share within slabs, one slab after the other.
+    # 3. Blocks share tiles within slabs, one slab after the other.
     elif cheapest.kind == "slabs":
         best, why = cheapest, (_slab_reason(cheapest, share, tiles),)
-    # 4. Blocks share.
+    # 4. Blocks share tiles.
     else:
         best, why = cheapest, (f"share: blocks alone would cost {extra:.1%} extra calls",)
     return replace(best.plan, notes=(*notes, *why))
@@ -332,7 +332,7 @@ def _too_short(plan: TilePlan) -> str:
 
 
 def _slabs(plan: TilePlan, *, fixed: bool) -> Iterator[Candidate]:
-    """Yield slabs along one axis and more; blocks that are longer across slabs run fewer tiles twice."""
+    """Yield slabs along one or more axes; blocks that are longer across slabs run fewer tiles twice."""
     for slabs in range(1, len(plan.axes) - plan.n_each):
         cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
         for times in (1,) if fixed else LONGER:
@@ -350,7 +350,7 @@ def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:
 
 
 def _hindrance(share: Candidate | None, limit: float) -> str:
-    """Return why blocks cannot share, as the end of a reason; "" where they could."""
+    """Return why blocks cannot share, as the end of a reason; "" if they can."""
     if share is None:
         return ", and supports are longer than blocks"
     return f", and sharing would need {human(share.peak)}" if share.peak > limit else ""

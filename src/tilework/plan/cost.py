@@ -1,4 +1,4 @@
-"""What a plan costs: calls, tasks, bytes read and bytes at the peak; and `explain`, the text of it."""
+"""The cost of a plan: calls, tasks, bytes read and peak bytes; and `explain`, which returns it as text."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
 
 __all__ = ["busiest", "decoded_ratio", "fewest_calls", "peak_bytes", "rows", "tasks"]
 
-# Most blocks that are given to workers one by one; of more it does not matter which comes last.
+# Most blocks that are assigned to workers one by one; with more, the last block hardly matters.
 LAID_OUT = 20_000
 
 
 def fewest_calls(plan: BlockPlan) -> int:
-    """Return the fewest full crops with the plan's stride that could cover the image."""
+    """Return the smallest number of full crops with the plan's stride that could cover the image."""
     return math.prod(1 + max(0, ceil_div(a.extent + sum(a.margin) - a.crop, a.stride)) for a in plan.axes)
 
 
 def tasks(plan: BlockPlan) -> int:
     """Return the number of tasks that compute something."""
     running = [b for b in itertools.product(*map(range, plan.blocks)) if plan.touched(b)]
-    # With several outputs, one more task per block picks each.
+    # Each of several outputs has one more task per block, which picks it.
     getters = len(running) * len(plan.outputs) if len(plan.outputs) > 1 else 0
     if plan.reuse == "recompute":
         return len(running) + getters
     count = 0
     for block in running:
         group, later, earlier = plan.owned(block) > 0, plan.later(block), plan.earlier(block)
-        # A block without neighbours is one task; others are block, group and seam, as far as these exist.
+        # A block without neighbours is one task; others are a block, and a group and a seam if these exist.
         count += 1 if group and not later and not earlier else 1 + group + (group and bool(later))
     return count + getters
 
 
 def decoded_ratio(plan: BlockPlan) -> float:
-    """Return decoded source bytes per image byte, as an estimate for blocks that run in the order of keys.
+    """Return decoded source bytes per image byte, estimated for blocks that run in the order of keys.
 
     Notes
     -----
-    Neighbouring blocks along an axis share chunks. These are decoded once if the cache holds all that is read
-    before the neighbour runs: a few chunks along the fastest axis, a plane of them along the slowest.
+    Neighbouring blocks along an axis share chunks. These are decoded once if the cache holds all chunks that
+    are read before the neighbour runs: a few along the fastest axis, a plane of them along the slowest.
     """
     tables = plan.tables
     reads = [t.owned_read if plan.reuse == "share" else t.touch_read for t in tables]
@@ -72,11 +72,11 @@ def decoded_ratio(plan: BlockPlan) -> float:
 
 
 def peak_bytes(plan: BlockPlan) -> int:
-    """Return the bytes at the peak of one process, without what the function itself allocates.
+    """Return the peak memory of one process, bytes, without allocations of the function itself.
 
-    For each thread: what a block reads, a batch of crops and of results, the canvas and the finished block.
-    For the process: the chunk cache and, under ``share``, the seams that wait for later blocks. The sum does
-    not grow with the slowest axis.
+    For each thread: the samples read for a block, a batch of crops and of results, the canvas and the
+    finished block. For the process: the chunk cache and, under ``share``, the seams that wait for later
+    blocks. The sum does not grow with the slowest axis.
     """
     tables, crop = plan.tables, math.prod(a.crop for a in plan.axes)
     share = plan.reuse == "share"
@@ -99,14 +99,14 @@ def peak_bytes(plan: BlockPlan) -> int:
 
 
 def _waiting(plan: BlockPlan) -> int:
-    """Return how many seams wait at a time, blocks in the order of keys: a plane, a row, and so on."""
+    """Return the number of seams that wait at a time: a plane of blocks, a row, and so on."""
     counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
     first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
     return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
 
 
 def busiest(plan: BlockPlan, workers: int) -> float:
-    """Return how many crops the busiest worker runs when each takes the next block as it gets free."""
+    """Return the number of crops of the busiest worker if each takes the next block when it is free."""
     if plan.slabs or math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
     ends = [0] * workers
@@ -126,7 +126,7 @@ def human(n: float) -> str:
 
 
 def rows(plan: BlockPlan) -> list[tuple[str, str]]:
-    """Return what a run of ``plan`` does and what it costs, as names and values."""
+    """Return the decisions of ``plan`` and their cost, as names and values."""
     tiled, names = plan.axes[plan.n_each :], plan.names[plan.n_each :]
     calls, run, fewest = plan.calls(), plan.n_runs, fewest_calls(plan)
     written = math.prod(plan.shape)

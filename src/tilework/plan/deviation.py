@@ -1,7 +1,7 @@
-"""``disagreement=True``: how far overlapping predictions differ, from the calls that are made anyway.
+"""``disagreement=True``: the deviation of overlapping predictions from each other, without extra calls.
 
-The function is wrapped so that it returns two arrays: its result, and the result and its square stacked, in
-double precision. The engine blends the stack like any other output, and the last step of a block computes the
+The wrapped function returns two arrays: its result, and a stack of the result and its square in double
+precision. The engine blends the stack like any other output, and the last step of a block computes the
 deviation from the two means: ``sqrt(mean(f * f) - mean(f) ** 2)``, with the weights of the result.
 """
 
@@ -22,7 +22,7 @@ from tilework.plan.request import Layout, Request
 
 __all__ = ["with_deviation"]
 
-# Largest variance over mean square that double precision cannot tell from 0.
+# Largest ratio of variance to mean square that is rounding in double precision.
 ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
@@ -34,12 +34,12 @@ def with_deviation(
     Raises
     ------
     TilingError
-        Where predictions are not averaged, are not real numbers, or are several.
+        If predictions are not averaged or not real numbers, or the function returns several arrays.
     """
     if len(bound) != 1 or not isinstance(declared, Output):
         raise TilingError(
-            f"disagreement=True is for a function with one result; got {len(bound)}. Return only the one of "
-            "interest, or all as channels of one array."
+            f"disagreement=True is for a function with one result; got {len(bound)}. Return one of them, or "
+            "all as channels of one array."
         )
     first = bound[0]
     if first.kind in ("trim", "max", "min", "sum"):
@@ -52,7 +52,7 @@ def with_deviation(
         raise TilingError(f"disagreement=True needs real numbers; the function returns {values}.")
     batched = request.batch_size is not None or is_batched(fn)
     wrapped: Any = functools.partial(_with_squares, fn, batched)
-    # `is_batched` asks the wrapper as it would ask the function itself.
+    # `is_batched` looks at the wrapper instead of the function.
     wrapped.batched = batched
     second = Output(
         "float64" if values == np.float64 else "float32",
@@ -64,7 +64,7 @@ def with_deviation(
         reduce=_deviation,
     )
     stack = np.broadcast_to(np.zeros((), np.float64), (2, *first.shape))
-    # NaN whatever fills the result: where no tile ran, 0 would mean that predictions agree.
+    # NaN, whatever the fill value of the result: where no tile ran, 0 would mean that predictions agree.
     deviation = bind(
         1, second, crop_shape=first.shape, crop_axes=first.axes, crop=layout.crop, margin=layout.margin,
         blend=request.blend, fill_value=np.nan, result=stack,

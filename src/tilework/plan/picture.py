@@ -1,7 +1,7 @@
 """The plan in a notebook: a table and drawings as HTML and SVG, written without a library.
 
-Lines and letters have the colour of the text around them, and fills are translucent, so that the drawings fit
-light and dark pages. Lengths in them are pixels.
+Lines and letters have the colour of the surrounding text, and fills are translucent, so that the drawings
+suit light and dark pages. Lengths of drawings are pixels.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Point = tuple[float, float]
 # Colours that are visible on white and on black.
 CROP, BLOCK, CHUNK = "#10a37f", "#e07b00", "#4c8dff"
 SIDE, THIN, GAP = 230.0, 46.0, 26.0
-# Most lines along an axis: more would be a grey area, and are left out, as the legend then says.
+# Most lines along an axis; more would merge into grey, so they are left out and the legend says so.
 LINES = 36
-# Of an axis with MANY tiles or more only the first FEW are drawn, or they could not be told apart.
+# If an axis has more than MANY tiles, only the first FEW are drawn, so that they can be told apart.
 MANY, FEW = 30, 10
-# How far the third axis goes to the right and up, per drawn length.
+# Direction of the third axis: right and up, per drawn length.
 SLANT = (0.42, 0.30)
 
 
@@ -79,14 +79,14 @@ def svg(plan: BlockPlan) -> str:
 
 
 def _lengths(extents: Sequence[int]) -> list[float]:
-    """Return drawn lengths per axis, pixels: true to scale, but no side too thin to see."""
+    """Return drawn lengths per axis, pixels: to scale, except that no side is too thin to see."""
     longest = max(extents)
     lengths = [max(THIN, SIDE * n / longest) for n in extents]
     return [max(2 * THIN, lengths[0]), *lengths[1:]] if len(lengths) == 3 else lengths
 
 
 def shown_samples(grid: AxisGrid) -> int:
-    """Return how many samples of an axis are drawn, from its start."""
+    """Return the number of samples of an axis that are drawn, from its start."""
     return grid.extent if len(grid) <= MANY else min(grid.extent, grid.read(FEW)[1])
 
 
@@ -106,7 +106,7 @@ class _Image:
             names, chunk = ("", *names), None if chunk is None else (1, *chunk)
         self._axes, self._names, self._block, self._chunk = axes, names, block, chunk
         self._shown = [shown_samples(a) for a in axes]
-        # What has too many lines to draw, in the order of drawing; a dict keeps each once.
+        # Kinds of lines that are too many to draw, in the order of drawing; a dict keeps each once.
         self.skipped: dict[str, None] = {}
         x, y = lengths[-1], lengths[-2]
         self._x, self._y = x, y
@@ -120,7 +120,7 @@ class _Image:
         return x + z * self._deep[0], (y + self._deep[1]) - z * self._deep[1]
 
     def _faces(self) -> list[tuple[int, int, tuple[float, ...]]]:
-        """Return the visible faces: the two axes that span each, and its place along all axes."""
+        """Return the visible faces: the two axes that span each, and its position along all axes."""
         if len(self._axes) == 2:
             return [(0, 1, (0.0, 0.0))]
         return [(1, 2, (0.0, 0.0, 0.0)), (0, 2, (0.0, 0.0, 0.0)), (0, 1, (0.0, 0.0, 1.0))]
@@ -258,12 +258,12 @@ def axis_profiles(plan: BlockPlan, axis: int = -1) -> list[tuple[np.ndarray, np.
     Parameters
     ----------
     axis : int
-        Of the plan's axes.
+        Number of an axis of the plan.
 
     Returns
     -------
     list of (1-D array, 1-D array)
-        Image samples, and weights from 0 to 1 of the first output.
+        Image samples, and weights of the first output, from 0 to 1.
     """
     grid, output = plan.axes[axis], plan.outputs[0]
     rim = None if output.rim is None else output.rim[axis]
@@ -316,7 +316,7 @@ def _windows(plan: BlockPlan, left: float, top: float) -> Iterator[tuple[str, fl
 
 
 def _legend(top: float, skipped: Sequence[str], *, chunked: bool) -> Iterator[tuple[str, float]]:
-    """Yield the parts that say what colours mean and what was left out, each with its bottom."""
+    """Yield the parts of the legend (colours, and lines that were left out), each with its bottom."""
     x, items = 0.0, [("tile (light: overlap)", CROP), ("blocks of the result", BLOCK)]
     items += [("storage chunks", CHUNK)] if chunked else []
     for label, colour in items:

@@ -1,4 +1,4 @@
-"""The arguments of one call turned into grids, outputs with weights, and a plan, one step each."""
+"""From the arguments of one call to grids, outputs with weights, and a plan; one step each."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ __all__ = [
 ]
 
 
-# The words of three arguments, so that a word of one that is given to another is told so.
+# Words of three arguments: a message tells when a word belongs to another argument.
 WORDS: dict[str, Sequence[str]] = {"edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS}
-# Most bytes of decoded chunks that a process may keep: two rows of 1024 x 1024 float32 chunks of an image
+# Largest cache of decoded chunks per process, bytes: two rows of 1024 x 1024 float32 chunks of an image
 # 20 000 samples wide.
 CACHE = 160 * 10**6
 
@@ -60,25 +60,25 @@ class Request:
     """The arguments that `tiled_map` and `plan_tiles` share, as given."""
 
     crop: AxisLengths | None
-    """What the function receives, samples per tiled axis; None where grids are given otherwise."""
+    """Shape of the crop that the function receives, samples per tiled axis; None if grids are given."""
     overlap: AxisLengths | str | None
-    """Context on each side, samples per tiled axis; "auto" before it is found; None: from the stride."""
+    """Context on each side, samples per tiled axis; "auto" until it is found; None: from the stride."""
     axes: Axes | None = None
     """The tiled axes; None: the last ones."""
     each: Axes = ()
-    """The axes whose every index is a call of its own."""
+    """Axes of which the function gets one index at a time, such as time."""
     stride: AxisLengths | None = None
     """Distance between crops, samples per tiled axis; None: from the overlap."""
     multiple: AxisLengths = 1
     """Crops start at multiples of this, samples per tiled axis."""
     edge: Edge = "shift"
-    """What is done about a crop that sticks out of the image."""
+    """Treatment of a crop that sticks out of the image."""
     boundary: Boundary = "reflect"
-    """How samples outside the image are invented."""
+    """How samples outside the image are filled."""
     blend: Blend = "trim"
-    """How overlapping results are combined, for outputs that do not say so themselves."""
+    """How overlapping results are combined, unless an `Output` has its own blend."""
     rim: AxisLengths = 0
-    """Outermost samples without weight when blending, samples per side and tiled axis."""
+    """Outermost samples of a crop that get no weight when blending, per side and tiled axis."""
     sigma_scale: float = 0.125
     """Standard deviation of the gaussian, as a fraction of the crop."""
     batch_size: int | None = None
@@ -104,15 +104,15 @@ class Layout:
     tiled: tuple[Index, ...]
     """Per source, the numbers of its tiled axes."""
     crop: Index
-    """What the function receives, samples per tiled axis."""
+    """Shape of the crop, samples per tiled axis."""
     grids: tuple[AxisGrid, ...]
     """One grid per grid axis; a crop of an ``each`` axis is one sample."""
     names: tuple[str, ...]
     """Name or number of each grid axis in the first source, for messages."""
     rim: Index
-    """Samples per side and grid axis without weight when blending."""
+    """Outermost samples of a crop that get no weight when blending, per side and grid axis."""
     margin: tuple[tuple[int, int], ...]
-    """Samples before and after, per tiled axis, that the function consumes without a result for them."""
+    """Samples before and after, per tiled axis, for which the function returns no result."""
 
     @property
     def n_each(self) -> int:
@@ -125,7 +125,7 @@ class Layout:
         return tuple(e + t for e, t in zip(self.each, self.tiled, strict=True))
 
     def crop_of(self, source: Source, number: int) -> tuple[Index, Index]:
-        """Return the shape of a full crop of source ``number``, and which of its axes are the tiled ones."""
+        """Return the shape of a full crop of source ``number``, and the numbers of its tiled axes."""
         tiled = self.tiled[number]
         seen = [a for a in range(len(source.shape)) if a not in self.each[number]]
         lengths = dict(zip(tiled, self.crop, strict=True))
@@ -133,7 +133,7 @@ class Layout:
 
 
 def declared_outputs(output: Outputs | None, dtype: Any) -> Outputs | None:
-    """Return the declared outputs; None where a call has to find them."""
+    """Return the declared outputs; None if a call has to find them."""
     if output is None:
         return None if dtype is None else Output(dtype)
     if dtype is not None:
@@ -143,12 +143,12 @@ def declared_outputs(output: Outputs | None, dtype: Any) -> Outputs | None:
 
 
 def needs_call(output: Output) -> bool:
-    """Return whether only a call of the function can tell the dtype of ``output``."""
+    """Return whether the dtype of ``output`` is known only after a call of the function."""
     return output.dtype is None and not (output.reduce == "argmax" and (output.channels or output.shape))
 
 
 def make_layout(sources: Sequence[Source], request: Request, declared: Outputs | None) -> Layout:
-    """Return the axes and grids of one call; refuse whatever is wrong about them."""
+    """Return the axes and grids of one call; raise if they are not valid."""
     one_of("edge", request.edge, WORDS["edge"], WORDS)
     one_of("boundary", request.boundary, WORDS["boundary"], WORDS)
     each, tiled, crop = _axes(sources, request)
@@ -248,7 +248,7 @@ def bind_outputs(
 
 
 def weighed(bound: BoundOutput, layout: Layout, request: Request) -> BoundOutput:
-    """Return one output with its weights; refuse windows that leave a sample without weight."""
+    """Return one output with its weights; raise if a window leaves a sample without weight."""
     return with_weights(
         bound,
         layout.grids,
@@ -262,7 +262,7 @@ def weighed(bound: BoundOutput, layout: Layout, request: Request) -> BoundOutput
 def make_plan(
     sources: Sequence[Source], layout: Layout, request: Request, bound: Sequence[BoundOutput]
 ) -> TilePlan:
-    """Return the plan of one call: which tiles run, blocks and reuse."""
+    """Return the plan of one call: the tiles that run, blocks and reuse."""
     n_each = layout.n_each
     outputs = tuple(map(OutputPlan.of, bound))
     source_plans = tuple(map(_source_plan, sources, layout.source_axes))

@@ -1,4 +1,4 @@
-"""The arithmetic of blocks: what each owns, touches and reads, along one axis and in the whole plan.
+"""The arithmetic of blocks: tiles that each owns and touches, samples that it reads; per axis and N-D.
 
 Tasks are blocks of tiles. Under ``recompute`` a block runs every tile that has weight in it. Under
 ``share`` a tile runs once, in the block in which its support starts, so it reaches only into later blocks::
@@ -54,7 +54,7 @@ def box_sums(values: Array, ranges: Sequence[Sequence[Span]]) -> Ints:
     Returns
     -------
     int64 array
-        As long along each axis as there are ranges.
+        One entry per range along each axis.
     """
     sums = values.astype(np.int64)
     for axis, pairs in enumerate(ranges):
@@ -78,7 +78,7 @@ def unpack(mask: bytes, shape: tuple[int, ...]) -> Flags:
 
 @dataclass(frozen=True, slots=True)
 class AxisTable:
-    """For every block along one axis, the tiles that it owns and touches, and the samples that they need."""
+    """For every block along one axis, the tiles that it owns and touches, and the samples they read."""
 
     owned: list[Span]
     """Tiles whose support starts in the block."""
@@ -131,7 +131,7 @@ def axis_table(grid: AxisGrid, size: int, rims: tuple[int | None, ...]) -> AxisT
 
 
 def joint(supports: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """Return where tiles have weight in some output, as starts and stops, from their supports in each."""
+    """Return the hulls of each tile's supports in several outputs, as starts and stops."""
     return np.minimum.reduce([a for a, _ in supports]), np.maximum.reduce([b for _, b in supports])
 
 
@@ -151,10 +151,10 @@ def _extent_of(ranges: Ints, starts: Ints, stops: Ints) -> list[Span]:
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """What a plan needs to know of one output."""
+    """Facts about one output that a plan needs."""
 
     rim: tuple[int, ...] | None = None
-    """Image samples at each end of a crop without weight, per grid axis; None for a trimmed output."""
+    """Image samples at each end of a crop that get no weight, per grid axis; None for a trimmed output."""
     scale: tuple[Fraction, ...] = ()
     """Result samples per image sample, per grid axis."""
     sample_bytes: int = 1
@@ -162,13 +162,13 @@ class OutputPlan:
     final_bytes: int = 1
     """Bytes of one sample of the returned array, over all channels."""
     blend: str = "trim"
-    """The word of the blend, "window" for the caller's own weights; for pictures."""
+    """The word of the blend, or "window" for weights given by the caller; for pictures."""
     sigma_scale: float = 0.125
     """Standard deviation of a gaussian window, as a fraction of the crop."""
 
     @classmethod
     def of(cls, output: BoundOutput) -> OutputPlan:
-        """Return what a plan, and its JSON, says of an output with its weights."""
+        """Return the facts that a plan, and its JSON, keep about an output with weights."""
         tiled = max(1, math.prod(output.shape[a] for a in output.axes))
         rims = tuple(w.rim or 0 for w in output.weights)
         return cls(
@@ -183,14 +183,14 @@ class OutputPlan:
 
 @dataclass(frozen=True, slots=True)
 class SourcePlan:
-    """What a plan needs to know of one source."""
+    """Facts about one source that a plan needs."""
 
     sample_bytes: int = 1
     """Bytes per image sample, over all untiled axes."""
     chunks: tuple[int, ...] | None = None
-    """Storage chunks, samples per grid axis; None where any part can be read alone."""
+    """Storage chunks, samples per grid axis; None if any part can be read alone."""
     in_memory: bool = False
-    """Whether reading is a view that takes no memory."""
+    """Whether reading returns a view, which takes no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +212,11 @@ class BlockPlan(Sequence[Tile]):
     reuse: str = "share"
     """"share": each tile runs once; "recompute": blocks share no tiles."""
     batch_size: int | None = None
-    """Crops per call of the function; None: one, without a batch axis."""
+    """Crops per call of the function; None: one crop without a batch axis."""
     mask: bytes | None = None
     """Which tiles run, one bit per tile in raster order; None: all."""
     threads: int = 1
-    """Number of tasks at a time in a process, for the estimate of memory."""
+    """Number of concurrent tasks in a process, for the estimate of memory."""
     cache_bytes: int = 0
     """Bytes of decoded chunks that a process may keep."""
     notes: tuple[str, ...] = ()
@@ -263,7 +263,7 @@ class BlockPlan(Sequence[Tile]):
 
     @property
     def covered(self) -> float:
-        """Share of the image that cores cover; below 1 only for ``edge="drop"``."""
+        """Fraction of the image that cores cover; below 1 only for ``edge="drop"`` and given starts."""
         return math.prod(axis.covered / axis.extent for axis in self.axes)
 
     @property
@@ -291,11 +291,11 @@ class BlockPlan(Sequence[Tile]):
 
     @property
     def tables(self) -> tuple[AxisTable, ...]:
-        """What each block owns, touches and reads, one table per axis."""
+        """Tiles that each block owns and touches, and samples that it reads; one table per axis."""
         return axis_tables(self.axes, self.block, tuple(o.rim for o in self.outputs))
 
     def count(self, ranges: Sequence[Span]) -> int:
-        """Return how many tiles run in a box of tiles.
+        """Return the number of tiles that run in a box of tiles.
 
         Parameters
         ----------
@@ -321,11 +321,11 @@ class BlockPlan(Sequence[Tile]):
         return Box(start, tuple(min(a + s, n) for a, s, n in zip(start, self.block, self.shape, strict=True)))
 
     def owned(self, index: Sequence[int]) -> int:
-        """Return how many tiles block ``index`` owns and runs under ``share``."""
+        """Return the number of tiles that block ``index`` owns and runs under ``share``."""
         return self.count([t.owned[b] for t, b in zip(self.tables, index, strict=True)])
 
     def touched(self, index: Sequence[int]) -> int:
-        """Return how many of the tiles that run have weight in block ``index``."""
+        """Return the number of running tiles that have weight in block ``index``."""
         return self.count([t.touch[b] for t, b in zip(self.tables, index, strict=True)])
 
     def earlier(self, index: Sequence[int]) -> list[tuple[int, ...]]:
@@ -344,11 +344,11 @@ class BlockPlan(Sequence[Tile]):
         found = [step for step in itertools.product(*steps) if any(step)]
         if self.mask is None:
             return found
-        # A block that no running tile touches is filled, and takes no seam.
+        # A block that no running tile touches is only filled, and needs no seam.
         return [s for s in found if self.touched([b + d for b, d in zip(index, s, strict=True)])]
 
     def calls(self, box: Box | None = None) -> int:
-        """Return how many crops the function gets when a part of the result is computed.
+        """Return the number of crops that the function gets when a part of the result is computed.
 
         Parameters
         ----------
@@ -390,7 +390,7 @@ class BlockPlan(Sequence[Tile]):
         return math.prod(sum(b - a for a, b in ranges) for ranges in per_axis)
 
     def _masked_calls(self, chosen: Sequence[range]) -> int:
-        """Return the number of calls for blocks: those that no running tile touches cost none.
+        """Return the number of calls for the ``chosen`` blocks; blocks without a running tile need none.
 
         Parameters
         ----------
@@ -413,7 +413,7 @@ class BlockPlan(Sequence[Tile]):
         return int(self._counts(owned)[needed].sum())
 
     def _counts(self, ranges: Sequence[Sequence[Span]]) -> Ints:
-        """Return how many tiles run in each product of one range per axis."""
+        """Return the number of tiles that run in each product of one range per axis."""
         return box_sums(np.asarray(self.runs), ranges)
 
     def with_blocks(
@@ -426,9 +426,9 @@ class BlockPlan(Sequence[Tile]):
         block : sequence of int, image samples per axis
             Block shape over the ``each`` and tiled axes.
         reuse : {"share", "recompute"}
-            Whether a tile runs once, or in every block that it touches.
+            Whether each tile runs once, or in every block that it touches.
         notes : sequence of str
-            The reasons, as `explain` shows them.
+            The reasons that `explain` shows.
         slabs : int
             Number of tiled axes, the slowest first, across which blocks share no tiles.
 
@@ -443,7 +443,7 @@ class BlockPlan(Sequence[Tile]):
 def chunk_uses(
     plan: BlockPlan, shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[Ints, ...]:
-    """Return how many blocks of ``plan`` read each storage chunk of a source, along each of its axes.
+    """Return the number of blocks of ``plan`` that read each storage chunk, along each axis of a source.
 
     Parameters
     ----------

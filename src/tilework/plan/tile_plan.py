@@ -1,4 +1,4 @@
-"""`TilePlan`: every decision of a run and no data: tiles, blocks, who computes what, what is read."""
+"""`TilePlan`: every decision of a run (tiles, blocks, reuse, reads), without data."""
 
 from __future__ import annotations
 
@@ -27,10 +27,7 @@ _draw: Draw | None = None
 
 
 def draw_plans_with(draw: Draw) -> None:
-    """Let `TilePlan.plot` call ``draw(plan, ax)``; the front door gives it `plot_plan`.
-
-    A plan lies below the room that draws with matplotlib, and so does not import it.
-    """
+    """Let `TilePlan.plot` call ``draw(plan, ax)``, because `plan` must not import `diagnostics`."""
     global _draw
     _draw = draw
 
@@ -39,8 +36,8 @@ def draw_plans_with(draw: Draw) -> None:
 class TilePlan(BlockPlan):
     """A lazy sequence of tiles with the blocks that compute them; made by `plan_tiles`.
 
-    Every decision of a run is here, and no data: equal plans compute the same, `to_json` and `from_json` keep
-    them, and `explain` says what they cost.
+    It holds every decision of a run, without data. Equal plans compute the same; `to_json` and `from_json`
+    store and restore them; `explain` returns their cost.
 
     Examples
     --------
@@ -51,7 +48,7 @@ class TilePlan(BlockPlan):
     """
 
     def to_json(self) -> str:
-        """Return the plan as JSON text, from which `from_json` makes an equal plan."""
+        """Return the plan as JSON text; `from_json` returns an equal plan."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["axes"] = [asdict(axis) for axis in self.axes]
         data["outputs"] = [asdict(o) | {"scale": [str(s) for s in o.scale]} for o in self.outputs]
@@ -94,7 +91,7 @@ class TilePlan(BlockPlan):
         return cls(**data)
 
     def explain(self, *, measure: bool = False) -> str:
-        """Return what the run does and what it costs, as text.
+        """Return the decisions of the run and their cost, as text.
 
         Parameters
         ----------
@@ -104,7 +101,7 @@ class TilePlan(BlockPlan):
         Returns
         -------
         str
-            One row per fact: calls, blocks, tasks, bytes read and at the peak, and the reasons.
+            One row per fact: calls, blocks, tasks, bytes read, peak bytes, and the reasons.
         """
         if measure:
             raise TilingError(
@@ -118,13 +115,13 @@ class TilePlan(BlockPlan):
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Where to draw the tiles alone.
+            Draw only the tiles, into these axes.
 
         Returns
         -------
         matplotlib.figure.Figure
         """
-        if _draw is None:  # unpickled where only modules inside the package were imported
+        if _draw is None:  # unpickled in a process that imported only modules inside the package
             raise TilingError(
                 "plan.plot() needs the package's public names, and this process has used none of them; "
                 "call tw.plot_plan(plan) after `import tilework as tw`."

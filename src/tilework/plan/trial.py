@@ -1,4 +1,4 @@
-"""One call of the function on a crop of zeros, to see what it returns."""
+"""One call of the function on a crop of zeros, to find its outputs."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def active_client() -> Any:
     except ValueError:
         pass
     else:
-        return None  # a task must not wait for another: it may hold the only thread
+        return None  # a task must not wait for another task: it may hold the only thread
     try:
         return distributed.default_client()
     except ValueError:

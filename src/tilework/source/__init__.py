@@ -1,1 +1,1 @@
-"""A box of an image, padded, as a numpy array, from anything that holds one."""
+"""Boxes of an image, padded, as numpy arrays, read from any kind of array."""

@@ -1,11 +1,11 @@
-"""Sources as recipes: what a task needs to read one crop, never the data of the whole image.
+"""Sources: recipes to read one crop, which never carry the data of the whole image.
 
 Every source has a shape, a dtype, perhaps storage chunks and axis names, and reads intervals inside the
-image. A source that cannot travel to other processes refuses to be pickled and says what to do instead; on
-threads all of them work.
+image. If a source cannot be sent to other processes, pickling it raises an error that says what to do
+instead; with threads, every source works.
 
-A task reads most sources itself. What it cannot read, it is given: a part of an array in memory, or blocks of
-a dask array. `Source.needs` says what that is, and `Source.reader` reads from it.
+A task reads most sources itself. Parts of an array in memory, and blocks of a dask array, are passed to it:
+`Source.needs` lists them and `Source.reader` reads from them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 
-# An array in memory travels to other processes crop by crop, up to this in all, bytes.
+# Largest array in memory that is sent to other processes, crop by crop; bytes.
 MEMORY_TRAVEL_LIMIT = 256 * 2**20
 
 
@@ -48,24 +48,24 @@ def slices_of(box: Sequence[Span]) -> tuple[slice, ...]:
 
 @dataclass(slots=True)
 class Source:
-    """Any object with shape, dtype and slicing; the base of the others."""
+    """A source of any object with shape, dtype and slicing; the base of all sources."""
 
     handle: Any
-    """What is sliced; None where it did not travel."""
+    """The object that is sliced; None after unpickling, if it is not sent or not open yet."""
     shape: Index
     """Extents per axis, samples."""
     dtype: np.dtype[Any]
     chunks: Index | None = None
-    """Regular storage chunks, samples per axis, where decoding a part costs the whole."""
+    """Regular storage chunks, samples per axis, if reading a part of one decodes all of it."""
     names: tuple[str, ...] | None = None
-    """Axis names, where the source has them."""
+    """Axis names, if the source has them."""
     token: Any = None
-    """Equal for equal data where that can be known cheaply; None means unknown."""
+    """Equal for equal data, where that is cheap to know; otherwise unique."""
 
     in_memory: ClassVar[bool] = False
-    """Whether reading is a view that takes no memory."""
+    """Whether reading returns a view, which takes no memory."""
     fresh: ClassVar[bool] = False
-    """Whether nobody else holds what is read, so that it may be written into."""
+    """Whether every read returns a new array, which may be overwritten."""
 
     def __post_init__(self) -> None:
         if self.token is None:
@@ -78,7 +78,7 @@ class Source:
 
     @property
     def dask_name(self) -> str | None:
-        """Name of the dask array whose blocks tasks are given; None for any other source."""
+        """Name of the dask array whose blocks are passed to tasks; None for other sources."""
         return None
 
     def read(self, box: Sequence[Span]) -> Array:
@@ -86,12 +86,12 @@ class Source:
         return np.asarray(self.handle[slices_of(box)])
 
     def needs(self, reads: Sequence[AxisRead]) -> Any:
-        """Return what a task must be given to read ``reads``; None where it reads them itself."""
+        """Return the data that a task must be given to read ``reads``; None if it reads them itself."""
         del reads
         return None
 
     def reader(self, given: Any, reads: Sequence[AxisRead]) -> Reader:
-        """Return the function that reads boxes of ``reads``, from what the task was ``given`` if anything."""
+        """Return a function that reads boxes of ``reads``, from the data that the task was ``given``."""
         del given, reads
         return self.read
 
@@ -101,7 +101,7 @@ class Source:
         except Exception as error:
             raise TilingError(
                 f"the array, a {type(self.handle).__name__}, cannot be sent to other processes ({error}); "
-                "let each open it: array=tw.load_once(open_it, args), or run on threads."
+                "open it in each of them: array=tw.load_once(open_it, args), or run on threads."
             ) from error
         values = (self.shape, self.dtype, self.chunks, self.names, self.token)
         return _unpacked, (type(self), handle, values)
@@ -113,31 +113,31 @@ def _unpacked(kind: type[Source], handle: bytes, values: tuple[Any, ...]) -> Sou
 
 @dataclass(slots=True)
 class MemorySource(Source):
-    """A numpy array; its parts are graph keys of their own, so that only they travel."""
+    """A numpy array; its parts have graph keys of their own, so that only they are sent to workers."""
 
     in_memory: ClassVar[bool] = True
 
     def needs(self, reads: Sequence[AxisRead]) -> MemoryPart:
-        """Return a view of all that is read, which knows its place."""
+        """Return a view of all samples that are read, with its position."""
         return self.part([(plan.intervals[0][0], plan.intervals[-1][1]) for plan in reads])
 
     def part(self, box: Sequence[Span]) -> MemoryPart:
-        """Return a view of ``box`` that knows its place."""
+        """Return a view of ``box`` with its position."""
         return MemoryPart(self.handle[slices_of(box)], tuple(a for a, _ in box), self.handle.nbytes)
 
     def reader(self, given: MemoryPart, reads: Sequence[AxisRead]) -> Reader:
-        """Return what reads from the part that the task was given."""
+        """Return a function that reads from the part that the task was given."""
         del reads
         return given.read
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Tasks read parts; the source in the spec is only a description.
+        # Tasks read parts; the source in the spec only describes the array.
         return MemorySource, (None, self.shape, self.dtype, None, self.names, self.token)
 
 
 @dataclass(slots=True)
 class MemoryPart:
-    """A view of an array in memory; by reference on threads, by its own bytes elsewhere."""
+    """A view of an array in memory; threads share it, other processes get a copy of its bytes."""
 
     view: Array
     origin: Index
@@ -161,10 +161,10 @@ class MemoryPart:
 
 @dataclass(slots=True)
 class BlockSource(Source):
-    """A dask array: tasks are given the blocks that their crops touch."""
+    """A dask array; tasks get the blocks that their crops touch."""
 
     offsets: tuple[Index, ...] = ()
-    """First sample of each block per axis, and the extent."""
+    """First sample of each block, then the extent; per axis."""
 
     @property
     def dask_name(self) -> str:
@@ -177,12 +177,12 @@ class BlockSource(Source):
         return sorted({index for box in boxes for index in self.meeting(box)})
 
     def reader(self, given: Sequence[Array], reads: Sequence[AxisRead]) -> Reader:
-        """Return what reads from the computed blocks that the task was given."""
+        """Return a function that reads from the computed blocks that the task was given."""
         blocks = dict(zip(self.needs(reads), given, strict=True))
         return lambda box: self.read_blocks(blocks, box)
 
     def read(self, box: Sequence[Span]) -> Array:
-        """Return the samples of ``box``, computing them."""
+        """Compute and return the samples of ``box``."""
         return np.asarray(self.handle[slices_of(box)].compute())
 
     def meeting(self, box: Sequence[Span]) -> list[Index]:
@@ -211,7 +211,7 @@ class BlockSource(Source):
 
 
 def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence[int]) -> None:
-    """Copy into ``out``, which begins at sample ``origin``, what it shares with ``part``, at ``start``."""
+    """Copy the samples that ``part``, at ``start``, shares with ``out``, at ``origin``, into ``out``."""
     low = [max(a, s) for a, s in zip(origin, start, strict=True)]
     high = [min(a + n, s + m) for a, n, s, m in zip(origin, out.shape, start, part.shape, strict=True)]
     to = tuple(slice(i - a, j - a) for i, j, a in zip(low, high, origin, strict=True))
@@ -224,7 +224,7 @@ class FileSource(Source):
 
     path: str = ""
     offset: int = 0
-    """Of the first sample in the file, bytes."""
+    """Position of the first sample in the file, bytes."""
     strides: Index = ()
     """Bytes from one sample to the next, per axis."""
 

@@ -22,12 +22,12 @@ from tilework.source.zarr_array import ZarrSource
 __all__ = ["Image", "check_extents", "open_source"]
 
 
-# Larger arrays are not hashed to name the result: about 0.1 s for this many bytes.
+# Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
 HASH_LIMIT = 64 * 2**20
 
 
 Image = Source | Sliceable | LoadOnce | str | Path
-"""What can be opened: any array, a path or URL, or what `load_once` builds."""
+"""Anything that can be opened: an array, a path or URL, or a `load_once` object."""
 
 
 def open_source(array: Image) -> Source:
@@ -138,7 +138,7 @@ def _open_numpy(array: Array) -> Source:
 
 
 class _Hashed:
-    """The digest of an array's samples for a token; the array does not travel with it."""
+    """A token that hashes an array's samples when it is needed; it is pickled without the array."""
 
     def __init__(self, array: Array | None) -> None:
         self._array, self._lock, self.digest = array, threading.Lock(), ""
@@ -170,7 +170,7 @@ def _mapped(array: Array) -> tuple[str, int] | None:
         if isinstance(root, np.memmap):
             memmap = root
         root = root.base
-    # Copy-on-write mappings may differ from their file; negative strides have no first byte to name.
+    # A copy-on-write mapping may differ from its file; with negative strides the first sample is not first.
     if not isinstance(root, mmap.mmap) or memmap is None or memmap.mode == "c" or memmap.filename is None:
         return None
     if min(array.strides, default=0) < 0 or not array.size:
@@ -268,7 +268,7 @@ def _open_xarray(array: Any) -> Source:
 
 
 def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> None:
-    """Raise a `GridError` where several arrays differ on the tiled axes."""
+    """Raise a `GridError` if the extents of several arrays differ on the tiled axes."""
     first = [sources[0].shape[a] for a in axes[0]]
     for number, (source, own) in enumerate(zip(sources, axes, strict=True)):
         extents = [source.shape[a] for a in own]

@@ -1,7 +1,7 @@
-"""Samples outside the image, invented by index arithmetic inside the task that reads the crop.
+"""Padding: samples outside the image come from index arithmetic in the task that reads the crop.
 
-The image is never copied to pad it: each axis maps the wanted positions to positions inside the image,
-reads the few intervals that hold them, and takes from those.
+The image is never copied to pad it: each axis maps the wanted positions to positions inside the image, reads
+the few intervals that hold them, and indexes those.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ __all__ = ["BOUNDARIES", "TECHNIQUES", "AxisRead", "Boundary", "read_padded", "r
 Boundary = Literal["reflect", "symmetric", "edge", "wrap", "constant"]
 BOUNDARIES: tuple[Boundary, ...] = ("reflect", "symmetric", "edge", "wrap", "constant")
 TECHNIQUES = (*BOUNDARIES, "linear_ramp", "maximum", "mean", "median", "minimum", "empty")
-"""The words of `numpy.pad`."""
+"""The modes of `numpy.pad`."""
 
 
 def source_index(positions: Ints, extent: int, boundary: Boundary) -> Ints:
-    """Return the sample of ``[0, extent)`` for each position; -1 where the constant is.
+    """Return the sample of ``[0, extent)`` for each position; -1 stands for the constant.
 
     Examples
     --------
@@ -45,16 +45,16 @@ def source_index(positions: Ints, extent: int, boundary: Boundary) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class AxisRead:
-    """How to get ``[start, stop)`` along one axis: the intervals to read and what to take from them."""
+    """How to read ``[start, stop)`` along one axis: the intervals to read, and an index into them."""
 
     intervals: tuple[tuple[int, int], ...]
-    """Intervals inside the image, in order; read and joined they are what ``take`` indexes."""
+    """Intervals inside the image, in order."""
     take: Ints | None = None
     """Index into the joined intervals; -1 is the constant. None: the one interval as it is."""
 
     @classmethod
     def plan(cls, start: int, stop: int, extent: int, boundary: Boundary) -> AxisRead:
-        """Return the reads that give image positions ``[start, stop)``."""
+        """Return how to read image positions ``[start, stop)``, which may lie outside the image."""
         if start >= 0 and stop <= extent:
             return cls(((start, stop),))
         index = source_index(np.arange(start, stop), extent, boundary)
@@ -72,7 +72,7 @@ Reader = Callable[[Sequence[tuple[int, int]]], Array]
 
 
 def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> Array:
-    """Return the samples that ``axes`` ask for, reading intervals of the image with ``read``.
+    """Return the samples that ``axes`` describe, padded; ``read`` reads intervals of the image.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> Array:
         Maps one ``(start, stop)`` per axis, inside the image, to an array of that shape.
     axes : sequence of AxisRead
     cval : scalar
-        Value of the positions that a constant boundary invents.
+        Value of padding with a constant boundary.
 
     Returns
     -------
@@ -111,10 +111,10 @@ def read_with_numpy(
     mode: Any,
     **options: Any,
 ) -> Array:
-    """Return ``wanted`` out of ``numpy.pad(image, widths, mode, **options)`` without padding the image.
+    """Return the part ``wanted`` of ``numpy.pad(image, widths, mode, **options)`` without padding the image.
 
-    For techniques that index arithmetic cannot do. `numpy.pad` works line by line, one axis after the other,
-    so only the lines through ``wanted`` are read, whole along the axes on which it sticks out.
+    For modes that index arithmetic cannot express. `numpy.pad` works line by line, one axis after the other,
+    so only the lines through ``wanted`` are read, in full along the axes on which it sticks out.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Zarr arrays, read chunk by chunk through a bounded cache of decoded chunks, one per process.
 
 Overlapping reads decode each storage chunk once. A plan knows how many blocks read each chunk, so an entry is
-dropped at its last use; what is left (a slice was computed, another process took the other blocks) goes in
-least-recently-used order.
+dropped at its last use. Entries that never reach it (only a slice was computed, or another process took the
+other blocks) are evicted in least-recently-used order.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class ChunkCache:
         self._running = 0
         self._idle_since = time.monotonic()
         self.epoch = 0
-        """Changes when the process paused: part of the key of chunks without a file to check."""
+        """Changes after a pause of the process; part of the key of chunks that have no file to check."""
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Mark a task as running, so that the pauses between runs can be told."""
+        """Mark a task as running, so that a pause between runs is noticed."""
         with self._lock:
             if not self._running and time.monotonic() - self._idle_since > PAUSE:
                 self.epoch += 1
@@ -73,12 +73,12 @@ class ChunkCache:
         use: Callable[[Key, Array], None],
         limit: int,
     ) -> None:
-        """Call ``use(key, chunk)`` for every key of ``uses``, loading what is not here.
+        """Call ``use(key, chunk)`` for every key of ``uses``; load the chunks that are not cached.
 
         Parameters
         ----------
         uses : dict
-            How many times each key is wanted in the whole run, this time included.
+            How many times the whole run needs each key, this time included.
         load : callable
             Maps keys to ``(key, chunk)`` pairs, in any order, one at a time.
         use : callable
@@ -115,7 +115,7 @@ class ChunkCache:
                 use(key, array)
 
     def clear(self) -> None:
-        """Forget all chunks."""
+        """Drop all chunks."""
         with self._lock:
             self._entries.clear()
             self._bytes = 0
@@ -155,15 +155,15 @@ CHUNKS = ChunkCache()
 
 @dataclass(slots=True)
 class ZarrSource(Source):
-    """A Zarr array, read as it is, or chunk by chunk through the cache of the process."""
+    """A Zarr array, read directly, or chunk by chunk through the cache of the process."""
 
     fresh: ClassVar[bool] = True
 
     _files: tuple[str | None, Index] | None = field(default=None, repr=False)
-    """Folder of the chunk files, and chunks per file and axis; None until it is asked for."""
+    """Folder of the chunk files, and chunks per file and axis; None before the first use."""
 
     def read_shared(self, box: Sequence[Span], uses: Sequence[Array], limit: int) -> Array:
-        """Return the samples of ``box``, each chunk decoded once per run where the cache suffices.
+        """Return the samples of ``box``; each chunk is decoded once per run if the cache is large enough.
 
         Parameters
         ----------
@@ -172,7 +172,7 @@ class ZarrSource(Source):
             How many times the run reads each chunk along each axis.
         limit : int, bytes of the chunk cache
         """
-        # A store in memory may be rewritten at any time, and nothing tells.
+        # A store in memory may be rewritten at any time, without a sign of it.
         if self.chunks is None or limit <= 0 or self._in_memory:
             return self.read(box)
         grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks, strict=True)]
@@ -203,7 +203,7 @@ class ZarrSource(Source):
         return [(i * c, min((i + 1) * c, n)) for i, c, n in columns]
 
     def _key(self, index: Index) -> Key:
-        """Return the cache key of a chunk: it changes when its file does."""
+        """Return the cache key of a chunk, which changes when its file changes."""
         if self._files is None:
             self._files = _chunk_files(self.handle)
         root, unit = self._files

@@ -1,4 +1,4 @@
-"""`tiled_map` and `plan_tiles`: arguments are checked once, then made into a plan and a graph."""
+"""`tiled_map` and `plan_tiles`: check the arguments once, then make a plan and a graph."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from tilework.source.padding import Boundary
 
 __all__ = ["plan_tiles", "tiled_map"]
 
-# Bytes of a source in memory above which a cluster costs a warning: it is sent crop by crop.
+# Bytes of a source in memory above which a run on a cluster warns: it is sent crop by crop.
 TRAVEL_WARNING = 100 * 10**6
 # Most blocks of one array: a graph takes about 1 kB for each.
 MOST_BLOCKS = 10**7
-# Crops over the fewest that could cover the image, and crops in all, above which the cost is worth a warning.
+# A cost warning needs this many times the fewest crops that could cover the image, and this many crops.
 EXTRA_CALLS, MANY_CALLS = 1.1, 256
 
 Scalar = bool | int | float | complex | np.generic
-"""One number, or another scalar of numpy."""
+"""A number, or another scalar of numpy."""
 
 
 P = ParamSpec("P")
@@ -57,9 +57,9 @@ R = TypeVar("R")
 
 
 def _explains_unknown(function: Callable[P, R]) -> Callable[P, R]:
-    """Return ``function`` with an error that says what an unknown keyword may have meant.
+    """Return ``function`` with an error for unknown keywords that suggests the right one.
 
-    Here and not in a module below, because doctest looks only at functions of the module itself.
+    Defined in this module, because doctest skips functions that were wrapped in another one.
     """
     known = inspect.signature(function).parameters
 
@@ -113,83 +113,86 @@ def tiled_map(
     Parameters
     ----------
     fn : callable
-        Maps a crop, a numpy array that it may write into, to an array. Use `load_once` for functions that
-        load a model, and `from_torch` for networks.
+        Maps a crop, a numpy array that it may overwrite, to an array. Use `load_once` for functions that load
+        a model, and `from_torch` for networks.
     array : array, path, URL, or tuple of them
         The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, dask-backed xarray, a torch CPU tensor,
         `load_once`, or anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each.
     crop : int or sequence of int, samples per tiled axis
-        What ``fn`` receives.
+        Shape of the crops that ``fn`` receives, along the tiled axes.
     overlap : int or sequence of int, samples per side and tiled axis; or "auto"
-        Required (0 if you mean it) unless ``stride`` is given. "auto" finds the smallest exact overlap with
-        its ``multiple`` (and, for a blend, its ``rim``) by 15 to 60 calls of ``fn``, as `probe` does, and
-        warns where none is exact.
+        Required (0 if you mean it) unless ``stride`` is given. "auto" calls ``fn`` 15 to 60 times, as `probe`
+        does, and uses the smallest exact overlap with its ``multiple`` (and, for a blend, its ``rim``). It
+        warns if no overlap is exact.
     axes : int, str or sequence of them, optional
-        Numbers or names of the tiled axes: those that are cut. Default: the last ``len(crop)``, or all for an
-        int crop. Every other axis is given to ``fn`` whole.
+        Numbers or names of the tiled axes, along which the image is cut. Default: the last ``len(crop)``
+        axes, or all axes for an int crop. ``fn`` receives all other axes in full.
     each : int, str or sequence of them
-        Numbers or names of axes of which every index is a call of its own, as time or sample. ``fn`` does not
-        see them; they are the first axes of the result.
+        Numbers or names of axes, such as time or sample, of which every call of ``fn`` gets one index. ``fn``
+        does not see these axes; they are the first axes of the result.
     stride : int or sequence of int, samples per tiled axis, optional
-        Distance between neighbouring crops, instead of overlap.
+        Distance between neighbouring crops; give it instead of ``overlap``.
     multiple : int or sequence of int, samples per tiled axis
         Crops start at multiples of this: 16 for a network that pools four times by 2.
     edge : {"shift", "squeeze", "pad", "clip", "drop"}
-        What is done about a crop that sticks out of the image.
+        Treatment of a crop that sticks out of the image: "shift" moves it inward, "squeeze" spaces all crops
+        evenly, "pad" pads it, "clip" cuts it off, "drop" leaves it out.
     boundary : {"reflect", "symmetric", "edge", "wrap", "constant"}
-        How samples outside the image are invented, as in `numpy.pad`.
+        How samples outside the image are filled, as in `numpy.pad`.
     cval : scalar
         The value outside the image for ``boundary="constant"``.
     blend : str, callable, sequence of 1-D arrays, or N-D array
-        How overlapping results are combined: "trim", "average", "linear", "hann", "gaussian", "max", "min",
-        "sum", or your own weights.
+        How overlapping results are combined. "trim" takes every sample from one crop (a crop's share of the
+        image is its core). "average", "linear", "hann", "gaussian" or your own weights average the results;
+        "max", "min" and "sum" use no weights.
     rim : int or sequence of int, samples per side and tiled axis
         Outermost samples of a crop that get no weight when blending.
     sigma_scale : float
         Standard deviation of the gaussian, as a fraction of the crop.
     output : Output, or sequence or dict of Output, optional
-        What ``fn`` returns. By default, ``fn`` is called once on zeros to find out.
+        Declaration of the arrays that ``fn`` returns; `Output` explains channels, scale and margin. By
+        default, ``fn`` is called once on zeros to find it.
     dtype : dtype, optional
         Short for ``output=Output(dtype)``: ``fn`` returns arrays of the crop's shape. Nothing is called.
     disagreement : bool
-        Whether to return also how far overlapping predictions differ: their weighted standard deviation
-        (of the scores, where ``output`` reduces them). It needs an averaging blend and no further calls. It
-        is NaN where no tile ran, and 0 where it is below the rounding of sums in double precision, 4e-8 of
-        the values.
+        Whether to return also the disagreement of overlapping predictions: their weighted standard deviation
+        (of the scores, if ``output`` reduces them). It needs an averaging blend, but no further calls. It is
+        NaN where no tile ran, and 0 where it is below the rounding of sums in double precision, 4e-8 of the
+        values.
     batch_size : int, crops, optional
         ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be shorter.
     mask : array of bool, any shape over the tiled axes, optional
-        Only tiles with a True mask sample in their support run.
+        A tile runs only if its support, the part of the crop that has weight, has a True mask sample.
     mask_scale : float or sequence of float, image samples per mask sample and tiled axis, optional
-        Default: the extent over the length of the mask, which must be about the same on all axes.
+        Default: the image's extent over the mask's length, which must be about the same on all axes.
     skip : callable, optional
-        Predicate on a crop; where it returns true, ``fn`` does not run.
+        Predicate on a crop; ``fn`` does not run where it returns true.
     fill_value : scalar
-        Value of the result where nothing ran.
+        Value of the result where no tile ran.
     pass_tile : bool
         Whether ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
     chunks : int or sequence of int, input samples per tiled axis; or str
-        Block shape of the result, or the bytes of a block ("128MiB"). By default it follows from crops,
-        storage chunks, memory and processors.
+        Shape of the result's blocks, the chunks of the dask array, in input samples per tiled axis; or the
+        bytes of a block ("128MiB"). By default it follows from crops, storage chunks, memory and processors.
     memory_limit : int or str, bytes per process, optional
         Default: half of the machine's memory.
     reuse : {"auto", "share", "recompute"}
-        Whether a tile at the border of blocks runs once and is shared, or runs in each of them.
+        Whether a tile that lies in several blocks runs once and the blocks share its result, or runs in each.
     name : str, optional
         Name of the dask array. The default follows from plan, source and ``fn``.
 
     Returns
     -------
     dask.array.Array, or tuple or dict of them
-        Lazy. Shape: the ``each`` axes, then the axes of what ``fn`` returns, where a tiled axis is as long as
-        in the image (times the output's scale). Dtype: as declared or found. Chunks: as in the plan on
-        ``each`` and tiled axes, and one chunk on all others. With ``disagreement``, a pair of result and
+        Lazy. Shape: the ``each`` axes, then the axes that ``fn`` returns, with tiled axes as long as in the
+        image (times the output's scale). Dtype: as declared or found. Chunks: the blocks of the plan along
+        ``each`` and tiled axes, and one chunk along all others. With ``disagreement``, a pair of result and
         deviation.
 
     Raises
     ------
     TilingError
-        For arguments that cannot work; the message names the axis, the values and what to change.
+        For arguments that contradict each other; the message names the axis, the values and what to change.
     TypeError
         For arguments of a wrong type.
 
@@ -285,19 +288,19 @@ def plan_tiles(
     Parameters
     ----------
     shape : sequence of int, samples per axis
-        Of the image.
+        Shape of the image.
     dtype : dtype
-        Of the image, and of the result where ``output`` does not give one.
+        Dtype of the image, and of the result if ``output`` does not declare one.
     source_chunks : sequence of int, samples per axis of the image, optional
         Storage chunks, for the cost of reading. Default: any part can be read alone.
     crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, output, \
 batch_size, mask, mask_scale, chunks, memory_limit, reuse
-        As in `tiled_map`, but ``overlap="auto"`` is refused: it needs the function.
+        As in `tiled_map`, except that ``overlap="auto"`` is an error: it needs the function.
 
     Returns
     -------
     TilePlan
-        A sequence of `Tile`, with the shape of blocks and the reasons for it.
+        A sequence of `Tile`, with the block shape and the reasons for it.
 
     Raises
     ------

@@ -24,7 +24,7 @@ def main() -> None:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Turn errors of arguments, stores and the function into one line and exit code 1."""
+    """Show errors of arguments, stores and the function as one line, with exit code 1."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
@@ -56,9 +56,9 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     "--overlap",
     default=48,
     show_default=True,
-    help="Context per side that the filter needs, samples.",
+    help="Context per side, enough for the filter, samples.",
 )
-@click.option("--small", default=8, show_default=True, help="Another overlap, which is too small.")
+@click.option("--small", default=8, show_default=True, help="A second overlap, too small for the filter.")
 def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
     """Filter a photograph tile by tile, compare with the untiled result, and draw both."""
     try:
@@ -119,7 +119,7 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--rim", type=Lengths(), default=0, help="Outermost samples without weight."),
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
             click.option("--batch-size", type=int, help="Crops per call of FN."),
-            click.option("--dtype", help="Dtype of the result; says that FN keeps the crop's shape."),
+            click.option("--dtype", help="Dtype of the result, if FN keeps the crop's shape."),
             click.option("--memory-limit", help='Memory of a process, as "4GB".'),
         ]
     ):
@@ -135,10 +135,10 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--each", help="Axes of IN of which FN receives one index per call, as --axes.")
 @click.option("--batch-size", type=int, help="Crops per call of FN, if it takes batches.")
 @click.option("--dtype", help="Dtype of the crops if there is no IN; default: float32.")
-@click.option("--tolerance", type=float, help="Change that counts as none, as a share of the largest result.")
+@click.option("--tolerance", type=float, help="Change to ignore, as a fraction of the largest result.")
 @click.option("--seed", default=0, help="Seed of the random inputs.")
 def probe(function: str, source: str | None, **options: Any) -> None:
-    """Find the overlap that FN needs, by calling it on crops like those of IN.
+    """Find the overlap that FN needs by calling it on crops like those of IN.
 
     Without IN the crops are random. The exit code is 1 if no overlap is exact.
 
@@ -165,22 +165,21 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--workers", type=click.IntRange(1), help="Number of worker processes to start here.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Compute only what OUT lacks.")
 @click.option("--overwrite", is_flag=True, help="Delete what is in OUT.")
-@click.option("--version", "fn_version", help="Compared with OUT instead of FN's code.")
+@click.option("--version", "fn_version", help="Identifies FN in place of its code.")
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "fill"]),
     default="raise",
     show_default=True,
-    help="A tile that fails ends the run, or is left out.",
+    help="Whether a tile that fails ends the run or is left out.",
 )
 @click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a tile that fails.")
 @click.option("--progress/--no-progress", default=None, help="Show progress; default: in a terminal.")
 def run(function: str, source: str, target: str, **options: Any) -> None:
     """Run FN on every crop of IN and write the result to OUT.
 
-    MODULE:FN names a function by its module or its file: filters:denoise, or ./filters.py:denoise. IN is
-    anything that Zarr opens, OUT a path or URL. After an interrupt, run the same command again: it computes
-    only what is missing.
+    MODULE:FN is a function in a module or a file: filters:denoise, or ./filters.py:denoise. IN is anything
+    that Zarr opens, OUT a path or URL. After an interruption, run the same command again to resume.
 
     \b
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
@@ -222,7 +221,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
 @_tiling
 @click.option("--function", metavar="MODULE:FN", help="Called once on zeros to find its output.")
 def plan(source: str, function: str | None, **options: Any) -> None:
-    """Show what a run on IN would do and cost; writes nothing."""
+    """Show the plan and the cost of a run on IN, without writing."""
     import numpy as np
 
     from tilework.api import tiled_map
@@ -313,7 +312,7 @@ def _function(name: str) -> Any:
 
 @contextmanager
 def _client(address: str | None, workers: int | None) -> Iterator[Any]:
-    """Give a client of the cluster at ``address``, or of one started here, or None."""
+    """Return a context with a client of the cluster at ``address``, or of one started here, or None."""
     if address is None and workers is None:
         yield None
         return
@@ -324,7 +323,7 @@ def _client(address: str | None, workers: int | None) -> Iterator[Any]:
             yield client
         return
     with LocalCluster(n_workers=workers, dashboard_address=":0") as cluster, Client(cluster) as client:
-        # Workers started here must find what was imported from a file's folder.
+        # Workers started here must be able to import modules from the folder of a file.
         client.run(_extend, [p for p in sys.path if p])
         yield client
 

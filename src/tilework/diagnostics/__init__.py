@@ -1,1 +1,1 @@
-"""Ways to look at results and plans: parts, checks, measured cost, figures."""
+"""Inspecting results and plans: parts, checks, measured cost, figures."""

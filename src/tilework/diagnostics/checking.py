@@ -1,4 +1,4 @@
-"""`check`: windows of a tiled result compared with the function on the same places with more context."""
+"""`check`: compares windows of a tiled result with the function on the same places with more context."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ from tilework.source.padding import AxisRead, read_padded
 
 __all__ = ["CheckReport", "check"]
 
-# The function's windows start at multiples of this, samples: a network that pools up to 5 times by 2 then
-# sees what it sees in the whole image, so that a forgotten ``multiple`` shows.
+# Windows of the function start at multiples of this, samples: a network that pools up to 5 times by 2 then
+# has the same phase as in the whole image, so that a forgotten ``multiple`` is detected.
 STEP = 32
 PLACES = ("corners", "borders", "random")
-# Places that are tried at most, to find one where a tile ran.
+# Most places that are tried to find one where a tile ran.
 TRIES = 20
-# Difference that counts as rounding, as a share of the largest result: windows of another shape may take
+# Largest difference that is rounding, as a fraction of the largest result: windows of another shape may take
 # another code path in the function.
 ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class CheckReport:
-    """What `check` compared and found; prints as a table."""
+    """The findings of `check`; prints as a table."""
 
     largest: float
     """Largest difference between the tiled result and the function with more context."""
     relative: float
-    """The same, as a share of the largest value compared."""
+    """Largest difference as a fraction of the largest compared value."""
     where: tuple[int, ...]
     """Index of that difference in the result."""
     output: int | str | None
-    """Which output it is in; None where there is one."""
+    """Key of the output with that difference; None if there is only one output."""
     windows: tuple[tuple[str, Box, float], ...]
-    """Per window its kind of place, its box (image samples of the tiled axes), its largest difference."""
+    """Per window: kind of place, box (image samples of the tiled axes), largest difference."""
     context: tuple[int, ...]
     """Context per side of the function's windows, image samples per tiled axis."""
     crops: int
-    """How many crops of the tiled result ran."""
+    """Number of crops of the tiled result that ran."""
     help: str = ""
-    """What may make the results equal, if they differ."""
+    """Advice on how to make the results equal, if they differ."""
 
     @property
     def ok(self) -> bool:
-        """Whether the results differ by rounding only: at most 1e-5 of the largest value compared."""
+        """Whether the results differ only by rounding: at most 1e-5 of the largest compared value."""
         return self.relative <= ROUNDING
 
     def __str__(self) -> str:
@@ -96,18 +96,17 @@ def check(
     """Compare windows of a tiled result with the function on the same places with far more context.
 
     Differences come from too little overlap, a wrong multiple, padding, or a function that depends on its
-    whole crop. Only the tiles of the windows run. Where a mask or ``skip`` leaves a tile out, another place
-    is tried.
+    whole crop. Only the tiles of the windows run. If a mask or ``skip`` leaves a tile out, another place is
+    tried.
 
     Parameters
     ----------
     out : dask.array.Array, or tuple or dict of them
-        What `tiled_map` returned, unmodified.
+        Unmodified result of `tiled_map`.
     fn : callable, optional
-        The function; default: the one that ``out`` was made with. It has to take windows larger than its
-        crop.
+        The function, which must accept windows larger than its crop. Default: the function of ``out``.
     array : array, path, URL, `load_once`, or tuple of them, optional
-        The image; default: the one that ``out`` was made from.
+        The image. Default: the image of ``out``.
     where : {"corners", "borders", "random"}, tuple of them, or tuple of points
         Kinds of places: corners of tiles, the image's border, anywhere. A point is a tuple of int, image
         samples per tiled axis.
@@ -116,14 +115,14 @@ def check(
     size : int, image samples per tiled axis
         Length of a compared window.
     context : int or tuple of int, image samples per side and tiled axis, optional
-        What ``fn`` sees around a window; default: four overlaps, or half a crop if that is more.
+        Context of ``fn`` around a window. Default: four overlaps, or half a crop if that is more.
     seed : int
         Seed of the random places.
 
     Returns
     -------
     CheckReport
-        The largest difference and where it is; prints as a table.
+        The largest difference and its place; prints as a table.
 
     Raises
     ------
@@ -180,21 +179,21 @@ def check(
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """How far an output and the function are apart in one window."""
+    """Difference between an output and the function in one window."""
 
     largest: float
     """Largest absolute difference."""
     where: tuple[int, ...]
     """Index of that difference in the result."""
     output: int | str | None
-    """Key of the output; None where there is one."""
+    """Key of the output; None if there is only one output."""
     size: float
-    """Largest value that was compared."""
+    """Largest compared value."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """One place that was compared."""
+    """One compared place."""
 
     kind: str
     """Kind of place: one of `PLACES`, or "given"."""
@@ -210,7 +209,7 @@ class _Window:
 
 
 def _spec_of(arrays: Sequence[Any]) -> Spec:
-    """Return the specification of the one call that made all ``arrays``, if it can be compared."""
+    """Return the `Spec` of the one call that made all ``arrays``, if it can be compared."""
     found = [find_spec(array) for array in arrays]
     specs = [f.spec for f in found if f is not None]
     if not specs or len(specs) < len(arrays) or any(s is not specs[0] for s in specs):
@@ -224,7 +223,7 @@ def _spec_of(arrays: Sequence[Any]) -> Spec:
 
 
 def _help(spec: Spec, differing: Sequence[Box]) -> str:
-    """Return what may make the results equal, given the boxes that differ, image samples."""
+    """Return advice on how to make the results equal, given the boxes that differ, image samples."""
     invented = [_invented(spec, box) for box in differing]
     border = 'edge="pad" invents what the function sees beyond the border'
     if all(invented):
@@ -243,7 +242,7 @@ def _at_border(spec: Spec, box: Box) -> bool:
 
 
 def _invented(spec: Spec, box: Box) -> bool:
-    """Return whether a box is so near the border that its overlap holds invented samples."""
+    """Return whether the context of a box contains samples that ``edge="pad"`` invented."""
     grids = spec.plan.axes[spec.plan.n_each :]
     return any(
         g.edge == "pad" and (a < g.overlap or b > g.extent - g.overlap)
@@ -252,7 +251,7 @@ def _invented(spec: Spec, box: Box) -> bool:
 
 
 def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
-    """Return what the function reads: ``array`` if it is given, else what was tiled."""
+    """Return the sources of the function: ``array`` if it is given, else those of the tiled result."""
     if array is None:
         return spec.sources
     sources = tuple(map(open_source, array if isinstance(array, tuple) else (array,)))
@@ -309,7 +308,7 @@ def _place(kind: str, grids: Sequence[AxisGrid], rng: np.random.Generator) -> li
 
 
 def _unmasked(spec: Spec, point: list[int]) -> list[int]:
-    """Return ``point``; where a mask leaves it out, the middle of the nearest tile that runs."""
+    """Return ``point``, or the middle of the nearest tile that runs if a mask leaves ``point`` out."""
     runs, plan = spec.plan.runs, spec.plan
     if runs is None:
         return point
@@ -330,7 +329,7 @@ def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
         low = min(max(0, p - size // 2), max(0, g.covered - size)) // g.quantum * g.quantum
         high = min(g.covered, ceil_div(low + size, g.quantum) * g.quantum)
         if spec.plan.mask is not None or spec.skip is not None:
-            # Only the tile that ran: its neighbours may be the fill value.
+            # Only the tile that ran, because its neighbours may be the fill value.
             start, stop = g.core(g.owner(p))
             low, high = max(low, start), min(high, stop)
         spans.append((low, high))
@@ -338,7 +337,7 @@ def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
 
 
 class _Untiled:
-    """The function on windows with context, finished as the blocks of the tiled result are."""
+    """The function on windows with context, finished like the blocks of the tiled result."""
 
     def __init__(self, spec: Spec, fn: Function, sources: Sequence[Source], context: Any) -> None:
         self._spec, self._fn, self._sources = spec, fn, sources
@@ -370,7 +369,7 @@ class _Untiled:
     def _crop(
         self, source: Source, axes: Sequence[int], spans: Sequence[tuple[int, int]], each: Sequence[int]
     ) -> Array:
-        """Return what the function reads of one source, padded, without its ``each`` axes."""
+        """Return the input of the function from one source, padded, without its ``each`` axes."""
         if source.handle is None:
             raise TilingError("the source of this result is in another process; give array=.")
         spec, n = self._spec, len(each)
@@ -397,10 +396,10 @@ class _Untiled:
 
 
 def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]:
-    """Return what the function reads along an axis for results of ``[start, stop)``, image samples."""
+    """Return the image samples that the function reads along an axis for results of ``[start, stop)``."""
     m = math.lcm(g.multiple, STEP)
     low = max(0, (start - context) // m * m)
-    # The length, too, is a multiple that pooling divides, unless the image ends before.
+    # The length is a multiple of the pooling too, unless the image ends before.
     high = min(g.extent + g.end_padding, low + ceil_div(stop + context - low, m) * m)
     return low - g.margin[0], high + g.margin[1]
 
@@ -408,7 +407,7 @@ def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]
 def _gap(
     spec: Spec, key: int | str | None, shown: View, expected: Sequence[Array], box: Box, each: Sequence[int]
 ) -> _Gap:
-    """Return how far an output is from what the function returned for a window."""
+    """Return the difference between an output and the function's result for a window."""
     output, want, n = spec.outputs[shown.number], expected[shown.number], spec.plan.n_each
     index = [slice(i, i + 1) for i in each] + [slice(None)] * (shown.ndim - n)
     for axis, weights, low, high in zip(

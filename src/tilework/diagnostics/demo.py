@@ -1,4 +1,4 @@
-"""The demo: vessels in a retina photograph, tiled with enough and with too little overlap, and untiled."""
+"""The demo: vessels in a retina photograph, untiled, and tiled with enough and with too little overlap."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIGMAS = (2, 3, 4)
 # Source: scikit-image smooths twice with sigma / sqrt(2) and cuts each gaussian at 8 of its sigmas; for
 # sigma 4 this reaches 2 * 23 samples, and the two derivatives are part of the gaussians.
 REACH = 46
-# Differences below the first are rounding; the second is the smallest that the picture tells from 0.
+# Differences below ROUNDING are rounding; FLOOR is the smallest that the picture shows as different from 0.
 ROUNDING, FLOOR = 1e-5, 1e-8
 
 
@@ -80,7 +80,7 @@ def _peak() -> int:
 
 
 def draw(path: Path, image: Array, tiled: dict[int, tuple[TilePlan, Array]], whole: Array) -> None:
-    """Save a picture of the image with its crops, the result, and how far each is from the untiled one."""
+    """Save a picture of the image with its crops, the result, and the differences from the untiled result."""
     with mpl.rc_context({"font.size": 13}):
         figure = Figure(figsize=(10, 10.9), layout="constrained")
         panels = figure.subplots(2, 2).flat

@@ -1,6 +1,6 @@
-"""Figures with matplotlib: plans, windows, discontinuities at cuts, and tiled beside untiled results.
+"""Figures with matplotlib: plans, windows, discontinuities at cuts, and comparisons with untiled results.
 
-Every function returns a `matplotlib.figure.Figure`, which a notebook shows and its ``savefig`` writes.
+Every function returns a `matplotlib.figure.Figure`, which a notebook shows and ``savefig`` writes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tilework.probing.blackbox import difference
 
 __all__ = ["compare", "plot_plan", "plot_seams", "plot_window"]
 
-# Most lines along an axis: more would be a grey area.
+# Most lines along an axis; more would merge into grey.
 LINES = 60
 _LINES: dict[str, dict[str, Any]] = {
     "cores": {"color": "0.6", "lw": 0.6},
@@ -41,12 +41,12 @@ def _figure(width: float, height: float) -> Any:
     except ImportError as error:
         raise ImportError(f'{error}; figures need pip install "tilework[plots]".') from error
     if "ipykernel" in sys.modules and not plt.get_fignums():
-        plt.close(plt.figure())  # a notebook shows no figures before its backend has made one
+        plt.close(plt.figure())  # a notebook shows figures only after its backend has made one
     return Figure((width, height), layout="constrained")
 
 
 def _named(name: str) -> str:
-    """Return the name of an axis in words: a number is no name."""
+    """Return the name of an axis for labels: "axis 0" for a number."""
     return f"axis {name}" if name.isdigit() else name
 
 
@@ -60,9 +60,9 @@ def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
     Parameters
     ----------
     plan : TilePlan
-        What `plan_tiles` returned.
+        The plan, from `plan_tiles`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; then the tiles alone are drawn.
+        Draw only the tiles, into these axes.
 
     Returns
     -------
@@ -117,7 +117,7 @@ def _chunks(plan: TilePlan) -> Sequence[int] | None:
 
 
 def _draw_lines(plan: TilePlan, axis: int, draw: Callable[..., Any]) -> None:
-    """Draw with ``draw`` where cores, blocks and storage chunks end along an axis."""
+    """Draw the ends of cores, blocks and storage chunks along an axis, with ``draw``."""
     stop, chunks = shown_samples(plan.axes[axis]), _chunks(plan)
     cores = [int(c) for c in plan.axes[axis].supports(None)[0][1:] if c < stop]
     blocks = range(plan.block[axis], stop, plan.block[axis])
@@ -128,7 +128,7 @@ def _draw_lines(plan: TilePlan, axis: int, draw: Callable[..., Any]) -> None:
 
 
 def _draw_one_tile(plan: TilePlan, ax: Any, x: int, y: int | None) -> None:
-    """Draw crop and core of the tile in the middle of what is shown."""
+    """Draw crop and core of the tile in the middle of the drawing."""
     from matplotlib.patches import Rectangle
 
     tile = plan.grid.tile(tuple(a.owner(min(a.covered - 1, shown_samples(a) // 2)) for a in plan.axes))
@@ -144,11 +144,11 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     Parameters
     ----------
     plan : TilePlan or dask.array.Array
-        What `plan_tiles` returned, or an unmodified result of `tiled_map`.
+        A plan, or an unmodified result of `tiled_map`.
     axis : int
-        Axis of the plan, from the front or (negative) from the end.
+        Number of an axis of the plan; negative numbers count from the end.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; default: a new figure.
+        Axes to draw into. Default: a new figure.
 
     Returns
     -------
@@ -186,7 +186,7 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
         total = np.zeros(high - low)
         for x, weights in profiles:
             total[x - low] += weights
-        # At both ends, tiles that are not drawn have weight, too.
+        # At both ends, tiles that are not drawn also have weight.
         ax.stairs(total, np.arange(low, high + 1), color="0.35", lw=1, ls=":", label="sum of those drawn")
         ax.set_xlim(low, high)
     name = _named(plan.names[axis])
@@ -199,7 +199,7 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
 
 
 def _plan(given: Any) -> TilePlan:
-    """Return a plan, or that of a result."""
+    """Return the given plan, or the plan of the given result."""
     if isinstance(given, TilePlan):
         return given
     found = find_spec(given)
@@ -214,7 +214,7 @@ def _plan(given: Any) -> TilePlan:
 def _draw_cuts(
     ax: Any, out: Any, part: Array, starts: Sequence[int], axes: Sequence[int], **style: Any
 ) -> list[list[int]]:
-    """Draw where cores end in a part of a result; return where, result samples per axis of the part."""
+    """Draw the cuts between cores in a part of a result; return them, result samples per axis of the part."""
     found = [_cuts(out, axis, a, a + n) for axis, a, n in zip(axes, starts, part.shape, strict=True)]
     for cuts, draw in zip(found, (ax.axhline, ax.axvline), strict=True):
         for cut in cuts:
@@ -223,7 +223,7 @@ def _draw_cuts(
 
 
 def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
-    """Return where cores end along an axis of a result, in its samples; nothing for any other array."""
+    """Return the cuts between cores along an axis of a result, result samples; none for other arrays."""
     found = find_spec(out)
     if found is None:
         return []
@@ -251,7 +251,7 @@ def _plane_axes(array: Any) -> tuple[int, int]:
 
 
 def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Array, tuple[int, int]]:
-    """Return a square of at most ``size`` samples a side around ``centre``, and where it starts."""
+    """Return a square of at most ``size`` samples per side around ``centre``, and its start."""
     index: list[Any] = [n // 2 for n in array.shape]
     middle = [array.shape[a] // 2 for a in axes] if centre is None else list(wholes("centre", centre))
     starts = []
@@ -273,9 +273,9 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     Parameters
     ----------
     out : dask.array.Array
-        What `tiled_map` returned, unmodified; only the tiles of the part run.
+        Unmodified result of `tiled_map`; only the tiles of the part run.
     centre : tuple of int, result samples, optional
-        Middle of the part, along the two axes that are shown; default: the middle of the result.
+        Middle of the part along the two axes that are shown. Default: the middle of the result.
     size : int, result samples
         Length of the part along both axes.
 
@@ -312,7 +312,7 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
 
 
 def _draw_steps(ax: Any, part: Array, k: int, start: int, cuts: Sequence[int], axis: int) -> None:
-    """Draw the mean step between neighbours along axis ``k`` of a part, which is ``axis`` of the result."""
+    """Draw the mean step between neighbours along axis ``k`` of a part, ``axis`` of the result."""
     wide = part.astype(np.complex128 if part.dtype.kind == "c" else np.float64)
     with np.errstate(all="ignore"):
         steps = np.abs(np.diff(np.moveaxis(wide, k, 0), axis=0))
@@ -339,7 +339,7 @@ def _finite_mean(values: Array) -> float:
 
 
 def _drawn(part: Array) -> Array:
-    """Return ``part`` as real numbers; complex ones by their modulus."""
+    """Return ``part`` as real numbers: complex numbers as their modulus."""
     return (np.abs(part) if part.dtype.kind == "c" else part).astype(np.float64)
 
 
@@ -353,7 +353,7 @@ def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], 
 
 
 def _contrast(part: Array) -> tuple[float, float]:
-    """Return the values that are black and white: a few bright samples must not hide the rest."""
+    """Return the values of black and white: percentiles, so that few bright samples do not hide the rest."""
     values = _drawn(part)
     finite = values[np.isfinite(values)]
     if not finite.size:
@@ -365,14 +365,14 @@ def _contrast(part: Array) -> tuple[float, float]:
 def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     r"""Return a figure of an untiled and a tiled result side by side, and of their difference.
 
-    Complex results are shown by their modulus and compared as complex numbers.
+    Complex results are shown as their modulus and compared as complex numbers.
 
     Parameters
     ----------
-    whole_result, tiled : array, of one shape
-        numpy, dask or anything sliceable; of a result of `tiled_map` only the tiles that are shown run.
+    whole_result, tiled : array, of equal shape
+        numpy, dask or anything sliceable. For a result of `tiled_map`, only the tiles of the shown part run.
     centre : tuple of int, result samples, optional
-        Middle of the part that is shown, along its two axes; default: the middle of the result.
+        Middle of the shown part, along its two axes. Default: the middle of the result.
     size : int, result samples
         Length of that part along both axes.
 
@@ -410,7 +410,7 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
     finite = gap[np.isfinite(gap)]
     top, odd = float(finite.max(initial=0.0)), gap.size - finite.size
-    # A picture cannot show what is infinite: it remains white, and the title counts it.
+    # Infinite differences remain white in the picture; the title counts them.
     shown = _show(right, gap, starts, axes, cmap="magma", vmin=0, vmax=top or 1.0)
     figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
     title = f"{top:.2g} at most,\n{finite.mean():.2g} on average" if finite.size else ""

@@ -1,4 +1,4 @@
-"""`explain`: what a run does and costs, with one tile measured if asked for."""
+"""`explain`: the decisions and the cost of a run, optionally with the measured cost of one tile."""
 
 from __future__ import annotations
 
@@ -33,36 +33,37 @@ from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["Measured", "explain", "measure"]
 
-# A call is repeated for so many seconds, or so often: then quick functions are timed to a few per cent.
+# Seconds for which a call is repeated, and most repetitions: enough to time quick functions to a few per
+# cent.
 ENOUGH, MOST_CALLS = 0.3, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What one tile took in this process, and what the whole run will take by that."""
+    """Measured cost of one tile in this process, and the estimate for the whole run."""
 
     scheduler: str
     """"threads", "sync", "processes" or "distributed"."""
     workers: int
-    """How many calls of the function run at a time."""
+    """Number of concurrent calls of the function."""
     call_seconds: float
-    """One call of the function on one crop, or its share of a batch, with nothing else running; seconds."""
+    """Seconds of one call per crop, with nothing else running."""
     busy_seconds: float
-    """The same while all threads of this process call it; seconds."""
+    """Seconds of one call per crop, while all threads of this process call the function."""
     read_seconds: float
-    """Reading all crops of the run in one thread; seconds."""
+    """Seconds of reading all crops of the run in one thread."""
     blend_seconds: float
-    """Adding up, normalising and reducing the whole result in one thread; seconds."""
+    """Seconds of adding up, normalising and reducing the whole result in one thread."""
     seconds: float
-    """The whole run with the workers of the scheduler; seconds."""
+    """Seconds of the whole run with the workers of the scheduler."""
     read_bytes: int
-    """What the run decodes from its sources; bytes."""
+    """Bytes that the run decodes from its sources."""
     result_bytes: int
-    """Size of the whole result, all outputs; bytes."""
+    """Bytes of the whole result, over all outputs."""
     call_bytes: int | None
-    """Peak of what one call of the function allocates; bytes. None where the system does not say."""
+    """Peak bytes that one call of the function allocates; None if the system does not tell."""
     peak_bytes: int
-    """Memory of a process at its peak, with what the function allocates; bytes."""
+    """Peak bytes of a process, including allocations of the function."""
 
     def __str__(self) -> str:
         own = "unknown" if self.call_bytes is None else human(self.call_bytes)
@@ -80,21 +81,21 @@ class Measured:
 
 
 def explain(out: Any, *, measure: bool = False) -> str:
-    """Return what computing a result does and costs, as text.
+    """Return the decisions and the cost of computing a result, as text.
 
     Parameters
     ----------
     out : dask.array.Array, tuple or dict of them, or TilePlan
-        What `tiled_map` returned, unmodified, or a plan, which has no function to measure.
+        Unmodified result of `tiled_map`, or a plan, which has no function to measure.
     measure : bool
-        Whether to run the function on one tile (or one batch, several times if it is quick). This predicts
-        the seconds of the run on the scheduler that dask would use now, and measures the memory that the
+        Whether to run the function on one tile (or one batch, several times if it is quick), to predict the
+        seconds of the run on the scheduler that dask would use now, and to measure the memory that the
         function allocates.
 
     Returns
     -------
     str
-        A table of names and values.
+        One row per fact, a name and its value.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def explain(out: Any, *, measure: bool = False) -> str:
 
 
 def measure(out: Any) -> Measured:
-    """Return what one tile of a result takes, and what the whole will take by that; see `explain`."""
+    """Return the measured cost of one tile of a result, and the estimate for the whole; see `explain`."""
     return _measure(_spec(out))
 
 
@@ -166,7 +167,7 @@ def _measure(spec: Spec) -> Measured:
 
 
 def _batch(spec: Spec) -> list[Tile]:
-    """Return one batch: a tile that runs, near the middle, as often as the batch has crops."""
+    """Return one batch: a running tile near the middle, repeated to fill the batch."""
     plan = spec.plan
     runs = plan.runs
     position = tuple(n // 2 for n in plan.grid_shape)
@@ -179,7 +180,7 @@ def _batch(spec: Spec) -> list[Tile]:
 
 
 def _scheduler() -> tuple[str, int]:
-    """Return the scheduler that dask would use now, and how many calls at a time that makes."""
+    """Return the scheduler that dask would use now, and its number of concurrent calls."""
     distributed = sys.modules.get("distributed")
     chosen = dask_option("scheduler", None)
     if distributed is not None and chosen is None:
@@ -196,7 +197,7 @@ def _scheduler() -> tuple[str, int]:
 
 
 def _timed(act: Callable[[], Any]) -> float:
-    """Return the median seconds of ``act``, which is repeated if it is quick."""
+    """Return the median seconds of ``act``; quick ones are repeated."""
     taken: list[float] = []
     while sum(taken) < ENOUGH and len(taken) < MOST_CALLS:
         start = time.perf_counter()
@@ -207,7 +208,7 @@ def _timed(act: Callable[[], Any]) -> float:
 
 def _timed_together(act: Callable[[], Any], threads: int) -> float:
     """Return seconds per call of ``act`` in one thread while ``threads`` threads call it."""
-    # Quick calls are repeated often, or the start of the threads would count.
+    # Quick calls are repeated often, because otherwise the start of the threads would count.
     each = max(1, min(10 * MOST_CALLS, int(ENOUGH / max(_timed(act), 1e-9))))
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
@@ -216,7 +217,7 @@ def _timed_together(act: Callable[[], Any], threads: int) -> float:
 
 
 def _decoded(spec: Spec, tiles: Sequence[Tile]) -> int:
-    """Return the bytes that reading one tile decodes: whole storage chunks where there are any."""
+    """Return the bytes that reading one tile decodes, in whole storage chunks if there are any."""
     total = 0
     for plan in spec.plan.sources:
         samples = 1
@@ -234,7 +235,7 @@ def _decoded(spec: Spec, tiles: Sequence[Tile]) -> int:
 def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
     """Return seconds per image sample of adding up, normalising and reducing."""
     seconds = 0.0
-    # The tile's results replace its neighbours': values make no difference to the cost.
+    # The tile's results replace those of its neighbours, because values do not affect the cost.
     stand_in = _same_shape(spec, tile, results)
     for number, output in enumerate(spec.outputs):
         spans = [w.support(i) for w, i in zip(output.weights, tile.position, strict=True)]
@@ -247,7 +248,7 @@ def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
 
 
 def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile], list[Array]]:
-    """Return a function that gives ``results`` for any tile, or zeros where a tile has another shape."""
+    """Return a function that returns ``results`` for any tile, or zeros for a tile of another shape."""
 
     def stand_in(other: Tile) -> list[Array]:
         if other.read.shape == tile.read.shape:
@@ -264,10 +265,10 @@ def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile]
 
 
 def _allocated(act: Callable[[], Any]) -> int | None:
-    """Return the peak of what ``act`` allocates, bytes; None where the system does not say.
+    """Return the peak bytes that ``act`` allocates; None if the system does not tell.
 
-    The larger of two numbers: by how much the process grows, and what Python and numpy allocate. Where the
-    process has kept freed memory, it need not grow.
+    This is the larger of the growth of the process and the allocations of Python and numpy, because a process
+    that has kept freed memory need not grow.
     """
     statm = Path("/proc/self/statm")
     if not statm.exists():
@@ -279,7 +280,7 @@ def _allocated(act: Callable[[], Any]) -> int | None:
         while not done.wait(0.002):
             peak[0] = max(peak[0], int(statm.read_text().split()[1]))
 
-    act()  # what remains allocated (models, thread pools) is not allocated per call
+    act()  # so that lasting allocations (models, thread pools) do not count
     before = int(statm.read_text().split()[1])
     watcher = threading.Thread(target=watch, daemon=True)
     tracing = tracemalloc.is_tracing()

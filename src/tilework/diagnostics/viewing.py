@@ -1,4 +1,4 @@
-"""`view`: a result that is indexed like a numpy array, and runs only the tiles that are needed."""
+"""`view`: a result that is indexed like a numpy array and runs only the needed tiles."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["TileRunner", "View", "members_of", "view"]
 
 
 class TileRunner:
-    """Runs tiles of one `Spec` and keeps their results, at most ``limit`` bytes, the last used ones."""
+    """Runs tiles of one `Spec`, with a cache of at most ``limit`` bytes of the most recent results."""
 
     def __init__(self, spec: Spec, limit: int) -> None:
         self.spec, self._limit = spec, limit
@@ -65,7 +65,7 @@ class TileRunner:
         return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
 
     def crops(self, tiles: Sequence[Tile]) -> list[CropCutter]:
-        """Return what the crops of ``tiles`` are cut from, one per source."""
+        """Return the cutters of ``tiles``, one per source."""
         ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
         numbers = range(len(self.spec.sources))
         return [CropCutter(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
@@ -73,12 +73,12 @@ class TileRunner:
     def call(
         self, tiles: Sequence[Tile], crops: Sequence[CropCutter]
     ) -> list[tuple[int, list[Array] | None]]:
-        """Return number and results of every tile that the skip predicate does not leave out."""
-        # Copies, because a result may be a view of a whole batch, which would be kept with it.
+        """Return number and results of every tile, except those that the skip predicate leaves out."""
+        # Copies, because a view would keep its whole batch alive.
         return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [], [])]
 
     def _given(self, number: int, ranges: Sequence[tuple[int, int]]) -> Any:
-        """Return what a task would be given of a source that tasks do not read themselves."""
+        """Return the data of a source that a task would be given, if tasks do not read it themselves."""
         source = self.spec.sources[number]
         if source.handle is None:
             raise TilingError("the source of this result is in another process; view it where it was made.")
@@ -93,7 +93,7 @@ class TileRunner:
         return [self._read[number, index] for index in need]
 
     def forget(self) -> None:
-        """Drop the blocks of dask sources, which only neighbouring tiles share."""
+        """Drop the computed blocks of dask sources, which only neighbouring tiles share."""
         self._read.clear()
 
     def _keep(self, number: int, results: list[Array] | None) -> None:
@@ -130,17 +130,17 @@ class View:
 
     @property
     def ran(self) -> int:
-        """How many crops have run, for this view and the others of the same call."""
+        """Number of crops that have run, for this view and the others of the same call."""
         return self._tiles.ran
 
     @property
     def crops(self) -> int:
-        """How many crops the whole result needs."""
+        """Number of crops of the whole result."""
         plan = self._tiles.spec.plan
         return plan.count([(0, n) for n in plan.grid_shape])
 
     def has_run(self, position: Index) -> bool:
-        """Return whether the tile at ``position`` has a result; runs it if only that can tell."""
+        """Return whether the tile at ``position`` has a result; run it if there is a skip predicate."""
         spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
         if runs is not None and not runs[position]:
             return False
@@ -156,7 +156,7 @@ class View:
         return self.shape[0]
 
     def __getitem__(self, key: Any) -> Any:
-        """Return a part as a numpy array; runs exactly the tiles with weight at its samples."""
+        """Return a part as a numpy array; run only the tiles with weight at its samples."""
         items = _expand(key, self.shape)
         index = [i for i in items if i is not None]
         listed = tuple(axis for axis, i in enumerate(index) if isinstance(i, np.ndarray))
@@ -180,8 +180,8 @@ class View:
         Parameters
         ----------
         picks : dict of 2-D int arrays
-            By axes of the result, the samples that are chosen along them: a row per axis. Only the first pick
-            may have several axes, or samples in any order.
+            Axes of the result, and the chosen samples along them, one row per axis. Only the first pick may
+            have several axes, or samples in any order.
         """
         spec, number = self._tiles.spec, self._number
         output = spec.outputs[number]
@@ -191,7 +191,7 @@ class View:
             return out
         blocks = dict(zip(axes, edges_of(spec, number, tiles=False), strict=True))
         tiles: dict[int, Array] = {}
-        # For one box a piece per block suffices.
+        # For a box, one piece per block is enough.
         if any(scattered(samples) for along, samples in picks.items() if set(along) & set(axes)):
             tiles = dict(zip(axes, edges_of(spec, number, tiles=True), strict=True))
         none = np.empty(0, np.int64)
@@ -216,7 +216,7 @@ class View:
         axes: Sequence[int],
         pieces: Sequence[tuple[Part, ...]],
     ) -> None:
-        """Write the samples of one block: for each entry of ``pieces``, those in all of its members."""
+        """Write the samples of one block: for each entry of ``pieces``, the product of its members."""
         spec, number = self._tiles.spec, self._number
         block = {
             a: b
@@ -230,7 +230,7 @@ class View:
         results: dict[int, list[Array] | None] = {}
         find = results.__getitem__
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
-            # Kept until no later piece needs them, whatever the cache drops.
+            # Kept until no later piece needs them, even if the cache drops them.
             results |= self._tiles.get([t for t in tiles if t.index not in results])
             part = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
             take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
@@ -252,7 +252,7 @@ class View:
 
 
 def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
-    """Return a result of `tiled_map` as an array whose indexing runs only the tiles that it touches.
+    """Return a result of `tiled_map` as an array; indexing it runs only the tiles that the part touches.
 
     ``view(out)[box]`` has the same bits as ``out[box].compute()``, which runs whole blocks. For notebooks,
     and for napari: ``viewer.add_image(tw.view(out, verbose=False))``.
@@ -260,18 +260,18 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     Parameters
     ----------
     out : dask.array.Array, or tuple or dict of them
-        What `tiled_map` returned, unmodified.
+        Unmodified result of `tiled_map`.
     cache : int or str, bytes
-        Results of tiles that are kept in memory, so that going back to a part runs nothing; the least
-        recently used are dropped first. 0 keeps nothing.
+        Memory for results of tiles, so that returning to a part runs nothing; the least recently used are
+        dropped first. 0 keeps nothing.
     verbose : bool
-        Whether to print after each indexing how many of how many crops ran.
+        Whether to print the number of crops that ran after each indexing.
 
     Returns
     -------
     View, or tuple or dict of them
-        Has the shape and dtype of ``out``, and is indexed like a numpy array. Views of one call share their
-        tiles.
+        An array with the shape and dtype of ``out``, indexed like a numpy array. Views of one call share
+        their tiles.
 
     Raises
     ------
@@ -305,14 +305,14 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
 
 
 def members_of(out: Any) -> dict[Any, Any]:
-    """Return the arrays of a result by key: of a tuple their numbers, of a single array None."""
+    """Return the arrays of a result by key; by number for a tuple, by None for a single array."""
     if isinstance(out, Mapping):
         return dict(out)
     return dict(enumerate(out)) if isinstance(out, tuple | list) else {None: out}
 
 
 def _expand(key: Any, shape: Sequence[int]) -> list[Any]:
-    """Return an index per axis (a range, a whole number or an array of them), and None for new axes."""
+    """Return an index per axis (a range, a whole number or an array of numbers), and None for new axes."""
     items = list(key) if isinstance(key, tuple) else [key]
     ndim = len(shape)
     missing = ndim - sum(1 for i in items if i is not None and i is not Ellipsis)
@@ -337,7 +337,7 @@ def _along(item: Any, n: int) -> Any:
             raise IndexError(f"a mask of an axis needs its length, {n}; got shape {values.shape}.")
         values = np.flatnonzero(values)
     if isinstance(item, list) and not values.size:
-        values = values.astype(np.int64)  # numpy makes floats of an empty list
+        values = values.astype(np.int64)  # numpy makes an empty list an array of floats
     if values.dtype.kind not in "iu":
         raise IndexError(f"indices must be whole numbers, slices or masks; got {item!r}.")
     if values.size and (values.min() < -n or values.max() >= n):
@@ -353,7 +353,7 @@ def _ascending(item: range | int) -> Array:
 
 
 def _together(arrays: Sequence[Array]) -> Sequence[Array]:
-    """Return lists of indices along several axes, which name points, in one shape."""
+    """Return lists of indices along several axes, which select points, broadcast to one shape."""
     try:
         return np.broadcast_arrays(*arrays)
     except ValueError:
@@ -362,13 +362,13 @@ def _together(arrays: Sequence[Array]) -> Sequence[Array]:
 
 
 def _first_listed(items: Sequence[Any]) -> int:
-    """Return where the axes of listed points are in the result; numpy puts them first if they lie apart."""
+    """Return the position of the axes of listed points in the result; numpy puts separated ones first."""
     at = [k for k, i in enumerate(items) if isinstance(i, int | np.ndarray)]
     return at[0] if at[-1] - at[0] < len(at) else 0
 
 
 def _placed(items: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the index that makes what ``items`` asks for from ascending samples; skips listed points."""
+    """Return the index that turns ascending samples into the selection of ``items``; skips listed points."""
     index: list[Any] = []
     for item in items:
         if isinstance(item, range):

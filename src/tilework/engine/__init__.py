@@ -1,1 +1,1 @@
-"""What runs inside a task: read, call, weigh, add up, finish."""
+"""The work inside a task: read, call, weigh, add up, finish."""

@@ -1,4 +1,4 @@
-"""Results of tiles placed on canvases, and where the tiles that ran leave a block without result."""
+"""Adding results of tiles to canvases, and the parts of a block that the tiles that ran cover."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["Accumulator", "cover", "touching"]
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """Where the tiles with one number along one axis are."""
+    """Position of the tiles with one number along one axis."""
 
     target: slice
-    """In the canvas."""
+    """Samples of the canvas."""
     values: slice
-    """In the result of the function."""
+    """Samples of the function's result."""
     weights: Array | None
-    """Normalised weights there, where the blend is weighted and separable."""
+    """Normalised weights of these samples, if the blend is weighted and separable."""
 
 
 class Accumulator:
@@ -42,11 +42,11 @@ class Accumulator:
         self._products = Products()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Parts and products of weights are found by identity, which does not travel.
+        # Parts and products of weights are found by identity, which pickling does not keep.
         return self.__dict__ | {"_spots": {}, "_slices": {}, "_products": Products()}
 
     def add(self, position: Index, results: Sequence[Array]) -> None:
-        """Add the results of the tile at ``position``, its number along each axis, one per output."""
+        """Add the results, one per output, of the tile at ``position`` (its number along each axis)."""
         for number, (output, result) in enumerate(zip(self._outputs, results, strict=True)):
             spots = [self._spot(number, d, i) for d, i in enumerate(position)]
             if None in spots:
@@ -85,12 +85,12 @@ class Accumulator:
         return spot
 
     def _slice(self, profile: Array, start: int, length: int) -> Array:
-        """Return a part of ``profile``, the same object for the same part: products go by identity."""
+        """Return a part of ``profile``; equal parts are the same object, because products use identity."""
         if length == len(profile):
             return profile
         key = (id(profile), start, length)
         if key not in self._slices:
-            # The profile is kept with its part, so that its id stays its own.
+            # The profile is kept with its part, so that no other array gets its id.
             self._slices[key] = profile, profile[start : start + length]
         return self._slices[key][1]
 
@@ -109,7 +109,7 @@ def importance(output: BoundOutput, position: Index, start: Sequence[int], shape
 
 
 def touching(output: BoundOutput, ranges: Sequence[Span], box: Box) -> list[Span]:
-    """Return those of the tiles in ``ranges`` per axis that have weight in ``box``, result samples."""
+    """Return the tiles per axis, within ``ranges``, that have weight in ``box`` (result samples)."""
     columns = zip(output.weights, ranges, box.start, box.stop, strict=True)
     return [weights.touching(range(*tiles), a, b) for weights, tiles, a, b in columns]
 
@@ -122,9 +122,9 @@ def cover(
     skipped: set[int],
     times: Mapping[int, int] | None = None,
 ) -> tuple[Array | None, Array | None]:
-    """Return where some tile ran, and the sum of its weights where that is not 1 by construction.
+    """Return where any tile ran, and the sum of weights if it is not 1 by construction.
 
-    ``times`` says which tiles were added more than once, and how often.
+    ``times`` holds how often each tile was added, for tiles that were not added once.
     """
     times = times or {}
     plan = spec.plan
@@ -162,7 +162,7 @@ def cover(
         return reached, None
     if not partial:
         _check_cover(output, box, total)
-    # Where all tiles ran once a separable sum is 1: leaving it out keeps the bits of the unmasked result.
+    # Where all tiles ran once, a separable sum is 1: leaving it out keeps the bits of the unmasked result.
     return reached, total if output.importance is not None else np.where(uneven, total, 1.0)
 
 
@@ -179,7 +179,7 @@ def _weights_at(output: BoundOutput, position: Index, support: Box, common: Box)
 
 
 def _check_cover(output: BoundOutput, box: Box, total: Array) -> None:
-    """Raise where an importance map leaves a sample of the block without weight, though all tiles ran."""
+    """Raise if an importance map leaves a sample of the block without weight although all tiles ran."""
     covered = _covered(output, box)
     hole = np.argwhere(total <= 0 if covered is None else (total <= 0) & covered)
     if len(hole):
@@ -191,7 +191,7 @@ def _check_cover(output: BoundOutput, box: Box, total: Array) -> None:
 
 
 def _covered(output: BoundOutput, box: Box) -> Array | None:
-    """Return where the grid itself covers ``box``; None: everywhere, always but for ``drop``."""
+    """Return where the grid covers ``box``; None: everywhere, as with every edge mode but ``drop``."""
     ends = []
     for axis in output.weights:
         n = len(axis.grid)

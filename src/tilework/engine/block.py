@@ -1,11 +1,12 @@
-"""What runs inside a task: tiles are gathered to groups, groups assembled to a block, blocks delivered.
+"""The three steps of a task: gather tiles into groups, assemble groups into a block, deliver the block.
 
-1. *gather*: the results of tiles are added up to one `Group` per owner block. Under ``share`` a task gathers
-   the tiles that its block owns (`gather_owned`), another cuts what of them lies in later blocks
-   (`cut_seams`), and the block is gathered from its own group and earlier neighbours' seams (`gather_seams`).
-   Under ``recompute`` one task gathers all tiles with weight in its block (`gather_tiles`).
-2. *assemble*: the groups are merged in one order, normalised, reduced, filled and cast (`assemble`).
-3. *deliver*: the finished block goes to what a run does with it (`deliver`), or is the result (`make_block`).
+1. *gather*: add up the results of tiles, one `Group` per owner block. Under ``share``, one task gathers the
+   tiles that its block owns (`gather_owned`), another copies the parts of the group that lie in later blocks
+   (`cut_seams`), and a third collects the block's own group and the seams of earlier neighbours
+   (`gather_seams`). Under ``recompute``, one task gathers all tiles with weight in its block
+   (`gather_tiles`).
+2. *assemble*: merge the groups in a fixed order, then normalise, reduce, fill and cast (`assemble`).
+3. *deliver*: return the finished block (`make_block`), or pass it to the end of the run (`deliver`).
 """
 
 from __future__ import annotations
@@ -45,19 +46,19 @@ __all__ = [
 
 Gather = Callable[..., "list[Group]"]
 Block = Array | tuple[Array, ...]
-"""A finished block: an array, or a tuple with one for each output."""
+"""A finished block: an array, or a tuple of one array per output."""
 
 
 @dataclass(slots=True)
 class Group:
-    """What the tiles of one owner block add up to."""
+    """The sums of the tiles of one owner block."""
 
     partials: list[Partial]
     """One per output."""
     skipped: list[int]
     """Numbers of the tiles that have no result: left out by the skip predicate, or failed."""
     failures: list[Failure] = field(default_factory=list)
-    """Why tiles failed, where a failure does not end the run."""
+    """Tiles that failed, if a failure does not end the run."""
 
 
 # -- gather -----------------------------------------------------------------------------------------------
@@ -73,10 +74,9 @@ def gather_owned(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
 
 
 def gather_tiles(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
-    """Return what adds up to block ``index``, running every tile that has weight in it.
+    """Return the groups that add up to block ``index``; run every tile that has weight in it.
 
-    Tiles are summed per owner block, and the sums come in the order of `gather_seams`, so the bits are those
-    of ``share``.
+    Tiles are summed per owner block, in the order of `gather_seams`, so the bits are those of ``share``.
     """
     ranges, boxes = spec.ranges(index, owned=False), spec.boxes(index)
     queue: list[tuple[Accumulator, Tile]] = []
@@ -121,9 +121,9 @@ def gather_seams(
     seams: Sequence[dict[Index, Group]],
     after: Sequence[Any] = (),
 ) -> list[Group]:
-    """Return what adds up to block ``index``: its own group, then its earlier neighbours' seams.
+    """Return the groups that add up to block ``index``: its own, then the seams of earlier neighbours.
 
-    ``after`` is waited for and not used: it keeps the scheduler in raster order.
+    ``after`` holds dependencies that are not used; they keep the scheduler in raster order.
     """
     del spec, after
     groups = [] if group is None else [group]
@@ -142,7 +142,7 @@ class Assembled:
     block: Block
     """Its samples."""
     failures: list[Failure]
-    """Tiles that have weight in it and failed."""
+    """Failed tiles that have weight in it."""
 
 
 def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
@@ -151,7 +151,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     failures = {f.tile.index: f for group in groups for f in group.failures}
     skipped = {number for group in groups for number in group.skipped}
     blocks = []
-    # Parts of a block that are stored already are not computed again, and not written.
+    # Samples that are stored already are neither computed nor written again, and may be invalid here.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
         for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
             total = combine(output, box, [group.partials[k] for group in groups])
@@ -169,7 +169,7 @@ def make_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Block:
 
 
 def fill_block(spec: Spec, index: Index) -> Block:
-    """Return block ``index`` as one in which no tile runs."""
+    """Return block ``index`` with the fill value everywhere: no tile runs in it."""
     blocks = [output.fill(box.shape) for output, box in zip(spec.outputs, spec.boxes(index), strict=True)]
     return tuple(blocks) if spec.many else blocks[0]
 
@@ -178,26 +178,26 @@ def fill_block(spec: Spec, index: Index) -> Block:
 
 
 def deliver(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
-    """Assemble block ``index`` and give it to the end of the run."""
+    """Assemble block ``index`` and pass it to the end of the run."""
     return deliver_assembled(spec, index, assemble(gather, spec, index, *args))
 
 
 def deliver_assembled(spec: Spec, index: Index, assembled: Assembled) -> Any:
-    """Give a block that another task assembled to the end of the run."""
+    """Pass a block that another task assembled to the end of the run."""
     assert spec.end is not None
     return spec.end(spec, index, assembled.block, assembled.failures)
 
 
 def deliver_fill(spec: Spec, index: Index) -> Any:
-    """Give a block in which nothing runs to the end of the run."""
+    """Pass a block in which nothing runs to the end of the run."""
     return deliver_assembled(spec, index, Assembled(fill_block(spec, index), []))
 
 
-# -- where groups are -------------------------------------------------------------------------------------
+# -- places of groups -------------------------------------------------------------------------------------
 
 
 def canvas_boxes(spec: Spec, index: Index) -> list[Box]:
-    """Return, per output, the result samples in which those tiles have weight that a block owns and runs."""
+    """Return, per output, the result samples in which the running tiles that a block owns have weight."""
     boxes, ranges = [], spec.ranges(index, owned=True)
     whole = all(r == t.owned[b] for r, t, b in zip(ranges, spec.plan.tables, index, strict=True))
     for k, output in enumerate(spec.outputs):
@@ -216,7 +216,7 @@ def _span(weights: AxisWeights, tiles: Span) -> Span:
 
 
 def owners_of(spec: Spec, index: Index) -> list[Index]:
-    """Return the owners of the tiles with weight in a block: itself, then earlier ones in raster order."""
+    """Return the owners of the tiles with weight in a block: itself, then earlier blocks in raster order."""
     per_axis = []
     for table, b in zip(spec.plan.tables, index, strict=True):
         first = b

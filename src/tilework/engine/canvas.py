@@ -1,4 +1,4 @@
-"""Canvases: results of one block's tiles, weighted, added up, merged with their neighbours', finished."""
+"""Canvases: arrays to which the results of one block's tiles are added; merged and finished to a block."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ __all__ = ["Partial", "Products", "add", "allocate", "check_dtype", "combine", "
 
 
 # Samples multiplied and added at a time: a piece of the result, its weights and the product stay in the
-# processor's cache, so that memory is crossed once.
+# processor's cache, so that memory is read once.
 PIECE = 2**16
-# Samples of weights that are held as one product; longer crops take further axes as scalars.
+# Most samples of weights that are kept as one product; larger crops use further axes as scalars.
 PRODUCT = 2**18
-# Products of weights kept while one block runs; its tiles need few, and each is at most a piece.
+# Products of weights cached while one block runs; its tiles need few.
 HELD = 32
 
 
 @dataclass(slots=True)
 class Partial:
-    """The sum of some tiles' results over one box, not normalised with others' yet."""
+    """The sum of the results of some tiles over one box, before normalising."""
 
     box: Box
-    """Where it is, result samples per grid axis."""
+    """Place of the array, result samples per grid axis."""
     array: Array | None = None
-    """None until the first result tells the dtype."""
+    """The sum; None until the first result shows its dtype."""
 
     def view(self, output: BoundOutput, box: Box) -> Array:
         """Return the part of the array in ``box``."""
@@ -65,7 +65,7 @@ def allocate(output: BoundOutput, box: Box, values: np.dtype[Any]) -> Array:
 
 
 def check_dtype(output: BoundOutput, values: Array) -> None:
-    """Raise a `ContractError` where results cannot become the declared dtype without changing meaning."""
+    """Raise a `ContractError` if results cannot be cast to the declared dtype without a change of meaning."""
     have, want = values.dtype, output.dtype
     if output.reduce is not None or have == want:
         return
@@ -100,7 +100,7 @@ def add(
     ----------
     weights : one 1-D array per tiled axis, or one N-D array over the tiled axes, or None
     products : Products
-        What tiles that are added one after the other share.
+        Caches that are shared by tiles that are added one after the other.
     """
     kind = output.kind
     if kind == "trim":
@@ -123,10 +123,10 @@ def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 class Products:
-    """Adds values times weights, piece by piece, and keeps what neighbouring tiles share.
+    """Adds values times weights, piece by piece, with caches that neighbouring tiles share.
 
-    That is the outer products of their weights, and scratch memory for the products with values, because
-    fresh pages cost more than the arithmetic.
+    It caches outer products of weights, and scratch memory for their products with values, because fresh
+    pages cost more than the arithmetic.
     """
 
     def __init__(self) -> None:
@@ -138,8 +138,8 @@ class Products:
     ) -> None:
         """Add ``values`` times the outer product of ``weights``.
 
-        Which axes are multiplied as a product and which as scalars depends on the full crop's shape alone, so
-        that a part of a result gets the same bits as the whole.
+        Only the shape of the full crop decides which axes are multiplied as a product and which as scalars,
+        so that a part of a result gets the same bits as the whole.
         """
         by_axis = dict(zip(output.axes, weights, strict=True))
         ndim = len(output.shape)
@@ -175,16 +175,16 @@ class Products:
             for a in filter(by_axis.__contains__, axes):
                 product = product * by_axis[a].reshape((-1,) + (1,) * (ndim - a - 1))
             product = product.astype(real)
-            # The weights are kept with their product: while they live no other array has their id.
+            # The weights are kept with their product, so that no other array gets their id.
             found = self._held[key] = product, bool(product.min() > 0), weights
         return found[:2]
 
     def add(
         self, target: Array, values: Array, weights: Array, positive: bool, scalars: Array | None = None
     ) -> None:
-        """Add ``values * weights * scalars``; what has weight 0 is left out, because 0 * inf is NaN.
+        """Add ``values * weights * scalars``; samples of weight 0 are left out, because 0 * inf is NaN.
 
-        ``positive`` says that no weight is 0, which takes as long to find out as to multiply.
+        ``positive`` tells that no weight is 0, because testing it takes as long as multiplying.
         """
         piece = self._piece(target.shape, np.result_type(values, weights))
         where: Any = True
@@ -198,7 +198,7 @@ class Products:
         np.add(target, piece, out=target, casting="unsafe")
 
     def _piece(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return scratch memory of a shape, with whatever is in it."""
+        """Return uninitialised scratch memory of a shape."""
         size = math.prod(shape)
         if size > PIECE:
             return np.empty(shape, dtype)
@@ -214,7 +214,7 @@ def _rows(shape: Sequence[int], axis: int) -> Iterator[slice]:
 
 
 def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | None:
-    """Return the parts merged over ``box``, in their order; None where there is none."""
+    """Return the parts merged over ``box``, in their order; None if there are none."""
     parts = [p for p in parts if p.array is not None and box.intersect(p.box).size]
     if not parts:
         return None
@@ -247,7 +247,7 @@ def finish(output: BoundOutput, total: Array, reached: Array | None, divisor: Ar
     total : numpy.ndarray
         Merged results in the output's layout.
     reached : numpy.ndarray of bool over the grid axes, or None
-        Where some tile ran; None: everywhere.
+        Where any tile ran; None: everywhere.
     divisor : numpy.ndarray of float over the grid axes, or None
         Sum of the weights that ran; None: 1 everywhere.
     """
@@ -259,7 +259,7 @@ def finish(output: BoundOutput, total: Array, reached: Array | None, divisor: Ar
     if reached is not None and not reached.all():
         fill = np.asarray(output.fill_value, output.dtype)
         block = np.where(output.spread(reached, reduced=True), block, fill)
-        block = block.astype(output.dtype, copy=False)  # np.where forgets the byte order
+        block = block.astype(output.dtype, copy=False)  # np.where does not keep the byte order
     return block
 
 

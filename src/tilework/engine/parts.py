@@ -1,8 +1,8 @@
-"""Any box of a result from exactly the tiles that touch it, with the bits of the whole.
+"""Any box of a result, from only the tiles that touch it, with the same bits as in the whole result.
 
-A task finishes a whole block. Here a part of one is finished by the same steps: per owner block the tiles are
-added in raster order from zero, then the sums in raster order of owners, the own block first. Every sample is
-added up by itself, so leaving some out does not change the others.
+A task finishes a whole block; this module finishes a part of one by the same steps. Per owner block, tiles
+are added in raster order from zero; then these sums are added in raster order of owners, the block's own
+first. Samples are independent of each other, so leaving some out does not change the others.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Results = list[Array]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Chosen samples that are in one block and in the same tiles."""
+    """Chosen samples that lie in one block and in the same tiles."""
 
     block: Index
     """Number of the block, per axis."""
     place: Array
-    """Which of all that were chosen."""
+    """Positions among all chosen samples."""
     samples: Array
-    """A row per axis."""
+    """The samples, one row per axis."""
 
 
 def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
@@ -62,17 +62,17 @@ def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
 
 
 def parts_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) -> list[list[Part]]:
-    """Return the pieces of chosen samples, those of one block together, in raster order.
+    """Return the pieces of chosen samples, grouped by block, in raster order.
 
-    Between two neighbouring edges no tile begins or ends. So all samples of a piece, and those between them,
-    are in the same tiles, and the hull of a piece needs no further tile.
+    No tile begins or ends between two neighbouring edges. So all samples of a piece, and the samples between
+    them, lie in the same tiles, and the hull of a piece needs no further tile.
 
     Parameters
     ----------
     samples : array of int
-        A row per axis; columns are chosen together.
+        One row per axis; each column is one chosen sample.
     blocks, tiles : sequence of arrays of int
-        Edges along each of these axes, ascending.
+        Edges along each of these axes, in ascending order.
     """
     block, cell = (
         np.stack([np.searchsorted(e, s, side="right") for e, s in zip(edges, samples, strict=True)])
@@ -89,7 +89,7 @@ def parts_of(samples: Array, blocks: Sequence[Array], tiles: Sequence[Array]) ->
 
 
 def scattered(samples: Array) -> bool:
-    """Return whether chosen samples, a row per axis, do not fill a box."""
+    """Return whether chosen samples (one row per axis) leave gaps in the box around them."""
     box = math.prod((samples.max(axis=1) - samples.min(axis=1) + 1).tolist())
     return bool(np.unique(samples, axis=1).shape[1] < box)
 
@@ -111,7 +111,7 @@ def take(
     pieces: Sequence[Part],
     start: dict[int, int],
 ) -> None:
-    """Copy one piece per pick from ``part``, which begins at ``start``, to its place in ``out``."""
+    """Copy one piece per pick from ``part``, whose first sample is ``start``, to its place in ``out``."""
     source: list[Any] = []
     target: list[Any] = []
     for along, piece in zip(picks, pieces, strict=True):
@@ -123,7 +123,7 @@ def take(
 
 
 def _even(numbers: Array) -> Any:
-    """Return ``numbers`` as a slice where they ascend evenly: that copies no index, and samples in rows."""
+    """Return ``numbers`` as a slice if their step is constant, because slices are faster than indices."""
     steps = np.diff(numbers)
     step = int(steps[0]) if steps.size else 1
     if step < 1 or (steps != step).any():
@@ -132,7 +132,7 @@ def _even(numbers: Array) -> Any:
 
 
 def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
-    """Yield every block that meets ``box`` with what they share, result samples per grid axis."""
+    """Yield every block that meets ``box``, with their intersection, result samples per grid axis."""
     output, plan = spec.outputs[number], spec.plan
     per_axis = []
     for weights, size, n, a, b in zip(
@@ -168,7 +168,7 @@ def part_of_block(
     Parameters
     ----------
     results : callable
-        Gives the results of a tile, one per output; None where the skip predicate left it out.
+        Returns the results of a tile, one per output; None if the skip predicate left it out.
     """
     output = spec.outputs[number]
     nothing = Box((0,) * len(box.start), (0,) * len(box.start))

@@ -1,4 +1,4 @@
-"""CropCutter cut out of what a task reads, and the calls of the function on them."""
+"""Crops, cut out of the samples that a task reads, and the calls of the function on them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Results = tuple[Tile, list[Array]]
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A tile without a result, in a run that does not end for it."""
+    """A tile that failed, in a run that continues."""
 
     tile: Tile
     """The tile that failed."""
@@ -38,7 +38,7 @@ class Failure:
 class CropCutter:
     """Cuts the crops of one task out of one source.
 
-    The union of all its tiles is read at once; tile by tile where that is fewer samples.
+    It reads the union of all its tiles at once, or tile by tile if that is fewer samples.
     """
 
     def __init__(self, spec: Spec, number: int, ranges: Sequence[Span], given: Any, n_tiles: int) -> None:
@@ -50,7 +50,7 @@ class CropCutter:
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
         self._union = None if apart else self._read_union(ranges)
-        # Nobody else holds what was decoded: the only crop in it needs no copy.
+        # Freshly decoded samples have no other owner, so a single crop needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
 
     def _read_union(self, ranges: Sequence[Span]) -> Array | None:
@@ -95,7 +95,7 @@ def tiles_of(spec: Spec, ranges: Sequence[Span]) -> list[Tile]:
     runs = spec.active.runs
     tiles = [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]]
     if spec.plan.axes[-1].edge == "clip":
-        # Batches hold one shape. Sorting keeps the order of summation the same without them.
+        # All crops of a batch have one shape. Sorting also without batches keeps the order of summation.
         tiles.sort(key=lambda t: t.read.shape, reverse=True)
     return tiles
 
@@ -107,10 +107,10 @@ def run_tiles(
     skipped: list[int],
     failures: list[Failure],
 ) -> Iterator[Results]:
-    """Yield each tile with its results, in order, calling the function in batches.
+    """Call the function in batches; yield each tile with its results, in order.
 
-    The numbers of tiles that the skip predicate leaves out are appended to ``skipped``; those that fail,
-    where that does not end the run, to ``skipped`` and ``failures``.
+    Tiles that the skip predicate leaves out are appended to ``skipped``. Tiles that fail, if that does not
+    end the run, are appended to ``skipped`` and ``failures``.
     """
     size = spec.plan.batch_size or 1
     waiting: list[Results] = []
@@ -129,7 +129,7 @@ def run_tiles(
 def _cut(
     spec: Spec, tile: Tile, crops: Sequence[CropCutter], skipped: list[int], failures: list[Failure]
 ) -> list[Array] | None:
-    """Return the crops of a tile; None where it is not to be run."""
+    """Return the crops of a tile; None if it does not run."""
     try:
         cuts = [c.cut(tile) for c in crops]
     except Exception as error:
@@ -150,14 +150,14 @@ def _cut(
 def _attempt(
     spec: Spec, waiting: Sequence[Results], skipped: list[int], failures: list[Failure]
 ) -> Iterator[Results]:
-    """Yield the results of one call; where it fails and the run does not end, call tile by tile."""
+    """Yield the results of one call; if it fails and the run continues, call tile by tile."""
     if spec.on_error == "raise":
         yield from _call(spec, waiting)
         return
     error: Exception | None = None
     for _ in range(1 + spec.retries):
         try:
-            # The function may write into its crops, and they may be needed again.
+            # The function may write into its crops, which may be needed again.
             yield from _call(spec, [(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
         except Exception as failed:
             error = failed
@@ -226,4 +226,4 @@ def _check(output: BoundOutput, tile: Tile, result: Array, batch: int | None) ->
         which = "" if output.key is None else f" for output {output.key!r}"
         raise ContractError(f"the function returned shape {shape}{which}; expected {expected}.")
     check_dtype(output, result)
-    output.accumulator(result.dtype)  # refuses what this blend cannot add up
+    output.accumulator(result.dtype)  # raises for a dtype that this blend cannot add up

@@ -1,4 +1,4 @@
-"""`Spec`: all that the tasks of one `tiled_map` share."""
+"""`Spec`: the data that all tasks of one `tiled_map` share."""
 
 from __future__ import annotations
 
@@ -20,50 +20,50 @@ __all__ = ["Spec"]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Spec:
-    """All that the tasks of one `tiled_map` share: one graph key, never inlined."""
+    """The data that all tasks of one `tiled_map` share: one graph key, never inlined."""
 
     plan: TilePlan
     """Tiles and blocks."""
     sources: tuple[Source, ...]
     """The arrays that are read."""
     source_axes: tuple[Index, ...]
-    """Per source, its axis for every grid axis."""
+    """Per source, its axis for each grid axis."""
     fn: Function
-    """What is called on crops."""
+    """The function that is called on crops."""
     outputs: tuple[BoundOutput, ...]
     """The arrays that the function returns, with their weights."""
     boundary: Boundary = "reflect"
-    """How samples outside the image are invented."""
+    """How samples outside the image are filled."""
     cval: Any = 0
     """The constant of ``boundary="constant"``."""
     skip: Predicate | None = None
-    """Predicate on a crop: true means that the function does not run on it."""
+    """Predicate on a crop; the function does not run where it returns true."""
     pass_tile: bool = False
-    """Whether the function gets its tile, too."""
+    """Whether the function also gets its tile."""
     many: bool = False
     """Whether the function returns a tuple or dict."""
     fixed: bool = False
     """Whether the caller chose the blocks."""
     todo: TilePlan | None = None
-    """The plan with only those tiles in its mask that a run is to compute; None: all that run."""
+    """The plan whose mask has only the tiles that a resumed run computes; None: all tiles of ``plan``."""
     on_error: Any = "raise"
-    """What is done about a tile that fails: "raise", "fill", or a callable that gets tile and exception."""
+    """Treatment of a tile that fails: "raise", "fill", or a callable that gets tile and exception."""
     retries: int = 0
-    """Further attempts at a tile before it has failed, unless ``on_error`` is "raise"."""
+    """Further attempts before a tile counts as failed, unless ``on_error`` is "raise"."""
     end: Callable[..., Any] | None = None
-    """When writing, takes ``(spec, index, block, failures)`` in the last task of each block."""
+    """When writing, called with ``(spec, index, block, failures)`` in the last task of each block."""
 
     @property
     def active(self) -> TilePlan:
-        """The plan whose mask says which tiles this run computes; `plan` says which have a result at all."""
+        """The plan of the tiles that this run computes; ``plan`` has all tiles with a result."""
         return self.todo or self.plan
 
     def names(self, name: str) -> list[str]:
-        """Return the names of the dask arrays of all outputs of a result that is called ``name``."""
+        """Return the names of the dask arrays of all outputs of the result ``name``."""
         return [f"{name}-{o.key}" for o in self.outputs] if self.many else [name]
 
     def ranges(self, index: Index, *, owned: bool) -> list[Span]:
-        """Return the tiles per axis of a group (``owned``) or block, less idle ones at the ends."""
+        """Return the tiles per axis of a group (``owned``) or block, without idle ones at the ends."""
         tables = self.plan.tables
         ranges = [(t.owned if owned else t.touch)[b] for t, b in zip(tables, index, strict=True)]
         runs = self.active.runs
@@ -82,7 +82,7 @@ class Spec:
         return [output.region(box) for output in self.outputs]
 
     def reads(self, source: int, ranges: Sequence[Span]) -> list[AxisRead]:
-        """Return what a task must read of one source for the tiles in ``ranges``."""
+        """Return the reads from one source for the tiles in ``ranges``, one per axis."""
         shape = self.sources[source].shape
         plans = [AxisRead(((0, n),)) for n in shape]
         for axis, grid, (first, last) in zip(self.source_axes[source], self.plan.axes, ranges, strict=True):
@@ -92,11 +92,11 @@ class Spec:
         return plans
 
     def needs(self, ranges: Sequence[Span]) -> list[Any]:
-        """Return what a task must be given of each source for the tiles in ``ranges``; None: nothing."""
+        """Return the data of each source that a task for the tiles in ``ranges`` must be given, or None."""
         return [source.needs(self.reads(k, ranges)) for k, source in enumerate(self.sources)]
 
     def uses(self, source: int) -> tuple[Array, ...] | None:
-        """Return how many blocks read each chunk of a source, along each of its axes."""
+        """Return the number of blocks that read each chunk of a source, along each of its axes."""
         found = self.sources[source]
         if found.chunks is None:
             return None

@@ -1,1 +1,1 @@
-"""Pieces of work on any dask scheduler, in a bounded window, with progress; knows nothing of stores."""
+"""Running pieces of work on any dask scheduler, in a bounded window, with progress; independent of stores."""

@@ -16,13 +16,13 @@ from tilework.graph.layer import Key
 
 __all__ = ["Cluster"]
 
-# Pieces that the scheduler of a cluster knows at a time, at least and per thread: enough that no worker waits
-# for the client, few enough that a million blocks are never in the scheduler's memory.
+# Pieces submitted to a cluster at a time, at least and per thread: enough that no worker waits for the
+# client, few enough that a million blocks are never in the scheduler's memory.
 CLUSTER_BLOCKS, BLOCKS_PER_THREAD = 512, 16
 
 
 class Cluster:
-    """Submits pieces so that a bounded number of them is outstanding."""
+    """Submits pieces such that a bounded number of them is outstanding."""
 
     def __init__(self, where: Where, tracker: Tracker) -> None:
         from distributed import as_completed
@@ -31,13 +31,13 @@ class Cluster:
         threads = sum(w["nthreads"] for w in where.workers)
         self.window = max(CLUSTER_BLOCKS, BLOCKS_PER_THREAD * threads)
         self.running: dict[Key, tuple[Piece, Any]] = {}
-        """Last tasks that are outstanding: their pieces and futures."""
+        """Pieces and futures of the last tasks that are outstanding."""
         self.shared: dict[Shared, list[Any]] = {}
-        """What pieces share, and the futures that hold it on the cluster."""
+        """Shared nodes, and the futures that hold them on the cluster."""
         self.users: Counter[Shared] = Counter()
-        """How many last tasks refer to what is shared."""
+        """Number of last tasks that refer to the shared nodes."""
         self.current: Shared | None = None
-        """What the piece that was submitted last refers to."""
+        """Shared nodes of the piece that was submitted last."""
         self.seams: dict[Key, tuple[int, Any]] = {}
         """Seams that later pieces of `current` need: the position of the last such piece, and the future."""
         self.completed = as_completed(loop=where.client.loop)
@@ -80,7 +80,7 @@ class Cluster:
         self.seams = {key: (end, future) for key, (end, future) in kept.items() if end > last.position}
 
     def _graph(self, batch: list[Piece]) -> Any:
-        """Return the tasks of a batch; those that need resources are in a layer that is annotated so."""
+        """Return the tasks of a batch; those that need resources are in a layer annotated with them."""
         heavy = {key: piece.tasks[key] for piece in batch for key in piece.heavy}
         light = {k: task for piece in batch for k, task in piece.tasks.items() if k not in piece.heavy}
         if not heavy:
@@ -110,7 +110,7 @@ class Cluster:
             del self.users[piece.shared], self.shared[piece.shared]
 
     def _error(self, future: Any, piece: Piece) -> BaseException:
-        """Return why a task has no result."""
+        """Return the reason why a task has no result."""
         from distributed import CancelledError, KilledWorker
 
         try:
@@ -124,7 +124,7 @@ class Cluster:
         return error
 
     def _killer(self, blamed: Key, piece: Piece) -> str:
-        """Run the tiles of tasks that lost their workers one by one, and say which of them kills a worker."""
+        """Run the tiles of tasks that lost their workers one by one; return a note on the first to fail."""
         from distributed import KilledWorker
 
         for key in self._suspects(blamed):
@@ -139,20 +139,20 @@ class Cluster:
         return "no tile kills its worker when it runs alone; perhaps they do together"
 
     def _suspects(self, blamed: Key) -> Iterable[Key]:
-        """Return the task that is blamed, then those that ran at the same time when workers died."""
+        """Return the blamed task, then the tasks that ran when workers died."""
         try:
             counts = self.client.run_on_scheduler(_suspicious)
-        except Exception:  # a scheduler that lets nobody look
+        except Exception:  # a scheduler that does not allow it
             counts = {}
         others = sorted((k for k in counts if k != blamed), key=lambda k: (-counts[k], str(k)))
         return [blamed, *others]
 
 
 def _suspicious(dask_scheduler: Any) -> Mapping[Key, int]:
-    """Return how many workers died under each task; the scheduler fills the argument by its name."""
+    """Return how many workers died while running each task; the scheduler passes itself by argument name."""
     return {key: ts.suspicious for key, ts in dask_scheduler.tasks.items() if ts.suspicious}
 
 
 def _key_of(task: Any, piece: Piece) -> Key:
-    """Return the key that a `KilledWorker` names, which it may hold as text."""
+    """Return the key that a `KilledWorker` names, possibly as text."""
     return next((key for key in piece.tasks if key == task or str(key) == str(task)), task)

@@ -1,4 +1,4 @@
-"""`run` computes jobs on any scheduler; `delayed` puts one into a graph. Local schedulers get batches."""
+"""`run` computes jobs on any scheduler; `delayed` makes a graph of one job. Local schedulers get batches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tilework.graph.layer import Key
 
 __all__ = ["delayed", "run"]
 
-# Pieces that a local scheduler gets at a time: enough that waiting for the last of them costs nothing.
+# Pieces that a local scheduler gets at a time: enough that waiting for the last one takes little time.
 LOCAL_BLOCKS = 2048
 
 
@@ -32,15 +32,16 @@ def run(
     Parameters
     ----------
     jobs : iterable of Job
-        Taken one by one, when there is room for their pieces.
+        Taken one by one, when the window has room for their pieces.
     where : Where
     progress : bool, "auto", or callable
-        A bar that counts tiles. "auto" shows it in a terminal and in a notebook, and otherwise logs a line a
-        minute. A callable gets the number of tiles that are done, and of those that are known of.
+        Whether to show a bar that counts tiles. "auto" shows it in a terminal and in a notebook, and
+        otherwise logs a line a minute. A callable gets the number of finished tiles and the total known so
+        far.
     title : str
         Name of the bar.
     keep_going : bool
-        Whether the other jobs run on when one fails; its error is in ``job.error``.
+        Whether the other jobs continue when one fails; its error is in ``job.error``.
 
     Notes
     -----
@@ -64,7 +65,7 @@ class Local:
     def __init__(self, where: Where, tracker: Tracker) -> None:
         self.where, self.tracker = where, tracker
         self.shared: Shared | None = None
-        """What the last piece refers to."""
+        """Shared nodes of the last piece."""
         self.seams: dict[Key, tuple[int, Any]] = {}
         """Seams that later pieces of `shared` need: the position of the last such piece, and the value."""
 
@@ -102,7 +103,7 @@ class Local:
         return {"num_workers": threads} if threads < most else {}
 
     def _note(self, writes: Mapping[Key, Piece], key: Key, result: Any, *_: Any) -> None:
-        """Take note of a task that has run; dask calls it in this process, after each."""
+        """Record a task that has run; dask calls this in the main process after each task."""
         if key not in writes:
             return
         if isinstance(result, Broken):
@@ -120,7 +121,7 @@ def delayed(job: Job) -> Delayed:
     for piece in job.pieces():
         if piece.shared is not shared:
             shared, before, writes = piece.shared, writes, []
-            # Every task refers to these nodes, so they are the gate between one slab and the next.
+            # Every task refers to these nodes, so they can delay a slab until the one before is done.
             gates = {k: Task(k, _after, node, List(*before)) for k, node in shared.nodes.items()}
             graph.update(gates if before else shared.nodes)
         graph.update(piece.tasks)
@@ -131,7 +132,7 @@ def delayed(job: Job) -> Delayed:
 
 
 def _after(value: Any, before: Iterable[Any]) -> Any:
-    """Return ``value`` once all of ``before`` is done; raise the error of what broke."""
+    """Return ``value`` once all of ``before`` is done; raise the error of a broken task."""
     for result in before:
         if isinstance(result, Broken):
             raise result.reason()

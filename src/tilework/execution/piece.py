@@ -1,4 +1,4 @@
-"""What a run is made of: jobs, the pieces that they yield, and what a task returns that broke."""
+"""The units of a run: jobs, the pieces that they yield, and the result of a task that broke."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ __all__ = ["Broken", "Job", "Piece", "Shared", "guarded"]
 
 
 class Job(Protocol):
-    """One result to be computed, as a run sees it."""
+    """One result to be computed, as the scheduler code sees it."""
 
     title: str
     """Name of the job, for messages."""
     tiles: int
-    """Tiles that the job computes."""
+    """Number of tiles that the job computes."""
     threads: int | None
-    """Tasks at a time in one process; None: as many as the scheduler has threads."""
+    """Number of concurrent tasks in one process; None: the number of threads of the scheduler."""
     failures: list[Failure]
     """Tiles that were left out; the run adds to it."""
     error: BaseException | None
-    """Why the job failed; set by the run."""
+    """The reason why the job failed; set by the run."""
     close: Callable[[], Any]
-    """Ends the job, whether all of it is done or not, and returns its result. It can be pickled."""
+    """Ends the job, complete or not, and returns its result. It can be pickled."""
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield what is to be computed, in order."""
+        """Yield the pieces to compute, in order."""
 
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone and keeps nothing."""
@@ -53,13 +53,13 @@ class Piece:
     job: Job
     """The job that yielded it."""
     shared: Shared
-    """What its tasks refer to, as do those of other pieces. The pieces of one `Shared` follow each other."""
+    """Nodes to which the tasks of several pieces refer. The pieces of one `Shared` follow each other."""
     tasks: Mapping[Key, Any]
     """Tasks and data by key."""
     writes: Mapping[Key, int]
-    """The last tasks, whose results are failures or None, and how many tiles each finishes."""
+    """The last tasks, whose results are failures or None, and the number of tiles that each finishes."""
     heavy: frozenset[Key] = frozenset()
-    """Tasks that need the resources of the run: those that call the function."""
+    """Tasks that call the function, and so need the resources of the run."""
     keep: Mapping[Key, int] = field(default_factory=dict)
     """Seams that later pieces of the same `Shared` need, and the position of the last such piece."""
     position: int = 0
@@ -68,12 +68,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """What a guarded task returns instead of raising, so that the other tasks run on."""
+    """Returned by a guarded task instead of raising, so that the other tasks continue."""
 
     error: BaseException
-    """What was raised."""
+    """The exception."""
     text: str
-    """Its traceback, which is lost between processes."""
+    """Its traceback, which pickling does not keep."""
 
     def reason(self) -> BaseException:
         """Return the error, with its traceback as a note if it came from another process."""
@@ -83,20 +83,20 @@ class Broken:
 
 
 def guarded(function: Callable[..., Any], retries: int | None) -> Callable[..., Any]:
-    """Return ``function`` made to return a `Broken` where it would raise.
+    """Return ``function`` wrapped so that it returns a `Broken` instead of raising.
 
     Parameters
     ----------
     function : callable
     retries : int or None
-        Further calls after one that failed. None: the scheduler retries and reports errors itself, and
+        Further calls after a failed one. None: the scheduler retries and reports errors itself, so
         ``function`` is returned unchanged.
     """
     return function if retries is None else functools.partial(_attempt, retries, function)
 
 
 def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
-    """Call ``function``; return its exception, or that of the task that an argument comes from."""
+    """Call ``function``; return a `Broken` with its exception, or the `Broken` among its arguments."""
     for argument in args:
         for value in argument if isinstance(argument, list | tuple) else (argument,):
             if isinstance(value, Broken):

@@ -1,4 +1,4 @@
-"""Progress in tiles, shown or logged; and the jobs of a run, closed when they are done."""
+"""Progress in tiles, shown or logged; `Tracker` counts tiles and closes jobs when they are done."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["LOG", "Progress", "Tracker", "bar"]
 
 Progress = bool | Literal["auto"] | ShowProgress
 LOG = logging.getLogger("tilework")
-# Time between two lines of the log, seconds.
+# Time between two log lines, seconds.
 LOG_SECONDS = 60.0
 
 
 @contextmanager
 def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
-    """Give the function that shows how many tiles are done, and of how many."""
+    """Return a context with a function that shows the number of finished tiles and the total."""
     if callable(progress):
         yield progress
     elif progress is False:
@@ -33,7 +33,7 @@ def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
         yield _logger(title)
     else:
         with warnings.catch_warnings():
-            # A notebook without ipywidgets gets a bar of text; tqdm says so where it is imported.
+            # A notebook without ipywidgets gets a text bar; tqdm warns about it when imported.
             warnings.simplefilter("ignore")
             from tqdm.auto import tqdm
 
@@ -47,7 +47,7 @@ def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
 
 
 def _watched() -> bool:
-    """Return whether somebody sees a bar: in a terminal or a notebook."""
+    """Return whether a bar is visible to a user: in a terminal or a notebook."""
     if hasattr(sys.stderr, "isatty") and sys.stderr.isatty():
         return True
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
@@ -70,16 +70,16 @@ def _logger(title: str) -> ShowProgress:
 
 
 class Tracker:
-    """Counts the tiles that are done, and closes jobs."""
+    """Counts finished tiles, and closes jobs."""
 
     def __init__(self, show: ShowProgress, keep_going: bool) -> None:
         self.show, self.keep_going = show, keep_going
         self.done = self.total = 0
         self.outstanding: dict[Job, int] = {}
-        """Jobs that are not closed, and how many of their last tasks are not done."""
+        """Open jobs, and how many of their last tasks are not done."""
 
     def stream(self, jobs: Iterable[Job]) -> Iterator[Piece]:
-        """Yield the pieces of all jobs; of a job that failed, no more."""
+        """Yield the pieces of all jobs, of a failed job no further ones."""
         for job in jobs:
             self.total += job.tiles
             self.show(self.done, self.total)
@@ -92,14 +92,14 @@ class Tracker:
             self._one_less(job)
 
     def finished(self, piece: Piece, key: Key, failures: Any) -> None:
-        """Take note of a last task that is done; its result lists the tiles that were left out."""
+        """Record a last task that is done; its result lists the tiles that were left out."""
         piece.job.failures += failures or []
         self.done += piece.writes[key]
         self.show(self.done, self.total)
         self._one_less(piece.job)
 
     def failed(self, piece: Piece, error: BaseException) -> None:
-        """Take note of a last task that failed, and raise its error unless other jobs run on."""
+        """Record a last task that failed, and raise its error unless other jobs continue."""
         if piece.job.error is None:
             piece.job.error = error
         self._one_less(piece.job)
@@ -119,6 +119,6 @@ class Tracker:
             try:
                 job.close()
             except Exception:
-                # The store may be what failed. What its jobs finished is marked unit by unit.
+                # Perhaps the store itself failed. Finished units of these jobs are marked one by one.
                 if error is None and job.error is None:
                     raise

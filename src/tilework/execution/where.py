@@ -1,4 +1,4 @@
-"""`Where` a run takes place: a scheduler of dask, its workers, and the memory of a process."""
+"""`Where`: the dask scheduler of a run, its workers, and the memory of a process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tilework.plan.arguments import default_memory, n_threads
 
 __all__ = ["Where"]
 
-# The share of a worker's memory that a run may take: beyond it distributed starts to spill.
+# Fraction of a worker's memory that a run may use; above it, distributed starts to spill.
 MEMORY_SHARE = 0.6
 
 
@@ -31,17 +31,17 @@ class Where:
     retries: int = 0
     """Further attempts at a failed task."""
     resources: Mapping[str, float] | None = None
-    """What a worker must offer to a task that calls the function."""
+    """Resources that a worker must offer to a task that calls the function."""
     priority: int = 0
-    """Of all tasks, for the scheduler of a cluster; more is sooner."""
+    """Priority of all tasks, for the scheduler of a cluster; higher runs sooner."""
     alone: bool = True
-    """Whether one result has the scheduler to itself; several keep each other's workers busy."""
+    """Whether the run computes a single result; the tasks of several keep each other's workers busy."""
     workers: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
-    """What the scheduler of a cluster said of each worker when the run began."""
+    """Facts on each worker of a cluster at the start of the run."""
 
     @classmethod
     def find(cls, scheduler: Any = None, client: Any = None, **options: Any) -> Where:
-        """Return the scheduler that dask would choose, or the one that is named."""
+        """Return the scheduler that dask would choose, or the given one."""
         if client is not None:
             if not hasattr(client, "scheduler_info"):
                 raise TypeError(f"client must be a distributed.Client; got {type(client).__name__}.")
@@ -76,7 +76,7 @@ class Where:
 
     @property
     def threads(self) -> int:
-        """Tasks that run at a time in one process."""
+        """Number of concurrent tasks in one process."""
         if self.client is None:
             known = getattr(self.get, "__module__", "")
             return 1 if known in ("dask.local", "dask.multiprocessing") else _local_workers()
@@ -84,7 +84,7 @@ class Where:
 
     @property
     def at_once(self) -> int:
-        """Calls at a time that blocks are chosen for: of the cluster, but at least of this machine."""
+        """Number of concurrent calls that blocks should keep busy: the cluster's, at least this machine's."""
         if self.client is None or not self.alone:
             return n_threads()
         asked = self.resources or {}
@@ -95,7 +95,7 @@ class Where:
         return max(sum(slots), n_threads())
 
     def fewer(self) -> list[int]:
-        """Return the numbers of tasks at a time that a process can be limited to, the largest first."""
+        """Return the numbers of concurrent tasks to which a process can be limited, the largest first."""
         most = self.threads
         if self.client is not None or getattr(self.get, "__module__", "") != "dask.threaded":
             return [most]
@@ -103,7 +103,7 @@ class Where:
 
     @property
     def memory(self) -> int:
-        """The memory that one process may take, bytes."""
+        """The memory that one process may use, bytes."""
         if self.client is None:
             apart = "multiprocessing" in getattr(self.get, "__module__", "")
             return default_memory() // (_local_workers() if apart else 1)
@@ -112,10 +112,10 @@ class Where:
 
     @property
     def guard(self) -> int | None:
-        """Further attempts that tasks make themselves; None where the scheduler makes them."""
+        """Further attempts that tasks make themselves; None if the scheduler makes them."""
         return self.retries if self.client is None else None
 
 
 def _local_workers() -> int:
-    """Return how many threads or processes dask starts on this machine."""
+    """Return the number of threads or processes that dask starts on this machine."""
     return int(dask.config.get("num_workers", None) or n_threads())

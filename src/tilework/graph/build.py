@@ -1,4 +1,4 @@
-"""Plan, source and function to a dask array: the only module that builds dask arrays."""
+"""Dask arrays from plan, source and function: the only module that builds them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["Found", "build", "chunks_of", "find_spec", "fn_token", "name_of", "p
 
 
 def fn_token(fn: Any) -> Any:
-    """Return what names ``fn``: its code where dask can tell, else a random word."""
+    """Return a token of ``fn``: from its code if dask can hash it, otherwise random."""
     if isinstance(fn, LoadOnce):
         return fn.token
     try:
@@ -85,13 +85,13 @@ def _facts(spec: Spec, output: BoundOutput) -> dict[str, Any]:
 
 
 def _with_layer(high: HighLevelGraph, key: str, name: str) -> HighLevelGraph:
-    """Return a graph in which the layer of several outputs also goes by the name of one of them."""
+    """Return a graph with a layer named after one output, which depends on the layer of all outputs."""
     layers: dict[str, Any] = dict(high.layers) | {key: {}}
     return HighLevelGraph(layers, dict(high.dependencies) | {key: {name}})
 
 
 def _build_expr(spec: Spec, name: str) -> da.Array:
-    """Return blocks without edges, all that dask's query planning has a public door for."""
+    """Return an array of blocks without edges, the only graph that dask's query planning accepts publicly."""
     taken = any(source.dask_name is not None for source in spec.sources)
     if spec.plan.reuse != "recompute" or spec.many or taken:
         raise TilingError(
@@ -105,7 +105,7 @@ def _build_expr(spec: Spec, name: str) -> da.Array:
 
 
 class _ExprBlock:
-    """A block by its number, for graphs without keys of our own."""
+    """Computes a block from its number, for graphs whose keys dask chooses."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
@@ -120,30 +120,30 @@ class _ExprBlock:
 
 
 class Found(NamedTuple):
-    """What an unmodified result of `tiled_map` was made from."""
+    """The origin of an unmodified result of `tiled_map`."""
 
     spec: Spec
-    """All that its tasks share."""
+    """The data that all its tasks share."""
     number: int
-    """Which of the outputs it is."""
+    """Number of the output."""
     name: str
     """Common name of all outputs of the call."""
 
     @property
     def output(self) -> BoundOutput:
-        """The output that it is."""
+        """The output of this array."""
         return self.spec.outputs[self.number]
 
 
 def find_spec(array: Any) -> Found | None:
-    """Return what an array was made from if it is an unmodified result of `tiled_map`, else None."""
+    """Return the origin of an array if it is an unmodified result of `tiled_map`, otherwise None."""
     graph, own = getattr(array, "dask", None), getattr(array, "name", None)
     layers, dependencies = getattr(graph, "layers", {}), getattr(graph, "dependencies", {})
     for name in (own, *dependencies.get(own, ())):
         node = layers.get(name, {}).get(spec_key(name)) if name is not None else None
         if isinstance(node, DataNode) and isinstance(node.value, Spec):
             names = node.value.names(name)
-            # An array computed from a result depends on the same layer, and is another one.
+            # An array computed from a result depends on the same layer but has another name.
             if own in names:
                 return Found(node.value, names.index(own), name)
     return None
@@ -164,9 +164,9 @@ def plan_of(array: Any) -> TilePlan:
 
 
 def specs_below(array: Any) -> Iterator[Spec]:
-    """Yield the `Spec` of every result of `tiled_map` that an array was made from."""
+    """Yield the `Spec` of every result of `tiled_map` from which an array is computed."""
     for name, layer in array.dask.layers.items():
-        # Other layers would be built by being asked what they hold.
+        # A lookup in another kind of layer would build it.
         node = layer.get(spec_key(name)) if isinstance(layer, MaterializedLayer) else None
         if isinstance(node, DataNode) and isinstance(node.value, Spec):
             yield node.value

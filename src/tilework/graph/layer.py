@@ -1,15 +1,15 @@
-"""The tasks of blocks: what runs in which order, and what waits for what.
+"""The tasks of blocks: their keys, order and dependencies.
 
 Keys of one result called ``NAME``::
 
     NAME-spec                  the `Spec`, which every task refers to
     NAME-part-K, *block        a view of array K in memory (no other source has such keys)
     NAME-group, *block         canvases of the tiles that the block owns        (share)
-    NAME-seam, *block          copies of what lies in later blocks              (share)
+    NAME-seam, *block          copies of the parts of canvases in later blocks  (share)
     NAME, *block               a block of the result; NAME-all holds a tuple of blocks for several outputs
-    NAME-fill-S                the block in which nothing runs, by shape
-    NAME-write, *block         where blocks are delivered: the last task, which returns nothing of the block
-    NAME-block, *block         the block that it delivers, where that is a task of its own
+    NAME-fill-S                the block of shape S in which nothing runs
+    NAME-write, *block         the last task of a block, which delivers it and does not return it
+    NAME-block, *block         the block to deliver, if delivering is a task of its own
 
 Block numbers in inner keys have the slowest axis first, and leading zeros: dask breaks ties by key.
 """
@@ -48,12 +48,12 @@ Nodes = Iterator[tuple[Key, Any]]
 
 
 def spec_key(name: str) -> str:
-    """Return the key of the `Spec` of a result that is called ``name``."""
+    """Return the key of the `Spec` of the result ``name``."""
     return f"{name}-spec"
 
 
 def calls_function(node: Any) -> bool:
-    """Return whether a task calls the user's function, where delivering is a task of its own."""
+    """Return whether a task calls the user's function, if delivering is a task of its own."""
     return type(node) is Task and node.func in (gather_owned, assemble)
 
 
@@ -63,18 +63,18 @@ def _everything(index: Index) -> bool:
 
 
 class BlockTasks:
-    """Makes the tasks of one block at a time: for arrays, and for writing.
+    """Makes the tasks of one block at a time, for dask arrays and for writing.
 
-    Without ``spec.end`` blocks are kept under the keys of the dask array. With it, they are delivered by
-    tasks with keys ``(NAME-write, *block)``.
+    Without ``spec.end``, blocks have the keys of the dask array. With it, tasks with keys
+    ``(NAME-write, *block)`` deliver them.
 
     Parameters
     ----------
     spec : Spec
     name : str
-        Of the result: unique per plan, source and function.
+        Name of the result: unique per plan, source and function.
     wanted : callable
-        Whether a block is finished at all; tiles of others may still reach into it.
+        Returns whether a block is to be finished; tiles of other blocks may still reach into it.
     apart : bool
         Whether delivering is a task of its own, so that only the function's tasks hold a GPU.
     """
@@ -91,12 +91,12 @@ class BlockTasks:
 
     @property
     def shared(self) -> dict[Key, Any]:
-        """The node that every task refers to."""
+        """The node to which every task refers."""
         return {spec_key(self.name): DataNode(spec_key(self.name), self.spec)}
 
     @property
     def reach(self) -> int:
-        """How many blocks later, in raster order, a seam is used for the last time."""
+        """Number of blocks, in raster order, after which a seam is used for the last time."""
         return sum(s for s, n in zip(self._strides, self._counts, strict=True) if n > 1)
 
     def order(self) -> Iterator[Index]:
@@ -104,28 +104,27 @@ class BlockTasks:
         return map(self.index, itertools.product(*map(range, self._counts)))
 
     def index(self, ordered: Sequence[Any]) -> Index:
-        """Return the number of a block from its numbers along the axes as inner keys have them."""
+        """Return the index of a block from its numbers in the order of inner keys."""
         by_axis = dict(zip(self._axes, map(int, ordered), strict=True))
         return tuple(by_axis[d] for d in range(len(self._axes)))
 
     def key(self, what: str, index: Index) -> Key:
         """Return an inner key.
 
-        dask breaks ties by the text of keys, and "10" sorts before "2": without leading zeros rows would run
-        in the order 0, 1, 10, 11, 2 and chunks of the source would be decoded twice (2.2 times, 16 x 16
-        blocks).
+        dask breaks ties by the text of keys, and "10" sorts before "2". Without leading zeros, rows would run
+        in the order 0, 1, 10, 11, 2, and chunks of the source would be decoded 2.2 times (16 x 16 blocks).
         """
         place = (str(index[d]).zfill(len(str(n - 1))) for d, n in zip(self._axes, self._counts, strict=True))
         return (f"{self.name}-{what}", *place)
 
     def find(self, key: Key) -> tuple[str, Index] | None:
-        """Return what the task of an inner key does, and the number of its block; None for any other key."""
+        """Return the kind and the block of the task of an inner key; None for any other key."""
         if not isinstance(key, tuple) or not str(key[0]).startswith(f"{self.name}-"):
             return None
         return str(key[0]).removeprefix(f"{self.name}-"), self.index(key[1:])
 
     def of(self, index: Index) -> Nodes:
-        """Yield the keys and tasks of one block: what it owes to later blocks, and itself if wanted."""
+        """Yield the keys and tasks of one block: those that later blocks need, and the block if wanted."""
         plan, wanted = self.spec.active, self.wanted(index)
         if not plan.touched(index):
             return self._fill(index) if wanted else iter(())
@@ -134,12 +133,12 @@ class BlockTasks:
         return self._alone(index, owned=False) if wanted else iter(())
 
     def _alone(self, index: Index, *, owned: bool) -> Nodes:
-        """Yield the one task of a block that shares nothing with others."""
+        """Yield the single task of a block that shares no tiles with others."""
         given = yield from self._given(index, owned=owned)
         yield from self._last(index, gather_tiles, given)
 
     def _share(self, index: Index, *, wanted: bool) -> Nodes:
-        """Yield the tasks of a block that runs the tiles it owns, and takes the others' seams."""
+        """Yield the tasks of a block that runs the tiles it owns and adds the seams of others."""
         plan = self.spec.active
         owned, earlier = plan.owned(index) > 0, plan.earlier(index) if wanted else []
         later = [s for s in (plan.later(index) if owned else ()) if self.wanted(_step(index, s))]
@@ -163,12 +162,12 @@ class BlockTasks:
     def _raster_edges(self, index: Index, earlier: Sequence[Index]) -> list[TaskRef]:
         """Return references to seams that block ``index`` waits for without needing them.
 
-        dask computes first what needs the fewest roots, so blocks at the faces of a volume come before its
-        inside, and most seams of a 3-D blend wait at once (119 of 256 for 16 x 4 x 4 blocks, seen with dask
-        2026.8). Where rows wrap round, as if a block at a row's start had its neighbours at the end of the
-        row before, all blocks need the same number of roots and dask keeps raster order: 22 seams wait,
-        whatever the length of the slowest axis. Only where everything is computed and delivered: a slice
-        would run what it waits for, and so would a run that resumes another.
+        dask first computes tasks that need the fewest roots. Blocks at the faces of a volume would run before
+        its inside, and most seams of a 3-D blend would wait at the same time (119 of 256 for 16 x 4 x 4
+        blocks, seen with dask 2026.8). If rows wrap around, so that a block at the start of a row also waits
+        for the end of the row before, all blocks need the same number of roots and dask keeps raster order:
+        22 seams wait, whatever the length of the slowest axis. This is only for runs that compute and deliver
+        everything: a slice, or a resumed run, would have to compute the blocks that it waits for.
         """
         if self.spec.end is None or self.spec.todo is not None:
             return []
@@ -185,7 +184,7 @@ class BlockTasks:
         return waited
 
     def _given(self, index: Index, *, owned: bool) -> Generator[tuple[Key, Any], None, Any]:
-        """Yield the tasks that hold parts of arrays in memory; return what a block's task is given."""
+        """Yield the tasks that hold parts of arrays in memory; return the data given to a block's task."""
         spec = self.spec
         given: list[Any] = []
         for number, need in enumerate(spec.needs(spec.ranges(index, owned=owned))):

@@ -1,4 +1,4 @@
-"""`Aggregator`: patches merged to one array, with the interface of Patchly."""
+"""`Aggregator`: merges patches into one array, with the interface of Patchly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Aggregator", "gaussian"]
 
 
 class Aggregator(Locked):
-    """Merges patches to one array: where they overlap, to their weighted average.
+    """Merges patches into one array; where they overlap, into their weighted average.
 
     A replacement for ``patchly.Aggregator`` with the arguments of version 0.0.19. It also takes any dtype and
     any number of overlapping patches, keeps NaN and inf, rounds and clips integers, raises errors where they
@@ -33,40 +33,40 @@ class Aggregator(Locked):
     Parameters
     ----------
     sampler : GridSampler
-        What the patches came from. With its ``chunk_size`` each chunk is finished, written and forgotten as
-        soon as its last patch came.
+        The sampler of the patches. If it has a ``chunk_size``, each chunk is finished, written and dropped
+        when its last patch arrives.
     output_size : sequence of int, samples
         Shape of the result, which is allocated: a torch tensor if the patches are tensors, else a numpy
         array. Not needed with ``output``.
     output : array, optional
-        What the result is written into: numpy, memmap, torch, Zarr v2 and v3, h5py, anything with shape,
-        dtype and item assignment. Storage chunks are written whole.
+        The array to write into: numpy, memmap, torch, Zarr v2 and v3, h5py, anything with shape, dtype and
+        item assignment. Storage chunks are written whole.
     weights : str, callable, array of a patch's shape, or one 1-D array per tiled axis
         "avg", "gaussian" (as in Patchly) or a word of ``blend`` in `tiled_map`. A callable maps a length in
         samples to 1-D weights.
     softmax_dim : int, optional
-        Axis of a patch that holds scores: the result is the position of the largest one along it. ``output``
-        and ``output_size`` may have that axis or not; an ``output`` that has it receives the scores.
+        Axis of a patch with scores: the result is the index of the largest score along it. ``output`` and
+        ``output_size`` may have that axis or not; an ``output`` that has it receives the scores.
     has_batch_dim : bool
         Whether `append` gets batches of patches and boxes.
     spatial_first : bool
         Whether the tiled axes come first in a patch, or last.
     chunk_postprocess_func : callable, optional
-        Maps each finished chunk (all axes of a patch, already divided by the weights) to what is written;
+        Maps each finished chunk (all axes of a patch, already divided by the weights) to the values to write;
         replaces the argmax.
     device : str
-        Where a torch result is put.
+        Device of a torch result.
     dtype : dtype, optional
-        Dtype of the allocated result; default: float32, or what holds the patches without loss of precision;
-        int64 for class positions.
+        Dtype of the allocated result; default: float32, or a wider one if the patches need its precision;
+        int64 for class indices.
     fill_value : scalar
         Value of samples where no patch has weight.
     accumulate : bool
-        Whether the result is added to what ``output`` holds, or overwrites it.
+        Whether the result is added to the values of ``output``, or overwrites them.
     missing : {"warn", "error", "ignore"}
-        What `get_output` does if patches did not come.
+        Reaction of `get_output` to missing patches.
     scale : int, Fraction or tuple of them, result samples per image sample
-        For patches that a function made larger or smaller.
+        For a function that makes patches larger or smaller.
 
     Raises
     ------
@@ -148,16 +148,16 @@ class Aggregator(Locked):
         Parameters
         ----------
         patch : array, shape of a patch or (batch, ...)
-            Numpy, torch on any device, or anything that `numpy.asarray` accepts.
+            A numpy array, a torch tensor on any device, or anything that `numpy.asarray` accepts.
         patch_bbox : array of int, shape (axes, 2) or (batch, axes, 2), samples
-            The patch's box, as the sampler returned it.
+            Box of the patch, as the sampler returned it.
 
         Raises
         ------
         ContractError
-            When the patch does not have the shape that its box asks for, or a dtype that the result holds.
+            If the patch does not have the shape of its box, or the result cannot hold its dtype.
         TilingError
-            When the sampler has no such box, or its chunk is finished.
+            If the sampler has no such box, or its chunk is finished.
         """
         boxes, values = np.asarray(patch_bbox), as_array(patch)
         self._tensors = self._tensors or is_tensor(patch)
@@ -177,14 +177,14 @@ class Aggregator(Locked):
             self._gatherer.add(position, self._checked(self._gatherer, position, values, box))
 
     def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
-        """Return the values of a patch in the dtype in which they are added; checks shape and dtype."""
+        """Return the values of a patch in the dtype of the sums, after a check of shape and dtype."""
         output, expected = gatherer.output, gatherer.expected(position)
         if values.shape != expected:
             raise ContractError(
                 f"the patch with box {box.tolist()} has shape {values.shape}; expected {expected}."
             )
         values = addable(values, output.kind)
-        # Without "trim" the checks depend on the dtype alone: once for each suffices.
+        # Except for "trim", the checks depend only on the dtype: one check per dtype is enough.
         if values.dtype not in self._dtypes or output.kind == "trim":
             check_dtype(output, values)
             known = output.accumulator()
@@ -207,7 +207,7 @@ class Aggregator(Locked):
 
     @property
     def missing(self) -> list[list[list[int]]]:
-        """Boxes of the patches that have not come yet, sorted: start and stop per tiled axis, samples."""
+        """Boxes of the missing patches, sorted: start and stop per tiled axis, samples."""
         times = {} if self._gatherer is None else self._gatherer.times
         if len(times) == len(self._sampler):
             return []
@@ -216,30 +216,29 @@ class Aggregator(Locked):
         return sorted(box.tolist() for box in every if numbers(self._sampler.position(box)) not in times)
 
     def get_output(self, inplace: bool = False) -> Any:
-        """Return the result of the patches that came.
+        """Return the result of the patches appended so far.
 
-        Without chunks, patches may come after a result was taken, and another result be taken then.
+        Without chunks, more patches may be appended afterwards, for another result.
 
         Parameters
         ----------
         inplace : bool
-            Makes no difference: a given ``output`` holds the result in either case.
+            Has no effect: a given ``output`` holds the result in either case.
 
         Returns
         -------
-        array, shape ``output_size`` less the axis of an argmax
-            ``output`` itself where it was given; else a torch tensor if patches were tensors, or a numpy
-            array.
+        array, shape ``output_size`` without the axis of an argmax
+            ``output`` if it was given; else a torch tensor if patches were tensors, or a numpy array.
 
         Warns
         -----
         TilingWarning
-            When patches are missing: where only they have weight, the result is ``fill_value``.
+            If patches are missing: where only they have weight, the result is ``fill_value``.
 
         Raises
         ------
         TilingError
-            When patches are missing and ``missing="error"``.
+            If patches are missing and ``missing="error"``.
         """
         del inplace
         self._report()
@@ -253,7 +252,7 @@ class Aggregator(Locked):
         return sys.modules["torch"].from_numpy(result).to(self._device) if self._tensors else result
 
     def _report(self) -> None:
-        """Warn of missing patches, or raise, as ``missing`` says."""
+        """Warn of missing patches, or raise, according to ``missing``."""
         if self._missing == "ignore" or not (boxes := self.missing):
             return
         some = ", ".join(map(str, boxes[:3])) + (", ..." if len(boxes) > 3 else "")
@@ -266,7 +265,7 @@ class Aggregator(Locked):
 
 
 class _Post:
-    """A user's function of a chunk, which gets a tensor if the patches are tensors."""
+    """The user's function of a chunk, called with a tensor if the patches are tensors."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._function = function

@@ -1,4 +1,4 @@
-"""What the loops share: grids of their own under the plan and weights of `tiled_map`, locks, tensors."""
+"""Code that the loops share: plans and weights for their own grids, locks, tensors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def is_tensor(array: Any) -> bool:
 
 
 def check_scale(grids: Sequence[AxisGrid], names: Sequence[str], scale: Sequence[Fraction]) -> None:
-    """Raise a `GridError` where a crop's result would start or end between two samples."""
+    """Raise a `GridError` if the result of a crop would start or end between two samples."""
     for grid, name, factor in zip(grids, names, scale, strict=True):
         q = factor.denominator
         off = grid.nominals() % q
@@ -66,11 +66,11 @@ class Cut:
     names: tuple[str, ...]
     """Names of the tiled axes, for messages."""
     rim: Index
-    """Samples per side and tiled axis that have no weight."""
+    """Outermost samples of a crop that get no weight, per side and tiled axis."""
 
     @classmethod
     def numbered(cls, axes: Index, grids: tuple[AxisGrid, ...]) -> Cut:
-        """Return a cut without rim, whose tiled axes are called 0, 1, 2, ..."""
+        """Return a cut without rim, with tiled axes named 0, 1, 2, ..."""
         return cls(axes, grids, tuple(map(str, range(len(grids)))), (0,) * len(grids))
 
     @property
@@ -96,5 +96,5 @@ class Cut:
 
 
 def _request(blend: Blend, chunks: Any = "auto") -> Request:
-    # Grids and axes are those of the cut: what a request says about them is not read.
+    # The cut has its own grids and axes, so those of the request are not used.
     return Request(crop=None, overlap=None, blend=blend, chunks=chunks)

@@ -1,13 +1,13 @@
-"""Patches merged to one array: what they become (`Merge`), and how they are added up (`Gatherer`).
+"""Merging patches into one array: the rules (`Merge`), and the sums (`Gatherer`).
 
-The shape and dtype of the first patch complete what a `Merge` knows to a `Spec`, as `tiled_map` has one. Then
-one of three gatherers takes all patches:
+With the shape and dtype of the first patch, a `Merge` makes a `Spec`, as `tiled_map` does. Then one of three
+gatherers takes all patches:
 
-- `Kept`: no output was given, and all is finished at once. One canvas, and the result is returned.
-- `Stored`: an output was given, and all is finished at once. One canvas, which is the output's own memory
-  where that can hold the sums.
-- `ByBlock`: the sampler or the output has chunks. Each block is finished, stored and forgotten as soon as its
-  last patch came.
+- `Kept`: no output was given; there is one canvas, and the result is returned.
+- `Stored`: an output was given; there is one canvas, which is the memory of the output if it can hold the
+sums.
+- `ByBlock`: the sampler or the output has chunks; each block is finished, stored and dropped when its last
+  patch arrives.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ __all__ = ["Gatherer", "Merge", "addable", "blend_of", "gatherer_of", "gaussian"
 def gaussian(length: int) -> Array:
     """Return Patchly's gaussian weights of a patch of ``length`` samples, as a window for ``blend=``.
 
-    For odd lengths the gaussian of `tiled_map`; for even ones a little narrower, because Patchly spreads
-    ``length`` samples from ``-length / 2`` to ``length / 2``.
+    It equals the gaussian of `tiled_map` for odd lengths, and is slightly narrower for even ones, because
+    Patchly spreads ``length`` samples from ``-length / 2`` to ``length / 2``.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def gaussian(length: int) -> Array:
 
 
 def blend_of(weights: Any) -> Blend:
-    """Return Patchly's word for weights, or any of this package's, as a blend."""
+    """Return the blend for ``weights``: a word of Patchly or of this package, a callable, or arrays."""
     if isinstance(weights, str):
         words: dict[str, Blend] = {"avg": "average", "gaussian": gaussian}
         return words.get(weights) or one_of("weights", weights, (*words, *BLENDS))
@@ -90,7 +90,7 @@ def addable(values: Array, kind: str) -> Array:
     return values.astype(np.float64) if values.dtype.kind in "iu" and values.dtype.itemsize == 8 else values
 
 
-# -- what patches become ----------------------------------------------------------------------------------
+# -- rules ------------------------------------------------------------------------------------------------
 
 
 def _not_called(*crops: Array) -> Array:
@@ -99,12 +99,12 @@ def _not_called(*crops: Array) -> Array:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Merge:
-    """How patches are merged, as far as it is known before the first one."""
+    """The rules of merging that are known before the first patch."""
 
     grids: tuple[AxisGrid, ...]
-    """Where patches lie along each tiled axis."""
+    """Grid of patches along each tiled axis."""
     padded: Index
-    """Extents of the padded image, which an output may have as well, samples."""
+    """Extents of the padded image, which an output may also have, samples."""
     blend: Blend
     """How patches are combined where they overlap."""
     scale: tuple[Fraction, ...]
@@ -118,11 +118,11 @@ class Merge:
     softmax: int | None
     """Axis of the argmax in a patch."""
     post: Callable[[Array], Array] | None
-    """What is applied to finished blocks instead of an argmax."""
+    """Applied to finished blocks instead of an argmax."""
     fill_value: Any
     """Value of samples without weight."""
     given: bool
-    """Whether the output exists: then one with the axis of the argmax holds the sums."""
+    """Whether the caller gave the output; if it has the axis of the argmax, it gets the scores."""
 
     def __post_init__(self) -> None:
         n = len(self.grids)
@@ -168,16 +168,16 @@ class Merge:
         return self._around(self.untiled, self.crops)
 
     def spec(self, first: Array, chunk: Index | None, unit: Index | None) -> Spec:
-        """Return the specification for patches like ``first``.
+        """Return the `Spec` for patches like ``first``.
 
         Parameters
         ----------
         first : numpy.ndarray
             A patch; only its untiled axes and dtype count.
         chunk : tuple of int, image samples, optional
-            Lengths of what is finished at once; None: all, or what ``unit`` asks for.
+            Shape of the blocks to finish; None: one block, or blocks of whole ``unit``.
         unit : tuple of int, result samples, optional
-            Lengths of what the output stores at once, per axis.
+            Shape of a storage unit of the output.
         """
         ndim = first.ndim
         axes = self._axes(ndim)
@@ -204,7 +204,7 @@ class Merge:
         return Spec(plan=plan, sources=(), source_axes=(), fn=_not_called, outputs=(cut.weighed(bound),))
 
     def argmax_left(self, output: BoundOutput) -> int | None:
-        """Return the axis of an argmax that is still to be taken of an output, which holds the sums."""
+        """Return the axis of an argmax that is still to be taken, because the output has the scores."""
         if self.softmax is None or output.reduce is not None:
             return None
         return self.softmax % len(output.shape)
@@ -232,32 +232,32 @@ class Merge:
         return "argmax", channel, left
 
     def _expect(self, untiled: Index, left: Index) -> None:
-        """Raise where the output has other untiled axes than the patches, before or after a reduction."""
+        """Raise if the untiled axes of output and patches differ, both before and after a reduction."""
         if self.untiled not in (untiled, left):
             raise ContractError(
                 f"patches have untiled axes {untiled}; the output of shape {self.size} has {self.untiled}."
             )
 
     def _copied(self, dtype: np.dtype[Any]) -> bool:
-        """Return whether values of ``dtype`` are copied: sums would change them, and nothing overlaps."""
+        """Return whether values of ``dtype`` are copied: sums would change them, and no patches overlap."""
         if dtype.kind in "fc" or (dtype.kind in "iu" and dtype.itemsize < 8):
             return False
         spans = (grid.supports(0) for grid in self.grids)
         return all(bool((stops[:-1] <= starts[1:]).all()) for starts, stops in spans)
 
     def _default(self, values: np.dtype[Any], kind: str, reduce: Any) -> np.dtype[Any]:
-        """Return the dtype of a result for which nobody asked for a dtype."""
+        """Return the default dtype of a result."""
         if reduce == "argmax":
             return np.dtype(np.int64)
         if reduce is not None:
             return np.dtype(np.float32)
         if kind == "trim" and self.blend != "trim" and values.kind in "biu":
-            # As if the copied values had been averaged, so that a change of the step changes no dtype.
+            # The dtype of averages also for copied values, so that it does not depend on the step.
             values, kind = addable(np.empty(0, values), "average").dtype, "average"
         return accumulation_dtype(values, kind)
 
     def _block(self, unit: Index | None, bound: BoundOutput) -> Index:
-        """Return the samples that are finished at once: whole storage units that hold a patch, or all."""
+        """Return the block shape: whole storage units at least as long as a patch, or the whole result."""
         extents = tuple(g.extent for g in self.grids)
         if unit is None or any(s != 1 for s in self.scale):
             return extents
@@ -266,17 +266,17 @@ class Merge:
         return tuple(min(n, s) for n, s in zip(extents, sizes, strict=True))
 
 
-# -- how patches are added up -----------------------------------------------------------------------------
+# -- sums -------------------------------------------------------------------------------------------------
 
 
 class Gatherer(ABC):
-    """Takes patches in any order and adds them up to a result; not safe in threads by itself."""
+    """Adds up patches, in any order, to a result; not thread-safe by itself."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.output = spec.outputs[0]
         self.times: dict[int, int] = {}
-        """How often each patch came, by its number in raster order."""
+        """How often each patch was added, by its number in raster order."""
         self._counts = spec.plan.grid_shape
         self._lengths = [weights.lengths() for weights in self.output.weights]
         self._shapes: dict[Index, Index] = {}
@@ -288,12 +288,12 @@ class Gatherer(ABC):
         Raises
         ------
         TilingError
-            When the patch came before and cannot be averaged with itself, or its block is finished.
+            If the patch was added before and cannot be averaged with itself, or its block is finished.
         """
 
     @abstractmethod
     def result(self) -> Any:
-        """Return the array that holds the result of what came so far."""
+        """Return the array with the result of the patches so far."""
 
     def expected(self, position: Index) -> Index:
         """Return the shape of the patch at ``position``, samples."""
@@ -304,7 +304,7 @@ class Gatherer(ABC):
         return shape
 
     def parts(self) -> list[Spans]:
-        """Return where the blocks lie along each axis of the result."""
+        """Return the spans of the blocks along each axis of the result."""
         blocks = self.spec.plan.blocks
         found: list[Spans] = [None] * len(self.output.reduced_shape)
         for d, axis in enumerate(self.output.reduced_axes):
@@ -324,7 +324,7 @@ class Gatherer(ABC):
         return self.output.place(self._box(index))
 
     def _count(self, position: Index) -> bool:
-        """Note that a patch came; return whether for the first time."""
+        """Count a patch; return whether this is its first time."""
         number = 0
         for i, n in zip(position, self._counts, strict=True):
             number = number * n + i
@@ -357,7 +357,7 @@ class Gatherer(ABC):
 
 
 class _OneCanvas(Gatherer):
-    """Adds all patches up on one canvas, which stays open: patches may come after a result was taken."""
+    """Adds all patches to one canvas, which stays open: patches may follow after a result was returned."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -373,14 +373,14 @@ class _OneCanvas(Gatherer):
         return self._finish(self._index, self._sums.partials)
 
     def _leave(self, array: Array | None) -> None:
-        """Continue on a copy where the canvas is ``array``, which is to hold the result from now on."""
+        """Continue with a copy of the canvas if it is ``array``, which now holds a result."""
         [sums] = self._sums.partials
         if sums.array is not None and sums.array is array:
             sums.array = array.copy()
 
 
 class Kept(_OneCanvas):
-    """Returns the result; its caller may hold the canvas then, so that later patches get a copy of it."""
+    """Returns the result, which may be the canvas; later patches are then added to a copy of it."""
 
     def __init__(self, spec: Spec) -> None:
         super().__init__(spec)
@@ -396,7 +396,7 @@ class Kept(_OneCanvas):
 
 
 class Stored(_OneCanvas):
-    """Stores the result in an output, in whose memory the sums are added up where it can hold them."""
+    """Stores the result in an output; the sums are made in its memory if it can hold them."""
 
     def __init__(self, spec: Spec, sink: Sink) -> None:
         super().__init__(spec)
@@ -417,11 +417,11 @@ class Stored(_OneCanvas):
 
 
 class ByBlock(Gatherer):
-    """Finishes, stores and forgets each block as soon as its last patch came.
+    """Finishes, stores and drops each block when its last patch arrives.
 
     The steps are those of `tiled_map` with ``reuse="share"``: a patch belongs to the block in which its
-    support starts; the canvas of a block is complete when all of its patches came; its seams then wait for
-    later blocks.
+    support starts; the canvas of a block is complete when all its patches have arrived; its seams then wait
+    for later blocks.
     """
 
     def __init__(self, spec: Spec, sink: Sink) -> None:
@@ -437,7 +437,7 @@ class ByBlock(Gatherer):
             np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]).tolist() for t in spec.plan.tables
         ]
         for owners, count in zip(self._owners, self._counts, strict=True):
-            # What starts after the image, in its padding, belongs to no block.
+            # Patches that start after the image, in its padding, belong to no block.
             owners += [-1] * (count - len(owners))
 
     def add(self, position: Index, values: Array) -> None:
@@ -466,15 +466,15 @@ class ByBlock(Gatherer):
         return self._sink.close()
 
     def _close(self, owner: Index) -> None:
-        """Cut the seams of a complete canvas; store the blocks that waited for nothing else."""
+        """Cut the seams of a complete canvas; store the blocks for which nothing else is missing."""
         plan = self.spec.plan
         group = Group(self._open.pop(owner).partials, [])
         seams = cut_seams(self.spec, owner, plan.later(owner), group)
         if seams and not self._ready(owner):
-            # It waits: what it waits with need not be the whole canvas.
+            # While the block waits, only its own part of the canvas is needed.
             group = Group([group.partials[0].crop(self.output, self._box(owner))], [])
         self._own[owner] = group
-        del group  # or it would live until all later blocks are stored
+        del group  # otherwise it would live until all later blocks are stored
         later = []
         for step, seam in seams.items():
             index = tuple(b + s for b, s in zip(owner, step, strict=True))
@@ -485,11 +485,11 @@ class ByBlock(Gatherer):
                 self._store(index)
 
     def _ready(self, index: Index) -> bool:
-        """Return whether the seams of all earlier neighbours have come."""
+        """Return whether the seams of all earlier neighbours are there."""
         return all(e in self._seams.get(index, {}) for e in self.spec.plan.earlier(index))
 
     def _store(self, index: Index) -> None:
-        """Store a finished block and forget its parts."""
+        """Store a finished block and drop its parts."""
         own, seams = self._own.pop(index, None), self._seams.pop(index, {})
         groups = ([own] if own else []) + [seams[e] for e in sorted(seams)]
         self._finished.add(index)
@@ -497,7 +497,7 @@ class ByBlock(Gatherer):
 
 
 def gatherer_of(spec: Spec, sink: Sink | None) -> Gatherer:
-    """Return what gathers the patches of ``spec`` into ``sink``, or into memory of its own."""
+    """Return the gatherer of the patches of ``spec`` into ``sink``, or into new memory."""
     if any(n != 1 for n in spec.plan.blocks):
         shape, dtype = spec.outputs[0].reduced_shape, spec.outputs[0].dtype
         return ByBlock(spec, sink or Sink(np.empty(shape, dtype)))

@@ -23,20 +23,20 @@ __all__ = ["CropReader", "Padding", "open_image"]
 
 Position = Sequence[int]
 
-# Decoded chunks that the reader of one image may keep: one part in so many of the memory that a process may
-# plan with. A chunk is dropped at its last use, so only images far larger than their crops reach this.
+# The reader of one image may keep this fraction (1 / CACHE_SHARE) of the memory limit of a process as decoded
+# chunks. A chunk is dropped at its last use, so only images far larger than their crops need so much.
 CACHE_SHARE = 8
 
 
 class Padding:
-    """How samples outside the image are invented: a mode or callable of `numpy.pad` with its options."""
+    """How samples outside the image are filled: a mode or callable of `numpy.pad` with its options."""
 
     def __init__(self, mode: Any = "reflect", **options: Any) -> None:
         self.mode = mode if callable(mode) else one_of("the padding mode", mode, TECHNIQUES)
         self.options = options
         self.cval: Any = 0
         self.boundary: Boundary | None = None
-        """The mode where index arithmetic suffices; None where `numpy.pad` is called."""
+        """The mode if index arithmetic is enough; None if `numpy.pad` is called."""
         rest = dict(options)
         if mode == "constant" and not np.ndim(rest.get("constant_values", 0)):
             self.cval, self.boundary = rest.pop("constant_values", 0), "constant"
@@ -73,7 +73,7 @@ def open_image(image: Any) -> Source:
 
 
 class CropReader:
-    """Reads the crops of a grid out of one image; picklable, and safe in several threads at a time."""
+    """Reads the crops of a grid from one image; picklable and thread-safe."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class CropReader:
         self._cache_bytes = default_memory() // CACHE_SHARE if cache_bytes is None else cache_bytes
         self._tensor = is_tensor(image)
         self._device = getattr(image, "device", None)
-        # Pickled, such a source carries no data: tasks of a graph are given what they read.
+        # Such a source is pickled without data, because tasks of a graph get the data separately.
         bare = source.in_memory or source.dask_name is not None
         self._image = image if bare or self._tensor else None
         self._uses: tuple[Array, ...] | None = None
@@ -103,9 +103,9 @@ class CropReader:
         return _reopened, (what, self._axes, self._grids, self._padding, self._cache_bytes)
 
     def read(self, position: Position) -> Any:
-        """Return the crop at ``position``, its number along each axis: an array that nobody else holds.
+        """Return the crop at ``position`` (its number along each axis) as a new array.
 
-        A tensor where the image is one, on its device; else a numpy array.
+        It is a tensor on the same device if the image is one, else a numpy array.
         """
         reads = [spans[i] for spans, i in zip(self._spans, position, strict=True)]
         inside = all(a >= 0 and b <= g.extent for (a, b), g in zip(reads, self._grids, strict=True))
@@ -116,7 +116,7 @@ class CropReader:
             crop = self._read(box)
         else:
             crop = self._cut(reads)
-        # What a file or index arithmetic gave is new memory already.
+        # Samples from a file or from index arithmetic are in new memory already.
         if not self.source.fresh and (inside or self._padding.boundary is None):
             crop = np.array(crop, order="C", copy=True)
         if self._tensor:
@@ -144,7 +144,7 @@ class CropReader:
     def _read(self, box: Sequence[tuple[int, int]]) -> Array:
         """Return the samples of a box inside the image; may be a view."""
         if not isinstance(self.source, ZarrSource) or self.source.chunks is None:
-            # A memmap would hand its class on to what is computed from it.
+            # Arrays computed from a memmap would be memmaps, too.
             return np.asarray(self.source.read(box))
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
@@ -152,7 +152,7 @@ class CropReader:
             return self.source.read_shared(box, self._uses, self._cache_bytes)
 
     def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
-        """Return how many crops read each chunk along each axis of the source."""
+        """Return the number of crops that read each chunk, along each axis of the source."""
         counts = [np.ones(-(-n // c), np.int64) for n, c in zip(self.source.shape, chunks, strict=True)]
         for axis, grid in zip(self._axes, self._grids, strict=True):
             counts[axis][:] = 0

@@ -1,4 +1,4 @@
-"""`GridSampler`: the patches of an image with their boxes, as Patchly gives them."""
+"""`GridSampler`: the patches of an image and their boxes, with the interface of Patchly."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["GridSampler", "SamplingMode"]
 
 
 class SamplingMode(Enum):
-    """What is done about patches that would stick out of the image.
+    """Treatment of patches that would stick out of the image.
 
     Examples
     --------
@@ -37,24 +37,24 @@ class SamplingMode(Enum):
     SAMPLE_ADAPTIVE = 2
     """The last patches are cut at the border."""
     SAMPLE_CROP = 3
-    """Patches that do not fit are left out; samples that only they would cover are in no patch."""
+    """Patches that do not fit are left out, with the samples that only they would cover."""
     SAMPLE_SQUEEZE = 4
     """The distance of the patches is reduced until the last one fits."""
     PAD_UNKNOWN = 5
-    """As ``PAD_END``."""
+    """Same as ``PAD_END``."""
     PAD_END = 6
     """The image is padded at its end until whole patches cover it."""
     PAD_EDGES = 7
-    """The same padding, half of it before the image and half after it."""
+    """As ``PAD_END``, with half of the padding before the image and half after it."""
 
     @property
     def pads(self) -> bool:
-        """Whether the image is padded instead of the patches moved, cut or left out."""
+        """Whether the mode pads the image; other modes move, cut or leave out patches."""
         return self in (SamplingMode.PAD_UNKNOWN, SamplingMode.PAD_END, SamplingMode.PAD_EDGES)
 
     @classmethod
     def of(cls, mode: Any) -> tuple[SamplingMode, str | None]:
-        """Return the mode that a word names, and the mode of `numpy.pad` if the word ends in one.
+        """Return the mode named by a word, and the mode of `numpy.pad` with which the word ends, if any.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class SamplingMode(Enum):
         TilingError
             For any other word.
         TypeError
-            For anything but a mode or a word.
+            If it is neither a mode nor a word.
         """
         if isinstance(mode, Enum):
             mode = mode.name
@@ -87,46 +87,46 @@ class GridSampler:
     """Patches of an image on a grid, each with its box: a sequence of ``(patch, box)``.
 
     A replacement for ``patchly.GridSampler`` with the arguments of version 0.0.19 and of its README. It also
-    gives every patch its own memory, takes images smaller than a patch and of any supported kind, pads in all
-    padding modes, can be looped over several times at once, and holds no table of patches.
+    returns every patch in its own memory, takes images smaller than a patch and of any supported kind, pads
+    in all padding modes, can be iterated several times at once, and stores no table of patches.
 
     Parameters
     ----------
     image : array, path, URL, `load_once`, dict of them, or None
         As in `tiled_map`, and torch tensors on any device. A dict of images gives dicts of patches; without
-        an image an item is the box alone.
+        an image, items are boxes only.
     spatial_size : int or sequence of int, samples per tiled axis
         Extents of the tiled axes; with a padding mode they may be larger than the image's.
     patch_size : int or sequence of int, samples per tiled axis
-        Lengths of a patch.
+        Shape of a patch.
     step_size : int or sequence of int, samples per tiled axis, optional
         Distance between the starts of neighbouring patches; default: ``patch_size``.
     chunk_size : int or sequence of int, samples per tiled axis, optional
-        Lengths of a chunk. Patches then come chunk by chunk, and the `Aggregator` finishes each chunk as soon
-        as its last patch came.
+        Shape of a chunk. Patches are then sorted by chunk, and the `Aggregator` finishes each chunk when its
+        last patch arrives.
     spatial_first : bool
         Whether the tiled axes come first in the image, or last.
     mode : SamplingMode or str
-        What is done about patches that would stick out of the image.
+        Treatment of patches that would stick out of the image.
     pad_kwargs : dict, optional
-        Keywords of `numpy.pad`: ``mode`` (default "constant" with the padding modes; "reflect" where an image
-        is smaller than a patch) and the options of that mode.
+        Keywords of `numpy.pad`: ``mode`` (default: "constant" with the padding modes; "reflect" for an image
+        smaller than a patch) and the options of that mode.
     patch_offset : int or sequence of int, samples per tiled axis, optional
         Older name of ``step_size``.
     memory_limit : int or str, bytes, optional
-        Decoded storage chunks that are kept in memory; default: an eighth of what a process may plan with.
+        Memory for decoded storage chunks; default: an eighth of the default ``memory_limit`` of `tiled_map`.
 
     Raises
     ------
     TilingError
-        For sizes that do not fit together; the message names the axis and the values.
+        For sizes that contradict each other; the message names the axis and the values.
     TypeError
         For arguments of a wrong type.
 
     Notes
     -----
     The older order of the first four arguments, ``spatial_size, patch_size, patch_offset, image``, is
-    recognised by the first one: a tuple or list of sizes instead of an image.
+    recognised if the first one is a tuple or list of sizes instead of an image.
 
     Examples
     --------
@@ -234,11 +234,11 @@ class GridSampler:
         return len(self._order)
 
     def __getitem__(self, idx: int) -> Any:
-        """Return patch ``idx`` and its box (see `get_bbox`), or the box alone where there is no image."""
+        """Return patch ``idx`` and its box (see `get_bbox`), or only the box if there is no image."""
         return self._at(self._order[range(len(self))[idx]])
 
     def _at(self, position: Index) -> Any:
-        """Return the item at ``position``, the patch's number along each axis."""
+        """Return the item at ``position`` (number of the patch along each axis)."""
         if not self._readers:
             return self._bbox(position)
         if not self._many:
@@ -250,7 +250,7 @@ class GridSampler:
         return map(self._at, self._order)
 
     def get_bbox(self, idx: int) -> Array:
-        """Return where patch ``idx`` lies in the padded image.
+        """Return the box of patch ``idx`` in the padded image.
 
         Parameters
         ----------
@@ -282,7 +282,7 @@ class GridSampler:
         Raises
         ------
         TilingError
-            When no patch has this box.
+            If no patch has this box.
         """
         box = np.asarray(bbox)
         if box.shape != (len(self.grids), 2):
@@ -302,12 +302,12 @@ class GridSampler:
         return tuple(found)
 
     def number(self, position: Index) -> int:
-        """Return the raster number of the patch at ``position``, its number along each axis."""
+        """Return the raster number of the patch at ``position`` (its number along each axis)."""
         return self._raster.number(position)
 
     @property
     def plan(self) -> TilePlan:
-        """The same patches as a `TilePlan` that averages them, in raster order: what they read and cost."""
+        """A `TilePlan` of the same patches, averaged, in raster order, which tells their cost."""
         first = next(iter(self._readers.values()), None)
         source = Source(None, self.spatial_size, np.dtype(np.float32)) if first is None else first.source
         cut = Cut.numbered(self._axes(source), self.grids)
@@ -315,7 +315,7 @@ class GridSampler:
 
 
 class _Order:
-    """The order of patches: raster order; with chunks, chunk by chunk, by the chunk in which they start."""
+    """The order of patches: raster order, or with chunks, sorted by the chunk in which they start."""
 
     def __init__(self, grids: Sequence[AxisGrid], chunk: Index | None) -> None:
         self._grid = TileGrid(tuple(grids))
@@ -340,7 +340,7 @@ class _Order:
         return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, number: int) -> Index:
-        """Return the position of the patch that comes as number ``number``."""
+        """Return the position of patch ``number`` in this order."""
         if not self._firsts:
             return tuple(map(int, np.unravel_index(number, self._grid.shape)))
         chunk = int(np.searchsorted(self._ends, number, side="right"))
@@ -353,7 +353,7 @@ class _Order:
 
 
 def _grid(mode: SamplingMode, name: str, extent: int, size: int, patch: int, step: int) -> AxisGrid:
-    """Return the patches along one axis; with a padding mode it is padded to at least ``size`` samples."""
+    """Return the grid of patches along one axis; padding modes pad it to at least ``size`` samples."""
     if step < 1:
         raise GridError(f"stride (step_size) must be at least 1; got {step} on axis {name}.")
     grid = AxisGrid(extent, patch, max(0, patch - step) // 2, step, "shift", trims=False)

@@ -1,4 +1,4 @@
-"""`Slicer`: the crops of an image, and where their results go, with the interface of Ryomen."""
+"""`Slicer`: the crops of an image and the places of their results, with the interface of Ryomen."""
 
 from __future__ import annotations
 
@@ -31,53 +31,53 @@ def _as_is(value: Any) -> Any:
 class Slicer:
     """Crops of an image: a sequence of ``(crop, source, destination)``.
 
-    ``source`` is the part of a crop's result without its context, ``destination`` the part of the output
-    where it goes; both are indices, tuples of slices.
+    ``source`` is the part of a crop's result without its context, ``destination`` its place in the output;
+    both are tuples of slices.
 
-    A replacement for ``ryomen.Slicer`` with its arguments and order of crops. It also gives every crop its
-    own memory, makes batches, writes the whole border with ``pad=False``, takes images smaller than the crop
-    or the overlap, and can be pickled, indexed and used in several threads.
+    A replacement for ``ryomen.Slicer`` with its arguments and order of crops. It also returns every crop in
+    its own memory, makes batches, writes the whole border with ``pad=False``, takes images smaller than the
+    crop or the overlap, and can be pickled, indexed and used in several threads.
 
     Parameters
     ----------
     image : array, path, URL or `load_once`
-        As in `tiled_map`, and torch tensors on any device. Axes before the tiled ones are whole in each crop.
+        As in `tiled_map`, and torch tensors on any device. Crops have the other axes in full.
     crop_size : int or sequence of int, samples per tiled axis
-        Lengths of a crop, context included.
+        Shape of a crop, including context.
     overlap : int or sequence of int, samples per side and tiled axis
-        Context that the result is trimmed by; neighbouring crops share twice as much.
+        Context on each side, which is trimmed from the result; neighbouring crops share twice as much.
     batch_size : int
         Crops per item. Above 1 an item is a batch: ``collate`` of a list of crops, a list of sources and a
         list of destinations; the last batch may be smaller.
     pad : bool
-        Whether the image is extended by ``overlap`` on both sides, so that every crop has its full context.
-        If not, crops stay inside the image, and results at its border have the context that the image has. A
-        crop longer than the image is filled by padding; without padding it is cut to the image.
+        Whether to pad the image by ``overlap`` on both sides, so that every crop has its full context. If
+        False, crops stay inside the image, and at its border have only the context inside it. A crop longer
+        than the image is filled by padding, or without padding cut to the image.
     stride_offset : int, samples
         Added to the stride ``crop - 2 * overlap``; above 0 gaps remain between the destinations.
     output_transform : callable
         Applied to each crop.
     collate : callable
-        Applied to the list of crops of each item; a list of one crop is unwrapped if ``batch_size`` is 1.
+        Applied to the list of crops of an item; a list of one crop is unwrapped if ``batch_size`` is 1.
     progress_bar : callable
         Wraps a sequence of crop numbers, such as ``tqdm``.
     axes : sequence of int or names, optional
         The tiled axes. Default: the last ones; the function may then change the number of axes before them.
-        Axes that are named keep their number in the result.
+        Axes given here must have the same number in the result.
     boundary : str
-        How ``pad`` invents samples: a mode of `numpy.pad`.
+        How ``pad`` fills samples: a mode of `numpy.pad`.
     cval : scalar
         The constant of ``boundary="constant"``.
     scale : int, Fraction or tuple of them, result samples per image sample
         For a function that changes the scale; sources and destinations are in result samples.
     memory_limit : int or str, bytes, optional
-        Decoded storage chunks that are kept in memory, so that overlapping crops decode each once; default:
-        an eighth of what a process may plan with.
+        Memory for decoded storage chunks, so that overlapping crops decode each once; default: an eighth of
+        the default ``memory_limit`` of `tiled_map`.
 
     Raises
     ------
     TilingError
-        For sizes that do not fit together; the message names the axis and the values.
+        For sizes that contradict each other; the message names the axis and the values.
     TypeError
         For arguments of a wrong type.
 
@@ -110,7 +110,7 @@ class Slicer:
         memory_limit: int | str | None = None,
     ) -> None:
         source = open_image(image)
-        # One int asks for all axes; a sequence for as many of the last ones.
+        # An int tiles all axes; a sequence as many of the last ones as it has entries.
         lengths = None if np.ndim(crop_size) == 0 else tuple(crop_size)  # type: ignore[arg-type]
         _, self._axes = resolve_axes(source, axes, (), lengths)
         names = tuple(source.names[a] if source.names else str(a) for a in self._axes)
@@ -179,7 +179,7 @@ class Slicer:
         return place
 
     def _item(self, crops: Sequence[tuple[Any, Index, Index]]) -> tuple[Any, Any, Any]:
-        """Return some crops as one item."""
+        """Return the item of one crop or a batch."""
         images = self._collate([crop for crop, _, _ in crops])
         sources, destinations = [s for _, s, _ in crops], [d for _, _, d in crops]
         if self._batch == 1 and isinstance(images, list) and len(images) == 1:
@@ -196,15 +196,16 @@ class Slicer:
         return tuple(index)
 
     def writer(self, output: Any) -> ChunkWriter:
-        """Return a context manager around ``output`` that writes each of its storage chunks whole and once.
+        """Return a context manager that writes each storage chunk of ``output`` whole and once.
 
-        Assign results to it as to the array, in any order and from any thread, each crop's once. It holds the
-        chunks that are not whole yet; in the order of this loop those of one slab along the last axis.
+        Assign the result of each crop to it once, as to the array, in any order and from any thread. It holds
+        the chunks that are not whole yet; in the order of this loop, the chunks of one slab along the last
+        axis.
 
         Parameters
         ----------
         output : array
-            What is written to, such as a Zarr array.
+            The array to write into, such as a Zarr array.
 
         Returns
         -------
@@ -213,7 +214,7 @@ class Slicer:
         Raises
         ------
         GridError
-            When ``output`` has other extents than the result.
+            If ``output`` has other extents than the result.
 
         Examples
         --------
@@ -240,17 +241,17 @@ class Slicer:
 
     @property
     def plan(self) -> TilePlan:
-        """The same crops as a `TilePlan`, in raster order: what they read and cost."""
-        # Neither trimmed nor blended: where destinations overlap, the loop writes again.
+        """A `TilePlan` of the same crops, in raster order, which tells their cost."""
+        # Neither trimmed nor blended: where destinations overlap, the loop overwrites.
         scale = tuple(w.scale for w in self._weights)
         return self._cut.plan(self._reader.source, "sum", scale=scale)
 
 
 def _grid(name: str, extent: int, crop: int, overlap: int, offset: int, pad: bool) -> AxisGrid:
-    """Return the crops along one axis, which is called ``name``."""
+    """Return the grid of crops along the axis ``name``."""
     check_axis(AxisGrid(extent, crop, overlap), name, rim=0)
     if not pad:
-        # Without padding there is nothing to fill a longer crop with.
+        # Without padding, a crop cannot be longer than the image.
         crop = min(crop, extent)
         overlap = min(overlap, (crop - 1) // 2)
     stride = crop - 2 * overlap + offset

@@ -1,7 +1,7 @@
-"""Where the loops put finished parts: arrays of any kind, with each storage chunk written whole and once.
+"""Writing finished parts of the loops into arrays of any kind, each storage chunk whole and once.
 
-`ChunkWriter` collects parts to whole storage chunks; `Sink` is what `Aggregator` writes to, which takes one
-where the array has chunks.
+`ChunkWriter` collects parts until a storage chunk is whole. `Aggregator` writes to a `Sink`, which uses a
+`ChunkWriter` if the array has chunks.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ Spans = tuple[Ints, Ints] | None
 
 @dataclass(slots=True)
 class _Unfinished:
-    """One storage chunk of which some parts have come."""
+    """A storage chunk of which some parts have arrived."""
 
     array: Array
     """The chunk's samples."""
     left: int
-    """How many parts are still to come."""
+    """Number of missing parts."""
     boxes: list[Box] | None = field(default_factory=list)
-    """Where the parts that came lie, array samples; None where the stored chunk was read first."""
+    """Boxes of the parts that have arrived, array samples; None if the stored chunk was read first."""
 
 
 class ChunkWriter(Locked):
     """Takes the parts of an array in any order, from any thread; writes each chunk or shard once.
 
-    A context manager: chunks that are not whole at its end, because parts were left out, are then merged into
-    what the array holds. After an exception only whole chunks have been written.
+    A context manager: at its end, chunks that are not whole, because parts were left out, are merged with the
+    stored values. After an exception, only whole chunks have been written.
 
     Parameters
     ----------
     array : array to write into
-        With ``chunks`` (and perhaps ``shards``), such as Zarr's and h5py's; any other array is written part
-        by part.
+        An array with ``chunks`` (and perhaps ``shards``), such as of Zarr or h5py; any other array is written
+        part by part.
     parts : one (starts, stops) or None per axis of the array, samples
-        Where the parts lie that will come, each once; None: every part spans the axis.
+        Spans of the parts to expect, each once; None: every part spans the axis.
 
     Examples
     --------
@@ -88,21 +88,21 @@ class ChunkWriter(Locked):
             self._put(number, box, values)
 
     def _put(self, number: Index, box: Box, values: Array) -> None:
-        """Add what ``values``, the samples of ``box``, hold of one chunk."""
+        """Add the part of ``values``, the samples of ``box``, that lies in one chunk."""
         chunk = self._box(number)
         common = chunk.intersect(box)
         part = values[common.shift([-a for a in box.start]).slices]
         with self._lock:
             whole = self._gather(number, chunk, common, part)
-        # Nobody else has the chunk any more: threads write at the same time.
+        # The chunk has no other owner now, so threads write at the same time.
         if whole is not None:
             self.array[chunk.slices] = whole
 
     def _gather(self, number: Index, chunk: Box, common: Box, part: Array) -> Array | None:
-        """Keep ``part``; return the chunk where it is whole now."""
+        """Keep ``part``; return the chunk if it is whole now."""
         here = self._unfinished.get(number)
         if here is None and number in self._written:
-            self.array[common.slices] = part  # it came again
+            self.array[common.slices] = part  # a repeated part
             return None
         if here is None:
             counts = [c[i] for c, i in zip(self._counts, number, strict=True)]
@@ -122,7 +122,7 @@ class ChunkWriter(Locked):
         return here.array
 
     def _start(self, chunk: Box, left: int, full: bool) -> _Unfinished:
-        """Return a chunk of which nothing has come; what no part will fill is read."""
+        """Return a new unfinished chunk; it is read if the parts will not fill it."""
         if full:
             return _Unfinished(np.empty(chunk.shape, self.array.dtype), left)
         return _Unfinished(np.asarray(self.array[chunk.slices]), left, None)
@@ -135,7 +135,7 @@ class ChunkWriter(Locked):
         return Box(start, stop)
 
     def close(self) -> None:
-        """Write what came of the chunks that never became whole."""
+        """Write the parts of chunks that did not become whole."""
         with self._lock:
             for number, here in self._unfinished.items():
                 chunk = self._box(number)
@@ -160,13 +160,13 @@ class ChunkWriter(Locked):
 
 
 def _unit_of(array: Any) -> Index | None:
-    """Return what an array stores at once, samples per axis: a shard or chunk; None where it has neither."""
+    """Return the storage unit of an array (shard, else chunk), samples per axis; None if it has none."""
     unit = getattr(array, "shards", None) or getattr(array, "chunks", None)
     return tuple(map(int, unit)) if isinstance(unit, tuple | list) else None
 
 
 def _box_of(index: Any, shape: Sequence[int]) -> Box:
-    """Return the box that ``index`` selects: slices without steps, with an Ellipsis or fewer than axes."""
+    """Return the box that ``index`` selects; it holds slices without steps, and perhaps an Ellipsis."""
     items = list(index) if isinstance(index, tuple) else [index]
     if Ellipsis not in items:
         items.append(Ellipsis)
@@ -179,7 +179,7 @@ def _box_of(index: Any, shape: Sequence[int]) -> Box:
 
 
 def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
-    """Return for each chunk along an axis how many parts touch it, and whether together they fill it."""
+    """Return for each chunk along an axis the number of parts that touch it, and whether they fill it."""
     edges = np.append(np.arange(0, extent, unit), extent)
     if spans is None:
         return [(1, True)] * (len(edges) - 1)
@@ -189,7 +189,7 @@ def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
     first = np.searchsorted(stops, edges[:-1], side="right")
     last = np.searchsorted(starts, edges[1:], side="left")
     reach = np.concatenate(([0], np.maximum.accumulate(stops))) if len(stops) else np.zeros(1, np.int64)
-    # Spans ascend, so a hole lies where the next start is beyond all earlier stops.
+    # Spans ascend, so there is a hole where the next start is beyond all earlier stops.
     holes = np.flatnonzero(np.append(starts, extent) > reach)
     low, high = reach[holes], np.append(starts, extent)[holes]
     full = [not ((low < b) & (high > a)).any() for a, b in itertools.pairwise(edges.tolist())]
@@ -200,18 +200,18 @@ def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
 
 
 class Sink:
-    """An array to write into: numpy, memmap, torch on any device, Zarr, h5py, or anything alike."""
+    """An array to write into: numpy, memmap, torch on any device, Zarr, h5py, or similar."""
 
     def __init__(self, array: Any, accumulate: bool = False, writer: ChunkWriter | None = None) -> None:
         if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
             raise TypeError(f"output must have shape, dtype and item assignment; got {type(array).__name__}.")
         self.array = array
         self.accumulate = accumulate
-        """Whether blocks are added to what the array holds."""
+        """Whether blocks are added to the values of the array."""
         self._writer = writer
         self.shape = tuple(map(int, array.shape))
         self.view: Array | None = None
-        """The same memory as a numpy array, where there is one."""
+        """A numpy view of the array, if its memory allows one."""
         if is_tensor(array):
             self.dtype = np.asarray(_empty_like(array)).dtype
             if array.device.type == "cpu" and str(array.dtype) != "torch.bfloat16":
@@ -223,21 +223,21 @@ class Sink:
             raise TilingError("output is read-only; open it for writing (mode='r+' for a memmap).")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled beside its tensor, the view would become memory of its own.
+        # The view is left out, because it would be pickled as memory of its own.
         return Sink, (self.array, self.accumulate, self._writer)
 
     @property
     def unit(self) -> Index | None:
-        """Lengths of what is stored at once, samples per axis; None where every sample is written alone."""
+        """Shape of a storage unit, samples per axis; None if every sample can be written alone."""
         return None if self.view is not None else _unit_of(self.array)
 
     def expect(self, parts: Sequence[Spans]) -> None:
-        """Say where blocks will lie, so that each storage chunk is written once: see `ChunkWriter`."""
+        """Announce the spans of blocks, so that each storage chunk is written once; see `ChunkWriter`."""
         if self.unit is not None:
             self._writer = ChunkWriter(self.array, parts)
 
     def store(self, place: tuple[slice, ...], block: Array) -> None:
-        """Put a finished block into its place."""
+        """Write a finished block to its place."""
         if self.accumulate:
             block = (np.asarray(self.array[place]) + block).astype(self.dtype)
         if self.view is not None:
@@ -251,7 +251,7 @@ class Sink:
             self.array[place] = block
 
     def close(self) -> Any:
-        """Write what is left; return the array."""
+        """Write the remaining parts; return the array."""
         if self._writer is not None:
             self._writer.close()
         return self.array

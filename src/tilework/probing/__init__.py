@@ -1,1 +1,1 @@
-"""What a function needs to see, found by calling it."""
+"""The context that a function needs, found by calling it."""

@@ -1,4 +1,4 @@
-"""The function under test: what it is given, its calls, and how two of its results differ."""
+"""The function under test: its inputs, its calls, and differences between its results."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 Base = Literal["noise", "smooth", "real"]
-"""What an unperturbed crop holds."""
+"""Content of an unperturbed crop."""
 Kind = Literal["other", "ends", "high", "low", "huge", "nan"]
-"""What replaces samples: values of the range, its two ends, above it, below it, far on both sides, NaN."""
+"""Replacement of samples: values of the range, its two ends, above it, below it, far on both sides, NaN."""
 NOTE = (
     "called by probe on crops of random samples; give values=(low, high) or array= for inputs that it accepts"
 )
@@ -81,7 +81,7 @@ class BlackBox:
         batched = self.batched or is_batched(self.fn)
         given = [np.array(c[None] if batched else c, order="C") for c in crops]
         with warnings.catch_warnings(), np.errstate(all="ignore"):
-            # Extreme inputs and NaN are given on purpose: numpy's warnings about them say nothing new.
+            # Extreme inputs and NaN are intended, so numpy's warnings about them are not needed.
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
                 result = self.fn(*given)
@@ -102,14 +102,14 @@ class BlackBox:
 
 @dataclass(frozen=True, slots=True)
 class ResultShape:
-    """Where one result lies: its tiled axes, scale and margin."""
+    """Geometry of one result: its tiled axes, scale and margin."""
 
     shape: Index
     """Samples per axis, without the batch."""
     dtype: np.dtype[Any]
-    """Of the result."""
+    """Dtype of the result."""
     axes: Index
-    """Per tiled axis, its place in ``shape``."""
+    """Per tiled axis, its position in ``shape``."""
     scale: tuple[Fraction, ...]
     """Result samples per image sample, per tiled axis."""
     lost: Index
@@ -120,7 +120,7 @@ class ResultShape:
         return tuple(self.shape[a] for a in self.axes)
 
     def flat(self, values: Array) -> Array:
-        """Return the largest of ``values`` over the untiled axes, tiled axes in their own order."""
+        """Return the maximum of ``values`` over the untiled axes, with the tiled axes in order."""
         untiled = tuple(a for a in range(values.ndim) if a not in self.axes)
         kept: Array = values.max(axis=untiled) if untiled else values
         order = sorted(range(len(self.axes)), key=lambda t: self.axes[t])
@@ -139,7 +139,7 @@ def _wide(a: Array) -> Array:
 
 
 def difference(a: Array, b: Array) -> Array:
-    """Return ``|a - b|`` as float64; inf where only one is NaN, 0 where both are equal or NaN."""
+    """Return ``|a - b|`` as float64; inf where only one is NaN, 0 where both are NaN or equal."""
     if a.dtype.kind in "bmM":
         return np.asarray(a != b, np.float64)
     with np.errstate(all="ignore"):
@@ -151,7 +151,7 @@ def difference(a: Array, b: Array) -> Array:
 
 
 def share(change: Array, a: Array, b: Array) -> Array:
-    """Return ``change`` as a share of the larger of ``a`` and ``b``, sample by sample; at most 1."""
+    """Return ``change`` as a fraction of the larger of ``a`` and ``b``, per sample; at most 1."""
     if a.dtype.kind in "bmM":
         return change
     with np.errstate(all="ignore"):
@@ -160,7 +160,7 @@ def share(change: Array, a: Array, b: Array) -> Array:
 
 
 def size_of(result: Array) -> float:
-    """Return the largest finite magnitude in a result, 1 where it is all zero."""
+    """Return the largest finite magnitude in a result, 1 if it is all zero."""
     if result.dtype.kind in "bmM" or not result.size:
         return 1.0
     with np.errstate(all="ignore"):
@@ -173,14 +173,15 @@ def others(values: Array, axis: int) -> Index:
     return tuple(k for k in range(values.ndim) if k != axis)
 
 
-# How far beyond the range of values "high" and "low" go, in ranges: at the edge of its receptive field a deep
-# network passes on 1e-5 of its input, which has to exceed rounding.
+# Distance of "high" and "low" from the range of values, in ranges: at the edge of its receptive field, a deep
+# network passes on 1e-5 of its input, which must exceed rounding.
 AMPLITUDE = 100.0
-# How far "huge" goes, in ranges. Rounding grows with it, and must not be taken for a response.
+# Distance of "huge", in ranges. Rounding grows with it and must not be taken for a response.
 HUGE = 1e4
-# Width of the blobs in a smooth base image, samples: opening and closing respond to shapes only.
+# Width of the blobs in a smooth base image, samples: morphological opening and closing respond only to
+# shapes.
 PATCH = 4
-# Range of integers wider than 8 bits: 12 bits, as cameras have.
+# Range of integers wider than 8 bits: 12 bits, as in cameras.
 LEVELS = 4095
 
 
@@ -189,13 +190,13 @@ class Inputs:
     """Draws crops of all sources; the same seed gives the same crops."""
 
     crops: CropShapes
-    """Shapes and dtypes of what is drawn."""
+    """Shapes and dtypes of the crops."""
     values: Sequence[tuple[float, float]]
     """Lowest and highest value, per source."""
     samples: Sequence[Array | None]
-    """Real crops, per source; None where there is none."""
+    """Real crops, per source; None if there is none."""
     rng: np.random.Generator
-    """Shared by all that is drawn during one probe."""
+    """Random generator of all draws of one probe."""
 
     def longer(self, axis: int) -> Inputs:
         """Return inputs of twice the length along one tiled axis; real crops are mirrored."""
@@ -209,11 +210,11 @@ class Inputs:
         return replace(self, crops=replace(self.crops, crop=crop, shapes=tuple(shapes)), samples=samples)
 
     def base(self, kind: Base) -> list[Array]:
-        """Return one crop per source: noise, smooth blobs, or the real one (noise where there is none)."""
+        """Return one crop per source: noise, smooth blobs, or the real one (noise if there is none)."""
         return [self._base(k, kind) for k in range(len(self.crops.shapes))]
 
     def _base(self, k: int, kind: Base) -> Array:
-        """Return such a crop of source ``k``."""
+        """Return a crop of source ``k``, as `base` does."""
         sample = self.samples[k]
         if kind == "real" and sample is not None:
             return np.array(sample)
@@ -228,7 +229,7 @@ class Inputs:
         return self._typed(k, unit)
 
     def other(self, kind: Kind) -> list[Array]:
-        """Return one crop per source from which replaced samples are taken."""
+        """Return one crop per source with the values that replace samples."""
         found = []
         for k, shape in enumerate(self.crops.shapes):
             unit = self.rng.random(shape)
@@ -253,7 +254,7 @@ class Inputs:
         values = low + unit * (high - low)
         if dtype.kind in "iu":
             info = np.iinfo(dtype)
-            # float64 does not hold the largest 64-bit integers.
+            # float64 cannot represent the largest 64-bit integers.
             top = float(info.max) if dtype.itemsize < 8 else 2.0**62
             return np.clip(np.rint(values), float(info.min), top).astype(dtype)
         if dtype.kind == "c":
@@ -285,7 +286,7 @@ class Inputs:
 def value_range(
     dtype: np.dtype[Any], values: tuple[float, float] | None, sample: Array | None
 ) -> tuple[float, float]:
-    """Return the lowest and the highest input: as given, those of the sample, or usual ones for the dtype.
+    """Return the lowest and the highest input: as given, of the sample, or the usual ones for the dtype.
 
     Raises
     ------

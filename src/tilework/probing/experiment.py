@@ -1,4 +1,4 @@
-"""One function called on crops with samples replaced: what changes in its results, and what is rounding."""
+"""Calls of one function on crops with replaced samples; changes of its results, told from rounding."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from tilework.probing.reach import Edge, largest
 __all__ = ["Change", "Experiment", "Findings"]
 
 # Rounding that counts as no change, in units of the last place: transforms (FFT, Winograd) leak that much
-# into samples that do not depend on the input. Coarse types come without such transforms.
+# into samples that do not depend on the input. Coarse dtypes are not used with such transforms.
 LEAK, LEAK_COARSE = 64, 4
 # Scales of results, the simplest first.
 SCALES = sorted(
     {Fraction(a, b) for a in range(1, 9) for b in range(1, 65)},
     key=lambda s: (s.numerator * s.denominator, s),
 )
-# Median change of results, as a share of each of them, above which they count as changed.
+# Median change of results, each as a fraction of itself, above which they count as changed.
 STIRRED = 1e-4
-# Values beyond the range, which a function may refuse. Rounding that a transform spreads grows with them.
+# Values beyond the range, which a function may reject. Rounding that a transform spreads grows with them.
 EXTREME = ("high", "low", "huge", "nan")
 
 Fit = tuple[Fraction, int]
@@ -50,14 +50,14 @@ Fit = tuple[Fraction, int]
 
 @dataclass(slots=True)
 class Findings:
-    """What the calls of one probe showed so far."""
+    """Observations of one probe so far."""
 
     edges: list[Edge] = field(default_factory=list)
-    """Every reach that was read off."""
+    """Every observed reach."""
     nan: list[Edge] = field(default_factory=list)
-    """The same for NaN."""
+    """Every observed reach of NaN."""
     borders: list[Edge] = field(default_factory=list)
-    """How far the border of a crop reaches into its results."""
+    """Reaches of the border of a crop into its results."""
     multiple: Index = ()
     """Samples by which the function commutes with translation, per tiled axis."""
     commutes: bool = False
@@ -67,31 +67,31 @@ class Findings:
     wraps: set[int] = field(default_factory=set)
     """Axes on which one end of a crop changes the other."""
     notes: dict[str, list[int]] = field(default_factory=dict)
-    """What else was seen, with the axes that "{axis}" in the text stands for."""
+    """Further observations, with the axes that replace "{axis}" in the text."""
     draws: int = 0
-    """Perturbed crops compared with unperturbed ones."""
+    """Number of perturbed crops that were compared with unperturbed ones."""
     places: int = 0
-    """Gaps looked at."""
+    """Number of gaps that were examined."""
     amplitude: float = 1.0
     """Largest perturbation, in ranges of the values."""
     noise: float = 0.0
-    """Largest difference between two calls on one crop, as a share of the largest result."""
+    """Largest difference between two calls on one crop, as a fraction of the largest result."""
     rounding: float = 0.0
-    """Largest change that counted as none, as a share of the largest result."""
+    """Largest change that was ignored as rounding, as a fraction of the largest result."""
     response: float = 0.0
-    """Largest share of results that changed where inputs were replaced."""
+    """Largest fraction of results that changed where inputs were replaced."""
     may_leak: bool = True
-    """Whether NaN spread over the crop: where it does not, rounding does not either."""
+    """Whether NaN spread over the crop; if it does not, rounding does not either."""
     leaks: bool = False
-    """Whether rounding spreads over the crop, as transforms (FFT, Winograd) do. It then grows with the
-    perturbation, and is measured against the largest change."""
+    """Whether rounding spreads over the crop, as in transforms (FFT, Winograd). It then grows with the
+    perturbation, and is compared with the largest change."""
 
     def reach(self, axis: int, side: int) -> int:
-        """Return the largest reach from one side, 0 where nothing was seen."""
+        """Return the largest reach from one side, 0 if nothing was seen."""
         return largest(self.edges, axis, side) or 0
 
     def note(self, text: str, axis: int | None = None) -> None:
-        """Add a note, once for all axes of which it is true."""
+        """Add a note; a note that holds for several axes is listed once."""
         axes = self.notes.setdefault(text, [])
         if axis is not None and axis not in axes:
             axes.append(axis)
@@ -99,20 +99,20 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What replacing samples of one crop changed in one result."""
+    """The change of one result after samples of one crop were replaced."""
 
     number: int
-    """Of the result."""
+    """Number of the result."""
     base: int
-    """Of the unperturbed crop."""
+    """Number of the unperturbed crop."""
     kind: Kind
-    """Of the values that replaced others."""
+    """Kind of the replacing values."""
     result: ResultShape
-    """Where the result lies."""
+    """Geometry of the result."""
     amount: Array
-    """Absolute difference, the largest over the untiled axes; tiled axes in their order."""
+    """Absolute difference, maximum over the untiled axes; tiled axes in order."""
     shares: Array
-    """The same as shares of each result."""
+    """The difference as a fraction of each result."""
 
     def profile(self, axis: int) -> Array:
         """Return the largest difference per result sample along one tiled axis."""
@@ -121,29 +121,29 @@ class Change:
 
 @dataclass(slots=True)
 class Experiment:
-    """One function on crops of one shape: its calls, its unperturbed results, and what they showed."""
+    """One function on crops of one shape: its calls, its unperturbed results, and the findings."""
 
     box: BlackBox
-    """The function; counts its calls."""
+    """The function, with a count of its calls."""
     inputs: Inputs
     """Draws the crops."""
     tolerance: float | None = None
-    """Change that counts as none, as a share of the largest result; None: rounding."""
+    """Largest change that is ignored, as a fraction of the largest result; None: rounding."""
     results: list[ResultShape] = field(default_factory=list)
-    """Where each result lies, known after `look`."""
+    """Geometry of each result, known after `look`."""
     bases: list[tuple[list[Array], list[Array]]] = field(default_factory=list)
     """Unperturbed crops and the results of the function."""
     seen: Findings = field(default_factory=Findings)
-    """What was found so far."""
+    """The findings so far."""
 
     @property
     def crops(self) -> CropShapes:
-        """Shapes that the function is called with."""
+        """Shapes of the crops."""
         return self.inputs.crops
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """Values to replace samples by, in turn."""
+        """Kinds of replacing values, used in turn."""
         if self.tolerance is not None:
             return ("other", "ends")
         floats = all(t.kind in "fc" for t in self.crops.dtypes)
@@ -152,7 +152,7 @@ class Experiment:
     # -- unperturbed crops ------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Call the function twice on one crop; find where its results lie and whether they repeat."""
+        """Call the function twice on one crop; find the geometry of its results and whether they repeat."""
         crops = self.inputs.base("real")
         first = self.box(crops)
         self.bases.append((crops, first))
@@ -179,7 +179,7 @@ class Experiment:
     def _along(self, d: int) -> list[Fit]:
         """Return scale and lost samples per result along one axis.
 
-        They are told apart by a crop of twice the length, else by how far the response moves.
+        A crop of twice the length tells them apart, or else the distance by which the response moves.
         """
         n, lengths = self.crops.crop[d], [r.lengths()[d] for r in self.results]
         if all(a == n for a in lengths):
@@ -196,7 +196,7 @@ class Experiment:
         return [_likeliest(own, n, slope) for own, slope in zip(found, self._slopes(d), strict=True)]
 
     def _lengths_of_longer(self, d: int) -> list[int] | None:
-        """Return per result its samples along axis ``d`` for a crop of twice the length, None if refused."""
+        """Return each result's length along axis ``d`` for a crop of twice the length; None if fn raises."""
         inputs = self.inputs.longer(d)
         try:
             found = self.box(inputs.base("real"))
@@ -205,9 +205,9 @@ class Experiment:
             return None
 
     def _slopes(self, d: int) -> list[float]:
-        """Return per result how many samples the response moves when the perturbation moves by one."""
+        """Return for each result the samples by which the response moves if the perturbation moves by one."""
         n = self.crops.crop[d]
-        # Well inside: a network without padding has no result near the border.
+        # Far from the border, where a network without padding has no result.
         width, places = max(1, n // 16), (3 * n // 8, 5 * n // 8)
         centres = []
         for place in places:
@@ -224,7 +224,7 @@ class Experiment:
     # -- perturbed crops --------------------------------------------------------------------------------
 
     def changes(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Change]:
-        """Return what changes in each result when all but ``keep`` (see `Inputs.mixed`) is replaced."""
+        """Return the change of each result when all but ``keep`` (see `Inputs.mixed`) is replaced."""
         crops, before = self.bases[base]
         after = self.box(self.inputs.mixed(crops, self.inputs.other(kind), keep))
         self.seen.draws += kind != "nan"
@@ -239,7 +239,7 @@ class Experiment:
         return changes
 
     def taken(self, base: int, kind: Kind, keep: Sequence[Array]) -> list[Change] | None:
-        """Return `changes`, or None where the function refuses values beyond the range."""
+        """Return `changes`, or None if the function raises for values beyond the range."""
         try:
             return self.changes(base, kind, keep)
         except ContractError:
@@ -253,7 +253,7 @@ class Experiment:
     # -- what counts as a change ------------------------------------------------------------------------
 
     def limit(self, number: int, base: int = 0) -> float:
-        """Return the largest difference in a result that counts as none."""
+        """Return the largest difference in a result that is ignored."""
         result, dtype = self.bases[base][1][number], self.results[number].dtype
         least = 4 * self.seen.noise
         if self.tolerance is not None:
@@ -263,7 +263,7 @@ class Experiment:
         return least * size_of(result)
 
     def limit_of(self, change: Change) -> float:
-        """Return the largest difference in ``change`` that counts as none."""
+        """Return the largest difference in ``change`` that is ignored."""
         if change.kind == "nan":
             return 1e300
         limit, dtype = self.limit(change.number, change.base), change.result.dtype
@@ -273,16 +273,16 @@ class Experiment:
         return max(limit, self._leak(dtype) * float(finite.max(initial=0.0)))
 
     def _leak(self, dtype: np.dtype[Any]) -> float:
-        """Return the rounding of a result of ``dtype``, as a share of the largest one."""
-        # A function of floats may have computed in floats and returned doubles.
+        """Return the rounding of a result of ``dtype``, as a fraction of the largest value."""
+        # A function of float32 crops may compute in float32 and return float64.
         kinds = [dtype, *(t for t in self.crops.dtypes if t.kind in "fc")]
         eps = max(float(np.finfo(t).eps) for t in kinds)
         return eps * (LEAK_COARSE if eps > 1e-5 else LEAK)
 
     def stirred(self, change: Change, axis: int, start: int, stop: int) -> bool:
-        """Return whether most results from ``start`` to ``stop`` changed, each as a share of itself.
+        """Return whether most results from ``start`` to ``stop`` changed, each as a fraction of itself.
 
-        A probability of 1e-6 that becomes 2e-6 has changed, though by little next to 1. Always False for
+        A probability of 1e-6 that becomes 2e-6 has changed, although little compared with 1. Always False for
         values beyond the range.
         """
         if self.seen.noise or self.tolerance is not None or change.kind in EXTREME:
@@ -292,14 +292,14 @@ class Experiment:
 
 
 def _centre(amount: Array, d: int) -> float:
-    """Return the centre of a response along axis ``d``, samples; the middle where there is none."""
+    """Return the centre of a response along axis ``d``, samples; the middle if there is no response."""
     profile = np.minimum(amount, 1e300).sum(axis=others(amount, d))
     total = profile.sum()
     return float((profile * np.arange(len(profile))).sum() / total) if total else (len(profile) - 1) / 2
 
 
 def _result_axes(shape: Index, crop: Index, crop_shape: Index, crop_axes: Index) -> Index:
-    """Return where the tiled axes most likely are in a result of ``shape``."""
+    """Return the most likely positions of the tiled axes in a result of ``shape``."""
     if len(shape) == len(crop_shape):
         return crop_axes
     if len(shape) < len(crop):
@@ -310,7 +310,7 @@ def _result_axes(shape: Index, crop: Index, crop_shape: Index, crop_axes: Index)
     same = placements(shape, crop)
     if same:
         return same[-1]
-    # Channels come first or last: take the axes that all shrink or grow alike, else the last ones.
+    # Channels are first or last: take the axes that all scale alike, otherwise the last ones.
     for start in range(len(shape) - len(crop), -1, -1):
         own = shape[start : start + len(crop)]
         if len({Fraction(a, b) for a, b in zip(own, crop, strict=True)}) == 1:
@@ -330,7 +330,7 @@ def _fits(n: int, length: int, name: str) -> list[Fit]:
 
 
 def _lost_samples(n: int, length: int, scale: Fraction) -> int | None:
-    """Return of ``n`` image samples those without a result; None where that is no whole number."""
+    """Return the number of ``n`` image samples without a result; None if it is not a whole number."""
     lost = 0 if math.ceil(n * scale) == length else n - length / scale
     return int(lost) if lost >= 0 and lost == int(lost) else None
 
@@ -338,6 +338,6 @@ def _lost_samples(n: int, length: int, scale: Fraction) -> int | None:
 def _likeliest(found: Sequence[Fit], n: int, slope: float) -> Fit:
     """Return the simplest fit whose scale is about ``slope``, known to a result sample in ``n / 4``."""
     near = [f for f in found if abs(float(f[0]) - slope) <= max(slope / 10, 4 / n)]
-    # Networks scale by 2 or 1/16, and have no margin that makes up for another number.
+    # Networks scale by numbers such as 2 or 1/16, without a margin that compensates for another scale.
     plain = [f for f in near if not f[1] and 1 in (f[0].numerator, f[0].denominator)]
     return next(iter(plain or near), min(found, key=lambda f: abs(float(f[0]) - slope)))

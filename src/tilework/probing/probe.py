@@ -1,4 +1,4 @@
-"""`probe`, and ``overlap="auto"``: what a function needs to see, found by calling it."""
+"""`probe`, and ``overlap="auto"``: the context that a function needs, found by calling it."""
 
 from __future__ import annotations
 
@@ -45,55 +45,56 @@ def probe(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> ProbeReport:
-    """Return how much context a function needs: the smallest exact overlap, found by calling it.
+    """Return the context that a function needs: its smallest exact overlap, found by calling it.
 
-    Parts of a crop are replaced: where results change tells how far they depend on inputs. Crops are rolled:
-    if the result is rolled too, the function commutes with that translation.
+    `probe` replaces parts of a crop: the distance at which results change is the distance at which they
+    depend on inputs. It also rolls crops: if the result is rolled too, the function commutes with that
+    translation.
 
     Parameters
     ----------
     fn : callable
-        As for `tiled_map`. It is called 15 to 60 times on whole crops, in this process. A function of
-        `load_once` or `from_torch` is called on a worker of the active cluster, if there is one.
+        As for `tiled_map`. It is called 15 to 60 times on whole crops, in this process; functions of
+        `load_once` or `from_torch` are called on a worker of the active cluster, if there is one.
     crop : int or tuple of int, samples per tiled axis
-        What ``fn`` receives. It should be at least four times as long as the expected overlap.
+        Shape of the crops that ``fn`` receives; at least four times the expected overlap.
     array : array, path or tuple of them, optional
-        As for `tiled_map`. Gives shape and dtype, and the crop in its middle as an input. A dask array is
-        not computed.
+        As for `tiled_map`. Its shape and dtype are used, and the crop in its middle as an input. A dask array
+        is not computed.
     shape : tuple of int, samples per axis, optional
-        Shape of the image where no array is given: ``(3, 512, 512)`` for crops with 3 channels. Default: the
+        Shape of the image if no array is given: ``(3, 512, 512)`` for crops with 3 channels. Default: the
         crop.
     dtype : dtype
-        Dtype of the image where no array is given.
+        Dtype of the image if no array is given.
     axes, each, batch_size
         As for `tiled_map`.
     values : (low, high), optional
-        Range of the random inputs. Default: that of the crop in the middle of the array; without an array, 0
-        to 1 for floats and at most 12 bits for integers.
+        Range of the random inputs. Default: the range of the crop in the middle of the array; without an
+        array, 0 to 1 for floats and at most 12 bits for integers.
     tolerance : float, optional
-        Change that counts as none, as a share of the largest result, for inputs within ``values``: 1e-3
-        for a gaussian whose tail may be cut. Default: rounding.
+        Largest change that is ignored, as a fraction of the largest result, for inputs within ``values``:
+        1e-3 for a gaussian whose tail may be cut. Default: rounding.
     seed : int
         Seed of the random inputs.
 
     Returns
     -------
     ProbeReport
-        Prints as a table. Give ``overlap``, ``multiple`` and ``output`` to `tiled_map` as they are. A blend
-        is exact with ``rim=report.rim`` and an overlap of at least margin and rim together.
+        Prints as a table. Pass ``overlap``, ``multiple`` and ``output`` to `tiled_map` unchanged. A blend is
+        exact with ``rim=report.rim`` and an overlap of at least the sum of margin and rim.
 
     Raises
     ------
     TilingError
-        When crop, shape and axes do not fit together, or no declaration describes the result.
+        If crop, shape and axes contradict each other, or no `Output` describes the result.
     TypeError
         For arguments of a wrong type.
 
     Notes
     -----
-    A reach that was seen is certain: some result changed. That nothing reaches farther is less certain: it
-    depends on the number of draws and places in the report, and holds for inputs like these. Results that
-    differ by rounding, 64 units in the last place of the largest result, count as equal.
+    An observed reach is certain, because a result changed. A larger reach may have been missed: the report
+    states how many draws and places were tested, and holds for inputs like these. Results that differ by
+    rounding, 64 units in the last place of the largest result, count as equal.
 
     Examples
     --------
@@ -134,7 +135,7 @@ def _probe(
     tolerance: float | None = None,
     seed: int = 0,
 ) -> ProbeReport:
-    """Return what probing ``fn`` on crops of ``sources`` finds.
+    """Return the report on ``fn``, called on crops of ``sources``.
 
     With an active cluster a `load_once` function is called on a worker: the model may not fit here.
     """
@@ -159,7 +160,7 @@ def _probe(
 
 
 def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Array | None:
-    """Return the crop in the middle of an image; None where it had to be computed or padded."""
+    """Return the crop in the middle of an image; None if it would have to be computed or padded."""
     if isinstance(source, BlockSource) or source.handle is None:
         return None
     samples, box = iter(shape), []
@@ -181,15 +182,15 @@ def choose_overlap(
 ) -> tuple[Request, Outputs | None, tuple[str, ...]]:
     """Return the request with ``overlap="auto"`` replaced by samples, the outputs, and a note for the plan.
 
-    The multiple is filled in too, and for a blend the rim. A request with an overlap in samples is returned
-    as it is.
+    The multiple is set too, and for a blend the rim. A request with an overlap in samples is returned
+    unchanged.
 
     Raises
     ------
     TilingError
-        When ``fn`` takes its tile, so that crops cannot be compared, or when a stride is given.
+        If ``fn`` takes its tile, so that crops cannot be compared, or if a stride is given.
     TypeError
-        When the overlap is a report.
+        If the overlap is a report.
     """
     if isinstance(request.overlap, ProbeReport):
         raise TypeError(
@@ -200,8 +201,8 @@ def choose_overlap(
         return request, declared, ()
     if pass_tile:
         raise TilingError(
-            'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True give overlap in '
-            "samples."
+            'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True, give overlap '
+            "in samples."
         )
     if request.stride is not None:
         raise TilingError(
@@ -234,8 +235,8 @@ def choose_overlap(
 
 
 def _announced(note: str, report: ProbeReport, request: Request, *, averages: bool) -> str:
-    """Log what was chosen, or warn where it is not exact; return the note for the plan."""
-    # Crops padded with the opposite side hold what a function that wraps sees in the whole image.
+    """Log the chosen overlap, or warn if it is not exact; return the note for the plan."""
+    # A crop padded with the opposite side has the context that a wrapping function has in the whole image.
     padded = request.edge == "pad" and request.boundary == "wrap"
     if replace(report, wraps=() if padded else report.wraps).exact:
         _LOG.info("%s; no input farther away was seen to matter", note)
@@ -250,13 +251,13 @@ def _announced(note: str, report: ProbeReport, request: Request, *, averages: bo
 
 
 def _averages(request: Request, outputs: Outputs) -> bool:
-    """Return whether some output is blended from several results for one sample."""
+    """Return whether any output is combined from several results per sample."""
     blends = [request.blend if output.blend is None else output.blend for _, output in named(outputs)]
     return any(not isinstance(blend, str) or blend not in ("trim", "sum") for blend in blends)
 
 
 def _rim(report: ProbeReport, outputs: Outputs) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the rim with which blends are exact, in whole result samples, and the overlap that it needs."""
+    """Return the rim that makes blends exact, in whole result samples, and the overlap that it needs."""
     columns = zip(*(scales(output.scale, len(report.names)) for _, output in named(outputs)), strict=True)
     quanta = [math.lcm(*(s.denominator for s in column)) for column in columns]
     rim = tuple(-(-r // q) * q for r, q in zip(report.rim, quanta, strict=True))

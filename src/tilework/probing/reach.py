@@ -1,14 +1,14 @@
-"""How far results depend on inputs, read off the results that changed when inputs in walls were replaced.
+"""The reach of a function: the distance from replaced inputs at which its results change.
 
-Along one axis inputs are kept in gaps and replaced in the walls between them. Inside a gap, results change as
-far from its ends as the function reaches::
+Along one axis, inputs are kept in gaps and replaced in the walls between them. Inside a gap, results change
+up to the reach of the function from its ends::
 
     inputs     ####|........gap.........|####      # replaced   . kept
     results    xxxxxxx|...unchanged..|xxxxxxxx     x changed
                    |--| before       |--| after
 
-Everything outside a gap is replaced at once: cutting a crop does the same, a median does not move with one
-sample, and some networks respond to no single input. One call looks at many gaps, and at all places along
+All samples outside a gap are replaced at once, because cutting a crop does the same, a median does not change
+with one sample, and some networks respond to no single input. One call tests many gaps, and all places along
 the other axes.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["Edge", "deepest", "edges_along", "gaps_along", "largest"]
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How far one wall reached into one gap, in one call."""
+    """The reach of one wall into one gap, in one call."""
 
     axis: int
     """Tiled axis along which gaps and walls alternate."""
@@ -38,16 +38,16 @@ class Edge:
     at: int
     """Image sample of the crop where the gap starts (side 0) or stops (side 1)."""
     reach: int
-    """Image samples from there to the farthest changed result, included."""
+    """Image samples from there to the farthest changed result, inclusive."""
     cells: int
-    """The same to the end of what that result covers: longer where results are coarser than the image."""
+    """Image samples from there to the end of that result's cell: more for results coarser than the image."""
 
 
 def gaps_along(n: int, length: int, wall: int, multiple: int = 1) -> tuple[Span, ...]:
     """Return gaps of about ``length`` samples between walls of at least ``wall``, over ``n`` samples.
 
-    As crops do, gaps start at multiples of ``multiple``, and stop at multiples counted from the end. There is
-    one gap where no more fit.
+    Like crops, gaps start at multiples of ``multiple``, and stop at multiples counted from the end. There is
+    at least one gap.
 
     Examples
     --------
@@ -66,16 +66,16 @@ def gaps_along(n: int, length: int, wall: int, multiple: int = 1) -> tuple[Span,
 def edges_along(
     profile: Array, limit: float, result: ResultShape, axis: int, gap: Span
 ) -> tuple[list[Edge], float] | None:
-    """Return how far the walls of ``gap`` reach into it, and the largest change that counted as none.
+    """Return the reaches of the walls of ``gap`` into it, and the largest change that was ignored.
 
-    Returns None where all of the gap changed.
+    Returns None if the whole gap changed.
 
     Parameters
     ----------
     profile : 1-D array
         Largest change per result sample along the axis.
     limit : float
-        Largest change that counts as none.
+        Largest change that is ignored.
     """
     start, stop = result.span(axis, gap[0] - result.lost[axis], gap[1])
     changed = profile[start:stop] > limit
@@ -107,9 +107,9 @@ def _edge(axis: int, side: int, at: int, place: int, scale: Fraction) -> Edge:
 
 
 def deepest(changed: Array, result: ResultShape, axis: int, side: int, at: int) -> tuple[Edge | None, bool]:
-    """Return how far a wall that ends at ``at`` reaches along ``axis``, and whether to the end of the crop.
+    """Return the reach along ``axis`` of a wall that ends at ``at``, and whether it fills the crop.
 
-    The wall is all that lies before ``at`` (side 0) or after it (side 1). The edge is None where nothing
+    The wall is the part of the crop before ``at`` (side 0) or after it (side 1). The edge is None if nothing
     changed.
     """
     along = np.flatnonzero(changed.any(axis=others(changed, axis)))
@@ -124,5 +124,5 @@ def deepest(changed: Array, result: ResultShape, axis: int, side: int, at: int) 
 
 
 def largest(edges: Sequence[Edge], axis: int, side: int) -> int | None:
-    """Return the largest reach from one side, None where nothing was seen to change."""
+    """Return the largest reach from one side, None if no change was seen."""
     return max((e.reach for e in edges if e.axis == axis and e.side == side), default=None)

@@ -1,4 +1,4 @@
-"""What probing a function found, with its evidence."""
+"""The report of `probe`: its findings and their evidence."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tilework.probing.reach import Edge, largest
 
 __all__ = ["ProbeReport", "report_of"]
 
-# Share of results that must change where their inputs do: below it the function hardly responded.
+# Smallest fraction of results that must change with their inputs; with fewer, the function hardly responded.
 RESPONDS = 0.02
-# Noise between equal calls, as a share of the largest result, up to which it is rounding (sums in any order).
+# Largest difference between equal calls, as a fraction of the largest result, that is rounding (sums in any
+# order).
 STEADY = 1e-4
 
 Pairs = tuple[Span, ...]
@@ -26,20 +27,20 @@ Pairs = tuple[Span, ...]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class ProbeReport:
-    """What `probe` found of a function; prints as a table, and never claims more than was seen."""
+    """The findings of `probe` on a function; prints as a table, and claims no more than was seen."""
 
     names: tuple[str, ...]
     """Names or numbers of the tiled axes."""
     crop: Index
     """Samples per tiled axis of the crops that the function was called with."""
     overlap: Index
-    """Samples per side, for `tiled_map`: the smallest exact overlap where `exact`, else a quarter of the
+    """Samples per side, for `tiled_map`: the smallest exact overlap if `exact`, otherwise a quarter of the
     crop, for blending."""
     sides: Pairs
-    """Samples before and after an output sample on which it depends, per axis: the most that was seen."""
+    """Samples before and after an output sample that were seen to change it, per axis."""
     borders: Pairs
-    """Samples at the start and end of a crop whose results its border changes, per axis. Padding inside the
-    function may reach farther than any input; then it decides the overlap."""
+    """Number of samples at the start and end of a crop whose results depend on its border, per axis. Padding
+    inside the function may reach farther than any input; then it decides the overlap."""
     multiple: Index
     """Samples by which the function commutes with translation, per axis."""
     scale: tuple[Fraction, ...]
@@ -49,38 +50,37 @@ class ProbeReport:
     output: Outputs
     """Declaration of what the function returns, for ``tiled_map(output=...)``."""
     bounded: bool
-    """Whether changes stopped short of the crop's border: False for global normalisation, squeeze-excite,
-    instance norm, and a radius too large for the crop (`notes` say which)."""
+    """Whether all changes ended before the crop's border: False for global normalisation, squeeze-excite,
+    instance norm, and a radius too large for the crop (see `notes`)."""
     commutes: bool
-    """Whether some translation was found that moves the result and changes nothing else."""
+    """Whether a translation was found that moves the result and changes nothing else."""
     wraps: tuple[str, ...]
     """Names of the axes on which one end of a crop changes the other, as circular filters do."""
     deterministic: bool
     """Whether two calls on one crop returned the same bits."""
     noise: float
-    """Largest difference between these two, as a share of the largest result."""
+    """Largest difference between these two, as a fraction of the largest result."""
     responds: bool
-    """Whether at least 2 % of results changed with their inputs: a detector that finds nothing in the inputs
-    that it got shows nothing."""
+    """Whether at least 2 % of results changed with their inputs. If not, nothing is known: a detector may
+    have found nothing in these inputs."""
     calls: int
-    """Calls of the function, one crop each."""
+    """Number of calls of the function, one crop each."""
     draws: int
-    """Perturbed crops compared with unperturbed ones."""
+    """Number of perturbed crops that were compared with unperturbed ones."""
     positions: int
-    """Gaps in which reaches were read off."""
+    """Number of gaps in which reaches were measured."""
     amplitude: float
     """Largest perturbation, in ranges of the values."""
     tolerance: float
-    """Largest change that counted as none, as a share of the largest result."""
+    """Largest change that was ignored, as a fraction of the largest result."""
     nan_sides: Pairs | None
-    """The same as ``sides`` for NaN, which passes through weights of 0 as well; None where no NaN is passed
-    on."""
+    """As ``sides``, for NaN, which also passes through weights of 0; None if no NaN is passed on."""
     notes: tuple[str, ...]
-    """What else was seen, and what to do."""
+    """Further observations, and what to do."""
 
     @property
     def exact(self) -> bool:
-        """Whether trimming with ``overlap`` and ``multiple`` gives ``fn(image)``, as far as seen."""
+        """Whether trimming with ``overlap`` and ``multiple`` gives ``fn(image)``, as far as observed."""
         return self.bounded and self.commutes and self.responds and not self.wraps and self.noise <= STEADY
 
     @property
@@ -122,7 +122,7 @@ class ProbeReport:
 
     @property
     def verdict(self) -> str:
-        """What an overlap can do for this function, in a sentence."""
+        """The conclusion for this function, in a sentence."""
         repeats = "" if self.deterministic else "; not deterministic"
         if self.exact:
             return "exact with this overlap and multiple: nothing from beyond was seen" + repeats
@@ -140,7 +140,7 @@ class ProbeReport:
         return "no overlap is exact, blend" + repeats
 
     def _nan(self) -> str:
-        """Return how far NaN reaches, as the end of the row "evidence"."""
+        """Return the reach of NaN, as the end of the row "evidence"."""
         if self.nan_sides is None or not self.bounded:
             return ""
         pairs = zip(self.nan_sides, self.sides, strict=True)
@@ -150,7 +150,7 @@ class ProbeReport:
 
 
 def report_of(experiment: Experiment) -> ProbeReport:
-    """Return what was found, in the words of `tiled_map`."""
+    """Return the report of an experiment, in the terms of `tiled_map`."""
     seen, crops, results = experiment.seen, experiment.crops, experiment.results
     axes = range(len(crops.crop))
     margin = tuple(_margin(seen, d, max(r.lost[d] for r in results)) for d in axes)
@@ -183,37 +183,37 @@ def report_of(experiment: Experiment) -> ProbeReport:
 
 
 def _margin(seen: Findings, axis: int, lost: int) -> Span:
-    """Return how many of ``lost`` samples are missing at the start of a crop and how many at its end.
+    """Return how many of the ``lost`` samples are missing at the start of a crop and how many at its end.
 
-    As many at the start as make the reach equal on both sides; half where no reach was seen.
+    The split makes the reach equal on both sides; without an observed reach, it is half.
     """
     before, after = (largest(seen.edges, axis, side) for side in (0, 1))
     if not lost or not seen.bounded or (before is None and after is None):
         return lost // 2, lost - lost // 2
-    # A side from which nothing changed in the gap reaches less far than the margin.
+    # The reach of a side from which nothing changed in the gap is less than the margin.
     lo = min(max(((after or 0) - (-lost if before is None else before)) // 2, 0), lost)
     return lo, lost - lo
 
 
 def _sides(edges: Sequence[Edge], axis: int, lo: int) -> Span:
-    """Return the reach before and after a sample, where results start ``lo`` samples after their crop."""
+    """Return the reach before and after a sample if results start ``lo`` samples after their crop."""
     before, after = (largest(edges, axis, side) or 0 for side in (0, 1))
     return max(0, before + lo), max(0, after - lo)
 
 
 def _border(seen: Findings, axis: int, lo: int) -> Span:
-    """Return how many samples at the start and the end of a crop its border changes."""
+    """Return the numbers of samples at the start and the end of a crop that its border changes."""
     before, after = (_cells(seen.borders, axis, side) for side in (0, 1))
     return max(0, before + lo * bool(before)), max(0, after - lo)
 
 
 def _overlap(experiment: Experiment, axis: int, margin: Span) -> int:
-    """Return the smallest exact overlap, or a quarter of the crop where there is none."""
+    """Return the smallest exact overlap, or a quarter of the crop if there is none."""
     seen, crop, (lo, hi) = experiment.seen, experiment.crops.crop[axis], margin
     multiple = seen.multiple[axis]
     need = max(lo, hi)
     if seen.bounded:
-        # Cores start and end on the grid of translations: only what reaches over a cell counts.
+        # Cores start and end on the grid of translations, so only reaches from walls on that grid count.
         before = max(_cells(seen.edges, axis, 0, 0, multiple), _cells(seen.borders, axis, 0))
         after = max(_cells(seen.edges, axis, 1, crop, multiple), _cells(seen.borders, axis, 1))
         need = max(need, before + lo, after - lo)
@@ -229,7 +229,7 @@ def _cells(edges: Sequence[Edge], axis: int, side: int, origin: int = 0, multipl
 
 
 def _declared(experiment: Experiment, margin: Pairs) -> list[Output]:
-    """Return the declaration of each result, as short as a user would write it."""
+    """Return the declaration of each result, in its shortest form."""
     shape, tiled = experiment.crops.shapes[0], experiment.crops.tiled[0]
     untiled = [m for a, m in enumerate(shape) if a not in tiled]
     found = []
@@ -253,7 +253,7 @@ def _declared(experiment: Experiment, margin: Pairs) -> list[Output]:
 
 
 def _notes(experiment: Experiment) -> list[str]:
-    """Return what else was seen and what to do, in sentences."""
+    """Return further observations and advice, in sentences."""
     seen, names = experiment.seen, experiment.crops.names
     notes = [
         text.replace("{axis}", f"axis {', '.join(names[d] for d in axes)}")

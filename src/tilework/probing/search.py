@@ -1,16 +1,16 @@
-"""The order in which a function is called to find what its results depend on, and what each step looks for.
+"""The steps of a probe: the calls of the function, in order, and the question that each step answers.
 
-1. *look* (`Experiment.look`): two calls on one crop. Are they equal? Where do the results lie?
-2. *frame*: both ends of a crop are replaced, axis by axis. How far does that reach?
-3. *refine*: many gaps in one crop, until nothing new is seen.
-4. *ends*, where a frame leaves no result unchanged: one end at a time, and a crop of twice the length. Is
-   the reach too large for the crop, or global?
-5. *shifts*: crops are rolled by 1, 2, 4, ... samples. By how many does the function commute, away from the
-   crop's border? Where by more than one, *refine* again with walls on that grid, and off it.
-6. *border*: two crops that share most of their samples are compared. Padding inside the function may change
-   results farther from a crop's border than any input reaches: a shift to the left and one to the right
-   depend on nothing near, and still lose both ends.
-7. *round*: one end of a crop is replaced. Does the opposite end change?
+1. *look* (`Experiment.look`): two calls on one crop. Are they equal? What is the geometry of the results?
+2. *frame*: replace both ends of a crop, axis by axis. How far does the change reach?
+3. *refine*: test many gaps in one crop, until nothing new is seen.
+4. *ends*, if a frame leaves no result unchanged: replace one end at a time, also in a crop of twice the
+   length. Is the reach too large for the crop, or global?
+5. *shifts*: roll crops by 1, 2, 4, ... samples. With which translations does the function commute, away from
+   the crop's border? If with none of one sample, *refine* again with walls on that grid, and off it.
+6. *border*: compare two crops that share most of their samples. Padding inside the function may change
+   results farther from a crop's border than any input reaches: a shift to the left followed by one to the right
+   depends on no other sample, but loses both ends.
+7. *round*: replace one end of a crop. Does the opposite end change?
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from tilework.probing.shifts import Shifts, look_at_border, look_round
 
 __all__ = ["search"]
 
-# Draws in a row that must show nothing new before the search ends, and draws at most.
+# Consecutive draws without a new finding that end the search, and the most draws.
 QUIET, DRAWS = 4, 12
-# Gaps that are read off per call; a long crop holds thousands.
+# Most gaps that are measured per call; a long crop has thousands.
 MOST = 200
-# Reach, as a share of the crop beyond the wall, above which a longer crop is called, too.
+# Reach, as a fraction of the crop beyond the wall, above which a longer crop is tested, too.
 NEARLY = 0.6
-# Change far from a wall over change at half the way, above which the response counts as global.
+# Ratio of the change far from a wall to the change at half the way, above which the response is global.
 PLATEAU = 0.3
-# How much farther a response may reach in the longer crop and count as the same.
+# Factor by which a response may reach farther in the longer crop and count as the same.
 GROWTH = 1.2
 
 
 def search(experiment: Experiment) -> ProbeReport:
-    """Call the function and return what was found."""
+    """Call the function and return the report."""
     experiment.look()
     experiment.base("smooth")
     experiment.base("noise")
@@ -73,7 +73,7 @@ def search(experiment: Experiment) -> ProbeReport:
 def _observe(
     experiment: Experiment, axis: int, base: int, kind: Kind, spans: Sequence[Span]
 ) -> list[Edge] | None:
-    """Replace all but ``spans`` along ``axis`` and return the edges; None where all of one span changed."""
+    """Replace all but ``spans`` along ``axis``; return the edges, or None if all of one span changed."""
     seen, n = experiment.seen, experiment.crops.crop[axis]
     keep = experiment.crops.kept(axis, 0, n)
     for start, stop in spans:
@@ -106,7 +106,7 @@ def _observe(
 
 
 def _note_response(experiment: Experiment, change: Change, limit: float, axis: int, kept: Array) -> None:
-    """Record how many results changed at the samples that were replaced."""
+    """Record the fraction of results that changed at the replaced samples."""
     scale = change.result.scale[axis]
     place = np.arange(change.amount.shape[axis]) * scale.denominator // scale.numerator
     part = change.amount.take(np.flatnonzero(~kept[place.clip(0, len(kept) - 1)]), axis)
@@ -118,14 +118,14 @@ def _frame(experiment: Experiment, axis: int) -> bool:
     """Replace both ends of the crop; return whether a result in the middle is unchanged."""
     spans = _middle(experiment, axis)
     if experiment.tolerance is None and "huge" in experiment.kinds:
-        # A transform that spreads rounding spreads NaN too.
+        # A transform that spreads rounding also spreads NaN.
         experiment.seen.may_leak = not _observe(experiment, axis, 0, "nan", spans)
     first = [_observe(experiment, axis, 0, kind, spans) for kind in experiment.kinds[:2]]
     return None not in first
 
 
 def _middle(experiment: Experiment, axis: int, multiple: int | None = None) -> tuple[Span, ...]:
-    """Return one gap in the middle of the crop, its walls an eighth of it or a bit more."""
+    """Return one gap in the middle of the crop, between walls of about an eighth of it."""
     n = experiment.crops.crop[axis]
     m = 2 ** max(0, int(math.log2(max(1, n // 8)))) if multiple is None else multiple
     wall = max(n // 8, max(r.lost[axis] for r in experiment.results) + 1)
@@ -133,22 +133,22 @@ def _middle(experiment: Experiment, axis: int, multiple: int | None = None) -> t
 
 
 def _refine(experiment: Experiment, axis: int, multiple: int = 1, *, aligned: bool = True) -> bool:
-    """Look at many gaps per call until nothing new is seen; return False where all of one changed."""
+    """Test many gaps per call until nothing new is seen; return False if all of one changed."""
     seen, kinds, rng = experiment.seen, experiment.kinds, experiment.inputs.rng
     quiet, number = 0, len(kinds)
     while quiet < QUIET and number < len(kinds) + DRAWS:
-        # Begins with the perturbations that the frame has not seen.
+        # Begins with the perturbations that the frame has not used.
         kind = kinds[(number + 2) % len(kinds)]
         base = len(experiment.bases) - 1 - number % 2
         before = [seen.reach(axis, side) for side in (0, 1)]
         spans = _gaps(experiment, axis, multiple)
         if not aligned:
-            # One sample off the grid shows most; the others in turn.
+            # One sample off the grid shows most, so it alternates with random offsets.
             off = [1 if (k + number) % 2 else int(rng.integers(multiple)) for k in range(len(spans))]
             spans = tuple((a + r, b - r) for (a, b), r in zip(spans, off, strict=True))
         found = _observe(experiment, axis, base, kind, spans)
         if found is None:
-            # The gaps may have been too short: the one in the middle is longest.
+            # The gaps may have been too short; a single one in the middle is longer.
             found = _observe(experiment, axis, base, kind, _middle(experiment, axis, multiple))
         if found is None:
             return False
@@ -158,7 +158,7 @@ def _refine(experiment: Experiment, axis: int, multiple: int = 1, *, aligned: bo
 
 
 def _gaps(experiment: Experiment, axis: int, multiple: int) -> tuple[Span, ...]:
-    """Return gaps with room for the reach that was seen and half as much again."""
+    """Return gaps with room for 1.5 times the observed reach."""
     n = experiment.crops.crop[axis]
     lost = max(r.lost[axis] for r in experiment.results)
     known = sum(max(0, experiment.seen.reach(axis, side)) for side in (0, 1)) + lost
@@ -172,7 +172,7 @@ def _gaps(experiment: Experiment, axis: int, multiple: int) -> tuple[Span, ...]:
 
 
 def _ends(experiment: Experiment, axis: int, multiple: int = 1) -> None:
-    """Replace one end of the crop at a time; where changes fill the crop, note why."""
+    """Replace one end of the crop at a time; if changes fill the crop, note why."""
     seen, n = experiment.seen, experiment.crops.crop[axis]
     if multiple == 1:
         seen.edges = [e for e in seen.edges if e.axis != axis]
@@ -182,7 +182,7 @@ def _ends(experiment: Experiment, axis: int, multiple: int = 1) -> None:
             full = _fills(experiment, axis, side, wall, kind)
             if full is None:
                 continue
-            # A response that nearly fills the crop may be global, of a function that is 0 at the crop's ends.
+            # A response that nearly fills the crop may be global if the function is 0 at the crop's ends.
             reach = seen.reach(axis, side)
             near = not full and reach > NEARLY * (n - wall) and kind == experiment.kinds[0]
             why = _why_open(experiment, axis, kind, reach if near else None) if near or full else None
@@ -193,7 +193,7 @@ def _ends(experiment: Experiment, axis: int, multiple: int = 1) -> None:
 
 
 def _fills(experiment: Experiment, axis: int, side: int, wall: int, kind: Kind) -> bool | None:
-    """Replace one end; return whether results change up to the other, None where values were refused."""
+    """Replace one end; return whether results change up to the other, None if fn raised for the values."""
     n = experiment.crops.crop[axis]
     replaced, at = ((0, wall), wall) if side == 0 else ((n - wall, n), n - wall)
     far = (n - n // 8, n) if side == 0 else (0, n // 8)
@@ -213,10 +213,10 @@ def _fills(experiment: Experiment, axis: int, side: int, wall: int, kind: Kind) 
 
 
 def _why_open(experiment: Experiment, axis: int, kind: Kind, reach: int | None) -> str | None:
-    """Call a crop of twice the length; return why a response that fills this one gives no exact overlap.
+    """Test a crop of twice the length; return why a response that fills this one allows no exact overlap.
 
-    The text has "{axis}" for the axes of which it is true. ``reach`` is given for a response that stopped
-    short of the crop's end: None is returned where it reaches no farther in the longer crop.
+    The text has "{axis}" in place of the axes. ``reach`` is given for a response that ended before the crop's
+    end; None is returned if it reaches no farther in the longer crop.
     """
     n = experiment.crops.crop[axis]
     short = f"on {{axis}} the response reaches the border of the crop of {n}"
@@ -248,9 +248,9 @@ def _why_open(experiment: Experiment, axis: int, kind: Kind, reach: int | None) 
 
 
 def _persistence(change: Change, axis: int) -> float:
-    """Return the mean change in the last quarter of a result over that in the second quarter."""
+    """Return the ratio of the mean change in the last quarter of a result to that in the second quarter."""
     profile = change.amount.mean(axis=others(change.amount, axis))
     quarter = len(profile) // 4
     if not quarter:
-        return 1.0  # a result for all of the crop
+        return 1.0  # the result is too short: it describes the whole crop
     return float(profile[-quarter:].mean()) / max(float(profile[quarter : 2 * quarter].mean()), 1e-300)

@@ -1,4 +1,4 @@
-"""Crops moved against each other: by which translations a function commutes, and what borders change."""
+"""Comparison of shifted crops: the translations with which a function commutes, and effects of borders."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tilework.probing.reach import edges_along, largest
 
 __all__ = ["Shifts", "look_at_border", "look_round"]
 
-# Every divisor comes before its multiples, and what networks pool by comes first.
+# Every divisor comes before its multiples; the usual pooling factors of networks come first.
 STEPS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36)
-# Rounding allowed, in units of the limit for unchanged results: other phases take other code paths.
+# Allowed rounding, in units of the limit for unchanged results: other phases take other code paths.
 SLACK = 4
-# Mismatch, as a share of the result's spread, below which a global function counts as moved: its statistics
-# change by what rolls over the border.
+# Mismatch, as a fraction of the result's spread, below which a global function counts as moved: samples that
+# roll over the border change its statistics.
 GLOBAL = 0.05
 
 
@@ -35,13 +35,13 @@ class Shifts:
     def find(self) -> tuple[tuple[int, ...], bool]:
         """Return the smallest translation per axis, and whether there is one on every axis.
 
-        Where there is none, its place is taken by the smallest that maps whole results to whole results.
+        If there is none on an axis, the smallest that maps whole results to whole results takes its place.
         """
         seen, results = self._experiment.seen, self._experiment.results
         n = len(self._experiment.crops.crop)
         quantum = [math.lcm(*(r.scale[d].denominator for r in results)) for d in range(n)]
         common = math.lcm(*quantum)
-        # All axes at once first: a function that does not commute along the diagonal fails on some axis.
+        # First all axes at once: a function that does not commute along the diagonal fails on some axis.
         together = next((common * k for k in STEPS if self._moves([common * k] * n, 0)), None)
         if together is None and not seen.bounded:
             seen.note("no multiple was found: the response has no bounds")
@@ -74,7 +74,7 @@ class Shifts:
 
         step = together if together is not None and moves(together) else None
         if step is None:
-            # A response without bounds moves nearly or not at all: a search finds no more.
+            # An unbounded response moves nearly or not at all, so a search finds no more.
             if not self._experiment.seen.bounded:
                 return None
             return next((quantum * k for k in STEPS if moves(quantum * k)), None)
@@ -84,9 +84,9 @@ class Shifts:
         return step
 
     def _moves(self, shift: Sequence[int], base: int) -> bool:
-        """Return whether rolling base crop ``base`` by ``shift`` rolls the result and does nothing else.
+        """Return whether rolling base crop ``base`` by ``shift`` only rolls the result.
 
-        False where no result of the crop is far enough from its border to tell.
+        False if no result of the crop is far enough from its border to tell.
         """
         experiment = self._experiment
         crops, before = experiment.bases[base]
@@ -107,7 +107,7 @@ class Shifts:
         return True
 
     def _same(self, moved: Array, after: Array, number: int, base: int) -> bool:
-        """Return whether parts of two results are equal but for rounding, or for statistics of the crop."""
+        """Return whether parts of two results are equal except for rounding or statistics of the crop."""
         gap = difference(moved, after)
         if self._experiment.seen.bounded:
             return bool((gap <= SLACK * self._experiment.limit(number, base)).all())
@@ -115,19 +115,19 @@ class Shifts:
         return float(np.sqrt(np.mean(np.minimum(gap, 1e150) ** 2))) <= GLOBAL * spread
 
     def _region(self, number: int, shift: Sequence[int]) -> list[tuple[int, int]]:
-        """Return the result samples that depend neither on the crop's border nor on where the roll starts."""
+        """Return the result samples that depend neither on the crop's border nor on the seam of the roll."""
         seen, r = self._experiment.seen, self._experiment.results[number]
         region = []
         for d, (n, k) in enumerate(zip(self._experiment.crops.crop, shift, strict=True)):
             if not k:
                 region.append((0, r.lengths()[d]))
             elif seen.bounded:
-                # Off the grid of translations the reach may be longer, by less than the step.
+                # Off the grid of translations, the reach may be longer, by less than the step.
                 before, after = (
                     1 + max(0, *(largest(edges, d, side) or 0 for edges in (seen.edges, seen.nan)))
                     for side in (0, 1)
                 )
-                # Padding inside the function may reach farther than inputs do: stay away as far as possible.
+                # Padding inside the function may reach farther than inputs: keep as far away as possible.
                 room = n - r.lost[d] - 3 * k - before - after
                 low, high = 2 * k + before + room // 4, n - r.lost[d] - k - after - room // 4
                 region.append(r.span(d, low, high))
@@ -137,7 +137,7 @@ class Shifts:
 
 
 def look_at_border(experiment: Experiment, axis: int, multiple: int) -> None:
-    """Compare crops that start a third of their length apart, where both have a result."""
+    """Compare two crops that start a third of their length apart, where both have a result."""
     seen, n = experiment.seen, experiment.crops.crop[axis]
     step = max(multiple, n // 3 // multiple * multiple)
     keep = experiment.crops.kept(axis, n - step, n)
@@ -161,15 +161,16 @@ def look_at_border(experiment: Experiment, axis: int, multiple: int) -> None:
 
 
 def look_round(experiment: Experiment) -> None:
-    """Replace one end of a crop along all axes, and look whether its other ends change.
+    """Replace one end of a crop along all axes, and record the axes on which the other end changes.
 
-    Such a function makes one side of an image depend on the opposite one, and in a crop on that of the crop.
+    The result of such a function depends on the opposite side of the image, and in a crop on that of the
+    crop.
     """
     seen, crops = experiment.seen, experiment.crops
     wall = [max(1, n // 8) for n in crops.crop]
-    # Farther from all ends of an axis than they reach.
+    # Distance from the ends of an axis beyond their reach.
     far = [w + max(0, seen.reach(d, 0), seen.reach(d, 1)) for d, w in enumerate(wall)]
-    # High values at one end and low ones at the other, too: some functions respond to rare values only.
+    # Also high values at one end and low ones at the other: some functions respond only to rare values.
     kinds: list[Kind] = [experiment.kinds[0], *experiment.kinds[1:3], experiment.kinds[-1]]
     for side, base in itertools.product((0, 1), range(2)):
         ends = [(n - w, n) if side else (0, w) for n, w in zip(crops.crop, wall, strict=True)]
@@ -177,7 +178,7 @@ def look_round(experiment: Experiment) -> None:
         for change in experiment.taken(base, kinds[base * (1 + side)], keep) or ():
             changed = change.amount > experiment.limit_of(change)
             for d, (n, w) in enumerate(zip(crops.crop, wall, strict=True)):
-                # The half that is nearer to the other end.
+                # The half of the crop that is nearer to the other end.
                 other = (0, min((n - w) // 2, n - far[d])) if side else (max((n + w) // 2, far[d]), n)
                 spans = [other if k == d else (far[k], m - far[k]) for k, m in enumerate(crops.crop)]
                 box = tuple(slice(*change.result.span(k, *span)) for k, span in enumerate(spans))

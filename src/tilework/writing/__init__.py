@@ -1,1 +1,1 @@
-"""A result into Zarr: every unit whole, once, resumable, and only into what is ours."""
+"""Writing results into Zarr: every unit whole, once and resumable, and never over foreign data."""

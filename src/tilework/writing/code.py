@@ -1,7 +1,7 @@
-"""A function as named parts: its code and what it closes over, wherever the code is.
+"""A function as named parts: its code and the values that it uses, independent of the place of the code.
 
-The parts are bytecode, constants, defaults, closure values, and the globals that the function names. What is
-installed (the standard library, packages) is known by name and version instead.
+The parts are bytecode, constants, defaults, closure values, and the globals that the function names.
+Installed code (the standard library, packages) is described by name and version instead.
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ __all__ = ["SHORT", "UNKNOWN", "Parts", "describe", "digest", "is_network", "pla
 Parts = dict[str, str]
 
 UNKNOWN = "unknown"
-"""Stands for what cannot be compared; never equal to itself."""
-# Values are given as they are up to this many characters, else by a digest.
+"""A part that cannot be compared; counts as different even from itself."""
+# Values with fewer characters are stored as text, others as a digest of this length.
 SHORT = 32
-# Containers nested deeper than this are taken for cyclic.
+# Containers nested more deeply count as cyclic.
 DEPTH = 40
 
 
 def describe(value: Any, name: str) -> Parts:
-    """Return the parts of a function, or of what it refers to, with names that begin with ``name``."""
+    """Return the parts of a function, or of a value that it uses, with names that begin with ``name``."""
     found = _Description()
     found.add(value, name)
     return found.parts
 
 
 class _Description:
-    """The parts that were found, and what was described already: functions refer to each other."""
+    """The parts found so far, and the objects described already: functions may refer to each other."""
 
     def __init__(self) -> None:
         self.parts: Parts = {}
         self.seen: dict[int, Any] = {}
-        """Objects by identity. Held, so that no other object gets the identity of one that is gone."""
+        """Objects by id; kept alive so that no other object gets the same id."""
 
     def add(self, value: Any, name: str) -> None:
         """Describe any value under a name."""
@@ -140,7 +140,7 @@ class _Description:
                 self.add(member, f"{name} {key}")
 
     def _named(self, value: Any, name: str) -> None:
-        """Describe a builtin, a ufunc, a compiled function, or an object that has a name of its own."""
+        """Describe a builtin, a ufunc, a compiled function, or an object with a ``__name__``."""
         module = getattr(value, "__module__", None) or type(value).__module__
         wrapped = getattr(value, "__wrapped__", None)
         known = _installed(module)
@@ -154,10 +154,10 @@ class _Description:
     def _object(self, value: Any, name: str) -> None:
         """Describe data, or an instance, by the first of these rules that applies."""
         plain, items = plain_text(value), _items(value)
-        # 1. A number or a word, by itself.
+        # 1. A number or a word, as text.
         if plain is not None:
             self.parts[name] = plain if len(plain) < SHORT else digest(value)
-        # 2. A container of functions or instances, item by item: dask's token would name their line numbers.
+        # 2. A container of functions or instances, item by item: dask's token would contain line numbers.
         elif items is not None and any(_holds_code(item) for _, item in items):
             for key, item in items:
                 self.add(item, f"{name}[{key}]")
@@ -167,7 +167,7 @@ class _Description:
                 if _installed(kind.__module__) is None:
                     self.add(kind, f"{name} {kind.__name__}")
             self.parts[f"{name} weights"] = digest(value)
-        # 4. Data, and what names itself to dask, by a digest.
+        # 4. Data, and objects with a dask token of their own, by a digest.
         elif _is_data(value) or not hasattr(value, "__dict__") or hasattr(value, "__dask_tokenize__"):
             try:
                 self.parts[name] = digest(value)
@@ -203,7 +203,7 @@ def _is_data(value: Any) -> bool:
 
 
 def _bytecode(code: types.CodeType) -> tuple[Any, ...]:
-    """Return what a function does, without file names, line numbers and constants."""
+    """Return the instructions of a function, without file names, line numbers and constants."""
     nested = tuple(_bytecode(c) for c in code.co_consts if isinstance(c, types.CodeType))
     names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
     return (code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount, names, nested)
@@ -230,7 +230,7 @@ def _globals(code: types.CodeType) -> Iterator[str]:
 def _address(module: str | None, name: str, known: str) -> str:
     """Return the part of an installed object: its module and name, and the version of its package.
 
-    For objects of this package the module is left out: stores can be resumed after the code has moved.
+    For objects of this package the module is left out, so that stores can be resumed after code has moved.
     """
     own = (module or "").partition(".")[0] == "tilework"
     return f"{'tilework' if own else module}.{name}, {known}"
@@ -238,13 +238,13 @@ def _address(module: str | None, name: str, known: str) -> str:
 
 @functools.lru_cache(maxsize=256)
 def _installed(module: str | None) -> str | None:
-    """Return name and version of the package that holds a module; None for the user's own code."""
+    """Return name and version of the package that contains a module; None for the user's own code."""
     top = (module or "builtins").partition(".")[0]
     python = f"python {sys.version_info.major}.{sys.version_info.minor}"
     if top == "tilework":
         return f"tilework {importlib.metadata.version('tilework')}"
     if top == "__main__":
-        return None  # also where a launcher from a package set its file
+        return None  # also if a launcher from a package has set its file
     if top in sys.stdlib_module_names or top in sys.builtin_module_names:
         return python
     file = getattr(sys.modules.get(module or ""), "__file__", None)
@@ -273,7 +273,7 @@ def stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
     """Yield name, size and modification time of the chunks below a folder."""
     for entry in sorted(os.scandir(folder), key=lambda e: e.name):
         if entry.name.startswith((".", "zarr.json")):
-            continue  # metadata, and the marks of a result that is the source of another
+            continue  # metadata, and done-marks if the source was itself written by tilework
         if entry.is_dir():
             for name, size, time in stamps(Path(entry.path)):
                 yield f"{entry.name}/{name}", size, time
@@ -296,7 +296,7 @@ def digest(value: Any) -> str:
     Raises
     ------
     TokenizationError
-        For anything else that dask cannot name deterministically.
+        For any other object that dask cannot hash deterministically.
     """
     state = hashlib.blake2b(digest_size=16)
     _feed(value, state, 0)
@@ -352,7 +352,7 @@ def _feed(value: Any, state: Any, depth: int) -> None:
 
 
 def _feed_array(value: Array, state: Any) -> None:
-    """Feed the bytes of an array part by part: a copy of a large one would double its memory."""
+    """Feed the bytes of an array part by part, because a copy of a large one would double its memory."""
     if value.flags.c_contiguous:
         state.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
     elif value.ndim <= 1:

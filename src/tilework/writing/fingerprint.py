@@ -1,4 +1,4 @@
-"""The fingerprint: what a stored result was made from, as named parts, so that a changed part has a name."""
+"""The fingerprint of a stored result: its inputs as named parts, so that messages can name a changed part."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["UNKNOWN", "changes", "of_spec"]
 
 
 def of_spec(spec: Spec, version: str | None = None) -> Parts:
-    """Return the fingerprint of a result of `tiled_map`, but for its mask.
+    """Return the fingerprint of a result of `tiled_map`, without its mask.
 
     Parameters
     ----------
@@ -30,11 +30,11 @@ def of_spec(spec: Spec, version: str | None = None) -> Parts:
     Returns
     -------
     dict of str
-        Names of the parts to their digests, or to their values where these are short.
+        Names of the parts, with their digests, or their values if these are short.
 
     Notes
     -----
-    Stores that were written keep the names and the digests: a changed one makes them impossible to resume.
+    Stores keep these names and digests: after a change of one in this code, they can no longer be resumed.
     """
     parts: Parts = {}
     for number, source in enumerate(spec.sources):
@@ -68,7 +68,7 @@ def _output(output: BoundOutput, name: str, rim: tuple[int, ...] | None) -> Part
 
 
 def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Return which parts differ, in words: their names, and the values where these are short."""
+    """Return the names of the parts that differ, with their values if these are short."""
     found = []
     for name in sorted(old.keys() | new.keys()):
         before, after = _without_module(old.get(name)), _without_module(new.get(name))
@@ -84,7 +84,7 @@ def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
 
 
 def _without_module(value: str | None) -> str | None:
-    """Return a part without the module of an object of this package; records of version 0.1.0 name it."""
+    """Return a part without the module of an object of this package, which records of version 0.1.0 have."""
     return value and re.sub(r"^tilework\.[a-z_]+\.(?=\S+, tilework )", "tilework.", value)
 
 
@@ -92,12 +92,12 @@ def _is_digest(value: str) -> bool:
     return len(value) == SHORT and all(c in "0123456789abcdef" for c in value)
 
 
-# -- what identifies the data of a source -----------------------------------------------------------------
+# -- the identity of the data of a source -----------------------------------------------------------------
 
 
 @functools.singledispatch
 def _identity(source: Source) -> Parts:
-    """Return the parts of a fingerprint that tell the data of a source from others, by name."""
+    """Return the parts of a fingerprint that identify the data of a source."""
     del source
     return {"data": UNKNOWN}
 

@@ -29,16 +29,16 @@ __all__ = ["ChunkJob", "Destination", "TileJob", "WriteJob"]
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """The array that one output is written into."""
+    """The array into which one output is written."""
 
     array: Any
     """A Zarr array, or anything with item assignment."""
     done: Bits | None = None
-    """Which write units were done when the run began; None: no marks can be kept."""
+    """Which write units were done when the run began; None: the array cannot have marks."""
 
     @property
     def ledger(self) -> Ledger | None:
-        """What keeps the marks."""
+        """The ledger that keeps the marks."""
         return None if self.done is None else Ledger(self.array)
 
 
@@ -47,14 +47,14 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class _Sink:
-    """What a task knows of the array of one output."""
+    """The array of one output, as tasks get it."""
 
     array: Any
-    """What is written into."""
+    """The array to write into."""
     ledger: Ledger | None
-    """Where units are marked; None: nowhere."""
+    """The ledger in which units are marked, if there is one."""
     partial: Mapping[Index, Sequence[Index]] = field(default_factory=dict)
-    """By block, the units that are to be written, where some of its units are done."""
+    """For each block of which some units are done, the units to write."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         if isinstance(self.array, np.ndarray):
@@ -66,7 +66,7 @@ class _Sink:
 
 
 class _Writer:
-    """Writes blocks of all outputs, and marks their units; the end of each task that delivers a block."""
+    """Writes blocks of all outputs and marks their units; called at the end of each task that has a block."""
 
     def __init__(self, sinks: Mapping[int, _Sink]) -> None:
         self.sinks = sinks
@@ -89,7 +89,7 @@ class _Writer:
 
 
 def _write_units(sink: _Sink, units: Units, index: Index, box: tuple[slice, ...], part: Any) -> set[Index]:
-    """Write those units of a block that are not done, and return them."""
+    """Write the units of a block that are not done, and return them."""
     if index not in sink.partial:
         sink.array[box] = part
         return set(itertools.product(*(range(a, b) for a, b in units.ranges(box))))
@@ -112,7 +112,7 @@ def _write_chunk(sink: _Sink, box: tuple[slice, ...], units: Sequence[range], ch
 
 @contextmanager
 def _told(box: Sequence[slice]) -> Iterator[None]:
-    """Add to an error which samples were being written."""
+    """Add the samples that were being written to an error."""
     try:
         yield
     except Exception as error:
@@ -122,7 +122,7 @@ def _told(box: Sequence[slice]) -> Iterator[None]:
 
 
 def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:
-    """Keep nothing of a block."""
+    """Drop a block."""
     del spec, index, block, failures
 
 
@@ -136,7 +136,7 @@ class _Close:
     arrays: tuple[Any, ...]
     """All arrays of the job."""
     ledgers: tuple[Ledger, ...]
-    """Those of the arrays that have one."""
+    """Ledgers of the arrays that have one."""
 
     def __call__(self) -> Any:
         for ledger in self.ledgers:
@@ -145,16 +145,16 @@ class _Close:
 
 
 class WriteJob(Job):
-    """What jobs that write arrays have in common."""
+    """Base of the jobs that write arrays."""
 
     def __init__(
         self, title: str, name: str, destinations: Iterable[Destination], retries: int | None
     ) -> None:
         self.title = title
-        # A cluster would take tasks of an equal name, of another store or of a run that failed, for done.
+        # A cluster would take a task of the same name, of another store or of a failed run, for this one.
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
         self.retries = retries
-        """Further attempts that tasks make themselves; None where the scheduler makes them."""
+        """Further attempts that tasks make themselves; None if the scheduler makes them."""
         self.tiles = 0
         self.threads: int | None = None
         self.failures: list[Failure] = []
@@ -176,18 +176,18 @@ class WriteJob(Job):
 
 @dataclass(frozen=True, slots=True)
 class _Missing:
-    """What of a result is to be computed."""
+    """The part of a result that is still to be computed."""
 
     blocks: Bits
-    """Which blocks are written."""
+    """Which blocks to write."""
     tiles: Bits | None = None
-    """Which tiles are run; None: all that have a result."""
+    """Which tiles to run; None: all that have a result."""
     partial: Mapping[int, Mapping[Index, list[Index]]] = field(default_factory=dict)
-    """By output and block, the units that are written, where some units of the block are done."""
+    """For each output and block of which some units are done, the units to write."""
 
 
 def _missing(spec: Spec, destinations: Mapping[int, Destination]) -> _Missing:
-    """Return the blocks, and the tiles, that touch a unit that is not done."""
+    """Return the blocks and tiles that touch a unit that is not done."""
     missing = {n: ~d.done for n, d in destinations.items() if d.done is not None}
     if all(bits.all() for bits in missing.values()):
         return _Missing(np.ones(spec.plan.blocks, bool))
@@ -203,15 +203,15 @@ def _missing(spec: Spec, destinations: Mapping[int, Destination]) -> _Missing:
 
 
 class TileJob(WriteJob):
-    """Writes the result of `tiled_map`: only units that are not done, from only the tiles that touch them.
+    """Writes a result of `tiled_map`: only the units that are not done, from only the tiles that touch them.
 
     Parameters
     ----------
     title, name : str
-        Of the job, for messages; of the result.
+        Title of the job, for messages; name of the result.
     spec : Spec
     destinations : dict of int to Destination
-        By the number of the output.
+        The array of each output, by number.
     upstream : dict, optional
         Graphs of the dask arrays that are read.
     retries : int or None
@@ -288,7 +288,7 @@ class TileJob(WriteJob):
             )
 
     def _merged(self, slab: BlockTasks) -> Iterator[Piece]:
-        """Yield one piece of all blocks: the graph of a dask array is there as a whole already."""
+        """Yield one piece of all blocks, because the graph of a dask source exists as a whole."""
         pieces = list(self._by_block(slab))
         if pieces:
             tasks = dict(self.upstream)
@@ -303,7 +303,7 @@ class TileJob(WriteJob):
         return BlockTasks(spec, name, wanted=lambda index: bool(blocks[index]), apart=self.apart)
 
     def _guarded(self, nodes: Mapping[Key, Any]) -> dict[Key, Any]:
-        """Return tasks that return their exceptions, where the scheduler does not report them."""
+        """Return the tasks, made to return their exceptions if the scheduler does not report them."""
         return {
             key: Task(key, guarded(node.func, self.retries), *node.args) if type(node) is Task else node
             for key, node in nodes.items()
@@ -338,11 +338,11 @@ class ChunkJob(WriteJob):
         super().__init__(title, array.name, [destination], retries)
         self.array, self.destination, self.unit = array, destination, unit
         self.missing = dict(self._missing())
-        """By the number of the chunk, its samples and units."""
+        """Samples and units of each chunk to write, by its index."""
         self.tiles = len(self.missing)
 
     def _missing(self) -> Iterator[tuple[Index, tuple[tuple[slice, ...], tuple[range, ...]]]]:
-        """Yield the chunks that hold a unit that is not done."""
+        """Yield the chunks that contain a unit that is not done."""
         offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in self.array.chunks]
         done = self.destination.done
         for index in itertools.product(*map(range, self.array.numblocks)):
@@ -354,7 +354,7 @@ class ChunkJob(WriteJob):
                 yield index, (box, units)
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the whole graph at once: it exists already."""
+        """Yield the whole graph as one piece, because it exists already."""
         if not self.missing:
             return
         sink, writes = f"{self.name}-writer", {}

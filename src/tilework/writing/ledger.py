@@ -1,13 +1,13 @@
-"""What was written: the record and the done-marks of a Zarr array, and `status`, which reads them.
+"""The record and the done-marks of a Zarr array, and `status`, which reads them.
 
-The attribute ``tilework`` of the array is its record: the plan, the versions and the fingerprint of the
-inputs. The marks say which write units are done. They are kept below the array's folder::
+The attribute ``tilework`` of the array stores its record: the plan, the versions and the fingerprint of the
+inputs. Done-marks tell which write units are finished. They lie below the array's folder::
 
     .tilework/done/3.0.7    an empty value, written after unit (3, 0, 7)
-    .tilework/done.bits     the same for many units: one bit each, packed and compressed
+    .tilework/done.bits     one bit for every unit, packed and compressed
 
-That a chunk exists says nothing: chunks of fill value leave no file, and a shard exists after its first inner
-write.
+The existence of a chunk shows nothing: chunks of fill value leave no file, and a shard exists after its first
+inner write.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ FOLDER = ".tilework"
 
 
 class Record(TypedDict):
-    """What the attributes of a written array say of its run."""
+    """The record of a run, in the attributes of the array."""
 
     format: int
     versions: dict[str, str]
-    """Versions of python and the packages that the result was computed with."""
+    """Versions of python and the packages that computed the result."""
     fingerprint: dict[str, str]
-    """What the result was made from: names of the parts, and their digests or values."""
+    """The inputs of the result: names of parts, with their digests or values."""
     plan: NotRequired[dict[str, Any]]
-    """The JSON of the plan, where it is a result of `tiled_map`."""
+    """The JSON of the plan, for a result of `tiled_map`."""
     failed: NotRequired[list[str]]
     """Tiles that the last run left out, with their errors."""
 
@@ -60,7 +60,7 @@ def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> R
     """Return the record of a run that begins."""
     record: Record = {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint)}
     if plan is not None:
-        # Of the plan what makes the numbers, not what the machine had: stores of two machines are equal.
+        # Without the facts on the machine that do not affect values: stores of two machines are equal.
         record["plan"] = json.loads(replace(plan, threads=1, cache_bytes=0, notes=()).to_json())
     return record
 
@@ -82,12 +82,12 @@ class Ledger:
 
     @property
     def record(self) -> Record | None:
-        """What the attributes say of the run that wrote the array; None: tilework did not write it."""
+        """The record of the run that wrote the array; None: tilework did not write it."""
         record = self.array.attrs.asdict().get(RECORD)
         return record if isinstance(record, dict) and "fingerprint" in record else None  # type: ignore[return-value]
 
     def write_record(self, record: Record) -> None:
-        """Put a record into the attributes."""
+        """Write a record into the attributes."""
         if self.record != record:
             self.array.update_attributes({RECORD: record})
 
@@ -107,20 +107,20 @@ class Ledger:
         return done
 
     def mark(self, units: Iterable[Index]) -> None:
-        """Mark units whose data were written."""
+        """Mark units as done, after their data were written."""
         empty = cpu.Buffer.from_bytes(b"")
         sync(_all([self._place(unit).set(empty) for unit in units]))
 
     def pack(self) -> None:
-        """Put the marks of single units into one value; a task that is still running may add more."""
+        """Combine the marks of single units into one value; a task that is still running may add more."""
         marked = list(self._marked())
         self._write(self._read(marked))
         self._delete(marked)
 
     def reset(self, done: Bits | None = None) -> None:
-        """Let only the units in ``done`` be marked; None: no unit.
+        """Mark only the units in ``done``; None: no unit.
 
-        The order matters for a run that dies in between: units may be forgotten, never marked by mistake.
+        The order matters if the run dies in between: a mark may be lost, but no unit is marked by mistake.
         """
         self._delete(self._marked())
         self._write(np.zeros(self.shape, bool) if done is None else done)
@@ -134,7 +134,7 @@ class Ledger:
         prefix = f"{self._folder.path}/done/"
         for key in sync(_listed(self._folder.store, prefix)):
             parts = key.removeprefix(prefix).split(".")
-            # A writer that was killed leaves temporary files beside its marks.
+            # A killed writer leaves temporary files next to its marks.
             if len(parts) == len(self.shape) and all(p.isdecimal() for p in parts):
                 unit = tuple(map(int, parts))
                 if all(i < n for i, n in zip(unit, self.shape, strict=True)):
@@ -144,7 +144,7 @@ class Ledger:
         sync(_all([self._place(unit).delete() for unit in units]))
 
     def _place(self, unit: Index) -> Any:
-        """Return where the mark of a unit is."""
+        """Return the place of the mark of a unit."""
         return self._folder / f"done/{'.'.join(map(str, unit))}"
 
     @property
@@ -160,12 +160,12 @@ async def _listed(store: Any, prefix: str) -> list[str]:
     return [key async for key in store.list_prefix(prefix)]
 
 
-# -- how far stores are -----------------------------------------------------------------------------------
+# -- status -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How far one array is."""
+    """Progress of one array."""
 
     place: str
     """Address of the array."""
@@ -183,22 +183,22 @@ class Status:
 
 
 def status(store: Any) -> list[Status]:
-    """Return how far the arrays in a store are that tilework writes.
+    """Return the progress of every array in a store that `to_zarr` has written, finished or not.
 
     Parameters
     ----------
     store : path, URL, Zarr store, zarr.Group or zarr.Array
-        Of a group, all arrays below it.
+        For a group, all arrays below it.
 
     Returns
     -------
     list of Status
-        One for each array that `to_zarr` wrote, finished or not.
+        One entry per array: its place, finished and total write units, and failed tiles.
 
     Raises
     ------
     TilingError
-        When there is no Zarr array or group.
+        If there is no Zarr array or group.
 
     Examples
     --------

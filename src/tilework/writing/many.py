@@ -1,4 +1,4 @@
-"""`write_many` writes many results in one run, so that no worker waits for the last blocks of one of them."""
+"""`write_many` writes many results in one run, so that no worker waits for the last blocks of a result."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["Outcome", "Report", "write_many"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image."""
+    """The outcome of one job of `write_many`."""
 
     store: str
-    """Where it was to be written; "job" and its number if that was not known before it failed."""
+    """Address of the result; "job" and a number if the job failed before it was known."""
     result: Any = None
     """The zarr.Array or zarr.Group; None if it failed."""
     error: BaseException | None = None
-    """Why it failed; its notes name the tile. None if it did not fail."""
+    """The error if it failed; its notes name the tile."""
     failures: tuple[Failure, ...] = ()
     """Tiles that were left out, with their boxes and errors."""
     tiles: int = 0
-    """Number of tiles that were to be run."""
+    """Number of tiles that the job had to run."""
 
     @property
     def ok(self) -> bool:
@@ -60,7 +60,7 @@ class Report(Sequence[Outcome]):
 
     @property
     def failed(self) -> list[Outcome]:
-        """The outcomes of images that are not complete."""
+        """The outcomes of results that are not complete."""
         return [outcome for outcome in self if not outcome.ok]
 
     def __str__(self) -> str:
@@ -85,24 +85,24 @@ def write_many(
     priority: int = 0,
     **options: Any,
 ) -> Report:
-    """Write many results, each to its store, in one run, and return what became of them.
+    """Write many results, each to its store, in one run; return the outcome of each.
 
-    The blocks of all images go through one bounded window, in order: the next image begins before the last
-    blocks of the one before are done.
+    The blocks of all images go through one bounded window, in order: an image begins before the last blocks
+    of the image before are done.
 
     Parameters
     ----------
     jobs : iterable of (result, store), (result, store, options), or callables that return one
-        Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version`` and those
-        of `zarr.create_array`. A callable is called when its turn comes, so that not all images are open at
-        once; a generator is read as it goes.
+        Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version`` and the
+        arguments of `zarr.create_array`. A callable is called when its turn comes, so that not all images are
+        open at the same time; a generator is consumed step by step.
     on_error : "continue", "fill" or "raise"
-        What becomes of an image that fails. "continue" leaves it incomplete and runs the others. "fill"
-        leaves its failing tiles out, as in `to_zarr`. "raise" ends the run.
+        Treatment of an image that fails. "continue" leaves it incomplete and runs the others. "fill" leaves
+        out its failing tiles, as in `to_zarr`. "raise" ends the run.
     overwrite, resume, version, retries, progress, memory_limit, client, scheduler, resources, priority
         As in `to_zarr`.
     **options
-        For all images, as above.
+        Options for all images, as above.
 
     Returns
     -------
@@ -112,8 +112,8 @@ def write_many(
     Raises
     ------
     TilingError
-        When an argument is not one of those above. Errors of an image are raised only with
-        ``on_error="raise"``, and are otherwise in its `Outcome`.
+        If an argument is not valid. Errors of an image are raised only with ``on_error="raise"``; otherwise
+        they are in its `Outcome`.
 
     Examples
     --------
@@ -176,6 +176,6 @@ def _outcome(writing: Writing) -> Outcome:
     if error is None:
         try:
             result = writing.end(warn=False)
-        except Exception as failed:  # the store vanished at the very end
+        except Exception as failed:  # the store vanished at the end
             error = failed
     return Outcome(writing.address, result, error, tuple(job.failures), job.tiles)

@@ -2,10 +2,10 @@
 
 `prepare` makes the job of one result, in this order:
 
-1. What is there: each output's `Target` is looked at, and refused if it may not be written to.
-2. What it was made from: the fingerprint is compared with that of an array that is resumed.
-3. Where units end: the layout, then blocks that are whole units and fit into memory.
-4. The arrays are created, and their done-marks read. Until then nothing is changed.
+1. Look at the `Target` of each output; raise if it must not be written.
+2. Compare the fingerprint with that of an array to resume.
+3. Choose the layout of write units, then blocks that are whole units and fit into memory.
+4. Create the arrays and read their done-marks. Nothing is changed before this step.
 """
 
 from __future__ import annotations
@@ -62,52 +62,55 @@ def to_zarr(
     compute: bool = True,
     **options: Any,
 ) -> Any:
-    """Compute a result into Zarr, and return the array or group that holds it.
+    """Compute a result into Zarr; return the array or group that holds it.
 
-    A result of `tiled_map` is planned anew, so that each write unit (shard, else chunk) is written whole,
-    once, by the task that computed it. Any other dask array is written as it is: its chunks must be whole
-    write units. Finished units are marked beside the data; a second call computes only the others.
+    A write unit is a shard, or a chunk of an array without shards. A result of `tiled_map` gets a new plan,
+    so that each write unit is written whole, once, by the task that computed it. The chunks of any other dask
+    array must be whole write units. Finished units are marked in the store; a second call computes only the
+    others.
 
     Parameters
     ----------
     out : dask array, or the tuple or dict of one `tiled_map`
         Several outputs are written in one pass: the function runs once per tile.
     store : path, URL, Zarr store, zarr.Group, zarr.Array, or array
-        An array must have the shape and dtype of the result; it is written into as it is. Arrays of numpy and
-        h5py and memory maps are taken too, on threads; they cannot be resumed.
+        An array must have the shape and dtype of the result and keeps its layout. Arrays of numpy and h5py,
+        and memory maps, work too, with threads; they cannot be resumed.
     path : str, optional
         Path in the store.
     chunks, shards : int or tuple of int, samples per axis of the result, optional
-        For several outputs also a dict by key. Default: those of an array that is there; else the chunks of
-        the source where they divide the blocks; else about 4 MB.
+        Shape of the chunks and shards, samples per axis of the result; a dict by key for several outputs.
+        Default: those of an existing array; else the chunks of the source if they divide the blocks; else
+        chunks of about 4 MB.
     overwrite : bool
-        Whether what is there may be deleted.
+        Whether existing data may be deleted.
     resume : bool
-        Whether to resume what an earlier call wrote of the same result.
+        Whether to resume the same result from an earlier call.
     version : str, optional
-        Identifies the function instead of its code. Change it when the function changes.
+        Identifies the function in place of its code. Change it when the function changes.
     on_error : "raise", "fill", or callable
-        What becomes of a tile that fails. "raise" ends the run with an error that names the tile. "fill"
-        leaves the tile out: its samples are ``fill_value`` where no other tile has weight, the units that it
-        touches are not marked as done, and a warning and the attributes list it. A callable gets the tile and
-        the exception; it may raise, or return to leave the tile out.
+        Treatment of a tile that fails. "raise" ends the run with an error that names the tile. "fill" leaves
+        the tile out: its samples are ``fill_value`` where no other tile has weight, the units that it touches
+        are not marked as done, and a warning and the attributes list it. A callable gets the tile and the
+        exception; it may raise, or return to leave the tile out.
     retries : int
         Further attempts at a tile or task that fails.
     progress : bool, "auto" or callable
-        A bar that counts tiles. "auto" shows it in a terminal and in a notebook, and otherwise logs a line a
-        minute to the logger "tilework". A callable gets the number of tiles that are done, and of all.
+        Whether to show a bar that counts tiles. "auto" shows it in a terminal and in a notebook, and
+        otherwise logs a line a minute to the logger "tilework". A callable gets the number of finished tiles
+        and the total.
     memory_limit : int or str, bytes per process, optional
         Default: the limit of the cluster's workers, or half the memory of this machine.
     client : distributed.Client, optional
-        The cluster to run on. Default: the active client, else dask's scheduler.
+        Client of the cluster to run on. Default: the active client, else dask's scheduler.
     scheduler : str or callable, optional
         Another scheduler of dask: "threads", "processes", "synchronous".
     resources : dict, optional
-        What a worker of a cluster must offer to a task that calls the function: ``{"GPU": 1}``.
+        Resources that a worker of a cluster must offer to a task that calls the function: ``{"GPU": 1}``.
     priority : int
-        Of the tasks, on a cluster; more is sooner.
+        Priority of the tasks on a cluster; higher runs sooner.
     compute : bool
-        False: return a `dask.delayed.Delayed` that writes when it is computed, in one graph.
+        False: return a `dask.delayed.Delayed` that writes in one graph when it is computed.
     **options
         Arguments of `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
 
@@ -120,15 +123,14 @@ def to_zarr(
     Raises
     ------
     AlignmentError
-        When the chunks of the result cannot be whole write units, or those of the array that is there are
-        others.
+        If the blocks of the result cannot be whole write units, or an existing array has other chunks.
     MemoryBudgetError
-        When no blocks fit into memory. The message names a limit that is enough.
+        If no blocks fit into memory. The message names a sufficient limit.
     TilingError
-        When the store holds other data, or a result of another call, and ``overwrite`` is false; when it
-        holds the source; when ``out`` is empty or has members of different calls.
+        If the store holds other data, or a result of another call, and ``overwrite`` is false; if it holds
+        the source; if ``out`` is empty or has members of different calls.
     TypeError
-        When ``out`` is not a dask array.
+        If ``out`` is not a dask array.
 
     Examples
     --------
@@ -153,7 +155,7 @@ def to_zarr(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """How a result is to be written, as asked for: arguments of `to_zarr`, which describes them."""
+    """Arguments of `to_zarr`, which describes them, as given."""
 
     path: str | None = None
     chunks: Any = None
@@ -166,7 +168,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def target(self, store: Any, key: str) -> Target:
-        """Return where the output called ``key`` goes."""
+        """Return the target of the output ``key``."""
         return Target(
             store=store, path="/".join(p for p in (self.path, key) if p), chunks=_of_key(self.chunks, key),
             shards=_of_key(self.shards, key), overwrite=self.overwrite, resume=self.resume,
@@ -183,19 +185,19 @@ def _of_key(value: Any, key: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Writing:
-    """A job, and what is left to do after it."""
+    """A job, and the steps after it."""
 
     job: WriteJob
-    """What writes."""
+    """The job that writes."""
     address: str
-    """Of the first array, for messages."""
+    """Address of the first array, for messages."""
     records: Sequence[tuple[Ledger, Record]]
-    """What the attributes of each array say in the end."""
+    """The final record of each array."""
     result: Callable[[], Any]
     """Returns the array or group."""
 
     def end(self, *, warn: bool = True) -> Any:
-        """Say which tiles failed, and return the array or group."""
+        """Write the final records, warn of failed tiles, and return the array or group."""
         failed = [f"{f.tile}: {f.error}" for f in self.job.failures]
         for ledger, record in self.records:
             if failed:
@@ -212,7 +214,7 @@ class Writing:
 
 
 def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
-    """Return what writes ``out``: everything is checked and created, nothing computed."""
+    """Return the job that writes ``out``, after all checks; create the arrays, but compute nothing."""
     if asked.on_error not in ("raise", "fill") and not callable(asked.on_error):
         raise TilingError(f'on_error must be "raise", "fill" or a callable; got {asked.on_error!r}.')
     arrays = _by_key(out)
@@ -244,7 +246,7 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
 
 
 def _by_key(out: Any) -> dict[str, Any]:
-    """Return the arrays of a result by their keys in the group; the key of a single one is empty."""
+    """Return the arrays of a result by their keys in the group; the key of a single array is empty."""
     if isinstance(out, Mapping):
         arrays = {str(key): array for key, array in out.items()}
     elif isinstance(out, tuple | list):
@@ -257,7 +259,7 @@ def _by_key(out: Any) -> dict[str, Any]:
 
 
 def _group(store: Any, path: str) -> Any:
-    """Return the group that the members of a result were written into."""
+    """Return the group that contains the arrays of a result."""
     if isinstance(store, zarr.Group):
         return store[path] if path else store
     return zarr.open_group(store, path=path, mode="r+")
@@ -272,14 +274,14 @@ def _title(target: Target) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Member:
-    """One output on its way into its array."""
+    """One output to be written."""
 
     number: int
-    """Of the output."""
+    """Number of the output."""
     lazy: Any
     """The dask array."""
     place: Place
-    """Where it goes, and what is there."""
+    """Its target, and the data that are there."""
     layout: Layout
     """Chunks and shards of the array."""
 
@@ -287,7 +289,7 @@ class _Member:
 def _prepare_tiles(
     arrays: Mapping[str, Any], places: Mapping[str, Place], spec: Spec, name: str, asked: Asked, where: Where
 ) -> Writing:
-    """Prepare the writing of outputs of one `tiled_map`."""
+    """Return the job that writes outputs of one `tiled_map`."""
     marked = all(place.target.marked for place in places.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
     members = [_member(spec, name, array, places[key], fingerprint) for key, array in arrays.items()]
@@ -314,7 +316,7 @@ def _prepare_tiles(
 
 
 def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping[str, str]) -> _Member:
-    """Return an output with its layout; refuse to resume a result of something else."""
+    """Return an output with its layout; raise if the array to resume has another fingerprint."""
     place.compare(fingerprint)
     number, shape = spec.names(name).index(lazy.name), lazy.shape
     layout = place.layout(shape, lambda: default_chunks(spec, number, shape, lazy.dtype.itemsize))
@@ -322,9 +324,9 @@ def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping
 
 
 def _found_done(spec: Spec, member: _Member, array: Any, record: Record) -> tuple[Bits, Record]:
-    """Return which units are done, and what the attributes say in the end.
+    """Return which units are done, and the final record.
 
-    A unit in which other tiles run now than when it was written, because the mask has changed, is not done.
+    A unit counts as not done if a changed mask changes the tiles that run in it.
     """
     ledger, place = Ledger(array), member.place
     done = ledger.read()
@@ -355,12 +357,12 @@ def _upstream(arrays: Iterable[Any], name: str) -> dict[Any, Any]:
 
 
 def _replanned(spec: Spec, members: Sequence[_Member], limit: Any, where: Where) -> Spec:
-    """Return ``spec`` with blocks that are whole write units and fit into memory, with as many threads."""
+    """Return ``spec`` with blocks that are whole write units and fit into memory, for most threads."""
     memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
     units = [input_unit(spec, m.number, m.layout.unit) for m in members]
     unit = tuple(math.lcm(*column) for column in zip(*units, strict=True))
     records = [m.place.record for m in members if isinstance(m.place, Continued)]
-    # Another block shape would be another order of summation.
+    # Another block shape would change the order of summation.
     block = tuple(records[0]["plan"]["block"]) if records else None
     request = BlockRequest(block, None, unit, memory, "auto", slabs=True, workers=where.at_once)
     refused: MemoryBudgetError | None = None
@@ -394,7 +396,7 @@ def _too_few(spec: Spec, where: Where) -> bool:
 
 
 def _resumed(plan: TilePlan, request: BlockRequest) -> TilePlan:
-    """Return the plan with given blocks in which each tile runs once, if there is one."""
+    """Return the plan with the given blocks in which each tile runs once, if there is one."""
     try:
         return choose_blocks(plan, replace(request, reuse="share"))
     except (GridError, MemoryBudgetError):
@@ -405,7 +407,7 @@ def _resumed(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 
 def _prepare_chunks(array: Any, place: Place, asked: Asked, where: Where) -> Writing:
-    """Prepare the writing of a dask array whose chunks are whole write units."""
+    """Return the job that writes a dask array whose chunks are whole write units."""
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
     if asked.on_error != "raise":

@@ -1,13 +1,13 @@
-"""Where a result goes: a `Target` looks at the place once, and returns what is there.
+"""The target of a result: `Target.look` opens the store once and returns one of three places.
 
 `Fresh`
-    Nothing, or what ``overwrite=True`` deletes. The array is made.
+    Nothing, or data that ``overwrite=True`` deletes. A new array is created.
 `Continued`
-    What an earlier call wrote of the same result. Only the rest of it is computed.
+    A result of an earlier call. Only its missing part is computed.
 `Foreign`
-    An array that the caller gave. It is written into as it is, from the start.
+    An array that the caller gave. It is written from the start, with its own layout.
 
-What is there then does the rest: it compares fingerprints, settles the layout, and creates the array.
+A place then compares fingerprints, chooses the layout, and creates the array.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ __all__ = ["Continued", "Foreign", "Fresh", "Place", "Target"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """Where one array goes, as the caller asked for it."""
+    """The target of one array, as given by the caller."""
 
     store: Any
     """A path, a URL, a Zarr store, a group, or the array to write into."""
     path: str
-    """Of the array in the store; empty: the array is the store's root."""
+    """Path of the array in the store; empty: the root of the store."""
     chunks: Any
-    """Samples per axis of the result, as given: an int, a tuple, or None."""
+    """Shape of chunks, samples per axis of the result, as given: an int, a tuple, or None."""
     shards: Any
-    """The same of the shards."""
+    """Shape of shards, as ``chunks``."""
     overwrite: bool
-    """Whether what is there may be deleted."""
+    """Whether existing data may be deleted."""
     resume: bool
     """Whether an earlier result is resumed."""
     options: Mapping[str, Any]
@@ -53,13 +53,13 @@ class Target:
 
     @property
     def given(self) -> Any:
-        """The array that was given, if the store is one."""
+        """The array to write into, if the caller gave one as store."""
         array = all(hasattr(self.store, name) for name in ("shape", "dtype", "__setitem__"))
         return self.store if array else None
 
     @property
     def marked(self) -> bool:
-        """Whether a ledger can be kept beside the data."""
+        """Whether the store can hold a record and done-marks."""
         return self.given is None or isinstance(self.given, zarr.Array)
 
     @property
@@ -69,12 +69,12 @@ class Target:
         return f"{store}/{self.path}".rstrip("/")
 
     def look(self, sources: Iterable[Source]) -> Place:
-        """Return what is there.
+        """Return the place: the target with the data that are there.
 
         Raises
         ------
         TilingError
-            When it may not be written to: it is, or holds, one of the ``sources``, or it holds other data.
+            If it must not be written: it is, or holds, one of the ``sources``, or it holds other data.
         """
         self._refuse_sources(sources)
         given = self.given
@@ -103,19 +103,18 @@ class Target:
     def _continued(self, array: Any, record: Record) -> Continued:
         if not self.resume:
             raise TilingError(
-                f"{self.address} already holds a result; overwrite=True deletes it, resume=True goes on with "
-                "it."
+                f"{self.address} already holds a result; overwrite=True deletes it, resume=True resumes it."
             )
         return Continued(self, array, record)
 
     def _open(self) -> Any:
-        """Return the array that is there, or None."""
+        """Return the existing array, or None."""
         try:
             if isinstance(self.store, zarr.Group):
                 found = self.store.get(self.path)
             else:
                 found = zarr.open(self.zarr_store, path=self.path or None, mode="r+")
-        except FileNotFoundError:  # zarr's own errors of that meaning too
+        except FileNotFoundError:  # also zarr's own errors, which derive from it
             return None
         if not isinstance(found, zarr.Group):
             return found
@@ -127,7 +126,7 @@ class Target:
 
     @property
     def zarr_store(self) -> Any:
-        """The store as zarr takes it. A local path is absolute: workers may run in another folder."""
+        """The store as zarr takes it. A local path is absolute, because workers may run in another folder."""
         local = isinstance(self.store, Path) or (isinstance(self.store, str) and "://" not in self.store)
         return str(Path(self.store).absolute()) if local else self.store
 
@@ -149,16 +148,16 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Fresh:
-    """Nothing is there, or what is there is deleted."""
+    """An empty place, or one whose data are deleted."""
 
     target: Target
-    """What was asked for."""
+    """The target, as given."""
 
     def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Refuse to resume a result that was made from something else: here none is resumed."""
+        """Do nothing: no result is resumed here."""
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
-        """Return the chunks and shards that were asked for, else the default chunks."""
+        """Return the given chunks and shards, else the default chunks."""
         chunks = lengths("chunks", self.target.chunks, shape)
         shards = lengths("shards", self.target.shards, shape)
         if chunks is None:
@@ -190,22 +189,22 @@ class Fresh:
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """An array is there that the caller gave; what it holds is written over."""
+    """An array that the caller gave; its data are overwritten."""
 
     target: Target
-    """What was asked for."""
+    """The target, as given."""
     array: Any
-    """The array that is there: of zarr, numpy, h5py..."""
+    """The array: of zarr, numpy, h5py..."""
 
     def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Refuse to resume a result that was made from something else: here none is resumed."""
+        """Do nothing: no result is resumed here."""
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
-        """Return the layout of the array that is there, if it is the one that was asked for."""
+        """Return the layout of the array; raise if another one was given."""
         return _layout_there(self.target, self.array, shape)
 
     def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
-        """Return the array that is there, with the record in its attributes, and without marks."""
+        """Return the array, with the record in its attributes and without marks."""
         _refuse_other(self.array, shape, dtype)
         if self.target.marked:
             ledger = Ledger(self.array)
@@ -217,17 +216,17 @@ class Foreign:
 
 @dataclass(frozen=True, slots=True)
 class Continued:
-    """What an earlier call wrote is there, and is resumed."""
+    """A result of an earlier call, which is resumed."""
 
     target: Target
-    """What was asked for."""
+    """The target, as given."""
     array: Any
-    """The array that is there."""
+    """The existing array."""
     record: Record
-    """What its attributes say of the earlier call."""
+    """The record of the earlier call."""
 
     def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Refuse to resume a result that was made from something else."""
+        """Raise if the existing result has another fingerprint."""
         before = self.record["fingerprint"]
         found = changes(before, fingerprint)
         if not found:
@@ -235,18 +234,18 @@ class Continued:
         old, new = self.record.get("versions", {}).get("python"), versions()["python"]
         why = f" (python {old} -> {new})" if old != new else ""
         if any(UNKNOWN in (before.get(k), fingerprint.get(k)) for k in fingerprint):
-            why += ", and some parts cannot be compared: say by version= that the function is the same"
+            why += ", and some parts cannot be compared: identify the function with version="
         raise TilingError(
             f"{self.target.address} holds a result of other parts{why}; changed: {'; '.join(found)}. It was "
             "written by another call: undo the change to resume it, or write afresh with overwrite=True."
         )
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
-        """Return the layout of the array that is there, if it is the one that was asked for."""
+        """Return the layout of the array; raise if another one was given."""
         return _layout_there(self.target, self.array, shape)
 
     def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
-        """Return the array that is there."""
+        """Return the existing array."""
         _refuse_other(self.array, shape, dtype)
         return self.array
 
@@ -267,7 +266,7 @@ def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
 
 
 def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:
-    """Refuse to write into an array of another shape or dtype."""
+    """Raise if the array to write into has another shape or dtype."""
     if tuple(array.shape) != shape or array.dtype != dtype:
         raise TilingError(
             f"the array to write into has shape {tuple(array.shape)} and dtype {array.dtype}; the result has "
@@ -276,7 +275,7 @@ def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:
 
 
 def _resolved(address: str) -> str:
-    """Return the one address of a store: a local folder has many, this one is absolute and has no links."""
+    """Return the canonical address of a store: a local path becomes absolute, without links."""
     local = address.removeprefix("file://")
     return address if "://" in local else str(Path(local).resolve())
 

@@ -1,4 +1,4 @@
-"""Write units (shards, else chunks): layouts, alignment with blocks, and which tiles touch which unit."""
+"""Write units (shards, else chunks): layouts, alignment with blocks, and the tiles that touch a unit."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Layout:
     """Chunks and shards of an array."""
 
     chunks: Index
-    """Samples per axis of the array."""
+    """Shape of a chunk, samples per axis of the array."""
     shards: Index | None = None
-    """Samples per axis of the array; None: it has no shards."""
+    """Shape of a shard, samples per axis of the array; None: it has no shards."""
 
     @property
     def unit(self) -> Index:
-        """The write unit, samples per axis of the array: what one task must write whole."""
+        """Shape of a write unit, which one task must write whole; samples per axis of the array."""
         return self.shards or self.chunks
 
 
@@ -66,17 +66,17 @@ class Units:
     """The write units of the array of one output."""
 
     spec: Spec
-    """What the result is made of."""
+    """The spec of the result."""
     number: int
     """Number of the output."""
     shape: Index
     """Extents of the array, samples."""
     unit: Index
-    """Samples per axis of the array."""
+    """Shape of a unit, samples per axis of the array."""
 
     @classmethod
     def of(cls, spec: Spec, number: int, array: Any) -> Units:
-        """Return the write units of an array that an output is written into."""
+        """Return the write units of the array of output ``number``."""
         return cls(spec, number, tuple(array.shape), layout_of(array).unit)
 
     @property
@@ -144,7 +144,7 @@ class Units:
         return touching
 
     def _sums(self, bits: Bits) -> Ints:
-        """Return the bits added up over the axes that are not of the grid; the others in the grid's order."""
+        """Return the bits summed over all axes but the grid axes, in the order of the grid."""
         axes = self.output.grid_axes
         rest = tuple(a for a in range(bits.ndim) if a not in axes)
         flat = np.asarray(bits.sum(axis=rest, dtype=np.int64))
@@ -164,7 +164,7 @@ def tiles_of_units(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
 
 
 def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
-    """Return ``spec`` for a run that computes no tile outside ``tiles``; None: it computes all."""
+    """Return ``spec`` for a run that computes only ``tiles``; None: all tiles."""
     if tiles is None:
         return replace(spec, todo=None)
     runs = spec.plan.runs
@@ -173,7 +173,7 @@ def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
 
 
 def lengths(what: str, value: Any, shape: Index) -> Index | None:
-    """Return one length per axis of the result from an int or a tuple; None from None."""
+    """Return one length per axis of the result from an int or a tuple; None for None."""
     if value is None:
         return None
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
@@ -187,7 +187,7 @@ def lengths(what: str, value: Any, shape: Index) -> Index | None:
 
 
 def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Index:
-    """Return the source's chunks where they divide the blocks, else chunks of about `CHUNK_BYTES`."""
+    """Return the source's chunks if they divide the blocks, else chunks of about `CHUNK_BYTES`."""
     plan, output = spec.plan, spec.outputs[number]
     blocks = [max(sizes) for sizes in chunks_of(spec, output)]
     chunks = list(blocks)
@@ -208,7 +208,7 @@ def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Inde
 
 
 def _halved(size: int, *, whole: bool) -> int:
-    """Return a smaller chunk: a divisor of the block, or any length where one block holds the axis."""
+    """Return a smaller chunk: a divisor of the block, or half of it if one block covers the whole axis."""
     if whole:
         return ceil_div(size, 2)
     return next((size // p for p in range(2, math.isqrt(size) + 1) if size % p == 0), 1)

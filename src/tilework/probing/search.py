@@ -8,8 +8,8 @@
 5. *shifts*: roll crops by 1, 2, 4, ... samples. With which translations does the function commute, away from
    the crop's border? If with none of one sample, *refine* again with walls on that grid, and off it.
 6. *border*: compare two crops that share most of their samples. Padding inside the function may change
-   results farther from a crop's border than any input reaches: a shift to the left followed by one to the right
-   depends on no other sample, but loses both ends.
+   results farther from a crop's border than any input reaches: a shift to the left followed by one to the
+   right depends on no other sample, but loses both ends.
 7. *round*: replace one end of a crop. Does the opposite end change?
 """
 

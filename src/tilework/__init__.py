@@ -131,8 +131,7 @@ class _Gone:
         if package == "tilework" and module in _GONE:
             raise ModuleNotFoundError(
                 f"there is no module {name!r} in this version of tilework. Objects pickled by version 0.1.0 "
-                "or before cannot be loaded: make them again, or exchange plans as JSON "
-                "(TilePlan.to_json).",
+                "or before cannot be loaded: make them again, or exchange plans as JSON (TilePlan.to_json).",
                 name=name,
             )
 

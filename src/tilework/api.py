@@ -345,6 +345,6 @@ def _warn(spec: Spec) -> None:
     if heavy and active_client() is not None:
         warn(
             f"an array of {max(heavy) / 10**6:.0f} MB in memory will be sent to the cluster crop by crop; a "
-            "Zarr store that the workers can read travels as a path.",
+            "Zarr store that the workers can read is sent as a path.",
             CostWarning,
         )

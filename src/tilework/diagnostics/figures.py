@@ -265,7 +265,7 @@ def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Ar
 
 
 def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
-    """Return a figure that shows whether a tiled result has discontinuities at the cuts between tiles.
+    """Return a figure that shows whether a tiled result has seams: discontinuities at cuts between tiles.
 
     Left: a part of the result with its cuts. Right: the mean step between neighbouring samples along both
     axes. If it is larger at the cuts than elsewhere, the result is discontinuous there.

@@ -294,7 +294,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
         found = find_spec(array)
         if found is None:
             raise TilingError(
-                "view takes an unmodified result of tiled_map. To look at what was made of it (out > 0.5, "
+                "view takes an unmodified result of tiled_map. To view an array computed from it (out > 0.5, "
                 "out[0]), index the view: view(out)[0] > 0.5."
             )
         tiles = held.setdefault(found.name, TileRunner(found.spec, limit))

@@ -184,7 +184,7 @@ class Products:
     ) -> None:
         """Add ``values * weights * scalars``; samples of weight 0 are left out, because 0 * inf is NaN.
 
-        ``positive`` tells that no weight is 0, because testing it takes as long as multiplying.
+        ``positive`` means that no weight is 0; testing this here would take as long as multiplying.
         """
         piece = self._piece(target.shape, np.result_type(values, weights))
         where: Any = True

@@ -1,1 +1,1 @@
-"""What is called on a crop, and what it gives back."""
+"""The user's function: how it is called, and its outputs."""

@@ -449,8 +449,8 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
             break
     else:
         raise ContractError(
-            f"reduce must keep the tiled axes; it maps a block of shape {tuple(small)} (tiled axes {axes}) "
-            f"to {got}."
+            "reduce must keep the tiled axes; "
+            f"it maps a block of shape {tuple(small)} (tiled axes {axes}) to {got}."
         )
     order = [got.index(n) for n in lengths]
     full = list(got)

@@ -118,7 +118,7 @@ class Aggregator(Locked):
             if output_size is not None and wholes("output_size", output_size) != size:
                 raise TilingError(f"output has shape {size}; output_size is {tuple(output_size)}.")
             if wanted is not None and wanted != self._sink.dtype:
-                raise TilingError(f"output has dtype {self._sink.dtype}; dtype={dtype!r} says another.")
+                raise TilingError(f"output has dtype {self._sink.dtype}; got dtype={dtype!r}.")
             wanted = self._sink.dtype
         self._post = None if chunk_postprocess_func is None else _Post(chunk_postprocess_func)
         self._merge = Merge(

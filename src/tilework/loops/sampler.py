@@ -198,7 +198,7 @@ class GridSampler:
             for axis, (n, size) in enumerate(zip(found, self.spatial_size, strict=True)):
                 if n != size and not (self.mode.pads and n < size):
                     raise GridError(
-                        f"spatial_size must be the image's: axis {axis} has {n} samples, spatial_size says "
+                        f"spatial_size must be the image's: axis {axis} has {n} samples, spatial_size has "
                         f"{size}; the image has shape {source.shape}, spatial_first={self.spatial_first}."
                     )
         if len({tuple(s.shape[a] for a in self._axes(s)) for s in sources}) > 1:
@@ -210,8 +210,7 @@ class GridSampler:
         ndim, n = len(source.shape), len(self.spatial_size)
         if ndim < n:
             raise GridError(
-                f"spatial_size {self.spatial_size} has {n} axes; the image of shape {source.shape} has "
-                f"{ndim}."
+                f"spatial_size {self.spatial_size} has {n} axes; the image has {ndim} (shape {source.shape})."
             )
         return tuple(range(n)) if self.spatial_first else tuple(range(ndim - n, ndim))
 

@@ -42,7 +42,7 @@ Axes = int | str | Sequence[int | str]
 LONGEST, MOST = 10**15, 10**8
 # Relative difference of a mask's resolution between axes beyond which its axes may be swapped.
 MASK_TOLERANCE = 0.02
-# Arguments of other tools, and ours for the same thing; docs/other-tools.md converts the values.
+# Arguments of other tools, and those of this package; docs/other-tools.md converts the values.
 _ELSEWHERE = {
     "crop_size": "crop",
     "depth": "overlap",
@@ -99,9 +99,9 @@ def _refuse_share(what: str, value: Any, crop: int) -> None:
     """Raise a `TypeError` with the conversion if an overlap or stride is given as a fraction of the crop."""
     if isinstance(value, float | np.floating) and 0 <= value < 1:
         raise TypeError(
-            f"{what} is in samples, a whole number; got {value!r}. For neighbours that share {value:g} of "
-            f"crop {crop}: stride={crop - round(value * crop)}, or overlap={round(value * crop / 2)} "
-            "(per side)."
+            f"{what} is in samples, a whole number; got {value!r}. "
+            f"For neighbours that share {value:g} of crop {crop}: "
+            f"stride={crop - round(value * crop)}, or overlap={round(value * crop / 2)} (per side)."
         )
 
 
@@ -180,8 +180,7 @@ def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) 
             )
             raise GridError(
                 f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}; did you mean "
-                f"axes={tuple(longest)}? Name the tiled axes with axes= (a short axis may be tiled when it "
-                "is named)."
+                f"axes={tuple(longest)}? Name the tiled axes with axes= (then a short axis may be tiled)."
             )
 
 
@@ -198,8 +197,8 @@ def parse_chunks(
             sizes = (1,) * n_each + sizes
         if len(sizes) != len(axes):
             raise GridError(
-                f"chunks needs one number per axis of {tuple(names[n_each:])}, in input samples; "
-                f"got {chunks!r}."
+                f"chunks needs one number per axis of {tuple(names[n_each:])}, "
+                f"in input samples; got {chunks!r}."
             )
     else:
         sizes = (1,) * n_each + (chunks,) * (len(axes) - n_each)

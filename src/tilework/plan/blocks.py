@@ -133,9 +133,9 @@ def _check_chunks(plan: TilePlan, chunks: Sequence[int], unit: Sequence[int] | N
             )
         if size < axis.extent and size % u:
             raise AlignmentError(
-                f"blocks must be whole write units, or two tasks would write one unit; got blocks of {size} "
-                f"and units of {u} samples on axis {name}. Leave chunks out of tiled_map, or use a multiple "
-                f"of {u}."
+                "blocks must be whole write units, or two tasks would write one unit; got blocks of "
+                f"{size} and units of {u} samples on axis {name}. Leave chunks out of tiled_map, "
+                f"or use a multiple of {u}."
             )
 
 
@@ -277,8 +277,8 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
         least = min(c.peak for c in found)
         raise MemoryBudgetError(
             f"blocks of {block} samples need about {human(least)} in a process with {plan.threads} threads; "
-            f"memory_limit is {human(limit)}. Use fewer threads, a smaller crop or batch, or "
-            f"memory_limit={least}."
+            f"memory_limit is {human(limit)}. Use fewer threads, a smaller crop or batch, "
+            f"or memory_limit={least}."
         )
     alone, share = (next((c for c in found if c.kind == kind), None) for kind in ("recompute", "share"))
     tiles = max(1, plan.n_runs)

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-# Words of three arguments: a message tells when a word belongs to another argument.
+# Words of three arguments, so that a message can tell that a word belongs to another argument.
 WORDS: dict[str, Sequence[str]] = {"edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS}
 # Largest cache of decoded chunks per process, bytes: two rows of 1024 x 1024 float32 chunks of an image
 # 20 000 samples wide.

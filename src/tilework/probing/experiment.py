@@ -1,4 +1,4 @@
-"""Calls of one function on crops with replaced samples; changes of its results, told from rounding."""
+"""Calls of one function on crops with replaced samples, and which changes of its results exceed rounding."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ class Experiment:
             self.seen.note(f"{kind} values were refused ({type(error).__name__}); others were tried")
             return None
 
-    # -- what counts as a change ------------------------------------------------------------------------
+    # -- changes and rounding ---------------------------------------------------------------------------
 
     def limit(self, number: int, base: int = 0) -> float:
         """Return the largest difference in a result that is ignored."""

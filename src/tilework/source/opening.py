@@ -51,8 +51,8 @@ def open_source(array: Image) -> Source:
     source = _open(array)
     if source.dtype.hasobject:
         raise TilingError(
-            f"the array has dtype {source.dtype}; tilework needs numbers, bool or datetimes. Convert it with "
-            "astype()."
+            f"the array has dtype {source.dtype}; tilework needs numbers, bool or datetimes. "
+            "Convert it with astype()."
         )
     return source
 
@@ -227,8 +227,8 @@ def _open_zarr(array: Any) -> Source:
         if level is None:
             members = ", ".join(sorted(array.array_keys())) or "none"
             raise TilingError(
-                f"the Zarr group at {array.store_path} is not an OME-Zarr image; give one of its arrays: "
-                f"{members}."
+                f"the Zarr group at {array.store_path} is not an OME-Zarr image; "
+                f"give one of its arrays: {members}."
             )
         array = array[level]
     if not isinstance(array, zarr.Array):
@@ -274,6 +274,6 @@ def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> N
         extents = [source.shape[a] for a in own]
         if extents != first:
             raise GridError(
-                f"all arrays must have equal extents on the tiled axes; array 0 has {first}, array {number} "
-                f"has {extents}."
+                "all arrays must have equal extents on the tiled axes; "
+                f"array 0 has {first}, array {number} has {extents}."
             )

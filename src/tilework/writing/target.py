@@ -103,7 +103,8 @@ class Target:
     def _continued(self, array: Any, record: Record) -> Continued:
         if not self.resume:
             raise TilingError(
-                f"{self.address} already holds a result; overwrite=True deletes it, resume=True resumes it."
+                f"{self.address} already holds a result; "
+                "overwrite=True deletes it, resume=True goes on with it."
             )
         return Continued(self, array, record)
 

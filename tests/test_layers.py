@@ -91,6 +91,14 @@ def test_imports_by_computed_names_stand_in_the_front_door_only() -> None:
     assert strings_put_together(SOURCE) == ["tilework", "tilework.cli"]
 
 
+def test_one_module_looks_through_the_front_door() -> None:
+    """A plan is drawn by what lies above it: the door that the flow allows, and no other."""
+    sources = {name: source_of(name) for name in modules_below(SOURCE)}
+    assert [n for n, text in sources.items() if 'sys.modules["tilework' in text] == [
+        "tilework.plan.tile_plan"
+    ]
+
+
 def test_the_tree_is_the_rooms() -> None:
     here = {p.name for p in SOURCE.iterdir()} - {"__pycache__"}
     files = {"__init__.py", "_checks.py", "_types.py", "api.py", "cli.py", "errors.py", "py.typed"}

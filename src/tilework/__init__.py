@@ -96,15 +96,7 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"tilework.{home}"), name)
-    # Lets plan.plot() draw, although `plan` must not import `diagnostics`.
-    if (plans := sys.modules.get("tilework.plan.tile_plan")) is not None:
-        plans.draw_plans_with(_plot_plan)
-    return found
-
-
-def _plot_plan(plan: TilePlan, ax: Any) -> Any:
-    return __getattr__("plot_plan")(plan, ax)
+    return getattr(importlib.import_module(f"tilework.{home}"), name)
 
 
 def __dir__() -> list[str]:
@@ -115,7 +107,8 @@ def __dir__() -> list[str]:
 _GONE = frozenset(
     {
         "aggregator", "canvas", "checking", "deviation", "fn", "geometry", "kernel", "many", "output",
-        "probe_report", "sampler", "slicer", "spec", "state", "torch_fn", "viewer", "window",
+        "measuring", "plot", "probe_report", "prober", "sampler", "slicer", "spec", "state", "store",
+        "torch_fn", "viewer", "window",
     }
 )  # fmt: skip
 

@@ -404,7 +404,9 @@ class Stored(_OneCanvas):
         sink.expect(self.parts())
         output, view = self.output, sink.view
         summed = output.weighted and output.importance is None and output.reduce is None
-        if view is not None and view.dtype == output.accumulator() and summed and not sink.accumulate:
+        free = view is not None and summed and not sink.accumulate
+        # Asked last: an output that cannot hold the sums is refused with the first patch's dtype.
+        if free and view is not None and view.dtype == output.accumulator():
             view[...] = 0
             self._sums.partials[0].array = view
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -17,19 +18,10 @@ from tilework.plan.cost import rows
 from tilework.plan.picture import html
 from tilework.plan.tables import BlockPlan, OutputPlan, SourcePlan, chunk_uses
 
-__all__ = ["OutputPlan", "SourcePlan", "TilePlan", "chunk_uses", "draw_plans_with"]
+__all__ = ["OutputPlan", "SourcePlan", "TilePlan", "chunk_uses"]
 
 FORMAT = 1
 """Version of the JSON form."""
-
-Draw = Callable[["TilePlan", Any], Any]
-_draw: Draw | None = None
-
-
-def draw_plans_with(draw: Draw) -> None:
-    """Let `TilePlan.plot` call ``draw(plan, ax)``, because `plan` must not import `diagnostics`."""
-    global _draw
-    _draw = draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +113,8 @@ class TilePlan(BlockPlan):
         -------
         matplotlib.figure.Figure
         """
-        if _draw is None:  # unpickled in a process that imported only modules inside the package
-            raise TilingError(
-                "plan.plot() needs the package's public names, and this process has used none of them; "
-                "call tw.plot_plan(plan) after `import tilework as tw`."
-            )
-        return _draw(self, ax)
+        # Figures are above the plan. The front door, which is loaded whenever this module is, opens them.
+        return sys.modules["tilework"].plot_plan(self, ax)
 
     def _repr_html_(self) -> str:
         return html(self)

@@ -82,7 +82,7 @@ class TileRunner:
         source = self.spec.sources[number]
         if source.handle is None:
             raise TilingError("the source of this result is in another process; view it where it was made.")
-        need = source.needs(self.spec.reads(number, ranges))
+        need: Any = source.needs(self.spec.reads(number, ranges)) if source.given else None
         if source.dask_name is None:
             return need
         from dask.base import compute

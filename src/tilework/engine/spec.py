@@ -91,9 +91,12 @@ class Spec:
             )
         return plans
 
-    def needs(self, ranges: Sequence[Span]) -> list[Any]:
-        """Return the data of each source that a task for the tiles in ``ranges`` must be given, or None."""
-        return [source.needs(self.reads(k, ranges)) for k, source in enumerate(self.sources)]
+    def needs(self, index: Index, *, owned: bool) -> list[Any]:
+        """Return, per source, what the task of a group (``owned``) or block must be given; None: nothing."""
+        if not any(source.given for source in self.sources):
+            return [None] * len(self.sources)
+        ranges = self.ranges(index, owned=owned)
+        return [s.needs(self.reads(k, ranges)) if s.given else None for k, s in enumerate(self.sources)]
 
     def uses(self, source: int) -> tuple[Array, ...] | None:
         """Return the number of blocks that read each chunk of a source, along each of its axes."""

@@ -115,8 +115,7 @@ class _ExprBlock:
         index = tuple(block_id[a] for a in spec.outputs[0].grid_axes)
         if not spec.plan.touched(index):
             return fill_block(spec, index)
-        given = spec.needs(spec.ranges(index, owned=False))
-        return make_block(gather_tiles, spec, index, given)
+        return make_block(gather_tiles, spec, index, spec.needs(index, owned=False))
 
 
 class Found(NamedTuple):

@@ -39,7 +39,6 @@ from tilework.engine.block import (
     make_block,
 )
 from tilework.engine.spec import Spec
-from tilework.function.output import BoundOutput
 
 __all__ = ["BlockTasks", "Key", "Nodes", "calls_function", "spec_key"]
 
@@ -88,6 +87,8 @@ class BlockTasks:
         self._strides = [math.prod(self._counts[k + 1 :]) for k in range(len(self._counts))]
         self._ref = TaskRef(spec_key(name))
         self._filled: set[Index] = set()
+        columns = zip(spec.names(name), spec.outputs, strict=True)
+        self._outputs = [(key, o.grid_axes, o.n_each + len(o.reduced_shape)) for key, o in columns]
 
     @property
     def shared(self) -> dict[Key, Any]:
@@ -187,7 +188,7 @@ class BlockTasks:
         """Yield the tasks that hold parts of arrays in memory; return the data given to a block's task."""
         spec = self.spec
         given: list[Any] = []
-        for number, need in enumerate(spec.needs(spec.ranges(index, owned=owned))):
+        for number, need in enumerate(spec.needs(index, owned=owned)):
             dask_name = spec.sources[number].dask_name
             if dask_name is not None:
                 given.append(List(*(TaskRef((dask_name, *block)) for block in need)))
@@ -235,8 +236,13 @@ class BlockTasks:
 
     def _output_keys(self, index: Index) -> list[Key]:
         """Return the keys of a block in the dask arrays of all outputs."""
-        columns = zip(self.spec.names(self.name), self.spec.outputs, strict=True)
-        return [(name, *_number(output, index)) for name, output in columns]
+        keys = []
+        for name, axes, ndim in self._outputs:
+            number = [0] * ndim
+            for axis, b in zip(axes, index, strict=True):
+                number[axis] = b
+            keys.append((name, *number))
+        return keys
 
 
 def _take(blocks: Sequence[Block], number: int) -> Block:
@@ -245,11 +251,3 @@ def _take(blocks: Sequence[Block], number: int) -> Block:
 
 def _step(index: Index, step: Index) -> Index:
     return tuple(b + s for b, s in zip(index, step, strict=True))
-
-
-def _number(output: BoundOutput, index: Index) -> Index:
-    """Return a block's number in the axes of the returned array."""
-    full = [0] * (output.n_each + len(output.reduced_shape))
-    for axis, b in zip(output.grid_axes, index, strict=True):
-        full[axis] = b
-    return tuple(full)

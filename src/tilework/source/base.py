@@ -64,6 +64,8 @@ class Source:
 
     in_memory: ClassVar[bool] = False
     """Whether reading returns a view, which takes no memory."""
+    given: ClassVar[bool] = False
+    """Whether a task must be given what it reads, because it cannot read the source itself."""
     fresh: ClassVar[bool] = False
     """Whether every read returns a new array, which may be overwritten."""
 
@@ -115,6 +117,7 @@ def _unpacked(kind: type[Source], handle: bytes, values: tuple[Any, ...]) -> Sou
 class MemorySource(Source):
     """A numpy array; its parts have graph keys of their own, so that only they are sent to workers."""
 
+    given: ClassVar[bool] = True
     in_memory: ClassVar[bool] = True
 
     def needs(self, reads: Sequence[AxisRead]) -> MemoryPart:
@@ -162,6 +165,8 @@ class MemoryPart:
 @dataclass(slots=True)
 class BlockSource(Source):
     """A dask array; tasks get the blocks that their crops touch."""
+
+    given: ClassVar[bool] = True
 
     offsets: tuple[Index, ...] = ()
     """First sample of each block, then the extent; per axis."""

@@ -35,7 +35,7 @@ from tilework.plan.request import (
 from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
-from tilework.source.base import MemorySource, Source
+from tilework.source.base import Source
 from tilework.source.opening import Image, open_source
 from tilework.source.padding import Boundary
 
@@ -341,7 +341,7 @@ def _warn(spec: Spec) -> None:
     fewest = fewest_calls(plan)
     if plan.axes[-1].edge == "shift" and len(plan) >= MANY_CALLS and len(plan) > EXTRA_CALLS * fewest:
         warn(f'{len(plan)} crops; {fewest} could cover the image. edge="squeeze" gets closer.', CostWarning)
-    heavy = [s.nbytes for s in spec.sources if isinstance(s, MemorySource) and s.nbytes > TRAVEL_WARNING]
+    heavy = [s.nbytes for s in spec.sources if s.in_memory and s.nbytes > TRAVEL_WARNING]
     if heavy and active_client() is not None:
         warn(
             f"an array of {max(heavy) / 10**6:.0f} MB in memory will be sent to the cluster crop by crop; a "

@@ -217,7 +217,7 @@ def _spec_of(arrays: Sequence[Any]) -> Spec:
     spec = specs[0]
     if spec.pass_tile:
         raise TilingError("a function that takes its tile has no untiled result to compare with.")
-    if not spec.plan.count([(0, n) for n in spec.plan.grid_shape]):
+    if not spec.plan.n_runs:
         raise TilingError("there is nothing to compare: no tile of this result runs.")
     return spec
 

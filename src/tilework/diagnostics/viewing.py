@@ -136,8 +136,7 @@ class View:
     @property
     def crops(self) -> int:
         """Number of crops of the whole result."""
-        plan = self._tiles.spec.plan
-        return plan.count([(0, n) for n in plan.grid_shape])
+        return self._tiles.spec.plan.n_runs
 
     def has_run(self, position: Index) -> bool:
         """Return whether the tile at ``position`` has a result; run it if there is a skip predicate."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import as_dtype, one_of, whole, wholes
+from tilework._checks import as_dtype, one_of, warn, whole, wholes
 from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
 from tilework.errors import ContractError, TilingError, TilingWarning
@@ -259,9 +258,7 @@ class Aggregator(Locked):
         text = f"{len(boxes)} of {len(self._sampler)} patches did not come, with boxes {some}."
         if self._missing == "error":
             raise TilingError(f'{text} Append them, or say missing="ignore".')
-        warnings.warn(
-            f"{text} Where no other patch has weight, the result is fill_value.", TilingWarning, stacklevel=3
-        )
+        warn(f"{text} Where no other patch has weight, the result is fill_value.", TilingWarning)
 
 
 class _Post:

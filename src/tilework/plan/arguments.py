@@ -31,7 +31,6 @@ __all__ = [
     "unknown_argument",
 ]
 
-Flags = Bits
 AxisLengths = int | Sequence[int]
 """Samples: one number for all tiled axes, or one for each."""
 Axes = int | str | Sequence[int | str]
@@ -243,7 +242,7 @@ def tiles_in_mask(
     rims: Sequence[Index | None],
     names: Sequence[str],
     mask_scale: Any = None,
-) -> Flags:
+) -> Bits:
     """Return which tiles have a True mask sample in their support, shape: tiles per tiled axis.
 
     Parameters

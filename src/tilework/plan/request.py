@@ -32,7 +32,7 @@ from tilework.plan.arguments import (
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.tables import pack
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
-from tilework.source.base import MemorySource, Source
+from tilework.source.base import Source
 from tilework.source.opening import check_extents
 from tilework.source.padding import BOUNDARIES, Boundary
 
@@ -290,7 +290,7 @@ def make_plan(
 def _source_plan(source: Source, grid_axes: Sequence[int]) -> SourcePlan:
     untiled = math.prod(m for a, m in enumerate(source.shape) if a not in grid_axes)
     chunks = None if source.chunks is None else tuple(source.chunks[a] for a in grid_axes)
-    return SourcePlan(untiled * source.dtype.itemsize, chunks, isinstance(source, MemorySource))
+    return SourcePlan(untiled * source.dtype.itemsize, chunks, source.in_memory)
 
 
 def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], n_each: int) -> bytes:

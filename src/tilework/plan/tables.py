@@ -39,8 +39,6 @@ __all__ = [
     "unpack",
 ]
 
-Flags = Bits
-
 
 def box_sums(values: Array, ranges: Sequence[Sequence[Span]]) -> Ints:
     """Return the sum of ``values`` over each product of one range per axis.
@@ -64,13 +62,13 @@ def box_sums(values: Array, ranges: Sequence[Sequence[Span]]) -> Ints:
     return sums
 
 
-def pack(runs: Flags) -> bytes:
+def pack(runs: Bits) -> bytes:
     """Return one bit per tile in raster order; `unpack` is the inverse."""
     return np.packbits(runs).tobytes()
 
 
 @lru_cache(maxsize=8)
-def unpack(mask: bytes, shape: tuple[int, ...]) -> Flags:
+def unpack(mask: bytes, shape: tuple[int, ...]) -> Bits:
     """Return which tiles run, from one bit per tile in raster order."""
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=math.prod(shape))
     return bits.astype(bool).reshape(shape)
@@ -267,7 +265,7 @@ class BlockPlan(Sequence[Tile]):
         return math.prod(axis.covered / axis.extent for axis in self.axes)
 
     @property
-    def runs(self) -> Flags | None:
+    def runs(self) -> Bits | None:
         """Whether each tile runs, shape ``grid_shape``; None: all run."""
         return None if self.mask is None else unpack(self.mask, self.grid_shape)
 

@@ -240,7 +240,7 @@ class TileJob(WriteJob):
         self._slabs: list[BlockTasks] = []
         self.threads = spec.plan.threads
         todo = with_todo(spec, self.missing.tiles).active
-        self.tiles = todo.count([(0, n) for n in todo.grid_shape]) if self.missing.blocks.any() else 0
+        self.tiles = todo.n_runs if self.missing.blocks.any() else 0
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the tasks of every block, slab by slab."""

@@ -175,7 +175,7 @@ def _outcome(writing: Writing) -> Outcome:
     result, error = None, job.error
     if error is None:
         try:
-            result = writing.end(warn=False)
+            result = writing.end(quiet=True)
         except Exception as failed:  # the store vanished at the end
             error = failed
     return Outcome(writing.address, result, error, tuple(job.failures), job.tiles)

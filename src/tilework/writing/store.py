@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from tilework._checks import parse_bytes
+from tilework._checks import parse_bytes, warn
 from tilework._types import Bits, Index
 from tilework.engine.spec import Spec
 from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
@@ -196,19 +195,18 @@ class Writing:
     result: Callable[[], Any]
     """Returns the array or group."""
 
-    def end(self, *, warn: bool = True) -> Any:
+    def end(self, *, quiet: bool = False) -> Any:
         """Write the final records, warn of failed tiles, and return the array or group."""
         failed = [f"{f.tile}: {f.error}" for f in self.job.failures]
         for ledger, record in self.records:
             if failed:
                 record = record | {"failed": failed}
             ledger.write_record(record)
-        if failed and warn:
-            warnings.warn(
+        if failed and not quiet:
+            warn(
                 f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
                 f"and the next call computes the units that they touch again. The first: {failed[0]}",
                 TilingWarning,
-                stacklevel=3,
             )
         return self.result()
 

@@ -19,6 +19,8 @@ from tilework.errors import TilingError
 __all__ = [
     "as_dtype",
     "check_scalar",
+    "flag",
+    "is_flag",
     "one_of",
     "parse_bytes",
     "positive",
@@ -93,6 +95,18 @@ def _hint(what: str, value: str, words: tuple[str, ...], others: Mapping[str, It
     # 3. A spelling mistake.
     near = difflib.get_close_matches(low, words, n=1, cutoff=0.6)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def is_flag(value: object) -> bool:
+    """Return whether ``value`` is a bool of Python or numpy."""
+    return isinstance(value, bool | np.bool_)
+
+
+def flag(what: str, value: object) -> bool:
+    """Return ``value`` as a bool; raise a `TypeError` for everything else, because "false" is true."""
+    if not is_flag(value):
+        raise TypeError(f"{what} must be True or False; got {value!r}.")
+    return bool(value)
 
 
 def whole(what: str, value: object) -> int:

@@ -23,6 +23,7 @@ from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
+from tilework.engine.stopping import check_stop
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
 from tilework.source.zarr_array import CHUNKS
@@ -185,6 +186,7 @@ def deliver(gather: Gather, spec: Spec, index: Index, *args: Any) -> Any:
 def deliver_assembled(spec: Spec, index: Index, assembled: Assembled) -> Any:
     """Pass a block that another task assembled to the end of the run."""
     assert spec.end is not None
+    check_stop()
     return spec.end(spec, index, assembled.block, assembled.failures)
 
 

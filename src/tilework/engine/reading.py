@@ -13,6 +13,7 @@ import numpy as np
 from tilework._types import Array, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
+from tilework.engine.stopping import check_stop
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.output import BoundOutput
@@ -115,6 +116,7 @@ def run_tiles(
     size = spec.plan.batch_size or 1
     waiting: list[Results] = []
     for tile in tiles:
+        check_stop()
         cuts = _cut(spec, tile, crops, skipped, failures)
         if cuts is None:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from tilework.execution.piece import Piece, Shared
-from tilework.execution.progress import Tracker
-from tilework.execution.where import Where
+from tilework.execution.progress import LOG, Tracker, add_note
+from tilework.execution.stop import PATIENCE
+from tilework.execution.where import BUSY, Where
 from tilework.graph.layer import Key
 
 __all__ = ["Cluster"]
@@ -19,6 +20,8 @@ __all__ = ["Cluster"]
 # Pieces submitted to a cluster at a time, at least and per thread: enough that no worker waits for the
 # client, few enough that a million blocks are never in the scheduler's memory.
 CLUSTER_BLOCKS, BLOCKS_PER_THREAD = 512, 16
+# Time between two questions whether cancelled tasks have ended, seconds.
+POLL = 0.05
 
 
 class Cluster:
@@ -40,24 +43,69 @@ class Cluster:
         """Shared nodes of the piece that was submitted last."""
         self.seams: dict[Key, tuple[int, Any]] = {}
         """Seams that later pieces of `current` need: the position of the last such piece, and the future."""
+        self.held = False
+        """Whether the next piece is that of a further job."""
         self.completed = as_completed(loop=where.client.loop)
 
-    def run(self, pieces: Iterator[Piece]) -> None:
+    def run(self, pieces: Iterator[Piece | None]) -> None:
         """Compute all pieces."""
+        enough = BUSY * self.where.at_a_time
+        more = True
         try:
-            more = True
             while more or self.running:
-                while more and len(self.running) <= self.window * 3 // 4:
-                    batch = list(itertools.islice(pieces, self.window // 4))
-                    more = bool(batch)
+                if more and len(self.running) <= self.window * 3 // 4:
+                    batch, more = self._next(pieces, enough)
                     if batch:
                         self._submit(batch)
+                        continue
                 if self.running:
                     self._collect(next(self.completed))
-        finally:
-            if self.running:
-                futures = [future for _, future in self.running.values()]
-                self.client.cancel(futures, reason="the run ended", force=True)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    def _next(self, pieces: Iterator[Piece | None], enough: int) -> tuple[list[Piece], bool]:
+        """Return pieces to submit, and whether there may be more.
+
+        A further job is taken only to keep all workers busy, because a job may have an image in memory.
+        """
+        batch: list[Piece] = []
+        if self.held and len(self.running) >= enough:
+            return batch, True
+        for piece in pieces:
+            self.held = piece is None
+            if piece is not None:
+                batch.append(piece)
+            if len(batch) >= self.window // 4 or (piece is None and len(self.running) + len(batch) >= enough):
+                return batch, True
+        return batch, False
+
+    def _end(self, error: BaseException) -> None:
+        """Cancel the tasks and wait for those in flight; note what fails on the error that ended the run."""
+        futures = [future for _, future in self.running.values()]
+        names = {str(key) for piece, _ in self.running.values() for key in piece.tasks}
+        try:
+            self.client.cancel(futures, reason="the run ended", force=True)
+            end = time.monotonic() + PATIENCE
+            said = False
+            while left := self._in_flight(names, max(1.0, end - time.monotonic())):
+                if not said:
+                    LOG.info("stopping: waiting up to %.0f s for %d tasks in flight", PATIENCE, left)
+                    said = True
+                if time.monotonic() > end:
+                    LOG.warning("%d tasks still run after %.0f s; they write nothing later",
+                                left, PATIENCE)  # fmt: skip
+                    break
+                time.sleep(POLL)
+        except Exception as later:
+            add_note(error, "cancelling the tasks", later)
+
+    def _in_flight(self, names: set[str], seconds: float) -> int:
+        """Return how many tasks of ``names`` occupy a thread of a worker."""
+        if self.client.status != "running":
+            return 0
+        found = self.client.sync(self.client._run, _occupied, on_error="ignore", callback_timeout=seconds)
+        return sum(key in names for keys in found.values() for key in keys)
 
     def _submit(self, batch: list[Piece]) -> None:
         for piece in batch:
@@ -146,6 +194,11 @@ class Cluster:
             counts = {}
         others = sorted((k for k in counts if k != blamed), key=lambda k: (-counts[k], str(k)))
         return [blamed, *others]
+
+
+def _occupied(dask_worker: Any) -> list[str]:
+    """Return the tasks that occupy a thread of a worker, cancelled ones too; it passes itself by name."""
+    return [str(task.key) for task in dask_worker.state.all_running_tasks]
 
 
 def _suspicious(dask_scheduler: Any) -> Mapping[Key, int]:

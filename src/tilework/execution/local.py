@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
-import itertools
+import inspect
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, wait
 from typing import Any
 
+import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.task_spec import DataNode, List, Task, TaskRef
 
+from tilework.engine.reading import Failure
 from tilework.execution.cluster import Cluster
-from tilework.execution.piece import Broken, Job, Piece, Shared
-from tilework.execution.progress import Progress, Tracker, bar
-from tilework.execution.where import Where
+from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared
+from tilework.execution.progress import LOG, Progress, Tracker, bar
+from tilework.execution.stop import PATIENCE, Stop
+from tilework.execution.where import BUSY, Where
 from tilework.graph.layer import Key
 
 __all__ = ["delayed", "run"]
@@ -25,7 +29,13 @@ LOCAL_BLOCKS = 2048
 
 
 def run(
-    jobs: Iterable[Job], where: Where, *, progress: Progress, title: str, keep_going: bool = False
+    jobs: Iterable[Job],
+    where: Where,
+    *,
+    progress: Progress,
+    title: str,
+    keep_going: bool = False,
+    ended: Callable[[Job], Any] = lambda job: None,
 ) -> None:
     """Compute the pieces of ``jobs``, one after the other, in one bounded window.
 
@@ -42,13 +52,18 @@ def run(
         Name of the bar.
     keep_going : bool
         Whether the other jobs continue when one fails; its error is in ``job.error``.
+    ended : callable
+        Gets each job whose tasks have all run. Nothing of the run refers to the job afterwards.
 
     Notes
     -----
     Graphs are not optimised: they are fused by construction, and dask's optimisation drops annotations.
+
+    If an error or an interrupt ends the run, its tasks are told to stop, and those in flight are waited for,
+    at most `PATIENCE` seconds.
     """
     with bar(progress, title) as show:
-        tracker = Tracker(show, keep_going)
+        tracker = Tracker(show, keep_going, ended)
         runner = Local(where, tracker) if where.client is None else Cluster(where, tracker)
         try:
             runner.run(tracker.stream(jobs))
@@ -65,29 +80,55 @@ class Local:
     def __init__(self, where: Where, tracker: Tracker) -> None:
         self.where, self.tracker = where, tracker
         self.shared: Shared | None = None
-        """Shared nodes of the last piece."""
+        """Shared nodes of the last piece, if there are seams."""
         self.seams: dict[Key, tuple[int, Any]] = {}
         """Seams that later pieces of `shared` need: the position of the last such piece, and the value."""
+        self.stop = Stop()
+        self.pool = _pool_of(where.get)
 
-    def run(self, pieces: Iterator[Piece]) -> None:
+    def run(self, pieces: Iterator[Piece | None]) -> None:
         """Compute all pieces."""
-        while batch := list(itertools.islice(pieces, LOCAL_BLOCKS)):
-            self._compute(batch)
+        try:
+            while self._compute(self._next(pieces)):
+                pass
+        except BaseException:
+            self._end()
+            raise
 
-    def _compute(self, batch: list[Piece]) -> None:
+    def _next(self, pieces: Iterator[Piece | None]) -> list[Piece]:
+        """Return the next batch. It takes a further job only to keep all workers busy: a job has an image."""
+        batch: list[Piece] = []
+        enough = min(LOCAL_BLOCKS, BUSY * self.where.at_a_time)
+        for piece in pieces:
+            if piece is not None:
+                batch.append(piece)
+            if len(batch) >= (enough if piece is None else LOCAL_BLOCKS):
+                break
+        return batch
+
+    def _compute(self, batch: list[Piece]) -> bool:
+        """Compute a batch; return whether there was one."""
+        if not batch:
+            return False
         carried = self.seams if batch[0].shared is self.shared else {}
         graph: dict[Key, Any] = {}
         for piece in batch:
             graph.update(piece.shared.nodes)
             graph.update(piece.tasks)
+            for node in piece.tasks.values():
+                if isinstance(function := getattr(node, "func", None), Guarded):
+                    function.stop = self.stop
         graph |= {key: DataNode(key, value) for key, (_, value) in carried.items()}
         writes = {key: piece for piece in batch for key in piece.writes}
         kept = self._kept(batch, carried)
         keys = [*writes, *kept]
-        with Callback(posttask=functools.partial(self._note, writes)):
-            values = self.where.get(graph, keys, **self._options(batch))
-        self.shared = batch[-1].shared
-        self.seams = {k: (kept[k], value) for k, value in zip(keys, values, strict=True) if k in kept}
+        values = self.where.get(graph, keys, **self._options(batch, writes))
+        found = dict(zip(keys, values, strict=True))
+        for key in list(writes):  # of which no callback told
+            self._note(writes, key, found[key])
+        self.seams = {key: (end, found[key]) for key, end in kept.items()}
+        self.shared = batch[-1].shared if kept else None
+        return True
 
     def _kept(self, batch: list[Piece], carried: Mapping[Key, tuple[int, Any]]) -> dict[Key, int]:
         """Return the seams that pieces after the batch need, and the position of the last such piece."""
@@ -97,27 +138,99 @@ class Local:
             kept |= {key: end for key, (end, _) in carried.items()}
         return {key: end for key, end in kept.items() if end > last.position}
 
-    def _options(self, batch: list[Piece]) -> dict[str, int]:
+    def _options(self, batch: list[Piece], writes: dict[Key, Piece]) -> dict[str, Any]:
         most = self.where.threads
         threads = min(piece.job.threads or most for piece in batch)
-        return {"num_workers": threads} if threads < most else {}
+        options: dict[str, Any] = {"num_workers": threads} if threads < most else {}
+        if self.pool is not None:
+            options["pool"] = self.pool
+        if _takes_callbacks(self.where.get):
+            # Of this call alone: dask's own set belongs to all threads, and each takes the others' out.
+            own = (None, None, None, functools.partial(self._note, writes), self._finished)
+            options["callbacks"] = [*Callback.active, own]
+        return options
 
-    def _note(self, writes: Mapping[Key, Piece], key: Key, result: Any, *_: Any) -> None:
-        """Record a task that has run; dask calls this in the main process after each task."""
-        if key not in writes:
+    def _note(self, writes: dict[Key, Piece], key: Key, result: Any, *_: Any) -> None:
+        """Record a task that has run, once; dask calls this in the main process after each task."""
+        piece = writes.pop(key, None)
+        if piece is None:
             return
         if isinstance(result, Broken):
-            self.tracker.failed(writes[key], result.reason())
+            self.tracker.failed(piece, result.reason())
         else:
-            self.tracker.finished(writes[key], key, result)
+            self.tracker.finished(piece, key, result)
+
+    def _finished(self, graph: Any, state: Any, failed: bool) -> None:
+        """Tell the tasks to stop as soon as dask gives up; it may wait for them before it raises."""
+        del graph, state
+        if failed:
+            self.stop.ask()
+
+    def _end(self) -> None:
+        """Tell the tasks to stop, and wait for those in flight."""
+        self.stop.ask()
+        left = self.stop.wait(0) or (0 if self.pool is None else self.pool.left(0))
+        if left:
+            LOG.info("stopping: waiting up to %.0f s for %d tasks in flight", PATIENCE, left)
+            left = self.stop.wait(PATIENCE) + (0 if self.pool is None else self.pool.left(PATIENCE))
+        if left:
+            LOG.warning("%d tasks still run after %.0f s; they write nothing later", left, PATIENCE)
+        else:
+            self.stop.forget()
 
 
-def delayed(job: Job) -> Delayed:
-    """Return a `Delayed` that computes all of ``job`` in one graph, and returns its result."""
+class _Pool:
+    """An executor that the user gave to dask, with the futures of one run."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool, self._max_workers = pool, pool._max_workers
+        self._futures: set[Future[Any]] = set()
+
+    def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit to the executor."""
+        future: Future[Any] = self._pool.submit(*args, **kwargs)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    def left(self, seconds: float) -> int:
+        """Cancel what has not begun, wait for the rest, and return how much still runs."""
+        for future in list(self._futures):
+            future.cancel()
+        return len(wait(list(self._futures), seconds).not_done)
+
+
+def _pool_of(get: Callable[..., Any]) -> _Pool | None:
+    """Return the executor in dask's configuration, if ``get`` would use its processes."""
+    pool = dask.config.get("pool", None)
+    apart = getattr(get, "__module__", "") == "dask.multiprocessing"
+    return _Pool(pool) if apart and isinstance(pool, Executor) else None
+
+
+def _takes_callbacks(get: Callable[..., Any]) -> bool:
+    """Return whether a scheduler takes callbacks, as those of dask do; others are read when they are done."""
+    try:
+        parameters = inspect.signature(get).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(p.name == "callbacks" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def delayed(job: Job, end: Callable[[Sequence[Failure]], Any]) -> Delayed:
+    """Return a `Delayed` that computes all of ``job`` in one graph.
+
+    Parameters
+    ----------
+    job : Job
+    end : callable
+        Gets the tiles that were left out, after the job was closed; its result is that of the `Delayed`.
+        It can be pickled.
+    """
     graph: dict[Key, Any] = {}
     shared: Shared | None = None
     before: list[TaskRef] = []
     writes: list[TaskRef] = []
+    all_writes: list[TaskRef] = []
     for piece in job.pieces():
         if piece.shared is not shared:
             shared, before, writes = piece.shared, writes, []
@@ -126,8 +239,9 @@ def delayed(job: Job) -> Delayed:
             graph.update(gates if before else shared.nodes)
         graph.update(piece.tasks)
         writes += map(TaskRef, piece.writes)
+        all_writes += map(TaskRef, piece.writes)
     last = f"{job.title}-{uuid.uuid4().hex[:8]}"
-    graph[last] = Task(last, _closed, job.close, List(*before, *writes))
+    graph[last] = Task(last, _closed, job.close, end, List(*all_writes))
     return Delayed(last, graph)
 
 
@@ -139,5 +253,8 @@ def _after(value: Any, before: Iterable[Any]) -> Any:
     return value
 
 
-def _closed(close: Any, results: Iterable[Any]) -> Any:
-    return _after(close, results)()
+def _closed(close: Any, end: Any, results: Iterable[Any]) -> Any:
+    """Close a job, and end it with the tiles that its tasks left out."""
+    results = list(results)
+    _after(close, results)()
+    return end([failure for failures in results for failure in failures or ()])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tilework.engine.reading import Failure
+from tilework.engine.stopping import stopped_by
+from tilework.execution.inside import in_a_run
+from tilework.execution.stop import Stop, cancelled
 from tilework.graph.layer import Key
 from tilework.grid.tiles import Tile
 
-__all__ = ["Broken", "Job", "Piece", "Shared", "guarded"]
+__all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded"]
 
 
 class Job(Protocol):
@@ -82,17 +84,43 @@ class Broken:
         return self.error
 
 
-def guarded(function: Callable[..., Any], retries: int | None) -> Callable[..., Any]:
-    """Return ``function`` wrapped so that it returns a `Broken` instead of raising.
+class Guarded:
+    """A function of a task that asks before it begins whether its run goes on.
+
+    With ``retries`` it returns a `Broken` instead of raising, so that the other tasks continue. Without, the
+    scheduler of a cluster retries and reports errors itself.
+    """
+
+    __slots__ = ("function", "retries", "stop")
+
+    def __init__(self, function: Callable[..., Any], retries: int | None, stop: Stop | None = None) -> None:
+        self.function, self.retries, self.stop = function, retries, stop
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Guarded, (self.function, self.retries, self.stop)
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function; raise `Stopped` if the run was told to stop."""
+        with in_a_run():
+            if self.retries is None:
+                with stopped_by(cancelled):
+                    return self.function(*args)
+            if self.stop is None:
+                return _attempt(self.retries, self.function, *args)
+            with self.stop.task():
+                return _attempt(self.retries, self.function, *args)
+
+
+def guarded(function: Callable[..., Any], retries: int | None) -> Guarded:
+    """Return ``function`` as a `Guarded`.
 
     Parameters
     ----------
     function : callable
     retries : int or None
-        Further calls after a failed one. None: the scheduler retries and reports errors itself, so
-        ``function`` is returned unchanged.
+        Further calls after a failed one. None: the scheduler retries.
     """
-    return function if retries is None else functools.partial(_attempt, retries, function)
+    return Guarded(function, retries)
 
 
 def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:

@@ -6,15 +6,17 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from tilework._checks import is_flag
 from tilework._types import ShowProgress
+from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 
-__all__ = ["LOG", "Progress", "Tracker", "bar"]
+__all__ = ["LOG", "Progress", "Tracker", "add_note", "bar", "check_progress"]
 
 Progress = bool | Literal["auto"] | ShowProgress
 LOG = logging.getLogger("tilework")
@@ -22,14 +24,21 @@ LOG = logging.getLogger("tilework")
 LOG_SECONDS = 60.0
 
 
+def check_progress(progress: Any) -> None:
+    """Raise a `TypeError` unless ``progress`` is a bool, "auto" or a callable."""
+    word = isinstance(progress, str) and progress == "auto"
+    if not (word or is_flag(progress) or callable(progress)):
+        raise TypeError(f'progress must be True, False, "auto" or a callable; got {progress!r}.')
+
+
 @contextmanager
 def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
     """Return a context with a function that shows the number of finished tiles and the total."""
     if callable(progress):
         yield progress
-    elif progress is False:
+    elif is_flag(progress) and not progress:
         yield lambda done, total: None
-    elif progress == "auto" and not _watched():
+    elif not is_flag(progress) and not _watched():
         yield _logger(title)
     else:
         with warnings.catch_warnings():
@@ -70,29 +79,58 @@ def _logger(title: str) -> ShowProgress:
 
 
 class Tracker:
-    """Counts finished tiles, and closes jobs."""
+    """Counts finished tiles, and closes jobs.
 
-    def __init__(self, show: ShowProgress, keep_going: bool) -> None:
-        self.show, self.keep_going = show, keep_going
+    Parameters
+    ----------
+    show : callable
+        Gets the number of finished tiles and the total.
+    keep_going : bool
+        Whether the other jobs continue when one fails.
+    ended : callable
+        Gets each job whose tasks have all run, after it was closed.
+    """
+
+    def __init__(self, show: ShowProgress, keep_going: bool, ended: Callable[[Job], Any]) -> None:
+        self.show, self.keep_going, self.ended = show, keep_going, ended
         self.done = self.total = 0
         self.outstanding: dict[Job, int] = {}
         """Open jobs, and how many of their last tasks are not done."""
 
-    def stream(self, jobs: Iterable[Job]) -> Iterator[Piece]:
-        """Yield the pieces of all jobs, of a failed job no further ones."""
-        for job in jobs:
-            self.total += job.tiles
-            self.show(self.done, self.total)
-            self.outstanding[job] = 1  # until all pieces are out
-            for piece in job.pieces():
-                if job.error is not None:
-                    break
-                self.outstanding[job] += len(piece.writes)
-                yield piece
+    def stream(self, jobs: Iterable[Job]) -> Iterator[Piece | None]:
+        """Yield the pieces of all jobs, of a failed job no further ones; None before each job.
+
+        At None the runner may wait: no image of a later job is open yet, and none of an ended job is held.
+        """
+        rest = iter(jobs)
+        while True:
+            yield None
+            job = next(rest, None)
+            if job is None:
+                return
+            yield from self._pieces(job)
             self._one_less(job)
+            del job
+
+    def _pieces(self, job: Job) -> Iterator[Piece]:
+        self.total += job.tiles
+        self.outstanding[job] = 1  # until all pieces are out
+        self.show(self.done, self.total)
+        for piece in job.pieces():
+            if job.error is not None:
+                return
+            self.outstanding[job] += len(piece.writes)
+            yield piece
 
     def finished(self, piece: Piece, key: Key, failures: Any) -> None:
         """Record a last task that is done; its result lists the tiles that were left out."""
+        if failures is not None and not isinstance(failures, list):
+            error = TilingError(
+                f"the scheduler returned {type(failures).__name__} for {key}; it must return what the task "
+                "returns."
+            )
+            self.failed(piece, error)
+            return
         piece.job.failures += failures or []
         self.done += piece.writes[key]
         self.show(self.done, self.total)
@@ -109,16 +147,39 @@ class Tracker:
     def _one_less(self, job: Job) -> None:
         self.outstanding[job] -= 1
         if not self.outstanding[job]:
-            del self.outstanding[job]
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        """Close a job; if its store fails at its end, that is the job's error."""
+        del self.outstanding[job]
+        try:
             job.close()
+        except Exception as error:
+            if job.error is not None:
+                add_note(job.error, "closing it", error)
+            elif self.keep_going:
+                job.error = error
+            else:
+                raise
+        self.ended(job)
 
     def close(self) -> None:
-        """Close the jobs that a failure or an interrupt left open."""
-        error = sys.exc_info()[1]
+        """Close the jobs that a failure or an interrupt left open; the first error is the one that counts."""
+        first = sys.exc_info()[1]
+        failed: BaseException | None = None
         for job in self.outstanding:
             try:
                 job.close()
-            except Exception:
+            except Exception as error:
                 # Perhaps the store itself failed. Finished units of these jobs are marked one by one.
-                if error is None and job.error is None:
-                    raise
+                if first is not None:
+                    add_note(first, f"closing {job.title}", error)
+                failed = failed or error
+        self.outstanding.clear()
+        if first is None and failed is not None:
+            raise failed
+
+
+def add_note(first: BaseException, doing: str, later: BaseException) -> None:
+    """Note on the first error of a run that something failed after it."""
+    first.add_note(f"after that, {doing} failed too: {type(later).__name__}: {later}")

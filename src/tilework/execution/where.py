@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask
@@ -12,12 +12,16 @@ import dask.array as da
 from dask.base import get_scheduler
 
 from tilework.errors import TilingError
+from tilework.execution.inside import current_worker, runs_of
 from tilework.plan.arguments import default_memory, n_threads
 
-__all__ = ["Where"]
+__all__ = ["BUSY", "Where"]
 
 # Fraction of a worker's memory that a run may use; above it, distributed starts to spill.
 MEMORY_SHARE = 0.6
+# Tasks per worker thread that keep it busy. Further images wait until fewer are left, so that no more images
+# are in memory than this many blocks need.
+BUSY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Where:
     """Priority of all tasks, for the scheduler of a cluster; higher runs sooner."""
     alone: bool = True
     """Whether the run computes a single result; the tasks of several keep each other's workers busy."""
+    postponed: bool = False
+    """Whether somebody else computes the graph, on any scheduler, so that tasks make their own retries."""
     workers: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """Facts on each worker of a cluster at the start of the run."""
 
@@ -54,6 +60,20 @@ class Where:
         where = cls(get, client, workers=tuple(workers), **options)
         where._check()
         return where
+
+    def later(self, *, client: Any, scheduler: Any, progress: Any) -> Where:
+        """Return the place of a run with ``compute=False``; raise for what only the computing can honour."""
+        given = {
+            "client": client is not None, "scheduler": scheduler is not None,
+            "resources": bool(self.resources), "priority": self.priority != 0,
+            "progress": progress is True or callable(progress),
+        }  # fmt: skip
+        if refused := [f"{name}=" for name, there in given.items() if there]:
+            raise TilingError(
+                f"compute=False cannot keep {', '.join(refused)}: leave it out, and give it where the result "
+                "is computed, as in client.compute(written, priority=5)."
+            )
+        return replace(self, postponed=True)
 
     def _check(self) -> None:
         if type(self.retries) is not int or self.retries < 0:
@@ -83,6 +103,14 @@ class Where:
         return max((w["nthreads"] for w in self.workers), default=n_threads())
 
     @property
+    def at_a_time(self) -> int:
+        """Number of tasks that run at the same time, in all processes."""
+        if self.client is not None:
+            return max(1, sum(int(w["nthreads"]) for w in self.workers))
+        alone = getattr(self.get, "__module__", "") == "dask.local" and not hasattr(self.get, "func")
+        return 1 if alone else _local_workers()
+
+    @property
     def at_once(self) -> int:
         """Number of concurrent calls that blocks should keep busy: the cluster's, at least this machine's."""
         if self.client is None or not self.alone:
@@ -103,17 +131,22 @@ class Where:
 
     @property
     def memory(self) -> int:
-        """The memory that one process may use, bytes."""
+        """The memory that one process may use, bytes; in a task of a worker the share of one such task."""
+        around = current_worker()
         if self.client is None:
+            limit = None if around is None else around.memory_manager.memory_limit
+            memory = min(default_memory(), int(MEMORY_SHARE * limit)) if limit else default_memory()
             apart = "multiprocessing" in getattr(self.get, "__module__", "")
-            return default_memory() // (_local_workers() if apart else 1)
+            beside = 1 if around is None else int(around.state.nthreads)
+            return memory // (beside * (_local_workers() if apart else 1))
         limits = [w["memory_limit"] for w in self.workers if w["memory_limit"]]
-        return int(MEMORY_SHARE * min(limits)) if limits else default_memory()
+        memory = int(MEMORY_SHARE * min(limits)) if limits else default_memory()
+        return memory // (1 if around is None else runs_of(around))
 
     @property
     def guard(self) -> int | None:
         """Further attempts that tasks make themselves; None if the scheduler makes them."""
-        return self.retries if self.client is None else None
+        return self.retries if self.client is None or self.postponed else None
 
 
 def _local_workers() -> int:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilework._checks import one_of
+from tilework._checks import flag, one_of
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError
+from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
-from tilework.execution.progress import Progress
+from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.writing.jobs import WriteJob
 from tilework.writing.store import Asked, Writing, prepare
@@ -27,7 +30,7 @@ class Outcome:
     result: Any = None
     """The zarr.Array or zarr.Group; None if it failed."""
     error: BaseException | None = None
-    """The error if it failed; its notes name the tile."""
+    """The error if it failed; its notes name the tile. Its traceback is kept as text, in the last note."""
     failures: tuple[Failure, ...] = ()
     """Tiles that were left out, with their boxes and errors."""
     tiles: int = 0
@@ -40,7 +43,7 @@ class Outcome:
 
     def __str__(self) -> str:
         if self.error is not None:
-            notes = "; ".join(getattr(self.error, "__notes__", ())).partition("\n")[0]
+            notes = "; ".join(n for n in getattr(self.error, "__notes__", ()) if "\n" not in n)
             return f"{self.store}: failed, {type(self.error).__name__}: {self.error} ({notes})"
         left = f", {len(self.failures)} tiles failed" if self.failures else ""
         return f"{self.store}: {self.tiles} tiles run{left}"
@@ -88,7 +91,8 @@ def write_many(
     """Write many results, each to its store, in one run; return the outcome of each.
 
     The blocks of all images go through one bounded window, in order: an image begins before the last blocks
-    of the image before are done.
+    of the image before are done, and when few blocks are left to do. Nothing of an image is kept after its
+    last block.
 
     Parameters
     ----------
@@ -112,8 +116,12 @@ def write_many(
     Raises
     ------
     TilingError
-        If an argument is not valid. Errors of an image are raised only with ``on_error="raise"``; otherwise
-        they are in its `Outcome`.
+        If an argument is not valid. Errors of an image, also of a store that fails at its end, are raised
+        only with ``on_error="raise"``; otherwise they are in its `Outcome`.
+    TypeError
+        If a flag is not True or False.
+    Exception
+        What the iterable of jobs raises, after the images that have begun are done.
 
     Examples
     --------
@@ -125,33 +133,100 @@ def write_many(
     >>> [outcome.ok for outcome in report], int(zarr.open(stores[2])[7])
     ([True, True, True], -2)
     """
+    overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
+    check_progress(progress)
     one_of("on_error", on_error, ("continue", "fill", "raise"))
     where = Where.find(
         scheduler, client, retries=retries, resources=resources, priority=priority, alone=False
     )
-    tiles = "fill" if on_error == "fill" else "raise"
     common = {
         "overwrite": overwrite, "resume": resume, "version": version, "memory_limit": memory_limit,
-        "on_error": tiles,
+        "on_error": "fill" if on_error == "fill" else "raise",
     }  # fmt: skip
-    found: list[Writing | Outcome] = []
+    many = _Many(where, common, options, stops=on_error == "raise")
+    with outside_of_the_pool(where.client):
+        run(
+            many.begin(jobs), where, progress=progress, title="write_many", keep_going=not many.stops,
+            ended=many.end,
+        )  # fmt: skip
+    if many.broken is not None:
+        raise many.broken
+    return Report(many.outcomes[number] for number in sorted(many.outcomes))
 
-    def stream() -> Iterator[WriteJob]:
-        for number, job in enumerate(jobs):
-            store: Any = f"job {number}"
+
+class _Many:
+    """The jobs of one `write_many`. Of a job that has ended only the outcome is kept, and so no image."""
+
+    def __init__(
+        self, where: Where, common: Mapping[str, Any], options: dict[str, Any], *, stops: bool
+    ) -> None:
+        self.where, self.common, self.options, self.stops = where, common, options, stops
+        self.outcomes: dict[int, Outcome] = {}
+        """Outcomes by the number of the job."""
+        self.open: dict[Any, tuple[int, Writing]] = {}
+        """Jobs that have begun, with their numbers."""
+        self.broken: Exception | None = None
+        """What the iterable of jobs raised; raised again when the jobs that have begun are done."""
+
+    def begin(self, jobs: Iterable[Any]) -> Iterator[WriteJob]:
+        """Yield the jobs, prepared; no name here may refer to one while a later one is made."""
+        rest = iter(jobs)
+        for number in itertools.count():
             try:
-                out, store, own = _parts(job() if callable(job) else job, number)
-                writing = prepare(out, store, _asked(common, options | dict(own)), where)
+                job = [next(rest)]
+            except StopIteration:
+                return
             except Exception as error:
-                if on_error == "raise":
-                    raise
-                found.append(Outcome(str(store), error=error))
-                continue
-            found.append(writing)
-            yield writing.job
+                self.broken = error
+                return
+            begun = self._prepare(job, number)
+            if begun:
+                yield begun.pop()
 
-    run(stream(), where, progress=progress, title="write_many", keep_going=on_error != "raise")
-    return Report(o if isinstance(o, Outcome) else _outcome(o) for o in found)
+    def _prepare(self, job: list[Any], number: int) -> list[WriteJob]:
+        """Return the job, in a list that holds it alone; an empty one if it failed. Empties ``job``."""
+        store: Any = f"job {number}"
+        try:
+            one = job.pop()
+            out, store, own = _parts(one() if callable(one) else one, number)
+            writing = prepare(out, store, _asked(self.common, self.options | dict(own)), self.where)
+        except Exception as error:
+            if self.stops:
+                raise
+            self.outcomes[number] = Outcome(str(store), error=_kept(error))
+            return []
+        self.open[writing.job] = number, writing
+        return [writing.job]
+
+    def end(self, job: Any) -> None:
+        """Replace a job whose tasks have all run by its outcome."""
+        number, writing = self.open.pop(job)
+        result, error = None, job.error
+        if error is None:
+            try:
+                result = writing.end(quiet=True)
+            except Exception as failed:  # the store vanished at the end
+                if self.stops:
+                    raise
+                error = failed
+        self.outcomes[number] = Outcome(
+            writing.address, result, None if error is None else _kept(error), tuple(job.failures), job.tiles
+        )
+
+
+def _kept(error: BaseException) -> BaseException:
+    """Return an error without its frames, which keep crops and images alive, and with their text."""
+    error.add_note("".join(traceback.format_exception(error)).rstrip())
+    seen: set[int] = set()
+    found: list[BaseException | None] = [error]
+    while found:
+        one = found.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            found += [one.__cause__, one.__context__]
+            found += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    return error
 
 
 def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -168,14 +243,3 @@ def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
     own = ("path", "chunks", "shards", "version")
     rest = {k: v for k, v in options.items() if k not in own}
     return Asked(**dict(common) | {k: options[k] for k in own if k in options}, options=rest)
-
-
-def _outcome(writing: Writing) -> Outcome:
-    job = writing.job
-    result, error = None, job.error
-    if error is None:
-        try:
-            result = writing.end(quiet=True)
-        except Exception as failed:  # the store vanished at the end
-            error = failed
-    return Outcome(writing.address, result, error, tuple(job.failures), job.tiles)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,12 +20,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from tilework._checks import parse_bytes, warn
+from tilework._checks import flag, parse_bytes, warn
 from tilework._types import Bits, Index
+from tilework.engine.reading import Failure
 from tilework.engine.spec import Spec
 from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
+from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import delayed, run
-from tilework.execution.progress import LOG, Progress
+from tilework.execution.progress import LOG, Progress, check_progress
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, specs_below
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
@@ -109,7 +112,9 @@ def to_zarr(
     priority : int
         Priority of the tasks on a cluster; higher runs sooner.
     compute : bool
-        False: return a `dask.delayed.Delayed` that writes in one graph when it is computed.
+        False: return a `dask.delayed.Delayed` that writes in one graph when it is computed. Retries are then
+        made by the tasks; ``client``, ``scheduler``, ``resources``, ``priority`` and ``progress`` are given
+        where it is computed.
     **options
         Arguments of `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
 
@@ -129,7 +134,7 @@ def to_zarr(
         If the store holds other data, or a result of another call, and ``overwrite`` is false; if it holds
         the source; if ``out`` is empty or has members of different calls.
     TypeError
-        If ``out`` is not a dask array.
+        If ``out`` is not a dask array, or a flag is not True or False.
 
     Examples
     --------
@@ -140,16 +145,25 @@ def to_zarr(
     >>> written.chunks, float(written[9, 9])
     ((5, 5), -99.0)
     """
+    overwrite, resume, compute = (
+        flag("overwrite", overwrite),
+        flag("resume", resume),
+        flag("compute", compute),
+    )
+    check_progress(progress)
     where = Where.find(scheduler, client, retries=retries, resources=resources, priority=priority)
+    if not compute:
+        where = where.later(client=client, scheduler=scheduler, progress=progress)
     asked = Asked(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=version,
         on_error=on_error, memory_limit=memory_limit, options=options,
     )  # fmt: skip
-    writing = prepare(out, store, asked, where)
-    if not compute:
-        return delayed(writing.job)
-    run([writing.job], where, progress=progress, title=writing.job.title)
-    return writing.end()
+    with outside_of_the_pool(where.client if compute else None):
+        writing = prepare(out, store, asked, where)
+        if not compute:
+            return delayed(writing.job, writing.ending)
+        run([writing.job], where, progress=progress, title=writing.job.title)
+        return writing.end()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,18 +211,31 @@ class Writing:
 
     def end(self, *, quiet: bool = False) -> Any:
         """Write the final records, warn of failed tiles, and return the array or group."""
-        failed = [f"{f.tile}: {f.error}" for f in self.job.failures]
-        for ledger, record in self.records:
-            if failed:
-                record = record | {"failed": failed}
-            ledger.write_record(record)
-        if failed and not quiet:
-            warn(
-                f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
-                f"and the next call computes the units that they touch again. The first: {failed[0]}",
-                TilingWarning,
-            )
-        return self.result()
+        return self.ending(self.job.failures, quiet=quiet)
+
+    @property
+    def ending(self) -> Callable[..., Any]:
+        """What `end` does with the failures that it gets; it can be pickled, unlike the job."""
+        return functools.partial(_end, tuple(self.records), self.result)
+
+
+def _end(
+    records: Iterable[tuple[Ledger, Record]],
+    result: Callable[[], Any],
+    failures: Sequence[Failure],
+    *,
+    quiet: bool = False,
+) -> Any:
+    failed = [f"{f.tile}: {f.error}" for f in failures]
+    for ledger, record in records:
+        ledger.write_record(record | {"failed": failed} if failed else record)
+    if failed and not quiet:
+        warn(
+            f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
+            f"and the next call computes the units that they touch again. The first: {failed[0]}",
+            TilingWarning,
+        )
+    return result()
 
 
 def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:

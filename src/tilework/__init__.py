@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from tilework.plan.tile_plan import TilePlan
     from tilework.probing.probe import probe
     from tilework.probing.report import ProbeReport
-    from tilework.writing.ledger import status
     from tilework.writing.many import write_many
+    from tilework.writing.status import status
     from tilework.writing.store import to_zarr
 
 _HOMES = {
@@ -72,7 +72,7 @@ _HOMES = {
     "plot_seams": "diagnostics.figures",
     "plot_window": "diagnostics.figures",
     "probe": "probing.probe",
-    "status": "writing.ledger",
+    "status": "writing.status",
     "tiled_map": "api",
     "to_zarr": "writing.store",
     "view": "diagnostics.viewing",

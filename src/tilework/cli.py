@@ -185,7 +185,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
     """  # noqa: D301 -- click wants the character itself
     from tilework.api import tiled_map
-    from tilework.writing.ledger import status
+    from tilework.writing.status import status
     from tilework.writing.store import to_zarr
 
     with _plainly():
@@ -241,23 +241,28 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 
 @main.command("status")
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True)
-def show_status(stores: tuple[str, ...]) -> None:
+@click.option("--verify", is_flag=True, help="Read all units that are done; list the missing and unreadable.")
+@click.option("--drop", is_flag=True, help="Drop the marks of those, so that the next run computes them.")
+def show_status(stores: tuple[str, ...], *, verify: bool, drop: bool) -> None:
     """Show how much of each STORE is done; the exit code is 1 if something is missing."""
     from tilework.errors import TilingError
-    from tilework.writing.ledger import status
+    from tilework.writing.status import status
 
     rows = []
     for store in stores:
         try:
-            found = status(store)
+            found = status(store, verify=verify, drop=drop)
         except TilingError as error:
             rows.append((store, "-", "-", "-", str(error)))
             continue
         for one in found:
             state = "complete" if one.complete else "incomplete"
+            if one.broken:
+                shown = ", ".join(map(str, one.broken[:3]))
+                state = f"{len(one.broken)} units missing or unreadable: {shown}"
             share = f"{one.done / max(1, one.units):.1%}"
             rows.append((one.place.removeprefix("file://"), f"{one.done}/{one.units}", share,
-                         str(len(one.failed)), state))  # fmt: skip
+                         str(one.n_failed), state))  # fmt: skip
         if not found:
             rows.append((store, "-", "-", "-", "nothing that tilework wrote"))
     head = ("store", "units", "done", "failed tiles", "state")

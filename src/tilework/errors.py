@@ -7,7 +7,8 @@
           ├── GridError         impossible geometry: crop, overlap, stride, axes
           ├── ContractError     the result of a function differs from its declaration
           ├── AlignmentError    several tasks would write the same storage unit
-          └── MemoryBudgetError the smallest plan exceeds the memory limit
+          ├── MemoryBudgetError the smallest plan exceeds the memory limit
+          └── SupersededError   another run writes the store by now
     UserWarning
      └── TilingWarning          legal, but probably not what was meant
           └── CostWarning       legal, but much more expensive than necessary
@@ -23,6 +24,7 @@ __all__ = [
     "CostWarning",
     "GridError",
     "MemoryBudgetError",
+    "SupersededError",
     "TilingError",
     "TilingWarning",
 ]
@@ -46,6 +48,10 @@ class AlignmentError(TilingError):
 
 class MemoryBudgetError(TilingError):
     """Even the smallest plan exceeds the memory limit."""
+
+
+class SupersededError(TilingError):
+    """The store belongs to another run by now, or its run has ended; this one writes nothing more."""
 
 
 class TilingWarning(UserWarning):

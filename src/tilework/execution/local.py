@@ -14,7 +14,6 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.task_spec import DataNode, List, Task, TaskRef
 
-from tilework.engine.reading import Failure
 from tilework.execution.cluster import Cluster
 from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared
 from tilework.execution.progress import LOG, Progress, Tracker, bar
@@ -216,32 +215,26 @@ def _takes_callbacks(get: Callable[..., Any]) -> bool:
     return any(p.name == "callbacks" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
-def delayed(job: Job, end: Callable[[Sequence[Failure]], Any]) -> Delayed:
-    """Return a `Delayed` that computes all of ``job`` in one graph.
-
-    Parameters
-    ----------
-    job : Job
-    end : callable
-        Gets the tiles that were left out, after the job was closed; its result is that of the `Delayed`.
-        It can be pickled.
-    """
+def delayed(job: Job) -> Delayed:
+    """Return a `Delayed` that computes all of ``job`` in one graph; its result is that of ``job.ending``."""
     graph: dict[Key, Any] = {}
     shared: Shared | None = None
+    title = f"{job.title}-{uuid.uuid4().hex[:8]}"
+    begin, last = f"{title}-begin", title
+    graph[begin] = Task(begin, job.opening)
     before: list[TaskRef] = []
-    writes: list[TaskRef] = []
+    writes = [TaskRef(begin)]
     all_writes: list[TaskRef] = []
     for piece in job.pieces():
         if piece.shared is not shared:
             shared, before, writes = piece.shared, writes, []
             # Every task refers to these nodes, so they can delay a slab until the one before is done.
-            gates = {k: Task(k, _after, node, List(*before)) for k, node in shared.nodes.items()}
-            graph.update(gates if before else shared.nodes)
+            graph.update({k: Task(k, _after, node, List(*before)) for k, node in shared.nodes.items()})
         graph.update(piece.tasks)
         writes += map(TaskRef, piece.writes)
         all_writes += map(TaskRef, piece.writes)
-    last = f"{job.title}-{uuid.uuid4().hex[:8]}"
-    graph[last] = Task(last, _closed, job.close, end, List(*all_writes))
+    # The end refers to the beginning, whose result stands for the claims of the run.
+    graph[last] = Task(last, _closed, job.ending, TaskRef(begin), List(*all_writes))
     return Delayed(last, graph)
 
 
@@ -253,8 +246,8 @@ def _after(value: Any, before: Iterable[Any]) -> Any:
     return value
 
 
-def _closed(close: Any, end: Any, results: Iterable[Any]) -> Any:
-    """Close a job, and end it with the tiles that its tasks left out."""
+def _closed(end: Callable[[Sequence[Any]], Any], begun: Any, results: Iterable[Any]) -> Any:
+    """End a job with the results of its last tasks."""
+    del begun
     results = list(results)
-    _after(close, results)()
-    return end([failure for failures in results for failure in failures or ()])
+    return _after(end, results)(results)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tilework.engine.reading import Failure
 from tilework.engine.stopping import stopped_by
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
@@ -26,12 +25,19 @@ class Job(Protocol):
     """Number of tiles that the job computes."""
     threads: int | None
     """Number of concurrent tasks in one process; None: the number of threads of the scheduler."""
-    failures: list[Failure]
-    """Tiles that were left out; the run adds to it."""
     error: BaseException | None
     """The reason why the job failed; set by the run."""
-    close: Callable[[], Any]
-    """Ends the job, complete or not, and returns its result. It can be pickled."""
+
+    opening: Callable[[], Any]
+    """Begins the job where somebody else computes its graph; can be pickled. Its result is kept."""
+    ending: Callable[[Any], Any]
+    """Ends it there, from the results of its last tasks, and returns its result; can be pickled."""
+
+    def took(self, result: Any) -> None:
+        """Take the result of a last task."""
+
+    def close(self, *, complete: bool) -> None:
+        """End the job; not complete: it failed, or was interrupted."""
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the pieces to compute, in order."""
@@ -59,7 +65,7 @@ class Piece:
     tasks: Mapping[Key, Any]
     """Tasks and data by key."""
     writes: Mapping[Key, int]
-    """The last tasks, whose results are failures or None, and the number of tiles that each finishes."""
+    """The last tasks, whose results the job takes, and the number of tiles that each finishes."""
     heavy: frozenset[Key] = frozenset()
     """Tasks that call the function, and so need the resources of the run."""
     keep: Mapping[Key, int] = field(default_factory=dict)

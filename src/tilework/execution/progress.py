@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from tilework._checks import is_flag
 from tilework._types import ShowProgress
-from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 
@@ -122,16 +121,13 @@ class Tracker:
             self.outstanding[job] += len(piece.writes)
             yield piece
 
-    def finished(self, piece: Piece, key: Key, failures: Any) -> None:
-        """Record a last task that is done; its result lists the tiles that were left out."""
-        if failures is not None and not isinstance(failures, list):
-            error = TilingError(
-                f"the scheduler returned {type(failures).__name__} for {key}; it must return what the task "
-                "returns."
-            )
+    def finished(self, piece: Piece, key: Key, result: Any) -> None:
+        """Record a last task that is done."""
+        try:
+            piece.job.took(result)
+        except TypeError as error:
             self.failed(piece, error)
             return
-        piece.job.failures += failures or []
         self.done += piece.writes[key]
         self.show(self.done, self.total)
         self._one_less(piece.job)
@@ -153,7 +149,7 @@ class Tracker:
         """Close a job; if its store fails at its end, that is the job's error."""
         del self.outstanding[job]
         try:
-            job.close()
+            job.close(complete=job.error is None)
         except Exception as error:
             if job.error is not None:
                 add_note(job.error, "closing it", error)
@@ -169,7 +165,7 @@ class Tracker:
         failed: BaseException | None = None
         for job in self.outstanding:
             try:
-                job.close()
+                job.close(complete=False)
             except Exception as error:
                 # Perhaps the store itself failed. Finished units of these jobs are marked one by one.
                 if first is not None:

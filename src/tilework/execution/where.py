@@ -144,6 +144,11 @@ class Where:
         return memory // (1 if around is None else runs_of(around))
 
     @property
+    def again(self) -> bool:
+        """Whether a task may run again in another process, after it has written."""
+        return self.client is not None or self.postponed
+
+    @property
     def guard(self) -> int | None:
         """Further attempts that tasks make themselves; None if the scheduler makes them."""
         return self.retries if self.client is None or self.postponed else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
+import random
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,112 +14,36 @@ import numpy as np
 from dask.optimization import cull
 from dask.task_spec import DataNode, Task, TaskRef
 
-from tilework._types import Bits, Index
+from tilework._types import Bits, Index, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
-from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece, Shared, guarded
 from tilework.graph.layer import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
-from tilework.writing.ledger import Ledger
+from tilework.source.held import this_process
+from tilework.writing.claim import Claims
+from tilework.writing.closing import Closing, Destination, Opening, Told
+from tilework.writing.sink import BlockWriter, Sink, Written, block_name, write_chunk
 from tilework.writing.units import Units, tiles_of_units, with_todo
 
-__all__ = ["ChunkJob", "Destination", "TileJob", "WriteJob"]
+__all__ = ["ChunkJob", "TileJob", "WriteJob"]
+
+# Blocks of a run of which one unit is read back, by the task and by the client at the end.
+CHECKED = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """The array into which one output is written."""
-
-    array: Any
-    """A Zarr array, or anything with item assignment."""
-    done: Bits | None = None
-    """Which write units were done when the run began; None: the array cannot have marks."""
-
-    @property
-    def ledger(self) -> Ledger | None:
-        """The ledger that keeps the marks."""
-        return None if self.done is None else Ledger(self.array)
-
-
-# -- in the tasks ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Sink:
-    """The array of one output, as tasks get it."""
-
-    array: Any
-    """The array to write into."""
-    ledger: Ledger | None
-    """The ledger in which units are marked, if there is one."""
-    partial: Mapping[Index, Sequence[Index]] = field(default_factory=dict)
-    """For each block of which some units are done, the units to write."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.array, np.ndarray):
-            raise TilingError(
-                "an array in memory can only be written into by threads of this process; give a Zarr store "
-                "for processes and clusters."
-            )
-        return _Sink, (self.array, self.ledger, self.partial)
-
-
-class _Writer:
-    """Writes blocks of all outputs and marks their units; called at the end of each task that has a block."""
-
-    def __init__(self, sinks: Mapping[int, _Sink]) -> None:
-        self.sinks = sinks
-
-    def __call__(self, spec: Spec, index: Index, block: Any, failures: Sequence[Failure]) -> Any:
-        """Write a block, or the tuple of blocks of all outputs; return the failures, if any."""
-        for number, sink in self.sinks.items():
-            box = spec.outputs[number].place(spec.boxes(index)[number])
-            part = block[number] if spec.many else block
-            with _told(box):
-                if sink.ledger is None:
-                    sink.array[box] = part
-                    continue
-                units = Units.of(spec, number, sink.array)
-                written = _write_units(sink, units, index, box, part)
-                for failure in failures:
-                    written.difference_update(units.of_tile(failure.tile))
-                sink.ledger.mark(sorted(written))
-        return list(failures) or None
-
-
-def _write_units(sink: _Sink, units: Units, index: Index, box: tuple[slice, ...], part: Any) -> set[Index]:
-    """Write the units of a block that are not done, and return them."""
-    if index not in sink.partial:
-        sink.array[box] = part
-        return set(itertools.product(*(range(a, b) for a, b in units.ranges(box))))
-    starts = [s.indices(n)[0] for s, n in zip(box, units.shape, strict=True)]
-    for unit in sink.partial[index]:
-        own = units.slices(unit)
-        sink.array[own] = part[
-            tuple(slice(s.start - a, s.stop - a) for s, a in zip(own, starts, strict=True))
-        ]
-    return set(sink.partial[index])
-
-
-def _write_chunk(sink: _Sink, box: tuple[slice, ...], units: Sequence[range], chunk: Any) -> None:
-    """Write a chunk of a dask array, and mark its units."""
-    with _told(box):
-        sink.array[box] = chunk
-        if sink.ledger is not None:
-            sink.ledger.mark(itertools.product(*units))
-
-
-@contextmanager
-def _told(box: Sequence[slice]) -> Iterator[None]:
-    """Add the samples that were being written to an error."""
-    try:
-        yield
-    except Exception as error:
-        text = ", ".join(f"{s.start}:{s.stop}" if s.stop is not None else ":" for s in box)
-        error.add_note(f"raised while writing samples [{text}] of the result")
-        raise
+def _sink(
+    destination: Destination, blocks: Collection[Index], again: bool, partial: Mapping[Index, Sequence[Index]]
+) -> Sink:
+    """Return the array of an output as tasks get it."""
+    if destination.done is None:
+        return Sink(destination.array)
+    checked = random.sample(sorted(blocks), min(CHECKED, len(blocks)))
+    return Sink(
+        destination.array, destination.run, destination.generation, again, partial,
+        frozenset(map(block_name, checked)), this_process(),
+    )  # fmt: skip
 
 
 def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:
@@ -126,29 +51,16 @@ def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:
     del spec, index, block, failures
 
 
-# -- jobs --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Close:
-    """Ends a job: packs the marks, and returns the array, or the tuple of arrays, that was written."""
-
-    arrays: tuple[Any, ...]
-    """All arrays of the job."""
-    ledgers: tuple[Ledger, ...]
-    """Ledgers of the arrays that have one."""
-
-    def __call__(self) -> Any:
-        for ledger in self.ledgers:
-            ledger.pack()
-        return self.arrays if len(self.arrays) > 1 else self.arrays[0]
-
-
 class WriteJob(Job):
     """Base of the jobs that write arrays."""
 
     def __init__(
-        self, title: str, name: str, destinations: Iterable[Destination], retries: int | None
+        self,
+        title: str,
+        name: str,
+        destinations: Mapping[int, Destination],
+        claims: Claims | None,
+        retries: int | None,
     ) -> None:
         self.title = title
         # A cluster would take a task of the same name, of another store or of a failed run, for this one.
@@ -157,16 +69,39 @@ class WriteJob(Job):
         """Further attempts that tasks make themselves; None if the scheduler makes them."""
         self.tiles = 0
         self.threads: int | None = None
-        self.failures: list[Failure] = []
         self.error: BaseException | None = None
-        found = list(destinations)
-        done = [d.done for d in found if d.done is not None]
-        self.done = sum(int(bits.sum()) for bits in done)
+        self.claims = claims
+        """The claims of the run, until it ends."""
+        self.closing = Closing(destinations)
+        """Ends the run, from what the tasks told."""
+        self.opening, self.ending = Opening(destinations.values()), self.closing.of_results
+        self.told = Told.of(destinations)
+        self.done = self.told.n_done
         """Number of units that were done when the run began."""
-        self.units = sum(bits.size for bits in done)
+        self.units = self.told.n_units
         """Number of all units."""
-        ledgers = tuple(d.ledger for d in found if d.ledger is not None)
-        self.close: Callable[[], Any] = _Close(tuple(d.array for d in found), ledgers)
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Tiles that were left out."""
+        return self.told.failures
+
+    def took(self, result: Written) -> None:
+        """Take the result of a last task."""
+        self.told.add(result)
+
+    def close(self, *, complete: bool) -> None:
+        """End the run: believe what the store shows, and let the claims go."""
+        try:
+            if complete:
+                self.closing(self.told)
+        finally:
+            self.release()
+
+    def release(self) -> None:
+        """Let the claims go."""
+        if self.claims is not None:
+            self.claims.release()
 
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone."""
@@ -214,8 +149,12 @@ class TileJob(WriteJob):
         The array of each output, by number.
     upstream : dict, optional
         Graphs of the dask arrays that are read.
+    claims : Claims, optional
+        The claims of the run on the arrays.
     retries : int or None
         Further attempts that tasks make themselves; None: the scheduler makes them.
+    again : bool
+        Whether a task may run again in another process, after it has written.
     apart : bool
         Whether writing is a task of its own, so that only the tasks that call the function need resources.
     """
@@ -228,15 +167,18 @@ class TileJob(WriteJob):
         destinations: Mapping[int, Destination],
         *,
         upstream: Mapping[Key, Any] | None = None,
+        claims: Claims | None = None,
         retries: int | None = None,
+        again: bool = False,
         apart: bool = False,
     ) -> None:
-        super().__init__(title, name, destinations.values(), retries)
+        super().__init__(title, name, destinations, claims, retries)
         self.spec, self.upstream, self.apart = spec, upstream or {}, apart
         self.missing = _missing(spec, destinations)
-        partial = self.missing.partial
-        sinks = {n: _Sink(d.array, d.ledger, partial.get(n, {})) for n, d in destinations.items()}
-        self._writer = _Writer(sinks)
+        blocks = [tuple(map(int, index)) for index in np.argwhere(self.missing.blocks)]
+        self._writer = BlockWriter(
+            {n: _sink(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()}
+        )
         self._slabs: list[BlockTasks] = []
         self.threads = spec.plan.threads
         todo = with_todo(spec, self.missing.tiles).active
@@ -333,36 +275,47 @@ class ChunkJob(WriteJob):
     """Writes any dask array whose chunks are whole write units, one task per chunk."""
 
     def __init__(
-        self, title: str, array: Any, destination: Destination, unit: Index, retries: int | None
+        self,
+        title: str,
+        array: Any,
+        destination: Destination,
+        unit: Index,
+        claims: Claims | None = None,
+        retries: int | None = None,
+        again: bool = False,
     ) -> None:
-        super().__init__(title, array.name, [destination], retries)
-        self.array, self.destination, self.unit = array, destination, unit
+        super().__init__(title, array.name, {0: destination}, claims, retries)
+        self.array, self.destination, self.unit, self.again = array, destination, unit, again
         self.missing = dict(self._missing())
-        """Samples and units of each chunk to write, by its index."""
+        """Samples, units and missing units of each chunk to write, by its index."""
         self.tiles = len(self.missing)
 
-    def _missing(self) -> Iterator[tuple[Index, tuple[tuple[slice, ...], tuple[range, ...]]]]:
+    def _missing(self) -> Iterator[tuple[Index, tuple[tuple[slice, ...], list[Span], list[Index]]]]:
         """Yield the chunks that contain a unit that is not done."""
         offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in self.array.chunks]
         done = self.destination.done
         for index in itertools.product(*map(range, self.array.numblocks)):
             box = tuple(slice(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True))
-            units = tuple(
-                range(s.start // u, ceil_div(s.stop, u)) for s, u in zip(box, self.unit, strict=True)
-            )
-            if done is None or not done[tuple(slice(r.start, r.stop) for r in units)].all():
-                yield index, (box, units)
+            units = [(s.start // u, ceil_div(s.stop, u)) for s, u in zip(box, self.unit, strict=True)]
+            inside = itertools.product(*(range(a, b) for a, b in units))
+            missing = [] if done is None else [unit for unit in inside if not done[unit]]
+            if done is None or missing:
+                yield index, (box, units, missing)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the whole graph as one piece, because it exists already."""
         if not self.missing:
             return
-        sink, writes = f"{self.name}-writer", {}
+        name, writes = f"{self.name}-writer", {}
         tasks, _ = cull(dict(self.array.dask), [(self.array.name, *index) for index in self.missing])
-        write = guarded(_write_chunk, self.retries)
-        for index, (box, units) in self.missing.items():
+        write = guarded(write_chunk, self.retries)
+        for index, (box, units, _) in self.missing.items():
             key = (f"{self.name}-write", *index)
-            tasks[key] = Task(key, write, TaskRef(sink), box, units, TaskRef((self.array.name, *index)))
+            tasks[key] = Task(
+                key, write, TaskRef(name), index, box, units, TaskRef((self.array.name, *index))
+            )
             writes[key] = 1
-        node = DataNode(sink, _Sink(self.destination.array, self.destination.ledger))
-        yield Piece(self, Shared({sink: node}), tasks, writes)
+        whole = {index: math.prod(b - a for a, b in units) for index, (_, units, _) in self.missing.items()}
+        partial = {i: missing for i, (_, _, missing) in self.missing.items() if 0 < len(missing) < whole[i]}
+        sink = _sink(self.destination, self.missing.keys(), self.again, partial)
+        yield Piece(self, Shared({name: DataNode(name, sink)}), tasks, writes)

@@ -1,51 +1,76 @@
-"""The record and the done-marks of a Zarr array, and `status`, which reads them.
+"""The record and the done-marks of a Zarr array.
 
-The attribute ``tilework`` of the array stores its record: the plan, the versions and the fingerprint of the
-inputs. Done-marks tell which write units are finished. They lie below the array's folder::
+The attribute ``tilework`` of the array stores its record: the plan, the versions, the fingerprint of the
+inputs, and a generation. Marks tell which write units are finished. They lie below the array's folder::
 
-    .tilework/done/3.0.7    an empty value, written after unit (3, 0, 7)
-    .tilework/done.bits     one bit for every unit, packed and compressed
+    .tilework/claim                     the run that may write, while there is one
+    .tilework/beat                      changes while that run is alive
+    .tilework/<generation>/done/3.0     written after all units of block (3, 0)
+    .tilework/<generation>/dirty/...    units that a task of an older generation wrote into
 
-The existence of a chunk shows nothing: chunks of fill value leave no file, and a shard exists after its first
-inner write.
+A generation is new when an array is overwritten, and kept when it is resumed. Marks of another generation
+mean
+nothing, and marks are believed only with the record, the shape and the write units that they were made for.
+
+The existence of a chunk shows nothing: chunks of fill value leave no object, and a shard exists after its
+first inner write.
 """
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
 import json
 import math
 import platform
+import re
 import zlib
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import zarr
-from zarr.buffer import cpu, default_buffer_prototype
-from zarr.core.sync import sync
 
-from tilework._types import Bits, Index
-from tilework.errors import TilingError
+from tilework._types import Bits, Index, Span
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
+from tilework.writing.objects import Objects, dump, load
 
-__all__ = ["RECORD", "Ledger", "Record", "Status", "record_of", "status", "versions"]
+__all__ = [
+    "FORMAT",
+    "RECORD",
+    "Ledger",
+    "Marks",
+    "Record",
+    "boxes_around",
+    "boxes_of",
+    "completed",
+    "forget",
+    "record_of",
+    "versions",
+]
 
 RECORD = "tilework"
 """Name of the attribute that holds the record."""
-FORMAT = 1
-"""Version of the record."""
-FOLDER = ".tilework"
+FORMAT = 2
+"""Version of the record and of the marks."""
+KEPT = ("kept", "kept-again")
+"""Names of marks that stand for several blocks."""
+
+Box = Sequence[Span]
 
 
 class Record(TypedDict):
     """The record of a run, in the attributes of the array."""
 
     format: int
+    generation: NotRequired[str]
+    """Name of the folder of the marks; missing in format 1."""
+    shape: NotRequired[list[int]]
+    """Extents of the array, samples; missing in format 1."""
+    unit: NotRequired[list[int]]
+    """Shape of a write unit, samples per axis; missing in format 1."""
     versions: dict[str, str]
     """Versions of python and the packages that computed the result."""
     fingerprint: dict[str, str]
@@ -53,11 +78,13 @@ class Record(TypedDict):
     plan: NotRequired[dict[str, Any]]
     """The JSON of the plan, for a result of `tiled_map`."""
     failed: NotRequired[list[str]]
-    """Tiles that the last run left out, with their errors."""
+    """The first tiles that the last run left out, with their errors."""
+    n_failed: NotRequired[int]
+    """Number of all tiles that the last run left out."""
 
 
 def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> Record:
-    """Return the record of a run that begins."""
+    """Return the record of a run that begins; `Ledger.begin` adds the facts on the array."""
     record: Record = {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint)}
     if plan is not None:
         # Without the facts on the machine that do not affect values: stores of two machines are equal.
@@ -71,160 +98,235 @@ def versions() -> dict[str, str]:
     return found | {"python": ".".join(platform.python_version_tuple()[:2])}
 
 
+# -- marks --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """The marks of one generation of an array."""
+
+    objects: Objects
+    """Objects of the generation."""
+    shape: Index
+    """Number of write units per axis."""
+
+    def mark(self, block: str, done: Iterable[Box], empty: Iterable[Box] | None) -> None:
+        """Mark the units of a block as done, after their data were written.
+
+        Parameters
+        ----------
+        block : str
+            Name of the block; a mark of this name is replaced.
+        done, empty : boxes of units
+            The units that are done; those among them that are all fill value and so have no object. None:
+            this is not known.
+        """
+        value = {"units": list(done), "empty": None if empty is None else list(empty)}
+        self.objects.write(f"done/{block}", dump(value))
+
+    def covers(self, block: str, units: Iterable[Index]) -> bool:
+        """Return whether the mark of a block holds ``units``."""
+        mark = load(self.objects.read(f"done/{block}")) or {}
+        boxes = [[range(a, b) for a, b in box] for box in mark.get("units", ())]
+        return bool(boxes) and all(
+            any(all(i in r for i, r in zip(unit, box, strict=True)) for box in boxes) for unit in units
+        )
+
+    def soil(self, name: str, units: Iterable[Box]) -> None:
+        """Note that units were written by a task that had no right to; this unmarks them."""
+        self.objects.write(f"dirty/{name}", dump({"units": list(units)}))
+
+    def read(self) -> Bits:
+        """Return which units are done."""
+        return self._read(self.objects.names())[0]
+
+    def read_empty(self) -> tuple[Bits, Bits]:
+        """Return which units are done, and which of them must have an object."""
+        return self._read(self.objects.names())
+
+    def keep(self, done: Bits) -> None:
+        """Drop the marks of all units that are not in ``done``.
+
+        The order matters if the run dies in between: a mark may be lost, but none is there by mistake.
+        """
+        names = self.objects.names()
+        marked, stored = self._read(names)
+        name = next(name for name in KEPT if f"done/{name}" not in names)
+        kept = done & marked
+        self.mark(name, boxes_of(kept), boxes_of(kept & ~stored))
+        self.objects.delete(*(n for n in names if n.startswith("done/")))
+        self.objects.delete(*(n for n in names if n.startswith("dirty/")))
+
+    def settle(self) -> Bits:
+        """Apply the notes of dirty units, delete them, and return which units are done."""
+        names = self.objects.names()
+        done = self._read(names)[0]
+        if any(name.startswith("dirty/") for name in names):
+            self.keep(done)
+        return done
+
+    def _read(self, names: Iterable[str]) -> tuple[Bits, Bits]:
+        done, stored = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
+        found = {name: load(value) for name, value in self.objects.read_all(names).items()}
+        for name in sorted(found, key=lambda name: name.startswith("dirty/")):
+            mark = found[name] or {}  # a part of a mark says nothing
+            dirty = name.startswith("dirty/")
+            for box in _boxes(mark.get("units")):
+                done[box], stored[box] = not dirty, not dirty and mark.get("empty") is not None
+            for box in _boxes(mark.get("empty")):
+                stored[box] = False
+        return done, stored
+
+
+def _boxes(value: Any) -> Iterator[tuple[slice, ...]]:
+    """Yield boxes of a mark as indices."""
+    for box in value or ():
+        yield tuple(slice(int(a), int(b)) for a, b in box)
+
+
+def boxes_of(bits: Bits) -> list[list[Span]]:
+    """Return boxes that hold exactly the true bits: runs along the last axis, merged along the others."""
+    if bits.ndim == 0:
+        return [[]] if bits else []
+    if not bits.any():
+        return []
+    if bits.ndim == 1:
+        edges = np.flatnonzero(np.diff(np.concatenate(([False], bits, [False])).astype(np.int8)))
+        return [[(int(a), int(b))] for a, b in zip(edges[::2], edges[1::2], strict=True)]
+    rows = [boxes_of(row) for row in bits]
+    found, start = [], 0
+    for i in range(1, len(rows) + 1):
+        if i == len(rows) or rows[i] != rows[start]:
+            found += [[(start, i), *box] for box in rows[start]]
+            start = i
+    return found
+
+
+def boxes_around(units: Collection[Index]) -> list[list[Span]]:
+    """Return boxes that hold exactly ``units``."""
+    if not units:
+        return []
+    places = np.array(list(units))
+    low = places.min(axis=0)
+    bits = np.zeros(places.max(axis=0) - low + 1, bool)
+    bits[tuple((places - low).T)] = True
+    return [[(a + int(o), b + int(o)) for (a, b), o in zip(box, low, strict=True)] for box in boxes_of(bits)]
+
+
+# -- the record and the marks of an array -------------------------------------------------------------------
+
+
 class Ledger:
-    """The record and the done-marks of one Zarr array, read from its store each time."""
+    """The record and the marks of one Zarr array, read from its store each time."""
 
     def __init__(self, array: Any) -> None:
         self.array = array
         unit = array.shards or array.chunks
+        self.unit: Index = tuple(map(int, unit))
+        """Shape of a write unit, samples."""
         self.shape: Index = tuple(ceil_div(n, u) for n, u in zip(array.shape, unit, strict=True))
         """Number of write units per axis."""
 
     @property
+    def objects(self) -> Objects:
+        """The objects beside the array."""
+        return Objects.of(self.array.store_path)
+
+    @property
     def record(self) -> Record | None:
         """The record of the run that wrote the array; None: tilework did not write it."""
-        record = self.array.attrs.asdict().get(RECORD)
-        return record if isinstance(record, dict) and "fingerprint" in record else None  # type: ignore[return-value]
+        return _record(self._stored("r"))
 
-    def write_record(self, record: Record) -> None:
-        """Write a record into the attributes."""
-        if self.record != record:
-            self.array.update_attributes({RECORD: record})
+    def _stored(self, mode: Any) -> Any:
+        """Return the array as its store has it now: others may have changed it since it was opened."""
+        array = self.array
+        return zarr.open_array(array.store_path, mode=mode, zarr_format=array.metadata.zarr_format)
+
+    def marks(self, record: Record | None = None) -> Marks:
+        """Return the marks of the generation of a record; default: of the record that is there."""
+        record = self.record if record is None else record
+        return Marks(self.objects / (record["generation"] if record else "none"), self.shape)
 
     def read(self) -> Bits:
-        """Return which units are done."""
-        return self._read(self._marked())
+        """Return which units are done; none if the record does not fit the array."""
+        record = self.record
+        if record is None or record["format"] > FORMAT or self.misfit(record):
+            return np.zeros(self.shape, bool)
+        return self.marks(record).read() if "generation" in record else self._read_format_1()
 
-    def _read(self, marked: Iterable[Index]) -> Bits:
-        done = np.zeros(math.prod(self.shape), bool)
-        packed = sync((self._folder / "done.bits").get(default_buffer_prototype()))
-        if packed is not None:
-            bits = np.frombuffer(zlib.decompress(packed.to_bytes()), np.uint8)
-            done |= np.unpackbits(bits, count=done.size).astype(bool)
-        done = done.reshape(self.shape)
-        for unit in marked:
-            done[unit] = True
-        return done
-
-    def mark(self, units: Iterable[Index]) -> None:
-        """Mark units as done, after their data were written."""
-        empty = cpu.Buffer.from_bytes(b"")
-        sync(_all([self._place(unit).set(empty) for unit in units]))
-
-    def pack(self) -> None:
-        """Combine the marks of single units into one value; a task that is still running may add more."""
-        marked = list(self._marked())
-        self._write(self._read(marked))
-        self._delete(marked)
+    def misfit(self, record: Record) -> str:
+        """Return how the array differs from the one that the record is about; empty: it does not."""
+        stored = self._stored("r")
+        facts = {"shape": list(stored.shape), "unit": list(stored.shards or stored.chunks)}
+        found = [
+            f"{name} {tuple(record[name])} -> {tuple(value)}"  # type: ignore[literal-required]
+            for name, value in facts.items()
+            if name in record and record[name] != value  # type: ignore[literal-required]
+        ]
+        return ", ".join(found)
 
     def reset(self, done: Bits | None = None) -> None:
-        """Mark only the units in ``done``; None: no unit.
+        """Mark only the units in ``done``; None: no unit."""
+        self.marks().keep(np.zeros(self.shape, bool) if done is None else done)
 
-        The order matters if the run dies in between: a mark may be lost, but no unit is marked by mistake.
-        """
-        self._delete(self._marked())
-        self._write(np.zeros(self.shape, bool) if done is None else done)
+    def write_record(self, record: Record) -> None:
+        """Write a record; other attributes stay as they are in the store."""
+        stored = self._stored("r+")
+        if _record(stored) != record:
+            stored.update_attributes({RECORD: record})
+        self.array.metadata.attributes.update(stored.attrs.asdict())
 
-    def _write(self, done: Bits) -> None:
-        packed = zlib.compress(np.packbits(done).tobytes())
-        sync((self._folder / "done.bits").set(cpu.Buffer.from_bytes(packed)))
+    def adopt(self, record: Record) -> Record:
+        """Turn the marks of format 1 into those of this format; return the record, which is written."""
+        done = self._read_format_1()
+        adopted = completed(record | {"format": FORMAT}, self.array.shape, self.unit, self.objects)
+        # What is all fill value was not noted then.
+        self.marks(adopted).mark(KEPT[0], boxes_of(done), None)
+        self.write_record(adopted)
+        forget(self.objects, adopted["generation"])
+        return adopted
 
-    def _marked(self) -> Iterator[Index]:
-        """Yield the units that have a mark of their own."""
-        prefix = f"{self._folder.path}/done/"
-        for key in sync(_listed(self._folder.store, prefix)):
-            parts = key.removeprefix(prefix).split(".")
+    def _read_format_1(self) -> Bits:
+        """Return which units are done by the marks of format 1: a packed bit, or an object, for each."""
+        done = np.zeros(math.prod(self.shape), bool)
+        if (packed := self.objects.read("done.bits")) is not None:
+            try:
+                bits = np.frombuffer(zlib.decompress(packed), np.uint8)
+                done |= np.unpackbits(bits, count=done.size).astype(bool)
+            except (zlib.error, ValueError):
+                pass  # a part of the object says nothing
+        done = done.reshape(self.shape)
+        for name in self.objects.names():
+            parts = name.removeprefix("done/").split(".")
             # A killed writer leaves temporary files next to its marks.
-            if len(parts) == len(self.shape) and all(p.isdecimal() for p in parts):
+            if name.startswith("done/") and len(parts) == done.ndim and all(p.isdecimal() for p in parts):
                 unit = tuple(map(int, parts))
                 if all(i < n for i, n in zip(unit, self.shape, strict=True)):
-                    yield unit
-
-    def _delete(self, units: Iterable[Index]) -> None:
-        sync(_all([self._place(unit).delete() for unit in units]))
-
-    def _place(self, unit: Index) -> Any:
-        """Return the place of the mark of a unit."""
-        return self._folder / f"done/{'.'.join(map(str, unit))}"
-
-    @property
-    def _folder(self) -> Any:
-        return self.array.store_path / FOLDER
+                    done[unit] = True
+        return done
 
 
-async def _all(work: Iterable[Coroutine[Any, Any, Any]]) -> None:
-    await asyncio.gather(*work)
+def _record(array: Any) -> Record | None:
+    record = array.attrs.asdict().get(RECORD)
+    return record if isinstance(record, dict) and "fingerprint" in record else None  # type: ignore[return-value]
 
 
-async def _listed(store: Any, prefix: str) -> list[str]:
-    return [key async for key in store.list_prefix(prefix)]
+def forget(objects: Objects, keep: str | None = None) -> None:
+    """Delete the marks beside an array of all generations but ``keep``."""
+    own = ("claim", "beat", "after-") + (() if keep is None else (f"{keep}/",))
+    objects.delete(*(name for name in objects.names() if not name.startswith(own)))
 
 
-# -- status -----------------------------------------------------------------------------------------------
+def completed(
+    record: Record, shape: Sequence[int], unit: Sequence[int], objects: Objects, before: Record | None = None
+) -> Record:
+    """Return a record with the facts on its array, and a generation that the array has not had.
 
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Progress of one array."""
-
-    place: str
-    """Address of the array."""
-    done: int
-    """Number of write units that are done."""
-    units: int
-    """Number of all write units."""
-    failed: tuple[str, ...] = ()
-    """Tiles that the last run left out, with their errors."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every unit is done."""
-        return self.done == self.units
-
-
-def status(store: Any) -> list[Status]:
-    """Return the progress of every array in a store that `to_zarr` has written, finished or not.
-
-    Parameters
-    ----------
-    store : path, URL, Zarr store, zarr.Group or zarr.Array
-        For a group, all arrays below it.
-
-    Returns
-    -------
-    list of Status
-        One entry per array: its place, finished and total write units, and failed tiles.
-
-    Raises
-    ------
-    TilingError
-        If there is no Zarr array or group.
-
-    Examples
-    --------
-    >>> import numpy as np, zarr
-    >>> from tilework import tiled_map, to_zarr
-    >>> out = tiled_map(np.negative, np.zeros((10, 10)), crop=6, overlap=1, dtype=float)
-    >>> written = to_zarr(out, zarr.storage.MemoryStore(), chunks=(5, 5), progress=False)
-    >>> [found] = status(written)
-    >>> found.done, found.units, found.complete
-    (4, 4, True)
+    The name of a generation is a count and a digest of the record: equal runs into empty places make equal
+    stores.
     """
-    if not isinstance(store, zarr.Array | zarr.Group):
-        try:
-            store = zarr.open(str(store) if isinstance(store, Path) else store, mode="r")
-        except FileNotFoundError as error:
-            raise TilingError(f"there is no Zarr array or group at {store}.") from error
-    return list(_below(store))
-
-
-def _below(node: Any) -> Iterator[Status]:
-    if isinstance(node, zarr.Group):
-        for _, member in sorted(node.members()):
-            yield from _below(member)
-        return
-    ledger = Ledger(node)
-    record = ledger.record
-    if record is not None:
-        done = ledger.read()
-        yield Status(str(node.store_path), int(done.sum()), done.size, tuple(record.get("failed", ())))
+    known = [*objects.names(), f"{before.get('generation', '') if before else ''}/"]
+    seen = (re.match(r"(\d+)-[0-9a-f]{8}/", name) for name in known)
+    number = 1 + max((int(match[1]) for match in seen if match), default=0)
+    facts: Record = record | {"shape": list(map(int, shape)), "unit": list(map(int, unit))}
+    return facts | {"generation": f"{number}-{hashlib.blake2b(dump(facts), digest_size=4).hexdigest()}"}

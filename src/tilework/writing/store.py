@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,13 +17,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import zarr
 
-from tilework._checks import flag, parse_bytes, warn
-from tilework._types import Bits, Index
-from tilework.engine.reading import Failure
+from tilework._checks import flag, parse_bytes
+from tilework._types import Index
 from tilework.engine.spec import Spec
-from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
+from tilework.errors import GridError, MemoryBudgetError, TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress, check_progress
@@ -33,10 +30,14 @@ from tilework.graph.build import find_spec, specs_below
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
 from tilework.plan.cost import peak_bytes
 from tilework.plan.tile_plan import TilePlan
+from tilework.writing.claim import Claims
+from tilework.writing.closing import Destination, GroupAt
 from tilework.writing.code import digest
 from tilework.writing.fingerprint import of_spec
-from tilework.writing.jobs import ChunkJob, Destination, TileJob, WriteJob
+from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.ledger import Ledger, Record, record_of
+from tilework.writing.location import read_by
+from tilework.writing.node import remove_partial
 from tilework.writing.target import Continued, Place, Target
 from tilework.writing.units import Layout, Units, check_aligned, check_edges, default_chunks, input_unit
 
@@ -161,8 +162,11 @@ def to_zarr(
     with outside_of_the_pool(where.client if compute else None):
         writing = prepare(out, store, asked, where)
         if not compute:
-            return delayed(writing.job, writing.ending)
-        run([writing.job], where, progress=progress, title=writing.job.title)
+            return delayed(writing.job)
+        try:
+            run([writing.job], where, progress=progress, title=writing.job.title)
+        finally:
+            writing.job.release()
         return writing.end()
 
 
@@ -204,42 +208,21 @@ class Writing:
     """The job that writes."""
     address: str
     """Address of the first array, for messages."""
-    records: Sequence[tuple[Ledger, Record]]
-    """The final record of each array."""
-    result: Callable[[], Any]
-    """Returns the array or group."""
 
     def end(self, *, quiet: bool = False) -> Any:
-        """Write the final records, warn of failed tiles, and return the array or group."""
-        return self.ending(self.job.failures, quiet=quiet)
-
-    @property
-    def ending(self) -> Callable[..., Any]:
-        """What `end` does with the failures that it gets; it can be pickled, unlike the job."""
-        return functools.partial(_end, tuple(self.records), self.result)
-
-
-def _end(
-    records: Iterable[tuple[Ledger, Record]],
-    result: Callable[[], Any],
-    failures: Sequence[Failure],
-    *,
-    quiet: bool = False,
-) -> Any:
-    failed = [f"{f.tile}: {f.error}" for f in failures]
-    for ledger, record in records:
-        ledger.write_record(record | {"failed": failed} if failed else record)
-    if failed and not quiet:
-        warn(
-            f"{len(failed)} tiles failed; their samples are fill_value where no other tile has weight, "
-            f"and the next call computes the units that they touch again. The first: {failed[0]}",
-            TilingWarning,
-        )
-    return result()
+        """Warn of failed tiles, and return the array or group."""
+        closing = self.job.closing
+        if not quiet:
+            closing.warn(self.job.told)
+        return closing.result()
 
 
 def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
-    """Return the job that writes ``out``, after all checks; create the arrays, but compute nothing."""
+    """Return the job that writes ``out``, after all checks; create the arrays, but compute nothing.
+
+    The arrays are claimed for the run until the job is closed; for a run that somebody else computes, only
+    until they are created.
+    """
     if asked.on_error not in ("raise", "fill") and not callable(asked.on_error):
         raise TilingError(f'on_error must be "raise", "fill" or a callable; got {asked.on_error!r}.')
     arrays = _by_key(out)
@@ -256,13 +239,21 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     first = next(iter(found.values()))
     specs = specs_below(out) if first is None else (first.spec,)
     sources = [source for spec in specs for source in spec.sources]
+    sources += [source for array in arrays.values() for source in read_by(array.dask)]
     places = {key: asked.target(store, key).look(sources) for key in arrays}
-    if first is None:
-        writing = _prepare_chunks(out, places[""], asked, where)
-    else:
-        writing = _prepare_tiles(arrays, places, first.spec, first.name, asked, where)
+    claims = Claims()
+    try:
+        if first is None:
+            writing = _prepare_chunks(out, places[""], asked, where, claims)
+        else:
+            writing = _prepare_tiles(arrays, places, first.spec, first.name, asked, where, claims)
+    except BaseException:
+        claims.release()
+        raise
+    if where.postponed:
+        claims.release()
     if several:
-        writing = replace(writing, result=lambda: _group(store, asked.path or ""))
+        writing.job.closing.group = GroupAt(store, asked.path or "", asked.options.get("storage_options"))
     if writing.job.done:
         done = f"{writing.job.done} of {writing.job.units} units"
         LOG.info("%s: %s were found done; %d tiles are to run", writing.job.title, done, writing.job.tiles)
@@ -281,13 +272,6 @@ def _by_key(out: Any) -> dict[str, Any]:
     if not arrays:
         raise TilingError("there is nothing to write: out is empty.")
     return arrays
-
-
-def _group(store: Any, path: str) -> Any:
-    """Return the group that contains the arrays of a result."""
-    if isinstance(store, zarr.Group):
-        return store[path] if path else store
-    return zarr.open_group(store, path=path, mode="r+")
 
 
 def _title(target: Target) -> str:
@@ -312,7 +296,13 @@ class _Member:
 
 
 def _prepare_tiles(
-    arrays: Mapping[str, Any], places: Mapping[str, Place], spec: Spec, name: str, asked: Asked, where: Where
+    arrays: Mapping[str, Any],
+    places: Mapping[str, Place],
+    spec: Spec,
+    name: str,
+    asked: Asked,
+    where: Where,
+    claims: Claims,
 ) -> Writing:
     """Return the job that writes outputs of one `tiled_map`."""
     marked = all(place.target.marked for place in places.values())
@@ -324,20 +314,13 @@ def _prepare_tiles(
     for member in members:
         check_aligned(spec, member.number, member.layout.unit)
     record = record_of(fingerprint, spec.plan)
-    written = [m.place.create(m.lazy.shape, m.lazy.dtype, m.layout, record) for m in members]
-    destinations, records = {}, []
-    for member, array in zip(members, written, strict=True):
-        done = None
-        if marked:
-            done, last = _found_done(spec, member, array, record)
-            records.append((Ledger(array), last))
-        destinations[member.number] = Destination(array, done)
+    destinations = {m.number: _destination(m, spec, record, claims) for m in members}
     target = members[0].place.target
     job = TileJob(
-        _title(target), name, spec, destinations, upstream=_upstream(arrays.values(), name),
-        retries=where.guard, apart=bool(where.resources),
+        _title(target), name, spec, destinations, upstream=_upstream(arrays.values(), name), claims=claims,
+        retries=where.guard, again=where.again, apart=bool(where.resources),
     )  # fmt: skip
-    return Writing(job, target.address, records, lambda: written[0])
+    return Writing(job, target.address)
 
 
 def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping[str, str]) -> _Member:
@@ -348,27 +331,44 @@ def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping
     return _Member(number, lazy, place, layout)
 
 
-def _found_done(spec: Spec, member: _Member, array: Any, record: Record) -> tuple[Bits, Record]:
-    """Return which units are done, and the final record.
+def _destination(member: _Member, spec: Spec, record: Record, claims: Claims) -> Destination:
+    """Return the array of an output and its marks, claimed.
 
     A unit counts as not done if a changed mask changes the tiles that run in it.
     """
-    ledger, place = Ledger(array), member.place
-    done = ledger.read()
-    if not isinstance(place, Continued):
-        return done, record
-    old = TilePlan.from_json(json.dumps(place.record["plan"]))
-    if old.mask == spec.plan.mask:
-        last = place.record.copy()
-        last.pop("failed", None)
-        return done, last
-    before, now = (True if plan.runs is None else plan.runs for plan in (old, spec.plan))
-    grid, units = spec.plan.grid, Units.of(spec, member.number, array)
-    for position in np.argwhere(np.not_equal(before, now)):
-        for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
-            done[unit] = False
-    ledger.reset(done)
-    return done, record
+    place = member.place
+    array, there, run = _claimed(place, member.lazy, member.layout, record, claims)
+    if there is None:
+        return Destination(array)
+    marks = Ledger(array).marks(there)
+    done = marks.settle()
+    if isinstance(place, Continued):
+        old = TilePlan.from_json(json.dumps(place.record["plan"]))
+        if old.mask != spec.plan.mask:
+            before, now = (True if plan.runs is None else plan.runs for plan in (old, spec.plan))
+            grid, units = spec.plan.grid, Units.of(spec, member.number, array)
+            for position in np.argwhere(np.not_equal(before, now)):
+                for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
+                    done[unit] = False
+            # Marks first: with the old record, units of the new mask must never count.
+            marks.keep(done)
+            there |= {"plan": record["plan"]}
+            Ledger(array).write_record(there)
+    return Destination(array, done, there, run)
+
+
+def _claimed(
+    place: Place, lazy: Any, layout: Layout, record: Record, claims: Claims
+) -> tuple[Any, Record | None, str]:
+    """Claim the place of an output and create its array; return it, its record and the id of the run."""
+    target = place.target
+    if not target.marked:
+        return place.create(lazy.shape, lazy.dtype, layout, record)[0], None, ""
+    claims.take(target.objects, target.address)
+    array, there = place.create(lazy.shape, lazy.dtype, layout, record)
+    if isinstance(place, Continued):
+        remove_partial(array.store_path)
+    return array, there, claims.run
 
 
 def _upstream(arrays: Iterable[Any], name: str) -> dict[Any, Any]:
@@ -431,7 +431,7 @@ def _resumed(plan: TilePlan, request: BlockRequest) -> TilePlan:
 # -- any other dask array ---------------------------------------------------------------------------------
 
 
-def _prepare_chunks(array: Any, place: Place, asked: Asked, where: Where) -> Writing:
+def _prepare_chunks(array: Any, place: Place, asked: Asked, where: Where, claims: Claims) -> Writing:
     """Return the job that writes a dask array whose chunks are whole write units."""
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
@@ -444,12 +444,8 @@ def _prepare_chunks(array: Any, place: Place, asked: Asked, where: Where) -> Wri
     layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
     for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
         check_edges(sizes, unit, axis)
-    record = record_of(fingerprint)
-    written = place.create(array.shape, array.dtype, layout, record)
-    destination, records = Destination(written), []
-    if target.marked:
-        ledger = Ledger(written)
-        destination = Destination(written, ledger.read())
-        records = [(ledger, place.record if isinstance(place, Continued) else record)]
-    job = ChunkJob(_title(target), array, destination, layout.unit, where.guard)
-    return Writing(job, target.address, records, lambda: written)
+    array_there, there, run = _claimed(place, array, layout, record_of(fingerprint), claims)
+    done = None if there is None else Ledger(array_there).marks(there).settle()
+    destination = Destination(array_there, done, there, run)
+    job = ChunkJob(_title(target), array, destination, layout.unit, claims, where.guard, where.again)
+    return Writing(job, target.address)

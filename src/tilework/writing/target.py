@@ -7,27 +7,32 @@
 `Foreign`
     An array that the caller gave. It is written from the start, with its own layout.
 
-A place then compares fingerprints, chooses the layout, and creates the array.
+A place then compares fingerprints, chooses the layout, and creates the array, which its run must have
+claimed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zarr
 
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.source.base import Source
-from tilework.source.zarr_array import ZarrSource
+from tilework.writing.claim import refuse_if_owned
 from tilework.writing.fingerprint import UNKNOWN, changes
-from tilework.writing.ledger import RECORD, Ledger, Record, versions
+from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions
+from tilework.writing.location import holds, locate, same_array
+from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
+from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, layout_of, lengths
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["Continued", "Foreign", "Fresh", "Place", "Target"]
 
@@ -50,6 +55,17 @@ class Target:
     """Whether an earlier result is resumed."""
     options: Mapping[str, Any]
     """Further arguments of `zarr.create_array`."""
+    at: Any = field(init=False)
+    """The place of the array in its store, a `StorePath`; None for an array that is not of zarr."""
+
+    def __post_init__(self) -> None:
+        given = self.given
+        at = None
+        if given is None:
+            at = locate(self.store, self.path, self.options.get("storage_options"))
+        elif isinstance(given, zarr.Array):
+            at = given.store_path
+        object.__setattr__(self, "at", at)
 
     @property
     def given(self) -> Any:
@@ -60,7 +76,12 @@ class Target:
     @property
     def marked(self) -> bool:
         """Whether the store can hold a record and done-marks."""
-        return self.given is None or isinstance(self.given, zarr.Array)
+        return self.at is not None
+
+    @property
+    def objects(self) -> Objects:
+        """The objects beside the array."""
+        return Objects.of(self.at)
 
     @property
     def address(self) -> str:
@@ -76,75 +97,65 @@ class Target:
         TilingError
             If it must not be written: it is, or holds, one of the ``sources``, or it holds other data.
         """
-        self._refuse_sources(sources)
-        given = self.given
-        if given is None:
+        if self.at is None:
+            if any(same_array(self.given, source) for source in sources):
+                raise TilingError("the array to write into is the one that is read; write into another.")
+            return Foreign(self, self.given)
+        refuse_unfit_store(self.at.store, self.address)
+        for source in sources:
+            if holds(self.at, source):
+                raise TilingError(f"{self.address} holds the array that is read; write somewhere else.")
+        if self.given is None:
             return self._look_into_store()
-        if not isinstance(given, zarr.Array) or self.overwrite:
-            return Foreign(self, given)
-        record = Ledger(given).record
+        if self.overwrite:
+            return Foreign(self, self.given)
+        record = Ledger(self.given).record
         if record is not None:
-            return self._continued(given, record)
-        if given.nchunks_initialized:
+            return self._continued(self.given, record)
+        if self.given.nchunks_initialized:
             raise TilingError(
                 f"{self.address} holds data that tilework did not write; overwrite=True writes over them."
             )
-        return Foreign(self, given)
+        return Foreign(self, self.given)
 
     def _look_into_store(self) -> Place:
-        found = self._open()
+        found = found_at(self.at, self.address, overwrite=self.overwrite)
+        if isinstance(found, zarr.Group) and not self.path:
+            raise TilingError(
+                f"{self.address} is a Zarr group; give path= for an array in it. A whole group is never "
+                "replaced: delete it yourself, or write somewhere else."
+            )
         if found is None or self.overwrite:
-            return Fresh(self)
+            return Fresh(self, home_of(self.at, self.address, self.options.get("zarr_format")), found)
+        if isinstance(found, zarr.Group):
+            raise TilingError(f"{self.address} already holds data, a group; overwrite=True deletes it.")
         record = Ledger(found).record
         if record is None:
-            raise TilingError(f"{self.address} already holds data; overwrite=True deletes it.")
+            # Another run may be about to write its record.
+            refuse_if_owned(self.objects, self.address)
+            raise TilingError(
+                f"{self.address} already holds data without a record of tilework; overwrite=True deletes "
+                f"them."
+            )
         return self._continued(found, record)
 
     def _continued(self, array: Any, record: Record) -> Continued:
+        if record["format"] > FORMAT:
+            raise TilingError(
+                f"{self.address} was written by a newer version of tilework (format {record['format']}, here "
+                f"{FORMAT}); install that version, or write afresh with overwrite=True."
+            )
         if not self.resume:
             raise TilingError(
                 f"{self.address} already holds a result; "
                 "overwrite=True deletes it, resume=True goes on with it."
             )
+        if misfit := Ledger(array).misfit(record):
+            raise TilingError(
+                f"{self.address} was changed after tilework wrote it ({misfit}), so its marks mean nothing; "
+                "undo the change, or write afresh with overwrite=True."
+            )
         return Continued(self, array, record)
-
-    def _open(self) -> Any:
-        """Return the existing array, or None."""
-        try:
-            if isinstance(self.store, zarr.Group):
-                found = self.store.get(self.path)
-            else:
-                found = zarr.open(self.zarr_store, path=self.path or None, mode="r+")
-        except FileNotFoundError:  # also zarr's own errors, which derive from it
-            return None
-        if not isinstance(found, zarr.Group):
-            return found
-        if self.overwrite or not (len(found) or found.attrs.asdict()):
-            return None
-        raise TilingError(
-            f"{self.address} already holds data, a group; overwrite=True deletes it, path= writes into it."
-        )
-
-    @property
-    def zarr_store(self) -> Any:
-        """The store as zarr takes it. A local path is absolute, because workers may run in another folder."""
-        local = isinstance(self.store, Path) or (isinstance(self.store, str) and "://" not in self.store)
-        return str(Path(self.store).absolute()) if local else self.store
-
-    def _refuse_sources(self, sources: Iterable[Source]) -> None:
-        if not self.marked:
-            if any(_same_memory(self.given, source.handle) for source in sources):
-                raise TilingError("the array to write into is the one that is read; write into another.")
-            return
-        if self.given is not None:
-            own = _resolved(str(self.given.store_path))
-        else:
-            root = self.store.store_path if isinstance(self.store, zarr.Group) else self.store
-            own = _resolved(f"{str(root).rstrip('/')}/{self.path}".rstrip("/"))
-        for source in sources:
-            read = source.handle.store_path if isinstance(source, ZarrSource) else getattr(source, "path", "")
-            if read and f"{_resolved(str(read))}/".startswith(f"{own}/"):
-                raise TilingError(f"{own} holds the array that is read; write somewhere else.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +164,10 @@ class Fresh:
 
     target: Target
     """The target, as given."""
+    home: Home
+    """The place in its hierarchy."""
+    found: Any = None
+    """The array or group that is deleted."""
 
     def compare(self, fingerprint: Mapping[str, str]) -> None:
         """Do nothing: no result is resumed here."""
@@ -165,6 +180,10 @@ class Fresh:
             chunks = default()
             if shards is not None:
                 chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, shards, strict=True))
+        if shards is not None and self.home.zarr_format == 2:
+            raise TilingError(
+                f"{self.target.address} is in Zarr format 2, which has no shards; leave shards= out."
+            )
         for axis, (chunk, shard) in enumerate(zip(chunks, shards or chunks, strict=True)):
             if shard % chunk:
                 raise AlignmentError(
@@ -172,20 +191,33 @@ class Fresh:
                 )
         return Layout(chunks, shards)
 
-    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
-        """Return a new array, with the record in its attributes."""
+    def create(
+        self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record
+    ) -> tuple[Any, Record]:
+        """Return a new array, and the record that is in its attributes.
+
+        The order matters if the process dies in between: marks are deleted before data, so that no mark is
+        believed for data that are gone.
+        """
         target, options = self.target, dict(self.target.options)
+        for name in ("storage_options", "zarr_format"):
+            options.pop(name, None)
+        before = Ledger(self.found).record if isinstance(self.found, zarr.Array) else None
+        record = completed(record, shape, layout.unit, target.objects, before)
         attributes = dict(options.pop("attributes", None) or {}) | {RECORD: record}
+        forget(target.objects)
+        if target.overwrite:
+            clear(target.at)
         arguments: dict[str, Any] = {
             "shape": shape, "dtype": dtype, "chunks": layout.chunks, "shards": layout.shards,
-            "overwrite": target.overwrite, "attributes": attributes,
+            "zarr_format": self.home.zarr_format, "attributes": attributes,
         } | options  # fmt: skip
         try:
-            if isinstance(target.store, zarr.Group):
-                return target.store.create_array(target.path, **arguments)
-            return zarr.create_array(target.zarr_store, name=target.path or None, **arguments)
+            return self.home.create(**arguments), record
         except (zarr.errors.ContainsArrayError, zarr.errors.ContainsGroupError) as error:
-            raise TilingError(f"{target.address} already holds data; overwrite=True deletes it.") from error
+            raise TilingError(
+                f"{target.address} was created by somebody else in this moment; look at it, and call again."
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,15 +236,17 @@ class Foreign:
         """Return the layout of the array; raise if another one was given."""
         return _layout_there(self.target, self.array, shape)
 
-    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
-        """Return the array, with the record in its attributes and without marks."""
+    def create(
+        self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record
+    ) -> tuple[Any, Record]:
+        """Return the array, without marks, and the record that is in its attributes."""
         _refuse_other(self.array, shape, dtype)
         if self.target.marked:
             ledger = Ledger(self.array)
-            if ledger.record is not None:
-                ledger.reset()
+            record = completed(record, shape, layout.unit, ledger.objects, ledger.record)
+            forget(ledger.objects)
             ledger.write_record(record)
-        return self.array
+        return self.array, record
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +279,20 @@ class Continued:
         """Return the layout of the array; raise if another one was given."""
         return _layout_there(self.target, self.array, shape)
 
-    def create(self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record) -> Any:
-        """Return the existing array."""
+    def create(
+        self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record
+    ) -> tuple[Any, Record]:
+        """Return the existing array, and its record in this format."""
         _refuse_other(self.array, shape, dtype)
-        return self.array
+        ledger = Ledger(self.array)
+        if ledger.record != self.record:
+            raise TilingError(
+                f"{self.target.address} was changed by another run in this moment; call again to resume it."
+            )
+        if "generation" not in self.record:
+            return self.array, ledger.adopt(self.record)
+        forget(ledger.objects, self.record["generation"])
+        return self.array, self.record
 
 
 Place = Fresh | Continued | Foreign
@@ -273,14 +317,3 @@ def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:
             f"the array to write into has shape {tuple(array.shape)} and dtype {array.dtype}; the result has "
             f"{shape} and {dtype}."
         )
-
-
-def _resolved(address: str) -> str:
-    """Return the canonical address of a store: a local path becomes absolute, without links."""
-    local = address.removeprefix("file://")
-    return address if "://" in local else str(Path(local).resolve())
-
-
-def _same_memory(array: Any, read: Any) -> bool:
-    both = isinstance(array, np.ndarray) and isinstance(read, np.ndarray)
-    return both and np.may_share_memory(array, read)

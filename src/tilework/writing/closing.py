@@ -1,0 +1,254 @@
+"""The end of a run: the store is compared with what the tasks told, and the record is completed."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import zarr
+
+from tilework._checks import warn
+from tilework._types import Bits, Index
+from tilework.engine.reading import Failure
+from tilework.errors import TilingError, TilingWarning
+from tilework.source.held import Travelling
+from tilework.writing.claim import Claims, release
+from tilework.writing.ledger import Ledger, Record
+from tilework.writing.location import locate
+from tilework.writing.sink import Written, digest_of
+
+__all__ = ["Closing", "Destination", "GroupAt", "Opening", "Told"]
+
+# The attributes hold the first failed tiles, with messages of this length; a record stays small.
+FAILED, MESSAGE = 20, 300
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """The array into which one output is written."""
+
+    array: Any
+    """A Zarr array, or anything with item assignment."""
+    done: Bits | None = None
+    """Which write units were done when the run began; None: the array cannot have marks."""
+    record: Record | None = None
+    """The record of the run."""
+    run: str = ""
+    """Id of the run that claims the array."""
+
+    @property
+    def generation(self) -> str:
+        """Generation of the marks."""
+        return "" if self.record is None else self.record["generation"]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _destination, (Travelling(self.array), self.done, self.record, self.run)
+
+
+def _destination(array: Travelling, *values: Any) -> Destination:
+    return Destination(array.get(), *values)
+
+
+@dataclass(slots=True)
+class Told:
+    """What the tasks of a run said that they have done."""
+
+    units: dict[int, Bits]
+    """For each output, the units that are done, with those that were done before."""
+    n_done: int
+    """Number of units that were done before."""
+    failures: list[Failure] = field(default_factory=list)
+    """Tiles that were left out."""
+    digests: list[tuple[int, Index, str]] = field(default_factory=list)
+    """Output, unit and digest of samples that tasks read back."""
+
+    @classmethod
+    def of(cls, destinations: Mapping[int, Destination]) -> Told:
+        """Return what is known before the first task."""
+        units = {n: d.done.copy() for n, d in destinations.items() if d.done is not None}
+        return cls(units, sum(int(bits.sum()) for bits in units.values()))
+
+    @property
+    def n_units(self) -> int:
+        """Number of all units."""
+        return sum(bits.size for bits in self.units.values())
+
+    def add(self, written: Written) -> None:
+        """Take the result of a task.
+
+        Raises
+        ------
+        TypeError
+            If it is no such result: a scheduler must return what its tasks return.
+        """
+        if not isinstance(written, Written):
+            raise TypeError(
+                f"the scheduler returned {type(written).__name__} for a task; it must return what tasks "
+                f"return."
+            )
+        self.failures += written.failures
+        self.digests += written.digests
+        for number, boxes in written.units.items():
+            for box in boxes:
+                self.units[number][tuple(slice(a, b) for a, b in box)] = True
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAt:
+    """The place of the group of several outputs."""
+
+    store: Any
+    """The store, as given."""
+    path: str
+    storage_options: Mapping[str, Any] | None = None
+
+    def open(self) -> Any:
+        """Return the group."""
+        if isinstance(self.store, zarr.Group):
+            return self.store[self.path] if self.path else self.store
+        return zarr.open_group(locate(self.store, self.path, self.storage_options), mode="r+")
+
+
+class Opening:
+    """Begins a run that somebody else computes: claims its arrays until its `Closing`, or its failure."""
+
+    def __init__(self, destinations: Iterable[Destination]) -> None:
+        self.destinations = [d for d in destinations if d.done is not None]
+
+    def __call__(self) -> Any:
+        """Claim the arrays; return what lets the claims go when nothing refers to it any more."""
+        if not self.destinations:
+            return None
+        claims = Claims(self.destinations[0].run)
+        for destination in self.destinations:
+            ledger = Ledger(destination.array)
+            address = str(destination.array.store_path)
+            claims.take(ledger.objects, address)
+            record = ledger.record
+            if record is None or record.get("generation") != destination.generation:
+                claims.release()
+                raise TilingError(
+                    f"{address} was overwritten after to_zarr(compute=False) had made it; call to_zarr again."
+                )
+        return _Held(claims)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Opening, (self.destinations,)
+
+
+class _Held:
+    """The claims of a run that somebody else computes.
+
+    A run that fails has no end of its own: its results are dropped, and with them the claims. A value that
+    went to
+    another process is dropped here too early, so its claims are kept until the end of the run or of this
+    process.
+    """
+
+    _kept: ClassVar[list[Claims]] = []
+
+    def __init__(self, claims: Claims | None = None) -> None:
+        self._claims = claims
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._claims is not None:
+            self._kept.append(self._claims)
+            self._claims = None
+        return _Held, ()
+
+    def __del__(self) -> None:
+        if self._claims is not None:
+            self._claims.release()
+
+
+class Closing:
+    """Ends a run whose tasks have all told what they did."""
+
+    def __init__(self, destinations: Mapping[int, Destination], group: GroupAt | None = None) -> None:
+        self.destinations = destinations
+        """The array of each output, by number."""
+        self.group = group
+        """The group of several outputs."""
+
+    def __call__(self, told: Told) -> None:
+        """Compare the store with what was told, and complete the records."""
+        for number, destination in self.destinations.items():
+            if destination.done is not None:
+                self._compare(number, destination, told)
+                self._record(destination, told)
+
+    def result(self) -> Any:
+        """Return the array, or the group, that was written."""
+        if self.group is not None:
+            return self.group.open()
+        return next(iter(self.destinations.values())).array
+
+    def warn(self, told: Told) -> None:
+        """Warn of tiles that were left out."""
+        if told.failures:
+            first = told.failures[0]
+            warn(
+                f"{len(told.failures)} tiles failed; their samples are fill_value where no other tile has "
+                "weight, and the next call computes the units that they touch again. The first: "
+                f"{first.tile}: {first.error}",
+                TilingWarning,
+            )
+
+    def of_results(self, results: Iterable[Written]) -> Any:
+        """End a run that somebody else computed, from the results of its tasks."""
+        told = Told.of(self.destinations)
+        for written in results:
+            told.add(written)
+        try:
+            self(told)
+        finally:
+            for destination in self.destinations.values():
+                if destination.done is not None:
+                    release(Ledger(destination.array).objects, destination.run)
+        self.warn(told)
+        return self.result()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Closing, (self.destinations, self.group)
+
+    def _compare(self, number: int, destination: Destination, told: Told) -> None:
+        """Raise if the store, as it is seen from here, lacks what tasks told."""
+        array = destination.array
+        ledger = Ledger(array)
+        lost = told.units[number] & ~ledger.marks(destination.record).read()
+        if lost.any():
+            units = ", ".join(str(tuple(map(int, u))) for u in itertools.islice(np.argwhere(lost), 3))
+            raise TilingError(
+                f"{array.store_path}: the tasks wrote {int(told.units[number].sum())} units, but the marks "
+                f"of "
+                f"{int(lost.sum())} of them are not in the store, as it is seen from here (units "
+                f"{units}...). "
+                "Another run has written into it meanwhile, or the workers see another folder at this path. "
+                "Call again to compute what is missing; if it happens again, look at how the workers reach "
+                "the "
+                "store."
+            )
+        for output, unit, digest in told.digests:
+            if output == number and digest_of(array, unit) != digest:
+                raise TilingError(
+                    f"{array.store_path}: unit {unit} reads differently here than in the task that wrote "
+                    f"it. The "
+                    "workers see another folder at this path, or the store returns old data. Look at how the "
+                    "workers reach the store, then write afresh with overwrite=True."
+                )
+
+    def _record(self, destination: Destination, told: Told) -> None:
+        """Write the tiles that failed into the record, or their absence."""
+        record = destination.record
+        assert record is not None
+        final = record.copy()
+        final.pop("failed", None)
+        final.pop("n_failed", None)
+        if told.failures:
+            texts = [f"{f.tile}: {f.error}" for f in told.failures[:FAILED]]
+            final |= {"failed": [t[:MESSAGE] for t in texts], "n_failed": len(told.failures)}
+        if final != record:
+            Ledger(destination.array).write_record(final)

@@ -1,0 +1,242 @@
+"""What a store argument names: a place in a Zarr store, however it is spelled; and whether two are one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+import zarr
+from dask.blockwise import Blockwise
+from zarr.core.sync import sync
+from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
+from zarr.storage._common import make_store_path
+
+from tilework.errors import TilingError
+from tilework.source.base import FileSource, H5Source, Source
+from tilework.source.opening import open_source
+from tilework.source.zarr_array import ZarrSource
+from tilework.writing.objects import unwrapped
+
+__all__ = ["holds", "local_path", "locate", "place_of", "read_by", "same_array"]
+
+Place = tuple[str, ...]
+"""A kind of store, then the parts of a path in it."""
+
+
+def locate(store: Any, path: str = "", storage_options: Mapping[str, Any] | None = None) -> StorePath:
+    """Return the place in a store that the arguments of `to_zarr` name; nothing is created.
+
+    Parameters
+    ----------
+    store : path, URL, Zarr store, zarr.Group or zarr.Array
+        A local path may begin with "~", hold links and "..", or be a ``file://`` URL.
+    path : str
+        Path below it.
+    storage_options : dict, optional
+        Options of the file system of a URL.
+
+    Raises
+    ------
+    TilingError
+        For a path that cannot be resolved, or storage options without a URL.
+    """
+    if isinstance(store, zarr.Group | zarr.Array):
+        _refuse_options(storage_options, store)
+        return store.store_path / path
+    if (local := local_path(store)) is not None:
+        _refuse_options(storage_options, store)
+        return StorePath(LocalStore(local), path)
+    if not isinstance(store, str):
+        _refuse_options(storage_options, store)
+    return sync(
+        make_store_path(
+            store, path=path, mode="a", storage_options=dict(storage_options) if storage_options else None
+        )
+    )
+
+
+def _refuse_options(options: Mapping[str, Any] | None, store: Any) -> None:
+    if options:
+        raise TilingError(
+            f"storage_options={dict(options)} are for URLs; the store is {store!r}. Leave them out, or give "
+            f"a URL."
+        )
+
+
+def local_path(store: Any) -> Path | None:
+    """Return the resolved path of a path or ``file://`` URL; None for any other store."""
+    if isinstance(store, str) and store.startswith("file:"):
+        parts = urlsplit(store)
+        if parts.netloc not in ("", "localhost"):
+            raise TilingError(
+                f"{store} names the host {parts.netloc!r}; write file:///path for a local path."
+            )
+        store = url2pathname(unquote(parts.path))
+    elif isinstance(store, str) and store.startswith("local://"):
+        store = store.removeprefix("local://")
+    if not isinstance(store, Path) and (not isinstance(store, str) or "://" in store or "::" in store):
+        return None
+    given = Path(store).expanduser()
+    try:
+        given.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a loop of links, a file in place of a folder, no permission
+        raise TilingError(f"{store} cannot be used as a store: {os.strerror(error.errno or 0)}.") from error
+    # Links are followed here: zarr cannot delete or create at a link.
+    return Path(os.path.realpath(given))
+
+
+# -- whether two are one thing ------------------------------------------------------------------------------
+
+
+# Layers with more tasks are made by computations, not by opening an array.
+FEW_TASKS = 64
+
+
+def read_by(graph: Any) -> Iterator[Source]:
+    """Yield the stored arrays that a graph of dask reads, as far as its layers show: zarr, h5py, memmap."""
+    for layer in graph.layers.values():
+        if isinstance(layer, Blockwise):
+            values = [argument for argument, _ in layer.indices]
+        elif layer.is_materialized() and len(layer) <= FEW_TASKS:
+            values = [getattr(node, "value", node) for node in layer.values()]
+        else:
+            continue
+        for value in values:
+            if (array := _stored(value)) is not None:
+                yield open_source(array)
+
+
+def _stored(value: Any) -> Any:
+    """Return the stored array inside the adapters of xarray; None if there is none."""
+    for _ in range(10):
+        kind = type(value)
+        if isinstance(value, zarr.Array | np.memmap) or (kind.__module__[:5], kind.__name__) == (
+            "h5py.",
+            "Dataset",
+        ):
+            return value
+        value = getattr(value, "array", getattr(value, "_array", None))
+    return None
+
+
+def place_of(store_path: Any) -> Place:
+    """Return what a place in a store is: equal for equal places, however they were opened."""
+    store = unwrapped(store_path.store)
+    inside = [p for p in store_path.path.split("/") if p]
+    if isinstance(store, LocalStore):
+        return _file(store.root, *inside)
+    if isinstance(store, ZipStore):
+        return (*_file(store.path), *inside)
+    if isinstance(store, MemoryStore):
+        return ("memory of this process", str(id(store._store_dict)), *inside)
+    if hasattr(store, "fs"):
+        return _fsspec(store.fs, "/".join([store.path, *inside]))
+    inner = getattr(store, "store", None)  # obstore
+    prefix = getattr(inner, "prefix", None)
+    if type(inner).__name__ == "LocalStore" and prefix is not None:
+        return _file(prefix, *inside)
+    config = getattr(inner, "config", None)
+    if config is not None:
+        known = sorted((k, str(v)) for k, v in dict(config).items() if "bucket" in k or "endpoint" in k)
+        parts = [p for p in str(prefix or "").split("/") if p]
+        return (type(inner).__name__, repr(known), *parts, *inside)
+    return (f"a {type(store).__name__}", str(id(inner if inner is not None else store)), *inside)
+
+
+def _file(path: Any, *inside: str) -> Place:
+    return ("file", *Path(os.path.realpath(path)).parts, *inside)
+
+
+def _fsspec(fs: Any, path: str) -> Place:
+    """Return a path in a file system of fsspec, without the file systems that only cache or prefix others."""
+    while True:
+        if hasattr(fs, "sync_fs"):
+            fs = fs.sync_fs
+        elif type(fs).__name__ == "DirFileSystem":
+            fs, path = fs.fs, fs._join(path)
+        elif hasattr(fs, "target_protocol") and hasattr(fs, "fs"):
+            fs = fs.fs
+        else:
+            break
+    names = (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+    if "file" in names:
+        return _file(fs._strip_protocol(path))
+    options = {**fs.storage_options, **(fs.storage_options.get("client_kwargs") or {})}
+    where = sorted((k, str(options[k])) for k in ("endpoint_url", "host", "port") if options.get(k))
+    parts = [p for p in str(fs._strip_protocol(path)).split("/") if p]
+    return (f"fsspec {names[0]}", repr(where), *parts)
+
+
+def holds(outer: Any, source: Source) -> bool:
+    """Return whether the place in a store is, or contains, the array or file of a source."""
+    if isinstance(source, ZarrSource):
+        inner = place_of(source.handle.store_path)
+    elif isinstance(source, FileSource | H5Source):
+        inner = _file(source.path)
+    else:
+        return False
+    place = place_of(outer)
+    return inner[: len(place)] == place or (place[0] == inner[0] == "file" and _same_file(place, inner))
+
+
+def _same_file(outer: Place, inner: Place) -> bool:
+    """Return whether a folder of ``inner`` is ``outer`` by another name: a bind mount, upper case."""
+    try:
+        own = os.stat(Path(*outer[1:]))  # noqa: PTH116
+    except OSError:
+        return False
+    for path in _upwards(Path(*inner[1:])):
+        try:
+            other = os.stat(path)  # noqa: PTH116
+        except OSError:
+            continue
+        if (own.st_dev, own.st_ino) == (other.st_dev, other.st_ino):
+            return True
+    return False
+
+
+def _upwards(path: Path) -> Iterator[Path]:
+    yield path
+    yield from path.parents
+
+
+def same_array(target: Any, source: Source) -> bool:
+    """Return whether an array to write into, of numpy or h5py, shares samples with a source."""
+    read = source.handle
+    if isinstance(target, np.ndarray):
+        if isinstance(read, np.ndarray) and np.may_share_memory(target, read):
+            return True
+        return isinstance(source, FileSource) and _overlap(target, source)
+    if isinstance(source, H5Source) and hasattr(target, "file"):
+        if read is not None and type(read) is type(target) and read.file and read == target:
+            return True
+        same = os.path.realpath(str(target.file.filename)) == os.path.realpath(source.path)
+        return same and target.name == source.dataset
+    return target is read
+
+
+def _overlap(target: np.ndarray[Any, Any], source: FileSource) -> bool:
+    """Return whether a mapped array and a source use the same bytes of a file."""
+    root: Any = target
+    mapped = None
+    while isinstance(root, np.ndarray):
+        mapped = root if isinstance(root, np.memmap) else mapped
+        root = root.base
+    if mapped is None or mapped.filename is None:
+        return False
+    try:
+        if not Path(mapped.filename).samefile(source.path):
+            return False
+    except OSError:
+        return False
+    low, high = np.lib.array_utils.byte_bounds(target)
+    start = mapped.offset + low - np.lib.array_utils.byte_bounds(mapped)[0]
+    size = source.dtype.itemsize + sum((n - 1) * s for n, s in zip(source.shape, source.strides, strict=True))
+    return bool(start < source.offset + size and source.offset < start + high - low)

@@ -1,0 +1,235 @@
+"""A place in a Zarr hierarchy: what is there, what lies above it, and how it is emptied."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import zarr
+from zarr.core.sync import sync
+from zarr.storage import FsspecStore, LocalStore, StorePath
+
+from tilework.errors import TilingError
+from tilework.execution.progress import LOG
+from tilework.writing.objects import FOLDER, Objects, load, read_only, unwrapped
+
+__all__ = ["Home", "clear", "found_at", "home_of", "refuse_unfit_store", "remove_partial"]
+
+# Metadata documents, and the formats of their nodes. A node is gone when the last of these is gone, so they
+# are
+# deleted in this order, after the data.
+DOCUMENTS = {".zattrs": 2, ".zmetadata": 2, ".zarray": 2, ".zgroup": 2, "zarr.json": 3}
+
+# How zarr's LocalStore names a file that it is writing.
+PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+
+
+def refuse_unfit_store(store: Any, address: str) -> None:
+    """Raise a `TilingError` unless a store can be written, listed and deleted from."""
+    able = {
+        "written": store.supports_writes and not store.read_only,
+        "listed": store.supports_listing,
+        "deleted from": store.supports_deletes,
+    }
+    if not all(able.values()):
+        cannot = " or ".join(what for what, can in able.items() if not can)
+        raise TilingError(
+            f"{address}: a {type(store).__name__} that is opened like this (read_only={store.read_only}) "
+            f"cannot "
+            f"be {cannot}; write into a folder or an object store, and copy the result."
+        )
+
+
+def found_at(at: StorePath, address: str, *, overwrite: bool = False, writable: bool = True) -> Any:
+    """Return the array or group at a place; None if there is nothing.
+
+    Raises
+    ------
+    TilingError
+        If there are data that are not Zarr, or metadata of which only a part is there.
+    """
+    seen = read_only(at)
+    try:
+        found = zarr.open(seen, mode="r")
+        return zarr.open(at, mode="r+") if writable else found
+    except FileNotFoundError:  # also zarr's own errors, which derive from it
+        pass
+    except ValueError as error:
+        torn = next((name for name in DOCUMENTS if _torn(seen, name)), None)
+        if torn is None:
+            raise
+        ours = bool(Objects.of(seen).names())
+        if overwrite and ours:
+            return None
+        raise TilingError(
+            f"{address}/{torn} is not whole, so nobody can read what is there: its writer was killed, or a "
+            "copy was cut off. Restore this file from a copy, or delete what is there, and call again"
+            f"{', or write afresh with overwrite=True' if ours else ''}."
+        ) from error
+    _refuse_others(seen, set(), address)
+    return None
+
+
+def _refuse_others(at: StorePath, expected: set[str], address: str) -> None:
+    """Raise if a place that is no node holds anything but what is ``expected``."""
+    there = [name for name in _children(at) if name not in expected and _has_objects(at / name)]
+    if there:
+        more = f" and {len(there) - 3} others" if len(there) > 3 else ""
+        raise TilingError(
+            f"{address} is not empty and not Zarr: it holds {', '.join(there[:3])}{more}. Name a place of "
+            "its own for the result."
+        )
+
+
+def _has_objects(at: StorePath) -> bool:
+    """Return whether there is an object at or below a place, other than claims and marks of dead runs."""
+
+    async def found() -> bool:
+        if await at.store.exists(at.path):
+            return True
+        async for key in at.store.list_prefix(f"{at.path}/"):
+            if f"/{FOLDER}/" not in key:
+                return True
+        return False
+
+    return sync(found())
+
+
+def _torn(at: StorePath, name: str) -> bool:
+    value = Objects(at.store, at.path).read(name)
+    return value is not None and load(value) is None
+
+
+def _children(at: StorePath) -> list[str]:
+    """Return the names directly below a place, without the folder of claims and marks."""
+
+    async def names() -> list[str]:
+        try:
+            return [name async for name in at.store.list_dir(at.path)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    return sorted(name.strip("/") for name in sync(names()) if name.strip("/") not in ("", FOLDER))
+
+
+def clear(at: StorePath) -> None:
+    """Delete all that is at a place but its folder of claims and marks; the metadata last."""
+    names = _children(at)
+    for name in sorted(names, key=lambda name: list(DOCUMENTS).index(name) if name in DOCUMENTS else -1):
+        key = (at / name).path
+        # Some stores say that a folder exists, and delete it only as a folder.
+        if name not in DOCUMENTS and _children(at / name):
+            sync(at.store.delete_dir(key))
+        else:
+            sync(at.store.delete(key))
+
+
+def remove_partial(at: StorePath) -> None:
+    """Delete the temporary files that killed writers left at a place; only a local store has them."""
+    store = unwrapped(at.store)
+    if isinstance(store, LocalStore):
+        for path in (store.root / at.path).rglob("*.partial"):
+            if PARTIAL.search(path.name):
+                path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The place of a new array in its hierarchy."""
+
+    at: StorePath
+    """The place, in a store that begins at the root of the hierarchy."""
+    zarr_format: int | None
+    """Format of the hierarchy; None: there is none yet."""
+    above: tuple[str, ...] = ()
+    """Keys of the metadata of the groups above it."""
+
+    def create(self, **arguments: Any) -> Any:
+        """Create the array; the metadata of groups that were there stay as they are."""
+        # zarr gives every group of format 2 above a new node attributes.
+        missing = [f"{p}.zattrs" for p in self._parents(".zgroup") if f"{p}.zattrs" not in self.above]
+        array = zarr.create_array(self.at.store, name=self.at.path or None, **arguments)
+        for key in missing:
+            sync(self.at.store.delete(key))
+        return array
+
+    def _parents(self, document: str) -> list[str]:
+        return [key.removesuffix(document) for key in self.above if key.endswith(document)]
+
+
+def home_of(at: StorePath, address: str, asked: Any = None) -> Home:
+    """Return where a new array belongs: below the groups above it, and in their format.
+
+    Raises
+    ------
+    TilingError
+        If an array or data that are not Zarr lie above it, or ``asked``, a Zarr format, is another one.
+    """
+    root = _root(at)
+    seen = read_only(root)
+    above: list[str] = []
+    found: int | None = None
+    for prefix in _prefixes(root.path):
+        values = Objects(seen.store, prefix.rstrip("/")).read_all(DOCUMENTS)
+        above += [f"{prefix}{name}" for name in values]
+        group = load(values.get("zarr.json")) or {}
+        if ".zarray" in values or group.get("node_type") == "array":
+            raise TilingError(f"{address} lies inside an array, {root.store}/{prefix}; name another place.")
+        if "zarr.json" in values or ".zgroup" in values:
+            found = 3 if "zarr.json" in values else 2
+        if ".zmetadata" in values or group.get("consolidated_metadata"):
+            LOG.warning(
+                "%s: the consolidated metadata of the group at %s/%s will not show this array; run "
+                "zarr.consolidate_metadata there when all is written",
+                address, root.store, prefix,
+            )  # fmt: skip
+    if root.path and found is None:
+        # A writer that was killed may have made a node before the group above it.
+        top = StorePath(seen.store, "")
+        nodes = {name for name in _children(top) if Objects(seen.store, name).read_all(DOCUMENTS)}
+        _refuse_others(top, nodes | {root.path.split("/")[0]}, str(root.store))
+    if None not in (asked, found) and asked != found:
+        raise TilingError(
+            f"{address} is in a hierarchy of Zarr format {found}; got zarr_format={asked}. Leave "
+            f"zarr_format out."
+        )
+    return Home(root, found if asked is None else asked, tuple(above))
+
+
+def _prefixes(path: str) -> Iterator[str]:
+    """Yield the prefixes of the keys of all groups above a path, the root first."""
+    parts = path.split("/") if path else []
+    for n in range(len(parts)):
+        yield "".join(f"{p}/" for p in parts[:n])
+
+
+def _root(at: StorePath) -> StorePath:
+    """Return the same place in a store that begins at the outermost group above it.
+
+    Who names the path of an array in a hierarchy means an array in that hierarchy. Folders that do not
+    exist yet are passed; one that exists and is no group ends the search.
+    """
+    outer, path, best = at, at.path, at
+    while (above := _above(outer)) is not None:
+        outer, name = above
+        path = f"{name}/{path}".rstrip("/")
+        seen = read_only(outer)
+        if Objects(seen.store, "").read_all(DOCUMENTS):
+            best = StorePath(outer.store, path)
+        elif set(_children(seen)) - {name}:
+            break
+    return best
+
+
+def _above(at: StorePath) -> tuple[StorePath, str] | None:
+    """Return the folder around the root of a store, as a store, and the name of the root in it."""
+    store = at.store
+    if isinstance(store, LocalStore) and store.root.name:
+        return StorePath(LocalStore(store.root.parent), ""), store.root.name
+    if isinstance(store, FsspecStore):
+        folder, _, name = store.path.rstrip("/").rpartition("/")
+        if folder.strip("/") and name:
+            return StorePath(FsspecStore(fs=store.fs, path=folder), ""), name
+    return None

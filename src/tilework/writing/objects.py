@@ -1,0 +1,136 @@
+"""Small objects beside an array: the folder that holds the claim and the marks of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zarr.abc.store import Store
+from zarr.buffer import cpu, default_buffer_prototype
+from zarr.core.sync import sync
+from zarr.storage import StorePath, WrapperStore
+
+__all__ = ["FOLDER", "Objects", "creates", "dump", "load", "read_only", "unwrapped"]
+
+FOLDER = ".tilework"
+"""Name of the folder, below that of the array."""
+# Requests that are under way at a time.
+AT_ONCE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """The objects below ``path`` in a store, by name; a name may contain slashes."""
+
+    store: Store
+    path: str
+
+    @classmethod
+    def of(cls, store_path: Any) -> Objects:
+        """Return the objects of the array at ``store_path``."""
+        return cls(store_path.store, (store_path / FOLDER).path)
+
+    def __truediv__(self, name: str) -> Objects:
+        return Objects(self.store, self._key(name))
+
+    def _key(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
+
+    def read(self, name: str) -> bytes | None:
+        """Return an object; None if there is none."""
+        return sync(self._read(name))
+
+    def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return the objects that exist, by name."""
+        names = list(names)
+        found = _together(map(self._read, names))
+        return {name: value for name, value in zip(names, found, strict=True) if value is not None}
+
+    async def _read(self, name: str) -> bytes | None:
+        try:
+            found = await self.store.get(self._key(name), default_buffer_prototype())
+        except FileNotFoundError:  # the folder of a local store that is opened for reading
+            return None
+        return None if found is None else found.to_bytes()
+
+    def write(self, name: str, value: bytes) -> None:
+        """Write an object, whatever was there."""
+        sync(self.store.set(self._key(name), cpu.Buffer.from_bytes(value)))
+
+    def create(self, name: str, value: bytes) -> bool:
+        """Write an object if there is none; return whether this call did, as far as reading it back shows."""
+        sync(self.store.set_if_not_exists(self._key(name), cpu.Buffer.from_bytes(value)))
+        return self.read(name) == value
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is an object."""
+        return bool(sync(self.store.exists(self._key(name))))
+
+    def delete(self, *names: str) -> None:
+        """Delete objects; one that is not there is no error."""
+        _together(self.store.delete(self._key(name)) for name in names)
+
+    def names(self) -> list[str]:
+        """Return the names of all objects, sorted."""
+        prefix = self._key("")
+        return sorted(key.removeprefix(prefix) for key in sync(_listed(self.store, prefix)))
+
+
+def load(value: bytes | None) -> dict[str, Any] | None:
+    """Return a JSON object; None if there is none, or only a part of it."""
+    if value is None:
+        return None
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def dump(value: Mapping[str, Any]) -> bytes:
+    """Return a JSON object as bytes: equal values give equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def unwrapped(store: Any) -> Any:
+    """Return the store inside wrappers."""
+    while isinstance(store, WrapperStore):
+        store = store._store
+    return store
+
+
+def creates(store: Any) -> bool:
+    """Return whether a store can create an object only where there is none, in one step."""
+    return type(unwrapped(store)).set_if_not_exists is not Store.set_if_not_exists
+
+
+def read_only(at: Any) -> Any:
+    """Return a place in a store opened for reading: a writable one creates its folder when asked anything."""
+    try:
+        return StorePath(at.store.with_read_only(True), at.path)
+    except NotImplementedError:
+        return at
+
+
+def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Await all of ``work``, a bounded number at a time; return the results in order."""
+    found: list[Any] = []
+    rest = iter(work)
+    while part := list(itertools.islice(rest, AT_ONCE)):
+        found += sync(_gathered(part))
+    return found
+
+
+async def _gathered(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    return await asyncio.gather(*work)
+
+
+async def _listed(store: Store, prefix: str) -> list[str]:
+    try:
+        return [key async for key in store.list_prefix(prefix)]
+    except FileNotFoundError:
+        return []

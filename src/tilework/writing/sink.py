@@ -1,0 +1,331 @@
+"""What the tasks of a run do with a finished block: prove the right to write, write, prove it again, mark.
+
+All outputs of a block are written before the first is marked. A unit that is marked is never written again: a
+task that runs again leaves out the outputs that have a mark of its block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from zarr.core.sync import sync
+
+from tilework._types import Array, Index, Span
+from tilework.engine.reading import Failure
+from tilework.engine.spec import Spec
+from tilework.errors import SupersededError, TilingError
+from tilework.source.held import Process, Travelling, this_process
+from tilework.writing.claim import Claim
+from tilework.writing.ledger import Ledger, Marks, boxes_around
+from tilework.writing.objects import Objects, read_only
+from tilework.writing.units import Units, layout_of
+
+__all__ = ["BlockWriter", "Sink", "Written", "block_name", "digest_of", "write_chunk"]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a task did with a block."""
+
+    failures: tuple[Failure, ...] = ()
+    """Tiles that were left out."""
+    units: Mapping[int, list[list[Span]]] = field(default_factory=dict)
+    """For each output, boxes of units that are written and marked."""
+    digests: tuple[tuple[int, Index, str], ...] = ()
+    """Output, unit and digest of samples that were read back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sink:
+    """The array of one output, as tasks get it."""
+
+    array: Any
+    """The array to write into."""
+    run: str = ""
+    """Id of the run that claims the array; empty: the array can have no marks."""
+    generation: str = ""
+    """Generation of the marks."""
+    again: bool = False
+    """Whether a task may run again in another process, after it has marked its block."""
+    partial: Mapping[Index, Sequence[Index]] = field(default_factory=dict)
+    """For each block of which some units are done, the units to write."""
+    checked: frozenset[str] = frozenset()
+    """Blocks of which one unit is read back after it was written, if that happens in another process."""
+    home: Process | None = None
+    """The process that reads back at the end."""
+
+    @property
+    def marks(self) -> Marks:
+        """The marks of the run."""
+        ledger = Ledger(self.array)
+        return Marks(ledger.objects / self.generation, ledger.shape)
+
+    def prove(self) -> None:
+        """Raise if the array is not the run's: it cannot be seen from here, or another run has it."""
+        objects = Objects.of(self.array.store_path)
+        if Claim(objects, self.run).holds():
+            return
+        path = self.array.store_path
+        seen = read_only(path)
+        documents = Objects(seen.store, seen.path).read_all(("zarr.json", ".zarray"))
+        if not documents:
+            raise TilingError(
+                f"{path} cannot be seen from {platform.node()}: there is no array. Is the folder mounted "
+                f"there, "
+                "at the same path? Write to a place that all workers share."
+            )
+        raise SupersededError(
+            f"{path} does not belong to this run any more: the run has ended, or another run has "
+            f"overwritten or "
+            f"taken over the array. This task on {platform.node()} writes nothing more."
+        )
+
+    def confirm(self, name: str, units: Sequence[Index]) -> None:
+        """Raise if the array ceased to be the run's while a task wrote ``units``; unmark them for others."""
+        if Claim(Objects.of(self.array.store_path), self.run).holds():
+            return
+        try:
+            ledger = Ledger(self.array)
+            record = ledger.record
+        except FileNotFoundError:
+            record = None
+        # The same generation means the same result: what was written is right, and another run marks it.
+        if record is not None and record.get("generation") not in (self.generation, None):
+            ledger.marks(record).soil(f"{self.run}-{name}", [[(i, i + 1) for i in unit] for unit in units])
+        self.prove()
+
+    def put(self, part: Part) -> None:
+        """Write a part; heal shards of which only a part is stored."""
+        try:
+            self.array[part.box] = part.data
+        except OSError:
+            raise
+        except Exception:
+            if not self.run or self.array.shards is None:
+                raise
+            # zarr reads a shard before it overwrites all of it, and cannot read half a shard.
+            for unit in part.units:
+                sync(self._object(unit).delete())
+            self.array[part.box] = part.data
+
+    def _object(self, unit: Index) -> Any:
+        """Return the place of the object that holds a unit."""
+        return self.array.store_path / self.array.metadata.encode_chunk_key(unit)
+
+    def empty(self, part: Part) -> list[Index]:
+        """Return the units of a part that have no object in the store, because they are all fill value."""
+        fill, shape = self.array.fill_value, layout_of(self.array).unit
+        starts = [s.indices(n)[0] for s, n in zip(part.box, self.array.shape, strict=True)]
+        found = []
+        for unit in part.units:
+            low = [i * u - a for i, u, a in zip(unit, shape, starts, strict=True)]
+            own = part.data[tuple(slice(a, a + u) for a, u in zip(low, shape, strict=True))]
+            if _all_fill(own, fill) and not sync(self._object(unit).exists()):
+                found.append(unit)
+        return found
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if isinstance(self.array, np.ndarray):
+            raise TilingError(
+                "an array in memory can only be written into by threads of this process; give a Zarr store "
+                "for processes and clusters."
+            )
+        values = (self.run, self.generation, self.again, self.partial, self.checked, self.home)
+        return _sink, (Travelling(self.array), *values)
+
+
+def _sink(array: Travelling, *values: Any) -> Sink:
+    return Sink(array.get(), *values)
+
+
+def _all_fill(data: Array, fill: Any) -> bool:
+    """Return whether all samples are the fill value; almost always decided by the first."""
+    return bool(data.size) and _is_fill(data[(slice(0, 1),) * data.ndim], fill) and _is_fill(data, fill)
+
+
+def _is_fill(data: Array, fill: Any) -> bool:
+    same = data == fill
+    if fill != fill:  # NaN and NaT
+        same = same | (data != data)
+    return bool(np.all(same))
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Samples that are written together."""
+
+    box: tuple[slice, ...]
+    """Their place in the array."""
+    data: Array
+    units: Sequence[Index]
+    """The units that they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is written of a block of one output."""
+
+    number: int
+    """Number of the output."""
+    sink: Sink
+    parts: Sequence[Part]
+    ranges: Sequence[Span]
+    """All units of the block, per axis."""
+    failed: frozenset[Index] = frozenset()
+    """Units that a failed tile touches; they are written, but not marked."""
+
+    @property
+    def written(self) -> list[Index]:
+        """The units that are written."""
+        return [unit for part in self.parts for unit in part.units]
+
+    def marked(self, name: str) -> bool:
+        """Return whether another attempt at the task has marked the units; reads a small object."""
+        return self.sink.again and self.sink.marks.covers(
+            name, [u for u in self.written if u not in self.failed]
+        )
+
+    def empty(self) -> list[Index]:
+        """Return the written units that have no object, because they are all fill value."""
+        return [unit for part in self.parts for unit in self.sink.empty(part)]
+
+    def read_back(self, name: str) -> list[tuple[int, Index, str]]:
+        """Return the output, a unit, and a digest of its samples as read, if the block is checked."""
+        right = [unit for unit in self.written if unit not in self.failed]
+        if name not in self.sink.checked or not right or self.sink.home == this_process():
+            return []
+        return [(self.number, right[-1], digest_of(self.sink.array, right[-1]))]
+
+    def done(self) -> list[list[Span]]:
+        """Return boxes of the units of the block that are done after the work."""
+        if not self.failed:
+            return [[(int(a), int(b)) for a, b in self.ranges]]
+        return boxes_around(set(itertools.product(*(range(a, b) for a, b in self.ranges))) - self.failed)
+
+
+def write_block(
+    name: str,
+    works: Sequence[Work],
+    failures: Sequence[Failure] = (),
+    marked: set[tuple[int, str]] | None = None,
+) -> Written:
+    """Write a block of all outputs, then mark it in all of them.
+
+    Parameters
+    ----------
+    name : str
+        Name of the block.
+    works : sequence of Work
+    failures : sequence of Failure
+        Tiles that were left out.
+    marked : set of (output, name), optional
+        What this process has marked, which a task that is tried again leaves out; the call adds to it.
+
+    Raises
+    ------
+    SupersededError
+        If an array does not belong to the run any more.
+    """
+    marked = set() if marked is None else marked
+    claimed = [w for w in works if w.sink.run]
+    for work in claimed:
+        work.sink.prove()
+    todo = [w for w in works if (w.number, name) not in marked and not w.marked(name)]
+    for work in todo:
+        for part in work.parts:
+            with _told(part.box):
+                work.sink.put(part)
+    digests = []
+    for work in todo:
+        if work.sink.run:
+            work.sink.confirm(name, work.written)
+            digests += work.read_back(name)
+    for work in todo:
+        if work.sink.run:
+            work.sink.marks.mark(name, work.done(), boxes_around(work.empty()))
+            marked.add((work.number, name))
+    return Written(tuple(failures), {work.number: work.done() for work in claimed}, tuple(digests))
+
+
+def digest_of(array: Any, unit: Index) -> str:
+    """Return a digest of the samples of a unit as they are read from the store."""
+    shape = layout_of(array).unit
+    box = tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in zip(unit, shape, array.shape, strict=True))
+    return hashlib.blake2b(np.ascontiguousarray(array[box]).tobytes(), digest_size=8).hexdigest()
+
+
+class BlockWriter:
+    """Writes blocks of all outputs of a result; called at the end of each task that has a block."""
+
+    def __init__(self, sinks: Mapping[int, Sink]) -> None:
+        self.sinks = sinks
+        self._marked: set[tuple[int, str]] = set()
+
+    def __call__(self, spec: Spec, index: Index, block: Any, failures: Sequence[Failure]) -> Written:
+        """Write a block, or the tuple of blocks of all outputs."""
+        works = [
+            _work(spec, number, sink, index, block[number] if spec.many else block, failures)
+            for number, sink in self.sinks.items()
+        ]
+        return write_block(block_name(index), works, failures, self._marked)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BlockWriter, (self.sinks,)
+
+
+def block_name(index: Index) -> str:
+    """Return the name of a block among the marks."""
+    return ".".join(map(str, index)) or "0"
+
+
+def _work(spec: Spec, number: int, sink: Sink, index: Index, part: Any, failures: Sequence[Failure]) -> Work:
+    """Return what is to be written of a block of one output."""
+    box = spec.outputs[number].place(spec.boxes(index)[number])
+    if not sink.run:
+        return Work(number, sink, [Part(box, part, ())], ())
+    units = Units.of(spec, number, sink.array)
+    ranges = units.ranges(box)
+    failed = frozenset(unit for failure in failures for unit in units.of_tile(failure.tile))
+    return Work(number, sink, parts_of(sink, box, part, ranges, index), ranges, failed)
+
+
+def parts_of(
+    sink: Sink, box: tuple[slice, ...], data: Array, ranges: Sequence[Span], index: Index
+) -> list[Part]:
+    """Return the parts of a block that are not done: all of it, or unit by unit."""
+    if index not in sink.partial:
+        return [Part(box, data, list(itertools.product(*(range(a, b) for a, b in ranges))))]
+    shape, extents = layout_of(sink.array).unit, sink.array.shape
+    starts = [s.indices(n)[0] for s, n in zip(box, extents, strict=True)]
+    parts = []
+    for unit in sink.partial[index]:
+        own = tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in zip(unit, shape, extents, strict=True))
+        inside = tuple(slice(s.start - a, s.stop - a) for s, a in zip(own, starts, strict=True))
+        parts.append(Part(own, data[inside], [unit]))
+    return parts
+
+
+def write_chunk(
+    sink: Sink, index: Index, box: tuple[slice, ...], ranges: Sequence[Span], data: Any
+) -> Written:
+    """Write a chunk of a dask array, and mark its units."""
+    parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
+    return write_block(block_name(index), [Work(0, sink, parts, ranges)])
+
+
+@contextmanager
+def _told(box: Sequence[slice]) -> Iterator[None]:
+    """Add the samples that were being written to an error."""
+    try:
+        yield
+    except Exception as error:
+        text = ", ".join(f"{s.start}:{s.stop}" if s.stop is not None else ":" for s in box)
+        error.add_note(f"raised while writing samples [{text}] of the result")
+        raise

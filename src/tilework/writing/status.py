@@ -1,0 +1,170 @@
+"""`status`: the progress of the arrays in a store, and whether what is marked can still be read."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.sync import sync
+
+from tilework._checks import flag
+from tilework._types import Index
+from tilework.errors import TilingError
+from tilework.writing.claim import Claims
+from tilework.writing.ledger import FORMAT, Ledger, Record
+from tilework.writing.location import locate
+from tilework.writing.node import found_at
+from tilework.writing.objects import Objects, load
+
+__all__ = ["Status", "status"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Progress of one array."""
+
+    place: str
+    """Address of the array."""
+    done: int
+    """Number of write units that are done."""
+    units: int
+    """Number of all write units."""
+    failed: tuple[str, ...] = ()
+    """The first tiles that the last run left out, with their errors."""
+    n_failed: int = 0
+    """Number of all tiles that the last run left out."""
+    broken: tuple[Index, ...] = ()
+    """Units that are marked as done but missing or unreadable; looked for with ``verify=True`` only."""
+    writer: str = ""
+    """The process that writes the array, or was killed while it did; empty if there is none."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every unit is done, and none was found broken."""
+        return self.done == self.units and not self.broken
+
+
+def status(
+    store: Any,
+    *,
+    verify: bool = False,
+    drop: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> list[Status]:
+    """Return the progress of every array in a store that `to_zarr` has written, finished or not.
+
+    Parameters
+    ----------
+    store : path, URL, Zarr store, zarr.Group or zarr.Array
+        For a group, all arrays below it.
+    verify : bool
+        Whether to read every unit that is marked as done, and list those that are missing or unreadable.
+    drop : bool
+        Whether to drop the marks of the units that ``verify`` finds, so that the next `to_zarr` computes
+        them.
+    storage_options : dict, optional
+        Options of the file system of a URL.
+
+    Returns
+    -------
+    list of Status
+        One entry per array: its place, finished and total write units, failed tiles and broken units.
+
+    Raises
+    ------
+    TilingError
+        If there is no Zarr array or group; with ``drop``, if a run writes the array.
+
+    Notes
+    -----
+    A unit that is all fill value has no object, and its mark says so. Marks that an older version of tilework
+    made do not say it; their missing objects are taken for fill value.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> from tilework import tiled_map, to_zarr
+    >>> out = tiled_map(np.negative, np.ones((10, 10)), crop=6, overlap=1, dtype=float)
+    >>> written = to_zarr(out, zarr.storage.MemoryStore(), chunks=(5, 5), progress=False)
+    >>> [found] = status(written, verify=True)
+    >>> found.done, found.units, found.complete
+    (4, 4, True)
+    """
+    verify, drop = flag("verify", verify), flag("drop", drop)
+    node = store
+    if not isinstance(store, zarr.Array | zarr.Group):
+        at = locate(store, "", storage_options)
+        node = found_at(at, str(store), writable=drop)
+        if node is None:
+            raise TilingError(f"there is no Zarr array or group at {store}.")
+    return list(_below(node, verify or drop, drop))
+
+
+def _below(node: Any, verify: bool, drop: bool) -> Iterator[Status]:
+    if isinstance(node, zarr.Group):
+        with warnings.catch_warnings():
+            # A run that died between its claim and its array leaves a folder that is no node.
+            warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
+            members = sorted(node.members())
+        for _, member in members:
+            yield from _below(member, verify, drop)
+        return
+    ledger = Ledger(node)
+    record = ledger.record
+    if record is None:
+        return
+    if record["format"] > FORMAT:
+        raise TilingError(
+            f"{node.store_path} was written by a newer version of tilework (format {record['format']}, here "
+            f"{FORMAT}); install that version."
+        )
+    broken = tuple(_broken(ledger, record)) if verify else ()
+    if drop and broken:
+        _drop(ledger, record, broken)
+    done = ledger.read()
+    claim = load(Objects.of(node.store_path).read("claim")) or {}
+    owner = claim.get("owner") or {}
+    failed = tuple(record.get("failed", ()))
+    yield Status(
+        str(node.store_path), int(done.sum()), done.size, failed, record.get("n_failed", len(failed)), broken,
+        f"process {owner.get('pid')} on {owner.get('host')}" if owner else "",
+    )  # fmt: skip
+
+
+def _broken(ledger: Ledger, record: Record) -> Iterator[Index]:
+    """Yield the units that are marked but missing or unreadable."""
+    array = ledger.array
+    if "generation" in record and not ledger.misfit(record):
+        done, stored = ledger.marks(record).read_empty()
+    else:
+        done = ledger.read()
+        stored = np.zeros_like(done)
+    for unit in map(tuple, np.argwhere(done).tolist()):
+        box = tuple(slice(i * u, (i + 1) * u) for i, u in zip(unit, ledger.unit, strict=True))
+        key = array.store_path / array.metadata.encode_chunk_key(unit)
+        try:
+            there = not stored[unit] or sync(key.exists())
+            array[box]
+        except Exception:
+            there = False
+        if not there:
+            yield unit
+
+
+def _drop(ledger: Ledger, record: Record, broken: tuple[Index, ...]) -> None:
+    """Drop the marks of units, as a run of its own."""
+    claims = Claims()
+    claims.take(ledger.objects, str(ledger.array.store_path))
+    try:
+        if "generation" not in record:
+            record = ledger.adopt(record)
+        done = ledger.marks(record).settle()
+        for unit in broken:
+            done[unit] = False
+        ledger.marks(record).keep(done)
+    finally:
+        claims.release()

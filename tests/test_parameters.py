@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 import tilework as tw
 from tilework._checks import _ELSEWHERE as WORDS_ELSEWHERE
@@ -149,3 +153,106 @@ def test_warnings_point_at_the_line_of_the_caller() -> None:
     for call in (drops, masks, plans, probes):
         line = call.__code__.co_firstlineno + 1
         assert (__file__, line) in warned(call), call
+
+
+# -- flags -----------------------------------------------------------------------------------------------
+
+
+def _aggregator(**options: Any) -> Any:
+    return tw.Aggregator(tw.GridSampler(IMAGE, IMAGE.shape, (16, 16)), IMAGE.shape, **options)
+
+
+def _never() -> Any:
+    raise AssertionError("something was looked at before the flags")
+    yield  # a generator
+
+
+class _Untouchable:
+    """Raises as soon as anything about it is looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"{name} was looked at before the flags")
+
+
+CALLS: dict[str, Any] = {
+    "Aggregator.__init__": lambda **flags: _aggregator(**flags),
+    "Aggregator.get_output": lambda **flags: _aggregator(missing="ignore").get_output(**flags),
+    "GridSampler.__init__": lambda **flags: tw.GridSampler(_Untouchable(), IMAGE.shape, (16, 16), **flags),
+    "Slicer.__init__": lambda **flags: tw.Slicer(_Untouchable(), 16, 2, **flags),
+    "TilePlan.explain": lambda **flags: tw.plan_tiles(IMAGE.shape, 16, 2).explain(**flags),
+    "explain": lambda **flags: tw.explain(_Untouchable(), **flags),
+    "from_torch": lambda **flags: tw.from_torch(_Untouchable(), **flags),
+    "tiled_map": lambda **flags: tw.tiled_map(np.copy, _Untouchable(), 16, 2, **flags),
+    "to_zarr": lambda **flags: tw.to_zarr(_Untouchable(), _Untouchable(), **flags),
+    "view": lambda **flags: tw.view(_Untouchable(), **flags),
+    "write_many": lambda **flags: tw.write_many(_never(), **flags),
+}  # fmt: skip
+REPORTS = ("ProbeReport", "CheckReport")  # made by tilework alone
+
+
+def _public() -> Iterator[tuple[str, Any]]:
+    for name in tw.__all__:
+        found = getattr(tw, name)
+        if not inspect.isclass(found):
+            yield name, found
+        elif not issubclass(found, BaseException) and name not in REPORTS:
+            for method, function in inspect.getmembers(found, callable):
+                if method == "__init__" or not method.startswith("_"):
+                    yield f"{name}.{method}", function
+
+
+def _flags() -> list[tuple[str, str]]:
+    """Return function and name of every public parameter that is, or may be, a bool."""
+    return [
+        (name, p.name)
+        for name, function in _public()
+        if callable(function)
+        for p in inspect.signature(function).parameters.values()
+        if isinstance(p.default, bool)
+        or re.search(r"\bbool\b", str(p.annotation))
+        or (name in ("to_zarr", "write_many") and p.name == "progress")
+    ]
+
+
+def test_all_flags_are_found() -> None:
+    """The law below quantifies over these; a new function needs an entry in `CALLS`."""
+    found = _flags()
+    assert {name for name, _ in found} == set(CALLS)
+    assert {("to_zarr", "overwrite"), ("view", "verbose"), ("from_torch", "add_channel")} <= set(found)
+    assert len(found) >= 19
+
+
+@pytest.mark.parametrize(("function", "name"), _flags(), ids=".".join)
+def test_a_flag_is_true_or_false_or_is_refused(function: str, name: str) -> None:
+    """Before anything else is looked at: "false" is true for Python, and `overwrite` deletes."""
+    wrong: list[Any] = ["false", "", "True", 1, 0, 1.0, [True], np.array([True, False]), b"no", None]
+    for value in wrong[:-1] if name == "add_channel" else wrong:
+        with pytest.raises(TypeError, match=rf"^{name} must be True(, False,| or False)") as caught:
+            CALLS[function](**{name: value})
+        assert repr(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(("function", "name"), _flags(), ids=".".join)
+def test_bools_of_python_and_numpy_are_flags(function: str, name: str) -> None:
+    """They get as far as what is looked at next."""
+    for value in (True, False, np.True_, np.False_):
+        said = ""
+        try:
+            CALLS[function](**{name: value})
+        except Exception as error:
+            said = str(error)
+        assert f"{name} must be True" not in said
+
+
+def test_overwrite_false_as_a_word_deletes_nothing(tmp_path: Path) -> None:
+    """A foreign array is still there, and so is a result."""
+    zarr.create_array(str(tmp_path / "a.zarr"), data=np.full((40, 30), 7.0), chunks=(8, 8))
+    out = tw.tiled_map(np.negative, IMAGE, 16, 2, dtype=float)
+    for word in ("false", "no", 0, None):
+        with pytest.raises(TypeError, match=f"overwrite must be True or False; got {word!r}"):
+            tw.to_zarr(out, tmp_path / "a.zarr", overwrite=word)
+        with pytest.raises(TypeError, match="overwrite"):
+            tw.write_many([(out, tmp_path / "a.zarr")], overwrite=word)
+    assert (zarr.open(str(tmp_path / "a.zarr"))[:] == 7).all()
+    tw.to_zarr(out, tmp_path / "a.zarr", overwrite=np.True_, progress=np.False_)
+    assert (zarr.open(str(tmp_path / "a.zarr"))[:] == 0).all()

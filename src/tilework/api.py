@@ -204,10 +204,10 @@ def tiled_map(
     >>> out.shape, bool((out.compute()[1:] == (image + np.roll(image, 1, 0))[1:]).all())
     ((10, 10), True)
     """
+    check_flags(pass_tile, name, disagreement)
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
-    check_flags(pass_tile, name, disagreement)
     given = tuple(array) if isinstance(array, tuple) else (array,)
     if not given:
         raise TypeError("array must be an array, or a tuple of at least one; got ().")

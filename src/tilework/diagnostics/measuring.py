@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from dask.config import get as dask_option
 
-from tilework._checks import report
+from tilework._checks import flag, report
 from tilework._types import Array
 from tilework.diagnostics.viewing import TileRunner, members_of
 from tilework.engine.parts import blocks_of, part_of_block
@@ -113,6 +113,7 @@ def explain(out: Any, *, measure: bool = False) -> str:
     >>> "about" in explain(out, measure=True).splitlines()[-1]
     True
     """
+    flag("measure", measure)
     if isinstance(out, TilePlan):
         return out.explain(measure=measure)
     spec = _spec(out)

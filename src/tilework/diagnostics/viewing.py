@@ -7,11 +7,12 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from tilework._checks import parse_bytes
+from tilework._checks import flag, parse_bytes
 from tilework._types import Array, Index
 from tilework.engine.parts import (
     Part,
@@ -26,6 +27,8 @@ from tilework.engine.parts import (
 from tilework.engine.reading import CropCutter, run_tiles
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
+from tilework.execution.inside import current_worker, outside_of_the_pool
+from tilework.execution.where import Where
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Tile
 from tilework.source.zarr_array import CHUNKS
@@ -88,9 +91,18 @@ class TileRunner:
         from dask.base import compute
 
         missing = [index for index in need if (number, index) not in self._read]
-        computed = compute(*(source.handle.blocks[index] for index in missing))
+        with self.outside():
+            computed = compute(*(source.handle.blocks[index] for index in missing))
         self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
         return [self._read[number, index] for index in need]
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Return a context in which a task of a worker may wait for the blocks of a dask source.
+
+        It is entered before `lock`: a task that waits for that must not hold the thread that computes blocks.
+        """
+        waits = any(source.dask_name is not None for source in self.spec.sources)
+        return outside_of_the_pool(Where.find().client if waits and current_worker() is not None else None)
 
     def forget(self) -> None:
         """Drop the computed blocks of dask sources, which only neighbouring tiles share."""
@@ -146,7 +158,7 @@ class View:
         if spec.skip is None:
             return True
         tile = spec.plan.grid.tile(position)
-        with self._tiles.lock:
+        with self._tiles.outside(), self._tiles.lock:
             return self._tiles.get([tile])[tile.index] is not None
 
     def __len__(self) -> int:
@@ -198,7 +210,7 @@ class View:
             parts_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
             for along, samples in picks.items()
         ]
-        with self._tiles.lock, CHUNKS.active():
+        with self._tiles.outside(), self._tiles.lock, CHUNKS.active():
             before = self._tiles.ran
             for one_block in itertools.product(*pieces):
                 try:
@@ -286,6 +298,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     1 of 49 crops ran, 1 so far
     70.7601...
     """
+    flag("verbose", verbose)
     held: dict[str, TileRunner] = {}
     views: dict[Any, View] = {}
     limit = 0 if cache == 0 and not isinstance(cache, bool) else parse_bytes("cache", cache)

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 from tilework.errors import TilingError
 
-__all__ = ["current_worker", "in_a_run", "outside_of_the_pool", "runs_of"]
+__all__ = ["can_leave", "current_worker", "in_a_run", "outside_of_the_pool", "runs_of"]
 
 # Runs of one worker that compute on the cluster at the same time. A single run keeps all workers busy, and
 # another one fills its beginning and its end; each further one only takes memory from the others.
@@ -34,6 +34,13 @@ def current_worker() -> Any:
         return distributed.get_worker()
     except ValueError:
         return None
+
+
+def can_leave() -> bool:
+    """Return whether this thread runs a task of a worker itself, rather than being started by one."""
+    from dask.context import thread_state
+
+    return hasattr(thread_state, "start_time")
 
 
 def runs_of(worker: Any) -> int:
@@ -116,15 +123,17 @@ def _leave(worker: Any) -> Callable[[], None]:
     from distributed.threadpoolexecutor import thread_state as pool_state
     from distributed.worker_state_machine import SecedeEvent
 
-    start = getattr(thread_state, "start_time", None)
-    if start is None or getattr(thread_state, "actor", False) or not getattr(pool_state, "proceed", True):
-        return _stay  # no task of its own, an actor, or a thread that has left already
+    actor, gone = getattr(thread_state, "actor", False), not getattr(pool_state, "proceed", True)
+    if actor or gone or not can_leave():
+        return _stay
     pooled = hasattr(pool_state, "executor")
     if pooled:
         secede()
     now = time()
     left = SecedeEvent(
-        key=thread_state.key, compute_duration=now - start, stimulus_id=f"tilework-secede-{now}"
+        key=thread_state.key,
+        compute_duration=now - thread_state.start_time,
+        stimulus_id=f"tilework-secede-{now}",
     )
     worker.loop.add_callback(worker.handle_stimulus, left)
     return rejoin if pooled else _stay

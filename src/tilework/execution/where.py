@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask
 import dask.array as da
+import dask.local
+import dask.threaded
 from dask.base import get_scheduler
 
 from tilework.errors import TilingError
-from tilework.execution.inside import current_worker, runs_of
+from tilework.execution.inside import can_leave, current_worker, runs_of
 from tilework.plan.arguments import default_memory, n_threads
 
 __all__ = ["BUSY", "Where"]
@@ -56,6 +59,11 @@ class Where:
             get = get_scheduler(scheduler=scheduler, cls=da.Array)
             owner = getattr(get, "__self__", None)
             client = owner if hasattr(owner, "scheduler_info") else None
+            if client is not None and scheduler is None and current_worker() is not None and not can_leave():
+                # The task that started this thread may hold the last thread of all workers.
+                client, get = None, dask.threaded.get
+            if client is None and _in_pool_of(get):
+                get = dask.local.get_sync  # a thread of the pool must not wait for the others of the pool
         workers = () if client is None else client.scheduler_info(n_workers=-1)["workers"].values()
         where = cls(get, client, workers=tuple(workers), **options)
         where._check()
@@ -152,6 +160,15 @@ class Where:
     def guard(self) -> int | None:
         """Further attempts that tasks make themselves; None if the scheduler makes them."""
         return self.retries if self.client is None or self.postponed else None
+
+
+def _in_pool_of(get: Callable[..., Any]) -> bool:
+    """Return whether this thread belongs to the executor that the user gave to dask for ``get``."""
+    submit = next(iter(getattr(get, "args", ())), None)  # dask makes a partial of an executor's submit
+    pool = dask.config.get("pool", None) if get is dask.threaded.get else getattr(submit, "__self__", None)
+    prefix = getattr(pool, "_thread_name_prefix", None)
+    # By name, because an executor lists a thread only some time after it started.
+    return prefix is not None and threading.current_thread().name.startswith(f"{prefix}_")
 
 
 def _local_workers() -> int:

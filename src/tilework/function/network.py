@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of
+from tilework._checks import flag, one_of
 from tilework._types import Array
 from tilework.function.calling import as_array
 from tilework.function.load_once import LoadOnce, load_once
@@ -167,8 +167,10 @@ def from_torch(
     Raises
     ------
     TypeError
-        If the argument is neither a module nor a callable.
+        If ``add_channel`` is not True, False or None, or the argument is neither a module nor a callable.
     """
+    if add_channel is not None:
+        flag("add_channel", add_channel)
     if isinstance(activation, str):
         one_of("activation", activation, _ACTIVATIONS)
     if autocast is not None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import as_dtype, one_of, warn, whole, wholes
+from tilework._checks import as_dtype, flag, one_of, warn, whole, wholes
 from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
 from tilework.errors import ContractError, TilingError, TilingWarning
@@ -103,14 +103,19 @@ class Aggregator(Locked):
         missing: Literal["warn", "error", "ignore"] = "warn",
         scale: Any = 1,
     ) -> None:
+        self._batched, spatial_first = (
+            flag("has_batch_dim", has_batch_dim),
+            flag("spatial_first", spatial_first),
+        )
+        accumulate = flag("accumulate", accumulate)
         if output is None and output_size is None:
             raise TilingError("give output_size, or output to write into.")
         if accumulate and output is None:
             raise TilingError("accumulate adds to output; give one.")
         if chunk_postprocess_func is not None and not callable(chunk_postprocess_func):
             raise TypeError(f"chunk_postprocess_func must be callable; got {chunk_postprocess_func!r}.")
-        self._sampler, self._batched, self._device = sampler, bool(has_batch_dim), device
-        self._sink = None if output is None else Sink(output, bool(accumulate))
+        self._sampler, self._device = sampler, device
+        self._sink = None if output is None else Sink(output, accumulate)
         size = wholes("output_size", output_size) if self._sink is None else self._sink.shape
         wanted = None if dtype is None else as_dtype(dtype)
         if self._sink is not None:
@@ -125,7 +130,7 @@ class Aggregator(Locked):
             padded=sampler.spatial_size,
             blend=blend_of(weights),
             scale=scales(scale, len(sampler.grids)),
-            spatial_first=bool(spatial_first),
+            spatial_first=spatial_first,
             size=size,
             dtype=wanted,
             softmax=None if softmax_dim is None else whole("softmax_dim", softmax_dim),
@@ -239,7 +244,7 @@ class Aggregator(Locked):
         TilingError
             If patches are missing and ``missing="error"``.
         """
-        del inplace
+        flag("inplace", inplace)
         self._report()
         with self._lock:
             if self._gatherer is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of, parse_bytes, wholes
+from tilework._checks import flag, one_of, parse_bytes, wholes
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid, Starts, ceil_div
@@ -149,6 +149,7 @@ class GridSampler:
         patch_offset: Any = None,
         memory_limit: int | str | None = None,
     ) -> None:
+        self.spatial_first = flag("spatial_first", spatial_first)
         if isinstance(image, tuple | list):
             image, spatial_size, patch_size, step_size = step_size, image, spatial_size, patch_size
         if patch_offset is not None:
@@ -158,7 +159,6 @@ class GridSampler:
         if spatial_size is None or patch_size is None:
             raise TypeError("GridSampler needs spatial_size and patch_size.")
         self.spatial_size = wholes("spatial_size", spatial_size)
-        self.spatial_first = bool(spatial_first)
         self.mode, technique = SamplingMode.of(mode)
         names = tuple(map(str, range(len(self.spatial_size))))
         self.patch_size = per_axis("patch_size", patch_size, names)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import parse_bytes, whole
+from tilework._checks import flag, parse_bytes, whole
 from tilework.errors import GridError, TilingError
 from tilework.function.output import scales
 from tilework.grid.axis import AxisGrid, Starts
@@ -109,6 +109,7 @@ class Slicer:
         scale: Any = 1,
         memory_limit: int | str | None = None,
     ) -> None:
+        flag("pad", pad)
         source = open_image(image)
         # An int tiles all axes; a sequence as many of the last ones as it has entries.
         lengths = None if np.ndim(crop_size) == 0 else tuple(crop_size)  # type: ignore[arg-type]

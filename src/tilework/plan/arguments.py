@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import parse_bytes, positive, sequence, whole
+from tilework._checks import flag, parse_bytes, positive, sequence, whole
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
@@ -62,9 +62,8 @@ _ELSEWHERE = {
 
 def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
     """Raise a `TypeError` unless the flags are bools and the name is a word."""
-    for what, flag in (("pass_tile", pass_tile), ("disagreement", disagreement)):
-        if not isinstance(flag, bool | np.bool_):
-            raise TypeError(f"{what} must be True or False; got {flag!r}.")
+    flag("pass_tile", pass_tile)
+    flag("disagreement", disagreement)
     if name is not None and not (isinstance(name, str) and name):
         raise TypeError(f"name must be a word for the dask array; got {name!r}.")
 

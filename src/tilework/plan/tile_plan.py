@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from tilework._checks import report
+from tilework._checks import flag, report
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import rows
@@ -95,7 +95,7 @@ class TilePlan(BlockPlan):
         str
             One row per fact: calls, blocks, tasks, bytes read, peak bytes, and the reasons.
         """
-        if measure:
+        if flag("measure", measure):
             raise TilingError(
                 "a plan has no function to run; measure its result: tw.explain(out, measure=True)."
             )

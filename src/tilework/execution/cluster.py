@@ -82,6 +82,8 @@ class Cluster:
 
     def _end(self, error: BaseException) -> None:
         """Cancel the tasks and wait for those in flight; note what fails on the error that ended the run."""
+        if self.client.status != "running":
+            return  # which releases its tasks
         futures = [future for _, future in self.running.values()]
         names = {str(key) for piece, _ in self.running.values() for key in piece.tasks}
         try:
@@ -102,8 +104,6 @@ class Cluster:
 
     def _in_flight(self, names: set[str], seconds: float) -> int:
         """Return how many tasks of ``names`` occupy a thread of a worker."""
-        if self.client.status != "running":
-            return 0
         found = self.client.sync(self.client._run, _occupied, on_error="ignore", callback_timeout=seconds)
         return sum(key in names for keys in found.values() for key in keys)
 
@@ -150,6 +150,11 @@ class Cluster:
         piece, _ = self.running.pop(future.key)
         if future.status == "finished":
             self.tracker.finished(piece, future.key, future.result())
+        elif self.client.status != "running":
+            raise ConnectionError(
+                "the client was closed or lost its scheduler during the run; call again with another, and "
+                "what was finished is not computed again."
+            )
         else:
             self.tracker.failed(piece, self._error(future, piece))
         future.release()

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -283,6 +284,72 @@ def test_compute_false_gives_a_delayed(processes: Any, tmp_path: Path, scheduler
     np.testing.assert_array_equal(written[...], out.compute(scheduler="synchronous"))
     other = tw.to_zarr(out, tmp_path / "b.zarr", chunks=16, compute=False)
     np.testing.assert_array_equal(processes.compute(other, sync=True)[...], written[...])
+
+
+def picky(crop: np.ndarray) -> np.ndarray:
+    if crop.max() == IMAGE.max():
+        raise ValueError("not this one")
+    return crop
+
+
+def flaky(log: Path) -> Any:
+    def sometimes(crop: np.ndarray) -> np.ndarray:
+        if crop.max() == IMAGE.max():
+            with log.open("ab") as file:
+                file.write(b".")
+            if log.stat().st_size < 3:
+                raise ValueError("not yet")
+        return crop
+
+    return sometimes
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_compute_false_keeps_failures_and_retries(
+    several: bool, processes: Any, scheduler: str, tmp_path: Path
+) -> None:
+    """Tiles that are left out are recorded at the end, and tasks try again, on any scheduler."""
+    out = mapped(picky, blend="trim")
+    whole = mapped(flaky(tmp_path / "log"), blend="trim")
+    if several:
+        out, whole = (
+            tw.tiled_map(lambda c, f=f: (f(c), f(c)), IMAGE, 16, stride=8, output=[tw.Output(dtype="f4")] * 2)
+            for f in (picky, lambda crop: crop)
+        )
+    later = tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, compute=False, on_error="fill")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        written = later.compute()
+    # A process warns for itself, and dask does not pass it on.
+    assert any("4 tiles failed" in str(one.message) for one in said) == (scheduler != "processes")
+    found = tw.status(tmp_path / "a.zarr")
+    assert all(len(one.failed) == 4 and not one.complete for one in found)
+    assert isinstance(written, zarr.Group if several else zarr.Array)
+    tw.to_zarr(whole, tmp_path / "b.zarr", chunks=16, compute=False, retries=2).compute()
+    assert all(one.complete for one in tw.status(tmp_path / "b.zarr"))
+    if not several:
+        assert (tmp_path / "log").stat().st_size >= 3
+        (tmp_path / "log").unlink()
+        tried = tw.to_zarr(whole, tmp_path / "c.zarr", chunks=16, compute=False, retries=2)
+        np.testing.assert_array_equal(processes.compute(tried, sync=True)[:], IMAGE)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"priority": 5}, {"resources": {"GPU": 1}}, {"progress": True}, {"progress": print},
+        {"scheduler": "threads"},
+    ],
+    ids=["priority", "resources", "bar", "callable", "scheduler"],
+)  # fmt: skip
+def test_compute_false_refuses_what_only_computing_can_keep(
+    given: Any, processes: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(tw.TilingError, match=f"compute=False cannot keep.* {next(iter(given))}="):
+        tw.to_zarr(mapped(), tmp_path / "a.zarr", compute=False, client=processes, **given)
+    with pytest.raises(tw.TilingError, match="compute=False cannot keep client="):
+        tw.to_zarr(mapped(), tmp_path / "a.zarr", compute=False, client=processes)
+    assert not (tmp_path / "a.zarr").exists()
 
 
 def test_progress_counts_every_tile_once(processes: Any, tmp_path: Path) -> None:

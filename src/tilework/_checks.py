@@ -1,4 +1,4 @@
-"""Checks of arguments, with messages that say what to change; warnings; and text in two columns."""
+"""Checks of arguments, with messages that say what to change; errors, warnings and tables."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ __all__ = [
     "as_dtype",
     "check_scalar",
     "flag",
+    "forget_frames",
     "is_flag",
     "one_of",
     "parse_bytes",
@@ -191,6 +192,19 @@ def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
     if not same:
         raise TilingError(f"{what} {value!r} cannot be held by dtype {dtype}; choose another.")
     return cast[()]
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of its causes: their frames keep arrays alive."""
+    seen: set[int] = set()
+    found: list[BaseException | None] = [error]
+    while found:
+        one = found.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            found += [one.__cause__, one.__context__]
+            found += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
 
 
 def warn(message: str, category: type[Warning]) -> None:

@@ -171,6 +171,7 @@ def _attempt(
             yield from _attempt(spec, [one], skipped, failures)
     else:
         _fail(spec, waiting[0][0], error, skipped, failures)
+    del error  # its frames refer to this one, so the crops would wait for the garbage collector
 
 
 def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures: list[Failure]) -> None:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from tilework._checks import is_flag
+from tilework._checks import forget_frames, is_flag
 from tilework._types import ShowProgress
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 
-__all__ = ["LOG", "Progress", "Tracker", "add_note", "bar", "check_progress"]
+__all__ = ["LOG", "Progress", "Tracker", "add_note", "as_text", "bar", "check_progress"]
 
 Progress = bool | Literal["auto"] | ShowProgress
 LOG = logging.getLogger("tilework")
@@ -134,6 +135,8 @@ class Tracker:
 
     def failed(self, piece: Piece, error: BaseException) -> None:
         """Record a last task that failed, and raise its error unless other jobs continue."""
+        if self.keep_going:
+            as_text(error)
         if piece.job.error is None:
             piece.job.error = error
         self._one_less(piece.job)
@@ -174,6 +177,14 @@ class Tracker:
         self.outstanding.clear()
         if first is None and failed is not None:
             raise failed
+
+
+def as_text(error: BaseException) -> BaseException:
+    """Return an error without its frames, which keep crops and images alive; a note has their text."""
+    if error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_exception(error)).rstrip())
+    forget_frames(error)
+    return error
 
 
 def add_note(first: BaseException, doing: str, later: BaseException) -> None:

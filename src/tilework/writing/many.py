@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from tilework.engine.reading import Failure
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
-from tilework.execution.progress import Progress, check_progress
+from tilework.execution.progress import Progress, as_text, check_progress
 from tilework.execution.where import Where
 from tilework.writing.jobs import WriteJob
 from tilework.writing.store import Asked, Writing, prepare
@@ -193,7 +192,7 @@ class _Many:
         except Exception as error:
             if self.stops:
                 raise
-            self.outcomes[number] = Outcome(str(store), error=_kept(error))
+            self.outcomes[number] = Outcome(str(store), error=as_text(error))
             return []
         self.open[writing.job] = number, writing
         return [writing.job]
@@ -210,23 +209,8 @@ class _Many:
                     raise
                 error = failed
         self.outcomes[number] = Outcome(
-            writing.address, result, None if error is None else _kept(error), tuple(job.failures), job.tiles
+            writing.address, result, None if error is None else as_text(error), tuple(job.failures), job.tiles
         )
-
-
-def _kept(error: BaseException) -> BaseException:
-    """Return an error without its frames, which keep crops and images alive, and with their text."""
-    error.add_note("".join(traceback.format_exception(error)).rstrip())
-    seen: set[int] = set()
-    found: list[BaseException | None] = [error]
-    while found:
-        one = found.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            one.__traceback__ = None
-            found += [one.__cause__, one.__context__]
-            found += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
-    return error
 
 
 def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:

@@ -11,6 +11,7 @@ import zarr
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, StorePath
 
+from tilework._checks import forget_frames
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.writing.objects import FOLDER, Objects, load, read_only, unwrapped
@@ -54,8 +55,8 @@ def found_at(at: StorePath, address: str, *, overwrite: bool = False, writable: 
     try:
         found = zarr.open(seen, mode="r")
         return zarr.open(at, mode="r+") if writable else found
-    except FileNotFoundError:  # also zarr's own errors, which derive from it
-        pass
+    except FileNotFoundError as error:  # also zarr's own errors, which derive from it
+        forget_frames(error)  # they refer to it and to the result, until the garbage collector comes
     except ValueError as error:
         torn = next((name for name in DOCUMENTS if _torn(seen, name)), None)
         if torn is None:

@@ -113,9 +113,9 @@ def to_zarr(
     priority : int
         Priority of the tasks on a cluster; higher runs sooner.
     compute : bool
-        False: return a `dask.delayed.Delayed` that writes in one graph when it is computed. Retries are then
-        made by the tasks; ``client``, ``scheduler``, ``resources``, ``priority`` and ``progress`` are given
-        where it is computed.
+        False: return a `dask.delayed.Delayed` that writes in one graph when it is computed. Its tasks make
+        the retries, and the last one warns of failed tiles, in its process. ``client``, ``scheduler``,
+        ``resources``, ``priority`` and ``progress`` are refused: give them where it is computed.
     **options
         Arguments of `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
 

@@ -138,7 +138,7 @@ def test_a_place_inside_an_array_is_refused(tmp_path: Path) -> None:
         zarr.create_array(str(store), data=IMAGE, chunks=(32, 32), zarr_format=zarr_format)
         before = files(tmp_path)
         for target, path in ((store, "c"), (store / "more", None), (store, "x/y")):
-            with pytest.raises(tw.TilingError, match="lies inside an array|it holds 0, 1"):
+            with pytest.raises(tw.TilingError, match=r"inside an array|holds 0, 1"):
                 write(result(), target, path=path, overwrite=True)
         assert files(tmp_path) == before
 

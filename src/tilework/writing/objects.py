@@ -12,7 +12,7 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import StorePath, WrapperStore
+from zarr.storage import LocalStore, StorePath, WrapperStore
 
 __all__ = ["FOLDER", "Objects", "creates", "dump", "load", "read_only", "unwrapped"]
 
@@ -109,10 +109,12 @@ def creates(store: Any) -> bool:
 
 
 def read_only(at: Any) -> Any:
-    """Return a place in a store opened for reading: a writable one creates its folder when asked anything."""
+    """Return a place in a store for looking: a local store opened for writing would create its folder."""
+    if not isinstance(unwrapped(at.store), LocalStore):
+        return at
     try:
         return StorePath(at.store.with_read_only(True), at.path)
-    except NotImplementedError:
+    except (NotImplementedError, TypeError):  # a subclass or wrapper that cannot be made anew
         return at
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from tilework.plan.tile_plan import TilePlan
     from tilework.probing.probe import probe
     from tilework.probing.report import ProbeReport
+    from tilework.source.kept import clear_caches
     from tilework.writing.many import write_many
     from tilework.writing.status import status
     from tilework.writing.store import to_zarr
@@ -63,6 +64,7 @@ _HOMES = {
     "TilingError": "errors",
     "TilingWarning": "errors",
     "check": "diagnostics.checking",
+    "clear_caches": "source.kept",
     "compare": "diagnostics.figures",
     "explain": "diagnostics.measuring",
     "from_torch": "function.network",
@@ -82,9 +84,9 @@ _HOMES = {
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer", "Tile",
-    "TilePlan", "TilingError", "TilingWarning", "check", "compare", "explain", "from_torch", "load_once",
-    "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr",
-    "view", "write_many",
+    "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "explain", "from_torch",
+    "load_once", "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status", "tiled_map",
+    "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

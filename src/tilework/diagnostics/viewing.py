@@ -31,7 +31,7 @@ from tilework.execution.inside import current_worker, outside_of_the_pool
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Tile
-from tilework.source.zarr_array import CHUNKS
+from tilework.source import kept
 
 __all__ = ["TileRunner", "View", "members_of", "view"]
 
@@ -61,7 +61,7 @@ class TileRunner:
         return found
 
     def _run(self, tiles: Sequence[Tile]) -> list[tuple[int, list[Array] | None]]:
-        with CHUNKS.active():
+        with kept.task(inner=True):
             found = self.call(tiles, self.crops(tiles))
         ran = {number for number, _ in found}
         self.ran += len(found)
@@ -210,7 +210,7 @@ class View:
             parts_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
             for along, samples in picks.items()
         ]
-        with self._tiles.outside(), self._tiles.lock, CHUNKS.active():
+        with self._tiles.outside(), self._tiles.lock, kept.task():
             before = self._tiles.ran
             for one_block in itertools.product(*pieces):
                 try:

@@ -26,7 +26,7 @@ from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
-from tilework.source.zarr_array import CHUNKS
+from tilework.source import kept
 
 __all__ = [
     "Assembled",
@@ -97,7 +97,7 @@ def _run(
     skipped: list[int] = []
     failures: list[Failure] = []
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
-    with CHUNKS.active():
+    with kept.task(spec.run):
         crops = [CropCutter(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)

@@ -50,6 +50,7 @@ class CropCutter:
         self._starts = [a for a, _ in spans]
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
+        self._once = not apart
         self._union = None if apart else self._read_union(ranges)
         # Freshly decoded samples have no other owner, so a single crop needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
@@ -70,7 +71,9 @@ class CropCutter:
         try:
             read = source.reader(self._given, plans)
             if isinstance(source, ZarrSource) and uses is not None:
-                read = functools.partial(source.read_shared, uses=uses, limit=limit)
+                # Crops overlap if they are read one by one; a mirrored or wrapped part is read apart.
+                again = not self._once or any(len(plan.intervals) > 1 for plan in plans)
+                read = functools.partial(source.read_shared, uses=uses, limit=limit, again=again)
             return read_padded(read, plans, spec.cval)
         except Exception as error:
             box = ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)

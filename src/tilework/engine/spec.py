@@ -50,6 +50,8 @@ class Spec:
     """Treatment of a tile that fails: "raise", "fill", or a callable that gets tile and exception."""
     retries: int = 0
     """Further attempts before a tile counts as failed, unless ``on_error`` is "raise"."""
+    run: str | None = None
+    """The run of `to_zarr` to which the tasks belong; None: they may be computed any number of times."""
     end: Callable[..., Any] | None = None
     """When writing, called with ``(spec, index, block, failures)`` in the last task of each block."""
 

@@ -25,6 +25,8 @@ class Job(Protocol):
     """Number of tiles that the job computes."""
     threads: int | None
     """Number of concurrent tasks in one process; None: the number of threads of the scheduler."""
+    run: str | None
+    """Name of the run, if the pieces are computed once; the run sets it."""
     error: BaseException | None
     """The reason why the job failed; set by the run."""
 

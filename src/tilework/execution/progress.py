@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from tilework._checks import forget_frames, is_flag
 from tilework._types import ShowProgress
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
+from tilework.source.kept import CHUNKS
 
 __all__ = ["LOG", "Progress", "Tracker", "add_note", "as_text", "bar", "check_progress"]
 
@@ -113,6 +115,7 @@ class Tracker:
             del job
 
     def _pieces(self, job: Job) -> Iterator[Piece]:
+        job.run = uuid.uuid4().hex
         self.total += job.tiles
         self.outstanding[job] = 1  # until all pieces are out
         self.show(self.done, self.total)
@@ -151,6 +154,7 @@ class Tracker:
     def _end(self, job: Job) -> None:
         """Close a job; if its store fails at its end, that is the job's error."""
         del self.outstanding[job]
+        CHUNKS.end_run(job.run)
         try:
             job.close(complete=job.error is None)
         except Exception as error:
@@ -167,6 +171,7 @@ class Tracker:
         first = sys.exc_info()[1]
         failed: BaseException | None = None
         for job in self.outstanding:
+            CHUNKS.end_run(job.run)
             try:
                 job.close(complete=False)
             except Exception as error:

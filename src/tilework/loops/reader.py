@@ -17,7 +17,7 @@ from tilework.plan.arguments import default_memory
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
-from tilework.source.zarr_array import CHUNKS, ZarrSource
+from tilework.source.zarr_array import ZarrSource
 
 __all__ = ["CropReader", "Padding", "open_image"]
 
@@ -148,8 +148,7 @@ class CropReader:
             return np.asarray(self.source.read(box))
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
-        with CHUNKS.active():
-            return self.source.read_shared(box, self._uses, self._cache_bytes)
+        return self.source.read_shared(box, self._uses, self._cache_bytes)
 
     def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
         """Return the number of crops that read each chunk, along each axis of the source."""

@@ -14,8 +14,7 @@ import itertools
 import math
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +23,10 @@ import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
+from tilework.source import held
+from tilework.source.kept import FILES
 from tilework.source.padding import AxisRead, Reader
+from tilework.source.stamps import Files, Stamp, check_files
 
 __all__ = [
     "BlockSource",
@@ -34,6 +36,7 @@ __all__ = [
     "MemorySource",
     "OnceSource",
     "Source",
+    "unmasked",
 ]
 
 
@@ -44,6 +47,23 @@ MEMORY_TRAVEL_LIMIT = 256 * 2**20
 def slices_of(box: Sequence[Span]) -> tuple[slice, ...]:
     """Return intervals per axis as an index."""
     return tuple(slice(a, b) for a, b in box)
+
+
+def unmasked(part: Any) -> Array:
+    """Return a part of an image as a numpy array; may be a view.
+
+    Raises
+    ------
+    TypeError
+        If samples of it are masked: a numpy array would hold the values below the mask.
+    """
+    if np.ma.is_masked(part):
+        masked = int(np.ma.getmaskarray(part).sum())
+        raise TypeError(
+            f"{masked} of the {part.size} samples that were read are masked, and the mask would be lost: "
+            "fill them first (array.filled(value)) and give mask=."
+        )
+    return np.asarray(part)
 
 
 @dataclass(slots=True)
@@ -85,7 +105,7 @@ class Source:
 
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
-        return np.asarray(self.handle[slices_of(box)])
+        return unmasked(self.handle[slices_of(box)])
 
     def needs(self, reads: Sequence[AxisRead]) -> Any:
         """Return the data that a task must be given to read ``reads``; None if it reads them itself."""
@@ -99,7 +119,7 @@ class Source:
 
     def __reduce__(self) -> tuple[Any, ...]:
         try:
-            handle = cloudpickle.dumps(self.handle)
+            handle = held.dumps(self.handle)
         except Exception as error:
             raise TilingError(
                 f"the array, a {type(self.handle).__name__}, cannot be sent to other processes ({error}); "
@@ -183,12 +203,12 @@ class BlockSource(Source):
 
     def reader(self, given: Sequence[Array], reads: Sequence[AxisRead]) -> Reader:
         """Return a function that reads from the computed blocks that the task was given."""
-        blocks = dict(zip(self.needs(reads), given, strict=True))
+        blocks = dict(zip(self.needs(reads), map(unmasked, given), strict=True))
         return lambda box: self.read_blocks(blocks, box)
 
     def read(self, box: Sequence[Span]) -> Array:
         """Compute and return the samples of ``box``."""
-        return np.asarray(self.handle[slices_of(box)].compute())
+        return unmasked(self.handle[slices_of(box)].compute())
 
     def meeting(self, box: Sequence[Span]) -> list[Index]:
         """Return the numbers of the blocks that meet ``box``."""
@@ -207,7 +227,7 @@ class BlockSource(Source):
             return blocks[indices[0]][slices_of(inside)]
         out = np.empty([b - a for a, b in box], self.dtype)
         for index, start in zip(indices, starts, strict=True):
-            copy_overlap(out, [a for a, _ in box], np.asarray(blocks[index]), start)
+            copy_overlap(out, [a for a, _ in box], blocks[index], start)
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -224,7 +244,57 @@ def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence
 
 
 @dataclass(slots=True)
-class FileSource(Source):
+class _OnDisk(Source):
+    """An array in a file, which each other process opens, if it is the file that was opened here."""
+
+    files: Files = ()
+    """The files that are read, with their stamps when the array was opened."""
+    writer: Any = None
+    """What this process may write into the file with; it has ``flush``. None: the array is only read."""
+    _opened: Any = field(default=None, repr=False)
+    """The array, if it was opened for a task."""
+
+    def array(self) -> Any:
+        """Return the array: the one that was given where the source was built, elsewhere that of the file."""
+        if self.handle is not None:
+            return self.handle
+        self._opened, stamps = None, check_files(self.files)
+        self._opened = FILES.get(self._what(), stamps, self._open)
+        return self._opened
+
+    def _what(self) -> tuple[Any, ...]:
+        """Return all facts, but the stamps, that change what is read."""
+        raise NotImplementedError
+
+    def _open(self) -> Any:
+        """Return the array of the file."""
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _on_disk, (
+            type(self),
+            values | {"handle": None, "writer": None, "_opened": None} | self._now(),
+        )
+
+    def _now(self) -> dict[str, Files]:
+        """Return the files with new stamps if this process may have written into them since."""
+        if self.writer is None:
+            return {}
+        self.writer.flush()
+        now = []
+        for path, old in self.files:
+            new = Stamp.of(path)
+            now.append((path, new if old and new and old.inode == new.inode else old))
+        return {"files": tuple(now)}
+
+
+def _on_disk(kind: type[_OnDisk], values: dict[str, Any]) -> _OnDisk:
+    return kind(**values)
+
+
+@dataclass(slots=True)
+class FileSource(_OnDisk):
     """A memory-mapped file, as (file, byte offset, dtype, shape, strides)."""
 
     path: str = ""
@@ -235,23 +305,18 @@ class FileSource(Source):
 
     def read(self, box: Sequence[Span]) -> Array:
         """Return a view of the mapped file."""
-        if self.handle is None:
-            self.handle = _map_file(self.path, self.offset, self.dtype.str, self.shape, self.strides)
-        return self.handle[slices_of(box)]  # type: ignore[no-any-return]
+        return self.array()[slices_of(box)]  # type: ignore[no-any-return]
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        values = (None, self.shape, self.dtype, None, self.names, self.token)
-        return FileSource, (*values, self.path, self.offset, self.strides)
+    def _what(self) -> tuple[Any, ...]:
+        return "mmap", self.path, self.offset, repr(self.dtype), self.shape, self.strides
 
-
-@lru_cache(maxsize=16)
-def _map_file(path: str, offset: int, dtype: str, shape: Index, strides: Index) -> Array:
-    buffer = np.memmap(path, mode="r", dtype=np.uint8)
-    return np.ndarray(shape, np.dtype(dtype), buffer, offset, strides)
+    def _open(self) -> Array:
+        buffer = np.memmap(self.path, mode="r", dtype=np.uint8)
+        return np.ndarray(self.shape, self.dtype, buffer, self.offset, self.strides)
 
 
 @dataclass(slots=True)
-class H5Source(Source):
+class H5Source(_OnDisk):
     """An h5py dataset, as (file, dataset)."""
 
     path: str = ""
@@ -262,24 +327,28 @@ class H5Source(Source):
 
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from the file."""
-        if self.handle is None:
-            self.handle = _open_h5(self.path, self.dataset)
-        return np.asarray(self.handle[slices_of(box)])
+        return np.asarray(self.array()[slices_of(box)])
+
+    def _what(self) -> tuple[Any, ...]:
+        return "h5", self.path, self.dataset, repr(self.dtype), self.shape
+
+    def _open(self) -> Any:
+        import h5py
+
+        found = h5py.File(self.path, "r")[self.dataset]
+        if (found.shape, found.dtype) != (self.shape, self.dtype):
+            raise TilingError(
+                f"the h5py dataset {self.dataset} of {self.path} has shape {found.shape} and dtype "
+                f"{found.dtype}; the array had {self.shape} and {self.dtype}. Build the result again."
+            )
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not Path(self.path).is_file():
             raise TilingError(
                 f"the h5py dataset {self.dataset} lives in memory only; write it to a file or use threads."
             )
-        values = (None, self.shape, self.dtype, self.chunks, self.names, self.token)
-        return H5Source, (*values, self.path, self.dataset)
-
-
-@lru_cache(maxsize=16)
-def _open_h5(path: str, dataset: str) -> Any:
-    import h5py
-
-    return h5py.File(path, "r")[dataset]
+        return _OnDisk.__reduce__(self)
 
 
 @dataclass(slots=True)
@@ -288,4 +357,4 @@ class OnceSource(Source):
 
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from the opened object."""
-        return np.asarray(self.handle.get()[slices_of(box)])
+        return unmasked(self.handle.get()[slices_of(box)])

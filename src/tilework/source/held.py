@@ -18,13 +18,14 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
 
 from tilework.errors import TilingError
 
-__all__ = ["Process", "Travelling", "address", "dumps", "is_held", "this_process"]
+__all__ = ["Process", "Travelling", "address", "dumps", "innermost", "is_held", "this_process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +64,15 @@ def is_held(store: Any) -> bool:
     >>> is_held(zarr.storage.MemoryStore()), is_held(zarr.storage.LocalStore("a.zarr"))
     (True, False)
     """
-    inner = _innermost(store)
+    inner = innermost(store)
     return _in_memory(inner) or _is_global(inner) or (type(store).__name__ != "LocalStore" and _copies(store))
+
+
+def innermost(store: Any) -> Any:
+    """Return the store inside all wrappers (`zarr.storage.WrapperStore` calls it so)."""
+    while _is_store(inner := getattr(store, "_store", None)):
+        store = inner
+    return store
 
 
 def address(store: Any) -> str:
@@ -73,10 +81,10 @@ def address(store: Any) -> str:
     The text of a store may lack the protocol, the options and the endpoint, and the text of a store in memory
     is used again after its end.
     """
-    if is_held(store) and not _is_global(_innermost(store)):
+    if is_held(store) and not _is_global(innermost(store)):
         return f"{store} of {this_process()} since {_STARTED}, store {_key(store)}"
     facts = [type(store).__qualname__, str(store)]
-    inner = _innermost(store)
+    inner = innermost(store)
     for system in _filesystems(inner):
         options = {k: v for k, v in system.storage_options.items() if k not in ("fs", "asynchronous")}
         facts.append(repr((type(system).__qualname__, system.protocol, sorted(options.items(), key=str))))
@@ -134,10 +142,16 @@ def _unopened(packed: bytes) -> Travelling:
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, obj: Any) -> Any:
-        if not _is_store(obj) or not is_held(obj):
+        if not _is_store(obj):
             return super().reducer_override(obj)
+        if not is_held(obj):
+            # Other processes may run in another folder.
+            reduced = list(obj.__reduce_ex__(5))
+            if len(reduced) > 2 and type(reduced[2]) is dict:
+                reduced[2] = {k: v.absolute() if isinstance(v, Path) else v for k, v in reduced[2].items()}
+            return tuple(reduced)
         # Data of a process, not of an object, are found again from a copy of the store.
-        packed = _plain(obj) if _is_global(_innermost(obj)) else None
+        packed = _plain(obj) if _is_global(innermost(obj)) else None
         return _resolve, (this_process(), _key(obj), str(obj), packed)
 
 
@@ -177,13 +191,6 @@ def _is_store(obj: Any) -> bool:
     # Nothing is a store before zarr is imported.
     abstract = sys.modules.get("zarr.abc.store")
     return abstract is not None and isinstance(obj, abstract.Store)
-
-
-def _innermost(store: Any) -> Any:
-    """Return the store inside all wrappers (`zarr.storage.WrapperStore` calls it so)."""
-    while _is_store(inner := getattr(store, "_store", None)):
-        store = inner
-    return store
 
 
 def _in_memory(store: Any) -> bool:
@@ -235,7 +242,7 @@ class _Probe(io.RawIOBase):
 
 def _copies(store: Any) -> bool:
     """Return whether pickling a store of an unknown kind copies its data, or fails."""
-    if any(True for _ in _filesystems(_innermost(store))):
+    if any(True for _ in _filesystems(innermost(store))):
         return _plain(store) is None
     try:
         cloudpickle.Pickler(_Probe()).dump(store)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
 from tilework.function.load_once import LoadOnce
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
-from tilework.source.zarr_array import ZarrSource
+from tilework.source.stamps import Files, Stamp
+from tilework.source.zarr_array import ZarrSource, zarr_source
 
 __all__ = ["Image", "check_extents", "open_source"]
 
@@ -63,22 +65,16 @@ def _open(array: Any) -> Source:
         return _open_path(str(array))
     if isinstance(array, LoadOnce):
         opened = array.get()
+        _refuse_masked(opened)
         _check_sliceable(opened)
         return OnceSource(array, tuple(map(int, opened.shape)), np.dtype(opened.dtype), token=array.token)
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            "masked arrays are not supported: fill them first (array.filled(value)) and give mask=."
-        )
+    _refuse_masked(array)
     if isinstance(array, np.ndarray):
         return _open_numpy(array)
     if module == "zarr":
         return _open_zarr(array)
     if module == "h5py":
-        return H5Source(
-            array, array.shape, array.dtype, array.chunks,
-            token=("h5", array.file.filename, array.name, _stamp(array.file.filename)),
-            path=array.file.filename, dataset=array.name,
-        )  # fmt: skip
+        return _open_h5(array)
     if module == "dask":
         return _open_dask(array, None)
     if module == "xarray":
@@ -91,6 +87,13 @@ def _open(array: Any) -> Source:
         return _open_numpy(array.detach().numpy())
     _check_sliceable(array)
     return Source(array, tuple(map(int, array.shape)), np.dtype(array.dtype), _regular_chunks(array))
+
+
+def _refuse_masked(array: Any) -> None:
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(
+            "masked arrays are not supported: fill them first (array.filled(value)) and give mask=."
+        )
 
 
 def _check_sliceable(array: Any) -> None:
@@ -111,30 +114,50 @@ def _regular_chunks(array: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _stamp(path: str) -> tuple[int, int] | None:
-    try:
-        stat = Path(path).stat()
-    except OSError:
-        return None
-    return stat.st_mtime_ns, stat.st_size
-
-
 def _open_numpy(array: Array) -> Source:
     mapped = _mapped(array)
-    if mapped is not None:
-        path, offset = mapped
-        mapping = ("mmap", path, offset, array.strides, _stamp(path))
-        return FileSource(
-            array,
-            array.shape,
-            array.dtype,
-            token=mapping,
-            path=path,
-            offset=offset,
-            strides=array.strides,
-        )
-    token = _Hashed(array) if array.nbytes <= HASH_LIMIT else None
-    return MemorySource(array, array.shape, array.dtype, token=token)
+    if mapped is None:
+        token = _Hashed(array) if array.nbytes <= HASH_LIMIT else None
+        return MemorySource(array, array.shape, array.dtype, token=token)
+    path, offset, writer = mapped
+    files = ((path, Stamp.of(path)),)
+    return FileSource(
+        array, array.shape, array.dtype,
+        token=("mmap", offset, repr(array.dtype), array.shape, array.strides, _tokens(files)),
+        files=files, writer=writer, path=path, offset=offset, strides=array.strides,
+    )  # fmt: skip
+
+
+def _tokens(files: Files) -> list[Any]:
+    return [(path, stamp and stamp.token) for path, stamp in files]
+
+
+def _open_h5(array: Any) -> Source:
+    file = array.file
+    files = _files_of_h5(array)
+    return H5Source(
+        array, array.shape, array.dtype, array.chunks,
+        token=("h5", array.name, repr(array.dtype), array.shape, _tokens(files)),
+        files=files, writer=file if file.mode == "r+" else None, path=file.filename, dataset=array.name,
+    )  # fmt: skip
+
+
+def _files_of_h5(array: Any) -> Files:
+    """Return the files that hold the samples of an h5py dataset."""
+    path = array.file.filename
+    try:
+        # The path may name another file by now.
+        own = Stamp.of(array.file.id.get_vfd_handle())
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):  # drivers without a descriptor
+        own = Stamp.of(path)
+    names = [name for name, *_ in array.external or ()]
+    if getattr(array, "is_virtual", False):
+        # "." is the file itself, and "%b" stands for numbers of files.
+        names += [
+            s.file_name for s in array.virtual_sources() if s.file_name != "." and "%" not in s.file_name
+        ]
+    others = dict.fromkeys(os.path.join(os.path.dirname(path), name) for name in names)  # noqa: PTH118, PTH120
+    return ((path, own), *((other, Stamp.of(other)) for other in others))
 
 
 class _Hashed:
@@ -144,16 +167,25 @@ class _Hashed:
         self._array, self._lock, self.digest = array, threading.Lock(), ""
 
     def __dask_tokenize__(self) -> Any:
-        from dask.base import normalize_token
-
         with self._lock:
             if self._array is not None:
-                self.digest, self._array = repr(normalize_token(self._array)), None
+                self.digest, self._array = _hash(self._array), None
         return self.digest
 
     def __reduce__(self) -> tuple[Any, ...]:
         self.__dask_tokenize__()
         return _rebuild_hashed, (self.digest,)
+
+
+def _hash(array: Array) -> str:
+    """Return a digest of dtype, shape and samples.
+
+    dask's own token takes the samples in the order of memory, so that an array and the transpose of another
+    one can have the same.
+    """
+    digest = hashlib.blake2b(repr((array.dtype, array.shape)).encode(), digest_size=20)
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _rebuild_hashed(digest: str) -> _Hashed:
@@ -162,8 +194,8 @@ def _rebuild_hashed(digest: str) -> _Hashed:
     return hashed
 
 
-def _mapped(array: Array) -> tuple[str, int] | None:
-    """Return the file and byte offset of ``array`` if it is any strided view of a read-only mapping."""
+def _mapped(array: Array) -> tuple[str, int, mmap.mmap | None] | None:
+    """Return file, byte offset and what may write, if ``array`` is any strided view of a mapped file."""
     root: Any = array
     memmap = None
     while isinstance(root, np.ndarray):
@@ -175,9 +207,38 @@ def _mapped(array: Array) -> tuple[str, int] | None:
         return None
     if min(array.strides, default=0) < 0 or not array.size:
         return None
+    path = os.fspath(memmap.filename)
     start = np.frombuffer(root, np.uint8).__array_interface__["data"][0]
+    if not _is_mapped(path, root, start):
+        return None
     page = memmap.offset - memmap.offset % mmap.ALLOCATIONGRANULARITY
-    return os.fspath(memmap.filename), page + array.__array_interface__["data"][0] - start
+    offset = page + array.__array_interface__["data"][0] - start
+    return path, offset, None if memmap.mode == "r" else root
+
+
+def _is_mapped(path: str, root: mmap.mmap, start: int) -> bool:
+    """Return whether a path still names the file that is mapped at ``start``."""
+    try:
+        other = np.memmap(path, mode="r", dtype=np.uint8, shape=(1,))
+        if other.base is None or os.stat(path).st_size != root.size():  # noqa: PTH116
+            return False
+        # Both numbers of the file come from the same table: those of stat may differ (overlayfs).
+        with open("/proc/self/maps") as table:  # noqa: PTH123
+            found = dict(_mappings(table, (start, other.__array_interface__["data"][0])))
+    except (OSError, ValueError):
+        # Without such a table (macOS, Windows) only the length can be compared.
+        return os.path.exists(path) and os.stat(path).st_size == root.size()  # noqa: PTH110, PTH116
+    return len(set(found.values())) < 2
+
+
+def _mappings(table: Iterable[str], addresses: Sequence[int]) -> Iterator[tuple[int, str]]:
+    """Yield each address with device and inode of the file that is mapped there."""
+    for line in table:
+        span, _, _, device, inode, *_ = line.split()
+        first, last = (int(part, 16) for part in span.split("-"))
+        for address in addresses:
+            if first <= address < last:
+                yield address, f"{device} {inode}"
 
 
 def _open_path(path: str) -> Source:
@@ -188,7 +249,7 @@ def _open_path(path: str) -> Source:
         opened = zarr.open(path if "://" in path else str(Path(path).absolute()), mode="r")
     except (FileNotFoundError, ValueError) as error:
         raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}") from error
-    source = _open_zarr(opened)
+    source = _open_zarr(opened, ours=True)
     if source.names is None and isinstance(opened, zarr.Array):
         parent, _, _level = path.rstrip("/").rpartition("/")
         source.names = _parent_names(parent, len(source.shape))
@@ -218,10 +279,10 @@ def _ome(group: Any) -> tuple[str | None, tuple[str, ...] | None]:
     return images[0]["datasets"][0]["path"], names or None
 
 
-def _open_zarr(array: Any) -> Source:
+def _open_zarr(array: Any, *, ours: bool = False) -> ZarrSource:
     import zarr
 
-    names = None
+    names: tuple[str, ...] | None = None
     if isinstance(array, zarr.Group):
         level, names = _ome(array)
         if level is None:
@@ -236,12 +297,7 @@ def _open_zarr(array: Any) -> Source:
     if names is None:
         found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
         names = tuple(map(str, found)) if found and None not in found else None
-    try:
-        chunks: tuple[int, ...] | None = tuple(map(int, array.chunks))
-    except (NotImplementedError, TypeError):  # rectilinear chunks, zarr >= 3.3
-        chunks = None
-    token = ("zarr", str(array.store_path), array.shape, str(array.dtype), chunks)
-    return ZarrSource(array, array.shape, np.dtype(array.dtype), chunks, names, token)
+    return zarr_source(array, names, ours=ours)
 
 
 def _open_dask(array: Any, names: tuple[str, ...] | None) -> Source:
@@ -249,6 +305,7 @@ def _open_dask(array: Any, names: tuple[str, ...] | None) -> Source:
         raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
+    _refuse_masked(array._meta)
     offsets = tuple(tuple(itertools.accumulate(c, initial=0)) for c in array.chunks)
     shape = tuple(map(int, array.shape))
     return BlockSource(array, shape, array.dtype, None, names, ("dask", array.name), offsets)

@@ -1,169 +1,101 @@
-"""Zarr arrays, read chunk by chunk through a bounded cache of decoded chunks, one per process.
+"""Zarr arrays, read directly, or chunk by chunk through the decoded chunks that the process keeps.
 
-Overlapping reads decode each storage chunk once. A plan knows how many blocks read each chunk, so an entry is
-dropped at its last use. Entries that never reach it (only a slice was computed, or another process took the
-other blocks) are evicted in least-recently-used order.
+Before a task reads, the array is checked: is its metadata document where it was when the result was built,
+and does it say the same? A folder that is not mounted, or was renamed, would read as fill values. The
+document of a local array is read again when its file changes; that of another store once per run, and outside
+of runs once per second, or once per task if it lies in the memory of the process.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import os
-import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
+import cloudpickle
 import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
+from tilework.source import held
 from tilework.source.base import Source, copy_overlap
+from tilework.source.kept import CHECKS, CHUNKS, Scope, scope, task
+from tilework.source.stamps import TICK, Files, Stamp, check_files, not_visible, seen
 
-__all__ = ["CHUNKS", "ChunkCache", "ZarrSource"]
+__all__ = ["ZarrSource", "zarr_source"]
 
 Key = tuple[Any, ...]
 
-# Longest pause between two tasks of one run, seconds. After a longer pause an entry that cannot be checked
-# against its file is not used again: the store may have been rewritten.
-PAUSE = 1.0
+# For how long the check of a store that is not local holds outside of runs, seconds.
+CHECK_HOLDS = 1.0
 
 
-@dataclass(slots=True)
-class _Entry:
-    array: Array
-    uses: int
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an array was when its source was built."""
+
+    metadata: str
+    """Digest of its metadata without attributes."""
+    folder: str | None = None
+    """Its folder, absolute, if it lies in a `zarr.storage.LocalStore`."""
+    real: str = ""
+    """The folder after following links."""
+    host: str = ""
+    """Name of the machine on which they were followed."""
+    files: Files = ()
+    """The zip file that holds it, with its stamp."""
+    held: bool = False
+    """Whether it lies in the memory of the process."""
 
 
-class ChunkCache:
-    """Chunks by key, at most ``limit`` bytes; each is loaded by one thread while others wait for it."""
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """What the last check of an array in this process found."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
-        self._pending: dict[Key, threading.Event] = {}
-        self._bytes = 0
-        self._running = 0
-        self._idle_since = time.monotonic()
-        self.epoch = 0
-        """Changes after a pause of the process; part of the key of chunks that have no file to check."""
-
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Mark a task as running, so that a pause between runs is noticed."""
-        with self._lock:
-            if not self._running and time.monotonic() - self._idle_since > PAUSE:
-                self.epoch += 1
-            self._running += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running -= 1
-                self._idle_since = time.monotonic()
-
-    def fetch(
-        self,
-        uses: dict[Key, int],
-        load: Callable[[list[Key]], Iterable[tuple[Key, Array]]],
-        use: Callable[[Key, Array], None],
-        limit: int,
-    ) -> None:
-        """Call ``use(key, chunk)`` for every key of ``uses``; load the chunks that are not cached.
-
-        Parameters
-        ----------
-        uses : dict
-            How many times the whole run needs each key, this time included.
-        load : callable
-            Maps keys to ``(key, chunk)`` pairs, in any order, one at a time.
-        use : callable
-        limit : int, bytes
-        """
-        mine, theirs, found = [], [], []
-        with self._lock:
-            for key, count in uses.items():
-                if key in self._entries:
-                    found.append((key, self._take(key)))
-                elif key in self._pending:
-                    theirs.append(key)
-                else:
-                    mine.append(key)
-                    if count > 1:
-                        self._pending[key] = threading.Event()
-        try:
-            for key, array in found:
-                use(key, array)
-            del found
-            for key, array in load(mine):
-                self._put(key, array, uses[key] - 1, limit)
-                use(key, array)
-        finally:
-            with self._lock:
-                for key in mine:
-                    if (event := self._pending.pop(key, None)) is not None:
-                        event.set()
-        for key in theirs:
-            self._wait(key)
-            with self._lock:
-                here = self._take(key) if key in self._entries else None
-            for _, array in load([key]) if here is None else [(key, here)]:
-                use(key, array)
-
-    def clear(self) -> None:
-        """Drop all chunks."""
-        with self._lock:
-            self._entries.clear()
-            self._bytes = 0
-
-    def _wait(self, key: Key) -> None:
-        with self._lock:
-            event = self._pending.get(key)
-        if event is not None:
-            event.wait()
-
-    def _take(self, key: Key) -> Array:
-        entry = self._entries[key]
-        entry.uses -= 1
-        if entry.uses <= 0:
-            self._drop(key)
-        else:
-            self._entries.move_to_end(key)
-        return entry.array
-
-    def _put(self, key: Key, array: Array, uses: int, limit: int) -> None:
-        with self._lock:
-            if uses > 0 and array.nbytes <= limit and key not in self._entries:
-                while self._bytes + array.nbytes > limit:
-                    self._drop(next(iter(self._entries)))
-                self._entries[key] = _Entry(array, uses)
-                self._bytes += array.nbytes
-            if (event := self._pending.pop(key, None)) is not None:
-                event.set()
-
-    def _drop(self, key: Key) -> None:
-        self._bytes -= self._entries.pop(key).array.nbytes
-
-
-CHUNKS = ChunkCache()
-"""The cache of this process."""
+    run: str | None
+    """The run whose task checked."""
+    time: float
+    """When, by the monotonic clock, seconds."""
+    document: Any
+    """The metadata document, or what its file looked like; None if a change of the file might not show."""
 
 
 @dataclass(slots=True)
 class ZarrSource(Source):
-    """A Zarr array, read directly, or chunk by chunk through the cache of the process."""
+    """A Zarr array."""
 
     fresh: ClassVar[bool] = True
 
-    _files: tuple[str | None, Index] | None = field(default=None, repr=False)
-    """Folder of the chunk files, and chunks per file and axis; None before the first use."""
+    place: _Place = field(default=_Place(""), repr=False)
+    """Where it was when the source was built."""
+    ours: bool = False
+    """Whether tilework opened it, read-only, so that the chunks of a run may be shared without a stamp."""
+    sent: bool = field(default=False, repr=False)
+    """Whether the source was pickled."""
+    refused: str = field(default="", repr=False)
+    """Why this process cannot open it."""
 
-    def read_shared(self, box: Sequence[Span], uses: Sequence[Array], limit: int) -> Array:
-        """Return the samples of ``box``; each chunk is decoded once per run if the cache is large enough.
+    def read(self, box: Sequence[Span]) -> Array:
+        """Return the samples of ``box``, intervals per axis inside the image."""
+        self.check()
+        part = np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
+        if self.place.folder is not None:
+            last = CHECKS.get(self.token)
+            if last is None or last.document != seen(self._document_file)[0]:
+                # Chunks of a folder that was renamed meanwhile were read as fill values.
+                self.check(again=True)
+        return part
+
+    def read_shared(
+        self, box: Sequence[Span], uses: Sequence[Array], limit: int, *, again: bool = True
+    ) -> Array:
+        """Return the samples of ``box``; chunks are decoded once for all tasks that may share them.
 
         Parameters
         ----------
@@ -171,21 +103,30 @@ class ZarrSource(Source):
         uses : sequence of 1-D int arrays
             How many times the run reads each chunk along each axis.
         limit : int, bytes of the chunk cache
+        again : bool
+            Whether this task may read a chunk again.
         """
-        # A store in memory may be rewritten at any time, without a sign of it.
-        if self.chunks is None or limit <= 0 or self._in_memory:
+        own = scope()
+        if own is None:
+            with task():
+                return self.read_shared(box, uses, limit, again=again)
+        shared = self.place.folder is not None or (self.ours and own.run is not None)
+        if self.chunks is None or limit <= 0 or not (shared or again):
             return self.read(box)
         grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks, strict=True)]
         if not any(int(n[list(r)].max(initial=0)) > 1 for r, n in zip(grid, uses, strict=True)):
             return self.read(box)
+        self.check()
         out = np.empty([b - a for a, b in box], self.dtype)
         wanted = {
-            self._key(index): math.prod(int(n[i]) for n, i in zip(uses, index, strict=True))
+            (self.token, index, self._proof(index, own)): math.prod(
+                int(n[i]) for n, i in zip(uses, index, strict=True)
+            )
             for index in itertools.product(*grid)
         }
         CHUNKS.fetch(
             wanted,
-            lambda keys: ((key, self.read(self._chunk(key))) for key in keys),
+            lambda keys: ((key, self.read(self._chunk(key)), self._is_sound(key)) for key in keys),
             lambda key, chunk: copy_overlap(
                 out, [a for a, _ in box], chunk, [a for a, _ in self._chunk(key)]
             ),
@@ -193,42 +134,195 @@ class ZarrSource(Source):
         )
         return out
 
-    @property
-    def _in_memory(self) -> bool:
-        return type(self.handle.store).__name__ == "MemoryStore"
-
     def _chunk(self, key: Key) -> list[Span]:
         """Return the samples of the chunk with a cache key."""
         columns = zip(key[1], self.chunks or (), self.shape, strict=True)
         return [(i * c, min((i + 1) * c, n)) for i, c, n in columns]
 
-    def _key(self, index: Index) -> Key:
-        """Return the cache key of a chunk, which changes when its file changes."""
-        if self._files is None:
-            self._files = _chunk_files(self.handle)
-        root, unit = self._files
-        if root is None:
-            return self.token, index, CHUNKS.epoch
-        name = self.handle.metadata.encode_chunk_key(tuple(i // u for i, u in zip(index, unit, strict=True)))
+    def _proof(self, index: Index, own: Scope) -> Any:
+        """Return what proves that a decoded chunk may be shared, or the number of the only task to use it."""
+        if self.place.folder is not None:
+            file = self._chunk_file(index)
+            found, wait = seen(file)
+            if 0 < wait <= TICK:
+                time.sleep(wait / 1e9)
+                found, wait = seen(file)
+            if not wait:
+                return "file", found
+        return ("run", own.run) if self.ours and own.run is not None else own.number
+
+    def _is_sound(self, key: Key) -> bool:
+        """Return whether a chunk that was decoded just now is the one that its key names."""
+        proof = key[-1]
+        return (
+            not isinstance(proof, tuple)
+            or proof[0] != "file"
+            or proof[1] == seen(self._chunk_file(key[1]))[0]
+        )
+
+    def _chunk_file(self, index: Index) -> str:
+        """Return the path of the file that holds a chunk: its shard, if the array has shards."""
+        array = self.handle
+        unit = array.shards or array.chunks
+        place = tuple(i * c // u for i, c, u in zip(index, array.chunks, unit, strict=True))
+        return os.path.join(str(self.place.folder), array.metadata.encode_chunk_key(place))  # noqa: PTH118 -- fast
+
+    # -- the check -----------------------------------------------------------------------------------------
+
+    def check(self, *, again: bool = False) -> None:
+        """Raise unless the array is where it was, with the same metadata; looks once per task.
+
+        Raises
+        ------
+        TilingError
+            If this process cannot see the array, or finds another one in its place.
+        """
+        own = scope()
+        if own is not None and self.token in own.checked and not again:
+            return
+        if self.refused:
+            raise TilingError(self.refused)
+        if self.sent:
+            check_files(self.place.files)
+        run, now = own.run if own else None, time.monotonic()
+        last: _Check | None = CHECKS.get(self.token)
+        if self.place.folder is not None:
+            document, wait = seen(self._document_file)
+            if last is None or last.document != document:
+                self._compare()
+                CHECKS.note(self.token, _Check(run, now, None if wait else document))
+        elif (
+            last is None or self.place.held or not (last.run == run if run else now - last.time < CHECK_HOLDS)
+        ):
+            text = self._document()
+            if last is None or last.document != text:
+                self._compare()
+            CHECKS.note(self.token, _Check(run, now, text))
+        if own is not None:
+            own.checked.add(self.token)
+
+    @property
+    def _document_name(self) -> str:
+        return "zarr.json" if self.handle.metadata.zarr_format == 3 else ".zarray"
+
+    @property
+    def _document_file(self) -> str:
+        return os.path.join(str(self.place.folder), self._document_name)  # noqa: PTH118 -- once per chunk
+
+    def _document(self) -> bytes | None:
+        """Return the metadata document that is in the store now."""
+        from zarr.buffer import default_buffer_prototype
+        from zarr.core.sync import sync
+
+        found = sync((self.handle.store_path / self._document_name).get(default_buffer_prototype()))
+        return None if found is None else found.to_bytes()
+
+    def _compare(self) -> None:
+        """Raise unless the metadata in the store are those of the build."""
+        import zarr
+
+        store, place, here = self.handle.store, self.place, held.this_process()
+        name = place.folder or f"the Zarr array {self.handle.store_path}"
         try:
-            stat = os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 -- 3x faster, once per chunk read
-        except OSError:
-            return self.token, index, None
-        return self.token, index, stat.st_mtime_ns, stat.st_size
+            found = zarr.open_array(
+                store, path=self.handle.path, mode="r" if store.read_only else "r+",
+                zarr_format=self.handle.metadata.zarr_format,
+            )  # fmt: skip
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+            raise TilingError(f"{not_visible(name, here)} ({type(error).__name__}: {error})") from error
+        real = os.path.realpath(place.folder) if place.folder else ""
+        if place.host == here.host and place.real != real:
+            raise TilingError(
+                f"{name} led to {place.real} when the result was built, and leads to {real} now. Build the "
+                "result again."
+            )
+        if _digest(found.metadata) != place.metadata:
+            raise TilingError(
+                f"{name} holds another array in {here}: its metadata are not those of the array that the "
+                f"result was built from (shape {self.shape}, dtype {self.dtype}; now {found.shape} and "
+                f"{found.dtype}). It was rewritten; build the result again."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self._in_memory:
-            raise TilingError(
-                f"the Zarr array at {self.handle.store_path} lives in the memory of this process; save it to "
-                "disk or an object store, or run on threads."
-            )
-        return ZarrSource, (self.handle, self.shape, self.dtype, self.chunks, self.names, self.token)
+        names = ("shape", "dtype", "chunks", "names", "token", "place", "ours")
+        values = {name: getattr(self, name) for name in names}
+        return _arrived, (held.dumps(self.handle), values)
 
 
-def _chunk_files(array: Any) -> tuple[str | None, Index]:
-    """Return the folder of a local array's chunk files, and how many chunks a file holds per axis."""
-    if type(array.store).__name__ != "LocalStore":
-        return None, ()
-    files = array.shards or array.chunks
-    unit = tuple(f // c for f, c in zip(files, array.chunks, strict=True))
-    return os.path.join(str(array.store.root), array.path), unit  # noqa: PTH118
+def _arrived(packed: bytes, values: dict[str, Any]) -> ZarrSource:
+    """Return a source in the process to which it was sent; if it cannot be opened, its reads fail."""
+    try:
+        handle, refused = cloudpickle.loads(packed), ""
+    except TilingError as error:
+        handle, refused = None, str(error)
+    except OSError as error:  # a store that opens its file at once
+        handle, refused = None, f"the Zarr array cannot be opened in {held.this_process()}: {error}"
+    return ZarrSource(handle, sent=True, refused=refused, **values)
+
+
+def zarr_source(array: Any, names: tuple[str, ...] | None, *, ours: bool) -> ZarrSource:
+    """Return the source of a `zarr.Array`.
+
+    Parameters
+    ----------
+    array : zarr.Array
+    names : tuple of str or None
+        Names of its axes.
+    ours : bool
+        Whether tilework opened it, read-only.
+    """
+    array = _absolute(array)
+    try:
+        chunks: Index | None = tuple(map(int, array.chunks))
+    except (NotImplementedError, TypeError):  # rectilinear chunks, zarr >= 3.3
+        chunks = None
+    place = _place_of(array)
+    facts = (place.metadata, place.real, [stamp and stamp.token for _, stamp in place.files])
+    token = ("zarr", held.address(array.store), array.path, repr(facts))
+    return ZarrSource(
+        array, tuple(map(int, array.shape)), np.dtype(array.dtype), chunks, names, token, place, ours
+    )
+
+
+def _absolute(array: Any) -> Any:
+    """Return an array whose folder does not depend on the folder in which the process works."""
+    store = array.store
+    if not _is_local(store) or store.root.is_absolute():
+        return array
+    import zarr
+
+    absolute = type(store)(store.root.absolute(), read_only=store.read_only)
+    return zarr.open_array(
+        absolute,
+        path=array.path,
+        mode="r" if store.read_only else "r+",
+        zarr_format=array.metadata.zarr_format,
+    )
+
+
+def _is_local(store: Any) -> bool:
+    """Return whether a store has files to look at; a subclass might keep them elsewhere."""
+    return type(store).__name__ == "LocalStore" and type(store).__module__.startswith("zarr.")
+
+
+def _place_of(array: Any) -> _Place:
+    store = array.store
+    metadata = _digest(array.metadata)
+    if _is_local(store):
+        folder = os.path.join(store.root, *array.path.split("/")).rstrip(os.sep)  # noqa: PTH118
+        return _Place(metadata, folder, os.path.realpath(folder), held.this_process().host)
+    path = getattr(held.innermost(store), "path", None)
+    files = ((str(path.absolute()), _zip_stamp(store)),) if isinstance(path, Path) else ()
+    return _Place(metadata, files=files, held=held.is_held(store))
+
+
+def _zip_stamp(store: Any) -> Stamp | None:
+    """Return the stamp of the zip file that is open, else of the one at its path."""
+    file = getattr(getattr(held.innermost(store), "_zf", None), "fp", None)
+    return Stamp.of(held.innermost(store).path if file is None else file.fileno())
+
+
+def _digest(metadata: Any) -> str:
+    """Return a digest of the metadata of an array, without attributes, which do not change samples."""
+    facts = {key: value for key, value in metadata.to_dict().items() if key != "attributes"}
+    return hashlib.sha256(repr(facts).encode()).hexdigest()

@@ -65,6 +65,7 @@ class WriteJob(Job):
         self.title = title
         # A cluster would take a task of the same name, of another store or of a failed run, for this one.
         self.name = f"{name}-{uuid.uuid4().hex[:8]}"
+        self.run: str | None = None
         self.retries = retries
         """Further attempts that tasks make themselves; None if the scheduler makes them."""
         self.tiles = 0
@@ -190,7 +191,8 @@ class TileJob(WriteJob):
             if not blocks.any():
                 continue
             name = f"{self.name}-{number}" if self.spec.plan.slabs else self.name
-            slab = self._tasks(name, replace(with_todo(self.spec, tiles), end=self._writer), blocks)
+            spec = replace(with_todo(self.spec, tiles), end=self._writer, run=self.run)
+            slab = self._tasks(name, spec, blocks)
             self._slabs.append(slab)
             yield from self._merged(slab) if self.upstream else self._by_block(slab)
 

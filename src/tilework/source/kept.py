@@ -1,0 +1,376 @@
+"""What a process keeps of sources between reads, who may share it, and when it is let go.
+
+Decoded chunks and open files are kept for the next task. A chunk may be used again
+
+1. by any task, if its file is still the one that was decoded: the key of the chunk contains the stamp;
+2. by the tasks of one run of `to_zarr`, if tilework itself opened the source read-only;
+3. otherwise only by the task that decoded it. So no computation sees chunks of an earlier one.
+
+A plan knows how many blocks read each chunk, so a chunk is dropped at its last use. Chunks that never reach
+it (only a slice was computed, or another process took the other blocks) are evicted in least-recently-used
+order, dropped at the end of their run in the process that started it, and in any process when no task has
+read for `IDLE` seconds.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilework._types import Array
+
+__all__ = [
+    "CHECKS",
+    "CHUNKS",
+    "FILES",
+    "Checks",
+    "ChunkCache",
+    "OpenFiles",
+    "Scope",
+    "clear_caches",
+    "scope",
+    "task",
+]
+
+Key = tuple[Any, ...]
+
+# Seconds without a task after which a process lets go of everything.
+IDLE = 10.0
+
+# -- tasks ------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Scope:
+    """A task that reads sources."""
+
+    run: str | None
+    """The run of `to_zarr` to which it belongs; None: it may belong to any computation."""
+    number: int
+    """Number of the task in this process."""
+    checked: set[Any] = field(default_factory=set)
+    """Tokens of the sources that it has checked."""
+
+
+_SCOPE: ContextVar[Scope | None] = ContextVar("scope", default=None)
+_NUMBERS = itertools.count()
+
+
+def scope() -> Scope | None:
+    """Return the task that runs in this thread."""
+    return _SCOPE.get()
+
+
+@contextmanager
+def task(run: str | None = None, *, inner: bool = False) -> Iterator[Scope]:
+    """Return a context in which sources are read for one task.
+
+    Parameters
+    ----------
+    run : str, optional
+        The run of `to_zarr` to which it belongs.
+    inner : bool
+        Whether it is a part of the task that already runs in this thread, if one does.
+    """
+    outer = _SCOPE.get()
+    if inner and outer is not None:
+        yield outer
+        return
+    own = Scope(run, next(_NUMBERS))
+    token = _SCOPE.set(own)
+    _IDLE.begin()
+    try:
+        yield own
+    finally:
+        _SCOPE.reset(token)
+        CHUNKS.end_task(own)
+        _IDLE.end()
+
+
+class _Idle:
+    """Clears everything when no task has run for a while."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running = 0
+        self._since = time.monotonic()
+        self._timer: threading.Timer | None = None
+
+    def begin(self) -> None:
+        """Record the start of a task."""
+        with self._lock:
+            self._running += 1
+
+    def end(self) -> None:
+        """Record the end of a task, and wait for the next one if anything is kept."""
+        with self._lock:
+            self._running -= 1
+            self._since = time.monotonic()
+            if not self._running and self._timer is None and (CHUNKS.nbytes or len(FILES)):
+                self._wait(IDLE)
+
+    def _wait(self, seconds: float) -> None:
+        self._timer = threading.Timer(seconds, self._look)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _look(self) -> None:
+        with self._lock:
+            self._timer = None
+            left = self._since + IDLE - time.monotonic()
+            if self._running:
+                return
+            if left > 0:
+                self._wait(left)
+                return
+        clear_caches()
+
+
+# -- decoded chunks ---------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Entry:
+    array: Array
+    uses: int
+    run: str | None
+
+
+class ChunkCache:
+    """Chunks by key, at most ``limit`` bytes; each is loaded by one thread while others wait for it.
+
+    A key ends with the proof that its chunk may be shared, or with the number of the only task to use it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[Key, _Entry] = OrderedDict()
+        self._pending: dict[Key, threading.Event] = {}
+        self._own: dict[int, list[Key]] = {}
+        """Keys that only one task may use, by its number."""
+        self.nbytes = 0
+        """Bytes of all chunks."""
+
+    def fetch(
+        self,
+        uses: dict[Key, int],
+        load: Callable[[list[Key]], Iterable[tuple[Key, Array, bool]]],
+        use: Callable[[Key, Array], None],
+        limit: int,
+    ) -> None:
+        """Call ``use(key, chunk)`` for every key of ``uses``; load the chunks that are not cached.
+
+        Parameters
+        ----------
+        uses : dict
+            How many times the whole run needs each key, this time included.
+        load : callable
+            Maps keys to tuples of key, chunk, and whether the chunk is still what the key says; in any
+            order, one at a time.
+        use : callable
+        limit : int, bytes
+        """
+        mine, theirs, found = [], [], []
+        with self._lock:
+            for key, count in uses.items():
+                if key in self._entries:
+                    found.append((key, self._take(key)))
+                elif key in self._pending:
+                    theirs.append(key)
+                else:
+                    mine.append(key)
+                    if count > 1:
+                        self._pending[key] = threading.Event()
+        try:
+            for key, array in found:
+                use(key, array)
+            del found
+            for key, array, sound in load(mine):
+                self._put(key, array, uses[key] - 1 if sound else 0, limit)
+                use(key, array)
+        finally:
+            with self._lock:
+                for key in mine:
+                    if (event := self._pending.pop(key, None)) is not None:
+                        event.set()
+        for key in theirs:
+            self._wait(key)
+            with self._lock:
+                here = self._take(key) if key in self._entries else None
+            for _, array, _ in load([key]) if here is None else [(key, here, True)]:
+                use(key, array)
+
+    def clear(self) -> None:
+        """Drop all chunks."""
+        with self._lock:
+            self._entries.clear()
+            self._own.clear()
+            self.nbytes = 0
+
+    def end_task(self, ended: Scope) -> None:
+        """Drop the chunks that only one task may use."""
+        with self._lock:
+            for key in self._own.pop(ended.number, ()):
+                if key in self._entries:
+                    self._drop(key)
+
+    def end_run(self, run: str | None) -> None:
+        """Drop the chunks that a run decoded."""
+        with self._lock:
+            for key in [key for key, entry in self._entries.items() if entry.run == run is not None]:
+                self._drop(key)
+
+    def _wait(self, key: Key) -> None:
+        with self._lock:
+            event = self._pending.get(key)
+        if event is not None:
+            event.wait()
+
+    def _take(self, key: Key) -> Array:
+        entry = self._entries[key]
+        entry.uses -= 1
+        if entry.uses <= 0:
+            self._drop(key)
+        else:
+            self._entries.move_to_end(key)
+        return entry.array
+
+    def _put(self, key: Key, array: Array, uses: int, limit: int) -> None:
+        current = scope()
+        with self._lock:
+            if uses > 0 and array.nbytes <= limit and key not in self._entries:
+                while self.nbytes + array.nbytes > limit:
+                    self._drop(next(iter(self._entries)))
+                self._entries[key] = _Entry(array, uses, current.run if current else None)
+                self.nbytes += array.nbytes
+                if current is not None and key[-1] == current.number:
+                    self._own.setdefault(current.number, []).append(key)
+            if (event := self._pending.pop(key, None)) is not None:
+                event.set()
+
+    def _drop(self, key: Key) -> None:
+        self.nbytes -= self._entries.pop(key).array.nbytes
+
+
+# -- open files -------------------------------------------------------------------------------------------
+
+# Files that stay open although no source uses them.
+OPEN = 16
+
+
+class OpenFiles:
+    """Open files by what is read from them; those that a source uses are never closed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[Key, Any] = OrderedDict()
+        self._used: dict[Key, tuple[Any, weakref.ref[Any]]] = {}
+        """Stamp and handle of each file that was opened, while the handle lives."""
+
+    def get(self, what: Key, stamp: Any, open_it: Callable[[], Any]) -> Any:
+        """Return the handle of ``what``; open it unless it is open and its file still has the ``stamp``.
+
+        A handle that is let go closes itself: both memory maps and h5py do.
+        """
+        with self._lock:
+            old, handle = self._used.get(what, (None, _nothing))
+            found = handle() if old == stamp else None
+            if found is None:
+                # HDF5 would return the old data of a rewritten file while it is open.
+                self._recent.pop(what, None)
+                found = open_it()
+                self._used = {k: v for k, v in self._used.items() if v[1]() is not None}
+                self._used[what] = stamp, weakref.ref(found)
+            self._recent[what] = found
+            self._recent.move_to_end(what)
+            while len(self._recent) > OPEN:
+                self._recent.popitem(last=False)
+            return found
+
+    def __len__(self) -> int:
+        return len(self._recent)
+
+    def clear(self) -> None:
+        """Let go of all files; those that a source uses stay open until it ends."""
+        with self._lock:
+            self._recent.clear()
+
+
+def _nothing() -> None:
+    return None
+
+
+# -- the process ------------------------------------------------------------------------------------------
+
+# Sources whose last check is remembered.
+CHECKED = 64
+
+
+class Checks:
+    """The last checks of the sources that this process reads, by their tokens."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: OrderedDict[Any, Any] = OrderedDict()
+
+    def get(self, token: Any) -> Any:
+        """Return what was noted at the last check of a source; None if it is not known."""
+        return self._last.get(token)
+
+    def note(self, token: Any, found: Any) -> None:
+        """Remember what a check found."""
+        with self._lock:
+            self._last[token] = found
+            while len(self._last) > CHECKED:
+                self._last.popitem(last=False)
+
+    def clear(self) -> None:
+        """Forget all checks."""
+        with self._lock:
+            self._last.clear()
+
+
+CHUNKS = ChunkCache()
+"""The decoded chunks of this process."""
+FILES = OpenFiles()
+"""The open files of this process."""
+CHECKS = Checks()
+"""The last checks of sources in this process."""
+_IDLE = _Idle()
+
+
+def clear_caches() -> None:
+    """Let go of what this process keeps of sources: decoded chunks and open files.
+
+    It is safe at any time; running tasks read again what they need. A process does the same by itself when
+    none of its tasks has read for ten seconds, and `to_zarr` drops the chunks of its run when it ends. It
+    does not drop what `load_once` and `from_torch` built, the results that a `view` keeps, or files that a
+    result or an array of yours still uses.
+
+    Other processes have caches of their own. On a cluster: ``client.run(tw.clear_caches)``.
+
+    Examples
+    --------
+    >>> clear_caches()
+    """
+    for kept in (CHUNKS, FILES, CHECKS):
+        kept.clear()
+
+
+def _forked() -> None:
+    """Begin with new locks: a thread of the parent may have held the old ones."""
+    for kept in (CHUNKS, FILES, CHECKS, _IDLE):
+        kept.__init__()  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import pickle
@@ -50,9 +51,9 @@ def filesystem(url: str, **options: Any) -> Any:
     return zarr.storage.FsspecStore.from_url(url, storage_options=options or None)
 
 
-def obstore(kind: str, *args: Any, **options: Any) -> Any:
-    stores = pytest.importorskip("obstore.store")
-    return zarr.storage.ObjectStore(getattr(stores, kind)(*args, **options))
+def obstore(kind: str, *args: Any) -> Any:
+    stores = importlib.import_module("obstore.store")
+    return zarr.storage.ObjectStore(getattr(stores, kind)(*args))
 
 
 def zipped(folder: Path) -> Any:
@@ -73,15 +74,16 @@ HELD: dict[str, Callable[[], Any]] = {
     "wrapped memory URL": lambda: Wrapper(filesystem("memory://held.zarr")),
     "own dict": OwnDict,
     "unpicklable": lambda: Wrapper(zarr.storage.LocalStore("a.zarr")),
-    "obstore memory": lambda: obstore("MemoryStore"),
 }
 FREE: dict[str, Callable[[Path], Any]] = {
     "local": lambda f: zarr.storage.LocalStore(f / "a.zarr"),
     "wrapped local": lambda f: Plain(zarr.storage.LocalStore(f / "a.zarr")),
     "zip": zipped,
     "local URL": lambda f: filesystem(f"local://{f}/a.zarr"),
-    "obstore local": lambda f: obstore("LocalStore", str(f)),
 }
+if importlib.util.find_spec("obstore"):
+    HELD["obstore memory"] = lambda: obstore("MemoryStore")
+    FREE["obstore local"] = lambda f: obstore("LocalStore", str(f))
 if hasattr(zarr.storage, "ManagedMemoryStore"):
     HELD["managed"] = lambda: zarr.storage.ManagedMemoryStore("held")
 

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,16 +115,17 @@ class ZarrSource(Source):
         if self.chunks is None or limit <= 0 or not (shared or again):
             return self.read(box)
         grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks, strict=True)]
-        if not any(int(n[list(r)].max(initial=0)) > 1 for r, n in zip(grid, uses, strict=True)):
+        counted = any(int(n[list(r)].max(initial=0)) > 1 for r, n in zip(grid, uses, strict=True))
+        if not (counted if shared else again):
             return self.read(box)
         self.check()
         out = np.empty([b - a for a, b in box], self.dtype)
-        wanted = {
-            (self.token, index, self._proof(index, own)): math.prod(
-                int(n[i]) for n, i in zip(uses, index, strict=True)
-            )
-            for index in itertools.product(*grid)
-        }
+        wanted = {}
+        for index in itertools.product(*grid):
+            proof = self._proof(index, own)
+            count = math.prod(int(n[i]) for n, i in zip(uses, index, strict=True))
+            # A chunk of one task goes with the task.
+            wanted[self.token, index, proof] = sys.maxsize if proof == own.number else count
         CHUNKS.fetch(
             wanted,
             lambda keys: ((key, self.read(self._chunk(key)), self._is_sound(key)) for key in keys),

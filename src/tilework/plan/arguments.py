@@ -16,7 +16,7 @@ from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
 from tilework.plan.tables import box_sums, joint
-from tilework.source.base import Source
+from tilework.source.base import Source, unmasked
 
 __all__ = [
     "Axes",
@@ -260,7 +260,7 @@ def tiles_in_mask(
         raise TypeError(
             "mask is needed when the graph is built; compute the dask array first: mask.compute()."
         )
-    values = np.asarray(mask[...] if getattr(mask, "shape", ()) else mask)
+    values = unmasked(mask[...] if getattr(mask, "shape", ()) else mask)
     if values.dtype.kind not in "biu":
         raise TypeError(
             f"mask must be bool or integer; got dtype {values.dtype}. Compare first: mask > threshold."

@@ -259,7 +259,7 @@ class _OnDisk(Source):
         if self.handle is not None:
             return self.handle
         self._opened, stamps = None, check_files(self.files)
-        self._opened = FILES.get(self._what(), stamps, self._open)
+        self._opened = FILES.get(self._what(), stamps, self._open, self._close)
         return self._opened
 
     def _what(self) -> tuple[Any, ...]:
@@ -269,6 +269,10 @@ class _OnDisk(Source):
     def _open(self) -> Any:
         """Return the array of the file."""
         raise NotImplementedError
+
+    @staticmethod
+    def _close(array: Any) -> None:
+        """Close a file that was replaced."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -342,6 +346,12 @@ class H5Source(_OnDisk):
                 f"{found.dtype}; the array had {self.shape} and {self.dtype}. Build the result again."
             )
         return found
+
+    @staticmethod
+    def _close(array: Any) -> None:
+        """Close a file that was replaced: while it is open, HDF5 keeps what it knows of its other files."""
+        if array:
+            array.file.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if not Path(self.path).is_file():

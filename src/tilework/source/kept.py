@@ -276,17 +276,23 @@ class OpenFiles:
         self._used: dict[Key, tuple[Any, weakref.ref[Any]]] = {}
         """Stamp and handle of each file that was opened, while the handle lives."""
 
-    def get(self, what: Key, stamp: Any, open_it: Callable[[], Any]) -> Any:
+    def get(
+        self, what: Key, stamp: Any, open_it: Callable[[], Any], close: Callable[[Any], None] | None = None
+    ) -> Any:
         """Return the handle of ``what``; open it unless it is open and its file still has the ``stamp``.
 
-        A handle that is let go closes itself: both memory maps and h5py do.
+        A handle that nothing uses any more closes itself: both memory maps and h5py do. ``close`` closes one
+        whose file is another one now, although a source may still have it.
         """
         with self._lock:
             old, handle = self._used.get(what, (None, _nothing))
-            found = handle() if old == stamp else None
-            if found is None:
-                # HDF5 would return the old data of a rewritten file while it is open.
+            found = handle()
+            if found is not None and old != stamp:
                 self._recent.pop(what, None)
+                if close is not None:
+                    close(found)
+                found = None
+            if found is None:
                 found = open_it()
                 self._used = {k: v for k, v in self._used.items() if v[1]() is not None}
                 self._used[what] = stamp, weakref.ref(found)

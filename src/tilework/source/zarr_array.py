@@ -87,8 +87,8 @@ class ZarrSource(Source):
         self.check()
         part = np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
         if self.place.folder is not None:
-            last = CHECKS.get(self.token)
-            if last is None or last.document != seen(self._document_file)[0]:
+            last, document = CHECKS.get(self.token), seen(self._document_file)[0]
+            if last is None or document is None or last.document != document:
                 # Chunks of a folder that was renamed meanwhile were read as fill values.
                 self.check(again=True)
         return part
@@ -190,7 +190,7 @@ class ZarrSource(Source):
         last: _Check | None = CHECKS.get(self.token)
         if self.place.folder is not None:
             document, wait = seen(self._document_file)
-            if last is None or last.document != document:
+            if last is None or document is None or last.document != document:
                 self._compare()
                 CHECKS.note(self.token, _Check(run, now, None if wait else document))
         elif (
@@ -279,11 +279,10 @@ def zarr_source(array: Any, names: tuple[str, ...] | None, *, ours: bool) -> Zar
     except (NotImplementedError, TypeError):  # rectilinear chunks, zarr >= 3.3
         chunks = None
     place = _place_of(array)
-    facts = (place.metadata, place.real, [stamp and stamp.token for _, stamp in place.files])
+    shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
+    facts = (dtype, place.metadata, place.real, [stamp and stamp.token for _, stamp in place.files])
     token = ("zarr", held.address(array.store), array.path, repr(facts))
-    return ZarrSource(
-        array, tuple(map(int, array.shape)), np.dtype(array.dtype), chunks, names, token, place, ours
-    )
+    return ZarrSource(array, shape, dtype, chunks, names, token, place, ours)
 
 
 def _absolute(array: Any) -> Any:

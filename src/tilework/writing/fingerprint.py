@@ -129,6 +129,7 @@ def _(source: H5Source) -> Parts:
 
 @_identity.register
 def _(source: ZarrSource) -> Parts:
+    source.check()
     array = source.handle
     metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
     parts = {"path": str(array.store_path), "metadata": digest(repr(metadata))}

@@ -45,6 +45,10 @@ class _Place:
     """Digest of its metadata without attributes."""
     folder: str | None = None
     """Its folder, absolute, if it lies in a `zarr.storage.LocalStore`."""
+    document: str = ""
+    """Its metadata document, a path if it has a folder, else a name."""
+    unit: Index = ()
+    """Chunks per chunk file and axis, if it has a folder."""
     real: str = ""
     """The folder after following links."""
     host: str = ""
@@ -87,7 +91,7 @@ class ZarrSource(Source):
         self.check()
         part = np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
         if self.place.folder is not None:
-            last, document = CHECKS.get(self.token), seen(self._document_file)[0]
+            last, document = CHECKS.get(self.token), seen(self.place.document)[0]
             if last is None or document is None or last.document != document:
                 # Chunks of a folder that was renamed meanwhile were read as fill values.
                 self.check(again=True)
@@ -164,10 +168,8 @@ class ZarrSource(Source):
 
     def _chunk_file(self, index: Index) -> str:
         """Return the path of the file that holds a chunk: its shard, if the array has shards."""
-        array = self.handle
-        unit = array.shards or array.chunks
-        place = tuple(i * c // u for i, c, u in zip(index, array.chunks, unit, strict=True))
-        return os.path.join(str(self.place.folder), array.metadata.encode_chunk_key(place))  # noqa: PTH118 -- fast
+        number = tuple(i // u for i, u in zip(index, self.place.unit, strict=True))
+        return f"{self.place.folder}/{self.handle.metadata.encode_chunk_key(number)}"
 
     # -- the check -----------------------------------------------------------------------------------------
 
@@ -189,7 +191,7 @@ class ZarrSource(Source):
         run, now = own.run if own else None, time.monotonic()
         last: _Check | None = CHECKS.get(self.token)
         if self.place.folder is not None:
-            document, wait = seen(self._document_file)
+            document, wait = seen(self.place.document)
             if last is None or document is None or last.document != document:
                 self._compare()
                 CHECKS.note(self.token, _Check(run, now, None if wait else document))
@@ -203,20 +205,12 @@ class ZarrSource(Source):
         if own is not None:
             own.checked.add(self.token)
 
-    @property
-    def _document_name(self) -> str:
-        return "zarr.json" if self.handle.metadata.zarr_format == 3 else ".zarray"
-
-    @property
-    def _document_file(self) -> str:
-        return os.path.join(str(self.place.folder), self._document_name)  # noqa: PTH118 -- once per chunk
-
     def _document(self) -> bytes | None:
         """Return the metadata document that is in the store now."""
         from zarr.buffer import default_buffer_prototype
         from zarr.core.sync import sync
 
-        found = sync((self.handle.store_path / self._document_name).get(default_buffer_prototype()))
+        found = sync((self.handle.store_path / self.place.document).get(default_buffer_prototype()))
         return None if found is None else found.to_bytes()
 
     def _compare(self) -> None:
@@ -307,14 +301,20 @@ def _is_local(store: Any) -> bool:
 
 
 def _place_of(array: Any) -> _Place:
-    store = array.store
-    metadata = _digest(array.metadata)
+    store, metadata = array.store, _digest(array.metadata)
+    document = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
     if _is_local(store):
-        folder = os.path.join(store.root, *array.path.split("/")).rstrip(os.sep)  # noqa: PTH118
-        return _Place(metadata, folder, os.path.realpath(folder), held.this_process().host)
+        folder = str(store.root / array.path)
+        try:
+            unit = tuple(f // c for f, c in zip(array.shards or array.chunks, array.chunks, strict=True))
+        except (NotImplementedError, TypeError):  # as in zarr_source
+            unit = ()
+        return _Place(
+            metadata, folder, f"{folder}/{document}", unit, os.path.realpath(folder), held.this_process().host
+        )
     path = getattr(held.innermost(store), "path", None)
     files = ((str(path.absolute()), _zip_stamp(store)),) if isinstance(path, Path) else ()
-    return _Place(metadata, files=files, held=held.is_held(store))
+    return _Place(metadata, document=document, files=files, held=held.is_held(store))
 
 
 def _zip_stamp(store: Any) -> Stamp | None:

@@ -29,8 +29,13 @@ Blend = str | Callable[[int], Any] | Sequence[Any] | Array
 """A word of `BLENDS`, a callable of the crop's length, one 1-D array per axis, or one N-D array."""
 
 WINDOWS = ("average", "linear", "hann", "gaussian")
-# Distinct profiles cached per axis; a block needs few of them at a time.
-REMEMBERED = 1024
+# Crops on one sample up to which sums are plain: as many as lie on one if three axes overlap by half, and the
+# last crops are moved inward. Rounding then takes a few units of the last place from an average.
+PLAIN = 32
+# Profiles cached per axis, bytes; a block needs few of them at a time.
+PROFILES = 2**26
+# Parts of an axis whose sums of weights are cached; a profile needs at most three.
+PARTS = 8
 # Up to this many tiles along an axis, the places of all are computed at once, which is faster per tile.
 TABLED = 2**16
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
@@ -143,18 +148,26 @@ def per_axis(blend: Blend, n_axes: int) -> tuple[Blend, ...] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Places of all tiles along an axis, and the neighbours that each support meets; one entry per tile."""
+    """Places of all tiles along an axis; one entry per tile."""
 
     results: list[Span]
     """Result samples that each tile produces, padding included."""
     supports: list[Span]
     """Result samples where each tile has weight."""
-    near: list[Span]
-    """First and one past the last tile whose support meets that of each tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Neighbours:
+    """What decides the normalised weights of all tiles along an axis; one column per tile."""
+
+    near: Ints
+    """Rows: first and one past the last tile whose support meets that of each tile."""
     spans: Ints
     """Rows: starts and stops of supports, nominal starts; image samples."""
     borders: Bits
     """Rows: whether each tile reaches the image's border, before and after."""
+    turns: Ints
+    """The tiles that differ from the tile before in their borders or in the distance to the next one."""
 
 
 class AxisWeights:
@@ -190,6 +203,8 @@ class AxisWeights:
     ) -> None:
         self.grid, self.window, self.rim, self.scale = grid, window, rim, scale
         self._profiles: dict[Any, Floats] = {}
+        self._profile_bytes = 0
+        self._totals: dict[int, Floats] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AxisWeights, (self.grid, self.window, self.rim, self.scale)
@@ -215,15 +230,24 @@ class AxisWeights:
         if len(grid) > TABLED:
             return None
         starts, stops = grid.supports(self.rim)
-        first = np.searchsorted(stops, starts, side="right")
-        last = np.searchsorted(starts, stops, side="left")
         return _Places(
             results=_pairs(*map(self.scaled, grid.valid(grid.tiles))),
             supports=_pairs(self.scaled(starts), self.scaled(stops)),
-            near=_pairs(first, last),
-            spans=np.stack((starts, stops, grid.nominals())),
-            borders=np.stack(grid.borders(grid.tiles)),
         )
+
+    @cached_property
+    def _neighbours(self) -> _Neighbours | None:
+        """The neighbours of all tiles; None if there are more than `TABLED`, each with few neighbours."""
+        grid = self.grid
+        if len(grid) > TABLED and self.most <= PLAIN:
+            return None
+        starts, stops = grid.supports(self.rim)
+        near = np.searchsorted(stops, starts, side="right"), np.searchsorted(starts, stops, side="left")
+        spans, borders = np.stack((starts, stops, grid.nominals())), np.stack(grid.borders(grid.tiles))
+        # One column per tile: its distances to the next one, and its borders.
+        ways = np.concatenate((np.diff(spans, append=0), borders))
+        turns = 1 + np.flatnonzero((ways[:, 1:] != ways[:, :-1]).any(axis=0))
+        return _Neighbours(np.stack(near), spans, borders, turns)
 
     def result(self, i: int) -> Span:
         """Return the result samples that tile ``i`` produces, padding included."""
@@ -277,12 +301,18 @@ class AxisWeights:
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return a key that determines the normalised weights of tile ``i``; interior tiles share one."""
-        if (places := self._places) is None:
+        if (all_of := self._neighbours) is None:
             start, stop = self.grid.support(i, self.rim)
             return tuple((self._shape(k, start), k == i) for k in self.grid.touching(start, stop, self.rim))
-        a, b = places.near[i]
-        origin = places.spans[0, i]
-        return i - a, (places.spans[:, a:b] - origin).tobytes(), places.borders[:, a:b].tobytes()
+        a, b = all_of.near[:, i].tolist()
+        if a >= b:
+            return i - a, b - a  # a tile without weight
+        # Between two turns all tiles are alike: two tiles after each turn, and the last one, tell all.
+        first, last = np.searchsorted(all_of.turns, a, side="right"), np.searchsorted(all_of.turns, b)
+        told = np.concatenate(((a,), all_of.turns[first:last], (b - 1,)))
+        told = np.unique(np.clip(np.concatenate((told, told + 1)), a, b - 1))
+        spans = all_of.spans[:, told] - all_of.spans[0, i]
+        return i - a, b - a, (told - a).tobytes(), spans.tobytes(), all_of.borders[:, told].tobytes()
 
     def _shape(self, i: int, origin: int) -> tuple[int, ...]:
         start, stop = self.grid.support(i, self.rim)
@@ -297,21 +327,56 @@ class AxisWeights:
         key = self.key(i)
         found = self._profiles.get(key)
         if found is None:
-            if len(self._profiles) >= REMEMBERED:
-                self._profiles.clear()
-            start, stop = self.support(i)
-            found = self._profiles[key] = self.raw(i) / self.total(start, stop, i)
+            found = self.raw(i) / self.total(*self.support(i))
+            if self._profile_bytes > PROFILES:
+                self._profiles, self._profile_bytes = {}, 0
+            self._profiles[key] = found
+            self._profile_bytes += found.nbytes
         return found
 
-    def total(self, start: int, stop: int, i: int) -> Floats:
-        """Return the sum of the raw weights of all tiles over result samples near tile ``i``."""
-        total = np.zeros(stop - start)
-        low, high = self.grid.support(i, self.rim)
-        for k in self.grid.touching(low, high, self.rim):
+    @cached_property
+    def most(self) -> int:
+        """The number of tiles with weight on the sample where most of them have."""
+        if not len(self.grid):
+            return 0
+        starts, stops = self.grid.supports(self.rim)
+        return int((self.grid.tiles + 1 - np.searchsorted(stops, starts, side="right")).max())
+
+    def total(self, start: int, stop: int) -> Floats:
+        """Return the sum of the raw weights of all tiles over result samples [start, stop)."""
+        size = max(1, self.length)
+        parts = [self._part(k) for k in range(start // size, -(-stop // size))]
+        joined = np.concatenate(parts) if parts else np.zeros(0)
+        first = start // size * size
+        return joined[start - first : stop - first]
+
+    def _part(self, number: int) -> Floats:
+        """Return the sum of the raw weights over one of the parts into which sums are cut.
+
+        Neighbouring tiles need the same sums: one by one, ``n`` tiles on a sample would cost ``n`` times as
+        much. The sum is exact to the last place however many tiles there are.
+        """
+        found = self._totals.get(number)
+        if found is not None:
+            return found
+        size = max(1, self.length)
+        start = number * size
+        total, lost = np.zeros(size), np.zeros(size)
+        many = self.most > PLAIN
+        for k in range(*self.touching(range(len(self.grid)), start, start + size)):
             a, b = self.support(k)
-            first, last = max(a, start), min(b, stop)
-            total[first - start : last - start] += self.raw(k)[first - a : last - a]
-        return total
+            low, high = max(a, start), min(b, start + size)
+            here, raw = slice(low - start, high - start), self.raw(k)[low - a : high - a]
+            before = total[here].copy() if many else None
+            total[here] += raw
+            if before is not None:
+                # The exact error of the addition: the sum is the larger of the two, or both are small.
+                own = total[here] - before
+                lost[here] += (before - (total[here] - own)) + (raw - own)
+        while len(self._totals) >= PARTS:
+            self._totals.pop(next(iter(self._totals)), None)
+        found = self._totals[number] = total + lost
+        return found
 
     def check_cover(self, axis: object) -> None:
         """Raise a `GridError` naming ``axis`` where some sample has no weight from any tile."""
@@ -322,7 +387,7 @@ class AxisWeights:
                 continue
             seen.add(key)
             start, stop = self.support(i)
-            hole = np.flatnonzero(self.total(start, stop, i) <= 0)
+            hole = np.flatnonzero(self.total(start, stop) <= 0)
             if hole.size:
                 raise GridError(
                     f"every sample needs a positive weight from some crop; sample {start + hole[0]} on axis "

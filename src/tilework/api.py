@@ -168,7 +168,7 @@ def tiled_map(
     skip : callable, optional
         Predicate on a crop; ``fn`` does not run where it returns true.
     fill_value : scalar
-        Value of the result where no tile ran.
+        Value of the result where no tile ran, and of an integer result where the function returned NaN.
     pass_tile : bool
         Whether ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
     chunks : int or sequence of int, input samples per tiled axis; or str

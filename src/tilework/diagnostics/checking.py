@@ -392,7 +392,7 @@ class _Untiled:
             index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
         result = result[0] if self._batched else result
         part = np.ascontiguousarray(result[output.index(index)[n:]])
-        return finish(output, part[(None,) * n], None, None)
+        return finish(output, part[(None,) * n], None, None)[0]
 
 
 def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]:

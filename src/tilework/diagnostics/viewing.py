@@ -14,6 +14,7 @@ import numpy as np
 
 from tilework._checks import flag, parse_bytes
 from tilework._types import Array, Index
+from tilework.engine.nan import report
 from tilework.engine.parts import (
     Part,
     edges_of,
@@ -211,13 +212,15 @@ class View:
             for along, samples in picks.items()
         ]
         with self._tiles.outside(), self._tiles.lock, kept.task():
-            before = self._tiles.ran
+            before, unknown = self._tiles.ran, 0
             for one_block in itertools.product(*pieces):
                 try:
-                    self._fill(out, list(picks), axes, list(itertools.product(*one_block)))
+                    unknown += self._fill(out, list(picks), axes, list(itertools.product(*one_block)))
                 finally:
                     self._tiles.forget()
             self._say(self._tiles.ran - before)
+        if unknown:
+            report(unknown)
         return out
 
     def _fill(
@@ -226,8 +229,11 @@ class View:
         picks: Sequence[tuple[int, ...]],
         axes: Sequence[int],
         pieces: Sequence[tuple[Part, ...]],
-    ) -> None:
-        """Write the samples of one block: for each entry of ``pieces``, the product of its members."""
+    ) -> int:
+        """Write the samples of one block: for each entry of ``pieces``, the product of its members.
+
+        Return how many are ``fill_value`` because they were NaN.
+        """
         spec, number = self._tiles.spec, self._number
         block = {
             a: b
@@ -239,14 +245,17 @@ class View:
         wanted = [[t for _, own in tiles_touching(spec, number, index, box) for t in own] for box in boxes]
         last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
         results: dict[int, list[Array] | None] = {}
+        unknown = 0
         find = results.__getitem__
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
             # Kept until no later piece needs them, even if the cache drops them.
             results |= self._tiles.get([t for t in tiles if t.index not in results])
-            part = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
+            part, lost = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
+            unknown += lost
             take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
             for done in [n for n in results if last[n] <= k]:
                 del results[done]
+        return unknown
 
     def _say(self, ran: int) -> None:
         if self._verbose and ran:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from tilework._types import Array, Index, Span
-from tilework.engine.canvas import Partial, Products, add, allocate
+from tilework.engine.canvas import Partial, Products, add, plus
 from tilework.engine.spec import Spec
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
+from tilework.grid.weights import PROFILES
 
 __all__ = ["Accumulator", "cover", "touching"]
 
@@ -39,11 +40,18 @@ class Accumulator:
         self.partials = [Partial(box) for box in boxes]
         self._spots: dict[tuple[int, int, int], _Spot | None] = {}
         self._slices: dict[Any, tuple[Array, Array]] = {}
+        self._bytes = 0
+        """Bytes of the profiles that are held."""
         self._products = Products()
 
     def __getstate__(self) -> dict[str, Any]:
         # Parts and products of weights are found by identity, which pickling does not keep.
-        return self.__dict__ | {"_spots": {}, "_slices": {}, "_products": Products()}
+        return self.__dict__ | {
+            "_spots": {},
+            "_slices": {},
+            "_bytes": 0,
+            "_products": Products(),
+        }
 
     def add(self, position: Index, results: Sequence[Array]) -> None:
         """Add the results, one per output, of the tile at ``position`` (its number along each axis)."""
@@ -54,9 +62,10 @@ class Accumulator:
             placed: list[_Spot] = spots  # type: ignore[assignment]
             values = result[output.index([s.values for s in placed])[output.n_each :]]
             partial = self.partials[number]
-            if partial.array is None:
-                partial.array = allocate(output, partial.box, values.dtype)
-            target = partial.array[output.index([s.target for s in placed])][(0,) * output.n_each]
+            partial.prepare(output, values.dtype)
+            place = output.index([s.target for s in placed])
+            each = (s.start for s in place[: output.n_each])
+            target, lost = partial.part((*each, *place[output.n_each :], ...))
             weights: Any = None
             if output.importance is not None:
                 start = [partial.box.start[d] + s.target.start for d, s in enumerate(placed)]
@@ -64,12 +73,14 @@ class Accumulator:
                 weights = importance(output, position, start, shape)
             elif output.weighted:
                 weights = [s.weights for s in placed[output.n_each :]]
-            add(output, target, values, weights, self._products)
+            add(output, target, values, weights, self._products, lost)
 
     def _spot(self, number: int, d: int, i: int) -> _Spot | None:
         key = (number, d, i)
         if key in self._spots:
             return self._spots[key]
+        if self._bytes > PROFILES:
+            self._spots, self._slices, self._bytes = {}, {}, 0
         output, box = self._outputs[number], self.partials[number].box
         axis = output.weights[d]
         (low, high), (origin, _) = axis.support(i), axis.result(i)
@@ -86,12 +97,12 @@ class Accumulator:
 
     def _slice(self, profile: Array, start: int, length: int) -> Array:
         """Return a part of ``profile``; equal parts are the same object, because products use identity."""
-        if length == len(profile):
-            return profile
         key = (id(profile), start, length)
         if key not in self._slices:
+            part = profile if length == len(profile) else profile[start : start + length]
             # The profile is kept with its part, so that no other array gets its id.
-            self._slices[key] = profile, profile[start : start + length]
+            self._slices[key] = profile, part
+            self._bytes += profile.nbytes
         return self._slices[key][1]
 
 
@@ -105,7 +116,7 @@ def importance(output: BoundOutput, position: Index, start: Sequence[int], shape
         weights = axis.fill_rim(position[d], weights, t)
         first = axis.in_window(position[d]).start + start[d] - axis.support(position[d])[0]
         index.append(slice(first, first + shape[d]))
-    return weights[tuple(index)]
+    return weights[tuple(index)] * output.factor
 
 
 def touching(output: BoundOutput, ranges: Sequence[Span], box: Box) -> list[Span]:
@@ -137,6 +148,7 @@ def cover(
     reached = np.zeros(box.shape, bool)
     uneven = np.zeros(box.shape, bool)
     total = np.zeros(box.shape) if output.weighted else None
+    lost = np.zeros(box.shape) if output.weighted and output.compensated else None
     for position in itertools.product(*(range(a, b) for a, b in ranges)):
         spans = [w.support(i) for w, i in zip(output.weights, position, strict=True)]
         support = Box.of(spans)
@@ -155,11 +167,13 @@ def cover(
         if ran:
             reached[at] |= weights > 0
             if total is not None:
-                total[at] += count * weights
+                plus((total[at], None if lost is None else lost[at]), count * weights, average=False)
         if count != 1:
             uneven[at] |= weights > 0
     if total is None:
         return reached, None
+    if lost is not None:
+        total += lost
     if not partial:
         _check_cover(output, box, total)
     # Where all tiles ran once, a separable sum is 1: leaving it out keeps the bits of the unmasked result.

@@ -21,6 +21,7 @@ import numpy as np
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish
+from tilework.engine.nan import report
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
@@ -144,6 +145,8 @@ class Assembled:
     """Its samples."""
     failures: list[Failure]
     """Failed tiles that have weight in it."""
+    unknown: int = 0
+    """How many samples are ``fill_value`` because they were NaN and the dtype is an integer."""
 
 
 def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
@@ -151,7 +154,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     groups = gather(spec, index, *args)
     failures = {f.tile.index: f for group in groups for f in group.failures}
     skipped = {number for group in groups for number in group.skipped}
-    blocks = []
+    blocks, unknown = [], 0
     # Samples that are stored already are neither computed nor written again, and may be invalid here.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
         for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
@@ -160,13 +163,18 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
                 blocks.append(output.fill(box.shape))
                 continue
             reached, divisor = cover(spec, output, index, box, skipped)
-            blocks.append(finish(output, total, reached, divisor))
-    return Assembled(tuple(blocks) if spec.many else blocks[0], list(failures.values()))
+            block, lost = finish(output, total, reached, divisor)
+            blocks.append(block)
+            unknown += lost
+    return Assembled(tuple(blocks) if spec.many else blocks[0], list(failures.values()), unknown)
 
 
 def make_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Block:
     """Return the samples of the finished block ``index``."""
-    return assemble(gather, spec, index, *args).block
+    assembled = assemble(gather, spec, index, *args)
+    if assembled.unknown and spec.notice.begins(index):
+        report()
+    return assembled.block
 
 
 def fill_block(spec: Spec, index: Index) -> Block:
@@ -187,7 +195,7 @@ def deliver_assembled(spec: Spec, index: Index, assembled: Assembled) -> Any:
     """Pass a block that another task assembled to the end of the run."""
     assert spec.end is not None
     check_stop()
-    return spec.end(spec, index, assembled.block, assembled.failures)
+    return spec.end(spec, index, assembled)
 
 
 def deliver_fill(spec: Spec, index: Index) -> Any:

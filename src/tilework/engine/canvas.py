@@ -14,7 +14,7 @@ from tilework.errors import ContractError
 from tilework.function.output import BoundOutput, spread
 from tilework.grid.tiles import Box
 
-__all__ = ["Partial", "Products", "add", "allocate", "check_dtype", "combine", "finish"]
+__all__ = ["Partial", "Products", "add", "check_dtype", "combine", "finish", "plus"]
 
 
 # Samples multiplied and added at a time: a piece of the result, its weights and the product stay in the
@@ -34,24 +34,57 @@ class Partial:
     """Place of the array, result samples per grid axis."""
     array: Array | None = None
     """The sum; None until the first result shows its dtype."""
+    lost: Array | None = None
+    """What rounding took from the sum so far, for an output whose sums are compensated."""
 
-    def view(self, output: BoundOutput, box: Box) -> Array:
-        """Return the part of the array in ``box``."""
+    def prepare(self, output: BoundOutput, values: np.dtype[Any]) -> None:
+        """Make the array, if there is none, and let it hold the results of dtype ``values``."""
+        dtype = output.accumulator(values)
+        if output.kind == "trim" and output.reduce is None:
+            dtype = output.dtype
+        if self.array is None:
+            self.array = _neutral(output, self.box, dtype)
+            if output.compensated and dtype.kind in "fc":
+                self.lost = np.zeros_like(self.array)
+        elif dtype != self.array.dtype and not np.can_cast(dtype, self.array.dtype):
+            # A function may return integers for one crop and floats for the next.
+            wider = np.result_type(dtype, self.array.dtype)
+            self.array = self.array.astype(wider)
+            if output.compensated and wider.kind in "fc":
+                self.lost = np.zeros_like(self.array) if self.lost is None else self.lost.astype(wider)
+
+    def part(self, index: tuple[Any, ...]) -> tuple[Array, Array | None]:
+        """Return views of the sum and of what rounding took from it."""
         assert self.array is not None
-        inner = box.shift([-a for a in self.box.start])
-        return self.array[output.index(inner.slices)]
+        return self.array[index], None if self.lost is None else self.lost[index]
+
+    def view(self, output: BoundOutput, box: Box) -> tuple[Array, Array | None]:
+        """Return `part` in ``box``."""
+        return self.part(output.index(box.shift([-a for a in self.box.start]).slices))
 
     def crop(self, output: BoundOutput, box: Box) -> Partial:
         """Return a copy of the part in ``box``: a view would keep the whole canvas alive."""
         box = self.box.intersect(box)
         if self.array is None or not box.size:
             return Partial(box)
-        return Partial(box, self.view(output, box).copy())
+        array, lost = self.view(output, box)
+        return Partial(box, array.copy(), None if lost is None else lost.copy())
+
+    @property
+    def total(self) -> Array:
+        """The sum with what rounding took from it; may be the array."""
+        assert self.array is not None
+        if self.lost is None:
+            return self.array
+        total = self.array.copy()
+        # Inf and NaN have no remainder.
+        for sums, lost in _real_parts(total, self.lost):
+            np.add(sums, lost, out=sums, where=np.isfinite(sums) & np.isfinite(lost))
+        return total
 
 
-def allocate(output: BoundOutput, box: Box, values: np.dtype[Any]) -> Array:
+def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any]) -> Array:
     """Return a canvas over ``box`` with the neutral value of the output's blend."""
-    dtype = output.dtype if output.kind == "trim" and output.reduce is None else output.accumulator(values)
     shape = output.layout(box.shape)
     if output.kind not in ("max", "min"):
         return np.zeros(shape, dtype)
@@ -93,6 +126,7 @@ def add(
     values: Array,
     weights: Sequence[Array] | Array | None,
     products: Products,
+    lost: Array | None = None,
 ) -> None:
     """Add ``values`` to ``target`` as the output's blend says; both in the layout of the function's result.
 
@@ -101,6 +135,8 @@ def add(
     weights : one 1-D array per tiled axis, or one N-D array over the tiled axes, or None
     products : Products
         Caches that are shared by tiles that are added one after the other.
+    lost : numpy.ndarray, optional
+        What rounding took from ``target``, which is added to.
     """
     kind = output.kind
     if kind == "trim":
@@ -109,17 +145,110 @@ def add(
         pick = np.maximum if kind == "max" else np.minimum
         pick(target, values, out=target, casting="unsafe")
     elif kind == "sum":
-        np.add(target, values, out=target, casting="unsafe")
+        plus((target, lost), values, average=False)
     elif isinstance(weights, np.ndarray):
         product = spread(weights.astype(_real(target.dtype)), output.axes, values.ndim)
-        products.add(target, values, product, bool(product.min() > 0))
+        products.add((target, lost), values, product, bool(product.min() > 0))
     else:
         assert weights is not None
-        products.add_separable(output, target, values, weights)
+        products.add_separable(output, (target, lost), values, weights)
 
 
 def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return np.empty(0, dtype).real.dtype
+
+
+def _real_parts(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield views of the real parts of complex arrays, then of the imaginary ones; or real arrays."""
+    if arrays[0].dtype.kind != "c":
+        yield arrays
+        return
+    yield tuple(a.real for a in arrays)
+    yield tuple(a.imag for a in arrays)
+
+
+def _times(values: Array, weights: Array, out: Array, where: Any = True) -> None:
+    """Multiply by real weights; inf stays inf."""
+    if out.dtype.kind != "c" or out is not values:
+        with np.errstate(invalid="ignore" if out.dtype.kind == "c" else None):
+            np.multiply(values, weights, out=out, where=where)
+        if out.dtype.kind != "c" or not _infinite(out):
+            return
+    # numpy makes the weights complex, and inf times their imaginary 0 is NaN. Apart, the parts take longer.
+    for part, result in _real_parts(values, out):
+        np.multiply(part, weights, out=result, where=where)
+
+
+def _infinite(values: Array) -> bool:
+    """Return whether complex values hold NaN or inf."""
+    flat = values.view(_real(values.dtype)) if values.flags.c_contiguous else np.abs(values)
+    return not (flat.min(initial=0) > -np.inf and flat.max(initial=0) < np.inf)
+
+
+# -- sums at the ends of a type ---------------------------------------------------------------------------
+
+
+def plus(target: tuple[Array, Array | None], values: Array, *, average: bool) -> None:
+    """Add ``values`` to the sum in place.
+
+    A sum of integers stays at the end of its type that it reaches. ``average`` means that weights sum to 1,
+    so that finite values that give inf do so by rounding; the sum is then the largest finite number.
+    """
+    sums, lost = target
+    if sums.dtype.kind in "iu":
+        _saturate(sums, values.astype(sums.dtype, copy=False))
+        return
+    if lost is None and not (average and _large(values, sums.dtype)):
+        np.add(sums, values, out=sums, casting="unsafe")
+        return
+    with np.errstate(over="ignore" if average else None):
+        total = sums + values
+    if average:
+        total = _unrounded(total, sums, values)
+    if lost is not None:
+        # The exact error of the addition (Knuth's two-sum).
+        with np.errstate(invalid="ignore", over="ignore"):
+            own = total - sums
+            error = (sums - (total - own)) + (values - own)
+            np.add(lost, error, out=lost)
+    sums[...] = total
+
+
+def _large(values: Array, dtype: np.dtype[Any]) -> bool:
+    """Return whether rounding could make inf of a finite sum of averages and of ``values``."""
+    info = np.finfo(dtype)
+    # Smaller values do not change a sum at the end of the type.
+    limit = float(info.max) * float(info.eps) / 8
+    if values.dtype.kind not in "fc" or np.finfo(values.dtype).max < limit or not values.size:
+        return False
+    if values.dtype.kind == "c" and values.flags.c_contiguous:
+        values = values.view(_real(values.dtype))  # faster than parts
+    parts = (part for (part,) in _real_parts(values))
+    # Written so that NaN counts as large.
+    return not all(part.max() < limit and part.min() > -limit for part in parts)
+
+
+def _unrounded(result: Array, *operands: Array) -> Array:
+    """Return ``result`` with the largest finite number where it is inf although all operands are finite."""
+    for out, *given in _real_parts(result, *operands):
+        over = np.isinf(out)
+        if over.any():
+            for operand in given:
+                over = over & np.isfinite(operand)
+            np.copyto(out, np.copysign(np.finfo(out.dtype).max, out), where=over)
+    return result
+
+
+def _saturate(sums: Array, values: Array) -> None:
+    """Add integers of one dtype in place; what would wrap around stays at the end of the type."""
+    info, before = np.iinfo(sums.dtype), sums.copy()
+    np.add(sums, values, out=sums)
+    if sums.dtype.kind == "u":
+        sums[sums < before] = info.max
+        return
+    over = ((before ^ sums) & (values ^ sums)) < 0
+    if over.any():
+        np.copyto(sums, np.where(before < 0, info.min, info.max), where=over)
 
 
 class Products:
@@ -134,7 +263,11 @@ class Products:
         self._scratch: Array | None = None
 
     def add_separable(
-        self, output: BoundOutput, target: Array, values: Array, weights: Sequence[Array]
+        self,
+        output: BoundOutput,
+        target: tuple[Array, Array | None],
+        values: Array,
+        weights: Sequence[Array],
     ) -> None:
         """Add ``values`` times the outer product of ``weights``.
 
@@ -144,14 +277,14 @@ class Products:
         by_axis = dict(zip(output.axes, weights, strict=True))
         ndim = len(output.shape)
         split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
-        real = _real(target.dtype)
+        real = _real(target[0].dtype)
         product, positive = self._outer(by_axis, range(split, ndim), ndim, real)
         if split == 0 and values.size <= PIECE:
             self.add(target, values, product, positive)
         elif split == 0:
             for rows in _rows(values.shape, 0):
                 part = product[rows] if product.shape[0] > 1 else product
-                self.add(target[rows], values[rows], part, positive)
+                self.add(_at(target, rows), values[rows], part, positive)
         else:
             along = by_axis.get(split - 1, np.ones(values.shape[split - 1]))
             for index in np.ndindex(*values.shape[: split - 1]):
@@ -159,7 +292,8 @@ class Products:
                 scalars = (math.prod(factors, start=1.0) * along).astype(real)
                 scalars = scalars.reshape((-1,) + (1,) * (ndim - split))
                 for rows in _rows(values.shape, split - 1):
-                    self.add(target[index][rows], values[index][rows], product, positive, scalars[rows])
+                    here = (*index, rows)
+                    self.add(_at(target, here), values[here], product, positive, scalars[rows])
 
     def _outer(
         self, by_axis: dict[int, Array], axes: range, ndim: int, real: np.dtype[Any]
@@ -180,22 +314,28 @@ class Products:
         return found[:2]
 
     def add(
-        self, target: Array, values: Array, weights: Array, positive: bool, scalars: Array | None = None
+        self,
+        target: tuple[Array, Array | None],
+        values: Array,
+        weights: Array,
+        positive: bool,
+        scalars: Array | None = None,
     ) -> None:
         """Add ``values * weights * scalars``; samples of weight 0 are left out, because 0 * inf is NaN.
 
         ``positive`` means that no weight is 0; testing this here would take as long as multiplying.
         """
-        piece = self._piece(target.shape, np.result_type(values, weights))
+        shape = values.shape
+        piece = self._piece(shape, np.result_type(values, weights))
         where: Any = True
         if not (positive and (scalars is None or scalars.min() > 0)):
             where = weights > 0 if scalars is None else (weights > 0) & (scalars > 0)
-            where = np.broadcast_to(where, target.shape)
+            where = np.broadcast_to(where, shape)
             piece[...] = 0
-        np.multiply(values, weights, out=piece, where=where)
+        _times(values, weights, piece, where)
         if scalars is not None:
-            np.multiply(piece, scalars, out=piece, where=where)
-        np.add(target, piece, out=target, casting="unsafe")
+            _times(piece, scalars, piece, where)
+        plus(target, piece, average=True)
 
     def _piece(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         """Return uninitialised scratch memory of a shape."""
@@ -205,6 +345,11 @@ class Products:
         if self._scratch is None or self._scratch.dtype != dtype:
             self._scratch = np.empty(PIECE, dtype)
         return self._scratch[:size].reshape(shape)
+
+
+def _at(target: tuple[Array, Array | None], index: Any) -> tuple[Array, Array | None]:
+    sums, lost = target
+    return sums[index], None if lost is None else lost[index]
 
 
 def _rows(shape: Sequence[int], axis: int) -> Iterator[slice]:
@@ -219,27 +364,33 @@ def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | 
     if not parts:
         return None
     first = parts[0]
-    assert first.array is not None
     if len(parts) == 1 and first.box == box:
-        return first.array
+        return first.total
     if first.box.intersect(box) == box:
-        total = Partial(box, first.view(output, box).copy())
+        total = first.crop(output, box)
         parts = parts[1:]
     else:
-        total = Partial(box, allocate(output, box, first.array.dtype))
+        total = Partial(box)
     for part in parts:
+        assert part.array is not None
+        total.prepare(output, part.array.dtype)
         common = box.intersect(part.box)
-        target, source = total.view(output, common), part.view(output, common)
+        target, (source, lost) = total.view(output, common), part.view(output, common)
+        sums = target[0]
         if output.kind == "trim":
-            target[...] = source
+            sums[...] = source
         elif output.kind in ("max", "min"):
-            (np.maximum if output.kind == "max" else np.minimum)(target, source, out=target)
+            (np.maximum if output.kind == "max" else np.minimum)(sums, source, out=sums)
         else:
-            target += source
-    return total.array
+            plus(target, source, average=output.weighted)
+            if lost is not None and target[1] is not None:
+                np.add(target[1], lost, out=target[1])
+    return total.total
 
 
-def finish(output: BoundOutput, total: Array, reached: Array | None, divisor: Array | None) -> Array:
+def finish(
+    output: BoundOutput, total: Array, reached: Array | None, divisor: Array | None
+) -> tuple[Array, int]:
     """Return a block of the returned array: normalised, reduced, filled and cast.
 
     Parameters
@@ -250,17 +401,35 @@ def finish(output: BoundOutput, total: Array, reached: Array | None, divisor: Ar
         Where any tile ran; None: everywhere.
     divisor : numpy.ndarray of float over the grid axes, or None
         Sum of the weights that ran; None: 1 everywhere.
+
+    Returns
+    -------
+    numpy.ndarray, int
+        The block, and the number of its samples that are ``fill_value`` because an integer cannot be NaN.
     """
     if divisor is not None:
-        total = total / output.spread(np.where(divisor > 0, divisor, 1)).astype(_real(total.dtype))
+        weights = output.spread(np.where(divisor > 0, divisor, 1)).astype(_real(total.dtype))
+        total = _quotient(total, weights)
     block = _reduce(output, total) if output.reduce is not None else total
+    unknown = 0
     if block.dtype != output.dtype:
-        block = _cast(block, output.dtype)
+        block, unknown = _cast(block, output)
     if reached is not None and not reached.all():
         fill = np.asarray(output.fill_value, output.dtype)
         block = np.where(output.spread(reached, reduced=True), block, fill)
         block = block.astype(output.dtype, copy=False)  # np.where does not keep the byte order
-    return block
+    return block, unknown
+
+
+def _quotient(total: Array, weights: Array) -> Array:
+    """Return sums divided by real weights; inf only where the sum is."""
+    with np.errstate(over="ignore"):
+        if total.dtype.kind != "c":
+            return _unrounded(total / weights, total)
+        result = np.empty_like(total)
+        # As numpy divides complex numbers, but without their product with the imaginary 0 of the weights.
+        _times(total, 1 / weights, result)
+        return _unrounded(result, total)
 
 
 def _reduce(output: BoundOutput, total: Array) -> Array:
@@ -279,15 +448,29 @@ def _reduce(output: BoundOutput, total: Array) -> Array:
     return np.stack(blocks).reshape(*lead, *expected) if lead else blocks[0]
 
 
-def _cast(block: Array, dtype: np.dtype[Any]) -> Array:
-    """Return ``block`` as ``dtype``; integers are rounded half to even and clipped."""
-    if dtype.kind not in "iu" or block.dtype.kind == "b":
-        return block.astype(dtype)
+def _cast(block: Array, output: BoundOutput) -> tuple[Array, int]:
+    """Return ``block`` in the output's dtype, and how many samples were NaN that an integer cannot hold.
+
+    Integers are rounded half to even and clipped at the ends of their type. NaN becomes the fill value.
+    """
+    dtype, kind = output.dtype, block.dtype.kind
+    if dtype.kind not in "iu" or kind == "b":
+        return block.astype(dtype), 0
     info = np.iinfo(dtype)
-    if block.dtype.kind == "f":
-        block = np.rint(block)
-        # A float cannot hold the largest 64-bit integers: clip below them.
-        high = np.nextafter(block.dtype.type(info.max), 0) if float(info.max) > info.max else info.max
-        with np.errstate(invalid="ignore"):
-            return np.clip(block, info.min, high).astype(dtype)
-    return np.clip(block, info.min, info.max).astype(dtype)
+    if kind in "iu":
+        own = np.iinfo(block.dtype)
+        return np.clip(block, max(info.min, own.min), min(info.max, own.max)).astype(dtype), 0
+    if kind != "f":
+        raise ContractError(f"reduce returned dtype {block.dtype}; the declared dtype is {dtype}.")
+    block = np.rint(block)
+    # Powers of two, which every floating-point type holds, unlike the largest integers themselves.
+    low, high = np.float64(info.min), np.float64(2.0 ** (8 * dtype.itemsize - (dtype.kind == "i")))
+    if not block.size or (float(block.min()) >= low and float(block.max()) < high):
+        return block.astype(dtype), 0
+    unknown = np.isnan(block)
+    with np.errstate(invalid="ignore"):
+        result = block.astype(dtype)
+    result[block <= low] = info.min
+    result[block >= high] = info.max
+    result[unknown] = output.fill_value
+    return result, int(unknown.sum())

@@ -162,8 +162,10 @@ def _common(own: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
 
 def part_of_block(
     spec: Spec, number: int, index: Index, box: Box, results: Callable[[Tile], Results | None]
-) -> Array:
+) -> tuple[Array, int]:
     """Return ``box``, a part of block ``index`` of output ``number``.
+
+    The number is that of samples that are ``fill_value`` because they were NaN and the dtype is an integer.
 
     Parameters
     ----------
@@ -186,6 +188,6 @@ def part_of_block(
         partials.append(accumulator.partials[number])
     total = combine(output, box, partials)
     if total is None:
-        return output.fill(box.shape)
+        return output.fill(box.shape), 0
     reached, divisor = cover(spec, output, index, box, skipped)
     return finish(output, total, reached, divisor)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tilework._types import Array, Function, Index, Predicate, Span
+from tilework.engine.nan import Notice
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
 from tilework.plan.tile_plan import TilePlan, chunk_uses
@@ -53,7 +54,9 @@ class Spec:
     run: str | None = None
     """The run of `to_zarr` to which the tasks belong; None: they may be computed any number of times."""
     end: Callable[..., Any] | None = None
-    """When writing, called with ``(spec, index, block, failures)`` in the last task of each block."""
+    """When writing, called with ``(spec, index, assembled)`` in the last task of each block."""
+    notice: Notice = field(default_factory=Notice)
+    """Whether NaN in an integer result was reported."""
 
     @property
     def active(self) -> TilePlan:

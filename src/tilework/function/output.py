@@ -17,6 +17,7 @@ from tilework.errors import ContractError, GridError, TilingError
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
+    PLAIN,
     AxisWeights,
     Blend,
     accumulation_dtype,
@@ -158,12 +159,16 @@ class BoundOutput:
     """``axes`` after reducing."""
     steep: bool = False
     """Whether the weights exceed the range of float32, so that sums need float64."""
+    compensated: bool = False
+    """Whether so many crops lie on a sample that sums keep what rounding takes from them."""
     sigma_scale: float = 0.125
     """Standard deviation of a gaussian window, as a fraction of the crop."""
     weights: tuple[AxisWeights, ...] = ()
     """Places of results, and windows where these are separable; per grid axis, ``each`` axes first."""
     importance: Floats | None = None
     """N-D weights over the tiled axes of a full crop's result; None if they are separable."""
+    factor: float = 1.0
+    """Factor of ``importance``, so that the weights of all crops on a sample sum to less than 1."""
     n_each: int = 0
     """How many grid axes are ``each`` axes."""
 
@@ -184,6 +189,11 @@ class BoundOutput:
         dtype = np.result_type(dtype, np.float64) if self.steep else dtype
         wider = self.reduce is None and self.kind != "trim" and self.dtype.kind in "fc"
         return np.result_type(dtype, accumulation_dtype(self.dtype, self.kind)) if wider else dtype
+
+    @property
+    def sum_bytes(self) -> int:
+        """Bytes of one value while it is combined."""
+        return self.accumulator().itemsize * (2 if self.compensated else 1)
 
     def region(self, box: Box) -> Box:
         """Return an image box in result samples."""
@@ -368,6 +378,7 @@ def with_weights(
             if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):
                 axis.check_cover(names[d])
         weights.append(axis)
+    crops = math.prod(axis.most for axis in weights)
     importance = None
     if output.weighted and windows is None:
         importance = _importance(output.blend, weights[n_each:])
@@ -376,9 +387,12 @@ def with_weights(
     return replace(
         output,
         steep=math.prod(spans) < STEEP,
+        compensated=(output.weighted or output.kind == "sum") and crops > PLAIN,
         sigma_scale=float(sigma_scale) if output.kind == "gaussian" else 0.125,
         weights=tuple(weights),
         importance=importance,
+        # A power of two changes no bits of the result.
+        factor=1.0 if importance is None else 2.0 ** -math.frexp(float(importance.max()) * crops)[1],
         n_each=n_each,
     )
 

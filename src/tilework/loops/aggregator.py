@@ -11,6 +11,7 @@ import numpy as np
 from tilework._checks import as_dtype, flag, one_of, warn, whole, wholes
 from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
+from tilework.engine.nan import report
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.calling import as_array
 from tilework.function.output import scales
@@ -237,7 +238,8 @@ class Aggregator(Locked):
         Warns
         -----
         TilingWarning
-            If patches are missing: where only they have weight, the result is ``fill_value``.
+            If patches are missing: where only they have weight, the result is ``fill_value``. If samples of
+            an integer result are NaN: they are ``fill_value``.
 
         Raises
         ------
@@ -251,6 +253,9 @@ class Aggregator(Locked):
                 self._gatherer = self._start(np.zeros(self._merge.patch_shape(), np.float32))
             result = self._gatherer.result()
             axis = self._merge.argmax_left(self._gatherer.output)
+            unknown = self._gatherer.unknown
+        if unknown:
+            report(unknown)
         if self._sink is not None:
             return result if axis is None else result[...].argmax(axis)
         return sys.modules["torch"].from_numpy(result).to(self._device) if self._tensors else result

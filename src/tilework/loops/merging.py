@@ -277,6 +277,8 @@ class Gatherer(ABC):
         self.output = spec.outputs[0]
         self.times: dict[int, int] = {}
         """How often each patch was added, by its number in raster order."""
+        self.unknown = 0
+        """How many samples of the result are ``fill_value`` because an integer cannot be NaN."""
         self._counts = spec.plan.grid_shape
         self._lengths = [weights.lengths() for weights in self.output.weights]
         self._shapes: dict[Index, Index] = {}
@@ -353,7 +355,9 @@ class Gatherer(ABC):
                 elif count > 1:
                     times[tile.index] = count
         reached, divisor = cover(self.spec, output, index, box, skipped, times)
-        return finish(output, total, reached, divisor)
+        block, unknown = finish(output, total, reached, divisor)
+        self.unknown += unknown
+        return block
 
 
 class _OneCanvas(Gatherer):
@@ -370,6 +374,7 @@ class _OneCanvas(Gatherer):
 
     def _finished(self) -> Array:
         """Return the samples of the result; may be the canvas."""
+        self.unknown = 0
         return self._finish(self._index, self._sums.partials)
 
     def _leave(self, array: Array | None) -> None:
@@ -404,7 +409,7 @@ class Stored(_OneCanvas):
         sink.expect(self.parts())
         output, view = self.output, sink.view
         summed = output.weighted and output.importance is None and output.reduce is None
-        free = view is not None and summed and not sink.accumulate
+        free = view is not None and summed and not sink.accumulate and not output.compensated
         # Asked last: an output that cannot hold the sums is refused with the first patch's dtype.
         if free and view is not None and view.dtype == output.accumulator():
             view[...] = 0

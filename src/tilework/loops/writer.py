@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 
 from tilework._types import Array, Index, Ints, Writable
-from tilework.errors import GridError, TilingError
+from tilework.engine.canvas import plus
+from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import as_array
 from tilework.grid.tiles import Box
 from tilework.loops.common import Locked, is_tensor
@@ -79,13 +80,30 @@ class ChunkWriter(Locked):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         box = _box_of(index, self.shape)
+        given = as_array(value)
+        self._check_range(given)
         if self._unit is None:
             self.array[box.slices] = value
             return
-        values = np.broadcast_to(as_array(value), box.shape)
+        values = np.broadcast_to(given, box.shape)
         ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, self._unit, strict=True)]
         for number in itertools.product(*ranges):
             self._put(number, box, values)
+
+    def _check_range(self, values: Array) -> None:
+        """Raise a `ContractError` if the array has integers that cannot hold ``values``."""
+        dtype = getattr(self.array, "dtype", None)
+        if not isinstance(dtype, np.dtype) or dtype.kind not in "iu" or values.dtype.kind not in "iuf":
+            return
+        if not values.size or np.can_cast(values.dtype, dtype):
+            return
+        info, low, high = np.iinfo(dtype), values.min(), values.max()
+        # As Python numbers: these compare exactly. NaN is neither.
+        if not (low.item() > info.min - 1 and high.item() < info.max + 1):
+            raise ContractError(
+                f"a part has {values.dtype} values from {low} to {high}; the array has dtype {dtype}, which "
+                "cannot hold them. Clip them, or write into a float array."
+            )
 
     def _put(self, number: Index, box: Box, values: Array) -> None:
         """Add the part of ``values``, the samples of ``box``, that lies in one chunk."""
@@ -239,7 +257,9 @@ class Sink:
     def store(self, place: tuple[slice, ...], block: Array) -> None:
         """Write a finished block to its place."""
         if self.accumulate:
-            block = (np.asarray(self.array[place]) + block).astype(self.dtype)
+            total = np.array(self.array[place], self.dtype)
+            plus((total, None), block, average=False)
+            block = total
         if self.view is not None:
             self.view[place] = block
         elif is_tensor(self.array):

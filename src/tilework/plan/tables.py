@@ -172,7 +172,7 @@ class OutputPlan:
         return cls(
             rim=None if output.kind == "trim" else rims,
             scale=tuple(w.scale for w in output.weights),
-            sample_bytes=math.prod(output.shape) // tiled * output.accumulator().itemsize,
+            sample_bytes=math.prod(output.shape) // tiled * output.sum_bytes,
             final_bytes=math.prod(output.reduced_shape) // tiled * output.dtype.itemsize,
             blend=output.kind,
             sigma_scale=output.sigma_scale,

@@ -12,6 +12,7 @@ import zarr
 
 from tilework._checks import warn
 from tilework._types import Bits, Index
+from tilework.engine.nan import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError, TilingWarning
 from tilework.source.held import Travelling
@@ -64,6 +65,8 @@ class Told:
     """Tiles that were left out."""
     digests: list[tuple[int, Index, str]] = field(default_factory=list)
     """Output, unit and digest of samples that tasks read back."""
+    unknown: int = 0
+    """Number of samples that were NaN, which an integer cannot be."""
 
     @classmethod
     def of(cls, destinations: Mapping[int, Destination]) -> Told:
@@ -91,6 +94,7 @@ class Told:
             )
         self.failures += written.failures
         self.digests += written.digests
+        self.unknown += written.unknown
         for number, boxes in written.units.items():
             for box in boxes:
                 self.units[number][tuple(slice(a, b) for a, b in box)] = True
@@ -187,7 +191,9 @@ class Closing:
         return next(iter(self.destinations.values())).array
 
     def warn(self, told: Told) -> None:
-        """Warn of tiles that were left out."""
+        """Warn of tiles that were left out, and of NaN in an integer result."""
+        if told.unknown:
+            report(told.unknown)
         if told.failures:
             first = told.failures[0]
             warn(

@@ -46,9 +46,9 @@ def _sink(
     )  # fmt: skip
 
 
-def _forget(spec: Spec, index: Index, block: Any, failures: Any) -> None:
+def _forget(spec: Spec, index: Index, assembled: Any) -> None:
     """Drop a block."""
-    del spec, index, block, failures
+    del spec, index, assembled
 
 
 class WriteJob(Job):

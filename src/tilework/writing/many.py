@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilework._checks import flag, one_of
+from tilework.engine.nan import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
@@ -148,6 +149,8 @@ def write_many(
             many.begin(jobs), where, progress=progress, title="write_many", keep_going=not many.stops,
             ended=many.end,
         )  # fmt: skip
+    if many.unknown:
+        report(many.unknown)
     if many.broken is not None:
         raise many.broken
     return Report(many.outcomes[number] for number in sorted(many.outcomes))
@@ -164,6 +167,8 @@ class _Many:
         """Outcomes by the number of the job."""
         self.open: dict[Any, tuple[int, Writing]] = {}
         """Jobs that have begun, with their numbers."""
+        self.unknown = 0
+        """Samples of integer results that were NaN."""
         self.broken: Exception | None = None
         """What the iterable of jobs raised; raised again when the jobs that have begun are done."""
 
@@ -200,6 +205,7 @@ class _Many:
     def end(self, job: Any) -> None:
         """Replace a job whose tasks have all run by its outcome."""
         number, writing = self.open.pop(job)
+        self.unknown += job.told.unknown
         result, error = None, job.error
         if error is None:
             try:

@@ -11,13 +11,14 @@ import itertools
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from zarr.core.sync import sync
 
 from tilework._types import Array, Index, Span
+from tilework.engine.block import Assembled
 from tilework.engine.reading import Failure
 from tilework.engine.spec import Spec
 from tilework.errors import SupersededError, TilingError
@@ -40,6 +41,8 @@ class Written:
     """For each output, boxes of units that are written and marked."""
     digests: tuple[tuple[int, Index, str], ...] = ()
     """Output, unit and digest of samples that were read back."""
+    unknown: int = 0
+    """Number of samples that are fill_value because they were NaN and the dtype is an integer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,13 +271,16 @@ class BlockWriter:
         self.sinks = sinks
         self._marked: set[tuple[int, str]] = set()
 
-    def __call__(self, spec: Spec, index: Index, block: Any, failures: Sequence[Failure]) -> Written:
-        """Write a block, or the tuple of blocks of all outputs."""
+    def __call__(self, spec: Spec, index: Index, assembled: Assembled) -> Written:
+        """Write a block of all outputs."""
+        block, failures = assembled.block, assembled.failures
         works = [
             _work(spec, number, sink, index, block[number] if spec.many else block, failures)
             for number, sink in self.sinks.items()
         ]
-        return write_block(block_name(index), works, failures, self._marked)
+        return replace(
+            write_block(block_name(index), works, failures, self._marked), unknown=assembled.unknown
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockWriter, (self.sinks,)

@@ -163,23 +163,27 @@ class Aggregator(Locked):
             If the patch does not have the shape of its box, or the result cannot hold its dtype.
         TilingError
             If the sampler has no such box, or its chunk is finished.
+
+        Notes
+        -----
+        An error of ``output``, or of ``chunk_postprocess_func``, is raised, and the patch is kept: the chunk
+        is written again at the next call, or by `get_output`. Appending the same patch again does no harm.
         """
         boxes, values = np.asarray(patch_bbox), as_array(patch)
         self._tensors = self._tensors or is_tensor(patch)
         if not self._batched or boxes.ndim != 3:
-            self._append(values, boxes)
-            return
+            boxes, values = boxes[None], values[None]
         if len(values) != len(boxes):
             raise ContractError(f"a batch of {len(values)} patches came with {len(boxes)} boxes.")
-        for one, box in zip(values, boxes, strict=True):
-            self._append(one, box)
-
-    def _append(self, values: Array, box: Array) -> None:
-        position = self._sampler.position(box)
+        positions = [self._sampler.position(box) for box in boxes]
         with self._lock:
-            if self._gatherer is None:
-                self._gatherer = self._start(values)
-            self._gatherer.add(position, self._checked(self._gatherer, position, values, box))
+            if self._gatherer is None and len(values):
+                self._gatherer = self._start(values[0])
+            if self._gatherer is not None:
+                # All are checked before the first is added, so that the call can be repeated.
+                columns = zip(positions, values, boxes, strict=True)
+                checked = [(p, self._checked(self._gatherer, p, v, b)) for p, v, b in columns]
+                self._gatherer.take(checked)
 
     def _checked(self, gatherer: Gatherer, position: Index, values: Array, box: Array) -> Array:
         """Return the values of a patch in the dtype of the sums, after a check of shape and dtype."""

@@ -277,11 +277,35 @@ class Gatherer(ABC):
         self.output = spec.outputs[0]
         self.times: dict[int, int] = {}
         """How often each patch was added, by its number in raster order."""
+        self._kept: set[int] = set()
+        """Patches that were added in a call that raised, so that appending them again adds nothing."""
         self.unknown = 0
         """How many samples of the result are ``fill_value`` because an integer cannot be NaN."""
         self._counts = spec.plan.grid_shape
         self._lengths = [weights.lengths() for weights in self.output.weights]
         self._shapes: dict[Index, Index] = {}
+
+    def take(self, patches: Sequence[tuple[Index, Array]]) -> None:
+        """Add patches, then write what is complete.
+
+        If that fails, the patches are kept: the next call writes again, and does not add them twice.
+        """
+        taken = []
+        try:
+            for position, values in patches:
+                number = self._number(position)
+                if number not in self._kept:
+                    self.add(position, values)
+                taken.append(number)
+            self.flush()
+        except BaseException:
+            self._kept.update(taken)
+            raise
+        self._kept.difference_update(taken)
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Write what is complete and not yet written."""
 
     @abstractmethod
     def add(self, position: Index, values: Array) -> None:
@@ -325,16 +349,24 @@ class Gatherer(ABC):
         """Return a block as an index into the result."""
         return self.output.place(self._box(index))
 
-    def _count(self, position: Index) -> bool:
-        """Count a patch; return whether this is its first time."""
+    def _number(self, position: Index) -> int:
+        """Return the number of a patch in raster order."""
         number = 0
         for i, n in zip(position, self._counts, strict=True):
             number = number * n + i
-        count = self.times.get(number, 0)
-        if count and self.output.kind == "trim":
+        return number
+
+    def _check_times(self, position: Index) -> None:
+        """Raise if a patch came before and cannot be averaged with itself."""
+        if self.output.kind == "trim" and self._number(position) in self.times:
             raise TilingError(
                 f"{self._tile(position)} came twice; values of this dtype are copied and not averaged."
             )
+
+    def _count(self, position: Index) -> bool:
+        """Count a patch; return whether this is its first time."""
+        number = self._number(position)
+        count = self.times.get(number, 0)
         self.times[number] = count + 1
         return not count
 
@@ -369,8 +401,12 @@ class _OneCanvas(Gatherer):
         self._sums = Accumulator(spec, [self._box(self._index)])
 
     def add(self, position: Index, values: Array) -> None:
-        self._count(position)
+        self._check_times(position)
         self._sums.add(position, [values])
+        self._count(position)
+
+    def flush(self) -> None:
+        """Do nothing: the result is written when it is asked for."""
 
     def _finished(self) -> Array:
         """Return the samples of the result; may be the canvas."""
@@ -419,7 +455,7 @@ class Stored(_OneCanvas):
         block = self._finished()
         if block is not self._sink.view:
             self._leave(self._sink.view)
-            self._sink.store(self._place(self._index), block)
+            self._sink.store(self._place(self._index), block, final=False)
         return self._sink.close()
 
 
@@ -439,6 +475,8 @@ class ByBlock(Gatherer):
         self._left: dict[Index, int] = {}
         self._own: dict[Index, Group] = {}
         self._seams: dict[Index, dict[Index, Group]] = {}
+        self._waiting: list[Index] = []
+        """Complete blocks that are not stored yet."""
         self._finished: set[Index] = set()
         self._owners = [
             np.repeat(np.arange(len(t.owned)), [b - a for a, b in t.owned]).tolist() for t in spec.plan.tables
@@ -453,35 +491,35 @@ class ByBlock(Gatherer):
             raise TilingError(
                 f"{self._tile(position)} came too late: the chunk in which it starts is finished."
             )
-        first = self._count(position)
+        self._check_times(position)
         if min(owner) < 0:
+            self._count(position)
             return
         if owner not in self._open:
             self._open[owner] = Accumulator(self.spec, canvas_boxes(self.spec, owner))
             self._left[owner] = self.spec.plan.owned(owner)
         self._open[owner].add(position, [values])
-        self._left[owner] -= first
+        self._left[owner] -= self._count(position)
         if not self._left[owner]:
             self._close(owner)
 
     def result(self) -> Any:
         for owner in sorted(self._open):
             self._close(owner)
-        for index in np.ndindex(*self.spec.plan.blocks):
-            if index not in self._finished:
-                self._store(index)
+        self._waiting = [i for i in np.ndindex(*self.spec.plan.blocks) if i not in self._finished]
+        self.flush()
         return self._sink.close()
 
     def _close(self, owner: Index) -> None:
-        """Cut the seams of a complete canvas; store the blocks for which nothing else is missing."""
+        """Cut the seams of a complete canvas; find the blocks for which nothing else is missing."""
         plan = self.spec.plan
-        group = Group(self._open.pop(owner).partials, [])
+        group = Group(self._open[owner].partials, [])
         seams = cut_seams(self.spec, owner, plan.later(owner), group)
         if seams and not self._ready(owner):
             # While the block waits, only its own part of the canvas is needed.
             group = Group([group.partials[0].crop(self.output, self._box(owner))], [])
         self._own[owner] = group
-        del group  # otherwise it would live until all later blocks are stored
+        del self._open[owner]
         later = []
         for step, seam in seams.items():
             index = tuple(b + s for b, s in zip(owner, step, strict=True))
@@ -489,18 +527,31 @@ class ByBlock(Gatherer):
             later.append(index)
         for index in (owner, *later):
             if (index in self._own or not plan.owned(index)) and self._ready(index):
-                self._store(index)
+                self._waiting.append(index)
 
     def _ready(self, index: Index) -> bool:
         """Return whether the seams of all earlier neighbours are there."""
         return all(e in self._seams.get(index, {}) for e in self.spec.plan.earlier(index))
 
+    def flush(self) -> None:
+        while self._waiting:
+            self._store(self._waiting[0])
+            del self._waiting[0]
+
     def _store(self, index: Index) -> None:
-        """Store a finished block and drop its parts."""
-        own, seams = self._own.pop(index, None), self._seams.pop(index, {})
+        """Store a finished block, and then drop its parts: after an error, it is stored again."""
+        own, seams = self._own.get(index), self._seams.get(index, {})
         groups = ([own] if own else []) + [seams[e] for e in sorted(seams)]
+        known = self.unknown
+        try:
+            block = self._finish(index, [g.partials[0] for g in groups])
+            self._sink.store(self._place(index), block, final=True)
+        except BaseException:
+            self.unknown = known
+            raise
         self._finished.add(index)
-        self._sink.store(self._place(index), self._finish(index, [g.partials[0] for g in groups]))
+        self._own.pop(index, None)
+        self._seams.pop(index, None)
 
 
 def gatherer_of(spec: Spec, sink: Sink | None) -> Gatherer:

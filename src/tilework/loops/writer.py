@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -33,22 +34,27 @@ Spans = tuple[Ints, Ints] | None
 
 
 @dataclass(slots=True)
-class _Unfinished:
-    """A storage chunk of which some parts have arrived."""
+class _Unwritten:
+    """A storage chunk of which some or all parts have arrived, until it is written."""
 
     array: Array
-    """The chunk's samples."""
+    """The chunk's samples; those of no part are not valid."""
     left: int
     """Number of missing parts."""
-    boxes: list[Box] | None = field(default_factory=list)
-    """Boxes of the parts that have arrived, array samples; None if the stored chunk was read first."""
+    full: bool
+    """Whether all parts together fill the chunk."""
+    boxes: set[Box] = field(default_factory=set)
+    """Boxes of the parts that have arrived, array samples."""
+    changes: int = 0
+    """Number of parts that have arrived, repeated ones included."""
 
 
 class ChunkWriter(Locked):
     """Takes the parts of an array in any order, from any thread; writes each chunk or shard once.
 
     A context manager: at its end, chunks that are not whole, because parts were left out, are merged with the
-    stored values. After an exception, only whole chunks have been written.
+    stored values. After an exception, only whole chunks have been written. If a write fails, its error is
+    raised and the chunk is kept: it is written when one of its parts is assigned again, or at the end.
 
     Parameters
     ----------
@@ -72,11 +78,20 @@ class ChunkWriter(Locked):
         self.array = array
         self.shape = tuple(map(int, array.shape))
         self._unit = _unit_of(array)
-        self._unfinished = dict[Index, _Unfinished]()
+        self._unwritten = dict[Index, _Unwritten]()
         self._written: set[Index] = set()
+        self._busy = _locks()
+        """Locks of chunks that are being written; few chunks share one."""
         if self._unit is not None:
             axes = zip(self.shape, self._unit, parts, strict=True)
             self._counts = [_count(n, unit, spans) for n, unit, spans in axes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in super().__getstate__().items() if k != "_busy"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._busy = _locks()
 
     def __setitem__(self, index: Any, value: Any) -> None:
         box = _box_of(index, self.shape)
@@ -87,8 +102,11 @@ class ChunkWriter(Locked):
             return
         values = np.broadcast_to(given, box.shape)
         ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, self._unit, strict=True)]
-        for number in itertools.product(*ranges):
-            self._put(number, box, values)
+        numbers = list(itertools.product(*ranges))
+        # All parts are kept before the first write, which may fail.
+        with self._lock:
+            whole = [number for number in numbers if self._keep(number, box, values)]
+        self._write_all(whole)
 
     def _check_range(self, values: Array) -> None:
         """Raise a `ContractError` if the array has integers that cannot hold ``values``."""
@@ -105,45 +123,64 @@ class ChunkWriter(Locked):
                 "cannot hold them. Clip them, or write into a float array."
             )
 
-    def _put(self, number: Index, box: Box, values: Array) -> None:
-        """Add the part of ``values``, the samples of ``box``, that lies in one chunk."""
+    def _keep(self, number: Index, box: Box, values: Array) -> bool:
+        """Keep the part of ``values``, the samples of ``box``, in one chunk; return whether to write it."""
         chunk = self._box(number)
         common = chunk.intersect(box)
         part = values[common.shift([-a for a in box.start]).slices]
-        with self._lock:
-            whole = self._gather(number, chunk, common, part)
-        # The chunk has no other owner now, so threads write at the same time.
-        if whole is not None:
-            self.array[chunk.slices] = whole
-
-    def _gather(self, number: Index, chunk: Box, common: Box, part: Array) -> Array | None:
-        """Keep ``part``; return the chunk if it is whole now."""
-        here = self._unfinished.get(number)
-        if here is None and number in self._written:
-            self.array[common.slices] = part  # a repeated part
-            return None
+        here = self._unwritten.get(number)
         if here is None:
             counts = [c[i] for c, i in zip(self._counts, number, strict=True)]
-            left = math.prod(n for n, _ in counts)
-            if left == 1 and common == chunk:
-                self._written.add(number)
-                return part
-            here = self._unfinished[number] = self._start(chunk, left, all(full for _, full in counts))
-        here.array[common.shift([-a for a in chunk.start]).slices] = part
-        if here.boxes is not None:
-            here.boxes.append(common)
-        here.left -= 1
-        if here.left:
-            return None
-        del self._unfinished[number]
-        self._written.add(number)
-        return here.array
+            left, full = math.prod(n for n, _ in counts), all(full for _, full in counts)
+            if common == chunk:
+                left, full = 1, True
+            elif number in self._written:
+                left, full = 1, False  # a repeated part
+            # A chunk of one part is written from where it lies, and only kept if that fails.
+            array = part if common == chunk else np.empty(chunk.shape, self.array.dtype)
+            here = self._unwritten[number] = _Unwritten(array, left, full)
+        if here.array is not part:
+            here.array[common.shift([-a for a in chunk.start]).slices] = part
+        here.left -= common not in here.boxes
+        here.boxes.add(common)
+        here.changes += 1
+        return here.left <= 0
 
-    def _start(self, chunk: Box, left: int, full: bool) -> _Unfinished:
-        """Return a new unfinished chunk; it is read if the parts will not fill it."""
-        if full:
-            return _Unfinished(np.empty(chunk.shape, self.array.dtype), left)
-        return _Unfinished(np.asarray(self.array[chunk.slices]), left, None)
+    def _write_all(self, numbers: Sequence[Index]) -> None:
+        """Write chunks; if some fail, keep these, write the others, and raise the first error."""
+        first: Exception | None = None
+        try:
+            for number in numbers:
+                try:
+                    self._write(number)
+                except Exception as error:
+                    first = first or error
+            if first is not None:
+                raise first
+        finally:
+            for here in filter(None, map(self._unwritten.get, numbers)):
+                if here.array.base is not None:
+                    here.array = here.array.copy()  # the caller may use its memory again
+
+    def _write(self, number: Index) -> None:
+        """Write one chunk. Threads write different chunks at the same time."""
+        with self._busy[hash(number) % len(self._busy)]:
+            with self._lock:
+                here = self._unwritten.get(number)
+                if here is None:
+                    return
+                changes = here.changes
+            chunk, values = self._box(number), here.array
+            if here.left > 0 or not here.full:
+                values = np.array(self.array[chunk.slices])
+                for box in here.boxes:
+                    at = box.shift([-a for a in chunk.start]).slices
+                    values[at] = here.array[at]
+            self.array[chunk.slices] = values
+            with self._lock:
+                if here.changes == changes:
+                    del self._unwritten[number]
+                    self._written.add(number)
 
     def _box(self, number: Index) -> Box:
         """Return the samples of a chunk."""
@@ -153,19 +190,10 @@ class ChunkWriter(Locked):
         return Box(start, stop)
 
     def close(self) -> None:
-        """Write the parts of chunks that did not become whole."""
+        """Write the chunks that did not become whole, and those of which a write failed."""
         with self._lock:
-            for number, here in self._unfinished.items():
-                chunk = self._box(number)
-                values = here.array
-                if here.boxes is not None:
-                    values = np.array(self.array[chunk.slices])
-                    for box in here.boxes:
-                        at = box.shift([-a for a in chunk.start]).slices
-                        values[at] = here.array[at]
-                self.array[chunk.slices] = values
-            self._written.update(self._unfinished)
-            self._unfinished.clear()
+            numbers = list(self._unwritten)
+        self._write_all(numbers)
 
     def __enter__(self) -> Self:
         return self
@@ -175,6 +203,10 @@ class ChunkWriter(Locked):
     ) -> None:
         if error is None:
             self.close()
+
+
+def _locks() -> list[threading.Lock]:
+    return [threading.Lock() for _ in range(64)]
 
 
 def _unit_of(array: Any) -> Index | None:
@@ -227,6 +259,8 @@ class Sink:
         self.accumulate = accumulate
         """Whether blocks are added to the values of the array."""
         self._writer = writer
+        self._before: dict[str, Array] = {}
+        """Values of the array at places to whose values blocks are added."""
         self.shape = tuple(map(int, array.shape))
         self.view: Array | None = None
         """A numpy view of the array, if its memory allows one."""
@@ -254,10 +288,16 @@ class Sink:
         if self.unit is not None:
             self._writer = ChunkWriter(self.array, parts)
 
-    def store(self, place: tuple[slice, ...], block: Array) -> None:
-        """Write a finished block to its place."""
+    def store(self, place: tuple[slice, ...], block: Array, *, final: bool) -> None:
+        """Write a finished block to its place; after an error, do so again.
+
+        ``final`` means that no other block will be written there.
+        """
         if self.accumulate:
-            total = np.array(self.array[place], self.dtype)
+            # Kept, because a write that fails may have changed a part of the array.
+            if str(place) not in self._before:
+                self._before[str(place)] = np.array(self.array[place], self.dtype)
+            total = self._before[str(place)].copy()
             plus((total, None), block, average=False)
             block = total
         if self.view is not None:
@@ -269,6 +309,8 @@ class Sink:
             self._writer[place] = block
         else:
             self.array[place] = block
+        if final:
+            self._before.pop(str(place), None)
 
     def close(self) -> Any:
         """Write the remaining parts; return the array."""

@@ -17,6 +17,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+import tilework as tw
 from tilework import ContractError, Output, TilingError, from_torch, load_once, tiled_map
 from tilework.function import load_once as load_once_module
 
@@ -108,6 +109,77 @@ def test_a_process_holds_a_few_and_drops_the_least_recently_used(counting: Count
     many[1].get()
     assert factory.calls == load_once_module.HELD + 2
     assert len(load_once_module._REGISTRY._entries) == load_once_module.HELD
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
+def test_more_readers_than_a_process_holds_are_opened_once(counting: Count, scheduler: str) -> None:
+    """Nine readers of one call made every crop open its images again."""
+    count = load_once_module.HELD + 4
+    factory = counting(np.full)
+    readers = tuple(load_once(factory, ((32, 32), k, "f4")) for k in range(count))
+    out = tiled_map(lambda *crops: sum(crops), readers, 8, 0, dtype="f4", chunks=8)
+    assert (out.compute(scheduler=scheduler, num_workers=2) == sum(range(count))).all()
+    assert factory.calls <= count * (3 if scheduler == "processes" else 1)
+
+
+def test_a_view_and_a_loop_keep_their_readers(counting: Count) -> None:
+    count = load_once_module.HELD + 1
+    factory = counting(np.full)
+    readers = tuple(load_once(factory, ((32, 32), k, "f4")) for k in range(count))
+    out = tw.view(tiled_map(lambda *c: c[0], readers, 8, 0, dtype="f4"), verbose=False)
+    for k in range(0, 32, 8):
+        out[k, k]
+    slicers = [tw.Slicer(reader, crop_size=8, overlap=0) for reader in readers]
+    for k in range(4):
+        for slicer in slicers:
+            slicer[k]
+    assert factory.calls == count
+
+
+def test_what_tasks_used_is_dropped_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only then, and all but the most recently used ones."""
+    registry, count = load_once_module._Registry(), load_once_module.HELD + 5
+    for pause, kept in ((60.0, count), (-1.0, load_once_module.HELD)):
+        monkeypatch.setattr(load_once_module, "PAUSE", pause)
+        with registry.in_task():
+            for k in range(count):
+                registry.entry(str(k), 1)
+            assert len(registry._alive) == count
+        registry.entry("0", 1)
+        assert len(registry._alive) == kept
+
+
+def test_what_is_called_is_not_built_again_meanwhile() -> None:
+    """One call at a time, also after many others were used; another build would have its own limit."""
+    others = [load_once(adder, (k,)) for k in range(100, 101 + load_once_module.HELD)]
+    with ThreadPoolExecutor(2) as pool:
+        slow = load_once(waiter)
+        first = pool.submit(slow, 1)
+        assert INSIDE.wait(10)
+        for other in others:
+            other.get()
+        assert slow.token not in load_once_module._REGISTRY._entries
+        again = pool.submit(slow, 2)
+        assert not again.done()
+        RELEASE.set()
+        assert [first.result(10), again.result(10)] == [1, 2]
+    assert len(BUILT) == 1
+
+
+BUILT: list[int] = []
+INSIDE, RELEASE = threading.Event(), threading.Event()
+
+
+def waiter() -> Callable[[Any], Any]:
+    """Build a function that waits, with one call at a time."""
+    BUILT.append(1)
+
+    def wait(x: Any) -> Any:
+        INSIDE.set()
+        assert RELEASE.wait(10)
+        return x
+
+    return wait
 
 
 class Crowd:

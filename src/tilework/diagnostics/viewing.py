@@ -30,6 +30,7 @@ from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.inside import current_worker, outside_of_the_pool
 from tilework.execution.where import Where
+from tilework.function.load_once import in_task
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Tile
 from tilework.source import kept
@@ -62,7 +63,7 @@ class TileRunner:
         return found
 
     def _run(self, tiles: Sequence[Tile]) -> list[tuple[int, list[Array] | None]]:
-        with kept.task(inner=True):
+        with kept.task(inner=True), in_task():
             found = self.call(tiles, self.crops(tiles))
         ran = {number for number, _ in found}
         self.ran += len(found)

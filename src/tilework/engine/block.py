@@ -25,6 +25,7 @@ from tilework.engine.nan import report
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
+from tilework.function.load_once import in_task
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
 from tilework.source import kept
@@ -98,7 +99,7 @@ def _run(
     skipped: list[int] = []
     failures: list[Failure] = []
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
-    with kept.task(spec.run):
+    with kept.task(spec.run), in_task():
         crops = [CropCutter(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)

@@ -4,47 +4,96 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+from weakref import WeakValueDictionary
 
 import cloudpickle
 
 from tilework.errors import TilingError
 
-__all__ = ["LoadOnce", "load_once"]
+__all__ = ["LoadOnce", "in_task", "load_once"]
 
-# Models kept per process. A run uses one or two; the limit keeps a long session from holding all of them.
+# Objects that a process keeps although nothing uses them. A run uses one or two models; the limit keeps a
+# long session from holding all of them.
 HELD = 8
-
-
-class _Registry:
-    """Objects by token, each built once; beyond `HELD`, the least recently used one is dropped."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-
-    def entry(self, token: str, concurrent: int) -> _Entry:
-        with self._lock:
-            entry = self._entries.setdefault(token, _Entry(concurrent))
-            self._entries.move_to_end(token)
-            while len(self._entries) > HELD:
-                self._entries.popitem(last=False)
-            return entry
+# Time for which an object counts as used after a task that used it, seconds: the next task of a run follows.
+PAUSE = 60.0
 
 
 class _Entry:
+    """One object, built or not."""
+
     def __init__(self, concurrent: int) -> None:
         self.lock = threading.Lock()
         self.calls = threading.BoundedSemaphore(concurrent)
         self.built = False
         self.value: Any = None
+        self.tasks = 0
+        """Number of running tasks that have used it."""
+        self.until = 0.0
+        """Time until which it counts as used."""
+
+
+class _Registry:
+    """Objects by token, each built once.
+
+    What a task uses is kept until it ends, and for `PAUSE` after; so are the `HELD` most recently used ones.
+    While anything refers to an entry, no second one of its token is made.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._used: dict[str, _Entry] = {}
+        self._alive: WeakValueDictionary[str, _Entry] = WeakValueDictionary()
+        self._task = threading.local()
+
+    def entry(self, token: str, concurrent: int) -> _Entry:
+        with self._lock:
+            entry = self._alive.get(token)
+            if entry is None:
+                entry = self._alive[token] = _Entry(concurrent)
+            self._entries[token] = entry
+            self._entries.move_to_end(token)
+            while len(self._entries) > HELD:
+                self._entries.popitem(last=False)
+            used: dict[str, _Entry] | None = getattr(self._task, "used", None)
+            if used is not None and token not in used:
+                used[token] = self._used[token] = entry
+                entry.tasks += 1
+            self._drop()
+            return entry
+
+    def _drop(self) -> None:
+        """Drop what no task has used for some time."""
+        now = time.monotonic()
+        for token in [t for t, e in self._used.items() if not e.tasks and e.until < now]:
+            del self._used[token]
+
+    @contextmanager
+    def in_task(self) -> Iterator[None]:
+        """Keep what this thread uses until the end of the context, and for `PAUSE` after."""
+        outer = getattr(self._task, "used", None)
+        used = self._task.used = dict[str, _Entry]()
+        try:
+            yield
+        finally:
+            self._task.used = outer
+            with self._lock:
+                for entry in used.values():
+                    entry.tasks -= 1
+                    entry.until = time.monotonic() + PAUSE
+                self._drop()
 
 
 # Kept in this module, not in the user's: a function defined in a notebook gets fresh globals in every task,
 # so a cache there would always be empty (seen with distributed 2026.8).
 _REGISTRY = _Registry()
+in_task = _REGISTRY.in_task
 
 
 class LoadOnce:
@@ -104,6 +153,9 @@ def load_once(
 
     The graph carries the factory and its arguments, a few hundred bytes, never the object that it builds.
     Pass the proxy as ``fn`` (a model) or as ``array`` (a reader).
+
+    A process keeps what its tasks use, however many objects that is, until a minute after. Of those that no
+    task used for longer, it keeps the eight most recently used ones; others are built again when needed.
 
     Parameters
     ----------

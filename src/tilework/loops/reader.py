@@ -11,6 +11,7 @@ import numpy as np
 from tilework._checks import one_of, scalar
 from tilework._types import Array
 from tilework.errors import TilingError
+from tilework.function.load_once import in_task
 from tilework.grid.axis import AxisGrid
 from tilework.loops.common import is_tensor
 from tilework.plan.arguments import default_memory
@@ -148,7 +149,8 @@ class CropReader:
             return np.asarray(self.source.read(box))
         if self._uses is None:
             self._uses = self._counted(self.source.chunks)
-        return self.source.read_shared(box, self._uses, self._cache_bytes)
+        with in_task():
+            return self.source.read_shared(box, self._uses, self._cache_bytes)
 
     def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
         """Return the number of crops that read each chunk, along each axis of the source."""

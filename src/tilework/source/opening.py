@@ -16,7 +16,7 @@ import numpy as np
 
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
-from tilework.function.load_once import LoadOnce
+from tilework.function.load_once import LoadOnce, in_task
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
 from tilework.source.stamps import Files, Stamp
 from tilework.source.zarr_array import ZarrSource, zarr_source
@@ -64,7 +64,8 @@ def _open(array: Any) -> Source:
     if isinstance(array, str | Path):
         return _open_path(str(array))
     if isinstance(array, LoadOnce):
-        opened = array.get()
+        with in_task():
+            opened = array.get()
         _refuse_masked(opened)
         _check_sliceable(opened)
         return OnceSource(array, tuple(map(int, opened.shape)), np.dtype(opened.dtype), token=array.token)

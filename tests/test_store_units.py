@@ -18,7 +18,16 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilework import AlignmentError, Output, TilingError, load_once, status, tiled_map, to_zarr
+from tilework import (
+    AlignmentError,
+    MemoryBudgetError,
+    Output,
+    TilingError,
+    load_once,
+    status,
+    tiled_map,
+    to_zarr,
+)
 from tilework.errors import GridError
 from tilework.graph.build import plan_of
 
@@ -111,9 +120,50 @@ def test_I1_any_result_goes_into_any_units_once(case: Any) -> None:
     # Where a mask leaves tiles out, a blend of two orders of summation may differ by a rounding.
     compare = np.testing.assert_array_equal if options["blend"] != "hann" else np.testing.assert_allclose
     compare(written[...], out.compute(), **({} if options["blend"] != "hann" else {"rtol": 1e-5}))
-    units = math.prod(-(-n // u) for n, u in zip(out.shape, shards or chunks, strict=True))
+    # No unit is longer than its axis, but for shards of whole chunks.
+    cut = tuple(map(min, chunks, out.shape))
+    if shards is not None:
+        shards = tuple(min(s, -(-n // c) * c) for s, n, c in zip(shards, out.shape, cut, strict=True))
+    units = math.prod(-(-n // u) for n, u in zip(out.shape, shards or cut, strict=True))
     assert (len(store.writes), set(store.writes.values())) == (units, {1})
-    assert (written.chunks, written.shards) == (chunks, shards)
+    assert (written.chunks, written.shards) == (cut, shards)
+
+
+def test_chunks_and_shards_are_cut_to_their_axes(tmp_path: Any) -> None:
+    """96 for all axes made chunks of 96 in each, which were encoded with the samples outside."""
+    image = np.zeros((2, 32, 300, 340), "u1")
+    out = tiled_map(np.abs, image, (16, 96, 96), 4, axes=(1, 2, 3), dtype="u1")
+    written = to_zarr(out, tmp_path / "a", chunks=96, progress=False)
+    assert (written.chunks, written.shards) == ((2, 32, 96, 96), None)
+    again = to_zarr(out, tmp_path / "a", chunks=96, progress=False)
+    assert again.chunks == written.chunks
+    sharded = to_zarr(out, tmp_path / "b", chunks=96, shards=192, progress=False)
+    assert (sharded.chunks, sharded.shards) == ((2, 32, 96, 96), (2, 32, 192, 192))
+    whole = to_zarr(out, tmp_path / "c", chunks=(1, 32, 96, 400), shards=(5, 32, 500, 800), progress=False)
+    assert (whole.chunks, whole.shards) == ((1, 32, 96, 340), (2, 32, 384, 340))
+    assert to_zarr(out, tmp_path / "d", shards=4096, progress=False).shards == image.shape
+    lazy = da.zeros((20, 30), chunks=(10, 30))
+    assert to_zarr(lazy, tmp_path / "e", chunks=(10, 99), progress=False).chunks == (10, 30)
+
+
+def test_an_array_with_longer_chunks_than_its_axes_is_resumed(tmp_path: Any) -> None:
+    there = zarr.create_array(str(tmp_path / "a"), shape=(10, 40), chunks=(64, 64), dtype="f4")
+    out = mapped(image=np.ones((10, 40)), crop=8, overlap=2)
+    assert to_zarr(out, there, chunks=64, progress=False).chunks == (64, 64)
+    with pytest.raises(AlignmentError, match="has chunks"):
+        to_zarr(out, there, chunks=(10, 20), progress=False)
+
+
+def test_encoding_whole_units_is_part_of_the_estimate(tmp_path: Any) -> None:
+    """A shard is encoded whole, by every thread."""
+    image = np.zeros((4096, 4096), "f4")
+    out = tiled_map(np.abs, image, 256, 16, dtype="f4")
+    with (
+        dask.config.set(scheduler="threads", num_workers=4),
+        pytest.raises(MemoryBudgetError, match="encode write units"),
+    ):
+        to_zarr(out, tmp_path / "a", chunks=256, shards=4096, memory_limit="130MB", progress=False)
+    assert not (tmp_path / "a").exists()
 
 
 @settings(max_examples=settings.default.max_examples // 2)

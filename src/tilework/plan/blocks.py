@@ -49,6 +49,8 @@ class BlockRequest:
     """Whether blocks may be computed slab by slab, as when writing."""
     workers: int | None = None
     """Number of concurrent tasks in the whole run; None: as many as in one process."""
+    encoding: int = 0
+    """Bytes that a task takes to encode a write unit, besides the plan's own estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +69,10 @@ class Candidate:
     """Factor by which the blocks are longer across slabs than requested."""
 
     @classmethod
-    def of(cls, plan: TilePlan, longer: int = 1) -> Candidate:
-        """Return a plan with its costs."""
+    def of(cls, plan: TilePlan, encoding: int, longer: int = 1) -> Candidate:
+        """Return a plan with its costs; each thread encodes a write unit of ``encoding`` bytes."""
         kind = "slabs" if plan.slabs else plan.reuse
-        return cls(plan, kind, plan.calls(), peak_bytes(plan), longer)
+        return cls(plan, kind, plan.calls(), peak_bytes(plan) + plan.threads * encoding, longer)
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
@@ -276,9 +278,9 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     if not fitting:
         least = min(c.peak for c in found)
         raise MemoryBudgetError(
-            f"blocks of {block} samples need about {human(least)} in a process with {plan.threads} threads; "
-            f"memory_limit is {human(limit)}. Use fewer threads, a smaller crop or batch, "
-            f"or memory_limit={least}."
+            f"blocks of {block} samples need about {human(least)} in a process with {plan.threads} threads"
+            f"{_encoded(plan, request)}; memory_limit is {human(limit)}. Use fewer threads, a smaller crop "
+            f"or batch, or memory_limit={least}."
         )
     alone, share = (next((c for c in found if c.kind == kind), None) for kind in ("recompute", "share"))
     tiles = max(1, plan.n_runs)
@@ -303,20 +305,28 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     return replace(best.plan, notes=(*notes, *why))
 
 
+def _encoded(plan: TilePlan, request: BlockRequest) -> str:
+    """Return what encoding adds, as part of a sentence; "" if it is little."""
+    encoding = plan.threads * request.encoding
+    if not request.memory_limit or encoding < request.memory_limit / 4:
+        return ""
+    return f", of which {human(encoding)} encode write units (use smaller chunks or shards)"
+
+
 def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes) -> list[Candidate]:
     """Return all ways to compute blocks of this shape."""
     found = []
     if request.reuse != "share":
-        found.append(Candidate.of(plan.with_blocks(block, "recompute", notes)))
+        found.append(Candidate.of(plan.with_blocks(block, "recompute", notes), request.encoding))
     if request.reuse != "recompute":
         shared = plan.with_blocks(block, "share", notes)
         if short := _too_short(shared):
             if request.reuse == "share":
                 raise GridError(short)
             return found
-        found.append(Candidate.of(shared))
+        found.append(Candidate.of(shared, request.encoding))
         if request.slabs:
-            found += _slabs(shared, fixed=request.chunks is not None)
+            found += _slabs(shared, request.encoding, fixed=request.chunks is not None)
     return found
 
 
@@ -331,7 +341,7 @@ def _too_short(plan: TilePlan) -> str:
     return ""
 
 
-def _slabs(plan: TilePlan, *, fixed: bool) -> Iterator[Candidate]:
+def _slabs(plan: TilePlan, encoding: int, *, fixed: bool) -> Iterator[Candidate]:
     """Yield slabs along one or more axes; blocks that are longer across slabs run fewer tiles twice."""
     for slabs in range(1, len(plan.axes) - plan.n_each):
         cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
@@ -339,7 +349,7 @@ def _slabs(plan: TilePlan, *, fixed: bool) -> Iterator[Candidate]:
             block = [b * times if d in cut else b for d, b in enumerate(plan.block)]
             if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in cut):
                 block = [min(b, n) for b, n in zip(block, plan.shape, strict=True)]
-                yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), times)
+                yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), encoding, times)
 
 
 def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:

@@ -39,7 +39,15 @@ from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.location import read_by
 from tilework.writing.node import remove_partial
 from tilework.writing.target import Continued, Place, Target
-from tilework.writing.units import Layout, Units, check_aligned, check_edges, default_chunks, input_unit
+from tilework.writing.units import (
+    Layout,
+    Units,
+    check_aligned,
+    check_edges,
+    default_chunks,
+    encoding_bytes,
+    input_unit,
+)
 
 __all__ = ["Writing", "prepare", "to_zarr"]
 
@@ -389,14 +397,21 @@ def _replanned(spec: Spec, members: Sequence[_Member], limit: Any, where: Where)
     records = [m.place.record for m in members if isinstance(m.place, Continued)]
     # Another block shape would change the order of summation.
     block = tuple(records[0]["plan"]["block"]) if records else None
-    request = BlockRequest(block, None, unit, memory, "auto", slabs=True, workers=where.at_once)
+    encoding = max(encoding_bytes(m.layout.unit, m.lazy.dtype.itemsize) for m in members)
+    request = BlockRequest(
+        block, None, unit, memory, "auto", slabs=True, workers=where.at_once, encoding=encoding
+    )
     refused: MemoryBudgetError | None = None
     for threads in where.fewer():
         plan = replace(spec.plan, threads=threads, cache_bytes=min(spec.plan.cache_bytes, memory // 8))
         try:
             if block is not None:
                 plan = _resumed(plan, request)
-            elif limit is not None or not _fits(plan, unit, memory) or _too_few(spec, where):
+            elif (
+                limit is not None
+                or not _fits(plan, unit, memory - threads * encoding)
+                or _too_few(spec, where)
+            ):
                 plan = choose_blocks(plan, request)
         except MemoryBudgetError as error:
             refused = error

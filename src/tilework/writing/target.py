@@ -29,7 +29,7 @@ from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, f
 from tilework.writing.location import holds, locate, same_array
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
-from tilework.writing.units import Layout, layout_of, lengths
+from tilework.writing.units import Layout, layout_of, lengths, shard_lengths
 
 if TYPE_CHECKING:
     import numpy as np
@@ -175,11 +175,12 @@ class Fresh:
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
         """Return the given chunks and shards, else the default chunks."""
         chunks = lengths("chunks", self.target.chunks, shape)
-        shards = lengths("shards", self.target.shards, shape)
+        asked = lengths("shards", self.target.shards, shape)
         if chunks is None:
             chunks = default()
-            if shards is not None:
-                chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, shards, strict=True))
+            if asked is not None:
+                chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, asked, strict=True))
+        shards = shard_lengths(self.target.shards, chunks, shape)
         if shards is not None and self.home.zarr_format == 2:
             raise TilingError(
                 f"{self.target.address} is in Zarr format 2, which has no shards; leave shards= out."
@@ -301,8 +302,10 @@ Place = Fresh | Continued | Foreign
 def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
     found = layout_of(array)
     for what in ("chunks", "shards"):
-        asked, has = lengths(what, getattr(target, what), shape), getattr(found, what)
-        if asked is not None and asked != has:
+        given, has = getattr(target, what), getattr(found, what)
+        asked = lengths(what, given, shape)
+        # A store made elsewhere, or by an earlier version, may have longer chunks than the axis.
+        if asked is not None and (has is None or asked != lengths(what, has, shape)):
             raise AlignmentError(
                 f"the array at {target.address} has {what} {has}; got {what}={asked}. Leave {what} out, or "
                 "write afresh with overwrite=True."

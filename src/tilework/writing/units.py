@@ -27,9 +27,11 @@ __all__ = [
     "check_aligned",
     "check_edges",
     "default_chunks",
+    "encoding_bytes",
     "input_unit",
     "layout_of",
     "lengths",
+    "shard_lengths",
     "tiles_of_units",
     "with_todo",
 ]
@@ -173,7 +175,10 @@ def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
 
 
 def lengths(what: str, value: Any, shape: Index) -> Index | None:
-    """Return one length per axis of the result from an int or a tuple; None for None."""
+    """Return one length per axis of the result from an int or a tuple; None for None.
+
+    A length that exceeds its axis is cut: such a chunk would be encoded with the samples outside.
+    """
     if value is None:
         return None
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
@@ -183,7 +188,22 @@ def lengths(what: str, value: Any, shape: Index) -> Index | None:
         raise TilingError(
             f"{what} needs one positive whole number per axis of the result {shape}; got {value!r}."
         )
-    return tuple(int(s) for s in sizes)
+    return tuple(max(1, min(int(s), n)) for s, n in zip(sizes, shape, strict=True))
+
+
+def shard_lengths(value: Any, chunks: Index, shape: Index) -> Index | None:
+    """Return the lengths of shards, at most as many whole ``chunks`` as an axis needs; None for None."""
+    if lengths("shards", value, shape) is None:
+        return None
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
+    return tuple(
+        max(1, min(int(s), ceil_div(n, c) * c)) for s, c, n in zip(sizes, chunks, shape, strict=True)
+    )
+
+
+def encoding_bytes(unit: Index, itemsize: int) -> int:
+    """Return the bytes that encoding one write unit takes: all its samples, and the result."""
+    return 2 * math.prod(unit) * itemsize
 
 
 def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Index:

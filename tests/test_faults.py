@@ -5,9 +5,12 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import time
+import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -265,3 +268,92 @@ def test_control_c_leaves_a_resumable_store(tmp_path: Path) -> None:
     assert 0 < status.done < status.units
     written = tw.to_zarr(mapped(), store, version="1", progress=False)
     np.testing.assert_array_equal(written[...], IMAGE * 2)
+
+
+# -- retries that wait, and errors that are kept --------------------------------------------------------
+
+
+def test_repetitions_wait_twice_as_long_each_time_and_not_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tilework.engine import reading
+
+    slept: list[float] = []
+    monkeypatch.setattr(reading.time, "sleep", slept.append)
+    for attempt in range(20):
+        reading.wait(attempt)
+    longest = [min(reading.LONGEST_WAIT, reading.FIRST_WAIT * 2**k) for k in range(20)]
+    assert all(0.5 * most <= s <= most for s, most in zip(slept, longest, strict=True))
+    reading.wait(3)
+    assert slept[-1] != slept[3]
+    state = random.getstate()
+    reading.wait(0)
+    assert random.getstate() == state  # the user's own
+
+
+@pytest.mark.parametrize("on_error", ["raise", "fill"])
+def test_tiles_and_tasks_that_are_tried_again_wait(
+    on_error: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tilework.engine import reading
+
+    slept: list[float] = []
+    monkeypatch.setattr(reading.time, "sleep", slept.append)
+    failed = 0
+
+    def twice(crop: np.ndarray) -> np.ndarray:
+        nonlocal failed
+        if failed < 2:
+            failed += 1
+            raise OSError("busy")
+        return crop * 2
+
+    out = mapped(twice)
+    written = tw.to_zarr(
+        out, tmp_path / "o", retries=2, on_error=on_error, scheduler="synchronous", progress=False
+    )
+    np.testing.assert_array_equal(written[...], IMAGE * 2)
+    assert len(slept) == 2
+    assert slept[0] < slept[1]
+
+
+class Held(np.ndarray):
+    """An array to which weak references can be made."""
+
+
+ALIVE: list[Any] = []
+
+
+def breaks(crop: np.ndarray) -> np.ndarray:
+    mine = crop.copy().view(Held)
+    ALIVE.append(weakref.ref(mine))
+    if crop.min() > 2000:
+        raise ValueError(f"cannot use {mine.max()}")
+    return crop
+
+
+def test_kept_errors_do_not_keep_crops(tmp_path: Path) -> None:
+    """Neither those that a callable keeps, nor those of many results."""
+    ALIVE.clear()
+    kept: list[Exception] = []
+    with pytest.warns(tw.TilingWarning, match="failed"):
+        tw.to_zarr(
+            mapped(breaks), tmp_path / "o", on_error=lambda tile, e: kept.append(e), retries=1,
+            scheduler="threads", progress=False,
+        )  # fmt: skip
+    report = tw.write_many(
+        [(mapped(breaks), tmp_path / "a"), (mapped(double), tmp_path / "b")], on_error="continue",
+        progress=False,
+    )  # fmt: skip
+    errors = [*kept, *(o.error for o in report if o.error is not None)]
+    assert len(kept) > 1
+    assert len(errors) == len(kept) + 1
+    assert [ref for ref in ALIVE if ref() is not None] == []
+    for error in errors:
+        shown = "".join(traceback.format_exception(error))
+        assert "in breaks" in shown
+        assert "raised by fn on tile" in shown
+
+
+def test_an_error_that_is_raised_at_once_has_its_traceback() -> None:
+    with pytest.raises(ValueError, match="cannot use") as caught:
+        mapped(breaks).compute(scheduler="threads")
+    assert any(entry.name == "breaks" for entry in caught.traceback)

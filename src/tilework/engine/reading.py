@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+import random
+import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +24,7 @@ from tilework.grid.tiles import Tile
 from tilework.source.padding import read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["CropCutter", "Failure", "run_tiles", "tiles_of"]
+__all__ = ["CropCutter", "Failure", "release", "run_tiles", "tiles_of", "wait"]
 
 Results = tuple[Tile, list[Array]]
 
@@ -34,6 +37,35 @@ class Failure:
     """The tile that failed."""
     error: str
     """Type and message of the exception."""
+
+
+# Time before the first repetition, and the longest one, seconds.
+FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
+# Of its own, because the user may have seeded the common one.
+_RANDOM = random.Random()
+
+
+def wait(attempt: int) -> None:
+    """Wait before repetition ``attempt``, the first is 0: twice as long each time, and never all in step.
+
+    A store or a device that is overloaded needs time, and tasks that failed together should not return
+    together.
+    """
+    longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0**attempt)
+    time.sleep(longest * _RANDOM.uniform(0.5, 1.0))
+
+
+def release(error: BaseException) -> None:
+    """Drop what the finished frames of an exception hold, such as crops; its traceback still shows them."""
+    seen = set[int]()
+    chain: list[BaseException | None] = [error]
+    while chain:
+        one = chain.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        chain += [one.__cause__, one.__context__]
 
 
 class CropCutter:
@@ -160,7 +192,9 @@ def _attempt(
         yield from _call(spec, waiting)
         return
     error: Exception | None = None
-    for _ in range(1 + spec.retries):
+    for attempt in range(1 + spec.retries):
+        if attempt:
+            wait(attempt - 1)
         try:
             # The function may write into its crops, which may be needed again.
             yield from _call(spec, [(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
@@ -182,7 +216,10 @@ def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures
     if spec.on_error == "raise":
         raise error
     if callable(spec.on_error):
-        spec.on_error(tile, error)
+        # It may be kept. The first frame is the caller's, which still runs.
+        release(error)
+        trace = error.__traceback__
+        spec.on_error(tile, error.with_traceback(None if trace is None else trace.tb_next))
     skipped.append(tile.index)
     failures.append(Failure(tile, f"{type(error).__name__}: {error}"))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
@@ -126,7 +127,7 @@ def guarded(function: Callable[..., Any], retries: int | None) -> Guarded:
     ----------
     function : callable
     retries : int or None
-        Further calls after a failed one. None: the scheduler retries.
+        Further calls after a failed one, each after a longer pause. None: the scheduler retries.
     """
     return Guarded(function, retries)
 
@@ -137,11 +138,12 @@ def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
         for value in argument if isinstance(argument, list | tuple) else (argument,):
             if isinstance(value, Broken):
                 return value
-    for _ in range(retries):
+    for attempt in range(retries):
         try:
             return function(*args)
         except Exception:
-            continue
+            pass
+        wait(attempt)
     try:
         return function(*args)
     except Exception as error:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from tilework._checks import forget_frames, is_flag
 from tilework._types import ShowProgress
+from tilework.engine.reading import release
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 from tilework.source.kept import CHUNKS
@@ -145,6 +146,7 @@ class Tracker:
         self._one_less(piece.job)
         if not self.keep_going:
             raise error
+        release(error)  # it is kept until the end
 
     def _one_less(self, job: Job) -> None:
         self.outstanding[job] -= 1

@@ -166,6 +166,7 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Compute only what OUT lacks.")
 @click.option("--overwrite", is_flag=True, help="Delete what is in OUT.")
 @click.option("--version", "fn_version", help="Identifies FN in place of its code.")
+@click.option("--accept", metavar="PART", multiple=True, help="Resume OUT although PART changed; repeatable.")
 @click.option(
     "--on-error",
     type=click.Choice(["raise", "fill"]),
@@ -195,7 +196,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
         progress = options.pop("progress")
         writing = {
             name: options.pop(name)
-            for name in ("chunks", "shards", "resume", "overwrite", "on_error", "retries")
+            for name in ("chunks", "shards", "resume", "overwrite", "accept", "on_error", "retries")
         }
         version = options.pop("fn_version")
         out = tiled_map(_function(function), source, **_options(options))

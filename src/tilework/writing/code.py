@@ -1,68 +1,132 @@
 """A function as named parts: its code and the values that it uses, independent of the place of the code.
 
 The parts are bytecode, constants, defaults, closure values, and the globals that the function names.
-Installed code (the standard library, packages) is described by name and version instead.
+Installed code (the standard library, packages) is described by name and version instead, and the user's own
+modules by the rules of `tilework.writing.modules`.
 """
 
 from __future__ import annotations
 
-import dis
+import copyreg
 import functools
-import hashlib
-import importlib.metadata
+import io
+import logging
+import operator
 import os
+import pickle
 import sys
-import sysconfig
+import threading
 import types
-from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
-from fractions import Fraction
+from importlib.machinery import ExtensionFileLoader
 from pathlib import Path, PurePath
 from typing import Any
 
 import cloudpickle
 import numpy as np
-from dask.base import tokenize
-from dask.tokenize import TokenizationError
 
-from tilework._types import Array
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
+from tilework.writing.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
+from tilework.writing.modules import (
+    Chain,
+    Import,
+    OwnModules,
+    References,
+    file_digest,
+    find,
+    installed,
+    located,
+)
+from tilework.writing.stamps import stamp
 
-__all__ = ["SHORT", "UNKNOWN", "Parts", "describe", "digest", "is_network", "plain_text", "stamp", "stamps"]
+__all__ = ["Fingerprint", "describe"]
 
 Parts = dict[str, str]
 
-UNKNOWN = "unknown"
-"""A part that cannot be compared; counts as different even from itself."""
-# Values with fewer characters are stored as text, others as a digest of this length.
-SHORT = 32
-# Containers nested more deeply count as cyclic.
-DEPTH = 40
+# Modules that have a part each, so that messages name them; more are combined by package.
+MODULES = 100
+# Attributes of functions and classes that do not change what they do.
+NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl")
+# Objects whose content a process alone can have, or that change as they are read.
+FLEETING = (threading.local, io.IOBase)
+# Tables of an enumeration, whose members have parts of their own.
+ENUM = ("_member_map_", "_value2member_map_")
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
-def describe(value: Any, name: str) -> Parts:
+class Fingerprint(dict[str, str]):
+    """Named parts, and the parts that a record of format 1 would have."""
+
+    def __init__(
+        self, parts: Mapping[str, str] | None = None, former: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(parts or {})
+        self.former = dict(self if former is None else former)
+
+    def take(self, parts: Mapping[str, str], prefix: str = "") -> None:
+        """Add parts, with names that begin with ``prefix``."""
+        former = parts.former if isinstance(parts, Fingerprint) else parts
+        self.update({f"{prefix}{name}": value for name, value in parts.items()})
+        self.former.update({f"{prefix}{name}": value for name, value in former.items()})
+
+
+def describe(value: Any, name: str) -> Fingerprint:
     """Return the parts of a function, or of a value that it uses, with names that begin with ``name``."""
-    found = _Description()
+    found = _Description(name)
     found.add(value, name)
-    return found.parts
+    found.finish()
+    return Fingerprint(found.parts, found.former)
 
 
 class _Description:
-    """The parts found so far, and the objects described already: functions may refer to each other."""
+    """The parts found so far, and the objects described already: functions may refer to each other.
 
-    def __init__(self) -> None:
+    Parts that records of format 1 do not have are found last (`later`), so that the others keep their names:
+    an object has the name under which it is found first.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
         self.parts: Parts = {}
-        self.seen: dict[int, Any] = {}
-        """Objects by id; kept alive so that no other object gets the same id."""
+        self.former: Parts = {}
+        """The parts of format 1."""
+        self.seen: dict[int, tuple[Any, str]] = {}
+        """Objects and their names by id; kept alive so that no other object gets the same id."""
+        self.later: deque[Callable[[], None]] = deque()
+        self.finishing = False
+        self.modules = OwnModules()
+
+    def put(self, name: str, value: str) -> None:
+        """Add a part."""
+        self.parts[name] = value
+        if not self.finishing:
+            self.former[name] = value
+
+    def finish(self) -> None:
+        """Add the parts that are found last, and those of whole modules."""
+        self.finishing = True
+        while self.later:
+            self.later.popleft()()
+        self.modules.walk()
+        self.parts.update(_module_parts(self.modules, self.root))
+
+    def add_later(self, value: Any, name: str) -> None:
+        """Describe a value of which records of format 1 have no part."""
+        self.later.append(functools.partial(self.add, value, name))
 
     def add(self, value: Any, name: str) -> None:
         """Describe any value under a name."""
         if id(value) in self.seen:
+            # Two functions may call each other, or each itself.
+            if name not in self.parts and (first := self.seen[id(value)][1]) != name:
+                self.later.append(functools.partial(self.put, name, f"as {first}"))
             return
         if isinstance(value, types.FunctionType | type | types.MethodType | functools.partial):
-            self.seen[id(value)] = value
+            self.seen[id(value)] = value, name
         if isinstance(value, LoadOnce):
             self._recipe(value, name)
         elif isinstance(value, TorchFunction):
@@ -73,6 +137,7 @@ class _Description:
             arguments: list[tuple[Any, Any]] = [*enumerate(value.args), *sorted(value.keywords.items())]
             for key, argument in arguments:
                 self.add(argument, f"{name} argument {key}")
+            self._attributes(value, name)
         elif isinstance(value, types.MethodType):
             self.add(value.__func__, name)
             self.add(value.__self__, f"{name} self")
@@ -81,7 +146,11 @@ class _Description:
         elif isinstance(value, type):
             self._class(value, name)
         elif isinstance(value, types.ModuleType):
-            self.parts[name] = _installed(value.__name__) or _file_digest(getattr(value, "__file__", None))
+            self._module(value, name)
+        elif isinstance(value, logging.Logger):
+            self.put(name, f"logger {value.name}")
+        elif isinstance(value, WEAK):
+            self.put(name, "weak references")  # a cache, as in `functools.singledispatch`
         elif callable(value) and hasattr(value, "__name__"):
             self._named(value, name)
         else:
@@ -89,102 +158,385 @@ class _Description:
 
     def _recipe(self, value: LoadOnce, name: str) -> None:
         if value.version is not None:
-            self.parts[f"{name} version"] = value.version
+            self.put(f"{name} version", value.version)
             return
         factory, args, kwargs = cloudpickle.loads(value.packed)
         self.add(factory, f"{name} factory")
         for key, argument in [*enumerate(args), *sorted(kwargs.items())]:
             what = f"{name} factory argument {key}"
             if isinstance(argument, str | PurePath) and os.path.exists(argument):  # noqa: PTH110
-                self.parts[f"{what}: path"] = str(argument)
-                self.parts[f"{what}: file {Path(argument).name}"] = stamp(argument)
+                self.put(f"{what}: file {Path(argument).name}", stamp(argument))
+                self.parts[f"{what}: path"] = str(Path(argument).resolve())
+                self.former[f"{what}: path"] = str(argument)
             else:
                 self.add(argument, what)
 
+    # -- functions ----------------------------------------------------------------------------------------
+
     def _function(self, value: types.FunctionType, name: str) -> None:
-        if known := _installed(value.__module__):
-            self.parts[name] = _address(value.__module__, value.__qualname__, known)
-            return
+        known = installed(value.__module__)
+        inside = installed(value.__globals__.get("__name__"))
+        if known is not None:
+            self.put(name, _address(value.__module__, value.__qualname__, known))
+            if inside is not None and _by_name(value) is value:
+                return  # its package and version say all
+            # A function that an installed one has made, or one with the name of an installed one.
+            self.later.append(functools.partial(self._body, value, name, own=inside is None))
+        else:
+            self._body(value, name)
+        self._attributes(value, name)
+
+    def _body(self, value: types.FunctionType, name: str, *, own: bool = True) -> None:
+        """Describe a function by its code, unless this is installed, and by the values that it uses."""
         code = value.__code__
-        self.parts[f"{name} code"] = digest(_bytecode(code))
-        constants = list(_constants(code))
-        if value.__doc__ is not None and constants[:1] == [value.__doc__]:
-            del constants[0]
-        self.parts[f"{name} constants"] = digest(constants)
+        if own:
+            self.put(f"{name} code", digest(_bytecode(code)))
+            constants = list(_constants(code))
+            if value.__doc__ is not None and constants[:1] == [value.__doc__]:
+                del constants[0]
+            self.put(f"{name} constants", digest(constants))
         defaults = {"positional": value.__defaults__, "keyword": value.__kwdefaults__}
         for kind, given in defaults.items():
             if given:
                 self.add(given, f"{name} {kind} defaults")
+        found = References.of(code)
+        self.modules.attributes |= found.attributes
         for variable, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
+            what = f"{name} closure value "
             try:
-                self.add(cell.cell_contents, f"{name} closure value {variable}")
+                self._variable(cell.cell_contents, what, variable, found.cells)
             except ValueError:  # an empty cell
-                self.parts[f"{name} closure value {variable}"] = "empty"
-        for variable in sorted(set(_globals(code))):
-            if variable in value.__globals__:
-                self.add(value.__globals__[variable], f"{name} global {variable}")
+                self.put(what + variable, "empty")
+        if not own:
+            return
+        for variable in sorted({chain[0] for chain in found.globals} & value.__globals__.keys()):
+            self._variable(value.__globals__[variable], f"{name} global ", variable, found.globals)
+        package = value.__globals__.get("__package__") or _package(value.__globals__.get("__name__"))
+        for imported in found.imports:
+            self.modules.add(imported, package)
+
+    def _variable(self, value: Any, name: str, variable: str, chains: Iterable[Chain]) -> None:
+        """Describe a variable from outside a function; of a module, what the function uses of it."""
+        if not isinstance(value, types.ModuleType) or installed(value.__name__):
+            self.add(value, name + variable)
+            return
+        self._formerly_file(value, name + variable)
+        for chain in chains:
+            if chain[0] == variable:
+                self.later.append(functools.partial(self._chain, value, chain, name))
+
+    def _chain(self, module: types.ModuleType, chain: Chain, name: str) -> None:
+        """Describe what a chain of attributes, which begins at a module of the user, leads to."""
+        found: Any = module
+        for length, attribute in enumerate(chain[1:], 2):
+            inside = vars(found)
+            if attribute not in inside or "__getattr__" in inside:
+                break
+            found = inside[attribute]
+            if not isinstance(found, types.ModuleType) or installed(found.__name__):
+                self.add(found, name + ".".join(chain[:length]))
+                return
+        self._whole(found, name + found.__name__)
+
+    def _attributes(self, value: Any, name: str) -> None:
+        """Describe what was set as attributes of a function."""
+        for key, part in sorted(vars(value).items()):
+            if key not in NO_EFFECT:
+                self.add_later(part, f"{name} attribute {key}")
+
+    # -- modules ------------------------------------------------------------------------------------------
+
+    def _module(self, value: types.ModuleType, name: str) -> None:
+        if known := installed(value.__name__):
+            self.put(name, known)
+        else:
+            self._formerly_file(value, name)
+            self.later.append(functools.partial(self._whole, value, name))
+
+    def _whole(self, value: types.ModuleType, name: str) -> None:
+        """Describe a whole module of the user."""
+        if located(value):
+            self.modules.add(Import(value.__name__))
+        elif value is sys.modules["__main__"]:
+            self.put(name, UNKNOWN)
+        elif id(value) not in self.seen:
+            self.seen[id(value)] = value, name
+            for key, part in sorted(vars(value).items()):
+                if not key.startswith("__"):
+                    self.add(part, f"{name}.{key}")
+
+    def _formerly_file(self, value: types.ModuleType, name: str) -> None:
+        """Add the part of a module that records of format 1 have: its file."""
+        if not self.finishing:
+            self.former[name] = file_digest(getattr(value, "__file__", None)) or UNKNOWN
+
+    def _formerly(self, value: Any, name: str) -> None:
+        """Add the part of an instance that records of format 1 have: a digest by dask."""
+        if not self.finishing:
+            self.former[name] = steady_digest(value)
+
+    # -- classes and instances ----------------------------------------------------------------------------
 
     def _class(self, value: type, name: str) -> None:
-        if known := _installed(value.__module__):
-            self.parts[f"{name} class"] = _address(value.__module__, value.__qualname__, known)
+        if known := installed(value.__module__):
+            self.put(f"{name} class", _address(value.__module__, value.__qualname__, known))
             return
         for base in value.__bases__:
             if base is not object:
                 self.add(base, f"{name} {base.__name__}")
+        if installed(type(value).__module__) is None:
+            self.add_later(type(value), f"{name} metaclass")
+        if isinstance(getattr(find(value.__module__), "loader", None), ExtensionFileLoader):
+            self.modules.add(Import(value.__module__))
         for key, member in sorted(vars(value).items()):
+            if isinstance(member, types.MemberDescriptorType) or key in ENUM:
+                self._formerly(member, f"{name} {key}")
+                continue
             if isinstance(member, staticmethod | classmethod):
                 member = member.__func__
             if isinstance(member, property):
+                for what, accessor in (("setter", member.fset), ("deleter", member.fdel)):
+                    if accessor is not None:
+                        self.add_later(accessor, f"{name} {key} {what}")
                 member = member.fget
-            if isinstance(member, types.FunctionType) or not key.startswith("__"):
+            if isinstance(member, types.FunctionType) or not key.startswith(("__", "_abc_impl")):
                 self.add(member, f"{name} {key}")
 
     def _named(self, value: Any, name: str) -> None:
         """Describe a builtin, a ufunc, a compiled function, or an object with a ``__name__``."""
         module = getattr(value, "__module__", None) or type(value).__module__
-        wrapped = getattr(value, "__wrapped__", None)
-        known = _installed(module)
+        # Numba keeps the function that it compiles as ``py_func``.
+        wrapped = getattr(value, "py_func", getattr(value, "__wrapped__", None))
+        known, owner = installed(module), getattr(value, "__self__", None)
         if known is None and wrapped is not None:
             self.add(wrapped, name)
+            if options := getattr(value, "targetoptions", None):
+                self.add_later(options, f"{name} options")
+        elif known is None and _is_compiled(value) and module in sys.modules:
+            self._formerly(value, name)
+            self.later.append(functools.partial(self._whole, sys.modules[module], name))
         elif known is None or (getattr(value, "__dict__", None) and not isinstance(value, np.ufunc)):
             self._object(value, name)
         else:
-            self.parts[name] = _address(module, getattr(value, "__qualname__", value.__name__), known)
+            self.put(name, _address(module, getattr(value, "__qualname__", value.__name__), known))
+            if isinstance(value, np.ufunc):
+                self.later.append(functools.partial(self._ufunc, value, name))
+            elif owner is not None and not isinstance(owner, types.ModuleType):
+                self.add_later(owner, f"{name} self")  # of a method of a builtin type
+            elif (script := _script(value)) is not None:
+                self.parts[f"{name} code"] = digest(script)
+
+    def _ufunc(self, value: np.ufunc, name: str) -> None:
+        """Describe the module of a ufunc that is not numpy's own."""
+        if getattr(np, value.__name__, None) is value:
+            return
+        place = sys.modules.get(pickle.whichmodule(value, value.__name__))  # type: ignore[attr-defined]
+        if getattr(place, value.__name__, None) is value:
+            self.add(place, f"{name} module")
+        else:
+            self.put(f"{name} function", UNKNOWN)  # `np.frompyfunc` does not show it
 
     def _object(self, value: Any, name: str) -> None:
         """Describe data, or an instance, by the first of these rules that applies."""
-        plain, items = plain_text(value), _items(value)
+        plain, items, hidden = plain_text(value), _items(value), False
         # 1. A number or a word, as text.
         if plain is not None:
-            self.parts[name] = plain if len(plain) < SHORT else digest(value)
+            self.put(name, plain if len(plain) < SHORT else digest(value))
         # 2. A container of functions or instances, item by item: dask's token would contain line numbers.
         elif items is not None and any(_holds_code(item) for _, item in items):
-            for key, item in items:
-                self.add(item, f"{name}[{key}]")
+            self._container(value, items, name)
         # 3. A network, by its weights and the user's own classes in it.
         elif is_network(value):
             for kind in sorted({type(m) for m in value.modules()}, key=lambda k: k.__qualname__):
-                if _installed(kind.__module__) is None:
+                if installed(kind.__module__) is None:
                     self.add(kind, f"{name} {kind.__name__}")
-            self.parts[f"{name} weights"] = digest(value)
-        # 4. Data, and objects with a dask token of their own, by a digest.
-        elif _is_data(value) or not hasattr(value, "__dict__") or hasattr(value, "__dask_tokenize__"):
-            try:
-                self.parts[name] = digest(value)
-            except TokenizationError:
-                self.parts[name] = UNKNOWN
+            self.put(f"{name} weights", digest(value))
+            self.later.append(functools.partial(self._network, value, name))
+            return
+        # 4. Data, objects with a dask token of their own, and those without attributes, by a digest.
+        elif (
+            _is_data(value) or hasattr(value, "__dask_tokenize__") or not (_owned(value) or _has_dict(value))
+        ):
+            self.put(name, steady_digest(value))
+            hidden = not _is_data(value) and items is None
         # 5. Any other instance, by its class and its attributes.
         elif id(value) not in self.seen:
-            self.seen[id(value)] = value
+            self.seen[id(value)] = value, name
+            hidden = True
+            if _has_dict(value):
+                self.add(type(value), name)
+                for key, part in sorted(vars(value).items()):
+                    # A lock of `functools.cached_property`, which has one until Python 3.12.
+                    if not (isinstance(value, functools.cached_property) and key == "lock"):
+                        self.add(part, f"{name} {key}")
+            else:
+                self._formerly(value, name)
+        else:
+            return
+        self.later.append(functools.partial(self._further, value, name, hidden=hidden))
+
+    def _container(self, value: Any, items: list[tuple[Any, Any]], name: str) -> None:
+        """Describe a container item by item."""
+        formerly = isinstance(value, Mapping | tuple | list) and any(_held_code(item) for _, item in items)
+        if not formerly:
+            self._formerly(value, name)
+        for key, item in items:
+            (self.add if formerly else self.add_later)(item, f"{name}[{_label(key)}]")
+            if _holds_code(key):
+                self.add_later(key, f"{name} key {_label(key)}")
+
+    def _further(self, value: Any, name: str, *, hidden: bool) -> None:
+        """Describe what records of format 1 lack: slots, code and content of the user's own classes."""
+        if isinstance(value, FLEETING):
+            self.put(name, UNKNOWN)
+        elif _owned(value):
             self.add(type(value), name)
-            for key, part in sorted(vars(value).items()):
-                self.add(part, f"{name} {key}")
+            for key, part in sorted(getattr(value, "__dict__", {}).items()):
+                if f"{name} {key}" not in self.parts and not isinstance(value, Enum):
+                    self.add(part, f"{name} {key}")
+        # Those of installed classes are in the digest, or caches as in `pathlib.Path`.
+        for key, part in _slots(value) if _owned(value) or (hidden and _has_dict(value)) else ():
+            self.add(part, f"{name} {key}")
+        content = _content(value) if hidden else []
+        if content and (_has_dict(value) or any(map(_owned, _leaves(content)))):
+            self.add(content, f"{name} content")
+
+    def _network(self, value: Any, name: str) -> None:
+        """Describe what weights do not show: attributes, buffers that are not saved, hooks, compiled code."""
+        saved = value.state_dict()
+        plain: list[Any] = []
+        for number, module in enumerate(value.modules()):
+            attributes = dict(getattr(module, "__dict__", {}))
+            buffers = attributes.pop("_buffers", None) or {}
+            plain += [(number, key, digest(b)) for key, b in buffers.items() if not _among(b, saved)]
+            own = _owned(module)
+            for key, part in sorted(attributes.items()):
+                if key in ("_parameters", "_modules", "training") or not _has_effect(part):
+                    continue
+                if _is_data(part) and not isinstance(part, Mapping):
+                    plain.append((number, key, steady_digest(part)))
+                elif own or "hooks" in key or key == "forward":
+                    self.add(part, f"{name} {number} {key}")
+            plain.append((number, "code", _script(module)))
+        self.put(f"{name} attributes", digest(plain))
+
+
+def _module_parts(modules: OwnModules, root: str) -> Parts:
+    """Return a part for each module that counts whole, and each installed package that one imports."""
+    parts = {f"{root} package {name}": version for name, version in modules.packages.items()}
+    if len(modules.digests) <= MODULES:
+        return parts | {f"{root} module {name}": value for name, value in modules.digests.items()}
+    packages: dict[str, list[tuple[str, str]]] = {}
+    for name, value in sorted(modules.digests.items()):
+        packages.setdefault(name.partition(".")[0], []).append((name, value))
+    return parts | {f"{root} modules of {top}": digest(found) for top, found in packages.items()}
+
+
+def _package(module: str | None) -> str | None:
+    """Return the package of a module, for relative imports in it."""
+    spec = getattr(sys.modules.get(module or ""), "__spec__", None)
+    return getattr(spec, "parent", None) or (module or "").rpartition(".")[0] or None
+
+
+def _by_name(value: Any) -> Any:
+    """Return what has the module and name of a function."""
+    try:
+        return operator.attrgetter(value.__qualname__)(sys.modules[value.__module__])
+    except (AttributeError, KeyError):
+        return None
+
+
+def _is_compiled(value: Any) -> bool:
+    """Return whether a callable is a function of an extension module."""
+    return isinstance(value, types.BuiltinFunctionType) or "cython" in type(value).__name__
+
+
+def _slots(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the names and values of slots that are set."""
+    for kind in type(value).__mro__:
+        names = vars(kind).get("__slots__", ())
+        for name in sorted((names,) if isinstance(names, str) else names):
+            if name in ("__dict__", "__weakref__"):
+                continue
+            hidden = name.startswith("__") and not name.endswith("__")
+            try:
+                yield name, getattr(value, f"_{kind.__name__.lstrip('_')}{name}" if hidden else name)
+            except AttributeError:
+                continue
+
+
+def _content(value: Any) -> list[Any]:
+    """Return what an instance of a compiled class, or of one derived from it, keeps outside of slots."""
+    try:
+        made, arguments, *rest = value.__reduce_ex__(4)
+    except Exception:  # it cannot be pickled
+        return []
+    if made is not copyreg.__newobj__ and made is not type(value):  # type: ignore[attr-defined]
+        return []
+    found = [
+        [a for a in arguments if not isinstance(a, type)],
+        *(list(r) for r in rest[1:3] if r is not None),
+    ]
+    return [part for part in found if part]
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Yield the items of containers, inside each other."""
+    items = _items(value)
+    if items is None:
+        yield value
+    else:
+        for _, item in items:
+            yield from _leaves(item)
+
+
+def _script(module: Any) -> str | None:
+    """Return the text of a network that torch has compiled; None for others."""
+    try:
+        code = module.code
+    except Exception:  # a script without a forward method
+        return None
+    return code if isinstance(code, str) else None
+
+
+def _among(buffer: Any, saved: Mapping[str, Any]) -> bool:
+    """Return whether a buffer is one of the saved ones."""
+    return buffer is None or any(
+        getattr(buffer, "data_ptr", int)() == getattr(other, "data_ptr", str)() for other in saved.values()
+    )
+
+
+def _has_effect(value: Any) -> bool:
+    """Return whether an attribute of a network may matter: an empty table of hooks does not."""
+    return value is not None and not (isinstance(value, Mapping | list | set) and not value)
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(value, Mapping):
-        return sorted(value.items(), key=lambda pair: repr(pair[0]))
-    return list(enumerate(value)) if isinstance(value, tuple | list) else None
+    if isinstance(value, Mapping) and not isinstance(value, WEAK):
+        return sorted(value.items(), key=lambda pair: repr(_label(pair[0])))
+    if isinstance(value, tuple | list | deque):
+        return list(enumerate(value))
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return list(enumerate(value.flat))
+    if isinstance(value, set | frozenset) and any(map(_holds_code, value)):
+        return list(enumerate(sorted(value, key=lambda item: digest(describe(item, "item")))))
+    return None
+
+
+def _label(key: Any) -> Any:
+    """Return a key of a mapping for the name of a part; a function's own text has its address."""
+    return getattr(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
+
+
+def _has_dict(value: Any) -> bool:
+    return hasattr(value, "__dict__")
+
+
+def _owned(value: Any) -> bool:
+    """Return whether a value is an instance of a class of the user, or such a class or function."""
+    if isinstance(value, type | types.FunctionType) and installed(value.__module__) is None:
+        return True
+    return installed(type(value).__module__) is None
 
 
 def _holds_code(value: Any) -> bool:
@@ -192,7 +544,15 @@ def _holds_code(value: Any) -> bool:
     items = _items(value)
     if items is not None:
         return any(_holds_code(item) for _, item in items)
-    return callable(value) or (hasattr(value, "__dict__") and not _is_data(value))
+    return _held_code(value) or _owned(value)
+
+
+def _held_code(value: Any) -> bool:
+    """Return whether a value is, or holds, a function or an instance with attributes."""
+    items = _items(value) if isinstance(value, Mapping | tuple | list) else None
+    if items is not None:
+        return any(_held_code(item) for _, item in items)
+    return callable(value) or (_has_dict(value) and not _is_data(value))
 
 
 def _is_data(value: Any) -> bool:
@@ -217,16 +577,6 @@ def _constants(code: types.CodeType) -> Iterator[Any]:
             yield constant
 
 
-def _globals(code: types.CodeType) -> Iterator[str]:
-    """Yield the names of the globals that a function, and the functions inside it, refer to."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME") and isinstance(instruction.argval, str):
-            yield instruction.argval
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _globals(constant)
-
-
 def _address(module: str | None, name: str, known: str) -> str:
     """Return the part of an installed object: its module and name, and the version of its package.
 
@@ -234,134 +584,3 @@ def _address(module: str | None, name: str, known: str) -> str:
     """
     own = (module or "").partition(".")[0] == "tilework"
     return f"{'tilework' if own else module}.{name}, {known}"
-
-
-@functools.lru_cache(maxsize=256)
-def _installed(module: str | None) -> str | None:
-    """Return name and version of the package that contains a module; None for the user's own code."""
-    top = (module or "builtins").partition(".")[0]
-    python = f"python {sys.version_info.major}.{sys.version_info.minor}"
-    if top == "tilework":
-        return f"tilework {importlib.metadata.version('tilework')}"
-    if top == "__main__":
-        return None  # also if a launcher from a package has set its file
-    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
-        return python
-    file = getattr(sys.modules.get(module or ""), "__file__", None)
-    roots = [os.path.realpath(sysconfig.get_path(p)) for p in ("purelib", "platlib")]
-    where = os.path.realpath(file) if file else ""
-    if not any(where.startswith(root + os.sep) for root in roots):
-        return None
-    for distribution in _distributions().get(top, ()):
-        return f"{distribution} {importlib.metadata.version(distribution)}"
-    return f"{top} {getattr(sys.modules[top], '__version__', 'installed')}"
-
-
-@functools.lru_cache(maxsize=1)
-def _distributions() -> Mapping[str, list[str]]:
-    return importlib.metadata.packages_distributions()
-
-
-def _file_digest(file: str | None) -> str:
-    try:
-        return hashlib.blake2b(Path(file or "").read_bytes(), digest_size=16).hexdigest()
-    except OSError:
-        return UNKNOWN
-
-
-def stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield name, size and modification time of the chunks below a folder."""
-    for entry in sorted(os.scandir(folder), key=lambda e: e.name):
-        if entry.name.startswith((".", "zarr.json")):
-            continue  # metadata, and done-marks if the source was itself written by tilework
-        if entry.is_dir():
-            for name, size, time in stamps(Path(entry.path)):
-                yield f"{entry.name}/{name}", size, time
-        elif not entry.name.endswith(".partial"):
-            stat = entry.stat()
-            yield entry.name, stat.st_size, stat.st_mtime_ns
-
-
-def stamp(path: Any) -> str:
-    """Return size and modification time of a file, or of the files of a folder."""
-    if Path(path).is_dir():
-        return digest(list(stamps(Path(path))))
-    stat = Path(path).stat()
-    return f"{stat.st_size} bytes of {stat.st_mtime_ns}"
-
-
-def digest(value: Any) -> str:
-    """Return a digest of plain data, arrays and tensors; equal for equal data in every process.
-
-    Raises
-    ------
-    TokenizationError
-        For any other object that dask cannot hash deterministically.
-    """
-    state = hashlib.blake2b(digest_size=16)
-    _feed(value, state, 0)
-    return state.hexdigest()
-
-
-def plain_text(value: Any) -> str | None:
-    """Return a number, a word or a similar plain value as text; None for any other value."""
-    if value is None or isinstance(value, bool | int | float | complex | str | Fraction | PurePath | Enum):
-        return repr(value)
-    if isinstance(value, np.generic | np.dtype):
-        return repr(value)
-    return None
-
-
-def _feed(value: Any, state: Any, depth: int) -> None:
-    plain = plain_text(value)
-    kind = type(value).__name__
-    if depth > DEPTH:
-        raise TokenizationError("nested too deeply")
-    if plain is not None or isinstance(value, bytes | bytearray | range | slice | type(Ellipsis)):
-        state.update(f"{kind}:{plain if plain is not None else repr(value)};".encode())
-    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        state.update(f"array:{value.shape}:{value.dtype.str};".encode())
-        _feed_array(value, state)
-    elif isinstance(value, tuple | list):
-        state.update(f"{kind}:{len(value)};".encode())
-        for item in value:
-            _feed(item, state, depth + 1)
-    elif isinstance(value, Mapping):
-        state.update(f"{kind}:{len(value)};".encode())
-        for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])):
-            _feed((key, item), state, depth + 1)
-    elif isinstance(value, set | frozenset):
-        state.update(f"{kind}:{sorted(map(digest, value))};".encode())
-    elif is_network(value):
-        state.update(f"network:{type(value).__qualname__}:{value!r};".encode())
-        _feed(dict(value.state_dict()), state, depth + 1)
-    elif hasattr(value, "detach") and hasattr(value, "numpy"):
-        tensor = value.detach().cpu()
-        if "bfloat16" in str(tensor.dtype):
-            tensor = tensor.float()
-        _feed(tensor.resolve_conj().numpy(), state, depth + 1)
-    elif is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "__dask_tokenize__"):
-        _feed((kind, {f.name: getattr(value, f.name) for f in fields(value)}), state, depth + 1)
-    else:
-        try:
-            state.update(tokenize(value, ensure_deterministic=True).encode())
-        except TokenizationError:
-            raise
-        except Exception as error:
-            raise TokenizationError(str(error)) from error
-
-
-def _feed_array(value: Array, state: Any) -> None:
-    """Feed the bytes of an array part by part, because a copy of a large one would double its memory."""
-    if value.flags.c_contiguous:
-        state.update(value.reshape(-1).view(np.uint8).data if value.size else b"")
-    elif value.ndim <= 1:
-        state.update(np.ascontiguousarray(value).view(np.uint8))
-    else:
-        for part in value:
-            _feed_array(np.asarray(part), state)
-
-
-def is_network(value: Any) -> bool:
-    """Return whether a value is a torch module, without importing torch."""
-    return all(hasattr(value, part) for part in ("state_dict", "parameters", "modules"))

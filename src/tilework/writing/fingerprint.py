@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from tilework.engine.spec import Spec
+from tilework.errors import TilingError
+from tilework.execution.progress import LOG
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
 from tilework.source.zarr_array import ZarrSource
-from tilework.writing.code import SHORT, UNKNOWN, Parts, describe, digest, stamp, stamps
+from tilework.writing.code import Fingerprint, describe
+from tilework.writing.digests import SHORT, UNKNOWN, digest
+from tilework.writing.ledger import Accepted
+from tilework.writing.stamps import of_array, stamp, stamps
 
-__all__ = ["UNKNOWN", "changes", "of_spec"]
+__all__ = ["UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_spec"]
+
+AXIS = tuple(f.name for f in fields(AxisGrid))
+# Parts that decide which tiles and samples there are: what is stored cannot be part of another result.
+FIXED = re.compile(rf"({'|'.join(AXIS)}|each axes|source axes|source \d+ shape|output .* (layout|dtype))")
 
 
-def of_spec(spec: Spec, version: str | None = None) -> Parts:
+def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
     """Return the fingerprint of a result of `tiled_map`, without its mask.
 
     Parameters
@@ -36,51 +47,122 @@ def of_spec(spec: Spec, version: str | None = None) -> Parts:
     -----
     Stores keep these names and digests: after a change of one in this code, they can no longer be resumed.
     """
-    parts: Parts = {}
+    parts = Fingerprint()
     for number, source in enumerate(spec.sources):
-        facts = {"shape": str(source.shape), "dtype": str(source.dtype)} | _identity(source)
-        parts |= {f"source {number} {name}": value for name, value in facts.items()}
-    parts |= {"version": version} if version is not None else describe(spec.fn, "fn")
-    for f in fields(AxisGrid):
-        parts[f.name] = str(tuple(getattr(axis, f.name) for axis in spec.plan.axes))
-    parts |= {"each axes": str(spec.plan.n_each), "source axes": str(spec.source_axes)}
-    parts |= {"boundary": str(spec.boundary), "cval": repr(spec.cval), "pass_tile": str(spec.pass_tile)}
+        parts.take({"shape": str(source.shape), "dtype": str(source.dtype)}, f"source {number} ")
+        found = _identity(source)
+        if not found.keys() & {"data", "dask name"} and not isinstance(source, OnceSource):
+            LOG.warning(
+                "source %d: its store does not say whether data changed, so that only its place and metadata "
+                "are compared; change version= when the data change",
+                number,
+            )
+        parts.take(found, f"source {number} ")
+    parts.take({"version": version} if version is not None else describe(spec.fn, "fn"))
+    parts.take({name: str(tuple(getattr(axis, name) for axis in spec.plan.axes)) for name in AXIS})
+    parts.take({"each axes": str(spec.plan.n_each), "source axes": str(spec.source_axes)})
+    parts.take({"boundary": str(spec.boundary), "cval": repr(spec.cval), "pass_tile": str(spec.pass_tile)})
     if spec.skip is not None:
-        parts |= describe(spec.skip, "skip")
+        parts.take(describe(spec.skip, "skip"))
     for k, output in enumerate(spec.outputs):
         name = f"output {k if output.key is None else output.key}"
-        parts |= _output(output, name, spec.plan.outputs[k].rim)
+        parts.take(_output(output, name, spec.plan.outputs[k].rim))
     return parts
 
 
-def _output(output: BoundOutput, name: str, rim: tuple[int, ...] | None) -> Parts:
+def _output(output: BoundOutput, name: str, rim: tuple[int, ...] | None) -> Fingerprint:
     """Return the parts of one output."""
     untiled = tuple(n for axis, n in enumerate(output.shape) if axis not in output.axes)
     windows = [weights.window for weights in output.weights]
-    parts = {
+    parts = Fingerprint({
         f"{name} layout": digest((output.key, untiled, output.axes, output.channel_axis, output.scale)),
         f"{name} dtype": str(output.dtype),
         f"{name} blend": output.kind,
         f"{name} window": digest((windows, output.importance, rim)),
         f"{name} fill_value": repr(output.fill_value),
-    }
-    return parts if output.reduce is None else parts | describe(output.reduce, f"{name} reduce")
+    })  # fmt: skip
+    if output.reduce is not None:
+        parts.take(describe(output.reduce, f"{name} reduce"))
+    return parts
 
 
-def changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Return the names of the parts that differ, with their values if these are short."""
-    found = []
+# -- comparing --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """The differences between the fingerprint of a record and a new one."""
+
+    refused: tuple[str, ...] = ()
+    """Names of the parts that differ, with their values if these are short."""
+    names: tuple[str, ...] = ()
+    """Their names alone."""
+    unknown: bool = False
+    """Whether one of them cannot be compared."""
+    accepted: tuple[Accepted, ...] = ()
+    """The parts that differ and were accepted."""
+    unrecorded: tuple[str, ...] = ()
+    """New parts that a record of the former format cannot have."""
+
+
+def names_to_accept(accept: Any) -> tuple[str, ...]:
+    """Return the argument ``accept``; raise a `TypeError` unless it is a sequence of names."""
+    names = tuple(accept) if isinstance(accept, Iterable) else (None,)
+    if isinstance(accept, str | bytes) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f'accept must be a list of names of parts, as ["fn constants"]; got {accept!r}.')
+    return names
+
+
+def changes(
+    old: Mapping[str, str], new: Mapping[str, str], *, accept: Iterable[str] = (), former: bool = False
+) -> Changes:
+    """Return what differs between the fingerprint of a record and a new one.
+
+    Parameters
+    ----------
+    old, new : mapping of str to str
+    accept : iterable of str
+        Names of parts that may differ.
+    former : bool
+        Whether the record has format 1, which has fewer parts: only these are compared.
+
+    Raises
+    ------
+    TilingError
+        If ``accept`` has a name that no part has, or that of a changed part which decides what the tiles are.
+    """
+    unrecorded: tuple[str, ...] = ()
+    if former and isinstance(new, Fingerprint):
+        unrecorded = tuple(sorted(new.keys() - new.former.keys()))
+        new = new.former
+    known = sorted(old.keys() | new.keys() | set(unrecorded))
+    for name in (accept := tuple(accept)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
+            raise TilingError(f"accept names {name!r}, which is no part of the fingerprint{hint}")
+    refused, names, accepted, unknown = [], [], [], False
     for name in sorted(old.keys() | new.keys()):
         before, after = _without_module(old.get(name)), _without_module(new.get(name))
         if before == after and before != UNKNOWN:
             continue
+        if name in accept:
+            if FIXED.fullmatch(name):
+                raise TilingError(
+                    f"{name!r} cannot be accepted: it decides what the tiles and samples are. Write afresh "
+                    "with overwrite=True, or into another store."
+                )
+            accepted.append(Accepted(part=name, before=before, after=after))
+            continue
+        names.append(name)
         if UNKNOWN in (before, after):
-            found.append(f"{name} (cannot be compared)")
+            unknown = True
+            refused.append(f"{name} (cannot be compared)")
         elif before is None or after is None or _is_digest(before) or _is_digest(after):
-            found.append(name)
+            refused.append(name)
         else:
-            found.append(f"{name}: {before} -> {after}")
-    return found
+            refused.append(f"{name}: {before} -> {after}")
+    return Changes(tuple(refused), tuple(names), unknown, tuple(accepted), unrecorded)
 
 
 def _without_module(value: str | None) -> str | None:
@@ -96,45 +178,60 @@ def _is_digest(value: str) -> bool:
 
 
 @functools.singledispatch
-def _identity(source: Source) -> Parts:
+def _identity(source: Source) -> Fingerprint:
     """Return the parts of a fingerprint that identify the data of a source."""
     del source
-    return {"data": UNKNOWN}
+    return Fingerprint({"data": UNKNOWN})
 
 
 @_identity.register
-def _(source: OnceSource) -> Parts:
+def _(source: OnceSource) -> Fingerprint:
     return describe(source.handle, "opened by")
 
 
 @_identity.register
-def _(source: MemorySource) -> Parts:
-    return {"data": digest(source.handle)}
+def _(source: MemorySource) -> Fingerprint:
+    return Fingerprint({"data": digest(source.handle)})
 
 
 @_identity.register
-def _(source: BlockSource) -> Parts:
-    return {"dask name": source.dask_name}
+def _(source: BlockSource) -> Fingerprint:
+    return Fingerprint({"dask name": source.dask_name})
 
 
 @_identity.register
-def _(source: FileSource) -> Parts:
-    return {"path": f"{source.path} from byte {source.offset}", "data": stamp(source.path)}
+def _(source: FileSource) -> Fingerprint:
+    data = stamp(source.path)
+    parts = {
+        "path": _at(source.path, f" from byte {source.offset}"),
+        "strides": str(source.strides),
+        "data": data,
+    }
+    return Fingerprint(parts, {"path": f"{source.path} from byte {source.offset}", "data": data})
 
 
 @_identity.register
-def _(source: H5Source) -> Parts:
-    return {"path": f"{source.path}:{source.dataset}", "data": stamp(source.path)}
+def _(source: H5Source) -> Fingerprint:
+    data = stamp(source.path) if Path(source.path).is_file() else UNKNOWN
+    parts = {"path": _at(source.path, f":{source.dataset}"), "data": data}
+    return Fingerprint(parts, {"path": f"{source.path}:{source.dataset}", "data": data})
+
+
+def _at(path: str, inside: str) -> str:
+    """Return an address in a file that does not depend on the spelling of its path."""
+    return f"{Path(path).resolve()}{inside}"
 
 
 @_identity.register
-def _(source: ZarrSource) -> Parts:
+def _(source: ZarrSource) -> Fingerprint:
     source.check()
     array = source.handle
-    metadata = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
-    parts = {"path": str(array.store_path), "metadata": digest(repr(metadata))}
-    root = getattr(array.store_path.store, "root", None)
-    if root is None:
-        return parts
-    folder = Path(root).absolute() / array.store_path.path
-    return parts | {"path": str(folder), "data": digest(list(stamps(folder)))}
+    facts = {key: value for key, value in array.metadata.to_dict().items() if key != "attributes"}
+    metadata = {"metadata": digest(repr(facts))}
+    place, data = of_array(array)
+    parts = metadata | {key: value for key, value in (("path", place), ("data", data)) if value is not None}
+    former = metadata | {"path": str(array.store_path)}
+    if (root := getattr(array.store_path.store, "root", None)) is not None:
+        folder = Path(root).absolute() / array.store_path.path
+        former |= {"path": str(folder), "data": digest(list(stamps(folder)))}
+    return Fingerprint(parts, former)

@@ -40,6 +40,7 @@ from tilework.writing.objects import Objects, dump, load
 __all__ = [
     "FORMAT",
     "RECORD",
+    "Accepted",
     "Ledger",
     "Marks",
     "Record",
@@ -49,16 +50,29 @@ __all__ = [
     "forget",
     "record_of",
     "versions",
+    "with_accepted",
 ]
 
 RECORD = "tilework"
 """Name of the attribute that holds the record."""
 FORMAT = 2
-"""Version of the record and of the marks."""
+"""Version of the record and of the marks; fingerprints of version 1 have fewer parts."""
+paths
 KEPT = ("kept", "kept-again")
 """Names of marks that stand for several blocks."""
 
 Box = Sequence[Span]
+
+
+class Accepted(TypedDict):
+    """A part of the fingerprint that changed, in spite of which a result was resumed."""
+
+    part: str
+    """Its name."""
+    before: str | None
+    """Its value in the record; None: it was not there."""
+    after: str | None
+    """Its value since then; None: it is gone."""
 
 
 class Record(TypedDict):
@@ -81,6 +95,25 @@ class Record(TypedDict):
     """The first tiles that the last run left out, with their errors."""
     n_failed: NotRequired[int]
     """Number of all tiles that the last run left out."""
+    accepted: NotRequired[list[Accepted]]
+    """Parts that changed and were accepted."""
+
+
+def with_accepted(record: Record, accepted: Iterable[Accepted]) -> Record:
+    """Return a record with the present values of parts whose change was accepted, and a list of them."""
+    listed = list(record.get("accepted", ()))
+    fingerprint = dict(record["fingerprint"])
+    for change in accepted:
+        name, after = change["part"], change["after"]
+        fingerprint.pop(name, None)
+        if after is not None:
+            fingerprint[name] = after
+        if change not in listed:
+            listed.append(change)
+    if not listed:
+        return record
+    changed: Record = {**record, "fingerprint": fingerprint, "accepted": listed}
+    return changed
 
 
 def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> Record:

@@ -79,6 +79,7 @@ def write_many(
     overwrite: bool = False,
     resume: bool = True,
     version: str | None = None,
+    accept: Sequence[str] = (),
     retries: int = 0,
     progress: Progress = "auto",
     memory_limit: int | str | None = None,
@@ -97,13 +98,14 @@ def write_many(
     Parameters
     ----------
     jobs : iterable of (result, store), (result, store, options), or callables that return one
-        Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version`` and the
-        arguments of `zarr.create_array`. A callable is called when its turn comes, so that not all images are
-        open at the same time; a generator is consumed step by step.
+        Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version``,
+        ``accept`` and the arguments of `zarr.create_array`. A callable is called when its turn comes, so that
+        not all images are open at the same time; a generator is consumed step by step.
     on_error : "continue", "fill" or "raise"
         Treatment of an image that fails. "continue" leaves it incomplete and runs the others. "fill" leaves
         out its failing tiles, as in `to_zarr`. "raise" ends the run.
-    overwrite, resume, version, retries, progress, memory_limit, client, scheduler, resources, priority
+    overwrite, resume, version, accept, retries, progress, memory_limit, client, scheduler, \
+resources, priority
         As in `to_zarr`.
     **options
         Options for all images, as above.
@@ -140,8 +142,8 @@ def write_many(
         scheduler, client, retries=retries, resources=resources, priority=priority, alone=False
     )
     common = {
-        "overwrite": overwrite, "resume": resume, "version": version, "memory_limit": memory_limit,
-        "on_error": "fill" if on_error == "fill" else "raise",
+        "overwrite": overwrite, "resume": resume, "version": version, "accept": accept,
+        "memory_limit": memory_limit, "on_error": "fill" if on_error == "fill" else "raise",
     }  # fmt: skip
     many = _Many(where, common, options, stops=on_error == "raise")
     with outside_of_the_pool(where.client):
@@ -230,6 +232,6 @@ def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
 
 
 def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
-    own = ("path", "chunks", "shards", "version")
+    own = ("path", "chunks", "shards", "version", "accept")
     rest = {k: v for k, v in options.items() if k not in own}
     return Asked(**dict(common) | {k: options[k] for k in own if k in options}, options=rest)

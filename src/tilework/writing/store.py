@@ -32,8 +32,8 @@ from tilework.plan.cost import peak_bytes
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, GroupAt
-from tilework.writing.code import digest
-from tilework.writing.fingerprint import of_spec
+from tilework.writing.digests import digest
+from tilework.writing.fingerprint import names_to_accept, of_spec
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.location import read_by
@@ -62,6 +62,7 @@ def to_zarr(
     overwrite: bool = False,
     resume: bool = True,
     version: str | None = None,
+    accept: Sequence[str] = (),
     on_error: str | Callable[[Any, Exception], Any] = "raise",
     retries: int = 0,
     progress: Progress = "auto",
@@ -99,6 +100,9 @@ def to_zarr(
         Whether to resume the same result from an earlier call.
     version : str, optional
         Identifies the function in place of its code. Change it when the function changes.
+    accept : sequence of str
+        Names of parts of the fingerprint, as the error about a changed result gives them. The result is
+        resumed although they changed, and its record lists what was accepted.
     on_error : "raise", "fill", or callable
         Treatment of a tile that fails. "raise" ends the run with an error that names the tile. "fill" leaves
         the tile out: its samples are ``fill_value`` where no other tile has weight, the units that it touches
@@ -165,7 +169,7 @@ def to_zarr(
         where = where.later(client=client, scheduler=scheduler, progress=progress)
     asked = Asked(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=version,
-        on_error=on_error, memory_limit=memory_limit, options=options,
+        accept=accept, on_error=on_error, memory_limit=memory_limit, options=options,
     )  # fmt: skip
     with outside_of_the_pool(where.client if compute else None):
         writing = prepare(out, store, asked, where)
@@ -188,6 +192,7 @@ class Asked:
     overwrite: bool = False
     resume: bool = True
     version: str | None = None
+    accept: Any = ()
     on_error: Any = "raise"
     memory_limit: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -197,7 +202,7 @@ class Asked:
         return Target(
             store=store, path="/".join(p for p in (self.path, key) if p), chunks=_of_key(self.chunks, key),
             shards=_of_key(self.shards, key), overwrite=self.overwrite, resume=self.resume,
-            options=self.options,
+            accept=names_to_accept(self.accept), options=self.options,
         )  # fmt: skip
 
 
@@ -333,7 +338,7 @@ def _prepare_tiles(
 
 def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping[str, str]) -> _Member:
     """Return an output with its layout; raise if the array to resume has another fingerprint."""
-    place.compare(fingerprint)
+    place = place.compare(fingerprint)
     number, shape = spec.names(name).index(lazy.name), lazy.shape
     layout = place.layout(shape, lambda: default_chunks(spec, number, shape, lazy.dtype.itemsize))
     return _Member(number, lazy, place, layout)
@@ -455,7 +460,7 @@ def _prepare_chunks(array: Any, place: Place, asked: Asked, where: Where, claims
     target = place.target
     fingerprint = {"version": asked.version} if asked.version is not None else {"dask name": array.name}
     fingerprint |= {"chunks of the dask array": digest(array.chunks)}
-    place.compare(fingerprint)
+    place = place.compare(fingerprint)
     layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
     for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
         check_edges(sizes, unit, axis)

@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import zarr
 
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
+from tilework.execution.progress import LOG
 from tilework.source.base import Source
 from tilework.writing.claim import refuse_if_owned
-from tilework.writing.fingerprint import UNKNOWN, changes
-from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions
+from tilework.writing.fingerprint import Changes, changes
+from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions, with_accepted
 from tilework.writing.location import holds, locate, same_array
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
@@ -53,6 +54,8 @@ class Target:
     """Whether existing data may be deleted."""
     resume: bool
     """Whether an earlier result is resumed."""
+    accept: tuple[str, ...] = ()
+    """Names of parts of the fingerprint that may have changed."""
     options: Mapping[str, Any]
     """Further arguments of `zarr.create_array`."""
     at: Any = field(init=False)
@@ -155,7 +158,7 @@ class Target:
                 f"{self.address} was changed after tilework wrote it ({misfit}), so its marks mean nothing; "
                 "undo the change, or write afresh with overwrite=True."
             )
-        return Continued(self, array, record)
+        return Continued(self, array, record, record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +172,9 @@ class Fresh:
     found: Any = None
     """The array or group that is deleted."""
 
-    def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Do nothing: no result is resumed here."""
+    def compare(self, fingerprint: Mapping[str, str]) -> Fresh:
+        """Return the place: no result is resumed here."""
+        return self
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
         """Return the given chunks and shards, else the default chunks."""
@@ -230,8 +234,9 @@ class Foreign:
     array: Any
     """The array: of zarr, numpy, h5py..."""
 
-    def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Do nothing: no result is resumed here."""
+    def compare(self, fingerprint: Mapping[str, str]) -> Foreign:
+        """Return the place: no result is resumed here."""
+        return self
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
         """Return the layout of the array; raise if another one was given."""
@@ -258,22 +263,37 @@ class Continued:
     """The target, as given."""
     array: Any
     """The existing array."""
+    found: Record
+    """The record of the earlier call, as it is in the store."""
     record: Record
-    """The record of the earlier call."""
+    """This record with accepted changes."""
 
-    def compare(self, fingerprint: Mapping[str, str]) -> None:
-        """Raise if the existing result has another fingerprint."""
-        before = self.record["fingerprint"]
-        found = changes(before, fingerprint)
-        if not found:
-            return
+    def compare(self, fingerprint: Mapping[str, str]) -> Continued:
+        """Return the place, with accepted changes in its record; raise if there are others."""
+        former = "generation" not in self.record
+        found = changes(self.record["fingerprint"], fingerprint, accept=self.target.accept, former=former)
+        if found.refused:
+            raise self._refused(found)
+        if found.unrecorded:
+            LOG.warning(
+                "%s was begun by an earlier version, which did not record these parts; whether they changed "
+                "is not known: %s",
+                self.target.address,
+                ", ".join(found.unrecorded),
+            )
+        return replace(self, record=with_accepted(self.record, found.accepted))
+
+    def _refused(self, found: Changes) -> TilingError:
+        """Return the error about a result that has another fingerprint."""
         old, new = self.record.get("versions", {}).get("python"), versions()["python"]
         why = f" (python {old} -> {new})" if old != new else ""
-        if any(UNKNOWN in (before.get(k), fingerprint.get(k)) for k in fingerprint):
+        if found.unknown:
             why += ", and some parts cannot be compared: identify the function with version="
-        raise TilingError(
-            f"{self.target.address} holds a result of other parts{why}; changed: {'; '.join(found)}. It was "
-            "written by another call: undo the change to resume it, or write afresh with overwrite=True."
+        return TilingError(
+            f"{self.target.address} holds a result of other parts{why}; changed: {'; '.join(found.refused)}. "
+            "It was written by another call: undo the change to resume it, or write afresh with "
+            f"overwrite=True. If the change does not matter, accept={list(found.names)} resumes the result "
+            "and records this."
         )
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
@@ -283,16 +303,19 @@ class Continued:
     def create(
         self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record
     ) -> tuple[Any, Record]:
-        """Return the existing array, and its record in this format."""
+        """Return the existing array, and its record in this format, with accepted changes."""
         _refuse_other(self.array, shape, dtype)
         ledger = Ledger(self.array)
-        if ledger.record != self.record:
+        if ledger.record != self.found:
             raise TilingError(
                 f"{self.target.address} was changed by another run in this moment; call again to resume it."
             )
         if "generation" not in self.record:
-            return self.array, ledger.adopt(self.record)
+            # What the former format recorded is the same, or was accepted; from now on all parts are
+            # recorded.
+            return self.array, ledger.adopt(self.record | {"fingerprint": record["fingerprint"]})
         forget(ledger.objects, self.record["generation"])
+        ledger.write_record(self.record)
         return self.array, self.record
 
 

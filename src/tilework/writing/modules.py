@@ -29,6 +29,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pkgutil
 import site
 import sys
 import sysconfig
@@ -390,17 +391,5 @@ def _submodules(folders: Iterable[str]) -> Iterator[str]:
                 name = entry.name.partition(".")[0]
                 if name.isidentifier() and not name.startswith("__"):
                     yield name
-        else:
-            yield from _in_archive(folder)
-
-
-def _in_archive(folder: str) -> Iterator[str]:
-    """Yield the names of modules and packages in a folder of a zip file."""
-    importer: Any = sys.path_importer_cache.get(folder)
-    files = getattr(importer, "_files", None) or {}
-    prefix = getattr(importer, "prefix", "")
-    for file in files:
-        if file.startswith(prefix):
-            name = file[len(prefix) :].partition(os.sep)[0].partition(".")[0]
-            if name.isidentifier() and not name.startswith("__"):
-                yield name
+        else:  # in an archive
+            yield from (module.name for module in pkgutil.iter_modules([folder]))

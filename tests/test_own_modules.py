@@ -260,6 +260,23 @@ def test_an_edit_behind_a_module_is_seen(described: Describe, case: str) -> None
     assert all(name.startswith(part) for name in names), names
 
 
+def test_a_module_that_was_edited_after_it_was_loaded_cannot_be_compared(
+    described: Describe, tmp_path: Path
+) -> None:
+    """The process still has the old module; a process that starts later has the new one."""
+    script = "import pk.filters\ndef fn(x):\n  import pk.filters\n  return pk.filters.f(x)"
+    described(BASE, script)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(script, space)
+    for text in (EDITED, BASE["pk/filters.py"].replace("x + K", "x - K")):
+        (tmp_path / "pk/filters.py").write_text(text)
+        parts = describe(space["fn"], "fn")
+        assert changes(parts, parts).refused == ("fn module pk.filters (cannot be compared)",)
+    (tmp_path / "pk/filters.py").write_text("# the same\n" + BASE["pk/filters.py"])
+    parts = describe(space["fn"], "fn")
+    assert changes(parts, parts).refused == ()
+
+
 def test_modules_are_read_once_and_again_when_they_change(
     described: Describe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -57,7 +57,6 @@ RECORD = "tilework"
 """Name of the attribute that holds the record."""
 FORMAT = 2
 """Version of the record and of the marks; fingerprints of version 1 have fewer parts."""
-paths
 KEPT = ("kept", "kept-again")
 """Names of marks that stand for several blocks."""
 

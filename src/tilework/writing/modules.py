@@ -16,6 +16,7 @@ The rules, in order:
    name (another module may have imported them), and after ``import *``.
 5. An installed package that a whole module imports counts by its version.
 6. A module without a file counts by the objects in it. `__main__` never counts whole.
+7. A module whose file was edited after this process had loaded it cannot be compared.
 
 A name that is computed when the code runs (``getattr``, ``importlib.import_module``) cannot be known.
 """
@@ -40,6 +41,10 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]  # comes with distributed
+
+from tilework.writing.digests import UNKNOWN
 
 __all__ = ["Chain", "Import", "OwnModules", "References", "file_digest", "find", "installed", "located"]
 
@@ -269,34 +274,46 @@ def _read(spec: ModuleSpec) -> _Facts:
 
 
 def _of_tree(tree: ast.Module) -> _Facts:
-    """Return the facts of a syntax tree; a walk of its own is twice as fast as `ast.dump`."""
+    """Return the facts of a syntax tree; a walk of its own is three times as fast as `ast.dump`."""
     words: list[str] = []
     imports: list[Import] = []
     attributes: set[str] = set()
     todo: list[Any] = [tree]
     while todo:
         node = todo.pop()
-        if not isinstance(node, ast.AST):
-            words.append(f"{type(node).__name__} {node!r}")
+        kind = type(node)
+        if kind not in _FIELDS:  # a name, a constant
+            words.append(f"{kind.__name__} {node!r}")
             continue
-        words.append(type(node).__name__)
-        if isinstance(node, ast.Import):
-            imports += [Import(alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            imports.append(Import(node.module or "", node.level, tuple(a.name for a in node.names)))
-        elif isinstance(node, ast.Attribute):
+        words.append(kind.__name__)
+        if kind is ast.Attribute:
             attributes.add(node.attr)
-        has_docstring = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        for field in node._fields:
+        elif kind is ast.Import:
+            imports += [Import(alias.name) for alias in node.names]
+        elif kind is ast.ImportFrom:
+            imports.append(Import(node.module or "", node.level, tuple(a.name for a in node.names)))
+        for field in _FIELDS[kind]:
             value = getattr(node, field, None)
-            if isinstance(value, list):
-                first = int(field == "body" and has_docstring and _is_text(value))
-                words.append(f"{field} {len(value) - first}")
-                todo += value[first:]
+            if type(value) is list:
+                if field == "body" and kind in _WITH_DOCSTRING and _is_text(value):
+                    value = value[1:]
+                words.append(str(len(value)))
+                todo += value
             else:
                 todo.append(value)
     digest = hashlib.blake2b("\n".join(words).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
     return _Facts(digest, tuple(dict.fromkeys(imports)), frozenset(attributes))
+
+
+_WITH_DOCSTRING = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+# Whether a name is read or assigned follows from its place.
+_FIELDS = {
+    kind: tuple(
+        field for field in kind._fields if field not in ("ctx", "type_comment", "type_ignores", "kind")
+    )
+    for kind in vars(ast).values()
+    if isinstance(kind, type) and issubclass(kind, ast.AST)
+}
 
 
 def _is_text(body: list[Any]) -> bool:
@@ -311,6 +328,49 @@ def file_digest(file: str | None) -> str | None:
         return hashlib.blake2b(Path(file or "").read_bytes(), digest_size=16).hexdigest()
     except OSError:
         return None
+
+
+@functools.lru_cache(maxsize=1)
+def _started() -> float:
+    """Return when this process started, seconds."""
+    return float(psutil.Process(os.getpid()).create_time())
+
+
+def _is_stale(spec: ModuleSpec, module: Any) -> bool:
+    """Return whether a loaded module has other functions or constants than its file."""
+    try:
+        if not isinstance(module, types.ModuleType) or os.stat(spec.origin or "").st_mtime < _started():  # noqa: PTH116
+            return False
+        loader: Any = spec.loader
+        source = loader.get_source(spec.name)
+        tree = ast.parse(source)
+        codes = {c.co_qualname: c for c in code_objects(compile(source, "", "exec", dont_inherit=True))}
+    except (OSError, AttributeError, ImportError, SyntaxError, ValueError, TypeError):
+        return False
+    inside = vars(module)
+    for value in inside.values():
+        for function in vars(value).values() if isinstance(value, type) else (value,):
+            function = getattr(function, "__func__", getattr(function, "__wrapped__", function))
+            if isinstance(function, types.FunctionType) and function.__module__ == spec.name:
+                code = codes.get(function.__code__.co_qualname)
+                if code is None or not _same(code, function.__code__):
+                    return True
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            for target in node.targets:
+                if isinstance(target, ast.Name) and inside.get(target.id) != node.value.value:
+                    return True
+    return False
+
+
+def _same(one: types.CodeType, other: types.CodeType) -> bool:
+    """Return whether two code objects do the same, wherever they come from."""
+    if (one.co_code, one.co_names, one.co_varnames) != (other.co_code, other.co_names, other.co_varnames):
+        return False
+    return len(one.co_consts) == len(other.co_consts) and all(
+        _same(a, b) if isinstance(a, types.CodeType) and isinstance(b, types.CodeType) else repr(a) == repr(b)
+        for a, b in zip(one.co_consts, other.co_consts, strict=True)
+    )
 
 
 class OwnModules:
@@ -377,7 +437,8 @@ class OwnModules:
         if is_package:
             self._children[name] = frozenset(_submodules(_folders(name)))
         if facts is not None:
-            self.digests[name] = facts.digest
+            loaded = sys.modules.get(name)
+            self.digests[name] = UNKNOWN if loaded is not None and _is_stale(spec, loaded) else facts.digest
             self.attributes |= facts.attributes
             for below in facts.imports:
                 self.add(below, name if is_package else package)

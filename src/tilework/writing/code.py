@@ -301,6 +301,8 @@ class _Description:
                 member = member.fget
             if isinstance(member, types.FunctionType) or not key.startswith(("__", "_abc_impl")):
                 self.add(member, f"{name} {key}")
+            elif callable(member) or isinstance(member, functools.partialmethod):
+                self.add_later(member, f"{name} {key}")
 
     def _named(self, value: Any, name: str) -> None:
         """Describe a builtin, a ufunc, a compiled function, or an object with a ``__name__``."""
@@ -343,7 +345,7 @@ class _Description:
         if plain is not None:
             self.put(name, plain if len(plain) < SHORT else digest(value))
         # 2. A container of functions or instances, item by item: dask's token would contain line numbers.
-        elif items is not None and any(_holds_code(item) for _, item in items):
+        elif items is not None and any(_holds_code(part) for pair in items for part in pair):
             self._container(value, items, name)
         # 3. A network, by its weights and the user's own classes in it.
         elif is_network(value):
@@ -398,7 +400,10 @@ class _Description:
         for key, part in _slots(value) if _owned(value) or (hidden and _has_dict(value)) else ():
             self.add(part, f"{name} {key}")
         content = _content(value) if hidden else []
-        if content and (_has_dict(value) or any(map(_owned, _leaves(content)))):
+        own = any(map(_owned, _leaves(content)))
+        if own and not _has_dict(value):
+            self.parts.pop(name, None)  # dask's token would contain line numbers
+        if content and (own or _has_dict(value)):
             self.add(content, f"{name} content")
 
     def _network(self, value: Any, name: str) -> None:
@@ -543,7 +548,7 @@ def _holds_code(value: Any) -> bool:
     """Return whether a value is, or holds, a function or an instance."""
     items = _items(value)
     if items is not None:
-        return any(_holds_code(item) for _, item in items)
+        return any(_holds_code(part) for pair in items for part in pair)
     return _held_code(value) or _owned(value)
 
 

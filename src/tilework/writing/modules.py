@@ -42,7 +42,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # comes with distributed
+import psutil  # comes with distributed
 
 from tilework.writing.digests import UNKNOWN
 

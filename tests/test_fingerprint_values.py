@@ -7,7 +7,6 @@ import io
 import logging
 import re
 import threading
-import warnings
 import weakref
 from collections.abc import Callable
 from datetime import datetime
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import tilework as tw
 from tilework.writing.code import describe
 from tilework.writing.fingerprint import UNKNOWN, changes
 
@@ -336,68 +334,6 @@ def test_a_cache_that_fills_is_no_change() -> None:
 def test_ufuncs_are_known_by_the_package_that_has_them() -> None:
     special = pytest.importorskip("scipy.special")
     assert describe(special.erf, "fn")["fn module"].startswith("scipy ")
-
-
-torch = pytest.importorskip("torch")
-
-
-class Net(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, k: float = 2.0, hidden: float = 1.0, *, hook: bool = False) -> None:
-        super().__init__()
-        self.k = k
-        self.register_buffer("hidden", torch.full((1,), hidden), persistent=False)
-        self.conv = torch.nn.Conv2d(1, 1, 1, bias=False)
-        torch.nn.init.constant_(self.conv.weight, 1.0)
-        if hook:
-            self.conv.register_forward_hook(lambda module, x, y: y * 2)
-
-    def forward(self, x: Any) -> Any:
-        return self.conv(x) * self.k + self.hidden
-
-
-@pytest.mark.parametrize("change", [{"k": 3.0}, {"hidden": 2.0}, {"hook": True}])
-def test_a_network_is_more_than_its_weights(change: dict[str, Any]) -> None:
-    before = describe(tw.from_torch(Net()), "fn")
-    assert changes(before, describe(tw.from_torch(Net()), "fn")).names == ()
-    assert changes(before, describe(tw.from_torch(Net(**change)), "fn")).names
-
-
-class Power(torch.nn.Module):  # type: ignore[misc]
-    def __init__(self, power: int) -> None:
-        super().__init__()
-        self.power = power
-
-    def forward(self, x: Any) -> Any:
-        return x**self.power
-
-
-def test_a_network_that_torch_compiled_is_known_by_its_code() -> None:
-    def traced(power: int) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, and in use
-            return tw.from_torch(torch.jit.trace(Power(power), torch.ones(2)))
-
-    def scripted(kind: Any) -> Any:
-        return tw.from_torch(torch.fx.symbolic_trace(kind))
-
-    one, two = describe(traced(2), "fn"), describe(traced(3), "fn")
-    assert changes(one, describe(traced(2), "fn")).names == ()
-    assert changes(one, two).names
-    relu, tanh = torch.nn.Sequential(torch.nn.ReLU()), torch.nn.Sequential(torch.nn.Tanh())
-    assert changes(describe(scripted(relu), "fn"), describe(scripted(tanh), "fn")).names
-
-
-def test_options_of_from_torch_count() -> None:
-    base = describe(tw.from_torch(torch.nn.Identity()), "fn")
-    for change in (
-        {"activation": "sigmoid"},
-        {"autocast": "bfloat16"},
-        {"channel_axis": -1},
-        {"add_channel": True},
-    ):
-        other = describe(tw.from_torch(torch.nn.Identity(), **change), "fn")  # type: ignore[arg-type]
-        [name] = changes(base, other).names
-        assert name == f"fn {next(iter(change))}"
 
 
 def test_partials_of_partials_are_equal_to_themselves() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import types
 import warnings
 from typing import Any
 
@@ -24,7 +26,7 @@ class Net(torch.nn.Module):  # type: ignore[misc]
         if hook:
             self.conv.register_forward_hook(lambda module, x, y: y * 2)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.conv(x) * self.k + self.hidden
 
 
@@ -33,6 +35,43 @@ def test_a_network_is_more_than_its_weights(change: dict[str, Any]) -> None:
     before = describe(tw.from_torch(Net()), "fn")
     assert changes(before, describe(tw.from_torch(Net()), "fn")).names == ()
     assert changes(before, describe(tw.from_torch(Net(**change)), "fn")).names
+
+
+def test_what_torch_compiled_and_saved_is_known_by_its_constants() -> None:
+    """In a file from which it is loaded, too; and a network that was compiled stays equal to itself."""
+
+    def loaded(k: float) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated, and in use
+            torch.jit.save(torch.jit.script(Net(k)), file := io.BytesIO())
+            file.seek(0)
+            return tw.from_torch(torch.jit.load(file))
+
+    one = describe(loaded(2.0), "fn")
+    assert changes(one, describe(loaded(2.0), "fn")).names == ()
+    assert changes(one, describe(loaded(3.0), "fn")).names == ("fn module attributes",)
+
+    def compiled(k: float) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return tw.from_torch(torch.compile(Net(k)))
+
+    one = describe(compiled(2.0), "fn")
+    assert changes(one, describe(compiled(2.0), "fn")).names == ()
+    assert changes(one, describe(compiled(3.0), "fn")).names == ("fn module attributes",)
+
+
+def test_a_method_that_was_put_into_a_network_counts() -> None:
+    def patched(k: int) -> Any:
+        net = torch.nn.Conv2d(1, 1, 1)
+        torch.nn.init.constant_(net.weight, 1.0)
+        torch.nn.init.constant_(net.bias, 1.0)
+        net.forward = types.MethodType(lambda self, x: x * k, net)
+        return tw.from_torch(net)
+
+    one = describe(patched(2), "fn")
+    assert changes(one, describe(patched(2), "fn")).names == ()
+    assert changes(one, describe(patched(3), "fn")).names == ("fn module 0 forward closure value k",)
 
 
 class Power(torch.nn.Module):  # type: ignore[misc]

@@ -7,7 +7,6 @@ modules by the rules of `tilework.writing.modules`.
 
 from __future__ import annotations
 
-import copyreg
 import functools
 import io
 import logging
@@ -31,6 +30,7 @@ import numpy as np
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
 from tilework.writing.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
+from tilework.writing.hidden import among, content, script, slots
 from tilework.writing.modules import (
     Chain,
     Import,
@@ -325,8 +325,8 @@ class _Description:
                 self.later.append(functools.partial(self._ufunc, value, name))
             elif owner is not None and not isinstance(owner, types.ModuleType):
                 self.add_later(owner, f"{name} self")  # of a method of a builtin type
-            elif (script := _script(value)) is not None:
-                self.parts[f"{name} code"] = digest(script)
+            elif (text := script(value)) is not None:
+                self.add_later(text, f"{name} code")
 
     def _ufunc(self, value: np.ufunc, name: str) -> None:
         """Describe the module of a ufunc that is not numpy's own."""
@@ -397,14 +397,14 @@ class _Description:
                 if f"{name} {key}" not in self.parts and not isinstance(value, Enum):
                     self.add(part, f"{name} {key}")
         # Those of installed classes are in the digest, or caches as in `pathlib.Path`.
-        for key, part in _slots(value) if _owned(value) or (hidden and _has_dict(value)) else ():
+        for key, part in slots(value) if _owned(value) or (hidden and _has_dict(value)) else ():
             self.add(part, f"{name} {key}")
-        content = _content(value) if hidden else []
-        own = any(map(_owned, _leaves(content)))
+        inside = content(value) if hidden else []
+        own = any(map(_owned, _leaves(inside)))
         if own and not _has_dict(value):
             self.parts.pop(name, None)  # dask's token would contain line numbers
-        if content and (own or _has_dict(value)):
-            self.add(content, f"{name} content")
+        if inside and (own or _has_dict(value)):
+            self.add(inside, f"{name} content")
 
     def _network(self, value: Any, name: str) -> None:
         """Describe what weights do not show: attributes, buffers that are not saved, hooks, compiled code."""
@@ -413,16 +413,23 @@ class _Description:
         for number, module in enumerate(value.modules()):
             attributes = dict(getattr(module, "__dict__", {}))
             buffers = attributes.pop("_buffers", None) or {}
-            plain += [(number, key, digest(b)) for key, b in buffers.items() if not _among(b, saved)]
+            plain += [(number, key, digest(b)) for key, b in buffers.items() if not among(b, saved)]
             own = _owned(module)
             for key, part in sorted(attributes.items()):
-                if key in ("_parameters", "_modules", "training") or not _has_effect(part):
+                if key.endswith("_hooks"):
+                    # Torch numbers them by a counter of the process.
+                    self.add(list(part.values()) if part else None, f"{name} {number} {key}")
+                elif isinstance(part, types.FunctionType | types.MethodType):
+                    part = getattr(part, "__func__", part)
+                    if own or installed(part.__module__) is None:  # not one that torch has put there
+                        self.add(part, f"{name} {number} {key}")
+                elif key in ("_parameters", "_modules", "training") or (key.startswith("_") and not own):
                     continue
-                if _is_data(part) and not isinstance(part, Mapping):
+                elif _is_data(part) and not isinstance(part, Mapping):
                     plain.append((number, key, steady_digest(part)))
-                elif own or "hooks" in key or key == "forward":
+                elif own:
                     self.add(part, f"{name} {number} {key}")
-            plain.append((number, "code", _script(module)))
+            plain.append((number, "script", script(module)))
         self.put(f"{name} attributes", digest(plain))
 
 
@@ -456,35 +463,6 @@ def _is_compiled(value: Any) -> bool:
     return isinstance(value, types.BuiltinFunctionType) or "cython" in type(value).__name__
 
 
-def _slots(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of slots that are set."""
-    for kind in type(value).__mro__:
-        names = vars(kind).get("__slots__", ())
-        for name in sorted((names,) if isinstance(names, str) else names):
-            if name in ("__dict__", "__weakref__"):
-                continue
-            hidden = name.startswith("__") and not name.endswith("__")
-            try:
-                yield name, getattr(value, f"_{kind.__name__.lstrip('_')}{name}" if hidden else name)
-            except AttributeError:
-                continue
-
-
-def _content(value: Any) -> list[Any]:
-    """Return what an instance of a compiled class, or of one derived from it, keeps outside of slots."""
-    try:
-        made, arguments, *rest = value.__reduce_ex__(4)
-    except Exception:  # it cannot be pickled
-        return []
-    if made is not copyreg.__newobj__ and made is not type(value):  # type: ignore[attr-defined]
-        return []
-    found = [
-        [a for a in arguments if not isinstance(a, type)],
-        *(list(r) for r in rest[1:3] if r is not None),
-    ]
-    return [part for part in found if part]
-
-
 def _leaves(value: Any) -> Iterator[Any]:
     """Yield the items of containers, inside each other."""
     items = _items(value)
@@ -493,27 +471,6 @@ def _leaves(value: Any) -> Iterator[Any]:
     else:
         for _, item in items:
             yield from _leaves(item)
-
-
-def _script(module: Any) -> str | None:
-    """Return the text of a network that torch has compiled; None for others."""
-    try:
-        code = module.code
-    except Exception:  # a script without a forward method
-        return None
-    return code if isinstance(code, str) else None
-
-
-def _among(buffer: Any, saved: Mapping[str, Any]) -> bool:
-    """Return whether a buffer is one of the saved ones."""
-    return buffer is None or any(
-        getattr(buffer, "data_ptr", int)() == getattr(other, "data_ptr", str)() for other in saved.values()
-    )
-
-
-def _has_effect(value: Any) -> bool:
-    """Return whether an attribute of a network may matter: an empty table of hooks does not."""
-    return value is not None and not (isinstance(value, Mapping | list | set) and not value)
 
 
 def _items(value: Any) -> list[tuple[Any, Any]] | None:

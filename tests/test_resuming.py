@@ -418,6 +418,9 @@ def test_what_decides_the_tiles_cannot_be_accepted() -> None:
     out = tw.tiled_map(np.negative, PLANE, 12, 1, dtype="f4")
     with pytest.raises(tw.TilingError, match="'crop' cannot be accepted"):
         tw.to_zarr(out, store, accept=["crop"], **WRITE)
+    with pytest.raises(tw.TilingError) as error:
+        tw.to_zarr(out, store, **WRITE)
+    assert "accept=" not in str(error.value)
 
 
 def test_what_cannot_be_compared_can_be_accepted() -> None:

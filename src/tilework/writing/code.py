@@ -53,6 +53,8 @@ MODULES = 100
 NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl")
 # Objects whose content a process alone can have, or that change as they are read.
 FLEETING = (threading.local, io.IOBase)
+# Of these, a list may have millions.
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
 # Tables of an enumeration, whose members have parts of their own.
 ENUM = ("_member_map_", "_value2member_map_")
 WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
@@ -503,6 +505,8 @@ def _owned(value: Any) -> bool:
 
 def _holds_code(value: Any) -> bool:
     """Return whether a value is, or holds, a function or an instance."""
+    if type(value) in PLAIN:
+        return False
     items = _items(value)
     if items is not None:
         return any(_holds_code(part) for pair in items for part in pair)

@@ -20,13 +20,16 @@ from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import Fingerprint, describe
 from tilework.writing.digests import SHORT, UNKNOWN, digest
 from tilework.writing.ledger import Accepted
-from tilework.writing.stamps import of_array, stamp, stamps
+from tilework.writing.stamps import of_array, stamp
 
 __all__ = ["UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_spec"]
 
 AXIS = tuple(f.name for f in fields(AxisGrid))
 # Parts that decide which tiles and samples there are: what is stored cannot be part of another result.
 FIXED = re.compile(rf"({'|'.join(AXIS)}|each axes|source axes|source \d+ shape|output .* (layout|dtype))")
+
+# Names of parts that a message repeats.
+MANY = 6
 
 
 def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
@@ -103,6 +106,14 @@ class Changes:
     """The parts that differ and were accepted."""
     unrecorded: tuple[str, ...] = ()
     """New parts that a record of the former format cannot have."""
+
+    @property
+    def advice(self) -> str:
+        """What to do about a change that does not matter."""
+        if any(map(FIXED.fullmatch, self.names)):
+            return ""
+        names = list(self.names) if len(self.names) <= MANY else "[...], with the names of these parts,"
+        return f" If the change does not matter, accept={names} resumes the result and records this."
 
 
 def names_to_accept(accept: Any) -> tuple[str, ...]:
@@ -232,6 +243,5 @@ def _(source: ZarrSource) -> Fingerprint:
     parts = metadata | {key: value for key, value in (("path", place), ("data", data)) if value is not None}
     former = metadata | {"path": str(array.store_path)}
     if (root := getattr(array.store_path.store, "root", None)) is not None:
-        folder = Path(root).absolute() / array.store_path.path
-        former |= {"path": str(folder), "data": digest(list(stamps(folder)))}
+        former |= {"path": str(Path(root).absolute() / array.store_path.path), "data": str(data)}
     return Fingerprint(parts, former)

@@ -71,8 +71,8 @@ def of_array(array: Any) -> tuple[str | None, str | None]:
     if getattr(store, "root", None) is not None:
         return _local(Path(store.root) / path)
     if hasattr(store, "_store_dict"):
-        content = {key: value.to_bytes() for key, value in store._store_dict.items()}
-        return None, digest(sorted((key, digest(content[key])) for key in _below(content, path)))
+        content = store._store_dict
+        return None, digest(sorted((key, digest(content[key].to_bytes())) for key in _below(content, path)))
     if kind == "ZipStore":
         return f"{Path(store.path).resolve()}:{path}", stamp(store.path)
     if kind == "FsspecStore":

@@ -292,8 +292,7 @@ class Continued:
         return TilingError(
             f"{self.target.address} holds a result of other parts{why}; changed: {'; '.join(found.refused)}. "
             "It was written by another call: undo the change to resume it, or write afresh with "
-            f"overwrite=True. If the change does not matter, accept={list(found.names)} resumes the result "
-            "and records this."
+            f"overwrite=True.{found.advice}"
         )
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:

@@ -152,6 +152,8 @@ class Claims:
             if not self.held:
                 self.active.discard(self.run)
             raise
+        # Before the beat, which writes such a file of its own.
+        objects.remove_partial()
         self.held.append(objects)
         if self._beating is None:
             self._beating = threading.Thread(target=self._beat, name="tilework-beat", daemon=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +13,14 @@ from zarr.storage import FsspecStore, LocalStore, StorePath
 from tilework._checks import forget_frames
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
-from tilework.writing.objects import FOLDER, Objects, load, read_only, unwrapped
+from tilework.writing.objects import FOLDER, Objects, load, read_only
 
-__all__ = ["Home", "clear", "found_at", "home_of", "refuse_unfit_store", "remove_partial"]
+__all__ = ["Home", "clear", "found_at", "home_of", "refuse_unfit_store"]
 
 # Metadata documents, and the formats of their nodes. A node is gone when the last of these is gone, so they
 # are
 # deleted in this order, after the data.
 DOCUMENTS = {".zattrs": 2, ".zmetadata": 2, ".zarray": 2, ".zgroup": 2, "zarr.json": 3}
-
-# How zarr's LocalStore names a file that it is writing.
-PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 
 
 def refuse_unfit_store(store: Any, address: str) -> None:
@@ -125,15 +121,6 @@ def clear(at: StorePath) -> None:
             sync(at.store.delete_dir(key))
         else:
             sync(at.store.delete(key))
-
-
-def remove_partial(at: StorePath) -> None:
-    """Delete the temporary files that killed writers left at a place; only a local store has them."""
-    store = unwrapped(at.store)
-    if isinstance(store, LocalStore):
-        for path in (store.root / at.path).rglob("*.partial"):
-            if PARTIAL.search(path.name):
-                path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ __all__ = ["FOLDER", "Objects", "creates", "dump", "load", "read_only", "unwrapp
 
 FOLDER = ".tilework"
 """Name of the folder, below that of the array."""
+# How zarr's LocalStore names a file that it is writing.
+PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 # Requests that are under way at a time.
 AT_ONCE = 256
 
@@ -73,6 +76,14 @@ class Objects:
     def delete(self, *names: str) -> None:
         """Delete objects; one that is not there is no error."""
         _together(self.store.delete(self._key(name)) for name in names)
+
+    def remove_partial(self) -> None:
+        """Delete the temporary files of killed writers around the folder; only a local store has them."""
+        store = unwrapped(self.store)
+        if isinstance(store, LocalStore):
+            for path in (store.root / self.path).parent.rglob("*.partial"):
+                if PARTIAL.search(path.name):
+                    path.unlink(missing_ok=True)
 
     def names(self) -> list[str]:
         """Return the names of all objects, sorted."""

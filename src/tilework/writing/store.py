@@ -37,7 +37,6 @@ from tilework.writing.fingerprint import names_to_accept, of_spec
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.location import read_by
-from tilework.writing.node import remove_partial
 from tilework.writing.target import Continued, Place, Target
 from tilework.writing.units import (
     Layout,
@@ -379,8 +378,6 @@ def _claimed(
         return place.create(lazy.shape, lazy.dtype, layout, record)[0], None, ""
     claims.take(target.objects, target.address)
     array, there = place.create(lazy.shape, lazy.dtype, layout, record)
-    if isinstance(place, Continued):
-        remove_partial(array.store_path)
     return array, there, claims.run
 
 

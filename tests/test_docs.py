@@ -1,5 +1,6 @@
 """Every Python snippet of the pages in ``docs`` runs as it stands, page by page, in the order of the page."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -36,3 +37,24 @@ def test_the_page_of_the_ancestors_has_its_bridges():
     text = "".join(snippets(ROOT / "docs" / "ancestors.md"))
     for name in ("Slicer(", "GridSampler(", "Aggregator(", "tw.tiled_map(", ".plan"):
         assert name in text
+
+
+def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
+    """Each quoted piece of a heading is a piece of a message."""
+    texts = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                texts.append("".join(parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts.append(node.value)
+    headings = re.findall(r"^## (.*\".*)$", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    assert len(headings) > 12
+    for heading in headings:
+        for quoted in re.findall(r'"([^"]+)"', heading):
+            pieces = [p.strip() for p in re.split(r"\.\.\.|\*\w+\*|\d+|->|[():;]", quoted)]
+            pieces = [p for p in pieces if len(p) > 8]
+            assert pieces, heading
+            for piece in pieces:
+                assert any(piece in text for text in texts), (heading, piece)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
+from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
 from tilework.graph.layer import Key
@@ -141,6 +142,8 @@ def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
     for attempt in range(retries):
         try:
             return function(*args)
+        except SupersededError as error:
+            return Broken(error, traceback.format_exc())
         except Exception:
             pass
         wait(attempt)

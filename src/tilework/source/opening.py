@@ -245,9 +245,10 @@ def _mappings(table: Iterable[str], addresses: Sequence[int]) -> Iterator[tuple[
 def _open_path(path: str) -> Source:
     import zarr
 
+    if "://" not in path:
+        path = str(Path(path).expanduser().absolute())  # workers may run in another folder
     try:
-        # Workers may run in another folder.
-        opened = zarr.open(path if "://" in path else str(Path(path).absolute()), mode="r")
+        opened = zarr.open(path, mode="r")
     except (FileNotFoundError, ValueError) as error:
         raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}") from error
     source = _open_zarr(opened, ours=True)

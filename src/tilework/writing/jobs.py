@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from dask.optimization import cull
 from dask.task_spec import DataNode, Task, TaskRef
 
-from tilework._types import Bits, Index, Span
+from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
 from tilework.execution.piece import Job, Piece, Shared, guarded
@@ -34,15 +34,15 @@ CHECKED = 8
 
 
 def _sink(
-    destination: Destination, blocks: Collection[Index], again: bool, partial: Mapping[Index, Sequence[Index]]
+    destination: Destination, blocks: Ints, again: bool, partial: Mapping[Index, Sequence[Index]]
 ) -> Sink:
-    """Return the array of an output as tasks get it."""
+    """Return the array of an output as tasks get it; ``blocks`` has a row for each block that is written."""
     if destination.done is None:
         return Sink(destination.array)
-    checked = random.sample(sorted(blocks), min(CHECKED, len(blocks)))
+    checked = random.sample(range(len(blocks)), min(CHECKED, len(blocks)))
     return Sink(
         destination.array, destination.run, destination.generation, again, partial,
-        frozenset(map(block_name, checked)), this_process(),
+        frozenset(block_name(blocks[row]) for row in checked), this_process(),
     )  # fmt: skip
 
 
@@ -176,7 +176,7 @@ class TileJob(WriteJob):
         super().__init__(title, name, destinations, claims, retries)
         self.spec, self.upstream, self.apart = spec, upstream or {}, apart
         self.missing = _missing(spec, destinations)
-        blocks = [tuple(map(int, index)) for index in np.argwhere(self.missing.blocks)]
+        blocks = np.argwhere(self.missing.blocks)
         self._writer = BlockWriter(
             {n: _sink(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()}
         )
@@ -319,5 +319,5 @@ class ChunkJob(WriteJob):
             writes[key] = 1
         whole = {index: math.prod(b - a for a, b in units) for index, (_, units, _) in self.missing.items()}
         partial = {i: missing for i, (_, _, missing) in self.missing.items() if 0 < len(missing) < whole[i]}
-        sink = _sink(self.destination, self.missing.keys(), self.again, partial)
+        sink = _sink(self.destination, np.array(list(self.missing)), self.again, partial)
         yield Piece(self, Shared({name: DataNode(name, sink)}), tasks, writes)

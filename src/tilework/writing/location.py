@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 import zarr
@@ -71,12 +69,11 @@ def _refuse_options(options: Mapping[str, Any] | None, store: Any) -> None:
 def local_path(store: Any) -> Path | None:
     """Return the resolved path of a path or ``file://`` URL; None for any other store."""
     if isinstance(store, str) and store.startswith("file:"):
-        parts = urlsplit(store)
-        if parts.netloc not in ("", "localhost"):
-            raise TilingError(
-                f"{store} names the host {parts.netloc!r}; write file:///path for a local path."
-            )
-        store = url2pathname(unquote(parts.path))
+        host, slash, path = store.removeprefix("file:").removeprefix("//").partition("/")
+        if host not in ("", "localhost"):
+            raise TilingError(f"{store} names the host {host!r}; write file:///path for a local path.")
+        # Percent signs stay, as zarr and fsspec take them.
+        store = f"{slash}{path}"
     elif isinstance(store, str) and store.startswith("local://"):
         store = store.removeprefix("local://")
     if not isinstance(store, Path) and (not isinstance(store, str) or "://" in store or "::" in store):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ __all__ = ["Home", "clear", "found_at", "home_of", "refuse_unfit_store"]
 # are
 # deleted in this order, after the data.
 DOCUMENTS = {".zattrs": 2, ".zmetadata": 2, ".zarray": 2, ".zgroup": 2, "zarr.json": 3}
+# Names below an array that belong to it: documents, and the beginnings of the keys of chunks.
+PART = re.compile(r"zarr\.json|\.z(array|attrs|group|metadata)|c(\.\d+)*|\d+(\.\d+)*")
 
 
 def refuse_unfit_store(store: Any, address: str) -> None:
@@ -111,9 +114,9 @@ def _children(at: StorePath) -> list[str]:
     return sorted(name.strip("/") for name in sync(names()) if name.strip("/") not in ("", FOLDER))
 
 
-def clear(at: StorePath) -> None:
-    """Delete all that is at a place but its folder of claims and marks; the metadata last."""
-    names = _children(at)
+def clear(at: StorePath, found: Any) -> None:
+    """Delete the node ``found`` at a place, its metadata last; of an array only what is part of it."""
+    names = [name for name in _children(at) if isinstance(found, zarr.Group) or PART.fullmatch(name)]
     for name in sorted(names, key=lambda name: list(DOCUMENTS).index(name) if name in DOCUMENTS else -1):
         key = (at / name).path
         # Some stores say that a folder exists, and delete it only as a folder.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -286,7 +286,7 @@ class BlockWriter:
         return BlockWriter, (self.sinks,)
 
 
-def block_name(index: Index) -> str:
+def block_name(index: Iterable[int]) -> str:
     """Return the name of a block among the marks."""
     return ".".join(map(str, index)) or "0"
 

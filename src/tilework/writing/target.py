@@ -212,7 +212,7 @@ class Fresh:
         attributes = dict(options.pop("attributes", None) or {}) | {RECORD: record}
         forget(target.objects)
         if target.overwrite:
-            clear(target.at)
+            clear(target.at, self.found)
         arguments: dict[str, Any] = {
             "shape": shape, "dtype": dtype, "chunks": layout.chunks, "shards": layout.shards,
             "zarr_format": self.home.zarr_format, "attributes": attributes,

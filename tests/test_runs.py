@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,44 @@ def test_nothing_of_a_run_begins_after_it_ended(
     assert files(tmp_path / "a.zarr") == stored
     written = tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, progress=False)
     np.testing.assert_array_equal(written[:], -IMAGE)
+
+
+@pytest.mark.parametrize("get", [_no_callbacks, _passes_on], ids=["silent", "telling"])
+def test_a_run_of_a_scheduler_of_the_user_is_stopped_too(get: Any, tmp_path: Path) -> None:
+    """Also one that tells nothing and raises itself."""
+    calls: list[float] = []
+
+    def slow(crop: np.ndarray) -> np.ndarray:
+        calls.append(float(crop[0, 0]))
+        time.sleep(0.05)
+        return crop
+
+    def compute(graph: Any, keys: Any) -> None:
+        with suppress(Stopped):
+            get(graph, keys, num_workers=2)
+
+    def scheduler(graph: Any, keys: Any, **options: Any) -> Any:
+        threading.Thread(target=compute, args=(graph, keys), daemon=True).start()
+        while len(calls) < 3:
+            time.sleep(0.005)
+        raise KeyboardInterrupt("enough")
+
+    with pytest.raises(KeyboardInterrupt, match="enough"):
+        tw.to_zarr(mapped(slow), tmp_path / "a.zarr", scheduler=scheduler, progress=False)
+    number, stored = len(calls), files(tmp_path / "a.zarr")
+    assert number < TILES
+    time.sleep(0.3)
+    assert len(calls) == number
+    assert files(tmp_path / "a.zarr") == stored
+
+
+def test_processes_that_dask_starts_do_not_end_their_batches(tmp_path: Path) -> None:
+    """dask sends six tasks to a process at a time, and waits for them before it raises."""
+    out = mapped(Logged(tmp_path / "log", 0.1))
+    with dask.config.set(scheduler="processes", num_workers=2), pytest.raises(RuntimeError, match="enough"):
+        tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, progress=_after_the_first)
+    # The first batch is six of them; the second process is in the middle of its own.
+    assert (tmp_path / "log").stat().st_size < 12
 
 
 def test_a_tile_in_flight_is_the_last_of_its_block(tmp_path: Path) -> None:

@@ -215,10 +215,41 @@ v = [1].count
 def fn(x): return v(x)
 ### compiled as numba does
 class D:
-  def __init__(s, f): s.py_func = f; s.__name__ = 'f'; s.lock = threading.Lock()
+  def __init__(s, f): s.py_func = f; s.__name__ = 'f'
   def __call__(s, x): return s.py_func(x)
 fn = D(lambda x: x * 1)
 fn.__module__ = '__main__'
+### class as a decorator
+class deco:
+  def __init__(s, f): functools.update_wrapper(s, f); s.f = f
+  def __call__(s, x): return s.f(x) * 1
+@deco
+def fn(x): return x
+### attribute of a class as a decorator
+class deco:
+  def __init__(s, f): functools.update_wrapper(s, f); s.k = 1
+  def __call__(s, x): return x * s.k
+@deco
+def fn(x): return x
+### class made by an installed function
+C = dataclasses.make_dataclass("C", ["k"], namespace={"__call__": lambda s, x: x * 1})
+fn = C(2)
+### base of a class made by an installed function
+class B:
+  def __call__(s, x): return x * 1
+fn = dataclasses.make_dataclass("C", ["k"], bases=(B,))(2)
+### class that derives from partial
+class P(functools.partial):
+  def __call__(s, x): return x * 1
+fn = P(len)
+### function without the name of a module
+space = {}
+exec("def f(x): return x * 1", space)
+fn = space["f"]
+### method of a class of an installed module
+class C(collections.OrderedDict):
+  def __call__(s, x): return x * 1
+fn = C()
 ### methodcaller
 v = operator.methodcaller('f', 1)
 def fn(x): return v(x)

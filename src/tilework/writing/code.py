@@ -140,6 +140,8 @@ class _Description:
             for key, argument in arguments:
                 self.add(argument, f"{name} argument {key}")
             self._attributes(value, name)
+            if _owned(value):
+                self.add_later(type(value), f"{name} class")
         elif isinstance(value, types.MethodType):
             self.add(value.__func__, name)
             self.add(value.__self__, f"{name} self")
@@ -176,8 +178,7 @@ class _Description:
     # -- functions ----------------------------------------------------------------------------------------
 
     def _function(self, value: types.FunctionType, name: str) -> None:
-        known = installed(value.__module__)
-        inside = installed(value.__globals__.get("__name__"))
+        known, inside = _package_of(value.__module__), _package_of(value.__globals__.get("__name__"))
         if known is not None:
             self.put(name, _address(value.__module__, value.__qualname__, known))
             if inside is not None and _by_name(value) is value:
@@ -282,6 +283,8 @@ class _Description:
     def _class(self, value: type, name: str) -> None:
         if known := installed(value.__module__):
             self.put(f"{name} class", _address(value.__module__, value.__qualname__, known))
+            if _by_name(value) is not value:
+                self.later.append(functools.partial(self._methods, value, name))
             return
         for base in value.__bases__:
             if base is not object:
@@ -306,6 +309,15 @@ class _Description:
             elif callable(member) or isinstance(member, functools.partialmethod):
                 self.add_later(member, f"{name} {key}")
 
+    def _methods(self, value: type, name: str) -> None:
+        """Describe functions of the user in a class that an installed one has made."""
+        for key, member in sorted(vars(value).items()):
+            member = getattr(member, "__func__", member)
+            if isinstance(member, types.FunctionType) and _owned(member):
+                self.add(member, f"{name} {key}")
+        for base in filter(_owned, value.__bases__):
+            self.add(base, f"{name} {base.__name__}")
+
     def _named(self, value: Any, name: str) -> None:
         """Describe a builtin, a ufunc, a compiled function, or an object with a ``__name__``."""
         module = getattr(value, "__module__", None) or type(value).__module__
@@ -314,6 +326,10 @@ class _Description:
         known, owner = installed(module), getattr(value, "__self__", None)
         if known is None and wrapped is not None:
             self.add(wrapped, name)
+            self.add_later(type(value), f"{name} wrapper")
+            for key, part in sorted(vars(value).items()) if _owned(value) else ():
+                if not key.startswith("__"):
+                    self.add_later(part, f"{name} wrapper {key}")
             if options := getattr(value, "targetoptions", None):
                 self.add_later(options, f"{name} options")
         elif known is None and _is_compiled(value) and module in sys.modules:
@@ -452,6 +468,11 @@ def _package(module: str | None) -> str | None:
     return getattr(spec, "parent", None) or (module or "").rpartition(".")[0] or None
 
 
+def _package_of(module: Any) -> str | None:
+    """Return name and version of the package of a module; a function that was executed may have none."""
+    return installed(module) if isinstance(module, str) else None
+
+
 def _by_name(value: Any) -> Any:
     """Return what has the module and name of a function."""
     try:
@@ -498,7 +519,9 @@ def _has_dict(value: Any) -> bool:
 
 def _owned(value: Any) -> bool:
     """Return whether a value is an instance of a class of the user, or such a class or function."""
-    if isinstance(value, type | types.FunctionType) and installed(value.__module__) is None:
+    if isinstance(value, types.FunctionType) and _package_of(value.__globals__.get("__name__")) is None:
+        return True
+    if isinstance(value, type | types.FunctionType) and _package_of(value.__module__) is None:
         return True
     return installed(type(value).__module__) is None
 

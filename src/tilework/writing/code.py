@@ -436,7 +436,8 @@ class _Description:
             for key, part in sorted(attributes.items()):
                 if key.endswith("_hooks"):
                     # Torch numbers them by a counter of the process.
-                    self.add(list(part.values()) if part else None, f"{name} {number} {key}")
+                    if part:
+                        self.add(list(part.values()), f"{name} {number} {key}")
                 elif isinstance(part, types.FunctionType | types.MethodType):
                     part = getattr(part, "__func__", part)
                     if own or installed(part.__module__) is None:  # not one that torch has put there

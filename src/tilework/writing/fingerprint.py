@@ -22,7 +22,7 @@ from tilework.writing.digests import SHORT, UNKNOWN, digest
 from tilework.writing.ledger import Accepted
 from tilework.writing.stamps import of_array, stamp
 
-__all__ = ["UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_spec"]
+__all__ = ["MANY", "UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_spec"]
 
 AXIS = tuple(f.name for f in fields(AxisGrid))
 # Parts that decide which tiles and samples there are: what is stored cannot be part of another result.

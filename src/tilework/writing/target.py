@@ -25,7 +25,7 @@ from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
 from tilework.source.base import Source
 from tilework.writing.claim import refuse_if_owned
-from tilework.writing.fingerprint import Changes, changes
+from tilework.writing.fingerprint import MANY, Changes, changes
 from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions, with_accepted
 from tilework.writing.location import holds, locate, same_array
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
@@ -274,12 +274,14 @@ class Continued:
         found = changes(self.record["fingerprint"], fingerprint, accept=self.target.accept, former=former)
         if found.refused:
             raise self._refused(found)
-        if found.unrecorded:
+        if missing := found.unrecorded:
+            more = f", and {len(missing) - MANY} more" if len(missing) > MANY else ""
             LOG.warning(
                 "%s was begun by an earlier version, which did not record these parts; whether they changed "
-                "is not known: %s",
+                "is not known: %s%s",
                 self.target.address,
-                ", ".join(found.unrecorded),
+                ", ".join(missing[:MANY]),
+                more,
             )
         return replace(self, record=with_accepted(self.record, found.accepted))
 

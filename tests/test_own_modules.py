@@ -212,6 +212,10 @@ BEHIND: dict[str, tuple[dict[str, str], str, str, str]] = {
         {"pk/__init__.py": "from pk import deep\n", "pk/deep/__init__.py": "from . import most\n"},
         "def fn(x):\n  import pk\n  return pk.deep.most.g(x)", "pk/deep/most.py", MOST,
     ),
+    "init that imports with dots": (
+        {"pk/__init__.py": "from .deep import run\n", "pk/deep/__init__.py": "from .most import g as run\n"},
+        "def fn(x):\n  import pk\n  return pk.run(x)", "pk/deep/most.py", MOST,
+    ),
     "star of a package": (
         {"pk/__init__.py": "__all__ = [n for n in ('filters',)]\n"},
         "def fn(x):\n  import broken\n  return x", "pk/filters.py", WHOLE,
@@ -258,6 +262,16 @@ def test_an_edit_behind_a_module_is_seen(described: Describe, case: str) -> None
     names = changes(before, described(files | {edited: text}, script)).names
     assert names, "silent"
     assert all(name.startswith(part) for name in names), names
+
+
+def test_a_module_that_is_loaded_when_it_is_used_counts_as_before(described: Describe) -> None:
+    """The first use sets the attribute that the package computes."""
+    script = "import pk\ndef fn(x): return pk.filters.f(x)"
+    before = described(BASE | {"pk/__init__.py": LAZY}, script)
+    space: dict[str, Any] = {"__name__": "__main__"}
+    exec(script, space)
+    assert space["fn"](1) == 2
+    assert describe(space["fn"], "fn") == before
 
 
 def test_a_module_that_was_edited_after_it_was_loaded_cannot_be_compared(

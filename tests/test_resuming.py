@@ -212,12 +212,16 @@ def test_a_view_with_other_strides_is_another_source(tmp_path: Path) -> None:
     assert "source 0 dtype" in changes(parts_of(one), parts_of(one.view("i4"))).names
 
 
+# Uncompressed, so that rewritten chunks have the size of the old ones.
+RAW: dict[str, Any] = {"chunks": (20, 20), "compressors": None}
+
+
 def zipped(folder: Path) -> Callable[[Any], Any]:
     def write(data: Any) -> Any:
         place = folder / "a.zip"
         place.unlink(missing_ok=True)
         with zarr.storage.ZipStore(place, mode="w") as store:
-            zarr.create_array(store, data=data, chunks=(20, 20), name="x")
+            zarr.create_array(store, data=data, **RAW, name="x")
         return zarr.open_array(zarr.storage.ZipStore(place, mode="r"), path="x", mode="r")
 
     return write
@@ -226,25 +230,25 @@ def zipped(folder: Path) -> Callable[[Any], Any]:
 def wrapped(folder: Path) -> Callable[[Any], Any]:
     def write(data: Any) -> Any:
         store = zarr.storage.WrapperStore(zarr.storage.LocalStore(folder / "w.zarr"))
-        return zarr.create_array(store, data=data, chunks=(20, 20), overwrite=True)
+        return zarr.create_array(store, data=data, **RAW, overwrite=True)
 
     return write
 
 
 def in_memory(folder: Path) -> Callable[[Any], Any]:
     del folder
-    return lambda data: zarr.create_array(zarr.storage.MemoryStore(), data=data, chunks=(20, 20))
+    return lambda data: zarr.create_array(zarr.storage.MemoryStore(), data=data, **RAW)
 
 
 def in_a_dict(folder: Path) -> Callable[[Any], Any]:
     del folder
-    return lambda data: zarr.create_array({}, data=data, chunks=(20, 20), name="x")
+    return lambda data: zarr.create_array({}, data=data, **RAW, name="x")
 
 
 def by_fsspec(folder: Path) -> Callable[[Any], Any]:
     pytest.importorskip("fsspec")
     place = f"memory://{folder.name}/a.zarr"
-    return lambda data: zarr.create_array(place, data=data, chunks=(20, 20), overwrite=True)
+    return lambda data: zarr.create_array(place, data=data, **RAW, overwrite=True)
 
 
 def local_by_fsspec(folder: Path) -> Callable[[Any], Any]:
@@ -252,7 +256,7 @@ def local_by_fsspec(folder: Path) -> Callable[[Any], Any]:
     del fsspec
 
     def write(data: Any) -> Any:
-        zarr.create_array(str(folder / "f.zarr"), data=data, chunks=(20, 20), overwrite=True)
+        zarr.create_array(str(folder / "f.zarr"), data=data, **RAW, overwrite=True)
         return zarr.open_array(f"file://{folder}/f.zarr", mode="r")
 
     return write
@@ -261,7 +265,7 @@ def local_by_fsspec(folder: Path) -> Callable[[Any], Any]:
 def by_obstore(folder: Path) -> Callable[[Any], Any]:
     store = pytest.importorskip("obstore.store")
     place = zarr.storage.ObjectStore(store.LocalStore(str(folder)))
-    return lambda data: zarr.create_array(place, data=data, chunks=(20, 20), name="o", overwrite=True)
+    return lambda data: zarr.create_array(place, data=data, **RAW, name="o", overwrite=True)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ is the store itself again; anywhere else it is an error that says what to do.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -25,7 +26,16 @@ import cloudpickle
 
 from tilework.errors import TilingError
 
-__all__ = ["Process", "Travelling", "address", "dumps", "innermost", "is_held", "this_process"]
+__all__ = [
+    "Process",
+    "Travelling",
+    "address",
+    "dumps",
+    "innermost",
+    "is_held",
+    "this_machine",
+    "this_process",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,16 @@ class Process:
 
 
 _STARTED = time.time_ns()
+
+
+@functools.cache
+def this_machine() -> str:
+    """Return what tells this machine from others: its name, and on Linux the number of its last start."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{platform.node()} {boot}".strip()
 
 
 def this_process() -> Process:

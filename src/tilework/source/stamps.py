@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from tilework.errors import TilingError
-from tilework.source.held import Process, this_process
+from tilework.source.held import Process, this_machine, this_process
 
 __all__ = ["Files", "Seen", "Stamp", "check_files", "seen"]
 
@@ -44,9 +44,9 @@ class Stamp:
     written: int
     """Time of the last write, nanoseconds since 1970."""
     inode: int
-    """Number in its filesystem; another host may know the file by another number."""
-    host: str
-    """Name of the host that saw it."""
+    """Number in its filesystem; another machine may know the file by another."""
+    machine: str
+    """The machine that saw it."""
 
     @classmethod
     def of(cls, file: str | int) -> Stamp | None:
@@ -55,7 +55,7 @@ class Stamp:
             found = os.stat(file)  # noqa: PTH116 -- a path or a descriptor
         except OSError:
             return None
-        return cls(found.st_size, found.st_mtime_ns, found.st_ino, this_process().host)
+        return cls(found.st_size, found.st_mtime_ns, found.st_ino, this_machine())
 
     @property
     def token(self) -> tuple[int, ...]:
@@ -64,7 +64,7 @@ class Stamp:
 
     def differs(self, other: Stamp) -> bool:
         """Return whether the files of two stamps are certain not to be one, unchanged."""
-        inodes = {self.inode, other.inode} if self.host == other.host else {self.inode}
+        inodes = {self.inode, other.inode} if self.machine == other.machine else {self.inode}
         return (self.size, self.written) != (other.size, other.written) or len(inodes) > 1
 
     def __str__(self) -> str:

@@ -51,8 +51,8 @@ class _Place:
     """Chunks per chunk file and axis, if it has a folder."""
     real: str = ""
     """The folder after following links."""
-    host: str = ""
-    """Name of the machine on which they were followed."""
+    machine: str = ""
+    """The machine on which they were followed."""
     files: Files = ()
     """The zip file that holds it, with its stamp."""
     held: bool = False
@@ -227,7 +227,7 @@ class ZarrSource(Source):
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise TilingError(f"{not_visible(name, here)} ({type(error).__name__}: {error})") from error
         real = os.path.realpath(place.folder) if place.folder else ""
-        if place.host == here.host and place.real != real:
+        if place.machine == held.this_machine() and place.real != real:
             raise TilingError(
                 f"{name} led to {place.real} when the result was built, and leads to {real} now. Build the "
                 "result again."
@@ -310,7 +310,7 @@ def _place_of(array: Any) -> _Place:
         except (NotImplementedError, TypeError):  # as in zarr_source
             unit = ()
         return _Place(
-            metadata, folder, f"{folder}/{document}", unit, os.path.realpath(folder), held.this_process().host
+            metadata, folder, f"{folder}/{document}", unit, os.path.realpath(folder), held.this_machine()
         )
     path = getattr(held.innermost(store), "path", None)
     files = ((str(path.absolute()), _zip_stamp(store)),) if isinstance(path, Path) else ()

@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 import tilework as tw
+from tilework.engine.spec import Spec
 from tilework.source import kept
 from tilework.source.opening import open_source
 from tilework.source.stamps import TICK, seen
@@ -310,6 +311,8 @@ def test_a_delayed_run_that_is_computed_twice_reads_twice(tmp_path: Path) -> Non
     url = f"memory://{tmp_path.name}-delayed.zarr"
     array = zarr.create_array(url, data=np.zeros(SHAPE, "f4"), chunks=CHUNKS, overwrite=True)
     later = tw.to_zarr(plus_one(url), tmp_path / "o.zarr", compute=False)
+    specs = [node.value for node in later.dask.values() if isinstance(getattr(node, "value", None), Spec)]
+    assert [spec.run for spec in specs] == [None]
     for value in (1, 2):
         array[:] = value
         later.compute()

@@ -107,14 +107,19 @@ def test_a_function_may_change_its_dtype_from_crop_to_crop() -> None:
 
     image = np.arange(40, dtype="float32")
     for blend, at in (("sum", 41), ("max", 20.5), ("average", 20.5)):
-        out = tw.tiled_map(varying, image, 16, stride=8, blend=blend, dtype="float32").compute()
+        out = tw.tiled_map(varying, image, 16, stride=8, blend=blend, dtype="float32", chunks=40).compute()
         assert out[20] == at
         assert out[39] == 39.5
-    big = tw.tiled_map(
-        lambda c: c.astype("int8") if c[0] == 0 else c.astype("int32") + 1000, image, 16, stride=8,
-        blend="max", dtype="int32",
-    ).compute()  # fmt: skip
-    assert big[39] == 1039
+
+    def wider(crop: Any) -> Any:
+        return crop.astype("int8") if crop[0] == 0 else crop.astype("int32") + 1000
+
+    for blend in ("max", "sum"):
+        big = tw.tiled_map(wider, image, 16, stride=8, blend=blend, dtype="int32", chunks=40).compute()
+        assert big[39] == 1039
+    halves = tw.Output("int32", reduce=lambda block: block * 2)
+    twice = tw.tiled_map(varying, image, 16, stride=8, blend="sum", output=halves, chunks=40).compute()
+    assert twice[20] == 82
 
 
 # -- NaN --------------------------------------------------------------------------------------------------

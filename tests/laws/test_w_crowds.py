@@ -144,3 +144,12 @@ def test_W4_a_key_is_short_however_many_neighbours_there_are() -> None:
     assert weights.key(10_050) == weights.key(12_000)
     assert weights.key(10_050) != weights.key(9_998)
     assert math.isclose(weights.weights(10_050).sum(), 1)
+
+
+def test_W4_sums_of_weights_are_exact_to_the_last_place() -> None:
+    window = uneven(3000)
+    weights = AxisWeights(AxisGrid(7000, 3000, 0, 1, trims=False), profile(uneven, 3000), 0)
+    total = weights.total(0, 7000)
+    for x in range(0, 7000, 501):
+        exact = math.fsum(window[x - k] for k in range(max(0, x - 2999), min(4000, x) + 1))
+        assert abs(total[x] - exact) <= exact * np.finfo(float).eps

@@ -33,6 +33,7 @@ __all__ = [
     "dumps",
     "innermost",
     "is_held",
+    "this_boot",
     "this_machine",
     "this_process",
 ]
@@ -57,13 +58,21 @@ _STARTED = time.time_ns()
 
 
 @functools.cache
-def this_machine() -> str:
-    """Return what tells this machine from others: its name, and on Linux the number of its last start."""
+def this_boot() -> str:
+    """Return what tells this start of the machine, and this namespace of process ids, from all others."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 -- a link to no file
     except OSError:
-        boot = ""
-    return f"{platform.node()} {boot}".strip()
+        import psutil
+
+        # Minutes, because the clock of a machine is corrected now and then.
+        return str(round(psutil.boot_time() / 60))
+
+
+def this_machine() -> str:
+    """Return what tells this machine from others: its name and its last start."""
+    return f"{platform.node()} {this_boot()}"
 
 
 def this_process() -> Process:

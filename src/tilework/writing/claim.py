@@ -17,7 +17,6 @@ win. The tasks of the one whose claim was replaced then give up at their next ch
 
 from __future__ import annotations
 
-import functools
 import gc
 import itertools
 import os
@@ -31,6 +30,7 @@ from typing import ClassVar, Literal
 
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
+from tilework.source.held import this_boot
 from tilework.writing.objects import Objects, creates, dump, load
 
 __all__ = ["Claim", "Claims", "Owner", "refuse_if_owned"]
@@ -54,7 +54,7 @@ class Owner:
     @classmethod
     def here(cls) -> Owner:
         """Return this process."""
-        return cls(platform.node(), _boot(), os.getpid(), _started(os.getpid()) or 0.0)
+        return cls(platform.node(), this_boot(), os.getpid(), _started(os.getpid()) or 0.0)
 
     def state(self) -> Literal["here", "alive", "dead", "elsewhere"]:
         """Return what is known: this process, alive or dead on this machine, or on another one."""
@@ -67,18 +67,6 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
-
-
-@functools.lru_cache(maxsize=1)
-def _boot() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 -- a link to no file
-    except OSError:
-        import psutil
-
-        # Seconds are rounded, because the clock of the machine is corrected now and then.
-        return str(round(psutil.boot_time() / 60))
 
 
 def _started(pid: int) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -490,3 +491,71 @@ def test_the_generation_is_new_when_a_result_is_overwritten_and_kept_when_it_is_
     assert left == {array.attrs["tilework"]["generation"]}
     Ledger(array).reset()
     assert not tw.status(store)[0].done
+
+
+# -- workers that see something else ------------------------------------------------------------------------
+
+
+class Elsewhere(zarr.storage.LocalStore):
+    """A folder that other processes see at another place, as if something else were mounted there."""
+
+    def __init__(self, root: Any, *, read_only: bool = False, there: Any = None) -> None:
+        super().__init__(root, read_only=read_only)
+        self.there = there
+
+    def with_read_only(self, read_only: bool = False) -> Elsewhere:
+        return Elsewhere(self.root, read_only=read_only, there=self.there)
+
+    def __reduce__(self) -> Any:
+        return zarr.storage.LocalStore, (str(self.there),)
+
+
+@pytest.mark.parametrize("there", ["nothing", "an older copy", "a copy with the claim"])
+def test_a_worker_that_sees_another_folder_is_an_error(there: str, tmp_path: Path) -> None:
+    """Nothing is there, or an array of the same name, or what a synchronised folder has copied."""
+    store = Elsewhere(tmp_path / "a.zarr", there=tmp_path / "b.zarr")
+    if there == "an older copy":
+        write(result(), tmp_path / "b.zarr")
+    copied = threading.Event()
+
+    def copy() -> None:
+        while not copied.wait(0.001):
+            if (tmp_path / "a.zarr" / "zarr.json").exists():
+                shutil.copytree(tmp_path / "a.zarr", tmp_path / "b.zarr", dirs_exist_ok=True)
+                copied.set()
+
+    thread = threading.Thread(target=copy)
+    if there == "a copy with the claim":
+        thread.start()
+    told = {
+        "nothing": "cannot be seen from", "an older copy": "does not belong to this run",
+        "a copy with the claim": "the marks of 9 of them are not in the store, as it is seen from here",
+    }[there]  # fmt: skip
+    with pytest.raises(tw.TilingError, match=told):
+        write(result(), store, scheduler="processes")
+    if there == "a copy with the claim":
+        thread.join()
+    assert not (tmp_path / "a.zarr" / "c").exists()
+    assert there != "nothing" or not (tmp_path / "b.zarr" / "c").exists()
+    np.testing.assert_array_equal(write(result(), tmp_path / "a.zarr")[...], IMAGE * 2)
+
+
+def test_a_unit_that_reads_differently_here_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some units that other processes wrote are read back, so that stale reads are seen."""
+    from tilework.writing import closing
+
+    seen: list[Any] = []
+
+    def changed(array: Any, unit: Any) -> str:
+        seen.append(unit)
+        return "other"
+
+    monkeypatch.setattr(closing, "digest_of", changed)
+    with pytest.raises(tw.TilingError, match=r"unit \(\d, \d\) reads differently here"):
+        write(result(), tmp_path / "a.zarr", scheduler="processes")
+    assert len(seen) == 1
+    seen.clear()
+    write(result(), tmp_path / "b.zarr", scheduler="threads")
+    assert not seen

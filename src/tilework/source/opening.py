@@ -245,12 +245,13 @@ def _mappings(table: Iterable[str], addresses: Sequence[int]) -> Iterator[tuple[
 def _open_path(path: str) -> Source:
     import zarr
 
+    given = path
     if "://" not in path:
         path = str(Path(path).expanduser().absolute())  # workers may run in another folder
     try:
         opened = zarr.open(path, mode="r")
     except (FileNotFoundError, ValueError) as error:
-        raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}") from error
+        raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {given!r}: {error}") from error
     source = _open_zarr(opened, ours=True)
     if source.names is None and isinstance(opened, zarr.Array):
         parent, _, _level = path.rstrip("/").rpartition("/")

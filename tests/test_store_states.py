@@ -37,6 +37,7 @@ from tilework.writing.ledger import Ledger
 
 IMAGE = np.arange(1, 40 * 32 + 1, dtype="f4").reshape(40, 32)
 MASK = np.eye(5, 4, dtype=bool)
+OTHER_MASK = MASK | (np.arange(4) == 0)
 
 
 def double(crop: np.ndarray) -> np.ndarray:
@@ -125,10 +126,18 @@ def some_missing(store: Any) -> None:
     written[32:] = -7
 
 
+def dirty(store: Any) -> None:
+    """Leave a result into which a late task has written."""
+    written = write(result())(store)
+    Ledger(written).marks().soil("late-0.0", [[(1, 2), (2, 4)]])
+    written[8:16, 16:32] = -7
+
+
 SCENES: dict[str, tuple[Callable[[Any], Any], Write, Any]] = {
     "fresh": (lambda store: None, write(result()), IMAGE * 2),
     "shards": (lambda store: None, write(result(), chunks=4, shards=8), IMAGE * 2),
     "resumed": (some_missing, write(result()), IMAGE * 2),
+    "dirty": (dirty, write(result()), IMAGE * 2),
     "format 1": (format_1, write(result()), IMAGE * 2),
     "overwritten": (
         write(result(np.negative), version="0"), write(result(), overwrite=True), IMAGE * 2,
@@ -137,7 +146,7 @@ SCENES: dict[str, tuple[Callable[[Any], Any], Write, Any]] = {
         write(result(np.negative), version="0", chunks=5, zarr_format=2),
         write(result(), overwrite=True), IMAGE * 2,
     ),
-    "another mask": (write(result(mask=~MASK)), write(result(mask=MASK)), None),
+    "another mask": (write(result(mask=OTHER_MASK)), write(result(mask=MASK)), None),
     "two outputs": (lambda store: None, write(result(both, output=(tw.Output("f4"),) * 2, dtype=None)), None),
     "any dask array": (lambda store: None, write(result() + 1), IMAGE * 2 + 1),
 }  # fmt: skip
@@ -172,14 +181,26 @@ def marked_units_are_right(store: Any, before: Any, after: Any) -> bool:
     return True
 
 
-def steps_of(name: str) -> int:
-    """Return how many times a run of a scene changes the store."""
+def steps_of(name: str) -> tuple[list[int], int]:
+    """Return after which changes of the store a run of a scene is to crash, and which is the first of data.
+
+    All at the beginning and the end, and some of those between, which are alike.
+    """
     prepare, run, _ = SCENES[name]
     store = zarr.storage.MemoryStore()
     prepare(store)
     counting = Crashing(store, 10**9)
     run(counting)
-    return len(counting.seen)
+    count = len(counting.seen)
+    data = next(n for n, key in enumerate(counting.seen) if ".tilework" not in key and "c/" in key)
+    return sorted({*range(min(count, 20)), *range(20, count, 4), *range(max(0, count - 6), count)}), data
+
+
+def n_done(store: Any) -> int:
+    try:
+        return sum(status.done for status in tw.status(store))
+    except tw.TilingError:
+        return 0
 
 
 @pytest.mark.filterwarnings("ignore:Object at")
@@ -193,7 +214,9 @@ def test_I2_a_crash_at_each_step_is_recovered_from(name: str) -> None:
     after = content(run(whole))
     if expected is not None:
         np.testing.assert_array_equal(after, expected)
-    for at in range(steps_of(name)):
+    steps, data = steps_of(name)
+    done = {}
+    for at in steps:
         store = zarr.storage.MemoryStore()
         prepare(store)
         crashing = Crashing(store, at)
@@ -202,6 +225,7 @@ def test_I2_a_crash_at_each_step_is_recovered_from(name: str) -> None:
         assert len(crashing.seen) > at
         assert not Claims.active
         assert marked_units_are_right(store, before, after), at
+        done[at] = n_done(store)
         again = content(run(store))
         assert same(again, after), at
         assert all(s.complete and not s.broken for s in tw.status(store, verify=True)), at
@@ -209,3 +233,7 @@ def test_I2_a_crash_at_each_step_is_recovered_from(name: str) -> None:
             key for key in store._store_dict if key.rpartition("/")[2] in ("claim", "beat") or "after-" in key
         ]
         assert not left, at
+    if name in ("resumed", "format 1", "dirty", "another mask"):
+        kept = done[max(at for at in steps if at <= data)]
+        assert kept > 0
+        assert min(done.values()) == kept, "what can stay is never lost"

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tilework._checks import forget_frames, is_flag
 from tilework._types import ShowProgress
 from tilework.engine.reading import release
+from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 from tilework.source.kept import CHUNKS
@@ -130,7 +131,7 @@ class Tracker:
         """Record a last task that is done."""
         try:
             piece.job.took(result)
-        except TypeError as error:
+        except TilingError as error:
             self.failed(piece, error)
             return
         self.done += piece.writes[key]

@@ -84,11 +84,11 @@ class Told:
 
         Raises
         ------
-        TypeError
+        TilingError
             If it is no such result: a scheduler must return what its tasks return.
         """
         if not isinstance(written, Written):
-            raise TypeError(
+            raise TilingError(
                 f"the scheduler returned {type(written).__name__} for a task; it must return what tasks "
                 f"return."
             )

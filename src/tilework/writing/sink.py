@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -189,11 +189,14 @@ class Work:
         """The units that are written."""
         return [unit for part in self.parts for unit in part.units]
 
-    def marked(self, name: str) -> bool:
-        """Return whether another attempt at the task has marked the units; reads a small object."""
-        return self.sink.again and self.sink.marks.covers(
-            name, [u for u in self.written if u not in self.failed]
-        )
+    def marked(self, name: str, here: Collection[tuple[int, str]]) -> bool:
+        """Return whether another attempt at the task has marked the units.
+
+        If that may have been in another process, or in another run of the same graph, reads a small object.
+        """
+        if not self.sink.again:
+            return (self.number, name) in here
+        return self.sink.marks.covers(name, [unit for unit in self.written if unit not in self.failed])
 
     def empty(self) -> list[Index]:
         """Return the written units that have no object, because they are all fill value."""
@@ -240,7 +243,7 @@ def write_block(
     claimed = [w for w in works if w.sink.run]
     for work in claimed:
         work.sink.prove()
-    todo = [w for w in works if (w.number, name) not in marked and not w.marked(name)]
+    todo = [w for w in works if not w.marked(name, marked)]
     for work in todo:
         for part in work.parts:
             with _told(part.box):

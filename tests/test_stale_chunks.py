@@ -358,12 +358,16 @@ def test_an_idle_process_lets_everything_go(tmp_path: Path, monkeypatch: pytest.
     assert kept.CHUNKS.nbytes == 0
 
 
-def test_a_task_that_runs_keeps_the_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kept, "IDLE", 0.02)
+def test_only_a_process_without_a_task_counts_as_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kept, "IDLE", 0.0)
     with kept.task():
         leave_chunks(tmp_path)
-        time.sleep(0.1)
+        kept._IDLE._look()
         assert kept.CHUNKS.nbytes > 0
+    kept._IDLE._look()
+    assert kept.CHUNKS.nbytes == 0
 
 
 def test_a_run_that_fails_leaves_nothing_in_its_process(tmp_path: Path) -> None:

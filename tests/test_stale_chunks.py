@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -368,6 +370,25 @@ def test_only_a_process_without_a_task_counts_as_idle(
         assert kept.CHUNKS.nbytes > 0
     kept._IDLE._look()
     assert kept.CHUNKS.nbytes == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_does_not_wait_for_threads_of_its_parent() -> None:
+    code = """
+import os, signal
+import tilework as tw
+from tilework.source import kept
+tw.clear_caches()
+with kept.CHUNKS._lock, kept.FILES._lock:
+    pid = os.fork()
+    if not pid:
+        signal.alarm(20)
+        tw.clear_caches()
+        os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert out.stdout.split() == ["7"]
 
 
 def test_a_run_that_fails_leaves_nothing_in_its_process(tmp_path: Path) -> None:

@@ -290,3 +290,16 @@ def test_threads_that_assign_the_same_parts() -> None:
         list(pool.map(one, [item for item in parts for _ in range(2)]))
     writer.close()
     assert (output.array == IMAGE).all()
+
+
+def test_a_part_that_comes_twice_does_not_complete_its_chunk() -> None:
+    """What was never assigned keeps its stored samples."""
+    output = Fails(np.full((8, 8), 5, "f4"), set(), (8, 8))
+    writer = tw.Slicer(np.zeros((8, 8)), crop_size=4, overlap=0).writer(output)
+    for _ in range(4):
+        writer[0:4, 0:4] = np.ones((4, 4))
+    assert output.n == 0
+    writer.close()
+    assert output.n == 1
+    assert output.array[:4, :4].tolist() == np.ones((4, 4)).tolist()
+    assert (output.array == 5).sum() == 48

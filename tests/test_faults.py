@@ -353,6 +353,40 @@ def test_kept_errors_do_not_keep_crops(tmp_path: Path) -> None:
         assert "raised by fn on tile" in shown
 
 
+class Torn:
+    """An image of which one corner cannot be read."""
+
+    shape, dtype = IMAGE.shape, IMAGE.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        if index[0].stop > 56 and index[1].stop > 56:
+            raise OSError("bad block")
+        return IMAGE[index]
+
+
+def test_kept_errors_do_not_keep_what_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tilework.engine.reading import CropCutter
+
+    alive: list[Any] = []
+    init = CropCutter.__init__
+
+    def made(self: CropCutter, *args: Any) -> None:
+        alive.append(weakref.ref(self))
+        init(self, *args)
+
+    monkeypatch.setattr(CropCutter, "__init__", made)
+    kept: list[Exception] = []
+    with pytest.warns(tw.TilingWarning, match="failed"):
+        tw.to_zarr(
+            mapped(double, Torn()), tmp_path / "o", on_error=lambda tile, e: kept.append(e),
+            scheduler="threads", progress=False,
+        )  # fmt: skip
+    assert kept
+    assert alive
+    assert [ref for ref in alive if ref() is not None] == []
+    assert "in __getitem__" in "".join(traceback.format_exception(kept[0]))
+
+
 def test_an_error_that_is_raised_at_once_has_its_traceback() -> None:
     with pytest.raises(ValueError, match="cannot use") as caught:
         mapped(breaks).compute(scheduler="threads")

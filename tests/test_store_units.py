@@ -30,6 +30,7 @@ from tilework import (
 )
 from tilework.errors import GridError
 from tilework.graph.build import plan_of
+from tilework.plan.cost import peak_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -160,10 +161,12 @@ def test_encoding_whole_units_is_part_of_the_estimate(tmp_path: Any) -> None:
     out = tiled_map(np.abs, image, 256, 16, dtype="f4")
     with (
         dask.config.set(scheduler="threads", num_workers=4),
-        pytest.raises(MemoryBudgetError, match="encode write units"),
+        pytest.raises(MemoryBudgetError, match="encode write units") as refused,
     ):
         to_zarr(out, tmp_path / "a", chunks=256, shards=4096, memory_limit="130MB", progress=False)
     assert not (tmp_path / "a").exists()
+    least = int(str(refused.value).rpartition("memory_limit=")[2].rstrip("."))
+    assert least >= 2 * image.nbytes + peak_bytes(plan_of(out).with_blocks(image.shape, "recompute", ())) // 4
 
 
 @settings(max_examples=settings.default.max_examples // 2)

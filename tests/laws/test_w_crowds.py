@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import tilework as tw
 from tests.laws.engine_strategies import WINDOWS
 from tilework.graph.build import plan_of
-from tilework.grid.axis import AxisGrid
+from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import PLAIN, AxisWeights, profile
 
 ULPS = 4
@@ -153,3 +153,20 @@ def test_W4_sums_of_weights_are_exact_to_the_last_place() -> None:
     for x in range(0, 7000, 501):
         exact = math.fsum(window[x - k] for k in range(max(0, x - 2999), min(4000, x) + 1))
         assert abs(total[x] - exact) <= exact * np.finfo(float).eps
+
+
+@given(
+    steps=st.lists(st.sampled_from((1, 2, 2, 2, 5)), min_size=3, max_size=40),
+    crop=st.integers(6, 30),
+    rim=st.integers(0, 2),
+)
+def test_W4_a_key_tells_all_neighbours(steps: list[int], crop: int, rim: int) -> None:
+    """Also where the first and the last ones are the same and only some between differ."""
+    starts = np.cumsum([0, *steps])
+    grid = AxisGrid(int(starts[-1]) + crop, crop, 0, 1, trims=False, starts=Starts.of(starts.tolist()))
+    weights = AxisWeights(grid, profile("hann", crop, rim), rim)
+    total = np.zeros(grid.extent)
+    for i in range(len(grid)):
+        total[slice(*weights.support(i))] += weights.raw(i)
+    for i in range(len(grid)):
+        assert np.allclose(weights.weights(i), weights.raw(i) / total[slice(*weights.support(i))])

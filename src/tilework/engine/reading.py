@@ -56,16 +56,19 @@ def wait(attempt: int) -> None:
 
 
 def release(error: BaseException) -> None:
-    """Drop what the finished frames of an exception hold, such as crops; its traceback still shows them."""
-    seen = set[int]()
+    """Replace the traceback of an exception that is kept by its text, as a note.
+
+    Its frames, and those that called them, hold crops and blocks; clearing frames does not reach the callers.
+    """
+    if error.__traceback__ is None:
+        return
+    error.add_note("".join(traceback.format_exception(error)).rstrip())
     chain: list[BaseException | None] = [error]
     while chain:
         one = chain.pop()
-        if one is None or id(one) in seen:
-            continue
-        seen.add(id(one))
-        traceback.clear_frames(one.__traceback__)
-        chain += [one.__cause__, one.__context__]
+        if one is not None and one.__traceback__ is not None:
+            one.__traceback__ = None
+            chain += [one.__cause__, one.__context__]
 
 
 class CropCutter:
@@ -216,10 +219,8 @@ def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures
     if spec.on_error == "raise":
         raise error
     if callable(spec.on_error):
-        # It may be kept. The first frame is the caller's, which still runs.
-        release(error)
-        trace = error.__traceback__
-        spec.on_error(tile, error.with_traceback(None if trace is None else trace.tb_next))
+        release(error)  # it may be kept
+        spec.on_error(tile, error)
     skipped.append(tile.index)
     failures.append(Failure(tile, f"{type(error).__name__}: {error}"))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import tilework as tw
@@ -160,6 +160,7 @@ def test_W4_sums_of_weights_are_exact_to_the_last_place() -> None:
     crop=st.integers(6, 30),
     rim=st.integers(0, 2),
 )
+@example(steps=[*[2] * 12, 1, 3, *[2] * 12, 3, 1, *[2] * 12], crop=14, rim=0)
 def test_W4_a_key_tells_all_neighbours(steps: list[int], crop: int, rim: int) -> None:
     """Also where the first and the last ones are the same and only some between differ."""
     starts = np.cumsum([0, *steps])

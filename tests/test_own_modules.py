@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tilework.writing import modules
+from tilework.identity import modules
 from tilework.writing.code import describe
 from tilework.writing.fingerprint import changes
 

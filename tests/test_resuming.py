@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import tilework as tw
 from tilework.cli import main
 from tilework.graph.build import find_spec
-from tilework.writing import stamps
+from tilework.identity import stamps
 from tilework.writing.fingerprint import Fingerprint, changes, of_spec
 from tilework.writing.ledger import Ledger
 

@@ -61,7 +61,7 @@ def test_a_folder_that_is_not_zarr_is_refused_always(
     lambda: zarr.storage.WrapperStore(zarr.storage.MemoryStore()),
 ], ids=["fsspec", "memory", "wrapped"])  # fmt: skip
 def test_objects_that_are_not_zarr_are_refused_in_every_store(store: Callable[[], Any]) -> None:
-    from tilework.writing.location import locate
+    from tilework.identity.location import locate
     from tilework.writing.objects import Objects
 
     target = store()

@@ -15,10 +15,10 @@ from tilework._types import Bits, Index
 from tilework.engine.nan import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError, TilingWarning
+from tilework.identity.location import locate
 from tilework.source.held import Travelling
 from tilework.writing.claim import Claims, release
 from tilework.writing.ledger import Ledger, Record
-from tilework.writing.location import locate
 from tilework.writing.sink import Written, digest_of
 
 __all__ = ["Closing", "Destination", "GroupAt", "Opening", "Told"]

@@ -2,7 +2,7 @@
 
 The parts are bytecode, constants, defaults, closure values, and the globals that the function names.
 Installed code (the standard library, packages) is described by name and version instead, and the user's own
-modules by the rules of `tilework.writing.modules`.
+modules by the rules of `tilework.identity.modules`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import numpy as np
 
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
-from tilework.writing.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
-from tilework.writing.hidden import among, content, script, slots
-from tilework.writing.modules import (
+from tilework.identity.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
+from tilework.identity.hidden import among, content, script, slots
+from tilework.identity.modules import (
     Chain,
     Import,
     OwnModules,
@@ -41,7 +41,7 @@ from tilework.writing.modules import (
     installed,
     located,
 )
-from tilework.writing.stamps import stamp
+from tilework.identity.stamps import stamp
 
 __all__ = ["Fingerprint", "describe"]
 

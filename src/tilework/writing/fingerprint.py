@@ -15,12 +15,12 @@ from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid
+from tilework.identity.digests import SHORT, UNKNOWN, digest
+from tilework.identity.stamps import of_array, stamp
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
 from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import Fingerprint, describe
-from tilework.writing.digests import SHORT, UNKNOWN, digest
 from tilework.writing.ledger import Accepted
-from tilework.writing.stamps import of_array, stamp
 
 __all__ = ["MANY", "UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_spec"]
 

@@ -13,9 +13,11 @@ from typing import Any
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import LocalStore, StorePath, WrapperStore
+from zarr.storage import LocalStore, StorePath
 
-__all__ = ["FOLDER", "Objects", "creates", "dump", "load", "read_only", "unwrapped"]
+from tilework.source.held import innermost
+
+__all__ = ["FOLDER", "Objects", "creates", "dump", "load", "read_only"]
 
 FOLDER = ".tilework"
 """Name of the folder, below that of the array."""
@@ -79,7 +81,7 @@ class Objects:
 
     def remove_partial(self) -> None:
         """Delete the temporary files of killed writers around the folder; only a local store has them."""
-        store = unwrapped(self.store)
+        store = innermost(self.store)
         if isinstance(store, LocalStore):
             for path in (store.root / self.path).parent.rglob("*.partial"):
                 if PARTIAL.search(path.name):
@@ -107,21 +109,14 @@ def dump(value: Mapping[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def unwrapped(store: Any) -> Any:
-    """Return the store inside wrappers."""
-    while isinstance(store, WrapperStore):
-        store = store._store
-    return store
-
-
 def creates(store: Any) -> bool:
     """Return whether a store can create an object only where there is none, in one step."""
-    return type(unwrapped(store)).set_if_not_exists is not Store.set_if_not_exists
+    return type(innermost(store)).set_if_not_exists is not Store.set_if_not_exists
 
 
 def read_only(at: Any) -> Any:
     """Return a place in a store for looking: a local store opened for writing would create its folder."""
-    if not isinstance(unwrapped(at.store), LocalStore):
+    if not isinstance(innermost(at.store), LocalStore):
         return at
     try:
         return StorePath(at.store.with_read_only(True), at.path)

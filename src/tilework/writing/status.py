@@ -14,9 +14,9 @@ from zarr.core.sync import sync
 from tilework._checks import flag
 from tilework._types import Index
 from tilework.errors import TilingError
+from tilework.identity.location import locate
 from tilework.writing.claim import Claims
 from tilework.writing.ledger import FORMAT, Ledger, Record
-from tilework.writing.location import locate
 from tilework.writing.node import found_at
 from tilework.writing.objects import Objects, load
 

@@ -27,16 +27,16 @@ from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress, check_progress
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, specs_below
+from tilework.identity.digests import digest
+from tilework.identity.location import read_by
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
 from tilework.plan.cost import peak_bytes
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, GroupAt
-from tilework.writing.digests import digest
 from tilework.writing.fingerprint import names_to_accept, of_spec
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.ledger import Ledger, Record, record_of
-from tilework.writing.location import read_by
 from tilework.writing.target import Continued, Place, Target
 from tilework.writing.units import (
     Layout,

@@ -23,11 +23,11 @@ import zarr
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
+from tilework.identity.location import holds, locate, same_array
 from tilework.source.base import Source
 from tilework.writing.claim import refuse_if_owned
 from tilework.writing.fingerprint import MANY, Changes, changes
 from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions, with_accepted
-from tilework.writing.location import holds, locate, same_array
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, layout_of, lengths, shard_lengths

@@ -16,9 +16,9 @@ from zarr.storage._common import make_store_path
 
 from tilework.errors import TilingError
 from tilework.source.base import FileSource, H5Source, Source
+from tilework.source.held import innermost
 from tilework.source.opening import open_source
 from tilework.source.zarr_array import ZarrSource
-from tilework.writing.objects import unwrapped
 
 __all__ = ["holds", "local_path", "locate", "place_of", "read_by", "same_array"]
 
@@ -125,7 +125,7 @@ def _stored(value: Any) -> Any:
 
 def place_of(store_path: Any) -> Place:
     """Return what a place in a store is: equal for equal places, however they were opened."""
-    store = unwrapped(store_path.store)
+    store = innermost(store_path.store)
     inside = [p for p in store_path.path.split("/") if p]
     if isinstance(store, LocalStore):
         return _file(store.root, *inside)

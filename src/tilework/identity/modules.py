@@ -44,7 +44,7 @@ from typing import Any
 
 import psutil  # comes with distributed
 
-from tilework.writing.digests import UNKNOWN
+from tilework.identity.digests import UNKNOWN
 
 __all__ = ["Chain", "Import", "OwnModules", "References", "file_digest", "find", "installed", "located"]
 

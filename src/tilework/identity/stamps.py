@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tilework.grid.axis import ceil_div
-from tilework.writing.digests import digest
+from tilework.identity.digests import digest
 
 __all__ = ["of_array", "stamp", "stamps"]
 

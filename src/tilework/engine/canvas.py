@@ -198,8 +198,14 @@ def plus(target: tuple[Array, Array | None], values: Array, *, average: bool) ->
     if sums.dtype.kind in "iu":
         _saturate(sums, values.astype(sums.dtype, copy=False))
         return
-    if lost is None and not (average and _large(values, sums.dtype)):
-        np.add(sums, values, out=sums, casting="unsafe")
+    if lost is None:
+        # The processor notes an overflow; looking for large values first took a quarter of the time of a
+        # blend.
+        over: list[Any] = []
+        with np.errstate(over="call" if average else None, call=lambda *told: over.append(told)):
+            np.add(sums, values, out=sums, casting="unsafe")
+        if over:
+            _undo_overflow(sums, values)
         return
     with np.errstate(over="ignore" if average else None):
         total = sums + values
@@ -214,18 +220,14 @@ def plus(target: tuple[Array, Array | None], values: Array, *, average: bool) ->
     sums[...] = total
 
 
-def _large(values: Array, dtype: np.dtype[Any]) -> bool:
-    """Return whether rounding could make inf of a finite sum of averages and of ``values``."""
-    info = np.finfo(dtype)
+def _undo_overflow(sums: Array, values: Array) -> None:
+    """Put the largest finite number where adding ``values`` made inf, and not where inf was added before."""
+    info = np.finfo(sums.dtype)
     # Smaller values do not change a sum at the end of the type.
     limit = float(info.max) * float(info.eps) / 8
-    if values.dtype.kind not in "fc" or np.finfo(values.dtype).max < limit or not values.size:
-        return False
-    if values.dtype.kind == "c" and values.flags.c_contiguous:
-        values = values.view(_real(values.dtype))  # faster than parts
-    parts = (part for (part,) in _real_parts(values))
-    # Written so that NaN counts as large.
-    return not all(part.max() < limit and part.min() > -limit for part in parts)
+    for out, added in _real_parts(sums, values):
+        over = np.isinf(out) & np.isfinite(added) & (np.abs(added) > limit)
+        np.copyto(out, np.copysign(info.max, out), where=over)
 
 
 def _unrounded(result: Array, *operands: Array) -> Array:

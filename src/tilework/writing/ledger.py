@@ -354,11 +354,12 @@ def completed(
 ) -> Record:
     """Return a record with the facts on its array, and a generation that the array has not had.
 
-    The name of a generation is a count and a digest of the record: equal runs into empty places make equal
+    The name of a generation is a digest of the record and a count: equal runs into empty places make equal
     stores.
     """
     known = [*objects.names(), f"{before.get('generation', '') if before else ''}/"]
-    seen = (re.match(r"(\d+)-[0-9a-f]{8}/", name) for name in known)
+    seen = (re.match(r"[0-9a-f]{8}-(\d+)/", name) for name in known)
     number = 1 + max((int(match[1]) for match in seen if match), default=0)
     facts: Record = record | {"shape": list(map(int, shape)), "unit": list(map(int, unit))}
-    return facts | {"generation": f"{number}-{hashlib.blake2b(dump(facts), digest_size=4).hexdigest()}"}
+    name = f"{hashlib.blake2b(dump(facts), digest_size=4).hexdigest()}-{number}"
+    return facts | {"generation": name}

@@ -158,6 +158,8 @@ def test_files_of_the_user_in_the_folder_of_an_array_survive_its_overwriting(
         assert (tmp_path / "a.zarr" / name).read_text() == "mine"
     written = write(result(fn=np.negative), tmp_path / "a.zarr", overwrite=True, zarr_format=2, chunks=16)
     np.testing.assert_array_equal(written[...], -IMAGE)
+    [marks] = (tmp_path / "a.zarr" / ".tilework").iterdir()
+    assert marks.name == written.attrs["tilework"]["generation"]
 
 
 def test_consolidated_metadata_stay_and_their_age_is_said(

@@ -345,8 +345,10 @@ def _record(array: Any) -> Record | None:
 
 def forget(objects: Objects, keep: str | None = None) -> None:
     """Delete the marks beside an array of all generations but ``keep``."""
-    own = ("claim", "beat", "after-") + (() if keep is None else (f"{keep}/",))
-    objects.delete(*(name for name in objects.names() if not name.startswith(own)))
+    tops = {name.partition("/")[0]: "/" in name for name in objects.names()}
+    own = [name for name in tops if name in ("claim", "beat", keep) or name.startswith("after-")]
+    objects.delete(*(name for name, folder in tops.items() if name not in own and not folder))
+    objects.delete_folders(*(name for name, folder in tops.items() if name not in own and folder))
 
 
 def completed(

@@ -79,6 +79,11 @@ class Objects:
         """Delete objects; one that is not there is no error."""
         _together(self.store.delete(self._key(name)) for name in names)
 
+    def delete_folders(self, *names: str) -> None:
+        """Delete all objects whose names begin with one of ``names`` and a slash."""
+        for name in names:
+            sync(self.store.delete_dir(self._key(name)))
+
     def remove_partial(self) -> None:
         """Delete the temporary files of killed writers around the folder; only a local store has them."""
         store = innermost(self.store)

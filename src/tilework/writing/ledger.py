@@ -346,7 +346,8 @@ def _record(array: Any) -> Record | None:
 def forget(objects: Objects, keep: str | None = None) -> None:
     """Delete the marks beside an array of all generations but ``keep``."""
     tops = {name.partition("/")[0]: "/" in name for name in objects.names()}
-    own = [name for name in tops if name in ("claim", "beat", keep) or name.startswith("after-")]
+    # Also the temporary files of a beat that is being written.
+    own = [name for name in tops if name == keep or name.startswith(("claim", "beat", "after-"))]
     objects.delete(*(name for name, folder in tops.items() if name not in own and not folder))
     objects.delete_folders(*(name for name, folder in tops.items() if name not in own and folder))
 

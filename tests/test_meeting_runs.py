@@ -17,6 +17,7 @@ from typing import Any
 
 import dask
 import numpy as np
+import obstore.store
 import pytest
 import zarr
 
@@ -54,6 +55,7 @@ STORES: dict[str, Callable[[Path], Any]] = {
     "folder": lambda path: str(path / "a.zarr"),
     "fsspec": lambda path: f"memory://{path}/a.zarr",
     "wrapped": lambda path: zarr.storage.WrapperStore(zarr.storage.LocalStore(path / "a.zarr")),
+    "obstore": lambda path: zarr.storage.ObjectStore(obstore.store.MemoryStore()),
 }
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import dask.array as da
 import fsspec
 import numpy as np
+import obstore.store
 import pytest
 import zarr
 from fsspec.implementations.local import LocalFileSystem
@@ -294,13 +295,14 @@ def zarr_sources(folder: Path) -> dict[str, Callable[[], Any]]:
         "fsspec": lambda: zarr.open_array(zarr.storage.FsspecStore.from_url(f"local://{local}")),
         "link": lambda: str(folder / "link.zarr"),
         "wrapped": lambda: zarr.open_array(zarr.storage.WrapperStore(zarr.storage.LocalStore(local))),
+        "obstore": lambda: zarr.open_array(zarr.storage.ObjectStore(obstore.store.LocalStore(local))),
         "dask": lambda: da.from_zarr(local), "dask, inline": lambda: da.from_zarr(local, inline_array=True)
         + 0, "dask of an array": lambda: da.from_array(zarr.open_array(local), chunks=(32, 64)).rechunk(16),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("source", zarr_sources(Path()))
-@pytest.mark.parametrize("target", ["path", "file URL", "array", "fsspec", "link", "wrapped"])
+@pytest.mark.parametrize("target", ["path", "file URL", "array", "fsspec", "link", "wrapped", "obstore"])
 @pytest.mark.parametrize("change", [lambda out: out, lambda out: out + 1], ids=["result", "made of it"])
 def test_a_zarr_array_is_not_replaced_by_its_own_result(
     source: str, target: str, change: Any, tmp_path: Path

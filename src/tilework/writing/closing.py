@@ -228,22 +228,18 @@ class Closing:
         if lost.any():
             units = ", ".join(str(tuple(map(int, u))) for u in itertools.islice(np.argwhere(lost), 3))
             raise TilingError(
-                f"{array.store_path}: the tasks wrote {int(told.units[number].sum())} units, but the marks "
-                f"of "
-                f"{int(lost.sum())} of them are not in the store, as it is seen from here (units "
-                f"{units}...). "
-                "Another run has written into it meanwhile, or the workers see another folder at this path. "
-                "Call again to compute what is missing; if it happens again, look at how the workers reach "
-                "the "
-                "store."
+                f"{array.store_path}: the tasks wrote {int(told.units[number].sum())} units, but the "
+                f"marks of {int(lost.sum())} of them are not in the store, as it is seen from here (units "
+                f"{units}...). Another run has written into it meanwhile, or the workers see another "
+                "folder at this path. Call again to compute what is missing; if it happens again, look "
+                "at how the workers reach the store."
             )
         for output, unit, digest in told.digests:
             if output == number and digest_of(array, unit) != digest:
                 raise TilingError(
                     f"{array.store_path}: unit {unit} reads differently here than in the task that wrote "
-                    f"it. The "
-                    "workers see another folder at this path, or the store returns old data. Look at how the "
-                    "workers reach the store, then write afresh with overwrite=True."
+                    "it. The workers see another folder at this path, or the store returns old data. "
+                    "Look at how the workers reach the store, then write afresh with overwrite=True."
                 )
 
     def _record(self, destination: Destination, told: Told) -> None:

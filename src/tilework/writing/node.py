@@ -37,8 +37,7 @@ def refuse_unfit_store(store: Any, address: str) -> None:
         cannot = " or ".join(what for what, can in able.items() if not can)
         raise TilingError(
             f"{address}: a {type(store).__name__} that is opened like this (read_only={store.read_only}) "
-            f"cannot "
-            f"be {cannot}; write into a folder or an object store, and copy the result."
+            f"cannot be {cannot}; write into a folder or an object store, and copy the result."
         )
 
 

@@ -81,13 +81,11 @@ class Sink:
         if not documents:
             raise TilingError(
                 f"{path} cannot be seen from {platform.node()}: there is no array. Is the folder mounted "
-                f"there, "
-                "at the same path? Write to a place that all workers share."
+                "there, at the same path? Write to a place that all workers share."
             )
         raise SupersededError(
             f"{path} does not belong to this run any more: the run has ended, or another run has "
-            f"overwritten or "
-            f"taken over the array. This task on {platform.node()} writes nothing more."
+            f"overwritten or taken over the array. This task on {platform.node()} writes nothing more."
         )
 
     def confirm(self, name: str, units: Sequence[Index]) -> None:

@@ -20,6 +20,7 @@ import zarr
 import tilework as tw
 import tilework.execution.cluster
 from tests.laws.test_i_storage import plan_stored
+from tilework.execution.where import Where
 from tilework.graph.build import plan_of
 from tilework.plan.cost import busiest
 
@@ -359,3 +360,11 @@ def test_progress_counts_every_tile_once(processes: Any, tmp_path: Path) -> None
     tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes, progress=lambda *now: seen.append(now))
     assert seen[-1] == (len(plan_of(out)),) * 2
     assert seen == sorted(seen)
+
+
+def test_the_memory_of_a_run_is_that_of_the_smallest_worker() -> None:
+    """Any block may run on any worker; one without a limit says nothing."""
+    limits = (8 * 10**9, 10**9, 0, 4 * 10**9)
+    workers = tuple({"memory_limit": n, "nthreads": 2, "resources": {}} for n in limits)
+    found = Where(get=lambda *_: None, client=object(), workers=workers)
+    assert found.memory == int(0.6 * 10**9)

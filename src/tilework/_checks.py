@@ -8,6 +8,7 @@ import operator
 import re
 import sys
 import textwrap
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from tilework.errors import TilingError
 
 __all__ = [
     "as_dtype",
+    "as_text",
     "check_scalar",
     "flag",
     "forget_frames",
@@ -205,6 +207,14 @@ def forget_frames(error: BaseException) -> None:
             one.__traceback__ = None
             found += [one.__cause__, one.__context__]
             found += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+
+
+def as_text(error: BaseException) -> BaseException:
+    """Return an error without its frames, which keep crops and images alive; a note has their text."""
+    if error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_exception(error)).rstrip())
+    forget_frames(error)
+    return error
 
 
 def warn(message: str, category: type[Warning]) -> None:

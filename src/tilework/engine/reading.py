@@ -6,13 +6,13 @@ import functools
 import math
 import random
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tilework._checks import as_text
 from tilework._types import Array, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
@@ -24,7 +24,7 @@ from tilework.grid.tiles import Tile
 from tilework.source.padding import read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["CropCutter", "Failure", "release", "run_tiles", "tiles_of", "wait"]
+__all__ = ["CropCutter", "Failure", "run_tiles", "tiles_of", "wait"]
 
 Results = tuple[Tile, list[Array]]
 
@@ -53,22 +53,6 @@ def wait(attempt: int) -> None:
     """
     longest = min(LONGEST_WAIT, FIRST_WAIT * 2.0**attempt)
     time.sleep(longest * _RANDOM.uniform(0.5, 1.0))
-
-
-def release(error: BaseException) -> None:
-    """Replace the traceback of an exception that is kept by its text, as a note.
-
-    Its frames, and those that called them, hold crops and blocks; clearing frames does not reach the callers.
-    """
-    if error.__traceback__ is None:
-        return
-    error.add_note("".join(traceback.format_exception(error)).rstrip())
-    chain: list[BaseException | None] = [error]
-    while chain:
-        one = chain.pop()
-        if one is not None and one.__traceback__ is not None:
-            one.__traceback__ = None
-            chain += [one.__cause__, one.__context__]
 
 
 class CropCutter:
@@ -219,7 +203,7 @@ def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures
     if spec.on_error == "raise":
         raise error
     if callable(spec.on_error):
-        release(error)  # it may be kept
+        as_text(error)  # it may be kept
         spec.on_error(tile, error)
     skipped.append(tile.index)
     failures.append(Failure(tile, f"{type(error).__name__}: {error}"))

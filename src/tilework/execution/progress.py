@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import sys
 import time
-import traceback
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from tilework._checks import forget_frames, is_flag
+from tilework._checks import as_text, is_flag
 from tilework._types import ShowProgress
-from tilework.engine.reading import release
 from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
 from tilework.graph.layer import Key
 from tilework.source.kept import CHUNKS
 
-__all__ = ["LOG", "Progress", "Tracker", "add_note", "as_text", "bar", "check_progress"]
+__all__ = ["LOG", "Progress", "Tracker", "add_note", "bar", "check_progress"]
 
 Progress = bool | Literal["auto"] | ShowProgress
 LOG = logging.getLogger("tilework")
@@ -147,7 +145,6 @@ class Tracker:
         self._one_less(piece.job)
         if not self.keep_going:
             raise error
-        release(error)  # it is kept until the end
 
     def _one_less(self, job: Job) -> None:
         self.outstanding[job] -= 1
@@ -185,14 +182,6 @@ class Tracker:
         self.outstanding.clear()
         if first is None and failed is not None:
             raise failed
-
-
-def as_text(error: BaseException) -> BaseException:
-    """Return an error without its frames, which keep crops and images alive; a note has their text."""
-    if error.__traceback__ is not None:
-        error.add_note("".join(traceback.format_exception(error)).rstrip())
-    forget_frames(error)
-    return error
 
 
 def add_note(first: BaseException, doing: str, later: BaseException) -> None:

@@ -117,7 +117,7 @@ class Claims:
     _ended: threading.Event = field(default_factory=threading.Event)
     _beating: threading.Thread | None = None
 
-    def take(self, objects: Objects, address: str) -> Claim:
+    def take(self, objects: Objects, address: str) -> None:
         """Claim an array, and begin to beat.
 
         Raises
@@ -146,7 +146,6 @@ class Claims:
         if self._beating is None:
             self._beating = threading.Thread(target=self._beat, name="tilework-beat", daemon=True)
             self._beating.start()
-        return Claim(objects, self.run)
 
     def _beat(self) -> None:
         for number in itertools.count():

@@ -139,17 +139,13 @@ class Opening:
                 )
         return _Held(claims)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Opening, (self.destinations,)
-
 
 class _Held:
     """The claims of a run that somebody else computes.
 
     A run that fails has no end of its own: its results are dropped, and with them the claims. A value that
-    went to
-    another process is dropped here too early, so its claims are kept until the end of the run or of this
-    process.
+    went to another process is dropped here too early, so its claims are kept until the end of the run or of
+    this process.
     """
 
     _kept: ClassVar[list[Claims]] = []
@@ -216,9 +212,6 @@ class Closing:
                     release(Ledger(destination.array).objects, destination.run)
         self.warn(told)
         return self.result()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Closing, (self.destinations, self.group)
 
     def _compare(self, number: int, destination: Destination, told: Told) -> None:
         """Raise if the store, as it is seen from here, lacks what tasks told."""

@@ -9,8 +9,8 @@ inputs, and a generation. Marks tell which write units are finished. They lie be
     .tilework/<generation>/dirty/...    units that a task of an older generation wrote into
 
 A generation is new when an array is overwritten, and kept when it is resumed. Marks of another generation
-mean
-nothing, and marks are believed only with the record, the shape and the write units that they were made for.
+mean nothing, and marks are believed only with the record, the shape and the write units that they were made
+for.
 
 The existence of a chunk shows nothing: chunks of fill value leave no object, and a shard exists after its
 first inner write.
@@ -116,7 +116,7 @@ def with_accepted(record: Record, accepted: Iterable[Accepted]) -> Record:
 
 
 def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> Record:
-    """Return the record of a run that begins; `Ledger.begin` adds the facts on the array."""
+    """Return the record of a run that begins; `completed` adds the facts on the array."""
     record: Record = {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint)}
     if plan is not None:
         # Without the facts on the machine that do not affect values: stores of two machines are equal.
@@ -258,6 +258,15 @@ class Ledger:
         """Shape of a write unit, samples."""
         self.shape: Index = tuple(ceil_div(n, u) for n, u in zip(array.shape, unit, strict=True))
         """Number of write units per axis."""
+
+    def box(self, unit: Index) -> tuple[slice, ...]:
+        """Return the samples of a unit."""
+        spans = zip(unit, self.unit, self.array.shape, strict=True)
+        return tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in spans)
+
+    def place(self, unit: Index) -> Any:
+        """Return the place of the object that holds a unit."""
+        return self.array.store_path / self.array.metadata.encode_chunk_key(unit)
 
     @property
     def objects(self) -> Objects:

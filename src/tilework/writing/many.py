@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilework._checks import flag, one_of
+from tilework._checks import as_text, flag, one_of
 from tilework.engine.nan import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
-from tilework.execution.progress import Progress, as_text, check_progress
+from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.writing.jobs import WriteJob
 from tilework.writing.store import Asked, Writing, prepare

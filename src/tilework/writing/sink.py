@@ -26,7 +26,7 @@ from tilework.source.held import Process, Travelling, this_process
 from tilework.writing.claim import Claim
 from tilework.writing.ledger import Ledger, Marks, boxes_around
 from tilework.writing.objects import Objects, read_only
-from tilework.writing.units import Units, layout_of
+from tilework.writing.units import Units
 
 __all__ = ["BlockWriter", "Sink", "Written", "block_name", "digest_of", "write_chunk"]
 
@@ -65,9 +65,14 @@ class Sink:
     """The process that reads back at the end."""
 
     @property
+    def ledger(self) -> Ledger:
+        """The ledger of the array."""
+        return Ledger(self.array)
+
+    @property
     def marks(self) -> Marks:
         """The marks of the run."""
-        ledger = Ledger(self.array)
+        ledger = self.ledger
         return Marks(ledger.objects / self.generation, ledger.shape)
 
     def prove(self) -> None:
@@ -93,7 +98,7 @@ class Sink:
         if Claim(Objects.of(self.array.store_path), self.run).holds():
             return
         try:
-            ledger = Ledger(self.array)
+            ledger = self.ledger
             record = ledger.record
         except FileNotFoundError:
             record = None
@@ -113,22 +118,17 @@ class Sink:
                 raise
             # zarr reads a shard before it overwrites all of it, and cannot read half a shard.
             for unit in part.units:
-                sync(self._object(unit).delete())
+                sync(self.ledger.place(unit).delete())
             self.array[part.box] = part.data
-
-    def _object(self, unit: Index) -> Any:
-        """Return the place of the object that holds a unit."""
-        return self.array.store_path / self.array.metadata.encode_chunk_key(unit)
 
     def empty(self, part: Part) -> list[Index]:
         """Return the units of a part that have no object in the store, because they are all fill value."""
-        fill, shape = self.array.fill_value, layout_of(self.array).unit
+        ledger, fill = self.ledger, self.array.fill_value
         starts = [s.indices(n)[0] for s, n in zip(part.box, self.array.shape, strict=True)]
         found = []
         for unit in part.units:
-            low = [i * u - a for i, u, a in zip(unit, shape, starts, strict=True)]
-            own = part.data[tuple(slice(a, a + u) for a, u in zip(low, shape, strict=True))]
-            if _all_fill(own, fill) and not sync(self._object(unit).exists()):
+            own = tuple(slice(s.start - a, s.stop - a) for s, a in zip(ledger.box(unit), starts, strict=True))
+            if _all_fill(part.data[own], fill) and not sync(ledger.place(unit).exists()):
                 found.append(unit)
         return found
 
@@ -260,9 +260,8 @@ def write_block(
 
 def digest_of(array: Any, unit: Index) -> str:
     """Return a digest of the samples of a unit as they are read from the store."""
-    shape = layout_of(array).unit
-    box = tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in zip(unit, shape, array.shape, strict=True))
-    return hashlib.blake2b(np.ascontiguousarray(array[box]).tobytes(), digest_size=8).hexdigest()
+    samples = np.ascontiguousarray(array[Ledger(array).box(unit)])
+    return hashlib.blake2b(samples.tobytes(), digest_size=8).hexdigest()
 
 
 class BlockWriter:
@@ -309,11 +308,11 @@ def parts_of(
     """Return the parts of a block that are not done: all of it, or unit by unit."""
     if index not in sink.partial:
         return [Part(box, data, list(itertools.product(*(range(a, b) for a, b in ranges))))]
-    shape, extents = layout_of(sink.array).unit, sink.array.shape
-    starts = [s.indices(n)[0] for s, n in zip(box, extents, strict=True)]
+    ledger = sink.ledger
+    starts = [s.indices(n)[0] for s, n in zip(box, sink.array.shape, strict=True)]
     parts = []
     for unit in sink.partial[index]:
-        own = tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in zip(unit, shape, extents, strict=True))
+        own = ledger.box(unit)
         inside = tuple(slice(s.start - a, s.stop - a) for s, a in zip(own, starts, strict=True))
         parts.append(Part(own, data[inside], [unit]))
     return parts

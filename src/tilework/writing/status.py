@@ -137,18 +137,15 @@ def _below(node: Any, verify: bool, drop: bool) -> Iterator[Status]:
 
 def _broken(ledger: Ledger, record: Record) -> Iterator[Index]:
     """Yield the units that are marked but missing or unreadable."""
-    array = ledger.array
     if "generation" in record and not ledger.misfit(record):
         done, stored = ledger.marks(record).read_empty()
     else:
         done = ledger.read()
         stored = np.zeros_like(done)
     for unit in map(tuple, np.argwhere(done).tolist()):
-        box = tuple(slice(i * u, (i + 1) * u) for i, u in zip(unit, ledger.unit, strict=True))
-        key = array.store_path / array.metadata.encode_chunk_key(unit)
         try:
-            there = not stored[unit] or sync(key.exists())
-            array[box]
+            there = not stored[unit] or sync(ledger.place(unit).exists())
+            ledger.array[ledger.box(unit)]
         except Exception:
             there = False
         if not there:

@@ -116,11 +116,6 @@ class Units:
             ranges[axis] = self._meeting(axis, weights.support(i))
         yield from itertools.product(*(range(a, b) for a, b in ranges))
 
-    def slices(self, unit: Index) -> tuple[slice, ...]:
-        """Return the samples of a unit."""
-        spans = zip(unit, self.unit, self.shape, strict=True)
-        return tuple(slice(i * u, min((i + 1) * u, n)) for i, u, n in spans)
-
     def _meeting(self, axis: int, span: Span) -> Span:
         """Return the units along one axis that meet a span of samples."""
         u = self.unit[axis]

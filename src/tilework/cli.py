@@ -288,7 +288,9 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 def _axes(text: str) -> Any:
     """Return numbers of axes as a tuple, names as they are."""
     parts = text.split(",")
-    return tuple(map(int, parts)) if all(p.strip().lstrip("-").isdigit() for p in parts) else text
+    if all(p.strip().lstrip("-").isdigit() for p in parts):
+        return tuple(map(int, parts))
+    return text if len(parts) == 1 else tuple(p.strip() for p in parts)
 
 
 def _function(name: str) -> Any:

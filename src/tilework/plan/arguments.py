@@ -112,17 +112,10 @@ def lengths(crop: Any) -> Index | None:
 def _numbers(what: str, axes: Any, source: Source) -> Index:
     """Return the numbers of axes that are given by number or name."""
     ndim = len(source.shape)
-    items = tuple(axes) if sequence(axes) or isinstance(axes, str) else (axes,)
     found = []
-    for axis in items:
+    for axis in _listed(axes, source):
         if isinstance(axis, str):
-            if source.names is None:
-                raise GridError(f"{what}={axes!r} gives names, but the array has none; give axis numbers.")
-            if axis not in source.names:
-                raise GridError(
-                    f"{what}={axes!r}: the array has no axis {axis!r}; its axes are {source.names}."
-                )
-            found.append(source.names.index(axis))
+            found.append(_named(what, axes, axis, source))
         else:
             number = whole(what, axis)
             if not -ndim <= number < ndim:
@@ -131,6 +124,27 @@ def _numbers(what: str, axes: Any, source: Source) -> Index:
     if len(set(found)) != len(found):
         raise GridError(f"{what}={axes!r} names an axis twice.")
     return tuple(found)
+
+
+def _listed(axes: Any, source: Source) -> tuple[Any, ...]:
+    """Return the single axes of ``axes``: text is one name if the source has it, else a name per letter."""
+    if isinstance(axes, str):
+        return (axes,) if axes in (source.names or ()) else tuple(axes)
+    return tuple(axes) if sequence(axes) else (axes,)
+
+
+def _named(what: str, axes: Any, name: str, source: Source) -> int:
+    """Return the number of the axis called ``name``."""
+    if source.names is None:
+        raise GridError(f"{what}={axes!r} gives names, but the array has none; give axis numbers.")
+    if name not in source.names:
+        letters = isinstance(axes, str) and len(axes) > 1
+        tuples = f" Give names longer than a letter as a tuple: {what}={source.names[-2:]!r}."
+        raise GridError(
+            f"{what}={axes!r}: the array has no axis {name!r}; its axes are {source.names}."
+            + (tuples if letters and max(map(len, source.names)) > 1 else "")
+        )
+    return source.names.index(name)
 
 
 def resolve_axes(source: Source, axes: Any, each: Any, crop: Index | None) -> tuple[Index, Index]:
@@ -171,12 +185,15 @@ def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) 
         return
     for axis, c in zip(tiled, crop, strict=True):
         if source.shape[axis] < c:
-            longest = sorted(
-                sorted(range(ndim), key=lambda a: -source.shape[a])[: max(1, len(tiled) - one_int)]
-            )
+            if one_int:
+                fit = tuple(a for a in tiled if source.shape[a] >= c)
+            else:
+                fit = tuple(sorted(sorted(range(ndim), key=lambda a: -source.shape[a])[: len(tiled)]))
+            meant = f"did you mean axes={fit}? " if fit and fit != tiled else ""
             raise GridError(
-                f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}; did you mean "
-                f"axes={tuple(longest)}? Name the tiled axes with axes= (then a short axis may be tiled)."
+                f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}; {meant}"
+                "Name the tiled axes with axes= (then a short axis may be tiled). fn gets all other axes in "
+                "full, or one index at a time of those in each=."
             )
 
 

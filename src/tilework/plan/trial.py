@@ -52,7 +52,9 @@ def _facts(
 ) -> dict[Any, tuple[Index, np.dtype[Any]]]:
     """Return shapes and dtypes of what ``fn`` returns, by key: these travel back from a worker."""
     try:
-        result = fn(*(c[None] if batched else c for c in crops), **extra)
+        # A division by zero says nothing of the user's image.
+        with np.errstate(all="ignore"):
+            result = fn(*(c[None] if batched else c for c in crops), **extra)
         keys = keys_of(result)
         arrays = as_results(result, keys)
         arrays = without_batch(arrays) if batched else arrays

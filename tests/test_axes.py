@@ -1,0 +1,236 @@
+"""Which axes are tiled, taken one by one or handed over whole: the page ``docs/axes.md``, and its errors."""
+
+import ast
+import re
+
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+from tests.test_docs import ROOT, snippets
+
+PAGE = ROOT / "docs" / "axes.md"
+ROWS = re.findall(r"(?m)^\| (.*) `(\w+)` \| `(\(.*\))` \| `(.*)` \| `(\(.*\))` \|$", PAGE.read_text())
+
+
+def arguments(text: str) -> dict:
+    call = ast.parse(f"f({text})", mode="eval").body
+    return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row[1]}: {row[0]}")
+def test_rows_of_the_table(row):
+    """What a row says that the function receives, it receives; with a batch, one axis more."""
+    _, names, shape, text, expected = row
+    shape, expected, options = ast.literal_eval(shape), ast.literal_eval(expected), arguments(text)
+    image = np.broadcast_to(np.uint8(0), shape)
+    assert len(names) == len(shape)
+    seen = []
+
+    def fn(crop):
+        seen.append(crop.shape)
+        return crop
+
+    out = tw.tiled_map(fn, image, overlap=0, **options)
+    each = options.get("each", ())
+    each = each if isinstance(each, tuple) else (each,)
+    rest = [n for a, n in enumerate(shape) if a not in each]
+    assert out.shape == (*(shape[a] for a in each), *rest)
+    assert tw.view(out, verbose=False)[(0,) * out.ndim] == 0
+    out = tw.tiled_map(fn, image, overlap=0, batch_size=8, **options)
+    out[tuple(slice(min(n, 2)) for n in out.shape)].compute()
+    assert {s for s in seen if len(s) == len(expected)} == {expected}
+    batches = {s for s in seen if len(s) > len(expected)}
+    assert {s[1:] for s in batches} == {expected}
+    assert max(s[0] for s in batches) <= 8
+
+
+def test_the_table_has_all_its_rows():
+    assert len(ROWS) == PAGE.read_text().count("\n| ") - 1 > 12
+
+
+# What the cells of the page print, in order; a text without "fn receives" is a piece of an error.
+PRINTED = [
+    "fn receives (256, 256, 3), returns (256, 256, 3); the result is (600, 800, 3)",
+    "axis 2 has extent 3, shorter than crop 256; did you mean axes=(0, 1)?",
+    "axis 2 has extent 3, shorter than crop 256; did you mean axes=(0, 1)?",
+    "got crop 3 and overlap 8 on axis 2. Reduce overlap to at most 1",
+    "fn receives (256, 256, 3), returns (256, 256, 3); the result is (600, 800, 3)",
+    "fn receives (256, 256), returns (256, 256); the result is (3, 600, 800)",
+    "fn receives (256, 256, 3), returns (256, 256); the result is (600, 800)",
+    "fn receives (256, 256, 3), returns (3, 256, 256); the result is (3, 600, 800)",
+    "fn receives (256, 256, 3), returns (5, 256, 256); the result is (5, 600, 800)",
+    "the function returned shape (5, 256, 256); expected (256, 256, 5).",
+    "the function returned shape (256, 256); expected (256, 256, 3).",
+    "fn receives (12, 256, 256), returns (256, 256); the result is (600, 800)",
+    "verdict    differs",
+    "fn receives (4, 256, 256), returns (4, 256, 256); the result is (600, 800)",
+    "0.0",
+    "fn receives (32, 64, 64), returns (32, 64, 64); the result is (60, 100, 120)",
+    "fn receives (64, 64), returns (64, 64); the result is (60, 120, 100)",
+    "crop       (64, 64, 32), overlap (8, 8, 2) per side",
+    "axis 0 has extent 20, shorter than crop 32; did you mean axes=(1, 2)?",
+    "fn receives (20, 64, 64), returns (20, 64, 64); the result is (20, 100, 120)",
+    "fn receives (64, 64), returns (64, 64); the result is (3, 2, 16, 100, 120)",
+    "fn receives (2, 64, 64), returns (64, 64); the result is (3, 16, 100, 120)",
+    "fn receives (16, 64, 64), returns (16, 64, 64); the result is (3, 2, 16, 100, 120)",
+    "fn receives (3, 2, 16, 64, 64), returns (3, 2, 16, 64, 64); the result is (3, 2, 16, 100, 120)",
+    "axis 0 has extent 3, shorter than crop 64; did you mean axes=(3, 4)?",
+    "too many values to unpack (expected 2",
+    "fn receives (64, 64), returns (64, 64); the result is (3, 2, 16, 100, 120)",
+    "fn receives (64, 64), returns (64, 64); the result is (4, 90, 180)",
+    "axes='YX': the array has no axis 'Y'; its axes are ('t', 'c', 'z', 'y', 'x').",
+    "axes='lat lon': the array has no axis 'l'; its axes are ('time', 'lat', 'lon').",
+    "Give names longer than a letter as a tuple: axes=('lat', 'lon').",
+    "each='tcz' gives names, but the array has none; give axis numbers.",
+    "fn receives (48, 48), returns (48, 48); the result is (3, 2, 16, 100, 120)",
+    "fn receives (48, 48), returns (48, 48); the result is (3, 2, 16, 50, 60)",
+    "fn receives (64, 64), returns (64, 64); the result is (30, 100, 120)",
+    "fn receives (16, 64, 64), returns (16, 64, 64); the result is (30, 100, 120)",
+    "fn receives (8, 256, 256, 3), returns (8, 256, 256); the result is (5, 300, 280)",
+    "crop (64, 64) needs one length per tiled axis; got 2 for axes (2,).",
+    "axes and each must differ; axis 0 is in both.",
+    "axes=(1, 3): axis 3 is out of range for 3 dimensions.",
+    "the function maps a crop of shape (32, 32, 32) to shape ()",
+]
+
+
+def test_what_the_page_prints(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("xarray")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for snippet in snippets(PAGE):
+        exec(snippet, names)
+    printed = capsys.readouterr().out
+    place = 0
+    for text in PRINTED:
+        place = printed.find(text, place)
+        assert place >= 0, text
+        place += len(text)
+    assert printed.count("fn receives") == sum("fn receives" in text for text in PRINTED)
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+def named(dims, shape=None):
+    xarray = pytest.importorskip("xarray")
+    shape = shape or (4, 30, 40)[-len(dims) :]
+    return xarray.DataArray(np.arange(np.prod(shape), dtype="f4").reshape(shape), dims=dims)
+
+
+@pytest.mark.parametrize(
+    ("dims", "axes", "each", "numbers"),
+    [
+        (("time", "lat", "lon"), ("lat", "lon"), "time", ((1, 2), 0)),
+        (("time", "lat", "lon"), ["lat"], "time", ((1,), 0)),
+        (("time", "lat", "lon"), "lat", ("time",), ((1,), 0)),
+        (("time", "y", "x"), "yx", "time", ((1, 2), 0)),
+        (("t", "y", "x"), "xy", "t", ((2, 1), 0)),
+        (("yx", "y", "x"), "yx", (), ((0,), ())),  # a name, before the names of its letters
+    ],
+)
+def test_text_is_one_name_or_a_name_per_letter(dims, axes, each, numbers):
+    image = named(dims)
+    by_name = tw.tiled_map(np.negative, image, 4, 0, axes=axes, each=each)
+    by_number = tw.tiled_map(np.negative, image, 4, 0, axes=numbers[0], each=numbers[1])
+    assert by_name.chunks == by_number.chunks
+    np.testing.assert_array_equal(by_name.compute(), by_number.compute())
+
+
+def test_a_long_name_of_a_zarr_array(tmp_path):
+    image = zarr.create_array(
+        tmp_path / "a.zarr",
+        shape=(3, 20, 20),
+        dtype="u1",
+        chunks=(1, 20, 20),
+        dimension_names=["time", "y", "x"],
+    )
+    seen = []
+    tw.tiled_map(lambda crop: seen.append(crop.shape) or crop, image, 8, 0, axes="yx", each="time")
+    assert seen == [(8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("dims", "options", "message"),
+    [
+        (("time", "lat", "lon"), {"axes": "lat lon"}, r"Give names longer .* axes=\('lat', 'lon'\)\.$"),
+        (("time", "lat", "lon"), {"axes": 0, "each": "tme"}, r"no axis 't'.* as a tuple: each="),
+        (("t", "y", "x"), {"axes": "YX"}, r"no axis 'Y'; its axes are \('t', 'y', 'x'\)\.$"),
+        (("time", "lat", "lon"), {"axes": ("lat", "long")}, r"no axis 'long'; its axes are \(.*\)\.$"),
+    ],
+)
+def test_an_unknown_name_says_how_names_are_given(dims, options, message):
+    with pytest.raises(tw.TilingError, match=message):
+        tw.tiled_map(np.negative, named(dims), 4, 0, **options)
+
+
+# ----------------------------------------------------------------------------- axes that were not named
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop", "meant"),
+    [
+        ((600, 800, 3), 256, "axes=(0, 1)"),
+        ((3, 600, 800), 256, "axes=(1, 2)"),
+        ((3, 2, 5, 200, 220), 64, "axes=(3, 4)"),
+        ((2, 600, 3, 800), 256, "axes=(1, 3)"),
+        ((20, 100, 120), 32, "axes=(1, 2)"),
+        ((600, 800, 3), (256, 256), "axes=(0, 1)"),
+        ((90, 3, 80), (64, 64), "axes=(0, 2)"),
+    ],
+)
+def test_a_short_axis_is_answered_with_the_axes_that_are_long_enough(shape, crop, meant):
+    """What is proposed is accepted."""
+    with pytest.raises(tw.TilingError, match="shorter than crop") as caught:
+        tw.plan_tiles(shape, crop, 4)
+    assert f"did you mean {meant}?" in str(caught.value)
+    assert "each=" in str(caught.value)
+    assert len(tw.plan_tiles(shape, crop, 4, axes=ast.literal_eval(meant.removeprefix("axes="))))
+
+
+def test_nothing_is_proposed_where_no_axis_is_long_enough():
+    with pytest.raises(tw.TilingError, match="shorter than crop 64; Name the tiled axes"):
+        tw.plan_tiles((10, 20, 30), 64, 4)
+
+
+def test_each_axes_are_not_proposed():
+    with pytest.raises(tw.TilingError, match=r"did you mean axes=\(2, 3\)\?"):
+        tw.plan_tiles((100, 5, 100, 100), 64, 4, each=0)
+
+
+# -------------------------------------------------------------------------------- the call on zeros
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda crop: (crop[0] - crop[1]) / (crop[0] + crop[1]),
+        lambda crop: np.log(crop[0]),
+        lambda crop: crop[0] / crop.std(),
+        lambda crop: np.exp(1e6 + crop[0]),
+    ],
+    ids=["index of two bands", "log", "normalised", "overflow"],
+)
+def test_zeros_raise_no_warning_of_numpy(fn):
+    """They say nothing of the image; the image itself may."""
+    bands = np.random.default_rng(0).random((2, 30, 40)) + 1
+    assert tw.tiled_map(fn, bands, (16, 16), 2).shape == (30, 40)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0,1", (0, 1)),
+        ("-1", (-1,)),
+        ("yx", "yx"),
+        ("time", "time"),
+        ("lat,lon", ("lat", "lon")),
+        ("y, x", ("y", "x")),
+    ],
+)
+def test_axes_on_the_command_line(text, expected):
+    from tilework.cli import _axes
+
+    assert _axes(text) == expected

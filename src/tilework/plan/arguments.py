@@ -189,9 +189,9 @@ def guard_channels(source: Source, tiled: Index, crop: Index, *, one_int: bool) 
                 fit = tuple(a for a in tiled if source.shape[a] >= c)
             else:
                 fit = tuple(sorted(sorted(range(ndim), key=lambda a: -source.shape[a])[: len(tiled)]))
-            meant = f"did you mean axes={fit}? " if fit and fit != tiled else ""
+            meant = f"; did you mean axes={fit}?" if fit and fit != tiled else "."
             raise GridError(
-                f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}; {meant}"
+                f"axis {axis} has extent {source.shape[axis]}, shorter than crop {c}{meant} "
                 "Name the tiled axes with axes= (then a short axis may be tiled). fn gets all other axes in "
                 "full, or one index at a time of those in each=."
             )

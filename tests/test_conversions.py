@@ -25,6 +25,9 @@ import tilework as tw
 from tests.networks import require
 from tests.test_docs import ROOT, snippets
 
+# Sizes are drawn, so some grids are wasteful.
+pytestmark = pytest.mark.filterwarnings("ignore::tilework.CostWarning")
+
 Fn = Callable[[np.ndarray], np.ndarray]
 
 
@@ -56,20 +59,27 @@ Sizes = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 
 @st.composite
-def sizes(draw: Any, *, least: str = "one", odd: bool = False, even: bool = False, dims: int = 3) -> Sizes:
+def sizes(draw: Any, *, least: str = "one", odd: bool = False, even: bool = False) -> Sizes:
     """Draw shape, crop and stride of 1 to 3 axes, ragged and not.
 
     ``least`` is the shortest extent: "one" sample, or the "crop". Neighbours share an ``even`` number of
     samples, or crops are ``odd``, if asked for.
     """
     axes = []
-    for _ in range(draw(st.integers(1, dims))):
+    dims = draw(st.integers(1, 3))
+    for _ in range(dims):
         crop = draw(st.integers(2, 9))
         crop += odd and crop % 2 == 0
         shared = draw(st.integers(1, crop - 1))
         if even:
             crop, shared = max(crop, 3), max(2, shared - shared % 2)
-        axes.append((draw(st.integers(crop if least == "crop" else 1, crop + 14)), crop, crop - shared))
+        axes.append(
+            (
+                draw(st.integers(crop if least == "crop" else 1, crop + (14, 9, 5)[dims - 1])),
+                crop,
+                crop - shared,
+            )
+        )
     shape, crop, stride = zip(*axes, strict=True)
     return shape, crop, stride
 
@@ -146,10 +156,10 @@ def ryomen(fn: Fn, image: np.ndarray, crop: Sequence[int], overlap: Sequence[int
 
 
 @st.composite
-def halos(draw: Any, *, whole: bool, least: int = 1) -> Sizes:
+def halos(draw: Any, *, whole: bool, least: int = 1, dims: int = 3) -> Sizes:
     """Draw shape, crop and overlap, with extents that are ``whole`` strides or any, longer than a crop."""
     axes = []
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(1, dims))):
         overlap, stride = draw(st.integers(0, 3)), draw(st.integers(max(least, 1), 5))
         crop = stride + 2 * overlap
         fewest = crop // stride + 1
@@ -649,7 +659,7 @@ BOUNDARIES = st.sampled_from(
 )
 
 
-@given(fn=FUNCTIONS, boundaries=BOUNDARIES, case=halos(whole=True, least=3))
+@given(fn=FUNCTIONS, boundaries=BOUNDARIES, case=halos(whole=True, least=3, dims=2))
 def test_dask_with_a_boundary(fn, boundaries, case):
     theirs, ours = boundaries
     shape, crop, depth = case
@@ -658,7 +668,7 @@ def test_dask_with_a_boundary(fn, boundaries, case):
     same(got, dask_map(fn, noise(shape), chunk, depth, theirs))
 
 
-@given(fn=FUNCTIONS, boundaries=BOUNDARIES, case=halos(whole=False, least=3))
+@given(fn=FUNCTIONS, boundaries=BOUNDARIES, case=halos(whole=False, least=3, dims=2))
 def test_dasks_last_chunk_is_shorter(fn, boundaries, case):
     """Where the chunk does not divide the extent, the samples of dask's last chunk may differ."""
     theirs, ours = boundaries
@@ -675,7 +685,7 @@ def test_dasks_last_chunk_is_shorter(fn, boundaries, case):
         same(got, expected)  # counts from the start, which is the same
 
 
-@given(fn=FUNCTIONS, case=halos(whole=False, least=3))
+@given(fn=FUNCTIONS, case=halos(whole=False, least=3, dims=2))
 def test_dask_without_a_boundary(fn, case):
     """Where the last chunk is longer than the depth; dask joins shorter ones with their neighbour."""
     shape, crop, depth = case
@@ -719,21 +729,31 @@ def by_row(options: dict[str, Any], shape: Sequence[int], fn: Fn = from_start) -
 
 @pytest.mark.peers
 @DIMS
-def test_rows_as_they_are_written(dims):
-    """What stands in the README is evaluated, on sizes for which a row promises the same numbers."""
+def test_the_row_of_ryomen(dims):
     [options] = row("Ryomen", c=7, o=1)
     shape = (25, 20, 15)[:dims]
     same(by_row(options, shape), ryomen(from_start, noise(shape), (7,) * dims, (1,) * dims))
 
+
+@pytest.mark.peers
+@DIMS
+def test_the_row_of_patchly(dims):
     shape, modes = (16,) * dims, ("EDGE", "CROP", "SQUEEZE", "ADAPTIVE")
     for mode, options in zip(modes, row("Patchly", p=7, s=4), strict=True):
         theirs = patchly(from_start, noise(shape), (7,) * dims, (4,) * dims, f"SAMPLE_{mode}", "avg")
         same(by_row(options, shape), theirs)
 
+
+@DIMS
+def test_the_row_of_dask(dims):
     shape, boundaries = (15, 10, 20)[:dims], ("none", "reflect", "nearest", "periodic", 3)
     for boundary, options in zip(boundaries, row("dask", c=5, d=1, k=3), strict=True):
         same(by_row(options, shape), dask_map(from_start, noise(shape), (5,) * dims, (1,) * dims, boundary))
 
+
+@pytest.mark.peers
+@DIMS
+def test_the_row_of_monai(dims):
     shape = (21, 19, 17)[:dims]
     constant, gaussian = row("MONAI", r=8, f=0.25)
     same(by_row(constant, shape), monai(from_start, noise(shape), (8,) * dims, 0.25))
@@ -742,11 +762,19 @@ def test_rows_as_they_are_written(dims):
     assert difference < 1
     assert (difference > 1e-6) == (dims > 1)  # along one axis, the weights of 8 samples exceed 0.001
 
+
+@DIMS
+def test_the_row_of_torchio(dims):
+    shape = (21, 19, 17)[:dims]
     average, trim = row("TorchIO", p=8, v=2)
     same(by_row(average, shape), torchio(from_start, noise(shape), (8,) * dims, (2,) * dims, "average"))
     local = functools.partial(np.multiply, 3.0)
     same(by_row(trim, shape, local), torchio(local, noise(shape), (8,) * dims, (2,) * dims, "crop"))
 
+
+@DIMS
+def test_the_row_of_tiler(dims):
+    shape = (21, 19, 17)[:dims]
     for mode, options in zip(("constant", "drop", "irregular"), row("tiler", p=7, v=3), strict=True):
         theirs = tiler_rule(from_start, noise(shape), (7,) * dims, (3,) * dims, mode)
         same(by_row(options, shape)[tuple(map(slice, theirs.shape))], theirs)
@@ -764,6 +792,7 @@ def test_the_row_of_nnunet(dims):
     same(by_row(options, shape, np.negative), -noise(shape))
 
 
+@pytest.mark.peers
 def test_the_code_of_the_page_has_the_other_tools_weights(tmp_path, monkeypatch):
     """The windows that ``docs/other-tools.md`` shows, by value."""
     monkeypatch.chdir(tmp_path)

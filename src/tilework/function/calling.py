@@ -17,8 +17,10 @@ __all__ = [
     "as_results",
     "check_function",
     "check_tile_keyword",
+    "from_tensor",
     "in_structure",
     "is_batched",
+    "is_tensor",
     "keys_of",
     "takes_keyword",
     "without_batch",
@@ -41,7 +43,43 @@ def check_function(fn: Any) -> None:
 
 def is_batched(fn: Any) -> bool:
     """Return whether ``fn`` always takes a batch, as functions made by `from_torch` do."""
-    return bool(getattr(fn, "batched", False))
+    return getattr(fn, "__tilework_batched__", False) is True
+
+
+def from_tensor(tensor: Any) -> Array:
+    """Return a torch tensor of any kind, layout and device as a numpy array; a view where numpy has its like.
+
+    Raises
+    ------
+    ContractError
+        For masked and for nested tensors.
+    """
+    torch: Any = sys.modules["torch"]
+    if type(tensor).__name__ == "MaskedTensor":
+        raise ContractError("a masked tensor would lose its mask; fill it first: tensor.to_tensor(value).")
+    if tensor.is_nested:
+        raise ContractError("a nested tensor has no shape; pad it first: tensor.to_padded_tensor(value).")
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):  # distributed over processes
+        tensor = tensor.full_tensor()
+    tensor = tensor.as_subclass(torch.Tensor)
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
+    tensor = tensor.resolve_conj().resolve_neg().cpu()
+    # numpy has no bfloat16, no floats of 8 bits and no complex numbers of 32.
+    if tensor.is_complex():
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.complex64))
+    elif tensor.is_floating_point() and tensor.dtype is not torch.float16:
+        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return np.asarray(tensor.numpy())
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether ``value`` is a torch tensor, of any subclass; does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def as_array(result: Any) -> Array:
@@ -50,12 +88,10 @@ def as_array(result: Any) -> Array:
     Raises
     ------
     ContractError
-        For masked, sparse and object arrays.
+        For masked arrays, arrays of objects, and sparse ones of other libraries than torch.
     """
-    if hasattr(result, "detach"):
-        result = result.detach().cpu()
-        if str(getattr(result, "dtype", "")) == "torch.bfloat16":
-            result = result.float()  # numpy has no bfloat16
+    if is_tensor(result):
+        return from_tensor(result)
     if isinstance(result, np.ma.MaskedArray):
         raise ContractError("the function returned a masked array; fill it first: result.filled(value).")
     if hasattr(result, "todense"):

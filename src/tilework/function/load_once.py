@@ -109,7 +109,7 @@ class LoadOnce:
         version: str | None = None,
     ) -> None:
         self.packed, self.token, self._concurrent, self._inner = packed, token, concurrent, inner
-        self.batched, self.version = batched, version
+        self.__tilework_batched__, self.version = batched, version
 
     def _built(self) -> _Entry:
         entry = _REGISTRY.entry(self.token, self._concurrent)
@@ -131,8 +131,8 @@ class LoadOnce:
             return entry.value(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (self.packed, self.token, self._concurrent, self._inner, self.batched, self.version)
-        return LoadOnce, values
+        values = (self.packed, self.token, self._concurrent, self._inner)
+        return LoadOnce, (*values, self.__tilework_batched__, self.version)
 
     def __dask_tokenize__(self) -> Any:
         return "tilework.load_once", self.token

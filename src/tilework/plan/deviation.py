@@ -53,7 +53,7 @@ def with_deviation(
     batched = request.batch_size is not None or is_batched(fn)
     wrapped: Any = functools.partial(_with_squares, fn, batched)
     # `is_batched` looks at the wrapper instead of the function.
-    wrapped.batched = batched
+    wrapped.__tilework_batched__ = batched
     second = Output(
         "float64" if values == np.float64 else "float32",
         shape=(2, *first.shape),

@@ -177,8 +177,8 @@ def as_dtype(value: Any) -> np.dtype[Any]:
 def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
     """Return ``value`` as a scalar of ``dtype``; raise a `TilingError` if the value would change."""
     check_scalar(what, value)
-    if dtype.kind in "mM" and isinstance(value, int | np.integer) and value == 0:
-        return np.zeros((), dtype)[()]  # numpy 2.5 warns when a time is compared with a number
+    if dtype.kind in "mMSUV" and isinstance(value, int | np.integer) and value == 0:
+        return np.zeros((), dtype)[()]  # the default: the epoch, no text, a record of zeros
     try:
         if np.iscomplexobj(value) and dtype.kind != "c":
             raise ValueError  # astype would drop the imaginary part
@@ -186,11 +186,8 @@ def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
             cast = np.asarray(value).astype(dtype)
             same = bool(cast == value) or bool(cast != cast and value != value)
             same = same or (dtype.kind in "fc" and np.isfinite(value) == np.isfinite(cast))
-            # No datetime equals a number, but 0 is the default and means the epoch.
-            same = same or (dtype.kind in "mM" and np.asarray(value).dtype.kind in "iu" and value == 0)
     except (TypeError, ValueError, OverflowError):
-        same = dtype.kind in "mM" and value == 0
-        cast = np.zeros((), dtype)
+        same, cast = False, np.zeros((), dtype)
     if not same:
         raise TilingError(f"{what} {value!r} cannot be held by dtype {dtype}; choose another.")
     return cast[()]

@@ -226,9 +226,10 @@ def tiled_map(
             scalar("cval", cval, s.dtype)
     results = None
     if declared is None or any(needs_call(o) for _, o in named(declared)):
-        shown = call_on_zeros(fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None)
-        results = list(shown.values())
-        declared = in_structure(list(shown), [Output()] * len(shown)) if declared is None else declared
+        form, results = call_on_zeros(
+            fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None
+        )
+        declared = in_structure(form, [Output()] * len(results)) if declared is None else declared
     bound = bind_outputs(declared, sources, layout, request, fill_value, results)
     if disagreement:
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)

@@ -62,17 +62,17 @@ def from_tensor(tensor: Any) -> Array:
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):  # distributed over processes
         tensor = tensor.full_tensor()
+    if tensor.layout is not torch.strided:
+        tensor = tensor.to_dense()
     tensor = tensor.as_subclass(torch.Tensor)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
-    if tensor.layout is not torch.strided:
-        tensor = tensor.to_dense()
     tensor = tensor.resolve_conj().resolve_neg().cpu()
     # numpy has no bfloat16, no floats of 8 bits and no complex numbers of 32.
-    if tensor.is_complex():
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.complex64))
-    elif tensor.is_floating_point() and tensor.dtype is not torch.float16:
-        tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if tensor.is_complex() and tensor.dtype is not torch.complex128:
+        tensor = tensor.to(torch.complex64)
+    elif tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float64):
+        tensor = tensor.to(torch.float32)
     return np.asarray(tensor.numpy())
 
 
@@ -111,13 +111,11 @@ def as_results(result: Any, keys: Sequence[Any]) -> list[Array]:
                 "Declare output=(Output(...), ...) or a dict of them."
             )
         return [as_array(result)]
-    by_name = isinstance(keys[0], str)
-    if by_name != isinstance(result, Mapping) or (not by_name and not isinstance(result, tuple | list)):
+    if not isinstance(result, tuple | list | Mapping):
         raise ContractError(
-            f"the function returned a {type(result).__name__}; the declared outputs are a "
-            f"{'dict' if by_name else 'tuple'} of {list(keys)}."
+            f"the function returned a {type(result).__name__}; the declared outputs are {list(keys)}."
         )
-    found = list(result) if by_name else list(range(len(result)))
+    found = list(result) if isinstance(result, Mapping) else list(range(len(result)))
     if set(found) != set(keys):
         raise ContractError(f"the function returned outputs {found}; the declared ones are {list(keys)}.")
     return [as_array(result[key]) for key in keys]
@@ -134,11 +132,11 @@ def keys_of(result: Any) -> list[Any]:
     return keys
 
 
-def in_structure(keys: Sequence[Any], values: Sequence[T]) -> T | dict[Any, T] | tuple[T, ...]:
-    """Return one value per key as a function returns its arrays: alone, in a dict or in a tuple."""
-    if list(keys) == [None]:
-        return values[0]
-    return dict(zip(keys, values, strict=True)) if isinstance(keys[0], str) else tuple(values)
+def in_structure(result: Any, values: Sequence[T]) -> T | dict[Any, T] | tuple[T, ...]:
+    """Return one value per array of ``result`` as this holds its arrays: alone, in a dict or in a tuple."""
+    if isinstance(result, Mapping):
+        return dict(zip(result, values, strict=True))
+    return tuple(values) if isinstance(result, tuple | list) else values[0]
 
 
 def without_batch(arrays: Sequence[Array]) -> list[Array]:

@@ -124,7 +124,7 @@ class Output:
             object.__setattr__(self, name, value)
 
 
-Outputs = Output | Sequence[Output] | Mapping[str, Output]
+Outputs = Output | Sequence[Output] | Mapping[Any, Output]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -255,6 +255,8 @@ def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
             raise TypeError(f"output {key!r} must be an Output; got {output!r}")
     if not pairs:
         raise TilingError("output must hold at least one Output; got none.")
+    if len({str(key) for key, _ in pairs}) < len(pairs):
+        raise TilingError(f"the keys of outputs must differ as text; got {[key for key, _ in pairs]}.")
     return pairs
 
 

@@ -212,7 +212,7 @@ def same_array(target: Any, source: Source) -> bool:
             return True
         return isinstance(source, FileSource) and _overlap(target, source)
     if isinstance(source, H5Source) and hasattr(target, "file"):
-        if read is not None and type(read) is type(target) and read.file and read == target:
+        if type(read) is type(target) and read and read == target:
             return True
         same = os.path.realpath(str(target.file.filename)) == os.path.realpath(source.path)
         return same and target.name == source.dataset

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilework._types import Array, Function, Index
 from tilework.errors import TilingError
-from tilework.function.calling import as_results, is_batched, keys_of, without_batch
+from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
 from tilework.function.load_once import LoadOnce
 from tilework.grid.tiles import TileGrid
 
@@ -23,10 +24,18 @@ __all__ = ["active_client", "call_on_zeros"]
 NOTE = "called on zeros to find its output; declare output= or dtype="
 
 
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """What is known of one array that a function returned."""
+
+    shape: Index
+    dtype: np.dtype[Any]
+
+
 def call_on_zeros(
     fn: Function, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
-) -> dict[Any, Array]:
-    """Return the arrays by key that ``fn`` returns for one crop of zeros; None is the key of a single one.
+) -> tuple[Any, list[Array]]:
+    """Return the structure in which ``fn`` returns its arrays for a crop of zeros, and the arrays.
 
     The crop has the true shape and dtype. Only shape and dtype of the results mean something; their values
     take no memory. They come without the batch axis.
@@ -41,16 +50,16 @@ def call_on_zeros(
         extra = {"tiles": tiles} if batched else {"tile": tiles[0] if tiles else None}
     client = active_client() if isinstance(fn, LoadOnce) else None
     if client is not None:
-        facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()
+        form, facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()
     else:
-        facts = _facts(fn, crops, batched, extra)
-    return {key: np.broadcast_to(np.zeros((), dtype), shape) for key, (shape, dtype) in facts.items()}
+        form, facts = _facts(fn, crops, batched, extra)
+    return form, [np.broadcast_to(np.zeros((), fact.dtype), fact.shape) for fact in facts]
 
 
 def _facts(
     fn: Function, crops: Sequence[Array], batched: bool, extra: Mapping[str, Any]
-) -> dict[Any, tuple[Index, np.dtype[Any]]]:
-    """Return shapes and dtypes of what ``fn`` returns, by key: these travel back from a worker."""
+) -> tuple[Any, list[_Fact]]:
+    """Return the keys of what ``fn`` returns, in its structure, and what travels back from a worker."""
     try:
         # A division by zero says nothing of the user's image.
         with np.errstate(all="ignore"):
@@ -63,7 +72,7 @@ def _facts(
     except Exception as error:
         error.add_note(NOTE)
         raise
-    return {key: (a.shape, a.dtype) for key, a in zip(keys, arrays, strict=True)}
+    return in_structure(result, keys), [_Fact(a.shape, a.dtype) for a in arrays]
 
 
 def active_client() -> Any:

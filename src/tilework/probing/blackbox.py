@@ -74,6 +74,8 @@ class BlackBox:
     """Calls so far."""
     keys: list[Any] = field(default_factory=list)
     """Names or numbers of the results, known after the first call; one None for a single array."""
+    form: Any = None
+    """The keys as the function returns its arrays: alone, in a dict or in a tuple."""
 
     def __call__(self, crops: Sequence[Array]) -> list[Array]:
         """Return the results for one crop per source."""
@@ -90,6 +92,7 @@ class BlackBox:
                 raise
         if not self.keys:
             self.keys = keys_of(result)
+            self.form = in_structure(result, self.keys)
         arrays = as_results(result, self.keys)
         if any(not a.size for a in arrays):
             raise ContractError(f"the function returned nothing: shapes {[a.shape for a in arrays]}.")
@@ -97,7 +100,7 @@ class BlackBox:
 
     def outputs(self, declared: Sequence[Output]) -> Outputs:
         """Return one declaration per result in the structure that the function returns."""
-        return in_structure(self.keys, declared)
+        return in_structure(self.form, declared)
 
 
 @dataclass(frozen=True, slots=True)

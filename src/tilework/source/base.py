@@ -23,6 +23,7 @@ import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
+from tilework.function.calling import from_tensor, is_tensor
 from tilework.source import held
 from tilework.source.kept import FILES
 from tilework.source.padding import AxisRead, Reader
@@ -63,7 +64,7 @@ def unmasked(part: Any) -> Array:
             f"{masked} of the {part.size} samples that were read are masked, and the mask would be lost: "
             "fill them first (array.filled(value)) and give mask=."
         )
-    return np.asarray(part)
+    return from_tensor(part) if is_tensor(part) else np.asarray(part)
 
 
 @dataclass(slots=True)
@@ -256,11 +257,19 @@ class _OnDisk(Source):
 
     def array(self) -> Any:
         """Return the array: the one that was given where the source was built, elsewhere that of the file."""
-        if self.handle is not None:
+        if self.handle is not None and self._is_open():
             return self.handle
+        self._before_opening()
         self._opened, stamps = None, check_files(self.files)
         self._opened = FILES.get(self._what(), stamps, self._open, self._close)
         return self._opened
+
+    def _is_open(self) -> bool:
+        """Return whether the array that was given can still be read."""
+        return True
+
+    def _before_opening(self) -> None:
+        """Raise if the file cannot be opened again."""
 
     def _what(self) -> tuple[Any, ...]:
         """Return all facts, but the stamps, that change what is read."""
@@ -321,11 +330,14 @@ class FileSource(_OnDisk):
 
 @dataclass(slots=True)
 class H5Source(_OnDisk):
-    """An h5py dataset, as (file, dataset)."""
+    """An h5py dataset, or a view of one, as (file, dataset, view)."""
 
     path: str = ""
+    """Absolute path of the file."""
     dataset: str = ""
-    """Name in the file."""
+    """Name in the file; empty if it has none."""
+    view: tuple[str, Any] | None = None
+    """Method of the dataset that returns the view, and its argument; None: the dataset itself."""
 
     fresh: ClassVar[bool] = True
 
@@ -333,13 +345,19 @@ class H5Source(_OnDisk):
         """Return the samples of ``box`` from the file."""
         return np.asarray(self.array()[slices_of(box)])
 
+    def _is_open(self) -> bool:
+        return bool(getattr(self.handle, "_dset", self.handle))
+
     def _what(self) -> tuple[Any, ...]:
-        return "h5", self.path, self.dataset, repr(self.dtype), self.shape
+        return "h5", self.path, self.dataset, repr(self.view), repr(self.dtype), self.shape
 
     def _open(self) -> Any:
         import h5py
 
         found = h5py.File(self.path, "r")[self.dataset]
+        if self.view is not None:
+            method, argument = self.view
+            found = getattr(found, method)(argument)
         if (found.shape, found.dtype) != (self.shape, self.dtype):
             raise TilingError(
                 f"the h5py dataset {self.dataset} of {self.path} has shape {found.shape} and dtype "
@@ -350,14 +368,24 @@ class H5Source(_OnDisk):
     @staticmethod
     def _close(array: Any) -> None:
         """Close a file that was replaced: while it is open, HDF5 keeps what it knows of its other files."""
-        if array:
-            array.file.close()
+        if dataset := getattr(array, "_dset", array):
+            dataset.file.close()
+
+    def _before_opening(self) -> None:
+        if self.writer is not None and not self._is_open():
+            raise TilingError(
+                f"the h5py file {self.path} was open for writing when the result was built, and was closed "
+                "since: what was written in between is not known. Open it with mode 'r' for the result, or "
+                "close it after computing."
+            )
+        if not (self.dataset and Path(self.path).is_file()):
+            name = self.dataset or "(no name)"
+            raise TilingError(
+                f"the h5py dataset {name} lives in memory only; write it to a file or use threads."
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if not Path(self.path).is_file():
-            raise TilingError(
-                f"the h5py dataset {self.dataset} lives in memory only; write it to a file or use threads."
-            )
+        self._before_opening()
         return _OnDisk.__reduce__(self)
 
 

@@ -8,7 +8,8 @@ import math
 import mmap
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
+from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
 from tilework.source.stamps import Files, Stamp
@@ -26,6 +28,8 @@ __all__ = ["Image", "check_extents", "open_source"]
 
 # Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
 HASH_LIMIT = 64 * 2**20
+# Names that a message lists.
+MOST_NAMES = 10
 
 
 Image = Source | Sliceable | LoadOnce | str | Path
@@ -60,7 +64,6 @@ def open_source(array: Image) -> Source:
 
 
 def _open(array: Any) -> Source:
-    module = type(array).__module__.partition(".")[0]
     if isinstance(array, str | Path):
         return _open_path(str(array))
     if isinstance(array, LoadOnce):
@@ -68,26 +71,43 @@ def _open(array: Any) -> Source:
             opened = array.get()
         _refuse_masked(opened)
         _check_sliceable(opened)
-        return OnceSource(array, tuple(map(int, opened.shape)), np.dtype(opened.dtype), token=array.token)
+        none = (slice(0, 0),) * len(opened.shape)
+        dtype = from_tensor(opened[none]).dtype if is_tensor(opened) else np.dtype(opened.dtype)
+        return OnceSource(array, tuple(map(int, opened.shape)), dtype, token=array.token)
     _refuse_masked(array)
     if isinstance(array, np.ndarray):
         return _open_numpy(array)
-    if module == "zarr":
-        return _open_zarr(array)
-    if module == "h5py":
-        return _open_h5(array)
-    if module == "dask":
-        return _open_dask(array, None)
-    if module == "xarray":
-        return _open_xarray(array)
-    if module == "torch":
+    if is_tensor(array):
         if array.device.type != "cpu":
             raise TilingError(
                 f"the tensor is on {array.device}; give array=tensor.cpu(): crops are cut on the CPU."
             )
-        return _open_numpy(array.detach().numpy())
+        return _open_numpy(from_tensor(array))
+    # By all classes that a type is derived from: subclasses are defined elsewhere.
+    made_by = {base.__module__.partition(".")[0] for base in type(array).__mro__}
+    for library, open_it in _OPENERS.items():
+        if library in made_by:
+            return open_it(array)
     _check_sliceable(array)
-    return Source(array, tuple(map(int, array.shape)), np.dtype(array.dtype), _regular_chunks(array))
+    return _open_duck(array, None)
+
+
+def _open_duck(array: Any, names: tuple[str, ...] | None) -> Source:
+    """Open any array that can be sliced; refuse one of a library of arrays that numpy cannot read."""
+    if hasattr(array, "__array_function__") or hasattr(array, "__array_namespace__"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # that units are lost, for example
+                np.asarray(array[(slice(0, 0),) * len(array.shape)])
+        except Exception as error:
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            raise TypeError(
+                f"the array is a {kind}, of which numpy cannot read a part ({error}). Convert it first: "
+                "array.todense() of sparse, array.magnitude of pint, array.get() of cupy; of xarray, "
+                "array.as_numpy()."
+            ) from error
+    shape = tuple(map(int, array.shape))
+    return Source(array, shape, np.dtype(array.dtype), _regular_chunks(array), names)
 
 
 def _refuse_masked(array: Any) -> None:
@@ -134,18 +154,69 @@ def _tokens(files: Files) -> list[Any]:
 
 
 def _open_h5(array: Any) -> Source:
-    file = array.file
-    files = _files_of_h5(array)
+    import h5py
+
+    dataset, view, dtype = _view_of_h5(array)
+    if isinstance(dataset, h5py.HLObject) and not dataset:
+        raise TilingError(
+            "the file of the h5py object is closed; open it again: array=h5py.File(path)[name]."
+        )
+    if isinstance(dataset, h5py.Group):
+        raise TypeError(_choose_from_h5(dataset))
+    if not isinstance(dataset, h5py.Dataset):
+        raise TypeError(f"array must be an h5py dataset; got h5py {type(array).__name__}.")
+    if dataset.shape is None:
+        raise TilingError(f"the h5py dataset {dataset.name} is empty: it has no shape.")
+    file = dataset.file
+    files = _files_of_h5(dataset)
+    facts = (dataset.name, view, repr(dtype), dataset.shape, _tokens(files))
     return H5Source(
-        array, array.shape, array.dtype, array.chunks,
-        token=("h5", array.name, repr(array.dtype), array.shape, _tokens(files)),
-        files=files, writer=file if file.mode == "r+" else None, path=file.filename, dataset=array.name,
+        array, dataset.shape, dtype, dataset.chunks,
+        token=("h5", *(fact for fact in facts if fact is not None)),
+        files=files, writer=file if file.mode == "r+" else None, path=files[0][0],
+        dataset=dataset.name or "", view=view,
     )  # fmt: skip
+
+
+def _view_of_h5(array: Any) -> tuple[Any, tuple[str, Any] | None, np.dtype[Any]]:
+    """Return the dataset of an h5py object, the method and argument that give the view, and its dtype."""
+    dataset = getattr(array, "_dset", None)
+    if dataset is None:
+        return array, None, getattr(array, "dtype", None) if array else None  # type: ignore[return-value]
+    if hasattr(array, "read_dtype"):
+        names = array.extract_field or list(array.read_dtype.names)
+        dtype = array.read_dtype[names] if isinstance(names, str) else array.read_dtype
+        return dataset, ("fields", names), dtype
+    if hasattr(array, "_dtype"):
+        return dataset, ("astype", array._dtype), array._dtype
+    raise TilingError("text of h5py (asstr) is not numbers; give the dataset, or text of fixed length.")
+
+
+def _choose_from_h5(group: Any) -> str:
+    """Return the message for a file or group, which names its datasets."""
+    found: list[str] = []
+
+    def see(name: str, item: Any) -> bool | None:
+        if getattr(item, "shape", None) is not None:
+            found.append(f"{name} {item.shape} {item.dtype}")
+        return True if len(found) > MOST_NAMES else None
+
+    group.visititems(see)
+    lines = "".join(f"\n    {line}" for line in [*found[:MOST_NAMES], *["..."][: len(found[MOST_NAMES:])]])
+    inside = "" if group.name == "/" else f'["{group.name}"]'
+    what = "file" if group.name == "/" else "group"
+    if not found:
+        return f"array is an h5py {what} without datasets: {group.file.filename}{inside}."
+    name = found[0].partition(" (")[0]
+    return (
+        f"array is an h5py {what}; give one of its datasets, "
+        f'array=h5py.File("{group.file.filename}"){inside}["{name}"]:{lines}'
+    )
 
 
 def _files_of_h5(array: Any) -> Files:
     """Return the files that hold the samples of an h5py dataset."""
-    path = array.file.filename
+    path = str(Path(array.file.filename).absolute())  # tasks may run in another folder
     try:
         # The path may name another file by now.
         own = Stamp.of(array.file.id.get_vfd_handle())
@@ -303,7 +374,7 @@ def _open_zarr(array: Any, *, ours: bool = False) -> ZarrSource:
     return zarr_source(array, names, ours=ours)
 
 
-def _open_dask(array: Any, names: tuple[str, ...] | None) -> Source:
+def _open_dask(array: Any, names: tuple[str, ...] | None = None) -> Source:
     if not hasattr(array, "chunks"):
         raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
     if any(math.isnan(n) for n in array.shape):
@@ -315,16 +386,36 @@ def _open_dask(array: Any, names: tuple[str, ...] | None) -> Source:
 
 
 def _open_xarray(array: Any) -> Source:
-    if not hasattr(array, "dims") or not hasattr(array, "variable"):
-        raise TypeError(f"give one variable of the xarray object (a DataArray); got {type(array).__name__}.")
+    variable = getattr(array, "variable", array)
+    if not hasattr(variable, "_data") or not hasattr(variable, "_in_memory"):
+        raise TypeError(
+            f"give one variable of the xarray object (a DataArray); got {type(array).__name__}"
+            f"{_variables(array)}."
+        )
     names = tuple(map(str, array.dims))
-    if array.chunks is not None:
-        return _open_dask(array.data, names)
-    if not array.variable._in_memory:
+    if not variable._in_memory and type(variable._data).__module__.partition(".")[0] == "xarray":
         raise TilingError("the xarray data are opened lazily but not chunked; open them with chunks={}.")
-    source = _open_numpy(array.data)
+    data = array.data
+    if hasattr(data, "dask"):
+        return _open_dask(data, names)
+    source = _open_numpy(data) if isinstance(data, np.ndarray) else _open_duck(data, None)
     source.names = names
     return source
+
+
+def _variables(dataset: Any) -> str:
+    """Return the first variables of an xarray dataset as the end of a message."""
+    found = [repr(name) for name in itertools.islice(getattr(dataset, "data_vars", ()), MOST_NAMES + 1)]
+    return f" with {', '.join(found[:MOST_NAMES])}{', ...' if found[MOST_NAMES:] else ''}" if found else ""
+
+
+_OPENERS: dict[str, Callable[[Any], Source]] = {
+    "zarr": _open_zarr,
+    "h5py": _open_h5,
+    "dask": _open_dask,
+    "xarray": _open_xarray,
+}
+"""By the library in which the class of an array, or one that it is derived from, is defined."""
 
 
 def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> None:

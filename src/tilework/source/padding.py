@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tilework._checks import scalar
 from tilework._types import Array, Ints
 
 __all__ = ["BOUNDARIES", "TECHNIQUES", "AxisRead", "Boundary", "read_padded", "read_with_numpy"]
@@ -95,12 +96,17 @@ def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> Array:
         missing = plan.take < 0
         if not parts.shape[axis]:
             shape = (*parts.shape[:axis], len(plan.take), *parts.shape[axis + 1 :])
-            parts = np.full(shape, cval, dtype=parts.dtype)
+            parts = np.full(shape, _constant(cval, parts.dtype), dtype=parts.dtype)
             continue
         parts = parts.take(plan.take, axis=axis)
         if missing.any():
-            parts[(slice(None),) * axis + (missing,)] = cval
+            parts[(slice(None),) * axis + (missing,)] = _constant(cval, parts.dtype)
     return parts
+
+
+def _constant(cval: Any, dtype: np.dtype[Any]) -> Any:
+    """Return the value of constant padding; 0 is no text, and a record of zeros."""
+    return scalar("cval", cval, dtype) if dtype.kind in "mMSUV" else cval
 
 
 def read_with_numpy(

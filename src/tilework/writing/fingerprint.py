@@ -224,7 +224,8 @@ def _(source: FileSource) -> Fingerprint:
 @_identity.register
 def _(source: H5Source) -> Fingerprint:
     data = stamp(source.path) if Path(source.path).is_file() else UNKNOWN
-    parts = {"path": _at(source.path, f":{source.dataset}"), "data": data}
+    view = "" if source.view is None else repr(source.view)
+    parts = {"path": _at(source.path, f":{source.dataset}{view}"), "data": data}
     return Fingerprint(parts, {"path": f"{source.path}:{source.dataset}", "data": data})
 
 

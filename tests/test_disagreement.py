@@ -147,13 +147,15 @@ def test_what_it_cannot_compare() -> None:
         tw.tiled_map(lambda x: (x, x), IMAGE, 24, 4, blend="hann", output=two, disagreement=True)
     with pytest.raises(tw.TilingError, match="real numbers"):
         tw.tiled_map(lambda x: x * 1j, IMAGE, 24, 4, blend="hann", disagreement=True)
+    with pytest.raises(tw.TilingError, match="predictions that overlap; got crops side by side"):
+        tw.tiled_map(np.sqrt, IMAGE, 24, stride=24, blend="hann", disagreement=True)
     with pytest.raises(TypeError, match="disagreement must be True or False"):
         tw.tiled_map(np.sqrt, IMAGE, 24, 4, blend="hann", disagreement="yes")
 
 
 def test_a_function_that_always_takes_a_batch_is_still_called_with_one() -> None:
     class Batched:
-        batched = True
+        __tilework_batched__ = True
 
         def __call__(self, batch: np.ndarray) -> np.ndarray:
             assert batch.ndim == 3

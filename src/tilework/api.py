@@ -225,7 +225,7 @@ def tiled_map(
         for s in sources:
             scalar("cval", cval, s.dtype)
     results = None
-    if declared is None or any(needs_call(o) for _, o in named(declared)):
+    if declared is None or any(needs_call(o, layout, sources[0]) for _, o in named(declared)):
         form, results = call_on_zeros(
             fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None
         )

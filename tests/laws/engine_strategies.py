@@ -123,7 +123,7 @@ _SIZES = {1: (60, 5, 4), 2: (24, 4, 3), 3: (12, 3, 2), 4: (7, 2, 1), 5: (5, 2, 1
 @st.composite
 def _axis(
     draw: Any, dims: int, *, scale: Fraction, margins: bool, multiples: Sequence[int],
-    rims: tuple[int, int], spare: int,
+    rims: tuple[int, int],
 ) -> Axis:  # fmt: skip
     largest, most_stride, most_overlap = _SIZES[dims]
     multiple, q = draw(st.sampled_from(multiples)), scale.denominator
@@ -134,7 +134,7 @@ def _axis(
     margin = (lo, hi)
     rim = q * draw(st.integers(-(-rims[0] // q), -(-rims[1] // q)))
     # Overlap less the margin in front is a multiple of m, and holds the rim.
-    fewest = -(-(max(margin) - lo + max(rim, spare)) // m)
+    fewest = -(-(max(margin) - lo + rim) // m)
     overlap = lo + m * draw(st.integers(fewest, fewest + most_overlap))
     stride = m * draw(st.integers(1, most_stride))
     odd = m == 1 and draw(st.booleans())
@@ -195,7 +195,7 @@ def cases(
         draw(
             _axis(
                 d, scale=scale[k], margins=margins, multiples=multiples,
-                rims=(0, 0) if trim else (rim, rim + 1), spare=not trim and k == 0,
+                rims=(0, 0) if trim else (rim, rim + 1),
             )
         )
         for k in range(d)

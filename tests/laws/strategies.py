@@ -117,14 +117,10 @@ def calls(
     most: int = 3,
     **fixed: Any,
 ) -> Call:
-    """Draw a call in 1 to ``ndim`` dimensions; without ``trims`` there is an overlap to blend."""
+    """Draw a call in 1 to ``ndim`` dimensions; without ``trims`` there is a rim for a blend."""
     edge = draw(st.sampled_from(EDGES)) if edge is None else edge
     each = axes(edge=edge, trims=trims, most=most, multiples=(1, 1, 1, 2), **fixed)
-    drawn = draw(
-        st.lists(each, min_size=1, max_size=ndim).filter(
-            lambda d: trims or any(a.grid.stride < a.grid.crop - sum(a.grid.margin) for a in d)
-        )
-    )
+    drawn = draw(st.lists(each, min_size=1, max_size=ndim))
     options = {
         "stride": tuple(a.grid.stride for a in drawn),
         "multiple": tuple(a.multiple for a in drawn),

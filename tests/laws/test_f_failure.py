@@ -201,9 +201,8 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "crop too short": ({"crop": (8,), "axes": (0, 1)}, GridError, r"one length per tiled axis; got 1"),
     "crop over memory": ({"crop": 10**6}, MemoryBudgetError, r"crop of \(1000000, 1000000\).* 8e\+12 bytes"),
     "no overlap, no stride": ({"overlap": None}, GridError, "give overlap .* 0 if you mean it.* or stride"),
-    "nothing to blend": ({"overlap": 0, "blend": "hann"}, GridError, r'overlapping crops.*\(8, 8\).*"trim"'),
-    "stride of a crop": (
-        {"overlap": None, "stride": 8, "blend": "sum"}, GridError, r"overlapping crops; got stride \(8, 8\)"
+    "rim without overlap": (
+        {"overlap": 0, "blend": "hann", "rim": 1}, GridError, "rim must not exceed .* rim 1, overlap 0"
     ),
     "channels behind": (
         {"array": np.ones((20, 18, 3))}, GridError, r"axis 2 has extent 3.* 8;.* axes=\(0, 1\)"

@@ -31,7 +31,7 @@ from tilework.errors import TilingError
 from tilework.execution.inside import current_worker, outside_of_the_pool
 from tilework.execution.where import Where
 from tilework.function.load_once import in_task
-from tilework.graph.build import find_spec
+from tilework.graph.build import bare, find_spec
 from tilework.grid.tiles import Tile
 from tilework.source import kept
 
@@ -329,8 +329,8 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
 def members_of(out: Any) -> dict[Any, Any]:
     """Return the arrays of a result by key; by number for a tuple, by None for a single array."""
     if isinstance(out, Mapping):
-        return dict(out)
-    return dict(enumerate(out)) if isinstance(out, tuple | list) else {None: out}
+        return {key: bare(array) for key, array in out.items()}
+    return dict(enumerate(map(bare, out))) if isinstance(out, tuple | list) else {None: bare(out)}
 
 
 def _expand(key: Any, shape: Sequence[int]) -> list[Any]:

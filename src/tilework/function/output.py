@@ -21,8 +21,8 @@ from tilework.grid.weights import (
     AxisWeights,
     Blend,
     accumulation_dtype,
-    check_weights,
     kind_of,
+    own_weights,
     per_axis,
     profile,
 )
@@ -314,15 +314,24 @@ def bind(
     """
     scale = scales(output.scale, len(crop))
     lengths = tuple(math.ceil((c - sum(m)) * s) for c, m, s in zip(crop, margin, scale, strict=True))
-    if result is not None and output == Output(output.dtype, blend=output.blend):
+    if result is not None and output.channels is None and output.shape is None:
+        # Nothing was said about the untiled axes: they are those of the result.
         shape = result.shape
-        axes = find_axes(shape, lengths, crop_shape, crop_axes)
+        axes = () if output.axes is None else _normal(output.axes, len(shape), len(lengths))
+        if not axes:
+            usual = place(output, crop_shape, crop_axes, lengths)
+            axes = usual[1] if shape == usual[0] else find_axes(shape, lengths, crop_shape, crop_axes)
     else:
         shape, axes = place(output, crop_shape, crop_axes, lengths)
         if result is not None and result.shape != shape:
             raise ContractError(
                 f"the function returned shape {result.shape}; the declared output has {shape}."
             )
+    if tuple(shape[a] for a in axes) != lengths:
+        raise ContractError(
+            f"the function returned shape {shape}; it must have lengths {lengths} (crop less margin, times "
+            f"scale) on the tiled axes {axes}."
+        )
     blend = blend if output.blend is None else output.blend
     kind = kind_of(blend)
     values = None if result is None else result.dtype
@@ -378,6 +387,8 @@ def with_weights(
             window = profile(given, axis.length, zeros, sigma_scale)
             axis = AxisWeights(grid, window, axis.rim, axis.scale)
             if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):
+                if axis.hole() is not None:
+                    axis = axis.with_zero_ends()
                 axis.check_cover(names[d])
         weights.append(axis)
     crops = math.prod(axis.most for axis in weights)
@@ -401,13 +412,12 @@ def with_weights(
 
 def _importance(blend: Blend, weights: Sequence[AxisWeights]) -> Floats:
     """Return an N-D importance map with zeros on the rim."""
-    values = np.array(blend, dtype=np.float64)
+    values = own_weights(blend)
     shape = tuple(w.length for w in weights)
     if values.shape != shape:
         raise GridError(
             f"an importance map must have the shape of the result's crop, {shape}; got {values.shape}."
         )
-    check_weights(values)
     rims = [w.scaled(w.rim or 0) for w in weights]
     inner = tuple(slice(r, n - r) for r, n in zip(rims, shape, strict=True))
     kept = np.zeros_like(values)

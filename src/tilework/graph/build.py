@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +24,17 @@ from tilework.function.output import BoundOutput
 from tilework.graph.layer import BlockTasks, spec_key
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["Found", "build", "chunks_of", "find_spec", "fn_token", "name_of", "plan_of", "specs_below"]
+__all__ = [
+    "Found",
+    "bare",
+    "build",
+    "chunks_of",
+    "find_spec",
+    "fn_token",
+    "name_of",
+    "plan_of",
+    "specs_below",
+]
 
 
 def fn_token(fn: Any) -> Any:
@@ -134,8 +145,17 @@ class Found(NamedTuple):
         return self.spec.outputs[self.number]
 
 
+def bare(array: Any) -> Any:
+    """Return the dask array that an xarray object holds; any other array itself."""
+    xarray: Any = sys.modules.get("xarray")
+    if xarray is None or not isinstance(array, xarray.DataArray | xarray.Variable) or array.chunks is None:
+        return array
+    return array.data
+
+
 def find_spec(array: Any) -> Found | None:
     """Return the origin of an array if it is an unmodified result of `tiled_map`, otherwise None."""
+    array = bare(array)
     graph, own = getattr(array, "dask", None), getattr(array, "name", None)
     layers, dependencies = getattr(graph, "layers", {}), getattr(graph, "dependencies", {})
     for name in (own, *dependencies.get(own, ())):

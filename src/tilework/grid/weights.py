@@ -101,24 +101,34 @@ def profile(blend: Blend, length: int, rim: int = 0, sigma_scale: float = 0.125)
             values = np.where(values > 0, values, values.min(where=values > 0, initial=1.0))
         weights[inner] = values
         return weights
-    values = np.asarray(blend(length) if callable(blend) else blend, dtype=np.float64)
+    values = own_weights(blend(length) if callable(blend) else blend)
     if values.shape != (length,):
         raise GridError(
             f"a window must have one weight per sample of the result's crop; got shape {values.shape} for "
             f"a crop of {length} samples."
         )
-    check_weights(values)
     weights[inner] = values[inner]
     return weights
 
 
-def check_weights(values: Floats) -> None:
-    """Raise a `GridError` where weights are negative, not finite or all zero."""
-    if not np.isfinite(values).all() or (values < 0).any() or not values.any():
-        raise GridError(
-            "the weights of a window must be finite, not negative and not all zero; got values from "
-            f"{values.min()} to {values.max()}."
-        )
+def own_weights(given: Any) -> Floats:
+    """Return weights given by the caller, of any shape; what rounding made negative is 0.
+
+    The formulas of scipy.signal end at -1e-17, those of torch at -3e-8.
+
+    Raises
+    ------
+    GridError
+        Where weights are negative, not finite or all zero.
+    """
+    found = np.asarray(given)
+    values = found.astype(np.float64)
+    rounding = 4 * np.finfo(found.dtype).eps if found.dtype in (np.float32, np.float64) else 0.0
+    most = values.max(initial=0)
+    if not np.isfinite(values).all() or most <= 0 or values.min() < -rounding * most:
+        span = f"values from {values.min()} to {values.max()}" if values.size else "none"
+        raise GridError(f"the weights of a window must be finite, not negative and not all zero; got {span}.")
+    return np.maximum(values, 0)
 
 
 def kind_of(blend: Blend) -> str:
@@ -378,8 +388,29 @@ class AxisWeights:
         found = self._totals[number] = total + lost
         return found
 
+    def with_zero_ends(self) -> AxisWeights:
+        """Return weights that take the zeros at both ends of the window for a rim.
+
+        A rim gets weight at the border of the image, where no other crop has any.
+        """
+        assert self.window is not None
+        inside = np.flatnonzero(self.window)
+        if not inside.size:
+            return self
+        zeros = min(int(inside[0]), len(self.window) - 1 - int(inside[-1]))
+        rim = min(int(zeros / self.scale), self.grid.overlap - max(self.grid.margin))
+        return AxisWeights(self.grid, self.window, max(self.rim or 0, rim), self.scale)
+
     def check_cover(self, axis: object) -> None:
         """Raise a `GridError` naming ``axis`` where some sample has no weight from any tile."""
+        if (hole := self.hole()) is not None:
+            raise GridError(
+                f"every sample needs a positive weight from some crop; sample {hole} on axis {axis} has "
+                "none. Use more overlap, a smaller rim or a window that is positive there."
+            )
+
+    def hole(self) -> int | None:
+        """Return the first sample found that has no weight from any tile; None if there is none."""
         seen = set()
         for i in range(len(self.grid)):
             key = self.key(i)
@@ -389,10 +420,8 @@ class AxisWeights:
             start, stop = self.support(i)
             hole = np.flatnonzero(self.total(start, stop) <= 0)
             if hole.size:
-                raise GridError(
-                    f"every sample needs a positive weight from some crop; sample {start + hole[0]} on axis "
-                    f"{axis} has none. Use more overlap, a smaller rim or a window that is positive there."
-                )
+                return int(start + hole[0])
+        return None
 
 
 def _pairs(starts: Ints, stops: Ints) -> list[Span]:

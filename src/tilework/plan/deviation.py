@@ -47,6 +47,11 @@ def with_deviation(
             "disagreement=True compares predictions that overlap and are averaged; got "
             f'blend="{first.kind}". Use blend="gaussian", "hann", "linear" or "average".'
         )
+    if all(g.stride == g.crop - sum(g.margin) for g in layout.grids):
+        raise TilingError(
+            "disagreement=True compares predictions that overlap; got crops side by side. Give overlap, or a "
+            "stride smaller than the crop."
+        )
     values = first.values or first.dtype
     if values.kind not in "iuf":
         raise TilingError(f"disagreement=True needs real numbers; the function returns {values}.")

@@ -142,9 +142,12 @@ def declared_outputs(output: Outputs | None, dtype: Any) -> Outputs | None:
     return output
 
 
-def needs_call(output: Output) -> bool:
-    """Return whether the dtype of ``output`` is known only after a call of the function."""
-    return output.dtype is None and not (output.reduce == "argmax" and (output.channels or output.shape))
+def needs_call(output: Output, layout: Layout, source: Source) -> bool:
+    """Return whether dtype or channels of ``output`` are known only after a call of the function."""
+    if output.reduce != "argmax" or output.channels or output.shape:
+        return output.dtype is None and output.reduce != "argmax"
+    shape, tiled = layout.crop_of(source, 0)
+    return output.dtype is None or len(shape) == len(tiled)
 
 
 def make_layout(sources: Sequence[Source], request: Request, declared: Outputs | None) -> Layout:
@@ -215,11 +218,6 @@ def _tiled_grids(
         )
         for d in range(n)
     )  # fmt: skip
-    if kinds != {"trim"} and all(g.stride == g.crop - sum(g.margin) for g in grids):
-        raise GridError(
-            f"blending needs overlapping crops; got stride {tuple(g.stride for g in grids)} and crop {crop} "
-            f'on axes {", ".join(names)}. Give overlap or a smaller stride, or use blend="trim".'
-        )
     return margin, rim, grids
 
 

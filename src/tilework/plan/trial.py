@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,9 +45,10 @@ def call_on_zeros(
     batched = batched or is_batched(fn)
     extra: dict[str, Any] = {}
     if pass_tile:
-        grid = TileGrid(layout.grids)
-        tiles = (grid.tile((0,) * len(layout.grids)),) if len(grid) else ()
-        extra = {"tiles": tiles} if batched else {"tile": tiles[0] if tiles else None}
+        # Where no crop fits, the tile is that of an image that one crop fills.
+        grid = TileGrid(tuple(g if len(g) else replace(g, extent=g.crop) for g in layout.grids))
+        tile = grid.tile((0,) * len(layout.grids))
+        extra = {"tiles": (tile,)} if batched else {"tile": tile}
     client = active_client() if isinstance(fn, LoadOnce) else None
     if client is not None:
         form, facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()

@@ -321,13 +321,55 @@ def _open_path(path: str) -> Source:
         path = str(Path(path).expanduser().absolute())  # workers may run in another folder
     try:
         opened = zarr.open(path, mode="r")
-    except (FileNotFoundError, ValueError) as error:
-        raise TilingError(f"no Zarr array or OME-Zarr group can be opened at {given!r}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise TilingError(_how_to_open(given, error)) from error
     source = _open_zarr(opened, ours=True)
     if source.names is None and isinstance(opened, zarr.Array):
         parent, _, _level = path.rstrip("/").rpartition("/")
         source.names = _parent_names(parent, len(source.shape))
     return source
+
+
+# What opens files of other formats, lazily where the library can; by the ends of their names.
+_FORMATS = {
+    "tif tiff btf lsm svs ndpi scn qptiff": (
+        'tifffile.memmap({0}), or zarr.open(tifffile.imread({0}, aszarr=True), mode="r") if it is compressed '
+        "or a pyramid"
+    ),
+    "npy": 'np.load({0}, mmap_mode="r")',
+    "npz": 'np.load({0})["name"]',
+    "nii nii.gz img hdr mgh mgz": "nibabel.load({0}).dataobj",
+    "h5 hdf5 hdf he5 h5ad ims mat": 'h5py.File({0})["dataset"]',
+    "nc nc4 cdf grib": 'xarray.open_dataset({0}, chunks={{}})["variable"]',
+    "png jpg jpeg bmp gif webp ppm pgm": "imageio.v3.imread({0})",
+    "jp2 j2k": "glymur.Jp2k({0})",
+    "mrc map rec st ali": 'mrcfile.mmap({0}, mode="r").data',
+    "fits fit fts fz": "astropy.io.fits.open({0}, memmap=True)[0].data",
+    "mha mhd nrrd nhdr": "SimpleITK.GetArrayFromImage(SimpleITK.ReadImage({0}))",
+    "dcm": "pydicom.dcmread({0}).pixel_array",
+    "nd2": "nd2.imread({0}, dask=True)",
+    "czi lif oib oif vsi dv": "bioio.BioImage({0}).dask_data",
+    "pt pth": "torch.load({0}, mmap=True)",
+    "raw bin dat": 'np.memmap({0}, dtype, mode="r", shape=shape)',
+}
+
+
+def _how_to_open(path: str, error: Exception) -> str:
+    """Return the message for a path that is not Zarr, with the line that opens it if its name tells."""
+    name = path.rstrip("/").rpartition("/")[-1].lower()
+    local = Path(path).expanduser()
+    if "*" in name or (not name.endswith(".zarr") and local.is_dir() and any(local.glob("*.tif*"))):
+        pattern = path if "*" in name else f"{path.rstrip('/')}/*.tif"
+        line = f"dask.array.image.imread({pattern!r})"
+    else:
+        found = (code for ends, code in _FORMATS.items() if any(name.endswith(f".{e}") for e in ends.split()))
+        line = next(found, "").format(repr(path))
+    if "://" not in path and "*" not in name and not local.exists():
+        none = f"no Zarr array or OME-Zarr group can be opened at {path!r}: there is no such file or folder."
+        return f"{none} A file of this kind is opened by array={line}." if line else none
+    if not line:
+        return f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}"
+    return f"{path!r} is not Zarr, the only kind of path that tilework opens; give the array: array={line}."
 
 
 def _parent_names(path: str, ndim: int) -> tuple[str, ...] | None:

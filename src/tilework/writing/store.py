@@ -26,7 +26,7 @@ from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress, check_progress
 from tilework.execution.where import Where
-from tilework.graph.build import find_spec, specs_below
+from tilework.graph.build import bare, find_spec, specs_below
 from tilework.identity.digests import digest
 from tilework.identity.location import read_by
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
@@ -83,7 +83,8 @@ def to_zarr(
     Parameters
     ----------
     out : dask array, or the tuple or dict of one `tiled_map`
-        Several outputs are written in one pass: the function runs once per tile.
+        Several outputs are written in one pass: the function runs once per tile. Of an xarray DataArray the
+        dask array is written, without coordinates and attributes.
     store : path, URL, Zarr store, zarr.Group, zarr.Array, or array
         An array must have the shape and dtype of the result and keeps its layout. Arrays of numpy and h5py,
         and memory maps, work too, with threads; they cannot be resumed.
@@ -247,16 +248,16 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
         )
     for key, array in arrays.items():
         if not hasattr(array, "dask"):
-            raise TypeError(f"out must be a dask array; got {type(array).__name__} for {key!r}.")
+            raise TypeError(_not_lazy(array, key))
     first = next(iter(found.values()))
-    specs = specs_below(out) if first is None else (first.spec,)
+    specs = specs_below(arrays[""]) if first is None else (first.spec,)
     sources = [source for spec in specs for source in spec.sources]
     sources += [source for array in arrays.values() for source in read_by(array.dask)]
     places = {key: asked.target(store, key).look(sources) for key in arrays}
     claims = Claims()
     try:
         if first is None:
-            writing = _prepare_chunks(out, places[""], asked, where, claims)
+            writing = _prepare_chunks(arrays[""], places[""], asked, where, claims)
         else:
             writing = _prepare_tiles(arrays, places, first.spec, first.name, asked, where, claims)
     except BaseException:
@@ -283,7 +284,17 @@ def _by_key(out: Any) -> dict[str, Any]:
         arrays = {"": out}
     if not arrays:
         raise TilingError("there is nothing to write: out is empty.")
-    return arrays
+    return {key: bare(array) for key, array in arrays.items()}
+
+
+def _not_lazy(array: Any, key: str) -> str:
+    """Return the message for an ``out`` that is no dask array."""
+    what = f"out{f'[{key!r}]' if key else ''} must be a dask array, such as a result of tiled_map; "
+    if hasattr(array, "variable"):
+        return f"{what}this DataArray is not chunked: give array.chunk(), or write it with xarray."
+    if isinstance(array, np.ndarray):
+        return f"{what}a numpy array is computed already: zarr.save_array(store, array) writes it."
+    return f"{what}got {type(array).__name__}."
 
 
 def _title(target: Target) -> str:

@@ -53,7 +53,7 @@ def _merge(pkg, image, fn, skip, order, mode, aggregate, look, sample):
             patch, box = sampler[number]
             aggregator.append(fn(patch, number), box)
     look()
-    return aggregator.get_output()
+    return aggregator.get_output(inplace=pkg is tw)  # a given output itself
 
 
 def wave(patch: Any, number: int) -> Any:

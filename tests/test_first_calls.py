@@ -65,7 +65,7 @@ def test_channels_are_found_beside_a_scale_a_margin_or_axes() -> None:
     np.testing.assert_array_equal(many.compute(), np.stack([IMAGE] * 12))
     with pytest.raises(tw.ContractError, match=r"shape \(3, 12, 12\).*lengths \(12, 12\).*axes \(0, 1\)"):
         tw.tiled_map(in_front, IMAGE, 12, 1, output=tw.Output(axes=(0, 1)))
-    with pytest.raises(tw.ContractError, match=r"returned shape \(3, 12, 12\); the declared output has \(2,"):
+    with pytest.raises(tw.ContractError, match=r"returned shape \(3, 12, 12\); the declared one is \(2,"):
         tw.tiled_map(in_front, IMAGE, 12, 1, output=tw.Output(channels=2))
 
 

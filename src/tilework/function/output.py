@@ -317,21 +317,11 @@ def bind(
     if result is not None and output.channels is None and output.shape is None:
         # Nothing was said about the untiled axes: they are those of the result.
         shape = result.shape
-        axes = () if output.axes is None else _normal(output.axes, len(shape), len(lengths))
-        if not axes:
-            usual = place(output, crop_shape, crop_axes, lengths)
-            axes = usual[1] if shape == usual[0] else find_axes(shape, lengths, crop_shape, crop_axes)
+        axes = _axes_of(output, shape, crop_shape, crop_axes, lengths)
     else:
         shape, axes = place(output, crop_shape, crop_axes, lengths)
         if result is not None and result.shape != shape:
-            raise ContractError(
-                f"the function returned shape {result.shape}; the declared output has {shape}."
-            )
-    if tuple(shape[a] for a in axes) != lengths:
-        raise ContractError(
-            f"the function returned shape {shape}; it must have lengths {lengths} (crop less margin, times "
-            f"scale) on the tiled axes {axes}."
-        )
+            raise ContractError(f"the function returned shape {result.shape}; the declared one is {shape}.")
     blend = blend if output.blend is None else output.blend
     kind = kind_of(blend)
     values = None if result is None else result.dtype
@@ -387,14 +377,11 @@ def with_weights(
             window = profile(given, axis.length, zeros, sigma_scale)
             axis = AxisWeights(grid, window, axis.rim, axis.scale)
             if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):
-                if axis.hole() is not None:
-                    axis = axis.with_zero_ends()
-                axis.check_cover(names[d])
+                axis = axis.covering(names[d])
         weights.append(axis)
     crops = math.prod(axis.most for axis in weights)
-    importance = None
-    if output.weighted and windows is None:
-        importance = _importance(output.blend, weights[n_each:])
+    free = output.weighted and windows is None
+    importance = _importance(output.blend, weights[n_each:]) if free else None
     maps = [importance] if importance is not None else [w.window for w in weights]
     spans = [m[m > 0].min() / m.max() for m in maps if m is not None and m.any()]
     return replace(
@@ -491,13 +478,8 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
     if known is None:
         return
     accumulation_dtype(known, bound.kind)
-    if (
-        bound.weighted
-        and known.kind in "iu"
-        and known.itemsize == 4
-        and output.dtype is None
-        and output.reduce is None
-    ):
+    labels = known.kind in "iu" and known.itemsize == 4
+    if bound.weighted and labels and output.dtype is None and output.reduce is None:
         raise TilingError(
             f'{known} values would be averaged; labels must not be averaged: use blend="trim". '
             f'If they are numbers, say so with dtype="{known}".'
@@ -532,17 +514,15 @@ def find_axes(shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index)
     else:
         reason = "no place for the tiled axes"
         same = len(shape) == len(crop_shape)
-        found = [tuple(shape[a] for a in crop_axes)] if same else _ends(shape, len(lengths))
+        n = len(lengths)
+        ends = [shape[-n:], shape[:n]] if len(shape) >= n else []
+        found = [tuple(shape[a] for a in crop_axes)] if same else ends
         guesses = [*_guess_scale(found, lengths), *_guess_margin(found, lengths)]
         fits = "\n".join(f"    Output({guess})" for guess in dict.fromkeys(guesses))
     raise ContractError(
         f"the function maps a crop of shape {crop_shape} to shape {shape}: {reason} (lengths {lengths}). "
         f"Declare the output; these would fit:\n{fits or '    Output(shape=..., axes=...)'}"
     )
-
-
-def _ends(shape: Index, n: int) -> list[Index]:
-    return [shape[-n:], shape[:n]] if len(shape) >= n else []
 
 
 def _guess_scale(found: Sequence[Index], lengths: Index) -> Iterator[str]:
@@ -565,6 +545,19 @@ def _guess_margin(found: Sequence[Index], lengths: Index) -> Iterator[str]:
 def _short(ratios: tuple[Fraction, ...]) -> str:
     words = [str(r) if r.denominator == 1 else f"Fraction({r.numerator}, {r.denominator})" for r in ratios]
     return words[0] if len(set(words)) == 1 else f"({', '.join(words)})"
+
+
+def _axes_of(output: Output, shape: Index, crop_shape: Index, crop_axes: Index, lengths: Index) -> Index:
+    """Return the positions of the tiled axes in a result of ``shape``, of which nothing else is declared."""
+    if output.axes is None:
+        usual, axes = place(output, crop_shape, crop_axes, lengths)
+        return axes if shape == usual else find_axes(shape, lengths, crop_shape, crop_axes)
+    axes = _normal(output.axes, len(shape), len(lengths))
+    if tuple(shape[a] for a in axes) != lengths:
+        raise ContractError(
+            f"the function returned shape {shape}; it must have lengths {lengths} on the tiled axes {axes}."
+        )
+    return axes
 
 
 def place(output: Output, crop_shape: Index, crop_axes: Index, lengths: Index) -> tuple[Index, Index]:

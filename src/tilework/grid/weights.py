@@ -388,11 +388,17 @@ class AxisWeights:
         found = self._totals[number] = total + lost
         return found
 
-    def with_zero_ends(self) -> AxisWeights:
-        """Return weights that take the zeros at both ends of the window for a rim.
+    def covering(self, axis: object) -> AxisWeights:
+        """Return weights of which every sample has some: these, or those whose zeros at both ends are a rim.
 
-        A rim gets weight at the border of the image, where no other crop has any.
+        A rim gets weight at the border of the image, where no other crop has any. Raises a `GridError`
+        naming ``axis`` if samples are still without weight.
         """
+        weights = self if self.hole() is None else self._with_zero_ends()
+        weights.check_cover(axis)
+        return weights
+
+    def _with_zero_ends(self) -> AxisWeights:
         assert self.window is not None
         inside = np.flatnonzero(self.window)
         if not inside.size:

@@ -13,9 +13,9 @@ from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
 from tilework.engine.nan import report
 from tilework.errors import ContractError, TilingError, TilingWarning
-from tilework.function.calling import as_array
+from tilework.function.calling import as_array, is_tensor
 from tilework.function.output import scales
-from tilework.loops.common import Locked, is_tensor
+from tilework.loops.common import Locked, raises_as_ancestors
 from tilework.loops.merging import Gatherer, Merge, addable, blend_of, gatherer_of, gaussian
 from tilework.loops.sampler import GridSampler
 from tilework.loops.writer import Sink
@@ -86,6 +86,7 @@ class Aggregator(Locked):
     True
     """
 
+    @raises_as_ancestors
     def __init__(
         self,
         sampler: GridSampler,
@@ -139,6 +140,7 @@ class Aggregator(Locked):
             fill_value=fill_value,
             given=output is not None,
         )
+        self._whole = sampler.chunk_size is None
         self._missing = one_of("missing", missing, ("warn", "error", "ignore"))
         super().__init__()
         self._gatherer: Gatherer | None = None
@@ -147,6 +149,7 @@ class Aggregator(Locked):
 
     # -- appending --------------------------------------------------------------------------------------
 
+    @raises_as_ancestors
     def append(self, patch: Any, patch_bbox: Any) -> None:
         """Add a patch, or a batch of them; safe in several threads.
 
@@ -224,6 +227,7 @@ class Aggregator(Locked):
         numbers = self._sampler.number
         return sorted(box.tolist() for box in every if numbers(self._sampler.position(box)) not in times)
 
+    @raises_as_ancestors
     def get_output(self, inplace: bool = False) -> Any:
         """Return the result of the patches appended so far.
 
@@ -232,12 +236,14 @@ class Aggregator(Locked):
         Parameters
         ----------
         inplace : bool
-            Has no effect: a given ``output`` holds the result in either case.
+            Whether to return a given ``output`` of any kind itself. It holds the result in either case.
 
         Returns
         -------
         array, shape ``output_size`` without the axis of an argmax
-            ``output`` if it was given; else a torch tensor if patches were tensors, or a numpy array.
+            Without ``output``, a torch tensor if patches were tensors, else a numpy array. With an ``output``
+            of numpy or torch, or with chunks, that array. With one of Zarr, h5py or another store, and
+            without chunks, a numpy array with its values.
 
         Warns
         -----
@@ -250,7 +256,7 @@ class Aggregator(Locked):
         TilingError
             If patches are missing and ``missing="error"``.
         """
-        flag("inplace", inplace)
+        inplace = flag("inplace", inplace)
         self._report()
         with self._lock:
             if self._gatherer is None:
@@ -261,7 +267,10 @@ class Aggregator(Locked):
         if unknown:
             report(unknown)
         if self._sink is not None:
-            return result if axis is None else result[...].argmax(axis)
+            if axis is not None:
+                return result[...].argmax(axis)
+            stored = self._sink.view is None and not is_tensor(result)
+            return np.asarray(result[...]) if stored and self._whole and not inplace else result
         return sys.modules["torch"].from_numpy(result).to(self._device) if self._tensors else result
 
     def _report(self) -> None:

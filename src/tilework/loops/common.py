@@ -1,16 +1,16 @@
-"""Code that the loops share: plans and weights for their own grids, locks, tensors."""
+"""Code that the loops share: exceptions, locks, plans and weights for their own grids."""
 
 from __future__ import annotations
 
-import sys
+import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tilework._types import Index
-from tilework.errors import GridError
+from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.output import BoundOutput, Output, bind
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import Blend
@@ -18,7 +18,65 @@ from tilework.plan.request import Layout, Request, make_plan, weighed
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 
-__all__ = ["Cut", "Locked", "check_scale", "is_tensor"]
+__all__ = ["Cut", "Locked", "UnknownMode", "check_scale", "raises_as_ancestors"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+# -- exceptions ---------------------------------------------------------------------------------------------
+
+
+class LoopError(TilingError, RuntimeError):
+    """A `TilingError` that code for Patchly, which raises `RuntimeError`, catches too."""
+
+
+class LoopGridError(GridError, RuntimeError):
+    """A `GridError` that code for Patchly catches too."""
+
+
+class LoopContractError(ContractError, RuntimeError):
+    """A `ContractError` that code for Patchly catches too."""
+
+
+class LoopTypeError(TypeError, ValueError, RuntimeError):
+    """A `TypeError` that code for Ryomen, which raises `ValueError`, and for Patchly catches too."""
+
+
+class UnknownMode(TilingError, NotImplementedError):
+    """An unknown sampling mode; Patchly raises `NotImplementedError`."""
+
+
+_AS_ANCESTORS: dict[type[Exception], type[Exception]] = {
+    TilingError: LoopError,
+    GridError: LoopGridError,
+    ContractError: LoopContractError,
+    TypeError: LoopTypeError,
+}
+
+
+def raises_as_ancestors(method: Callable[P, R]) -> Callable[P, R]:
+    """Return a method whose errors are caught by what is written for Ryomen and Patchly, too."""
+    # Later, a TypeError may be one of a function of the user.
+    ours = (TilingError, TypeError) if method.__name__ == "__init__" else (TilingError,)
+
+    @functools.wraps(method)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except ours as error:
+            kind = _AS_ANCESTORS.get(type(error))
+            if kind is None:
+                raise
+            told = kind(*error.args)
+            for note in getattr(error, "__notes__", ()):
+                told.add_note(note)
+            raise told.with_traceback(error.__traceback__) from error.__cause__
+
+    return called
+
+
+# -- plans and weights --------------------------------------------------------------------------------------
 
 
 class Locked:
@@ -34,12 +92,6 @@ class Locked:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._lock = threading.Lock()
-
-
-def is_tensor(array: Any) -> bool:
-    """Return whether ``array`` is a torch tensor, without importing torch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(array, torch.Tensor)
 
 
 def check_scale(grids: Sequence[AxisGrid], names: Sequence[str], scale: Sequence[Fraction]) -> None:

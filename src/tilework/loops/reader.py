@@ -11,9 +11,9 @@ import numpy as np
 from tilework._checks import one_of, scalar
 from tilework._types import Array
 from tilework.errors import TilingError
+from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import in_task
 from tilework.grid.axis import AxisGrid
-from tilework.loops.common import is_tensor
 from tilework.plan.arguments import default_memory
 from tilework.source.base import Source
 from tilework.source.opening import open_source
@@ -55,10 +55,10 @@ class _Tensor:
 
     def __init__(self, tensor: Any) -> None:
         self.tensor, self.shape = tensor.detach(), tuple(tensor.shape)
-        self.dtype = np.asarray(tensor[(slice(0),) * tensor.ndim].detach().cpu()).dtype
+        self.dtype = from_tensor(tensor[(slice(0),) * tensor.ndim]).dtype
 
     def __getitem__(self, index: Any) -> Array:
-        return np.asarray(self.tensor[index].cpu())
+        return from_tensor(self.tensor[index])
 
 
 def open_image(image: Any) -> Source:

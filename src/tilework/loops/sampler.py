@@ -14,7 +14,7 @@ from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid, Starts, ceil_div
 from tilework.grid.tiles import TileGrid
-from tilework.loops.common import Cut
+from tilework.loops.common import Cut, UnknownMode, raises_as_ancestors
 from tilework.loops.reader import CropReader, Padding, open_image
 from tilework.plan.arguments import check_axis, per_axis
 from tilework.plan.tile_plan import TilePlan
@@ -80,7 +80,10 @@ class SamplingMode(Enum):
                 return cls[start[:-1].upper()], word[len(start) :]
         names = [m.name.lower() for m in cls]
         word = f"sample_{word}" if f"sample_{word}" in names else word
-        return cls[one_of("mode", word, names).upper()], None
+        try:
+            return cls[one_of("mode", word, names).upper()], None
+        except TilingError as error:
+            raise UnknownMode(*error.args) from None
 
 
 class GridSampler:
@@ -135,6 +138,7 @@ class GridSampler:
     ([6, 7, 8, 9], [[6, 10]])
     """
 
+    @raises_as_ancestors
     def __init__(
         self,
         image: Any = None,
@@ -232,6 +236,7 @@ class GridSampler:
     def __len__(self) -> int:
         return len(self._order)
 
+    @raises_as_ancestors
     def __getitem__(self, idx: int) -> Any:
         """Return patch ``idx`` and its box (see `get_bbox`), or only the box if there is no image."""
         return self._at(self._order[range(len(self))[idx]])
@@ -266,6 +271,7 @@ class GridSampler:
     def _bbox(self, position: Index) -> Array:
         return np.array([spans[i] for spans, i in zip(self._spans, position, strict=True)])
 
+    @raises_as_ancestors
     def position(self, bbox: Any) -> Index:
         """Return the number along each axis of the patch with box ``bbox``.
 

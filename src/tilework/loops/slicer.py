@@ -13,7 +13,7 @@ from tilework.errors import GridError, TilingError
 from tilework.function.output import scales
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import AxisWeights
-from tilework.loops.common import Cut, check_scale
+from tilework.loops.common import Cut, check_scale, raises_as_ancestors
 from tilework.loops.reader import CropReader, Padding, open_image
 from tilework.loops.writer import ChunkWriter
 from tilework.plan.arguments import check_axis, guard_channels, per_axis, resolve_axes
@@ -91,6 +91,7 @@ class Slicer:
     True
     """
 
+    @raises_as_ancestors
     def __init__(
         self,
         image: Any,

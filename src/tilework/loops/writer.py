@@ -20,9 +20,9 @@ import numpy as np
 from tilework._types import Array, Index, Ints, Writable
 from tilework.engine.canvas import plus
 from tilework.errors import ContractError, GridError, TilingError
-from tilework.function.calling import as_array
+from tilework.function.calling import as_array, from_tensor, is_tensor
 from tilework.grid.tiles import Box
-from tilework.loops.common import Locked, is_tensor
+from tilework.loops.common import Locked
 
 __all__ = ["ChunkWriter", "Sink", "Spans"]
 
@@ -265,7 +265,7 @@ class Sink:
         self.view: Array | None = None
         """A numpy view of the array, if its memory allows one."""
         if is_tensor(array):
-            self.dtype = np.asarray(_empty_like(array)).dtype
+            self.dtype = from_tensor(array.new_empty(0)).dtype
             if array.device.type == "cpu" and str(array.dtype) != "torch.bfloat16":
                 self.view = array.detach().numpy()
         else:
@@ -317,9 +317,3 @@ class Sink:
         if self._writer is not None:
             self._writer.close()
         return self.array
-
-
-def _empty_like(tensor: Any) -> Any:
-    """Return an empty tensor on the CPU, of a dtype that numpy knows."""
-    empty = tensor.new_empty(0).detach().cpu()
-    return empty.float() if str(empty.dtype) == "torch.bfloat16" else empty

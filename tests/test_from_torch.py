@@ -18,6 +18,7 @@ from tilework.function import network as networks
 torch = pytest.importorskip("torch")
 
 RNG = np.random.default_rng(0)
+IMAGE = np.arange(1600, dtype="f4").reshape(40, 40)
 
 
 def conv(channels: int = 1, classes: int = 2, dtype: Any = torch.float32) -> Any:
@@ -401,6 +402,36 @@ def test_a_network_that_cannot_be_copied_says_what_to_do() -> None:
     net.lock, net.weight = threading.Lock(), torch.nn.Parameter(torch.ones(1))
     with pytest.raises(tw.TilingError, match=r"cannot be copied to meta.*Move it yourself, module\.to"):
         networks._copy_on(net, torch.device("meta"), torch)
+
+
+def test_a_proxy_of_a_network_is_taken() -> None:
+    fn = tw.from_torch(tw.load_once(conv, (1, 3)), device="cpu")
+    batch = RNG.random((2, 6, 6))
+    np.testing.assert_array_equal(fn(batch), expected(conv(1, 3), batch))
+    out = tw.tiled_map(fn, IMAGE, 12, 1)
+    assert out.shape == (3, 40, 40)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_network_computes_with_may_be_compiled_or_parametrised() -> None:
+    """Its parts keep their modes, and another device gets all of it."""
+    plain = torch.nn.Sequential(conv(), torch.nn.Dropout(0.5)).train()
+    normed = torch.nn.utils.weight_norm(conv())
+    kinds = (
+        torch.compile(plain, backend="eager"),
+        normed,
+        torch.nn.utils.parametrizations.weight_norm(conv()),
+    )
+    batch = RNG.random((1, 8, 8))
+    for net in kinds:
+        before = [part.training for part in net.modules()]
+        got = tw.from_torch(net, add_channel=True, device="cpu")(batch)
+        np.testing.assert_allclose(got, expected(conv(), batch), rtol=1e-5, atol=1e-6)
+        assert [part.training for part in net.modules()] == before
+        moved = networks._copy_on(net, torch.device("meta"), torch)
+        assert {t.device.type for t in (*moved.parameters(), *moved.buffers())} == {"meta"}
+        assert {t.device.type for t in (*net.parameters(), *net.buffers())} == {"cpu"}
+    assert networks._copy_on(normed, torch.device("meta"), torch).weight.device.type == "meta"
 
 
 def test_a_callable_that_builds_no_network_is_named() -> None:

@@ -118,6 +118,7 @@ def tiled_map(
     array : array, path, URL, or tuple of them
         The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, dask-backed xarray, a torch CPU tensor,
         `load_once`, or anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each.
+        Paths and URLs are those of Zarr; the error for another file gives the line that opens it.
     crop : int or sequence of int, samples per tiled axis
         Shape of the crops that ``fn`` receives, along the tiled axes.
     overlap : int or sequence of int, samples per side and tiled axis; or "auto"
@@ -168,7 +169,8 @@ def tiled_map(
     skip : callable, optional
         Predicate on a crop; ``fn`` does not run where it returns true.
     fill_value : scalar
-        Value of the result where no tile ran, and of an integer result where the function returned NaN.
+        Value of the result where no tile ran, and of an integer result where the function returned NaN. For
+        text and records, 0 is an empty text and a record of zeros.
     pass_tile : bool
         Whether ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
     chunks : int or sequence of int, input samples per tiled axis; or str

@@ -371,7 +371,7 @@ def from_torch(
 
     Parameters
     ----------
-    module_or_factory : torch.nn.Module or callable
+    module_or_factory : torch.nn.Module, callable or `load_once`
         The network, or preferably a callable without arguments that builds it: each process then builds it
         once, and the graph does not contain it. A network is not changed: during a call it is in evaluation
         mode, and after it every part is in the mode in which it was. On its own device it is not copied.
@@ -424,7 +424,9 @@ def from_torch(
         raise TypeError(
             f"give a torch module or a callable that builds one; got {type(module_or_factory).__name__}."
         )
-    built = load_once(functools.partial(_build, module_or_factory, options))
+    # A proxy of a network is called with crops; what it builds is wanted here.
+    factory = module_or_factory.get if isinstance(module_or_factory, LoadOnce) else module_or_factory
+    built = load_once(functools.partial(_build, factory, options))
     built.__tilework_batched__ = True
     return built
 

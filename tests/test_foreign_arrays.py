@@ -27,7 +27,8 @@ def tensors() -> dict[str, tuple[Any, np.ndarray]]:
     torch = pytest.importorskip("torch")
 
     class Named(torch.Tensor):  # type: ignore[misc]
-        pass
+        def numpy(self, *args: Any, **kwargs: Any) -> Any:
+            raise AssertionError("a method of the subclass was called")
 
     plain = torch.from_numpy(IMAGE.copy())
     wave = plain * 1j

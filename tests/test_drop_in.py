@@ -130,9 +130,9 @@ def test_errors_of_the_function_keep_their_type() -> None:
         def fails(chunk: Any, kind: Any = kind) -> Any:
             raise kind("mine")
 
-        sampler = GridSampler(GIVEN, (16, 16), (16, 16), chunk_size=(16, 16))
+        sampler = GridSampler(GIVEN, (16, 16), (8, 8), chunk_size=(8, 8))
         aggregator = Aggregator(sampler, output=np.zeros((16, 16)), chunk_postprocess_func=fails)
-        [(patch, box)] = sampler
+        patch, box = sampler[0]
         with pytest.raises(kind, match="mine") as error:
             aggregator.append(patch, box)
         assert type(error.value) is kind

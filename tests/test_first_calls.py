@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 import tilework as tw
 from tilework.cli import main
+from tilework.graph.build import plan_of
 
 IMAGE = np.arange(1600, dtype="f4").reshape(40, 40)
 
@@ -60,6 +61,9 @@ def test_channels_are_found_beside_a_scale_a_margin_or_axes() -> None:
     valid = tw.tiled_map(lambda x: in_front(x)[:, 2:-2, 2:-2], IMAGE, 12, 2, output=tw.Output(margin=2))
     assert valid.shape == (3, 40, 40)
     np.testing.assert_array_equal(valid[:, 2:-2, 2:-2].compute(), in_front(IMAGE)[:, 2:-2, 2:-2])
+    stack = np.stack([IMAGE] * 16)
+    twice = tw.tiled_map(lambda x: x.repeat(2, 1).repeat(2, 2), stack, (8, 8), 1, output=tw.Output(scale=2))
+    np.testing.assert_array_equal(twice.compute(), stack.repeat(2, 1).repeat(2, 2))
     # As long as the crop, the channels cannot be told from it by their number.
     many = tw.tiled_map(lambda x: np.stack([x] * 12), IMAGE, 12, 1, output=tw.Output(axes=(1, 2)))
     np.testing.assert_array_equal(many.compute(), np.stack([IMAGE] * 12))
@@ -108,6 +112,7 @@ def test_a_tile_is_passed_although_no_crop_fits(options: dict[str, Any]) -> None
         out = tw.tiled_map(fn, image, 64, 4, edge="drop", pass_tile=True, fill_value=3, **options)
         assert seen[-1].index == 0
         assert seen[-1].read.shape == (64, 64)
+        assert options or image.shape[1] > 64 or seen[-1].core.shape == (64, 64)
         assert (out.compute() == 3).all()
 
 
@@ -216,6 +221,7 @@ def test_a_dataarray_is_written(tmp_path: Path) -> None:
     assert tw.explain(wrapped) == tw.explain(out)
     np.testing.assert_array_equal(tw.view(wrapped, verbose=False)[3:5], IMAGE[3:5] + 1)
     assert "equal to rounding" in str(tw.check(wrapped))
+    assert plan_of(wrapped) == plan_of(out)
     more = tw.to_zarr(wrapped * 2, tmp_path / "b.zarr", version="1", progress=False)
     np.testing.assert_array_equal(more[...], 2 * (IMAGE + 1))
     np.testing.assert_array_equal(tw.tiled_map(np.negative, wrapped, 12, 1, axes="yx").compute(), -IMAGE - 1)

@@ -12,6 +12,7 @@ import pytest
 import tilework as tw
 from tests.reference import reference
 from tilework.grid.axis import EDGES
+from tilework.grid.weights import profile
 
 IMAGE = np.random.default_rng(0).random((25, 37))
 BLENDS: dict[str, Any] = {
@@ -127,6 +128,7 @@ def test_windows_of_scipy_and_torch_are_taken() -> None:
 def test_rounding_is_clipped_and_negative_weights_are_refused() -> None:
     exact = np.hanning(12)
     exact[[0, -1]] = 0
+    assert profile(below_zero, 12).tolist() == exact.tolist()
     for blend in (below_zero, (below_zero(12),) * 2, np.outer(below_zero(12), below_zero(12))):
         one = tw.tiled_map(centred, IMAGE, 12, 3, blend=blend, edge="pad", dtype=float)
         same = np.outer(exact, exact) if isinstance(blend, np.ndarray) else (exact, exact)

@@ -269,7 +269,7 @@ def resumed(store: str, log: str, scene: dict[str, Any]) -> bool:
     name = zarr.open_array(store, mode="r").attrs["tilework"]["fingerprint"]["version"]
     array = write(store, log, scene, 0, name, None)
     right = bool(np.array_equal(array[...], IMAGE * np.float32(FACTORS[name])))
-    return right and tw.status(array)[0].complete and not left_over(files(Path(store)))
+    return right and tw.status(array).complete and not left_over(files(Path(store)))
 
 
 # -- an unreliable store ------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from tests.laws.test_i_storage import plan_stored
 from tilework.execution.where import Where
 from tilework.graph.build import plan_of
 from tilework.plan.cost import busiest
+from tilework.writing.status import statuses
 
 pytestmark = [
     pytest.mark.distributed,
@@ -279,9 +280,9 @@ def test_compute_false_gives_a_delayed(processes: Any, tmp_path: Path, scheduler
     """One graph, for those who compute several things at once; the store is marked as usual."""
     out = mapped()
     later = tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, compute=False)
-    assert not tw.status(tmp_path / "a.zarr")[0].done
+    assert not tw.status(tmp_path / "a.zarr").done
     written = later.compute()
-    assert tw.status(tmp_path / "a.zarr")[0].complete
+    assert tw.status(tmp_path / "a.zarr").complete
     np.testing.assert_array_equal(written[...], out.compute(scheduler="synchronous"))
     other = tw.to_zarr(out, tmp_path / "b.zarr", chunks=16, compute=False)
     np.testing.assert_array_equal(processes.compute(other, sync=True)[...], written[...])
@@ -323,11 +324,11 @@ def test_compute_false_keeps_failures_and_retries(
         written = later.compute()
     # A process warns for itself, and dask does not pass it on.
     assert any("4 tiles failed" in str(one.message) for one in said) == (scheduler != "processes")
-    found = tw.status(tmp_path / "a.zarr")
+    found = statuses(tmp_path / "a.zarr")
     assert all(len(one.failed) == 4 and not one.complete for one in found)
     assert isinstance(written, zarr.Group if several else zarr.Array)
     tw.to_zarr(whole, tmp_path / "b.zarr", chunks=16, compute=False, retries=2).compute()
-    assert all(one.complete for one in tw.status(tmp_path / "b.zarr"))
+    assert tw.status(tmp_path / "b.zarr").complete
     if not several:
         assert (tmp_path / "log").stat().st_size >= 3
         (tmp_path / "log").unlink()

@@ -16,6 +16,7 @@ import pytest
 import zarr
 
 import tilework as tw
+from tilework.writing.status import statuses
 
 DATA = Path(__file__).parent / "data" / "stores-0.1.0.zip"
 IMAGE = np.arange(40 * 40, dtype="f4").reshape(40, 40)
@@ -75,10 +76,10 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(stores: Path, name:
     options: dict[str, Any] = {"chunks": (10, 10), "progress": False, "version": known}
     tw.to_zarr(out, expected, **options)
     before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in store.rglob("c/[01]/*")}
-    assert all(0 < s.done < s.units for s in tw.status(store))
+    assert all(0 < s.done < s.units for s in statuses(store))
     seen: list[tuple[int, int]] = []
     written = tw.to_zarr(out, store, **(options | {"progress": lambda *n: seen.append(n)}))
-    assert all(s.complete for s in tw.status(store))
+    assert tw.status(store).complete
     assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in before} == before
     whole = zarr.open(expected, mode="r")
     if isinstance(written, zarr.Group):

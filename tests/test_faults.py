@@ -173,7 +173,7 @@ def test_F2_fill_leaves_out_what_fails_and_no_more(
     lost = values == -1
     assert 0 < lost.sum() <= 24 * 24
     np.testing.assert_allclose(values[~lost], right[~lost], rtol=1e-6)
-    [status] = tw.status(written)
+    status = tw.status(written)
     assert 0 < status.units - status.done <= 25
     assert all("a thousand" in text for text in status.failed)
     assert not Ledger(written).read()[y // 8, x // 8]
@@ -184,8 +184,8 @@ def test_F2_fill_leaves_out_what_fails_and_no_more(
     again = mapped(mended, blend=blend, batch_size=batch_size, fill_value=-1)
     written = tw.to_zarr(again, store, progress=False, version="1")
     np.testing.assert_allclose(written[...], right, rtol=1e-6)
-    assert tw.status(written)[0].complete
-    assert not tw.status(written)[0].failed
+    assert tw.status(written).complete
+    assert not tw.status(written).failed
 
 
 def test_F2_raise_names_the_tile_on_every_scheduler(scheduler: str, tmp_path: Path) -> None:
@@ -264,7 +264,7 @@ def test_control_c_leaves_a_resumable_store(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGINT)
     process.join(60)
     assert Path(f"{log}.interrupted").exists()
-    [status] = tw.status(store)
+    status = tw.status(store)
     assert 0 < status.done < status.units
     written = tw.to_zarr(mapped(), store, version="1", progress=False)
     np.testing.assert_array_equal(written[...], IMAGE * 2)

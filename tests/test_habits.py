@@ -39,7 +39,7 @@ def test_what_is_made_from_a_result_is_written_as_safely(out: Any, tmp_path: Pat
     for name, array in made.items():
         written = tw.to_zarr(array, tmp_path / f"{name}.zarr", progress=False)
         np.testing.assert_array_equal(written[...], array.compute())
-        assert tw.status(written)[0].complete
+        assert tw.status(written).complete
     assert zarr.open_array(str(tmp_path / "above.zarr")).dtype == bool
 
 

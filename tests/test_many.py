@@ -270,7 +270,7 @@ def test_a_store_that_fails_at_its_end_is_one_outcome(where: str, tmp_path: Path
     assert isinstance(report[1].error, OSError)
     assert report[1].result is None
     assert len(report[1].failures) == 1
-    assert all(tw.status(tmp_path / f"{k}.zarr")[0].complete for k in (1, 3))
+    assert all(tw.status(tmp_path / f"{k}.zarr").complete for k in (1, 3))
     with pytest.raises(OSError, match="cannot"):
         tw.write_many([(mapped(1), Fails("close"))], progress=False, on_error="raise")
 
@@ -287,7 +287,7 @@ def test_jobs_that_cannot_be_listed_to_their_end(on_error: str, scheduler: str, 
     with pytest.raises(OSError, match="the list of slides is gone"):
         tw.write_many(jobs(), progress=False, on_error=on_error)
     for k in range(3):
-        assert tw.status(tmp_path / f"{k}.zarr")[0].complete
+        assert tw.status(tmp_path / f"{k}.zarr").complete
         np.testing.assert_array_equal(zarr.open(str(tmp_path / f"{k}.zarr"))[:], -image(k))
 
 

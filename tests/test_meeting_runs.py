@@ -140,7 +140,7 @@ def test_a_run_of_another_process_is_refused_while_it_lives_and_taken_over_at_on
         assert process.stdout.readline().startswith("begun")  # two threads print it
         with pytest.raises(tw.TilingError, match=f"another run \\(process {process.pid} on"):
             write(result(), store, overwrite=True)
-        [status] = tw.status(store)
+        status = tw.status(store)
         assert f"process {process.pid}" in status.writer
     finally:
         process.send_signal(signal.SIGKILL)
@@ -151,7 +151,7 @@ def test_a_run_of_another_process_is_refused_while_it_lives_and_taken_over_at_on
     assert time.monotonic() - start < claims.BEAT
     assert "takes over" in caplog.text
     np.testing.assert_array_equal(written[...], IMAGE * 2)
-    assert not tw.status(store)[0].writer
+    assert not tw.status(store).writer
     assert not [name for name in objects_of(store).names() if name in ("claim", "beat") or "after" in name]
 
 
@@ -252,7 +252,7 @@ def test_a_late_task_does_not_reach_the_next_result(
             put(self, part)
         dies()
         met.append(write(result(np.negative), store, overwrite=True, **layout))
-        assert tw.status(store)[0].complete
+        assert tw.status(store).complete
         if when == "before":
             put(self, part)
 
@@ -260,7 +260,7 @@ def test_a_late_task_does_not_reach_the_next_result(
     with pytest.raises(SupersededError, match="does not belong to this run any more"):
         write(result(), store, **layout)
     monkeypatch.undo()
-    [status] = tw.status(store)
+    status = tw.status(store)
     if when == "before":
         assert (met[1][met[0]] > 0).all()
     assert status.units - status.done == 1
@@ -492,7 +492,7 @@ def test_the_generation_is_new_when_a_result_is_overwritten_and_kept_when_it_is_
     left = {name.partition("/")[0] for name in objects_of(store).names()}
     assert left == {array.attrs["tilework"]["generation"]}
     Ledger(array).reset()
-    assert not tw.status(store)[0].done
+    assert not tw.status(store).done
 
 
 # -- workers that see something else ------------------------------------------------------------------------

@@ -71,7 +71,7 @@ def test_each_run_sees_its_own_tiles_and_errors(number: int, tmp_path: Path) -> 
             if not k % 2:
                 assert seen[-1] == (TILES, TILES)
     assert not Callback.active
-    assert all(tw.status(tmp_path / f"{k}.zarr")[0].complete for k in range(0, number, 2))
+    assert all(tw.status(tmp_path / f"{k}.zarr").complete for k in range(0, number, 2))
 
 
 def test_callbacks_of_the_user_see_the_run_and_stay(scheduler: str, tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_tile_in_flight_is_the_last_of_its_block(tmp_path: Path) -> None:
     with dask.config.set(num_workers=2), pytest.raises(ValueError, match="first"):
         tw.to_zarr(out, tmp_path / "a.zarr", chunks=(16, 64), progress=False, scheduler="threads")
     assert (tmp_path / "log").stat().st_size < 10
-    assert not tw.status(tmp_path / "a.zarr")[0].done
+    assert not tw.status(tmp_path / "a.zarr").done
 
 
 def test_processes_of_the_user_are_stopped_too(tmp_path: Path) -> None:

@@ -250,10 +250,10 @@ def test_a_refused_call_leaves_the_marks_of_a_given_array_alone(tmp_path: Path) 
     written = to_zarr(mapped(), tmp_path / "a", chunks=(16, 16), progress=False)
     with pytest.raises(AlignmentError, match=r"has chunks \(16, 16\); got chunks=\(8, 8\)"):
         to_zarr(mapped(np.negative), written, chunks=(8, 8), overwrite=True, progress=False)
-    assert status(written)[0].complete
+    assert status(written).complete
     again = to_zarr(mapped(np.negative), written, overwrite=True, progress=False)
     np.testing.assert_array_equal(again[...], -IMAGE)
-    assert status(again)[0].complete
+    assert status(again).complete
 
 
 def test_options_go_to_zarr(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_a_link_home_dots_and_a_file_url_name_what_they_mean(
         for overwrite in (False, True):
             write(result(), spelled, overwrite=overwrite)
             np.testing.assert_array_equal(zarr.open_array(tmp_path / place, mode="r")[...], -IMAGE)
-        assert tw.status(spelled)[0].complete
+        assert tw.status(spelled).complete
         np.testing.assert_array_equal(result(spelled).compute(scheduler="synchronous"), IMAGE)
     (tmp_path / "linked.zarr").symlink_to(tmp_path / "real" / "b.zarr")
     write(result(fn=np.abs), tmp_path / "linked.zarr", overwrite=True)

@@ -67,7 +67,7 @@ def test_half_a_unit_without_a_mark_is_written_again(
         path.write_bytes(whole[: int(keep * len(whole)) if 0 < keep < 1 else int(keep)])
     again = write(tmp_path / "a.zarr", **layout)
     np.testing.assert_array_equal(again[...], IMAGE * 2)
-    assert all(s.complete for s in tw.status(again, verify=True))
+    assert tw.status(again, verify=True).complete
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b'{"units":[[[0,1],[0', b"null", b"[]", b"\x00\xff"])
@@ -76,7 +76,7 @@ def test_half_a_mark_says_nothing(text: bytes, tmp_path: Path) -> None:
     marks = sorted((tmp_path / "a.zarr" / ".tilework").rglob("done/*"))
     assert len(marks) == 9
     marks[4].write_bytes(text)
-    assert tw.status(written)[0].done == 8
+    assert tw.status(written).done == 8
     written[16:32, 16:32] = 0
     np.testing.assert_array_equal(write(tmp_path / "a.zarr")[...], IMAGE * 2)
 
@@ -163,7 +163,7 @@ def test_marks_are_believed_only_with_their_array(
     with pytest.raises(tw.TilingError, match=told):
         write(tmp_path / "a.zarr", chunks=None)
     if change is not newer:
-        assert tw.status(tmp_path / "a.zarr")[0].done == 0
+        assert tw.status(tmp_path / "a.zarr").done == 0
     again = write(tmp_path / "a.zarr", np.negative, overwrite=True)
     np.testing.assert_array_equal(again[...], -IMAGE)
 
@@ -173,9 +173,9 @@ def test_a_resize_and_back_is_seen_by_what_is_gone(tmp_path: Path) -> None:
     written = write(tmp_path / "a.zarr")
     zarr.open_array(tmp_path / "a.zarr", mode="r+").resize((16, 45))
     zarr.open_array(tmp_path / "a.zarr", mode="r+").resize((45, 45))
-    [found] = tw.status(tmp_path / "a.zarr", verify=True)
+    found = tw.status(tmp_path / "a.zarr", verify=True)
     assert len(found.broken) == 6
-    assert tw.status(tmp_path / "a.zarr", drop=True)[0].done == 3
+    assert tw.status(tmp_path / "a.zarr", drop=True).done == 3
     np.testing.assert_array_equal(write(written)[...], IMAGE * 2)
 
 
@@ -209,7 +209,7 @@ def test_the_record_of_many_failed_tiles_is_small(tmp_path: Path) -> None:
     out = tw.tiled_map(fails, np.zeros((64, 64), "f4"), 2, 0, dtype="f4", chunks=32)
     with pytest.warns(tw.TilingWarning, match="1024 tiles failed"):
         tw.to_zarr(out, tmp_path / "a.zarr", on_error="fill", progress=False)
-    [found] = tw.status(tmp_path / "a.zarr")
+    found = tw.status(tmp_path / "a.zarr")
     assert (found.n_failed, len(found.failed)) == (1024, 20)
     assert (tmp_path / "a.zarr" / "zarr.json").stat().st_size < 20_000
 
@@ -224,12 +224,12 @@ def test_status_finds_what_is_missing_or_unreadable_and_drops_its_marks(
     """Not the units that are all fill value, which have no file."""
     written = write(tmp_path / "a.zarr", lambda c: c * (c[0, 0] != 1), **layout)
     assert not keys_of(written)[0].exists()
-    assert tw.status(written, verify=True)[0].complete
+    assert tw.status(written, verify=True).complete
     expected = written[...]
     keys_of(written)[4].unlink()
     keys_of(written)[8].write_bytes(b"\x01\x02\x03")
-    [plain] = tw.status(written)
-    [found] = tw.status(tmp_path / "a.zarr", verify=True)
+    plain = tw.status(written)
+    found = tw.status(tmp_path / "a.zarr", verify=True)
     assert plain.complete
     assert not found.complete
     assert found.broken == ((1, 1), (2, 2))
@@ -242,7 +242,7 @@ def test_status_finds_what_is_missing_or_unreadable_and_drops_its_marks(
     assert "7/9" in told.output
     again = write(tmp_path / "a.zarr", lambda c: c * (c[0, 0] != 1), **layout)
     np.testing.assert_array_equal(again[...], expected)
-    assert tw.status(again, verify=True)[0].complete
+    assert tw.status(again, verify=True).complete
 
 
 def test_a_store_may_be_moved_and_copied(tmp_path: Path) -> None:

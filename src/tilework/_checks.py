@@ -1,4 +1,4 @@
-"""Checks of arguments, with messages that say what to change; errors, warnings and tables."""
+"""Checks of arguments, with messages that say what to change; errors, warnings, and what reports share."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ import textwrap
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from html import escape
+from typing import Any, Self
 
 import numpy as np
 
 from tilework.errors import TilingError
 
 __all__ = [
+    "Explanation",
+    "Report",
     "as_dtype",
     "as_text",
     "check_scalar",
     "flag",
     "forget_frames",
+    "html_table",
     "is_flag",
     "one_of",
     "parse_bytes",
@@ -244,6 +248,83 @@ def report(rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(
         line for name, value in rows for line in _folded(f"{name:<{NAME}}", value.rstrip()) or [name]
     )
+
+
+def html_table(title: str, rows: Iterable[tuple[str, str]]) -> str:
+    """Return names and values as an HTML table under a title; it suits light and dark pages.
+
+    Examples
+    --------
+    >>> "4 &lt; 5" in html_table("plan", [("tiles", "4 < 5")])
+    True
+    """
+    cell = "text-align:left;vertical-align:top;white-space:pre-wrap;padding:2px"
+    cells = "".join(
+        f'<tr><th style="{cell} 10px 2px 0">{escape(name)}</th><td style="{cell} 0">{escape(value)}</td></tr>'
+        for name, value in rows
+    )
+    return (
+        f'<div style="color:inherit"><b>{escape(title)}</b><table style="border-collapse:collapse;'
+        "font-size:12px;line-height:1.35;max-width:46em;background:transparent;color:inherit"
+        f'"><tbody>{cells}</tbody></table></div>'
+    )
+
+
+class Report:
+    """Base of the results that are read by people: text in two columns at a prompt, a table in a notebook."""
+
+    __slots__ = ()
+
+    def rows(self) -> Iterable[tuple[str, str]]:
+        """Return names and values."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return report(self.rows())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self.rows())
+
+
+class Explanation(str):
+    """Names and values as one text in two columns, which is also its ``repr``; a table in a notebook.
+
+    Parameters
+    ----------
+    rows : iterable of (str, str)
+        Names and values.
+
+    Examples
+    --------
+    >>> Explanation([("image", "300 x 200"), ("tiles", "6")])
+    image      300 x 200
+    tiles      6
+    """
+
+    __slots__ = ("rows",)
+    rows: tuple[tuple[str, str], ...]
+    """Names and values."""
+
+    def __new__(cls, rows: Iterable[tuple[str, str]]) -> Self:
+        """Return the text of ``rows``."""
+        kept = tuple(rows)
+        text = super().__new__(cls, report(kept))
+        text.rows = kept
+        return text
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Explanation, (self.rows,)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self.rows)
 
 
 def _folded(name: str, value: str) -> list[str]:

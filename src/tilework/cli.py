@@ -186,7 +186,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
     """  # noqa: D301 -- click wants the character itself
     from tilework.api import tiled_map
-    from tilework.writing.status import status
+    from tilework.writing.status import statuses
     from tilework.writing.store import to_zarr
 
     with _plainly():
@@ -210,7 +210,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
                 progress="auto" if progress is None else progress,
                 **writing,
             )
-        found = status(written)
+        found = statuses(written)
         for one in found:
             click.echo(f"{one.place.removeprefix('file://')}: {one.done} of {one.units} units done")
         if not all(one.complete for one in found):
@@ -247,12 +247,12 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 def show_status(stores: tuple[str, ...], *, verify: bool, drop: bool) -> None:
     """Show how much of each STORE is done; the exit code is 1 if something is missing."""
     from tilework.errors import TilingError
-    from tilework.writing.status import status
+    from tilework.writing.status import statuses
 
     rows = []
     for store in stores:
         try:
-            found = status(store, verify=verify, drop=drop)
+            found = statuses(store, verify=verify, drop=drop)
         except TilingError as error:
             rows.append((store, "-", "-", "-", str(error)))
             continue

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of, report, whole, wholes
+from tilework._checks import Report, one_of, whole, wholes
 from tilework._types import Array, Function
 from tilework.diagnostics.viewing import View, members_of, view
 from tilework.engine.canvas import finish
@@ -39,7 +39,7 @@ ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class CheckReport:
+class CheckReport(Report):
     """The findings of `check`; prints as a table."""
 
     largest: float
@@ -64,22 +64,19 @@ class CheckReport:
         """Whether the results differ only by rounding: at most 1e-5 of the largest compared value."""
         return self.relative <= ROUNDING
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values."""
         kinds = dict.fromkeys(kind for kind, _, _ in self.windows)
         found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
         which = "" if self.output is None else f" of output {self.output!r}"
         share = f"{self.relative:.1e} of the largest value"
         word = "equal to rounding, where it was looked" if self.ok else f"differs: {self.help}"
-        return report(
-            [
-                *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
-                ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
-                ("context", f"{self.context} samples per side around each window; {self.crops} crops ran"),
-                ("verdict", word),
-            ]
-        )
-
-    __repr__ = __str__
+        return [
+            *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
+            ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
+            ("context", f"{self.context} samples per side around each window; {self.crops} crops ran"),
+            ("verdict", word),
+        ]
 
 
 def check(

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from dask.config import get as dask_option
 
-from tilework._checks import flag, report
+from tilework._checks import Explanation, Report, flag
 from tilework._types import Array
 from tilework.diagnostics.viewing import TileRunner, members_of
 from tilework.engine.parts import blocks_of, part_of_block
@@ -38,8 +38,8 @@ __all__ = ["Measured", "explain", "measure"]
 ENOUGH, MOST_CALLS = 0.3, 30
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+@dataclass(frozen=True, slots=True, repr=False)
+class Measured(Report):
     """Measured cost of one tile in this process, and the estimate for the whole run."""
 
     scheduler: str
@@ -65,10 +65,11 @@ class Measured:
     peak_bytes: int
     """Peak bytes of a process, including allocations of the function."""
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values."""
         own = "unknown" if self.call_bytes is None else human(self.call_bytes)
         parts = f"{self.read_seconds:.2g} s reading and {self.blend_seconds:.2g} s blending in one thread"
-        lines = [
+        return [
             (
                 "measured",
                 f"{self.call_seconds:.3g} s per crop, {self.busy_seconds:.3g} s with all threads busy",
@@ -77,11 +78,10 @@ class Measured:
             ("bytes", f"{human(self.read_bytes)} decoded, {human(self.result_bytes)} of result"),
             ("peak", f"about {human(self.peak_bytes)} in a process, with {own} per call of fn"),
         ]
-        return report(lines)
 
 
-def explain(out: Any, *, measure: bool = False) -> str:
-    """Return the decisions and the cost of computing a result, as text.
+def explain(out: Any, *, measure: bool = False) -> Explanation:
+    """Return the decisions and the cost of computing a result, as text; a notebook shows a table.
 
     Parameters
     ----------
@@ -94,8 +94,8 @@ def explain(out: Any, *, measure: bool = False) -> str:
 
     Returns
     -------
-    str
-        One row per fact, a name and its value.
+    Explanation
+        A string of one row per fact, a name and its value; its ``rows`` are pairs of strings.
 
     Raises
     ------
@@ -117,8 +117,8 @@ def explain(out: Any, *, measure: bool = False) -> str:
     if isinstance(out, TilePlan):
         return out.explain(measure=measure)
     spec = _spec(out)
-    text = spec.plan.explain()
-    return f"{text}\n{_measure(spec)}" if measure else text
+    own = spec.plan.explain()
+    return Explanation([*own.rows, *_measure(spec).rows()]) if measure else own
 
 
 def measure(out: Any) -> Measured:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tilework._checks import html_table
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import WINDOWS, AxisWeights, profile
 from tilework.plan.cost import rows
@@ -35,18 +36,9 @@ SLANT = (0.42, 0.30)
 
 def html(plan: BlockPlan) -> str:
     """Return the table of `explain` beside the drawings."""
-    cells = "".join(
-        f'<tr><th style="text-align:left;padding:2px 10px 2px 0;vertical-align:top">{escape(name)}</th>'
-        f'<td style="text-align:left;padding:2px 0;white-space:normal">{escape(value)}</td></tr>'
-        for name, value in rows(plan)
-    )
-    table = (
-        '<table style="border-collapse:collapse;font-size:12px;line-height:1.35;max-width:34em;'
-        f'background:transparent;color:inherit"><tbody>{cells}</tbody></table>'
-    )
     return (
         '<div style="display:flex;flex-wrap:wrap;gap:28px;align-items:flex-start;color:inherit">'
-        f"<div><b>TilePlan</b>{table}</div><div>{svg(plan)}</div></div>"
+        f"{html_table('TilePlan', rows(plan))}<div>{svg(plan)}</div></div>"
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from tilework._checks import flag, report
+from tilework._checks import Explanation, flag
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import rows
@@ -82,8 +82,8 @@ class TilePlan(BlockPlan):
         data["mask"] = None if data["mask"] is None else base64.b64decode(data["mask"])
         return cls(**data)
 
-    def explain(self, *, measure: bool = False) -> str:
-        """Return the decisions of the run and their cost, as text.
+    def explain(self, *, measure: bool = False) -> Explanation:
+        """Return the decisions of the run and their cost, as text; a notebook shows a table.
 
         Parameters
         ----------
@@ -92,26 +92,27 @@ class TilePlan(BlockPlan):
 
         Returns
         -------
-        str
-            One row per fact: calls, blocks, tasks, bytes read, peak bytes, and the reasons.
+        Explanation
+            A string of one row per fact: calls, blocks, tasks, bytes read, peak bytes, and the reasons.
         """
         if flag("measure", measure):
             raise TilingError(
                 "a plan has no function to run; measure its result: tw.explain(out, measure=True)."
             )
-        return report(rows(self))
+        return Explanation(rows(self))
 
     def plot(self, ax: Any = None) -> Any:
-        """Return a figure of tiles, blocks and windows; the same as `plot_plan`.
+        """Draw tiles, blocks and windows; the same as `plot_plan`.
 
         Parameters
         ----------
         ax : matplotlib Axes, optional
-            Draw only the tiles, into these axes.
+            Axes for the tiles; the windows are then not drawn. Default: a new figure of both.
 
         Returns
         -------
-        matplotlib.figure.Figure
+        matplotlib.axes.Axes, or 1-D array of two
+            ``ax``, or the axes of a new figure of pyplot: tiles and windows.
         """
         # Figures are above the plan. The front door, which is loaded whenever this module is, opens them.
         return sys.modules["tilework"].plot_plan(self, ax)

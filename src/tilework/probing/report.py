@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from tilework._checks import report
+from tilework._checks import Report
 from tilework._types import Index, Span
 from tilework.function.output import Output, Outputs
 from tilework.probing.blackbox import size_of
@@ -26,7 +26,7 @@ Pairs = tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ProbeReport:
+class ProbeReport(Report):
     """The findings of `probe` on a function; prints as a table, and claims no more than was seen."""
 
     names: tuple[str, ...]
@@ -89,7 +89,8 @@ class ProbeReport:
         columns = zip(self.sides, self.borders, self.margin, strict=True)
         return tuple(max(0, *(max(a, b) - m for a, b, m in zip(*axis, strict=True))) for axis in columns)
 
-    def __str__(self) -> str:
+    def rows(self) -> list[tuple[str, str]]:
+        """Return names and values."""
         unknown = ["-"] * len(self.crop)
         rows: list[tuple[str, Sequence[object]]] = [
             ("axis", self.names),
@@ -109,16 +110,12 @@ class ProbeReport:
             f"{self.amplitude:g} ranges, tolerance {self.tolerance:.0e}{self._nan()}"
         )
         width = max(8, *(len(str(v)) for _, values in rows for v in values))
-        return report(
-            [
-                *((name, " ".join(f"{v!s:>{width}}" for v in values)) for name, values in rows),
-                ("verdict", self.verdict),
-                ("evidence", evidence),
-                *(("note", note) for note in self.notes),
-            ]
-        )
-
-    __repr__ = __str__
+        return [
+            *((name, " ".join(f"{v!s:>{width}}" for v in values)) for name, values in rows),
+            ("verdict", self.verdict),
+            ("evidence", evidence),
+            *(("note", note) for note in self.notes),
+        ]
 
     @property
     def verdict(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from tilework._checks import flag
+from tilework._checks import Report, flag, html_table
 from tilework._types import Index
 from tilework.errors import TilingError
 from tilework.identity.location import locate
@@ -20,12 +21,12 @@ from tilework.writing.ledger import FORMAT, Ledger, Record
 from tilework.writing.node import found_at
 from tilework.writing.objects import Objects, load
 
-__all__ = ["Status", "status"]
+__all__ = ["Status", "Statuses", "status", "statuses"]
 
 
-@dataclass(frozen=True, slots=True)
-class Status:
-    """Progress of one array."""
+@dataclass(frozen=True, slots=True, repr=False)
+class Status(Report):
+    """Progress of one array; prints as a table."""
 
     place: str
     """Address of the array."""
@@ -47,6 +48,57 @@ class Status:
         """Whether every unit is done, and none was found broken."""
         return self.done == self.units and not self.broken
 
+    @property
+    def summary(self) -> str:
+        """The progress in one line."""
+        units = f"{self.done} of {self.units} units done"
+        more = [(len(self.broken), "missing or unreadable"), (self.n_failed, "tiles failed")]
+        parts = [units, *(f"{n} {what}" for n, what in more if n)]
+        return ", ".join([*parts, f"written by {self.writer}"] if self.writer else parts)
+
+    def rows(self) -> Iterator[tuple[str, str]]:
+        """Yield names and values."""
+        yield "array", self.place.removeprefix("file://")
+        yield "units", f"{self.done} of {self.units} done{' (complete)' * self.complete}"
+        if self.broken:
+            first, more = ", ".join(map(str, self.broken[:3])), " ..." * (len(self.broken) > 3)
+            yield "broken", f"{len(self.broken)} units missing or unreadable: {first}{more}"
+        if self.n_failed:
+            yield "failed", f"{self.n_failed} {'tile' if self.n_failed == 1 else 'tiles'} in the last run"
+            yield from (("", text) for text in self.failed[:3])
+        if self.writer:
+            yield "writer", self.writer
+
+
+class Statuses(tuple[Status, ...]):
+    """Progress of the arrays of a group: a tuple of `Status` that prints as a table."""
+
+    __slots__ = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether every array is complete."""
+        return all(one.complete for one in self)
+
+    def _lines(self) -> list[tuple[str, str]]:
+        """Return the place of each array, below what all have in common, and its progress."""
+        places = [one.place.removeprefix("file://") for one in self]
+        common = os.path.commonpath(places) if len(places) > 1 else ""
+        return [
+            (place[len(common) :].lstrip("/") or place, one.summary)
+            for place, one in zip(places, self, strict=True)
+        ]
+
+    def __str__(self) -> str:
+        rows = self._lines()
+        width = max((len(name) for name, _ in rows), default=0)
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in rows) or "no result of to_zarr"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(type(self).__name__, self._lines())
+
 
 def status(
     store: Any,
@@ -54,13 +106,13 @@ def status(
     verify: bool = False,
     drop: bool = False,
     storage_options: Mapping[str, Any] | None = None,
-) -> list[Status]:
-    """Return the progress of every array in a store that `to_zarr` has written, finished or not.
+) -> Status | Statuses:
+    """Return the progress of an array, or of all arrays of a group, that `to_zarr` has begun to write.
 
     Parameters
     ----------
     store : path, URL, Zarr store, zarr.Group or zarr.Array
-        For a group, all arrays below it.
+        A group stands for all arrays below it that `to_zarr` has written.
     verify : bool
         Whether to read every unit that is marked as done, and list those that are missing or unreadable.
     drop : bool
@@ -71,13 +123,15 @@ def status(
 
     Returns
     -------
-    list of Status
-        One entry per array: its place, finished and total write units, failed tiles and broken units.
+    Status, or Statuses for a group
+        Place, finished and total write units, failed tiles and broken units of an array; for a group, a tuple
+        of them. Both print as a table.
 
     Raises
     ------
     TilingError
-        If there is no Zarr array or group; with ``drop``, if a run writes the array.
+        If there is no Zarr array or group, or `to_zarr` has not written the array; with ``drop``, if a run
+        writes the array.
 
     Notes
     -----
@@ -90,10 +144,26 @@ def status(
     >>> from tilework import tiled_map, to_zarr
     >>> out = tiled_map(np.negative, np.ones((10, 10)), crop=6, overlap=1, dtype=float)
     >>> written = to_zarr(out, zarr.storage.MemoryStore(), chunks=(5, 5), progress=False)
-    >>> [found] = status(written, verify=True)
+    >>> found = status(written, verify=True)
     >>> found.done, found.units, found.complete
     (4, 4, True)
     """
+    found = statuses(store, verify=verify, drop=drop, storage_options=storage_options)
+    if isinstance(found, Statuses):
+        return found
+    if not found:
+        raise TilingError(f"to_zarr has not written the array {store}: there is no record of a run.")
+    return found[0]
+
+
+def statuses(
+    store: Any,
+    *,
+    verify: bool = False,
+    drop: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Statuses | list[Status]:
+    """Return what `status` returns, but a list of one `Status`, or of none, for an array."""
     verify, drop = flag("verify", verify), flag("drop", drop)
     node = store
     if not isinstance(store, zarr.Array | zarr.Group):
@@ -101,7 +171,8 @@ def status(
         node = found_at(at, str(store), writable=drop)
         if node is None:
             raise TilingError(f"there is no Zarr array or group at {store}.")
-    return list(_below(node, verify or drop, drop))
+    found = _below(node, verify or drop, drop)
+    return Statuses(found) if isinstance(node, zarr.Group) else list(found)
 
 
 def _below(node: Any, verify: bool, drop: bool) -> Iterator[Status]:

@@ -6,7 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -23,6 +23,14 @@ from tilework.plan.picture import axis_profiles, svg
 
 IMAGE = np.random.default_rng(0).random((300, 260)).astype(np.float32)
 plots = pytest.mark.skipif(not require("matplotlib"), reason="matplotlib is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _closed() -> Iterator[None]:
+    """pyplot keeps figures until they are closed."""
+    yield
+    if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
+        pyplot.close("all")
 
 
 def centred(x: np.ndarray) -> np.ndarray:
@@ -56,15 +64,15 @@ def test_any_plan_is_drawn_as_well_formed_xml(
 @plots
 @pytest.mark.parametrize("shape", [(50,), (400, 20), (60, 50, 40), (90000, 90000)], ids=str)
 def test_plans_of_any_dimension_are_plotted(shape: tuple[int, ...]) -> None:
-    assert len(tw.plan_tiles(shape, 32, 4, axes=tuple(range(len(shape)))).plot().axes) == 2
+    assert len(tw.plan_tiles(shape, 32, 4, axes=tuple(range(len(shape)))).plot()) == 2
     none = tw.plan_tiles((20, 20), 32, 4, edge="drop")
-    assert none.plot().axes[0].get_title().startswith("0 crops")
+    assert none.plot()[0].get_title().startswith("0 crops")
 
 
 ELSEWHERE = """
 import pickle, sys
 plan = pickle.loads(bytes.fromhex(sys.argv[1]))
-assert len(plan.plot().axes) == 2
+assert len(plan.plot()) == 2
 """
 
 
@@ -116,8 +124,9 @@ def test_figures_have_titles_and_labelled_axes(tmp_path: Path) -> None:
         "seams": tw.plot_seams(out),
         "compare": tw.compare(np.sqrt(IMAGE), out),
     }
-    for name, figure in figures.items():
-        panels = [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+    for name, drawn in figures.items():
+        panels = np.ravel(drawn).tolist()
+        figure = panels[0].figure
         assert all(ax.get_title() for ax in panels), name
         assert all("samples" in ax.get_xlabel() for ax in panels), name
         # Panels that share an axis have its label once, at the first.
@@ -132,20 +141,53 @@ def test_figures_go_into_axes_that_are_given() -> None:
     figure = require("matplotlib.figure").Figure()
     one, two = figure.subplots(1, 2)
     plan = tw.plan_tiles((400, 300), 64, 8)
-    assert plan.plot(one) is figure
-    assert tw.plot_window(plan, ax=two) is figure
+    assert plan.plot(one) is one
+    assert tw.plot_window(plan, ax=two) is two
     assert one.get_title() == f"{len(plan)} crops in 4 blocks (recompute)"
+    out = tw.tiled_map(np.sqrt, IMAGE, 64, 8)
+    draws = {
+        "seams": lambda axes: tw.plot_seams(out, axes=axes),
+        "compare": lambda axes: tw.compare(np.sqrt(IMAGE), out, axes=axes),
+    }
+    for name, draw in draws.items():
+        axes = require("matplotlib.figure").Figure().subplots(1, 3)
+        drawn = draw(axes)
+        assert list(drawn) == list(axes), name
+        assert all(ax.get_title() for ax in axes), name
+        assert list(draw(list(axes))) == list(axes), name
+        with pytest.raises(tw.TilingError, match="3 axes"):
+            draw(axes[:2])
+    assert not require("matplotlib.pyplot").get_fignums()
+
+
+@plots
+@pytest.mark.filterwarnings("error")
+def test_figures_are_known_to_pyplot() -> None:
+    """A notebook shows them once, whatever the cell ends with; ``plt.show()`` shows them in a script."""
+    pyplot = require("matplotlib.pyplot")
+    out = tw.tiled_map(np.sqrt, IMAGE, 64, 8)
+    plan = tw.plan_tiles((400, 300), 64, 8)
+    draws: list[Callable[[], Any]] = [
+        plan.plot, lambda: tw.plot_plan(plan), lambda: tw.plot_window(plan), lambda: tw.plot_seams(out),
+        lambda: tw.compare(np.sqrt(IMAGE), out),
+    ]  # fmt: skip
+    for number, draw in enumerate(draws, 1):
+        figure = np.ravel(draw())[0].figure
+        assert pyplot.gcf() is figure
+        assert len(pyplot.get_fignums()) == number
+    for _ in range(20):
+        tw.plot_window(plan)
 
 
 @plots
 def test_seams_are_measured_at_the_cuts_from_few_tiles(counting: Callable[..., Any]) -> None:
-    def ratio(figure: Any, panel: int) -> float:
-        return float(re.search(r"([\d.]+) times", figure.axes[panel].get_title())[1])
+    def ratio(axes: Any, panel: int) -> float:
+        return float(re.search(r"([\d.]+) times", axes[panel].get_title())[1])
 
     fn = counting(centred)
     out = tw.tiled_map(fn, IMAGE, 64, 8, dtype="float32")
-    figure = tw.plot_seams(out, centre=(100, 100), size=100)
-    assert ratio(figure, 2) > 5
+    axes = tw.plot_seams(out, centre=(100, 100), size=100)
+    assert ratio(axes, 2) > 5
     assert fn.calls < 12
     assert 0.8 < ratio(tw.plot_seams(tw.tiled_map(np.sqrt, IMAGE, 64, 8)), 2) < 1.25
 
@@ -153,22 +195,22 @@ def test_seams_are_measured_at_the_cuts_from_few_tiles(counting: Callable[..., A
 @plots
 def test_compare_shows_the_largest_difference() -> None:
     out = tw.tiled_map(centred, IMAGE, 64, 8, dtype="float32")
-    figure = tw.compare(centred(IMAGE), out)
+    axes = tw.compare(centred(IMAGE), out)
     gap = np.abs(centred(IMAGE) - out.compute())
-    assert f"{gap.max():.2g} at most" in figure.axes[2].get_title()
+    assert f"{gap.max():.2g} at most" in axes[2].get_title()
     volume = np.zeros((3, 90, 80))
-    assert tw.compare(volume, volume).axes[0].get_xlabel() == "axis 2 (samples)"
+    assert tw.compare(volume, volume)[0].get_xlabel() == "axis 2 (samples)"
 
 
 @plots
 @pytest.mark.filterwarnings("error")
 def test_compare_counts_what_has_no_difference() -> None:
     def title(a: np.ndarray, b: np.ndarray) -> str:
-        figure = tw.compare(a, b)
-        figure.canvas.draw()
-        low, high = figure.axes[2].images[0].get_clim()
+        drawn = tw.compare(a, b)
+        drawn[2].figure.canvas.draw()
+        low, high = drawn[2].images[0].get_clim()
         assert 0 <= low < high < np.inf
-        return figure.axes[2].get_title().replace("\n", " ")
+        return drawn[2].get_title().replace("\n", " ")
 
     one, other = IMAGE.copy(), IMAGE.copy()
     one[:, 2] = other[:, 2] = np.nan
@@ -181,7 +223,7 @@ def test_compare_counts_what_has_no_difference() -> None:
     assert title(IMAGE, IMAGE + 1j) == "difference: 1 at most, 1 on average"
     counts = (IMAGE * 9).astype(np.int16)
     assert title(counts, counts + np.float32(0.25)) == "difference: 0.25 at most, 0.25 on average"
-    shown = tw.compare(IMAGE * 2j, IMAGE * 2j).axes
+    shown = tw.compare(IMAGE * 2j, IMAGE * 2j)[0].figure.axes
     np.testing.assert_allclose(shown[0].images[0].get_array(), IMAGE * 2, rtol=1e-6)
     assert [ax.get_ylabel() for ax in shown[3:]] == ["modulus", "absolute difference"]
 
@@ -190,7 +232,7 @@ def test_compare_counts_what_has_no_difference() -> None:
 @pytest.mark.filterwarnings("error")
 def test_steps_are_those_that_are_finite() -> None:
     def title(image: np.ndarray, panel: int = 1) -> str:
-        return str(tw.plot_seams(tw.tiled_map(lambda x: x, image, 50, 0)).axes[panel].get_title())
+        return str(tw.plot_seams(tw.tiled_map(lambda x: x, image, 50, 0))[panel].get_title())
 
     clean = np.where(np.indices((100, 100)).sum(axis=0) % 2, 1.0, 0.0)
     assert title(clean) == "mean step 1 at cuts, 1 elsewhere, 1.00 times"

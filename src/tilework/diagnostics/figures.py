@@ -1,11 +1,13 @@
 """Figures with matplotlib: plans, windows, discontinuities at cuts, and comparisons with untiled results.
 
-Every function returns a `matplotlib.figure.Figure`, which a notebook shows and ``savefig`` writes.
+Every function draws into the axes that it is given, or into a new figure of pyplot, and returns the axes:
+one `matplotlib.axes.Axes`, or a 1-D array of them if it draws several. So a notebook shows the figure once,
+whatever the cell ends with, ``plt.show()`` shows it in a script, and ``ax.figure.savefig(path)`` writes it.
+Like every figure of pyplot, it is kept until ``plt.close()``.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,15 +36,29 @@ LOOK = 512
 
 
 def _figure(width: float, height: float) -> Any:
-    """Return an empty figure of a size in inches."""
+    """Return a new, empty figure of pyplot of a size in inches."""
     try:
         import matplotlib.pyplot as plt
-        from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f'{error}; figures need pip install "tilework[plots]".') from error
-    if "ipykernel" in sys.modules and not plt.get_fignums():
-        plt.close(plt.figure())  # a notebook shows figures only after its backend has made one
-    return Figure((width, height), layout="constrained")
+    # A loop over many plans is no mistake that pyplot has to warn of.
+    with plt.rc_context({"figure.max_open_warning": 0}):
+        return plt.figure(figsize=(width, height), layout="constrained")
+
+
+def _given(axes: Any, count: int) -> Array:
+    """Return the axes that a caller gave, as a 1-D array."""
+    found = np.ravel(np.asarray(axes, dtype=object))
+    if found.size != count or not all(hasattr(ax, "imshow") for ax in found):
+        raise TilingError(f"axes must be {count} axes of matplotlib; got {axes!r}.")
+    return found
+
+
+def _several(axes: Sequence[Any]) -> Array:
+    """Return axes as a 1-D array, as ``plt.subplots`` does."""
+    found = np.empty(len(axes), object)
+    found[:] = axes
+    return found
 
 
 def _named(name: str) -> str:
@@ -55,34 +71,34 @@ def _legend(ax: Any, columns: int) -> None:
 
 
 def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
-    """Return a figure of the tiles of a plan over the image, and of its windows; same as ``plan.plot()``.
+    """Draw the tiles of a plan over the image, and its windows; the same as ``plan.plot()``.
 
     Parameters
     ----------
     plan : TilePlan
         The plan, from `plan_tiles`.
     ax : matplotlib.axes.Axes, optional
-        Draw only the tiles, into these axes.
+        Axes for the tiles; the windows are then not drawn. Default: a new figure of both.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.axes.Axes, or 1-D array of two
+        ``ax``, or the axes of a new figure of pyplot: tiles and windows.
 
     Examples
     --------
     >>> from tilework import plan_tiles
-    >>> figure = plan_tiles((2000, 3000), 512, 64, blend="hann").plot()
-    >>> [a.get_title() for a in figure.axes]
+    >>> axes = plan_tiles((2000, 3000), 512, 64, blend="hann").plot()
+    >>> [ax.get_title() for ax in axes]
     ['40 crops in 4 blocks (share)', 'weights along axis 1: hann']
     """
     if ax is not None:
         _draw_tiles(plan, ax)
-        return ax.figure
-    figure = _figure(10, 4.6)
-    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
+        return ax
+    left, right = _figure(10, 4.6).subplots(1, 2, width_ratios=(1.15, 1))
     _draw_tiles(plan, left)
     _draw_window(plan, right, -1)
-    return figure
+    return _several([left, right])
 
 
 def _draw_tiles(plan: TilePlan, ax: Any) -> None:
@@ -139,7 +155,7 @@ def _draw_one_tile(plan: TilePlan, ax: Any, x: int, y: int | None) -> None:
 
 
 def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
-    """Return a figure of the normalised weights of neighbouring tiles along one axis.
+    """Draw the normalised weights of neighbouring tiles along one axis.
 
     Parameters
     ----------
@@ -152,7 +168,8 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
 
     Returns
     -------
-    matplotlib.figure.Figure
+    matplotlib.axes.Axes
+        ``ax``, or the axes of a new figure of pyplot.
 
     Raises
     ------
@@ -162,16 +179,16 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     Examples
     --------
     >>> from tilework import plan_tiles
-    >>> plot_window(plan_tiles((300,), 64, 16, blend="linear")).axes[0].get_ylabel()
+    >>> plot_window(plan_tiles((300,), 64, 16, blend="linear")).get_ylabel()
     'normalised weight'
     """
     plan = _plan(plan)
     number = whole("axis", axis)
     if not -len(plan.axes) <= number < len(plan.axes):
         raise TilingError(f"axis {axis} is out of range for a plan of {len(plan.axes)} axes.")
-    figure = _figure(6.4, 3.6) if ax is None else ax.figure
-    _draw_window(plan, figure.subplots() if ax is None else ax, number)
-    return figure
+    ax = _figure(6.4, 3.6).subplots() if ax is None else ax
+    _draw_window(plan, ax, number)
+    return ax
 
 
 def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
@@ -264,8 +281,8 @@ def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Ar
     return np.asarray(shown[tuple(index)]), (starts[0], starts[1])
 
 
-def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
-    """Return a figure that shows whether a tiled result has seams: discontinuities at cuts between tiles.
+def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK, axes: Any = None) -> Any:
+    """Draw whether a tiled result has seams: discontinuities at cuts between tiles.
 
     Left: a part of the result with its cuts. Right: the mean step between neighbouring samples along both
     axes. If it is larger at the cuts than elsewhere, the result is discontinuous there.
@@ -278,10 +295,13 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
         Middle of the part along the two axes that are shown. Default: the middle of the result.
     size : int, result samples
         Length of the part along both axes.
+    axes : sequence of three matplotlib.axes.Axes, optional
+        Axes to draw into: the part, and the steps along its two axes. Default: a new figure.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    1-D array of three matplotlib.axes.Axes
+        ``axes``, or those of a new figure of pyplot.
 
     Raises
     ------
@@ -292,23 +312,25 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK) -> Any:
     --------
     >>> from tilework import tiled_map
     >>> image = np.random.default_rng(0).random((200, 200))
-    >>> plot_seams(tiled_map(lambda x: x - x.mean(), image, 64, 8)).axes[0].get_title()
+    >>> plot_seams(tiled_map(lambda x: x - x.mean(), image, 64, 8))[0].get_title()
     'part of the result, cuts between tiles'
     """
     if find_spec(out) is None:
         raise TilingError("plot_seams takes an unmodified result of tiled_map, which knows its cuts.")
-    axes = _plane_axes(out)
-    part, starts = _look(out, axes, centre, whole("size", size))
-    figure = _figure(9.6, 4.6)
-    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
-    image = figure.add_subplot(grid[:, 0])
+    drawn = None if axes is None else _given(axes, 3)
+    plane = _plane_axes(out)
+    part, starts = _look(out, plane, centre, whole("size", size))
+    if drawn is None:
+        figure = _figure(9.6, 4.6)
+        grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
+        drawn = _several([figure.add_subplot(grid[place]) for place in (np.s_[:, 0], (0, 1), (1, 1))])
     low, high = _contrast(part)
-    _show(image, part, starts, axes, vmin=low, vmax=high)
-    cuts = _draw_cuts(image, out, part, starts, axes, color=BLOCK, lw=0.6, alpha=0.7)
-    for k, axis in enumerate(axes):
-        _draw_steps(figure.add_subplot(grid[k, 1]), part, k, starts[k], cuts[k], axis)
-    image.set_title("part of the result, cuts between tiles")
-    return figure
+    _show(drawn[0], part, starts, plane, vmin=low, vmax=high)
+    cuts = _draw_cuts(drawn[0], out, part, starts, plane, color=BLOCK, lw=0.6, alpha=0.7)
+    for k, axis in enumerate(plane):
+        _draw_steps(drawn[1 + k], part, k, starts[k], cuts[k], axis)
+    drawn[0].set_title("part of the result, cuts between tiles")
+    return drawn
 
 
 def _draw_steps(ax: Any, part: Array, k: int, start: int, cuts: Sequence[int], axis: int) -> None:
@@ -362,8 +384,8 @@ def _contrast(part: Array) -> tuple[float, float]:
     return (float(low), float(high)) if high > low else (float(finite.min()), float(finite.max()))
 
 
-def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK) -> Any:
-    r"""Return a figure of an untiled and a tiled result side by side, and of their difference.
+def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LOOK, axes: Any = None) -> Any:
+    r"""Draw an untiled and a tiled result side by side, and their difference.
 
     Complex results are shown as their modulus and compared as complex numbers.
 
@@ -375,10 +397,13 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
         Middle of the shown part, along its two axes. Default: the middle of the result.
     size : int, result samples
         Length of that part along both axes.
+    axes : sequence of three matplotlib.axes.Axes, optional
+        Axes to draw into: untiled, tiled, difference. Default: a new figure.
 
     Returns
     -------
-    matplotlib.figure.Figure
+    1-D array of three matplotlib.axes.Axes
+        ``axes``, or those of a new figure of pyplot.
 
     Raises
     ------
@@ -388,34 +413,36 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     Examples
     --------
     >>> image = np.arange(900.0).reshape(30, 30)
-    >>> compare(image, image).axes[2].get_title()
+    >>> compare(image, image)[2].get_title()
     'difference: 0 at most,\n0 on average'
     """
     if tuple(whole_result.shape) != tuple(tiled.shape):
         raise TilingError(
             f"both results must have one shape; got {tuple(whole_result.shape)} and {tuple(tiled.shape)}."
         )
-    axes = _plane_axes(tiled)
-    a, starts = _look(whole_result, axes, centre, whole("size", size))
-    b, _ = _look(tiled, axes, centre, size)
+    drawn = None if axes is None else _given(axes, 3)
+    plane = _plane_axes(tiled)
+    a, starts = _look(whole_result, plane, centre, whole("size", size))
+    b, _ = _look(tiled, plane, centre, size)
     a, b = (part.astype(np.result_type(a, b)) for part in (a, b))
     gap = difference(a, b)
-    figure = _figure(9.6, 3.4)
-    left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
+    if drawn is None:
+        drawn = _figure(9.6, 3.8).subplots(1, 3, sharex=True, sharey=True)
+    left, middle, right = drawn
     low, high = _contrast(a)
     for ax, part, word in ((left, a, "untiled"), (middle, b, "tiled")):
-        shown = _show(ax, part, starts, axes, vmin=low, vmax=high)
+        shown = _show(ax, part, starts, plane, vmin=low, vmax=high)
         ax.set_title(word)
     value = "modulus" if a.dtype.kind == "c" else "value"
-    figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
+    left.figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
     finite = gap[np.isfinite(gap)]
     top, odd = float(finite.max(initial=0.0)), gap.size - finite.size
     # Infinite differences remain white in the picture; the title counts them.
-    shown = _show(right, gap, starts, axes, cmap="magma", vmin=0, vmax=top or 1.0)
-    figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
+    shown = _show(right, gap, starts, plane, cmap="magma", vmin=0, vmax=top or 1.0)
+    right.figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
     title = f"{top:.2g} at most,\n{finite.mean():.2g} on average" if finite.size else ""
     right.set_title(f"difference: {title}" + (f"\nNaN or infinite in just one: {odd} samples" if odd else ""))
     middle.set_ylabel("")
     right.set_ylabel("")
-    _draw_cuts(right, tiled, a, starts, axes, color="white", lw=0.4, alpha=0.5)
-    return figure
+    _draw_cuts(right, tiled, a, starts, plane, color="white", lw=0.4, alpha=0.5)
+    return drawn

@@ -26,8 +26,8 @@ def box(x: np.ndarray) -> np.ndarray:
 def test_enough_overlap_is_ok(edge: str) -> None:
     report = tw.check(tw.tiled_map(box, IMAGE, 64, 3, edge=edge))
     assert report.ok, report
-    assert len(report.windows) == 9
-    assert {kind for kind, _, _ in report.windows} == {"corners", "borders", "random"}
+    assert len(report.windows) == 12
+    assert {kind for kind, _, _ in report.windows} == {"corners", "borders", "random", "extremes"}
 
 
 def test_one_sample_too_little_is_seen_at_corners() -> None:
@@ -122,7 +122,8 @@ def test_places_that_were_skipped_are_not_compared(options: dict[str, Any]) -> N
     options |= {"skip": lambda crop: crop.mean() > 1, "fill_value": -1}
     report = tw.check(tw.tiled_map(box, image, 48, stride=30, **options))
     assert report.ok, report
-    assert len(report.windows) == 9
+    kinds = [kind for kind, _, _ in report.windows]
+    assert all(kinds.count(kind) == 3 for kind in ("corners", "borders", "random"))
     assert not tw.check(tw.tiled_map(lambda x: x - x.mean(), image, 48, stride=30, **options)).ok
     # The functions of time points differ in where they are skipped.
     stack = np.stack([image, image[::-1, ::-1], image * 0])
@@ -155,13 +156,16 @@ def test_where_no_tile_ran_there_is_nothing_to_compare() -> None:
 def test_the_verdict_says_what_may_help() -> None:
     little = {"trim": {"overlap": 2}, "hann": {"stride": 30, "blend": "hann"}}
     for kind, options in little.items():
-        verdict = tw.check(tw.tiled_map(box, IMAGE, 32, **options), where=("corners", "random")).help
-        assert verdict == ("more overlap, or a blend" if kind == "trim" else "more overlap")
+        report = tw.check(tw.tiled_map(box, IMAGE, 32, **options), where=("corners", "random"))
+        assert report.causes == ("overlap",)
+        assert report.help.startswith("more overlap: ")
+        assert ("overlap=3 " if kind == "trim" else "rim=3 ") in report.help
     padded = tw.check(tw.tiled_map(box, IMAGE, 64, 3, edge="pad", boundary="constant"))
     assert padded.help == 'edge="pad" invents what the function sees beyond the border; another edge does not'
     assert padded.help in " ".join(str(padded).split())
     both = tw.check(tw.tiled_map(box, IMAGE, 64, 2, edge="pad", boundary="constant"))
-    assert both.help.startswith("more overlap, or a blend; besides, ")
+    assert set(both.causes) == {"overlap", "border"}
+    assert "; besides, " in both.help
     assert "help" not in str(tw.check(tw.tiled_map(box, IMAGE, 64, 3)))
 
 

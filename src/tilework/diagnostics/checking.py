@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tilework._checks import Report, one_of, whole, wholes
-from tilework._types import Array, Function
+from tilework._checks import Report, warn, whole
+from tilework._types import Function
+from tilework.diagnostics.causes import Case, Cause, causes_of
+from tilework.diagnostics.closeness import ROUNDING, conditioning, gap_between, judge
+from tilework.diagnostics.offsets import off_centre
+from tilework.diagnostics.places import PLACES, Place, around, places_of
+from tilework.diagnostics.untiled import Untiled, Window
 from tilework.diagnostics.viewing import View, members_of, view
-from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
-from tilework.errors import TilingError
-from tilework.function.calling import as_results, is_batched
-from tilework.function.output import BoundOutput
+from tilework.errors import TilingError, TilingWarning
+from tilework.function.labels import INDEPENDENT
 from tilework.graph.build import find_spec
-from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
-from tilework.probing.blackbox import difference, size_of
-from tilework.source.base import Source
-from tilework.source.opening import open_source
-from tilework.source.padding import AxisRead, read_padded
 
 __all__ = ["CheckReport", "check"]
 
-# Windows of the function start at multiples of this, samples: a network that pools up to 5 times by 2 then
-# has the same phase as in the whole image, so that a forgotten ``multiple`` is detected.
-STEP = 32
-PLACES = ("corners", "borders", "random")
-# Most places that are tried to find one where a tile ran.
-TRIES = 20
-# Largest difference that is rounding, as a fraction of the largest result: windows of another shape may take
-# another code path in the function.
-ROUNDING = 1e-5
+UNKNOWN = "the cause was not found: compare with the untiled function where it differs (tw.compare)"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,9 +32,10 @@ class CheckReport(Report):
     """The findings of `check`; prints as a table."""
 
     largest: float
-    """Largest difference between the tiled result and the function with more context."""
+    """The same difference between the tiled result and the function with more context, as it is."""
     relative: float
-    """Largest difference as a fraction of the largest compared value."""
+    """The difference that exceeds rounding most, as a fraction of the spread of the values: of their mean
+    distance from the median, per channel. An offset of the values does not count."""
     where: tuple[int, ...]
     """Index of that difference in the result."""
     output: int | str | None
@@ -56,21 +46,33 @@ class CheckReport(Report):
     """Context per side of the function's windows, image samples per tiled axis."""
     crops: int
     """Number of crops of the tiled result that ran."""
+    rounding: float = ROUNDING
+    """Largest fraction of the spread that counts as rounding: 1e-5, or what the dtype of the values can
+    hold."""
+    causes: tuple[str, ...] = ()
+    """Why the results differ, as far as it was found: "overlap", "multiple", "offset", "size", "global",
+    "far" (a reach that does not end), "border", "wraps", "labels", "random", "other" (what was given is not
+    what was tiled)."""
+    offset: tuple[int, ...] = ()
+    """Image samples, per tiled axis, by which results lie after the place that they respond to, because the
+    margin is split wrongly. The tiles agree on it, and so do the windows."""
     help: str = ""
-    """Advice on how to make the results equal, if they differ."""
+    """What to change, one sentence per cause."""
 
     @property
     def ok(self) -> bool:
-        """Whether the results differ only by rounding: at most 1e-5 of the largest compared value."""
-        return self.relative <= ROUNDING
+        """Whether the results differ only by rounding and lie where the function looked."""
+        return self.relative <= self.rounding and not any(self.offset)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values."""
         kinds = dict.fromkeys(kind for kind, _, _ in self.windows)
         found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
         which = "" if self.output is None else f" of output {self.output!r}"
-        share = f"{self.relative:.1e} of the largest value"
-        word = "equal to rounding, where it was looked" if self.ok else f"differs: {self.help}"
+        share = f"{self.relative:.1e} of the spread"
+        word = "equal to rounding, where it was looked" if self.relative <= self.rounding else "differs"
+        if self.help:
+            word += f"{': ' if self.causes else '; '}{self.help}"
         return [
             *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
             ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
@@ -92,9 +94,14 @@ def check(
 ) -> CheckReport:
     """Compare windows of a tiled result with the function on the same places with far more context.
 
-    Differences come from too little overlap, a wrong multiple, padding, or a function that depends on its
-    whole crop. Only the tiles of the windows run. If a mask or ``skip`` leaves a tile out, another place is
-    tried.
+    Only the tiles of the windows run. If a mask or ``skip`` leaves a tile out, another place is tried. If a
+    window differs, the function is called on changed windows (some dozens of times) to find the cause, and
+    `CheckReport.help` says what to change. If the function has a margin, it is called a few times more, to
+    see whether results lie where they should.
+
+    Unusual places are found by reading a part of the image: all of it up to 128 MiB; of a larger one,
+    that much at random, in whole storage chunks or blocks of dask, at most 256 of them. So a single NaN in a
+    large image may be missed.
 
     Parameters
     ----------
@@ -104,11 +111,12 @@ def check(
         The function, which must accept windows larger than its crop. Default: the function of ``out``.
     array : array, path, URL, `load_once`, or tuple of them, optional
         The image. Default: the image of ``out``.
-    where : {"corners", "borders", "random"}, tuple of them, or tuple of points
-        Kinds of places: corners of tiles, the image's border, anywhere. A point is a tuple of int, image
-        samples per tiled axis.
+    where : word, tuple of words, or tuple of points
+        Kinds of places: "corners" of tiles, the image's "borders", "random", and unusual places: "nonfinite"
+        (NaN and infinities), "extremes" (the smallest and largest value) and "background" (the most frequent
+        value, where it fills a part of the image). A point is a tuple of int, image samples per tiled axis.
     places : int
-        Number of windows of each kind.
+        Number of windows of each kind. Of an unusual place, the first is at the nearest cut between tiles.
     size : int, image samples per tiled axis
         Length of a compared window.
     context : int or tuple of int, image samples per side and tiled axis, optional
@@ -119,7 +127,7 @@ def check(
     Returns
     -------
     CheckReport
-        The largest difference and its place; prints as a table.
+        The largest difference, its place and its causes; prints as a table.
 
     Raises
     ------
@@ -143,66 +151,121 @@ def check(
     """
     members = members_of(out)
     spec = _spec_of(list(members.values()))
-    function = _Untiled(spec, spec.fn if fn is None else fn, _sources(spec, array), context)
+    untiled = Untiled(spec, spec.fn if fn is None else fn, array, context)
     views = view(members, verbose=False)
+    shown = next(iter(views.values()))
     rng = np.random.default_rng(seed)
-    windows: list[_Window] = []
-    tried = False
-    for kind, points in _points(spec, where, whole("places", places), rng):
-        tried = True
-        place = _first_that_ran(spec, next(iter(views.values())), points, rng)
-        if place is None:
-            continue
-        point, each = place
-        box = _around(spec, point, whole("size", size))
-        expected = function.on(box, each)
-        windows.append(_Window(kind, box, [_gap(spec, k, v, expected, box, each) for k, v in views.items()]))
-    if not windows:
+    found, tried = places_of(spec, untiled.sources, where, whole("places", places), shown, rng)
+    if not found:
         why = "no tile ran at any place that was tried" if tried else f"where={where!r}, places={places}"
         raise TilingError(f"there is nothing to compare: {why}.")
-    size_of_all = max(gap.size for window in windows for gap in window.gaps) or 1.0
-    worst = max((window.worst for window in windows), key=lambda gap: gap.largest)
+    cases = [_compared(untiled, views, place, whole("size", size)) for place in found]
+    for column in zip(*cases, strict=True):
+        judge([case.gap for case in column])
+    crops = shown.ran
+    flat = [case for row in cases for case in row]
+    worst = max(flat, key=lambda case: (case.excess, case.largest))
+    causes = _causes(untiled, flat, given=fn is not None or array is not None)
+    offset, note = _offset(untiled, flat)
+    if offset and not any(cause.word == "offset" for cause in causes):
+        causes.append(Cause("offset", note))
+    if any(cause.word == "labels" for cause in causes):
+        warn(f"the function numbers objects: {INDEPENDENT}.", TilingWarning)
+    keys = list(views)
     return CheckReport(
         largest=worst.largest,
-        relative=worst.largest / size_of_all,
+        relative=worst.relative,
+        rounding=worst.relative / worst.excess if 0 < worst.excess < np.inf else ROUNDING,
         where=worst.where,
-        output=worst.output,
-        windows=tuple((w.kind, w.box, w.worst.largest) for w in windows),
-        context=function.context,
-        crops=next(iter(views.values())).ran,
-        help=_help(spec, [w.box for w in windows if w.worst.largest > ROUNDING * size_of_all]),
+        output=keys[worst.member],
+        windows=tuple(
+            (p.kind, r[0].box, max(c.largest for c in r)) for p, r in zip(found, cases, strict=True)
+        ),
+        context=untiled.context,
+        crops=crops,
+        causes=tuple(cause.word for cause in causes),
+        offset=offset,
+        help="; besides, ".join(cause.help for cause in causes) or (UNKNOWN if worst.excess > 1 else note),
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Gap:
-    """Difference between an output and the function in one window."""
+def _compared(untiled: Untiled, views: Mapping[Any, View], place: Place, size: int) -> list[Case]:
+    """Return the comparison of a place, one entry per member of the result."""
+    spec = untiled.spec
+    box = around(spec, place.point, size)
+    window = Window(untiled, untiled.spans(box), place.each)
+    expected = window.results(box)
+    cases = []
+    for member, shown in enumerate(views.values()):
+        output, want, n = spec.outputs[shown.number], expected[shown.number], spec.plan.n_each
+        spans = [slice(i, i + 1) for i in place.each]
+        columns = zip(output.weights[n:], box.start, box.stop, strict=True)
+        spans += [slice(w.scaled(low), w.scaled(high)) for w, low, high in columns]
+        index = output.place(Box.of((s.start, s.stop) for s in spans))
+        got = np.asarray(shown[index])
+        axes = [n + a for a in output.reduced_axes]
+        gap = gap_between(got, want, axes, conditioning(window.crops, want.dtype))
+        start = tuple(s.start or 0 for s in index)
+        cases.append(Case(box, place.each, shown.number, got, want, gap, start, member))
+    return cases
 
-    largest: float
-    """Largest absolute difference."""
-    where: tuple[int, ...]
-    """Index of that difference in the result."""
-    output: int | str | None
-    """Key of the output; None if there is only one output."""
-    size: float
-    """Largest compared value."""
+
+def _causes(untiled: Untiled, cases: Sequence[Case], *, given: bool) -> list[Cause]:
+    """Return the causes of the differences: of the two worst windows inside, and of the worst at a border."""
+    differing = sorted((c for c in cases if c.excess > 1), key=lambda c: -min(c.excess, 1e300))
+    inside = [c for c in differing if not _at_border(untiled, c.box)]
+    border = [c for c in differing if _at_border(untiled, c.box)]
+    found: dict[str, Cause] = {}
+    for case in (*inside[:2], *border[:1]):
+        for cause in causes_of(untiled, case, given=given):
+            known = found.get(cause.word)
+            if known is None or cause.amount > known.amount:
+                found[cause.word] = cause
+    # What makes all values differ, or needs another function, hides all other causes.
+    whole = next(
+        (found[word] for word in ("random", "labels", "offset", "other", "global") if word in found), None
+    )
+    return list(found.values()) if whole is None else [whole]
 
 
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """One compared place."""
+def _at_border(untiled: Untiled, box: Box) -> bool:
+    """Return whether a box touches the image's border, image samples."""
+    columns = zip(untiled.grids, box.start, box.stop, strict=True)
+    return any(a == 0 or b == g.covered for g, a, b in columns)
 
-    kind: str
-    """Kind of place: one of `PLACES`, or "given"."""
-    box: Box
-    """Image samples of the tiled axes."""
-    gaps: list[_Gap]
-    """One per output."""
 
-    @property
-    def worst(self) -> _Gap:
-        """The output with the largest difference."""
-        return max(self.gaps, key=lambda gap: gap.largest)
+def _offset(untiled: Untiled, cases: Sequence[Case]) -> tuple[tuple[int, ...], str]:
+    """Return by how many image samples results lie too late per tiled axis, and what to say of it.
+
+    Nothing is returned if they lie right, or if that cannot be seen.
+    """
+    grids = untiled.grids
+    if not any(sum(g.margin) for g in grids):
+        return (), ""
+    # Where the result varies, it shows a response.
+    for case in sorted(cases, key=lambda c: -float(c.gap.spread.max(initial=0.0)))[:3]:
+        seen = off_centre(untiled, case.box, case.each)
+        if any(k is not None for k in seen):
+            break
+    else:
+        return (), "whether results lie where the function looked could not be seen"
+    moved = tuple(k or 0 for k in seen)
+    if not any(moved):
+        return (), ""
+    split = [(g.margin[0] - k, g.margin[1] + k) for g, k in zip(grids, moved, strict=True)]
+    names = untiled.spec.plan.names[untiled.spec.plan.n_each :]
+    late = ", ".join(
+        f"{abs(k)} sample{'s' * (abs(k) > 1)} too {'late' if k > 0 else 'early'} along axis {name}"
+        for k, name in zip(moved, names, strict=True)
+        if k
+    )
+    text = f"results lie {late}: what changes in the image changes the result around another place"
+    if all(min(pair) >= 0 for pair in split):
+        text += f"; margin={tuple(split)} puts it right"
+    if all(0 in g.margin for g, k in zip(grids, moved, strict=True) if k):
+        # All of the margin on one side is a choice: a filter that looks only back.
+        return (), f"{text}, unless the function is meant to look to one side"
+    return moved, text
 
 
 def _spec_of(arrays: Sequence[Any]) -> Spec:
@@ -217,201 +280,3 @@ def _spec_of(arrays: Sequence[Any]) -> Spec:
     if not spec.plan.n_runs:
         raise TilingError("there is nothing to compare: no tile of this result runs.")
     return spec
-
-
-def _help(spec: Spec, differing: Sequence[Box]) -> str:
-    """Return advice on how to make the results equal, given the boxes that differ, image samples."""
-    invented = [_invented(spec, box) for box in differing]
-    border = 'edge="pad" invents what the function sees beyond the border'
-    if all(invented):
-        return f"{border}; another edge does not"
-    if differing and all(_at_border(spec, box) for box in differing):
-        return 'at the border only; a function that wraps round needs edge="pad", boundary="wrap"'
-    trims = any(output.kind == "trim" for output in spec.outputs)
-    help_ = "more overlap, or a blend" if trims else "more overlap"
-    return f"{help_}; besides, {border}" if any(invented) else help_
-
-
-def _at_border(spec: Spec, box: Box) -> bool:
-    """Return whether a box touches the image's border, image samples."""
-    grids = spec.plan.axes[spec.plan.n_each :]
-    return 0 in box.start or any(b == g.covered for g, b in zip(grids, box.stop, strict=True))
-
-
-def _invented(spec: Spec, box: Box) -> bool:
-    """Return whether the context of a box contains samples that ``edge="pad"`` invented."""
-    grids = spec.plan.axes[spec.plan.n_each :]
-    return any(
-        g.edge == "pad" and (a < g.overlap or b > g.extent - g.overlap)
-        for g, a, b in zip(grids, box.start, box.stop, strict=True)
-    )
-
-
-def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
-    """Return the sources of the function: ``array`` if it is given, else those of the tiled result."""
-    if array is None:
-        return spec.sources
-    sources = tuple(map(open_source, array if isinstance(array, tuple) else (array,)))
-    if [s.shape for s in sources] != [s.shape for s in spec.sources]:
-        raise TilingError(
-            f"array must be what was tiled, of shape {[s.shape for s in spec.sources]}; got "
-            f"{[s.shape for s in sources]}."
-        )
-    return sources
-
-
-def _points(
-    spec: Spec, where: Any, places: int, rng: np.random.Generator
-) -> Iterator[tuple[str, Iterator[list[int]]]]:
-    """Yield, for each place, its kind and points to try, image samples of the tiled axes."""
-    grids = spec.plan.axes[spec.plan.n_each :]
-    extents = tuple(g.extent for g in grids)
-    for kind in (where,) if isinstance(where, str) else tuple(where):
-        if not isinstance(kind, str):
-            given = wholes("where", kind)
-            if len(given) != len(grids) or any(not 0 <= p < n for p, n in zip(given, extents, strict=True)):
-                raise TilingError(f"a place needs one sample per tiled axis, inside {extents}; got {given}.")
-            yield "given", iter([list(given)])
-            continue
-        one_of("where", kind, PLACES)
-        for _ in range(places):
-            yield kind, (_unmasked(spec, _place(kind, grids, rng)) for _ in range(TRIES))
-
-
-def _first_that_ran(
-    spec: Spec, shown: View, points: Iterator[list[int]], rng: np.random.Generator
-) -> tuple[list[int], tuple[int, ...]] | None:
-    """Return the first of ``points`` whose tile ran and its index along the ``each`` axes, or None."""
-    plan = spec.plan
-    for point in points:
-        each = tuple(int(rng.integers(n)) for n in plan.shape[: plan.n_each])
-        if shown.has_run(tuple(g.owner(p) for g, p in zip(plan.axes, (*each, *point), strict=True))):
-            return point, each
-    return None
-
-
-def _place(kind: str, grids: Sequence[AxisGrid], rng: np.random.Generator) -> list[int]:
-    """Return a random place of one kind, image samples."""
-    point = [int(rng.integers(g.covered)) for g in grids]
-    if kind == "borders":
-        chosen = rng.random(len(grids)) < 0.5
-        chosen[rng.integers(len(grids))] = True
-        ends = [int(rng.choice((0, g.covered - 1))) for g in grids]
-        return [e if c else p for p, e, c in zip(point, ends, chosen, strict=True)]
-    if kind == "corners":
-        cuts = [g.core(int(rng.integers(1, len(g))))[0] if len(g) > 1 else None for g in grids]
-        return [p if cut is None else cut for cut, p in zip(cuts, point, strict=True)]
-    return point
-
-
-def _unmasked(spec: Spec, point: list[int]) -> list[int]:
-    """Return ``point``, or the middle of the nearest tile that runs if a mask leaves ``point`` out."""
-    runs, plan = spec.plan.runs, spec.plan
-    if runs is None:
-        return point
-    own = np.asarray(runs.any(axis=tuple(range(plan.n_each))))
-    grids = plan.axes[plan.n_each :]
-    at = [g.owner(p) for g, p in zip(grids, point, strict=True)]
-    if own[tuple(at)]:
-        return point
-    running = np.argwhere(own)
-    nearest = running[np.abs(running - at).sum(axis=1).argmin()]
-    return [sum(g.core(int(i))) // 2 for g, i in zip(grids, nearest, strict=True)]
-
-
-def _around(spec: Spec, point: Sequence[int], size: int) -> Box:
-    """Return the window of ``size`` samples around a point: inside the image, on whole result samples."""
-    spans = []
-    for g, p in zip(spec.plan.axes[spec.plan.n_each :], point, strict=True):
-        low = min(max(0, p - size // 2), max(0, g.covered - size)) // g.quantum * g.quantum
-        high = min(g.covered, ceil_div(low + size, g.quantum) * g.quantum)
-        if spec.plan.mask is not None or spec.skip is not None:
-            # Only the tile that ran, because its neighbours may be the fill value.
-            start, stop = g.core(g.owner(p))
-            low, high = max(low, start), min(high, stop)
-        spans.append((low, high))
-    return Box.of(spans)
-
-
-class _Untiled:
-    """The function on windows with context, finished like the blocks of the tiled result."""
-
-    def __init__(self, spec: Spec, fn: Function, sources: Sequence[Source], context: Any) -> None:
-        self._spec, self._fn, self._sources = spec, fn, sources
-        self._grids = spec.plan.axes[spec.plan.n_each :]
-        self._batched = spec.plan.batch_size is not None or is_batched(fn)
-        if context is None:
-            self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self._grids)
-        else:
-            given = wholes("context", context)
-            self.context = given * len(self._grids) if len(given) == 1 else given
-
-    def on(self, box: Box, each: Sequence[int]) -> list[Array]:
-        """Return the result in ``box``, image samples of the tiled axes: one array per output."""
-        columns = zip(self._grids, box.start, box.stop, self.context, strict=True)
-        spans = [_window(*column) for column in columns]
-        crops = [
-            self._crop(source, axes, spans, each)
-            for source, axes in zip(self._sources, self._spec.source_axes, strict=True)
-        ]
-        try:
-            raw = self._fn(*crops)
-        except Exception as error:
-            error.add_note(f"raised by check, which called fn on crops of shape {[c.shape for c in crops]}")
-            raise
-        outputs = self._spec.outputs
-        results = as_results(raw, [output.key for output in outputs])
-        return [self._cut(o, r, spans, box) for o, r in zip(outputs, results, strict=True)]
-
-    def _crop(
-        self, source: Source, axes: Sequence[int], spans: Sequence[tuple[int, int]], each: Sequence[int]
-    ) -> Array:
-        """Return the input of the function from one source, padded, without its ``each`` axes."""
-        if source.handle is None:
-            raise TilingError("the source of this result is in another process; give array=.")
-        spec, n = self._spec, len(each)
-        reads = [AxisRead(((0, m),)) for m in source.shape]
-        for axis, i in zip(axes[:n], each, strict=True):
-            reads[axis] = AxisRead(((i, i + 1),))
-        for axis, (a, b) in zip(axes[n:], spans, strict=True):
-            reads[axis] = AxisRead.plan(a, b, source.shape[axis], spec.boundary)
-        crop = read_padded(source.read, reads, spec.cval)
-        crop = np.array(crop.squeeze(tuple(axes[:n])), order="C")
-        return crop[None] if self._batched else crop
-
-    def _cut(self, output: BoundOutput, result: Array, spans: Sequence[tuple[int, int]], box: Box) -> Array:
-        """Return the finished samples of ``box`` from the function's result for ``spans``."""
-        n = output.n_each
-        index = [slice(None)] * n
-        columns = zip(output.weights[n:], self._grids, spans, box.start, box.stop, strict=True)
-        for weights, grid, (first, _), low, high in columns:
-            start = weights.scaled(first + grid.margin[0])
-            index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
-        result = result[0] if self._batched else result
-        part = np.ascontiguousarray(result[output.index(index)[n:]])
-        return finish(output, part[(None,) * n], None, None)[0]
-
-
-def _window(g: AxisGrid, start: int, stop: int, context: int) -> tuple[int, int]:
-    """Return the image samples that the function reads along an axis for results of ``[start, stop)``."""
-    m = math.lcm(g.multiple, STEP)
-    low = max(0, (start - context) // m * m)
-    # The length is a multiple of the pooling too, unless the image ends before.
-    high = min(g.extent + g.end_padding, low + ceil_div(stop + context - low, m) * m)
-    return low - g.margin[0], high + g.margin[1]
-
-
-def _gap(
-    spec: Spec, key: int | str | None, shown: View, expected: Sequence[Array], box: Box, each: Sequence[int]
-) -> _Gap:
-    """Return the difference between an output and the function's result for a window."""
-    output, want, n = spec.outputs[shown.number], expected[shown.number], spec.plan.n_each
-    index = [slice(i, i + 1) for i in each] + [slice(None)] * (shown.ndim - n)
-    for axis, weights, low, high in zip(
-        output.reduced_axes, output.weights[n:], box.start, box.stop, strict=True
-    ):
-        index[n + axis] = slice(weights.scaled(low), weights.scaled(high))
-    gap = difference(np.asarray(shown[tuple(index)]), want)
-    place = np.unravel_index(int(gap.argmax()), gap.shape)
-    where = tuple(int(p) + (s.start or 0) for p, s in zip(place, index, strict=True))
-    return _Gap(float(gap.max()), where, key, size_of(want))

@@ -1,0 +1,223 @@
+"""The function of a result on windows with more context than its tiles have, and on changed windows."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from tilework._checks import wholes
+from tilework._types import Array, Function, Span
+from tilework.engine.canvas import finish
+from tilework.engine.spec import Spec
+from tilework.errors import TilingError
+from tilework.function.calling import as_results, is_batched
+from tilework.function.output import BoundOutput
+from tilework.grid.axis import AxisGrid, ceil_div
+from tilework.grid.tiles import Box
+from tilework.source.base import Source
+from tilework.source.opening import open_source
+from tilework.source.padding import AxisRead, read_padded
+
+__all__ = ["STEP", "Untiled", "Window", "step_of"]
+
+# Windows of the function start at multiples of this, samples: a network that pools up to 5 times by 2 then
+# has the same phase as in the whole image, so that a forgotten ``multiple`` is detected.
+STEP = 32
+# How far beyond the values of a window its content is changed, as a fraction of their range.
+BEYOND = 0.1
+
+
+def step_of(grid: AxisGrid) -> int:
+    """Return the distance of the samples at which windows may start, along an axis."""
+    return math.lcm(grid.multiple, STEP)
+
+
+class Untiled:
+    """The function on windows with context, finished like the blocks of the tiled result.
+
+    Parameters
+    ----------
+    spec : Spec
+        The tiled result.
+    fn : callable
+        The function, which may be another than that of ``spec``.
+    array : array, or tuple of them, or None
+        The image, if it is not that of ``spec``.
+    context : int or tuple of int, image samples per side and tiled axis, or None
+        Default: four overlaps, or half a crop if that is more.
+    """
+
+    def __init__(self, spec: Spec, fn: Function, array: Any, context: Any) -> None:
+        self.spec, self.sources, self._fn = spec, _sources(spec, array), fn
+        self.grids = spec.plan.axes[spec.plan.n_each :]
+        self._batched = spec.plan.batch_size is not None or is_batched(fn)
+        self.calls = 0
+        if context is None:
+            self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self.grids)
+        else:
+            given = wholes("context", context)
+            self.context = given * len(self.grids) if len(given) == 1 else given
+
+    def spans(self, box: Box, context: Sequence[int] | None = None) -> list[Span]:
+        """Return the image samples that the function reads per tiled axis, for the results of ``box``."""
+        columns = zip(self.grids, box.start, box.stop, context or self.context, strict=True)
+        return [self._window(*column) for column in columns]
+
+    def _window(self, g: AxisGrid, start: int, stop: int, context: int) -> Span:
+        """Return the image samples that the function reads along an axis for results of ``[start, stop)``."""
+        m = step_of(g)
+        low, end = (start - context) // m * m, g.extent + g.end_padding
+        # The image ends at its border, unless it was said to go on round.
+        if g.edge == "pad" and self.spec.boundary == "wrap":
+            end = stop + context + m
+        else:
+            low = max(0, low)
+        # The length is a multiple of the pooling too, unless the image ends before.
+        high = min(end, low + ceil_div(stop + context - low, m) * m)
+        return low - g.margin[0], high + g.margin[1]
+
+    def crops(self, spans: Sequence[Span], each: Sequence[int]) -> list[Array]:
+        """Return copies of the image in ``spans``, padded, one per source, without ``each`` axes."""
+        return [
+            self._crop(source, axes, spans, each)
+            for source, axes in zip(self.sources, self.spec.source_axes, strict=True)
+        ]
+
+    def tiled(self, number: int) -> list[int]:
+        """Return the tiled axes of the crop of a source."""
+        axes, n = self.spec.source_axes[number], self.spec.plan.n_each
+        return [a - sum(e < a for e in axes[:n]) for a in axes[n:]]
+
+    def __call__(self, crops: Sequence[Array]) -> list[Array]:
+        """Return what the function returns for crops: one array per output, without the batch axis."""
+        self.calls += 1
+        given = [np.array(c[None] if self._batched else c, order="C") for c in crops]
+        try:
+            raw = self._fn(*given)
+        except Exception as error:
+            error.add_note(f"raised by check, which called fn on crops of shape {[c.shape for c in crops]}")
+            raise
+        results = as_results(raw, [output.key for output in self.spec.outputs])
+        return [r[0] for r in results] if self._batched else results
+
+    def cut(self, results: Sequence[Array], spans: Sequence[Span], box: Box) -> list[Array]:
+        """Return the finished samples of ``box`` from the function's results for ``spans``."""
+        pairs = zip(self.spec.outputs, results, strict=True)
+        return [self._cut(output, result, spans, box) for output, result in pairs]
+
+    def _crop(self, source: Source, axes: Sequence[int], spans: Sequence[Span], each: Sequence[int]) -> Array:
+        if source.handle is None:
+            raise TilingError("the source of this result is in another process; give array=.")
+        spec, n = self.spec, len(each)
+        reads = [AxisRead(((0, m),)) for m in source.shape]
+        for axis, i in zip(axes[:n], each, strict=True):
+            reads[axis] = AxisRead(((i, i + 1),))
+        for axis, (a, b) in zip(axes[n:], spans, strict=True):
+            reads[axis] = AxisRead.plan(a, b, source.shape[axis], spec.boundary)
+        crop = read_padded(source.read, reads, spec.cval)
+        return np.array(crop.squeeze(tuple(axes[:n])), order="C")
+
+    def _cut(self, output: BoundOutput, result: Array, spans: Sequence[Span], box: Box) -> Array:
+        n = output.n_each
+        index = [slice(None)] * n
+        columns = zip(output.weights[n:], self.grids, spans, box.start, box.stop, strict=True)
+        for weights, grid, (first, _), low, high in columns:
+            start = weights.scaled(first + grid.margin[0])
+            index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
+        part = np.ascontiguousarray(result[output.index(index)[n:]])
+        return finish(output, part[(None,) * n], None, None)[0]
+
+
+def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
+    """Return the sources of the function: ``array`` if it is given, else those of the tiled result."""
+    if array is None:
+        return spec.sources
+    sources = tuple(map(open_source, array if isinstance(array, tuple) else (array,)))
+    if [s.shape for s in sources] != [s.shape for s in spec.sources]:
+        raise TilingError(
+            f"array must be what was tiled, of shape {[s.shape for s in spec.sources]}; got "
+            f"{[s.shape for s in sources]}."
+        )
+    return sources
+
+
+class Window:
+    """A window of the image that the function is called on, also with other content.
+
+    Parameters
+    ----------
+    untiled : Untiled
+        The function.
+    spans : sequence of (start, stop), image samples per tiled axis
+        What the function reads.
+    each : tuple of int
+        Index along the ``each`` axes.
+    """
+
+    def __init__(self, untiled: Untiled, spans: Sequence[Span], each: Sequence[int]) -> None:
+        self.untiled, self.spans = untiled, list(spans)
+        self.crops = untiled.crops(spans, each)
+        self._rng = np.random.default_rng(0)
+        self._own: list[Array] | None = None
+
+    @property
+    def valid(self) -> Box:
+        """The image samples for which there are results."""
+        return Box.of(
+            (low + g.margin[0], min(high - g.margin[1], g.covered))
+            for g, (low, high) in zip(self.untiled.grids, self.spans, strict=True)
+        )
+
+    def results(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
+        """Return the finished samples of ``box``, one array per output; for ``crops`` instead of its own."""
+        if crops is not None:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                # The content was invented, so what numpy says of it helps nobody.
+                warnings.simplefilter("ignore", RuntimeWarning)
+                return self.untiled.cut(self.untiled(crops), self.spans, box)
+        if self._own is None:
+            self._own = self.untiled(self.crops)
+        return self.untiled.cut(self._own, self.spans, box)
+
+    def changed(self, box: Sequence[Span], fill: str, *, inside: bool = False) -> list[Array]:
+        """Return crops with other content outside ``box``, or inside it.
+
+        Parameters
+        ----------
+        box : sequence of (start, stop), image samples per tiled axis
+        fill : {"real", "above", "below"}
+            Content: like that of the crop, or a little above or below all its values.
+        """
+        found = []
+        for k, crop in enumerate(self.crops):
+            within = np.ones((1,) * crop.ndim, bool)
+            for axis, (first, last), (low, high) in zip(self.untiled.tiled(k), self.spans, box, strict=True):
+                at = np.arange(first, last)
+                within = within & ((at >= low) & (at < high)).reshape((-1,) + (1,) * (crop.ndim - axis - 1))
+            other = self._content(crop, fill)
+            found.append(np.where(within, other, crop) if inside else np.where(within, crop, other))
+        return found
+
+    def _content(self, crop: Array, fill: str) -> Array:
+        finite = crop[np.isfinite(crop)] if crop.dtype.kind in "fc" else crop.ravel()
+        if not finite.size:
+            return np.zeros_like(crop)
+        if fill == "real" or crop.dtype.kind not in "iuf":
+            picked: Array = self._rng.choice(finite, crop.shape)
+            return ~picked if crop.dtype.kind == "b" and fill != "real" else picked
+        low, high = float(finite.min()), float(finite.max())
+        beyond = BEYOND * (high - low) or 1.0
+        if fill == "above":
+            values = high + beyond * self._rng.random(crop.shape)
+        else:
+            # Values that are never negative may mean something that has no sign.
+            values = np.maximum(low - beyond * self._rng.random(crop.shape), 0.0 if low >= 0 else -np.inf)
+        if crop.dtype.kind in "iu":
+            info = np.iinfo(crop.dtype)
+            # float64 cannot represent the largest 64-bit integers.
+            values = np.clip(np.rint(values), info.min, info.max if info.bits < 64 else 2.0**62)
+        return np.asarray(values).astype(crop.dtype)

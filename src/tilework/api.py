@@ -17,6 +17,7 @@ from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
+from tilework.function.labels import label_warning
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
@@ -339,6 +340,11 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
 
 def _warn(spec: Spec) -> None:
     plan = spec.plan
+    for output in spec.outputs:
+        images = [s.dtype for s in spec.sources]
+        values = output.values or output.dtype
+        if output.reduce is None and (text := label_warning(output.key, values, output.kind, images)):
+            warn(text, TilingWarning)
     if not len(plan):
         warn('no crop fits into the image: with edge="drop" all is fill_value.', TilingWarning)
     fewest = fewest_calls(plan)

@@ -8,7 +8,7 @@ import numpy as np
 
 from tilework._types import Array
 
-__all__ = ["INDEPENDENT", "may_be_labels", "renumbered"]
+__all__ = ["INDEPENDENT", "label_warning", "may_be_labels", "renumbered"]
 
 INDEPENDENT = "ids of neighbouring tiles are independent: one object may have two ids, and two objects one"
 """What is wrong with labels from tiles."""
@@ -29,6 +29,24 @@ def may_be_labels(values: np.dtype[np.generic], images: Iterable[np.dtype[np.gen
     (True, False)
     """
     return values.kind in "iu" and values.itemsize >= 4 and all(values != image for image in images)
+
+
+def label_warning(
+    key: object, values: np.dtype[np.generic], blend: str, images: Iterable[np.dtype[np.generic]]
+) -> str:
+    """Return what to say of the blend of a result that may hold labels; empty if nothing.
+
+    Averages of such results are refused unless they are declared as numbers, and a sum counts. Results that
+    are trimmed are not combined, so of these only `renumbered` can tell.
+    """
+    if blend not in ("max", "min") or not may_be_labels(values, images):
+        return ""
+    which = "" if key is None else f" for output {key!r}"
+    return (
+        f"fn returns {values}{which}, as functions that number objects do. If these are labels, "
+        f'blend="{blend}" mixes them: {INDEPENDENT}; use blend="trim". If they are amounts, return them as '
+        "floats."
+    )
 
 
 def renumbered(a: Array, b: Array) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from tilework._checks import as_dtype, check_scalar, positive, scalar, whole, wholes
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
+from tilework.function.labels import may_be_labels
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
@@ -478,8 +479,7 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
     if known is None:
         return
     accumulation_dtype(known, bound.kind)
-    labels = known.kind in "iu" and known.itemsize == 4
-    if bound.weighted and labels and output.dtype is None and output.reduce is None:
+    if bound.weighted and may_be_labels(known) and output.dtype is None and output.reduce is None:
         raise TilingError(
             f'{known} values would be averaged; labels must not be averaged: use blend="trim". '
             f'If they are numbers, say so with dtype="{known}".'

@@ -453,7 +453,7 @@ def accumulation_dtype(dtype: np.dtype[Any], kind: str) -> np.dtype[Any]:
     if dtype.kind not in "iufc" or (kind != "sum" and dtype.kind in "iu" and dtype.itemsize == 8):
         raise TilingError(
             f'blend="{kind}" cannot combine values of dtype {dtype}: labels and flags must not be averaged. '
-            'Use blend="trim" (or "max"), or let the function return floats.'
+            'Use blend="trim" (or "max" for flags), or let the function return floats.'
         )
     if kind == "sum" and dtype.kind in "iu":
         return np.dtype(f"{dtype.kind}8")

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
+
 from tilework._checks import Report
 from tilework._types import Index, Span
-from tilework.function.output import Output, Outputs
+from tilework.function.labels import may_be_labels
+from tilework.function.output import Output, Outputs, named
 from tilework.probing.blackbox import size_of
 from tilework.probing.experiment import Experiment, Findings
 from tilework.probing.reach import Edge, largest
@@ -134,7 +137,14 @@ class ProbeReport(Report):
             )
         if self.bounded:
             return f"two equal calls differ by {self.noise:.0e} of the largest result: no tiling is exact"
+        if self.labels:
+            return "no overlap is exact; if its integers are labels, do not blend them" + repeats
         return "no overlap is exact, blend" + repeats
+
+    @property
+    def labels(self) -> bool:
+        """Whether the function may return labels, which must not be blended: integers of 32 or 64 bits."""
+        return any(may_be_labels(np.dtype(o.dtype)) for _, o in named(self.output) if o.reduce is None)
 
     def _nan(self) -> str:
         """Return the reach of NaN, as the end of the row "evidence"."""

@@ -275,11 +275,43 @@ def test_a_margin_on_one_side_is_a_choice_that_is_mentioned() -> None:
     causal = tw.Output("f4", margin=((6, 0), (0, 0)))
     report = tw.check(tw.tiled_map(lambda x: x[6:] - x[:-6], IMAGE, 64, 6, output=causal))
     assert report.ok
-    assert report.offset == ()
+    assert report.causes == ()
+    assert report.offset == (3, 0)
     assert "meant to look to one side" in report.help
     # Half a sample cannot be put right.
     steps = tw.Output("f4", margin=((0, 1), (0, 0)))
     assert tw.check(tw.tiled_map(lambda x: np.diff(x, axis=0), IMAGE, 64, 1, output=steps)).help == ""
+
+
+def test_offsets_below_the_lattice_of_a_pooling_are_found() -> None:
+    """A scale of 1/4 rounds each response to groups of 4; all positions in a group together do not."""
+
+    def pool(x: np.ndarray) -> np.ndarray:
+        inner = box(x, 5)[2:-2, 2:-2]
+        a, b = (n // 4 for n in inner.shape)
+        return inner[: a * 4, : b * 4].reshape(a, 4, b, 4).mean((1, 3))
+
+    for k in (-1, 0, 1):
+        output = tw.Output("f4", scale=Fraction(1, 4), margin=((2 + k, 2 - k), (2, 2)))
+        out = tw.tiled_map(pool, IMAGE[:200, :160], 64 + 4, stride=(48, 48), output=output)
+        assert tw.check(out, places=1).offset == ((k, 0) if k else ()), k
+
+
+def test_classes_are_no_measure_of_a_response_but_their_scores_are() -> None:
+    rng = np.random.default_rng(0)
+    kernels = rng.normal(size=(3, 9, 9))
+
+    def scores(x: np.ndarray) -> np.ndarray:
+        found = [ndi.correlate(x - np.float32(0.5), k)[4:-4, 4:-4] for k in kernels]
+        return np.stack(found).astype(np.float32)
+
+    margin = ((3, 5), (4, 4))
+    classes = tw.Output(channels=3, margin=margin, reduce="argmax")
+    assert tw.check(tw.tiled_map(scores, IMAGE, 64, 5, output=classes)).offset == (-1, 0)
+    mask = tw.Output("bool", margin=margin)
+    unknown = tw.check(tw.tiled_map(lambda x: scores(x)[0] > 0, IMAGE, 64, 5, output=mask))
+    assert unknown.offset == ()
+    assert "could not be seen" in unknown.help
 
 
 def test_an_image_too_small_to_see_an_offset() -> None:

@@ -20,7 +20,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ MOST_CALLS = 120
 LARGER, LARGEST = 4, 2**24
 # Share of a window's samples that far content must change to call a function global, and how many times more
 # content at a quarter of the distance may change them: the tail of a filter falls faster.
-ALL, DECAY = 0.9, 10.0
+ALL, DECAY = 0.9, 5.0
 # Longest period of starts that is looked for although it divides no power of 2, samples.
 PERIODS = 12
 # Most shifts that are tried to bring the tiled result and the function's together.
@@ -137,6 +137,8 @@ class _Search:
         self.axes = [self.output.n_each + a for a in self.output.reduced_axes]
         self.cell = self._cell()
         self.window = Window(untiled, untiled.spans(case.box), case.each)
+        # A context that was given may be small.
+        self.context = [max(c, g.crop // 2) for c, g in zip(untiled.context, self.grids, strict=True)]
         self.found: list[Cause] = []
         self._last = untiled.calls + MOST_CALLS
 
@@ -192,13 +194,14 @@ class _Search:
         """Return the difference of two results, in limits."""
         return distance(a, b) / self.case.gap.limit
 
-    def effects(self, keep: Sequence[Span], box: Box, fills: Sequence[str] = FILLS) -> list[str]:
-        """Return the kinds of content outside ``keep`` that change results in ``box``."""
+    def effects(self, keep: Sequence[Span], box: Box, fills: Sequence[str] = FILLS) -> Iterator[str]:
+        """Yield the kinds of content outside ``keep`` that change results in ``box``."""
         if all(k <= s and t <= e for (s, t), (k, e) in zip(self.window.spans, keep, strict=True)):
-            return []
+            return
         base = self.results(self.window, box)
-        outside = [(f, self.window.changed(keep, f)) for f in fills]
-        return [f for f, crops in outside if self.differs(self.results(self.window, box, crops), base)]
+        for fill in fills:
+            if self.differs(self.results(self.window, box, self.window.changed(keep, fill)), base):
+                yield fill
 
     # -- causes -------------------------------------------------------------------------------------------
 
@@ -275,29 +278,43 @@ class _Search:
 
     def _content(self) -> int | None:
         """Add what content causes; return how far it matters, samples, or None if that explains all."""
-        if fills := self.effects(self._around(self._most()), self.box):
+        if fills := list(self.effects(self._far(1), self.box)):
             if self._enlarge():
-                fills = self.effects(self._around(self._most()), self.box, fills)
+                fills = list(self.effects(self._far(2), self.box, fills))
             if fills:
                 self._endless(fills)
                 return None
-        reach = self._nearest(self._around, self._most(), FILLS)
-        if fills := self.effects(self.seen(), self.cell):
+        reach = self._nearest(self._around, max(map(max, self._room())), FILLS)
+        if fills := list(self.effects(self.seen(), self.cell)):
             along = [functools.partial(self._around, axis=d) for d in range(len(self.grids))]
-            self._overlap([self._nearest(keep, self._most(d), fills) for d, keep in enumerate(along)])
+            self._overlap([self._nearest(keep, reach, fills) for keep in along])
         columns = zip(self.grids, self.cell.start, self.cell.stop, strict=True)
-        if any(g.edge == "pad" and (a - reach < 0 or b + reach > g.extent) for g, a, b in columns):
+        invented = self.untiled.spec.boundary != "wrap"
+        if invented and any(
+            g.edge == "pad" and (a - reach < 0 or b + reach > g.extent) for g, a, b in columns
+        ):
             self._add(
                 "border", 'edge="pad" invents what the function sees beyond the border; another edge does not'
             )
             return None
         return reach
 
-    def _most(self, axis: int | None = None) -> int:
-        """Return three quarters of the largest distance from the box at which the window has content."""
+    def _room(self) -> list[Span]:
+        """Return how far the window goes beyond the box before and after it, along each axis."""
         columns = zip(self.box.start, self.box.stop, self.window.spans, strict=True)
-        ends = [max(a - low, high - b) for a, b, (low, high) in columns]
-        return max(0, (max(ends) if axis is None else ends[axis]) * 3 // 4)
+        return [(max(0, a - low), max(0, high - b)) for a, b, (low, high) in columns]
+
+    def _far(self, times: int) -> list[Span]:
+        """Return the samples up to three quarters of the way to each end of the window.
+
+        An end that is nearer than ``times`` the context, at the image's border, tells nothing: all up to it.
+        """
+        kept = []
+        columns = zip(self._room(), self.context, self.box.start, self.box.stop, strict=True)
+        for (before, after), context, a, b in columns:
+            low, high = (n if n < times * context else n * 3 // 4 for n in (before, after))
+            kept.append((a - low, b + high))
+        return kept
 
     def _around(self, distance: int, axis: int | None = None) -> list[Span]:
         """Return the samples up to a distance from the box; along one axis only if it is given."""
@@ -312,7 +329,7 @@ class _Search:
         low, high = 0, most
         while low < high:
             middle = (low + high) // 2
-            if self.effects(keep(middle), self.box, fills):
+            if any(self.effects(keep(middle), self.box, fills)):
                 low = middle + 1
             else:
                 high = middle
@@ -320,7 +337,7 @@ class _Search:
 
     def _enlarge(self) -> bool:
         """Make the window larger; return False if image or memory allow nothing larger."""
-        spans = self.untiled.spans(self.box, [LARGER * max(1, c) for c in self.untiled.context])
+        spans = self.untiled.spans(self.box, [LARGER * c for c in self.context])
         if spans == self.window.spans or math.prod(b - a for a, b in spans) > LARGEST:
             return False
         self.window = Window(self.untiled, spans, self.case.each)
@@ -328,7 +345,12 @@ class _Search:
 
     def _endless(self, fills: Sequence[str]) -> None:
         """Add the cause of a reach that does not end in the window."""
-        distance = self._most()
+        ends = zip(self._far(2), self.window.spans, self.box.start, self.box.stop, strict=True)
+        tested = [
+            d for (low, high), (first, last), a, b in ends
+            for d, end in ((a - low, low > first), (high - b, high < last)) if end
+        ]  # fmt: skip
+        distance = min(tested, default=max(map(max, self._room())) * 3 // 4)
         names = self.untiled.spec.plan.names[self.untiled.spec.plan.n_each :]
         wrapping = [names[d] for d in range(len(self.grids)) if self._wraps(d, fills)]
         if wrapping:
@@ -388,17 +410,18 @@ class _Search:
 
     def _overlap(self, need: Sequence[int]) -> None:
         """Add the cause of too little context, given how far content matters along each axis."""
-        units = [math.lcm(g.multiple, g.quantum) for g in self.grids]
-        columns = zip(self.grids, need, units, strict=True)
-        numbers = [ceil_div(n + g.margin[0], unit) * unit for g, n, unit in columns]
         if self.output.kind == "trim":
-            numbers = [max(n, g.overlap) for n, g in zip(numbers, self.grids, strict=True)]
+            numbers = []
+            for g, n in zip(self.grids, need, strict=True):
+                # The overlap without the margin is a multiple.
+                unit = math.lcm(g.multiple, g.quantum)
+                numbers.append(max(g.overlap, g.margin[0] + ceil_div(max(0, n - g.margin[0]), unit) * unit))
             text = (
                 "more overlap: here the function sees more than the tile's crop; "
                 f"overlap={_short(numbers)} is enough at this place"
             )
         else:
-            numbers = [max(n - g.margin[0], 0) for n, g in zip(numbers, self.grids, strict=True)]
+            numbers = [max(0, n - min(g.margin)) for n, g in zip(need, self.grids, strict=True)]
             text = (
                 "more overlap: the outermost samples of a crop are wrong, and are blended in; "
                 f"rim={_short(numbers)} leaves them out at this place (the crops must still meet)"
@@ -450,7 +473,7 @@ class _Search:
         for g, (low, high), a, b, step in columns:
             moves = [
                 s
-                for s in (step, step - step_of(g))
+                for s in (step, step - step_of(g) or -step)
                 if -g.margin[0] <= low + s <= a - reach - g.margin[0]
                 and b + reach + g.margin[1] <= high + s <= g.extent + g.end_padding + g.margin[1]
             ]

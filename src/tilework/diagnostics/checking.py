@@ -54,15 +54,17 @@ class CheckReport(Report):
     "far" (a reach that does not end), "border", "wraps", "labels", "random", "other" (what was given is not
     what was tiled)."""
     offset: tuple[int, ...] = ()
-    """Image samples, per tiled axis, by which results lie after the place that they respond to, because the
-    margin is split wrongly. The tiles agree on it, and so do the windows."""
+    """Image samples, per tiled axis, by which results lie after the place that they respond to.
+
+    A margin is then split wrongly; the tiles agree on it, and so do the windows. If all of the margin is on
+    one side, the function may be meant so, and it is no cause."""
     help: str = ""
     """What to change, one sentence per cause."""
 
     @property
     def ok(self) -> bool:
         """Whether the results differ only by rounding and lie where the function looked."""
-        return self.relative <= self.rounding and not any(self.offset)
+        return self.relative <= self.rounding and "offset" not in self.causes
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values."""
@@ -167,7 +169,9 @@ def check(
     worst = max(flat, key=lambda case: (case.excess, case.largest))
     causes = _causes(untiled, flat, given=fn is not None or array is not None)
     offset, note = _offset(untiled, flat)
-    if offset and not any(cause.word == "offset" for cause in causes):
+    # All of the margin on one side is a choice, of a filter that looks only back for example.
+    split = any(k and 0 not in g.margin for k, g in zip(offset, untiled.grids, strict=False))
+    if split and not any(cause.word == "offset" for cause in causes):
         causes.append(Cause("offset", note))
     if any(cause.word == "labels" for cause in causes):
         warn(f"the function numbers objects: {INDEPENDENT}.", TilingWarning)
@@ -211,16 +215,21 @@ def _compared(untiled: Untiled, views: Mapping[Any, View], place: Place, size: i
 
 
 def _causes(untiled: Untiled, cases: Sequence[Case], *, given: bool) -> list[Cause]:
-    """Return the causes of the differences: of the two worst windows inside, and of the worst at a border."""
+    """Return the causes of the differences: of the worst window inside, and of the worst at the border."""
     differing = sorted((c for c in cases if c.excess > 1), key=lambda c: -min(c.excess, 1e300))
     inside = [c for c in differing if not _at_border(untiled, c.box)]
     border = [c for c in differing if _at_border(untiled, c.box)]
     found: dict[str, Cause] = {}
-    for case in (*inside[:2], *border[:1]):
-        for cause in causes_of(untiled, case, given=given):
-            known = found.get(cause.word)
-            if known is None or cause.amount > known.amount:
-                found[cause.word] = cause
+    for group in (inside, border):
+        for case in group[:2]:
+            causes = causes_of(untiled, case, given=given)
+            for cause in causes:
+                known = found.get(cause.word)
+                if known is None or cause.amount > known.amount:
+                    found[cause.word] = cause
+            # The next worst only if the worst tells nothing but what the border does.
+            if any(cause.word not in ("border", "wraps") for cause in causes):
+                break
     # What makes all values differ, or needs another function, hides all other causes.
     whole = next(
         (found[word] for word in ("random", "labels", "offset", "other", "global") if word in found), None
@@ -262,9 +271,8 @@ def _offset(untiled: Untiled, cases: Sequence[Case]) -> tuple[tuple[int, ...], s
     text = f"results lie {late}: what changes in the image changes the result around another place"
     if all(min(pair) >= 0 for pair in split):
         text += f"; margin={tuple(split)} puts it right"
-    if all(0 in g.margin for g, k in zip(grids, moved, strict=True) if k):
-        # All of the margin on one side is a choice: a filter that looks only back.
-        return (), f"{text}, unless the function is meant to look to one side"
+    if any(k and 0 in g.margin for k, g in zip(moved, grids, strict=True)):
+        text += ", unless the function is meant to look to one side"
     return moved, text
 
 

@@ -123,13 +123,17 @@ class Untiled:
 
     def _cut(self, output: BoundOutput, result: Array, spans: Sequence[Span], box: Box) -> Array:
         n = output.n_each
-        index = [slice(None)] * n
-        columns = zip(output.weights[n:], self.grids, spans, box.start, box.stop, strict=True)
+        part = np.ascontiguousarray(self.part(output, result, spans, box))
+        return finish(output, part[(None,) * n], None, None)[0]
+
+    def part(self, output: BoundOutput, result: Array, spans: Sequence[Span], box: Box) -> Array:
+        """Return the samples of ``box`` from one of the function's results for ``spans``, as they are."""
+        index = [slice(None)] * output.n_each
+        columns = zip(output.weights[output.n_each :], self.grids, spans, box.start, box.stop, strict=True)
         for weights, grid, (first, _), low, high in columns:
             start = weights.scaled(first + grid.margin[0])
             index.append(slice(weights.scaled(low) - start, weights.scaled(high) - start))
-        part = np.ascontiguousarray(result[output.index(index)[n:]])
-        return finish(output, part[(None,) * n], None, None)[0]
+        return result[output.index(index)[output.n_each :]]
 
 
 def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
@@ -174,14 +178,22 @@ class Window:
 
     def results(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
         """Return the finished samples of ``box``, one array per output; for ``crops`` instead of its own."""
+        return self.untiled.cut(self._call(crops), self.spans, box)
+
+    def raw(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
+        """Return the same before channels are reduced and values are cast."""
+        pairs = zip(self.untiled.spec.outputs, self._call(crops), strict=True)
+        return [self.untiled.part(output, result, self.spans, box) for output, result in pairs]
+
+    def _call(self, crops: Sequence[Array] | None) -> list[Array]:
         if crops is not None:
             with warnings.catch_warnings(), np.errstate(all="ignore"):
                 # The content was invented, so what numpy says of it helps nobody.
                 warnings.simplefilter("ignore", RuntimeWarning)
-                return self.untiled.cut(self.untiled(crops), self.spans, box)
+                return self.untiled(crops)
         if self._own is None:
             self._own = self.untiled(self.crops)
-        return self.untiled.cut(self._own, self.spans, box)
+        return self._own
 
     def changed(self, box: Sequence[Span], fill: str, *, inside: bool = False) -> list[Array]:
         """Return crops with other content outside ``box``, or inside it.

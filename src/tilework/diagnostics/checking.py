@@ -72,9 +72,10 @@ class CheckReport(Report):
         found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
         which = "" if self.output is None else f" of output {self.output!r}"
         share = f"{self.relative:.1e} of the spread"
-        word = "equal to rounding, where it was looked" if self.relative <= self.rounding else "differs"
+        same = self.relative <= self.rounding
+        word = "equal to rounding, where it was looked" if same else "differs"
         if self.help:
-            word += f"{': ' if self.causes else '; '}{self.help}"
+            word += f"{': ' if not same else '; but ' if self.causes else '; '}{self.help}"
         return [
             *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
             ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
@@ -102,7 +103,7 @@ def check(
     see whether results lie where they should.
 
     Unusual places are found by reading a part of the image: all of it up to 128 MiB; of a larger one,
-    that much at random, in whole storage chunks or blocks of dask, at most 256 of them. So a single NaN in a
+    that much at random, in at most 256 parts, 64 storage chunks or 16 blocks of dask. So a single NaN in a
     large image may be missed.
 
     Parameters

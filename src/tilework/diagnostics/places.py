@@ -25,9 +25,12 @@ PLACES = ("corners", "borders", "random", "nonfinite", "extremes", "background")
 UNUSUAL = PLACES[3:]
 # Most places that are tried to find one where a tile ran.
 TRIES = 20
-# Most bytes of the image that are decoded to find unusual places, most parts that are read for it, and the
-# length of a part of a source without chunks, bytes.
-LOOK, PARTS, PART = 128 * 2**20, 256, 2**18
+# Most bytes of the image that are decoded to find unusual places, and the size of a part of a source without
+# chunks, bytes.
+LOOK, PART = 128 * 2**20, 2**18
+# Most parts that are read for it: of an array in reach, of storage chunks, which may be far away, and of dask
+# blocks, which have to be computed.
+PARTS, CHUNKS, BLOCKS = 256, 64, 16
 # Most samples of a part that are counted to find the most frequent value, and the share of all from which a
 # value is a background.
 COUNTED, FREQUENT = 2**13, 0.02
@@ -288,7 +291,8 @@ def _parts(source: Source, limit: int, rng: np.random.Generator) -> Iterator[lis
     edges = _edges(source)
     counts = [len(e) - 1 for e in edges]
     longest = math.prod(max(b - a for a, b in itertools.pairwise(e)) for e in edges) * source.dtype.itemsize
-    total, most = math.prod(counts), min(PARTS, limit // max(1, longest))
+    parts = BLOCKS if isinstance(source, BlockSource) else PARTS if source.chunks is None else CHUNKS
+    total, most = math.prod(counts), min(parts, limit // max(1, longest))
     # Random numbers may repeat, which a larger image makes rare.
     chosen = range(total) if total <= most else sorted({int(rng.integers(total)) for _ in range(most)})
     for number in chosen:

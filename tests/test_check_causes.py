@@ -65,6 +65,12 @@ def test_too_little_overlap_is_named_with_what_is_enough(
     assert tw.check(overlapped(fn, image, overlap=enough)).ok
 
 
+def test_a_reach_beyond_the_window_is_measured_in_a_larger_one() -> None:
+    report = tw.check(tw.tiled_map(lambda x: box(x, 61), IMAGE, 64, 2), where=[(116, 94)])
+    assert report.causes == ("overlap",), report
+    assert "overlap=30 " in report.help
+
+
 def test_in_a_blend_the_rim_is_what_is_too_small() -> None:
     report = tw.check(tw.tiled_map(box, IMAGE, 32, stride=20, blend="hann"))
     assert report.causes == ("overlap",)
@@ -121,6 +127,23 @@ def test_a_multiple_of_a_network_along_one_axis() -> None:
     one = tw.check(tw.tiled_map(rows, IMAGE[:228], 64, stride=38))
     assert one.causes == ("multiple",), one
     assert "multiple=(4, 1)" in one.help
+
+
+def test_what_a_moved_window_loses_at_the_border_is_no_multiple() -> None:
+    """The window ends at the image's border; moved to the phase of the tile, it would lack what is seen."""
+    out = tw.tiled_map(lambda x: ndi.uniform_filter1d(x, 91), LINE, 128, 40)
+    report = tw.check(out, where=[(48,), (60,)])
+    assert report.causes == ("overlap",), report
+    assert "overlap=45 " in report.help
+
+
+def test_positions_that_depend_on_the_size_have_no_period() -> None:
+    def zoomed(x: np.ndarray) -> np.ndarray:
+        """Twice as many samples, between the first and the last: their places depend on the crop."""
+        return ndi.zoom(x, 2, order=1)
+
+    report = tw.check(tw.tiled_map(zoomed, IMAGE, 64, 4, output=tw.Output("f4", scale=2)))
+    assert report.causes == ("size",), report
 
 
 # -- size, global, and functions that no tiling repeats ----------------------------------------------------
@@ -328,7 +351,10 @@ def test_a_result_that_is_the_function_s_but_moved() -> None:
     report = tw.check(out, lambda x: np.roll(box(x), (2, -1), (0, 1)), where=("corners", "random"))
     assert report.causes == ("offset",)
     assert "(2, -1)" in report.help
-    # A flat result is equal to itself moved by anything.
+    # Stripes are equal to themselves moved by several numbers of samples, a flat result by any.
+    striped = np.tile(np.arange(4, dtype=np.float32), (230, 48))
+    stripes = tw.check(tw.tiled_map(box, striped, 64, 3), lambda x: np.roll(box(x), 1, 1), where="random")
+    assert stripes.causes == ("other",)
     flat = tw.check(tw.tiled_map(lambda x: x * 0, IMAGE, 64, 3), lambda x: x * 0 + 1)
     assert "offset" not in flat.causes
 

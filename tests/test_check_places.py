@@ -166,6 +166,12 @@ def test_unusual_places_are_found_in_every_source(kind: str, tmp_path: Path) -> 
     assert any(w.start[0] >= 120 and w.start[1] >= 60 for w in at["background"])
 
 
+def test_the_middle_of_the_background_is_found() -> None:
+    report = tw.check(tw.tiled_map(lambda x: x, odd_image(), 32, 0), where="background", places=2)
+    middles = [np.add(w.start, w.stop) / 2 for _, w, _ in report.windows]
+    assert min(np.abs(m - (175, 125)).max() for m in middles) < 16
+
+
 @pytest.mark.parametrize(
     ("fn", "where"),
     [

@@ -28,8 +28,9 @@ from tilework.engine.parts import (
 from tilework.engine.reading import CropCutter, run_tiles
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
-from tilework.execution.inside import current_worker, outside_of_the_pool
+from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.where import Where
+from tilework.function.guard import current_worker
 from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
 from tilework.grid.tiles import Tile

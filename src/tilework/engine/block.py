@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,9 @@ from tilework.engine.nan import report
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
+from tilework.function.guard import Guard
 from tilework.function.load_once import in_task
+from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
 from tilework.source import kept
@@ -164,10 +167,18 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
                 blocks.append(output.fill(box.shape))
                 continue
             reached, divisor = cover(spec, output, index, box, skipped)
-            block, lost = finish(output, total, reached, divisor)
+            with _reducing(output, box):
+                block, lost = finish(output, total, reached, divisor)
             blocks.append(block)
             unknown += lost
     return Assembled(tuple(blocks) if spec.many else blocks[0], list(failures.values()), unknown)
+
+
+def _reducing(output: BoundOutput, box: Box) -> AbstractContextManager[None]:
+    """Return a context for the user's reduction of a block, if there is one."""
+    if not callable(output.reduce):
+        return nullcontext()
+    return Guard(lambda: f"raised by reduce= on samples {box} of the result")
 
 
 def make_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Block:

@@ -19,9 +19,10 @@ from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
+from tilework.function.guard import Guard
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Tile
-from tilework.source.padding import read_padded
+from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource
 
 __all__ = ["CropCutter", "Failure", "run_tiles", "tiles_of", "wait"]
@@ -87,17 +88,13 @@ class CropCutter:
         spec, source = self._spec, self._spec.sources[self._number]
         plans = spec.reads(self._number, ranges)
         uses, limit = spec.uses(self._number), spec.plan.cache_bytes
-        try:
+        with Guard(lambda: f"raised while reading samples [{_span(plans)}] of the source"):
             read = source.reader(self._given, plans)
             if isinstance(source, ZarrSource) and uses is not None:
                 # Crops overlap if they are read one by one; a mirrored or wrapped part is read apart.
                 again = not self._once or any(len(plan.intervals) > 1 for plan in plans)
                 read = functools.partial(source.read_shared, uses=uses, limit=limit, again=again)
             return read_padded(read, plans, spec.cval)
-        except Exception as error:
-            box = ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)
-            error.add_note(f"raised while reading samples [{box}] of the source")
-            raise
 
     def cut(self, tile: Tile) -> Array:
         """Return a copy of the crop of ``tile``, without its ``each`` axes."""
@@ -161,11 +158,8 @@ def _cut(
         return None
     if spec.skip is None:
         return cuts
-    try:
+    with Guard(lambda: f"raised by skip= on {tile}"):
         skips = bool(spec.skip(*cuts))
-    except Exception as error:
-        error.add_note(f"raised by skip= on {tile}")
-        raise
     if skips:
         skipped.append(tile.index)
     return None if skips else cuts
@@ -204,7 +198,8 @@ def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures
         raise error
     if callable(spec.on_error):
         as_text(error)  # it may be kept
-        spec.on_error(tile, error)
+        with Guard(lambda: f"raised by on_error= for {tile}"):
+            spec.on_error(tile, error)
     skipped.append(tile.index)
     failures.append(Failure(tile, f"{type(error).__name__}: {error}"))
 
@@ -218,11 +213,8 @@ def _call(spec: Spec, waiting: Sequence[Results]) -> list[Results]:
     else:
         arguments = waiting[0][1]
     extra = {} if not spec.pass_tile else {"tiles": tuple(tiles)} if batched else {"tile": tiles[0]}
-    try:
+    with Guard(lambda: f"raised by fn on {_where(tiles)}"):
         raw = spec.fn(*arguments, **extra)
-    except Exception as error:
-        error.add_note(f"raised by fn on {_where(tiles)}")
-        raise
     try:
         results = as_results(raw, [output.key for output in spec.outputs])
         for output, result in zip(spec.outputs, results, strict=True):
@@ -230,6 +222,10 @@ def _call(spec: Spec, waiting: Sequence[Results]) -> list[Results]:
     except TilingError as error:
         raise type(error)(f"{error} [{_where(tiles)}]") from None
     return [(tile, [r[n] for r in results] if batched else results) for n, tile in enumerate(tiles)]
+
+
+def _span(plans: Sequence[AxisRead]) -> str:
+    return ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)
 
 
 def _where(tiles: Sequence[Tile]) -> str:

@@ -6,13 +6,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+from tilework.function.guard import NotOfTheCode
+
 __all__ = ["Stopped", "check_stop", "stopped_by"]
 
 # Whether the run of the current task was told to stop; `bool` without an argument is False.
 _asked: ContextVar[Callable[[], bool]] = ContextVar("tilework_asked_to_stop", default=bool)
 
 
-class Stopped(BaseException):
+class Stopped(NotOfTheCode):
     """Ends a task of a run that was told to stop.
 
     It is no `Exception`, because retries and ``on_error`` would take it for a failure of the tile.

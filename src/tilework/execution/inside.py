@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,8 +11,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tilework.errors import TilingError
+from tilework.function.guard import current_worker
 
-__all__ = ["can_leave", "current_worker", "in_a_run", "outside_of_the_pool", "runs_of"]
+__all__ = ["can_leave", "in_a_run", "outside_of_the_pool", "runs_of"]
 
 # Runs of one worker that compute on the cluster at the same time. A single run keeps all workers busy, and
 # another one fills its beginning and its end; each further one only takes memory from the others.
@@ -23,17 +23,6 @@ _slots: WeakKeyDictionary[Any, threading.Semaphore] = WeakKeyDictionary()
 _lock = threading.Lock()
 # Whether this thread works for a run that has its slot: a run inside it must not wait for the outer one.
 _served: ContextVar[bool] = ContextVar("tilework_has_a_slot", default=False)
-
-
-def current_worker() -> Any:
-    """Return the worker whose task this thread runs, or None; does not import distributed."""
-    distributed = sys.modules.get("distributed")
-    if distributed is None:
-        return None
-    try:
-        return distributed.get_worker()
-    except ValueError:
-        return None
 
 
 def can_leave() -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from tilework.engine.stopping import stopped_by
-from tilework.execution.inside import current_worker
+from tilework.function.guard import current_worker
 
 __all__ = ["PATIENCE", "Stop", "cancelled"]
 

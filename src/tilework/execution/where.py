@@ -15,7 +15,8 @@ import dask.threaded
 from dask.base import get_scheduler
 
 from tilework.errors import TilingError
-from tilework.execution.inside import can_leave, current_worker, runs_of
+from tilework.execution.inside import can_leave, runs_of
+from tilework.function.guard import current_worker
 from tilework.plan.arguments import default_memory, n_threads
 
 __all__ = ["BUSY", "Where"]

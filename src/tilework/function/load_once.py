@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import cloudpickle
 
 from tilework.errors import TilingError
+from tilework.function.guard import Guard
 
 __all__ = ["LoadOnce", "in_task", "load_once"]
 
@@ -116,7 +117,8 @@ class LoadOnce:
         with entry.lock:
             if not entry.built:
                 factory, args, kwargs = cloudpickle.loads(self.packed)
-                entry.value = factory(*args, **kwargs)
+                with Guard(lambda: f"raised by the factory of {self}"):
+                    entry.value = factory(*args, **kwargs)
                 entry.built = True
         return entry
 

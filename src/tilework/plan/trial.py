@@ -12,6 +12,7 @@ import numpy as np
 from tilework._types import Array, Function, Index
 from tilework.errors import TilingError
 from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
+from tilework.function.guard import Guard
 from tilework.function.load_once import LoadOnce
 from tilework.grid.tiles import TileGrid
 
@@ -63,16 +64,13 @@ def _facts(
     """Return the keys of what ``fn`` returns, in its structure, and what travels back from a worker."""
     try:
         # A division by zero says nothing of the user's image.
-        with np.errstate(all="ignore"):
+        with Guard(lambda: NOTE), np.errstate(all="ignore"):
             result = fn(*(c[None] if batched else c for c in crops), **extra)
-        keys = keys_of(result)
-        arrays = as_results(result, keys)
-        arrays = without_batch(arrays) if batched else arrays
+            keys = keys_of(result)
+            arrays = as_results(result, keys)
+            arrays = without_batch(arrays) if batched else arrays
     except TilingError as error:
         raise type(error)(f"{error} [{NOTE}]") from None
-    except Exception as error:
-        error.add_note(NOTE)
-        raise
     return in_structure(result, keys), [_Fact(a.shape, a.dtype) for a in arrays]
 
 

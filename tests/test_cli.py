@@ -39,6 +39,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             if (crop == 100).any():
                 raise ValueError("a hundred")
             return crop
+
+        def bad_argument(crop):
+            raise TypeError("overlap=3 is wrong")
         """)
     )
     return tmp_path
@@ -67,6 +70,14 @@ def test_status_is_a_table_and_says_what_is_missing(folder: Path) -> None:
     failed = tilework(*line)
     assert failed.exit_code == 1
     assert "Error: a hundred | raised by fn on tile" in failed.output
+    assert '| cli_filters.py:14: raise ValueError("a hundred")' in failed.output
+    assert "Traceback" not in failed.output
+    shown = tilework(*line, "--traceback")
+    assert shown.exit_code == 1
+    assert "Traceback (most recent call last)" in shown.output
+    assert "in picky" in shown.output
+    assert "Error: a hundred |" in shown.output
+    assert tilework("--traceback", *line).output.count("in picky") == shown.output.count("in picky")
     filled = tilework(*line, "--on-error", "fill")
     assert filled.exit_code == 1
     assert "Warning: " in filled.output
@@ -116,11 +127,34 @@ def test_run_with_the_overlap_that_probe_finds(folder: Path) -> None:
         pytest.param(["run", "cli_filters:nope", "in.zarr", "o", "--crop", "8"], 2, "has no nope", id="name"),
         pytest.param(["run", "no.py:f", "in.zarr", "o", "--crop", "8"], 2, "there is no file", id="file"),
         pytest.param([*DOUBLE, "o", "--crop", "x"], 2, "whole number", id="crop"),
-        pytest.param([*DOUBLE, "o", "--crop", "8"], 1, "overlap", id="overlap"),
+        pytest.param([*DOUBLE, "o", "--crop", "8"], 2, "--overlap", id="overlap"),
         pytest.param(["plan", "in.zarr", "--crop", "8", "--overlap", "auto"], 2, "--function", id="auto"),
-        pytest.param(["probe", DOUBLE[1], "--crop", "8"], 1, "per axis", id="dimensions"),
+        pytest.param(["probe", DOUBLE[1], "--crop", "8"], 2, "per axis", id="dimensions"),
         pytest.param(["run", DOUBLE[1], "gone.zarr", "o", "--crop", "8", "--overlap", "1"], 1,
                      "gone.zarr", id="source"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "4"], 2,
+                     "got crop 8 and --overlap 4", id="crop and overlap"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1", "--stride", "3"], 2,
+                     "--overlap and --stride disagree", id="disagree"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1", "--axes", "0,7"], 2,
+                     "--axes 0,7", id="axes"),
+        pytest.param([*DOUBLE, "o", "--crop", "99", "--overlap", "1", "--memory-limit", "2"], 2,
+                     "--memory-limit is 2", id="memory"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1", "--dtype", "f5"], 2,
+                     "--dtype must be", id="dtype"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1", "--edge", "shifted"], 2,
+                     "'shift', 'squeeze'", id="edge"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1", "--blend", "gauss"], 2,
+                     "'hann', 'gaussian'", id="blend"),
+        pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1", "--boundary", "nearest"], 2,
+                     "'reflect', 'symmetric'", id="boundary"),
+        pytest.param(["plan", "in.zarr", "--crop", "8", "--stride", "9"], 2, "--stride must not", id="plan"),
+        pytest.param(["run", "cli_filters:picky", "in.zarr", "o", "--crop", "8", "--overlap", "1"], 1,
+                     "a hundred", id="of the function"),
+        pytest.param(["run", "cli_filters:bad_argument", "in.zarr", "o", "--crop", "8", "--overlap", "1"], 1,
+                     "overlap=3 is wrong", id="in words like ours"),
+        pytest.param(["run", "json:f", "in.zarr", "o", "--crop", "8", "--overlap", "1"], 2,
+                     "__init__.py) has no f", id="an installed module"),
         pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1",
                       "--workers", "1", "--cluster", "tcp://x:1"], 2, "exclude each other", id="both"),
     ],

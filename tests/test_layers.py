@@ -101,7 +101,16 @@ def test_one_module_looks_through_the_front_door() -> None:
 
 def test_the_tree_is_the_rooms() -> None:
     here = {p.name for p in SOURCE.iterdir()} - {"__pycache__"}
-    files = {"__init__.py", "_checks.py", "_types.py", "api.py", "cli.py", "errors.py", "py.typed"}
+    files = {
+        "__init__.py",
+        "__main__.py",
+        "_checks.py",
+        "_types.py",
+        "api.py",
+        "cli.py",
+        "errors.py",
+        "py.typed",
+    }
     assert here == files | set(ROOMS)
     for room in ROOMS:
         tree = ast.parse((SOURCE / room / "__init__.py").read_text())

@@ -2,45 +2,200 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import importlib.util
+import logging
+import os
+import re
+import signal
 import sys
+import sysconfig
+import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError
+from tilework.function.user_file import UserFile
+from tilework.grid.axis import EDGES
+from tilework.grid.weights import BLENDS
+from tilework.source.padding import BOUNDARIES
+
 __all__ = ["main"]
 
+# Where installed code lies: a line there is not the user's.
+_INSTALLED = tuple(
+    os.path.realpath(place)
+    for place in (str(Path(__file__).parent), *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
+# Frames of a traceback as text.
+_FRAME = re.compile(r'File "([^"]+)", line (\d+), in .*\n +(.*)')
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+# -- endings ----------------------------------------------------------------------------------------------
+
+
+class _Main(click.Group):
+    """The commands; a signal ends them with its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with _signals(ctx), _log():
+            return super().invoke(ctx)
+
+
+def _traceback_option(command: Any) -> Any:
+    """Add ``--traceback``, which is kept for the errors of all commands."""
+
+    def keep(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+        del param
+        ctx.find_root().meta[_TRACEBACK] = value or ctx.find_root().meta.get(_TRACEBACK, False)
+
+    option = click.option(
+        "--traceback", is_flag=True, expose_value=False, callback=keep, help="Show the traceback of an error."
+    )
+    return option(command)
+
+
+_TRACEBACK = "tilework.traceback"
+
+
+@click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="tilework")
+@_traceback_option
 def main() -> None:
     """Run functions on huge images, crop by crop."""
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
-    """Show errors of arguments, stores and the function as one line, with exit code 1."""
+def _signals(ctx: click.Context) -> Iterator[None]:
+    """Return a context that Ctrl-C and SIGTERM end: with exit code 130 or 143, after the tiles in flight.
+
+    A second signal ends the process at once; so does the end of the context if a tile still runs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+
+    def end(number: int, frame: Any) -> None:
+        del frame
+        if came:
+            os._exit(128 + number)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt:
+        code = 128 + (came[0] if came else signal.SIGINT)
+        again = "; run the same command again to resume" if ctx.invoked_subcommand == "run" else ""
+        click.echo(f"Error: interrupted{again}.", err=True)
+        from tilework.execution.stop import in_flight
+
+        if in_flight():  # the interpreter would wait for its thread
+            sys.stdout.flush()
+            os._exit(code)
+        raise click.exceptions.Exit(code) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Lines(logging.Handler):
+    """Writes log records to the standard error, above a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+@contextmanager
+def _log() -> Iterator[None]:
+    """Return a context in which the lines of the log, such as progress without a terminal, are shown."""
+    log, lines = logging.getLogger("tilework"), _Lines()
+    lines.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    level, passes = log.level, log.propagate
+    log.addHandler(lines)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(lines)
+        log.setLevel(level)
+        log.propagate = passes
+
+
+@contextmanager
+def _plainly(*usage: type[Exception]) -> Iterator[None]:
+    """Show an error as one message, with exit code 1; or 2, in words of the command line, for its arguments.
+
+    Parameters
+    ----------
+    usage : type of exception
+        Errors that are mistakes in the arguments, unless the user's code raised them.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
             yield
     except (click.ClickException, click.exceptions.Exit):
         raise
-    except KeyboardInterrupt:
-        raise click.ClickException("interrupted; run the same command again to resume.") from None
     except Exception as error:
-        notes = [note.partition("\n")[0] for note in getattr(error, "__notes__", ())]
+        context = click.get_current_context()
+        if context.find_root().meta.get(_TRACEBACK):
+            click.echo("".join(traceback.format_exception(error)), err=True)
+        notes = [n.partition("\n")[0] for n in getattr(error, "__notes__", ()) if "\nTraceback" not in n]
+        if isinstance(error, usage) and not notes and (words := _in_options(str(error))) != str(error):
+            raise click.UsageError(words, context) from error
         text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        raise click.ClickException(" | ".join([text, *notes])) from error
+        raise click.ClickException(" | ".join([text, *notes, *_own_line(error)])) from error
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
     click.echo(f"Warning: {message}", err=True)
+
+
+def _own_line(error: BaseException) -> list[str]:
+    """Return the innermost line of the user's own code in a traceback, if there is any."""
+    text = "".join(traceback.format_exception(error, chain=False))
+    for file, number, line in reversed(_FRAME.findall(text)):
+        place = os.path.realpath(file)
+        if not file.startswith("<") and not any(place.startswith(root + os.sep) for root in _INSTALLED):
+            shown = os.path.relpath(place) if place.startswith(os.getcwd() + os.sep) else file  # noqa: PTH109
+            return [f"{shown}:{number}: {line}"]
+    return []
+
+
+# Names of arguments that are no words of the messages.
+_ARGUMENTS = ("overlap", "stride", "rim", "multiple", "boundary", "batch_size", "memory_limit")
+
+
+def _in_options(text: str) -> str:
+    """Return a message about arguments in the words of the command line."""
+    names = {p.name for c in main.commands.values() for p in c.params if isinstance(p, click.Option)}
+    for name in sorted(filter(None, names)):
+        option, word = f"--{name.replace('_', '-')}", rf"(?<![\w.-]){name}"
+        text = re.sub(rf"{word}=\(\d[\d, ]*\)", functools.partial(_as_list, option), text)
+        text = re.sub(rf"{word}=True", option, text)
+        text = re.sub(rf"{word}=(?=[\w'\"-])", f"{option} ", text)
+        text = re.sub(rf"{word}=", option, text)
+        text = re.sub(rf"{word if name in _ARGUMENTS else f'^{name}'}(?![\w=-])", option, text)
+    return text
+
+
+def _as_list(option: str, found: re.Match[str]) -> str:
+    """Return ``axes=(0, 1)`` as ``--axes 0,1``."""
+    return f"{option} {','.join(re.findall(r'[0-9]+', found[0]))}"
 
 
 @main.command()
@@ -108,13 +263,26 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--stride", type=Lengths(), help="Distance between crops, instead of --overlap."),
             click.option("--axes", help="Tiled axes: numbers (0,1) or names (yx); default: the last."),
             click.option("--each", help="Axes of which FN receives one index per call, as --axes."),
-            click.option("--edge", default="shift", show_default=True, help="shift|squeeze|pad|clip|drop"),
-            click.option("--boundary", default="reflect", show_default=True, help="Padding mode."),
+            click.option(
+                "--edge",
+                type=click.Choice(EDGES),
+                default="shift",
+                show_default=True,
+                help="Treatment of crops that stick out of the image.",
+            ),
+            click.option(
+                "--boundary",
+                type=click.Choice(BOUNDARIES),
+                default="reflect",
+                show_default=True,
+                help="Padding of the image, where crops need it.",
+            ),
             click.option(
                 "--blend",
+                type=click.Choice(BLENDS),
                 default="trim",
                 show_default=True,
-                help="trim|average|linear|hann|gaussian|max|min|sum",
+                help="Treatment of samples in several crops.",
             ),
             click.option("--rim", type=Lengths(), default=0, help="Outermost samples without weight."),
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
@@ -128,6 +296,7 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
+@_traceback_option
 @click.argument("function", metavar="MODULE:FN")
 @click.argument("source", metavar="[IN]", required=False)
 @click.option("--crop", type=Lengths(), required=True, help="Lengths of a crop, samples.")
@@ -146,15 +315,20 @@ def probe(function: str, source: str | None, **options: Any) -> None:
     tilework probe filters.py:denoise volume.zarr --crop 128
     """  # noqa: D301 -- click wants the character itself
     from tilework.probing.probe import probe as ask
+    from tilework.source.opening import open_source
 
     with _plainly():
-        report = ask(_function(function), array=source, **_options(options))
+        fn = _function(function)
+        image = None if source is None else open_source(source)
+        with _plainly(TilingError, TypeError):
+            report = ask(fn, array=image, **_options(options))
     click.echo(str(report))
     if not report.exact:
         raise click.exceptions.Exit(1)
 
 
 @main.command()
+@_traceback_option
 @click.argument("function", metavar="MODULE:FN")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
@@ -185,7 +359,6 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
     \b
     tilework run filters.py:denoise volume.zarr out.zarr --crop 128 --overlap 16 --blend gaussian
     """  # noqa: D301 -- click wants the character itself
-    from tilework.api import tiled_map
     from tilework.writing.status import statuses
     from tilework.writing.store import to_zarr
 
@@ -199,8 +372,8 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
             for name in ("chunks", "shards", "resume", "overwrite", "accept", "on_error", "retries")
         }
         version = options.pop("fn_version")
-        out = tiled_map(_function(function), source, **_options(options))
-        with _client(cluster, workers) as client:
+        out = _mapped(_function(function), source, options)
+        with _client(cluster, workers) as client, _plainly(AlignmentError, GridError, MemoryBudgetError):
             written = to_zarr(
                 out,
                 target,
@@ -218,6 +391,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
 
 
 @main.command()
+@_traceback_option
 @click.argument("source", metavar="IN")
 @_tiling
 @click.option("--function", metavar="MODULE:FN", help="Called once on zeros to find its output.")
@@ -225,7 +399,6 @@ def plan(source: str, function: str | None, **options: Any) -> None:
     """Show the plan and the cost of a run on IN, without writing."""
     import numpy as np
 
-    from tilework.api import tiled_map
     from tilework.graph.build import plan_of
 
     with _plainly():
@@ -234,7 +407,7 @@ def plan(source: str, function: str | None, **options: Any) -> None:
                 raise click.UsageError("--overlap auto has to call the function; give --function too.")
             options["dtype"] = options["dtype"] or "float32"
         fn = np.asarray if function is None else _function(function)
-        out = tiled_map(fn, source, **_options(options))
+        out = _mapped(fn, source, options)
         if not hasattr(out, "dask"):
             out = next(iter(out.values() if isinstance(out, dict) else out))
         click.echo(plan_of(out).explain())
@@ -274,6 +447,16 @@ def show_status(stores: tuple[str, ...], *, verify: bool, drop: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
+def _mapped(fn: Any, source: str, options: dict[str, Any]) -> Any:
+    """Return the result of `tiled_map`; its errors about arguments are those of the command line."""
+    from tilework.api import tiled_map
+    from tilework.source.opening import open_source
+
+    image = open_source(source)
+    with _plainly(TilingError, TypeError):
+        return tiled_map(fn, image, **_options(options))
+
+
 def _options(options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of the command line as those of `tiled_map`."""
     found = {name: value for name, value in options.items() if value is not None}
@@ -295,27 +478,81 @@ def _axes(text: str) -> Any:
 
 def _function(name: str) -> Any:
     """Return the function that ``MODULE:FN`` or ``FILE.py:FN`` names."""
-    module, _, attribute = name.rpartition(":")
-    if not module:
+    place, _, attribute = name.rpartition(":")
+    if not place:
         raise click.UsageError(f"{name!r} names no function; give MODULE:FN, such as filters:denoise.")
-    if module.endswith(".py"):
-        path = Path(module)
-        if not path.is_file():
-            raise click.UsageError(f"there is no file {module}.")
-        # Workers import the module by this name from the same folder.
-        sys.path.insert(0, str(path.resolve().parent))
-        module = path.stem
-    elif "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        found: Any = importlib.import_module(module)
-    except ModuleNotFoundError as error:
+        found: Any = _file(place) if place.endswith(".py") else _module(place)
+    except ImportError as error:
         raise click.UsageError(f"{error}; give a module that can be imported, or a file.") from error
+    file = getattr(found, "__file__", None)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise click.UsageError(f"{module} has no {attribute}.")
+            there = f" ({file})" if file else ""
+            hint = f" For the file here: ./{place}.py:{attribute}." if Path(f"{place}.py").is_file() else ""
+            raise click.UsageError(f"{place}{there} has no {attribute}.{hint}")
         found = getattr(found, part)
     return found
+
+
+def _file(place: str) -> Any:
+    """Return the module of a file."""
+    import dask
+
+    if not Path(place).is_file():
+        raise click.UsageError(f"there is no file {place}.")
+    file = UserFile.read(place)
+    context = click.get_current_context()
+    context.meta[_FILES] = [file]
+    # For a scheduler "processes" in dask's configuration.
+    prepare = functools.partial(_prepare, [], [file], started=True)
+    context.with_resource(dask.config.set({"multiprocessing.initializer": prepare}))
+    context.with_resource(_safe_start())
+    return file.load()
+
+
+def _module(place: str) -> Any:
+    """Return a module: an installed one, else one in this folder."""
+    if not {"", (here := str(Path.cwd()))} & set(sys.path):
+        sys.path.append(here)
+    return importlib.import_module(place)
+
+
+_FILES = "tilework.files"
+
+
+@contextmanager
+def _safe_start() -> Iterator[None]:
+    """Return a context in which processes start although a file here has the name of a standard module.
+
+    Python looks for the modules that start a process in the current folder first.
+    """
+    hiding = any(file.stem in sys.stdlib_module_names for file in Path().glob("*.py"))
+    if not hiding or _SAFE in os.environ:
+        yield
+        return
+    os.environ[_SAFE] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_SAFE, None)
+
+
+_SAFE = "PYTHONSAFEPATH"
+
+
+def _prepare(folders: list[str], files: list[UserFile], *, started: bool = False) -> None:
+    """Make a process able to load what belongs to the function.
+
+    One that the command has started leaves Ctrl-C, which reaches it too, to the command.
+    """
+    sys.path.extend(p for p in folders if p not in sys.path)
+    if started:
+        os.environ.pop(_SAFE, None)
+        with suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for file in files:
+        file.load()
 
 
 @contextmanager
@@ -326,15 +563,25 @@ def _client(address: str | None, workers: int | None) -> Iterator[Any]:
         return
     from distributed import Client, LocalCluster
 
+    files = click.get_current_context().meta.get(_FILES, [])
     if address is not None:
         with Client(address) as client:
+            _share(client, files)
             yield client
         return
-    with LocalCluster(n_workers=workers, dashboard_address=":0") as cluster, Client(cluster) as client:
-        # Workers started here must be able to import modules from the folder of a file.
-        client.run(_extend, [p for p in sys.path if p])
+    with (
+        _safe_start(),
+        LocalCluster(n_workers=workers, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        _share(client, files, [p for p in sys.path if p])
         yield client
 
 
-def _extend(paths: list[str]) -> None:
-    sys.path.extend(p for p in paths if p not in sys.path)
+def _share(client: Any, files: list[UserFile], folders: list[str] | None = None) -> None:
+    """Prepare the processes of a cluster: with ``folders``, one that was started here."""
+    if files or folders:
+        prepare = functools.partial(_prepare, folders or [], files, started=folders is not None)
+        client.register_worker_callbacks(prepare)
+    if files:  # the scheduler reads graphs, and so the functions in them
+        client.run_on_scheduler(functools.partial(_prepare, [], files))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import psutil  # comes with distributed
 import zarr
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -75,8 +75,11 @@ def run_demo(folder: Path, crop: int, overlap: int, small: int) -> Iterator[str]
 
 def _peak() -> int:
     """Return the highest resident memory of this process so far, bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def draw(path: Path, image: Array, tiled: dict[int, tuple[TilePlan, Array]], whole: Array) -> None:

@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from tilework.engine.stopping import stopped_by
 from tilework.function.guard import current_worker
 
-__all__ = ["PATIENCE", "Stop", "cancelled"]
+__all__ = ["PATIENCE", "Stop", "cancelled", "in_flight"]
 
 # How long a run that ends early waits for its tasks in flight, seconds.
 PATIENCE = 60.0
@@ -41,6 +41,11 @@ class Stop:
     @property
     def _file(self) -> Path:
         return Path(tempfile.gettempdir()) / f"tilework-stop-{self.name}"
+
+    @property
+    def running(self) -> int:
+        """Number of tasks that run in this process."""
+        return self._running
 
     def asked(self) -> bool:
         """Return whether the run was told to stop."""
@@ -104,6 +109,11 @@ def _stop(name: str, process: tuple[int, str]) -> Stop:
         found = Stop(name)
         found.ask()
     return found
+
+
+def in_flight() -> int:
+    """Return the number of tasks, of all runs, that run in this process."""
+    return sum(stop.running for stop in list(_stops.values()))
 
 
 def cancelled() -> bool:

@@ -225,7 +225,12 @@ def test_other_code_of_the_user_is_guarded_too(tmp_path: Path) -> None:
     def made(fn: Any = np.negative, image: Any = IMAGE, **options: Any) -> Any:
         return tw.tiled_map(fn, image, 16, 0, **{"dtype": "f4"} | options)
 
-    reduced = tw.Output("f4", channels=2, reduce=leave)
+    def reduce(block: np.ndarray) -> Any:
+        return leave() if block.any() else block[0]
+
+    reduced = tw.Output("f4", channels=2, reduce=reduce)
+    zeros = tw.Output("f4", channels=2, reduce=leave)
+    found("by reduce= on a small block of zeros", lambda: made(dtype=None, output=zeros))
     found("called on zeros", lambda: made(leave, dtype=None))
     found("by the factory", lambda: made(tw.load_once(leave)).compute(scheduler="threads"))
     found("by skip= on tile", lambda: made(skip=leave).compute(scheduler="threads"))

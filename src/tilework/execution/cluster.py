@@ -148,8 +148,14 @@ class Cluster:
 
     def _collect(self, future: Any) -> None:
         piece, _ = self.running.pop(future.key)
-        if future.status == "finished":
-            self.tracker.finished(piece, future.key, future.result())
+        result, done = None, future.status == "finished"
+        if done:
+            try:
+                result = future.result()
+            except Exception:  # lost with its worker, and the task failed when it ran again
+                done = False
+        if done:
+            self.tracker.finished(piece, future.key, result)
         elif self.client.status != "running":
             raise ConnectionError(
                 "the client was closed or lost its scheduler during the run; call again with another, and "

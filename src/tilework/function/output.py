@@ -14,6 +14,7 @@ import numpy as np
 from tilework._checks import as_dtype, check_scalar, positive, scalar, whole, wholes
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
+from tilework.function.guard import Guard
 from tilework.function.labels import may_be_labels
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import Box
@@ -458,7 +459,8 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
         for axis, length in zip(axes, free, strict=False):
             small[axis] = length
         lengths = tuple(small[a] for a in axes)
-        got = np.shape(reduce(np.zeros(small, np.float32)))
+        with Guard(lambda: "raised by reduce= on a small block of zeros"):
+            got = np.shape(reduce(np.zeros(small, np.float32)))
         if all(got.count(n) == 1 for n in lengths):
             break
     else:

@@ -226,8 +226,25 @@ def test_retries_and_priority_reach_the_scheduler(processes: Any, tmp_path: Path
     assert seen["priority"] == -7
 
 
-def test_F3_a_tile_that_always_kills_its_worker_is_named(processes: Any, tmp_path: Path) -> None:
-    """The run ends with an error, and the store can be gone on with."""
+@pytest.fixture
+def mortal() -> Iterator[Any]:
+    """Run two worker processes that a test kills; a nanny may give up on one after several deaths."""
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.mark.parametrize(
+    "on_error",
+    ["raise", pytest.param("fill", marks=pytest.mark.slow), pytest.param("continue", marks=pytest.mark.slow)],
+)
+def test_F3_a_tile_that_always_kills_its_worker_is_named(on_error: str, mortal: Any, tmp_path: Path) -> None:
+    """The run ends with an error, or the image with one of many does; the store can be resumed."""
 
     def deadly(crop: np.ndarray, tile: tw.Tile) -> np.ndarray:
         if tile.position == (3, 4):
@@ -237,15 +254,55 @@ def test_F3_a_tile_that_always_kills_its_worker_is_named(processes: Any, tmp_pat
     from distributed import KilledWorker
 
     out = tw.tiled_map(deadly, IMAGE, 16, stride=8, blend="gaussian", dtype="f4", chunks=32, pass_tile=True)
-    with pytest.raises(KilledWorker) as error:
-        tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, client=processes, version="1")
-    assert any("(3, 4)" in note and "kills its worker" in note for note in error.value.__notes__)
-    processes.wait_for_workers(2, timeout=60)
+    options = {"chunks": 16, "client": mortal, "version": "1", "progress": False}
+    if on_error == "continue":
+        many = [(out, tmp_path / "a.zarr"), (mapped(), tmp_path / "b.zarr")]
+        error = tw.write_many(many, **options)[0].error
+        assert isinstance(error, KilledWorker)
+    else:
+        with pytest.raises(KilledWorker) as caught:
+            tw.to_zarr(out, tmp_path / "a.zarr", on_error=on_error, **options)
+        error = caught.value
+    assert any("(3, 4)" in note and "kills its worker" in note for note in error.__notes__)
     healthy = tw.tiled_map(
         lambda crop, tile: crop, IMAGE, 16, stride=8, blend="gaussian", dtype="f4", chunks=32, pass_tile=True
     )
-    written = tw.to_zarr(healthy, tmp_path / "a.zarr", client=processes, version="1")
+    written = tw.to_zarr(healthy, tmp_path / "a.zarr", version="1", progress=False)
     np.testing.assert_allclose(written[...], IMAGE, rtol=1e-6)
+
+
+def test_a_result_that_is_lost_with_its_worker_is_a_failure(client: Any) -> None:
+    """Its task runs again and fails, while the result is on its way."""
+    from types import SimpleNamespace
+
+    from distributed import KilledWorker
+
+    from tilework.execution.cluster import Cluster
+    from tilework.execution.piece import Piece, Shared
+
+    error = KilledWorker("key", None, 3)
+
+    class Lost:
+        key, status = "key", "finished"
+
+        def result(self) -> Any:
+            raise error
+
+        def exception(self) -> Any:
+            return error
+
+        def release(self) -> None:
+            pass
+
+    failed: list[Any] = []
+    tracker = SimpleNamespace(failed=lambda piece, reason: failed.append(reason))
+    cluster = Cluster(Where.find(client=client), tracker)
+    piece = Piece(SimpleNamespace(error=None, culprits=lambda key: []), Shared({}), {}, {"key": 1})
+    cluster.running["key"] = piece, Lost()
+    cluster.users[piece.shared], cluster.shared[piece.shared] = 1, []
+    cluster._collect(Lost())
+    assert failed == [error]
+    assert error.__notes__
 
 
 def test_a_model_travels_as_its_recipe(processes: Any, tmp_path: Path) -> None:

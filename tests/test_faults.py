@@ -6,15 +6,18 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import time
 import traceback
 import weakref
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -232,6 +235,26 @@ def test_F2_retries_of_a_tile_that_is_filled(tmp_path: Path) -> None:
     )
     np.testing.assert_array_equal(written[...], IMAGE)
     assert tried[0] == tried[1] == tried[2]
+
+
+def kills(crop: np.ndarray) -> np.ndarray:
+    if (crop == 1000).any():
+        os._exit(1)
+    return crop * 2
+
+
+@pytest.mark.parametrize("on_error", ["raise", "fill"])
+def test_a_tile_that_kills_its_process_is_named(on_error: str, tmp_path: Path) -> None:
+    with dask.config.set(scheduler="processes", num_workers=2), pytest.raises(BrokenExecutor) as error:
+        tw.to_zarr(mapped(kills, chunks=32), tmp_path / "a", progress=False, version="1", on_error=on_error)
+    [note] = error.value.__notes__
+    assert re.match(r"tile \d+ at .* kills its process whenever it runs", note)
+    y, x = divmod(1000, 64)
+    (a, b), (c, d) = (map(int, span.split(":")) for span in re.findall(r"\d+:\d+", note))
+    assert a <= y < b
+    assert c <= x < d
+    written = tw.to_zarr(mapped(double, chunks=32), tmp_path / "a", progress=False, version="1")
+    np.testing.assert_array_equal(written[...], IMAGE * 2)
 
 
 # -- interrupts -----------------------------------------------------------------------------------------

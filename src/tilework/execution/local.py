@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
 import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
+from dask.multiprocessing import get_context, initialize_worker_process
 from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework.execution.cluster import Cluster
@@ -84,14 +86,18 @@ class Local:
         """Seams that later pieces of `shared` need: the position of the last such piece, and the value."""
         self.stop = Stop()
         self.pool = _pool_of(where.get)
+        self.unfinished: dict[Key, Piece] = {}
+        """Last tasks of the batch that have not run."""
 
     def run(self, pieces: Iterator[Piece | None]) -> None:
         """Compute all pieces."""
         try:
             while self._compute(self._next(pieces)):
                 pass
-        except BaseException:
+        except BaseException as error:
             self._end()
+            if isinstance(error, BrokenExecutor):
+                error.add_note(self._killer())
             raise
 
     def _next(self, pieces: Iterator[Piece | None]) -> list[Piece]:
@@ -118,7 +124,7 @@ class Local:
                 if isinstance(function := getattr(node, "func", None), Guarded):
                     function.stop = self.stop
         graph |= {key: DataNode(key, value) for key, (_, value) in carried.items()}
-        writes = {key: piece for piece in batch for key in piece.writes}
+        writes = self.unfinished = {key: piece for piece in batch for key in piece.writes}
         kept = self._kept(batch, carried)
         keys = [*writes, *kept]
         values = self.where.get(graph, keys, **self._options(batch, writes))
@@ -158,6 +164,25 @@ class Local:
             self.tracker.failed(piece, result.reason())
         else:
             self.tracker.finished(piece, key, result)
+
+    def _killer(self) -> str:
+        """Run the tiles of unfinished tasks one by one in a new process; return a note on one that kills it.
+
+        Which tasks ran when a process died is not known, but they are among the first that are unfinished.
+        """
+        prepare = dask.config.get("multiprocessing.initializer", None)
+        new = ProcessPoolExecutor(1, get_context(), functools.partial(initialize_worker_process, prepare))
+        end = time.monotonic() + PATIENCE
+        with new as pool, dask.config.set({"multiprocessing.initializer": None}):
+            for key, piece in self.unfinished.items():
+                for tile, alone in piece.job.culprits(key):
+                    if time.monotonic() > end:
+                        return f"no tile before {tile} kills its process when it runs alone"
+                    try:
+                        self.where.get({**alone.shared.nodes, **alone.tasks}, list(alone.writes), pool=pool)
+                    except BrokenExecutor:
+                        return f"{tile} kills its process whenever it runs"
+        return "no tile kills its process when it runs alone; perhaps they do together"
 
     def _finished(self, graph: Any, state: Any, failed: bool) -> None:
         """Tell the tasks to stop as soon as dask gives up; it may wait for them before it raises."""

@@ -23,7 +23,7 @@ import tilework
 import tilework.execution.progress
 from tilework.cli import main
 from tilework.errors import TilingError
-from tilework.function.user_file import UserFile, plain_name
+from tilework.function.user_file import UserFile
 
 IMAGE = np.arange(60 * 50, dtype="f4").reshape(60, 50)
 GRID = ["--crop", "16", "--overlap", "2", "--chunks", "12"]
@@ -149,31 +149,66 @@ def test_a_file_that_cannot_be_loaded(folder: Path, monkeypatch: pytest.MonkeyPa
     assert not [name for name in sys.modules if name.startswith("broken")]
 
 
-def test_what_a_file_is_called_in_a_fingerprint(tmp_path: Path) -> None:
-    """By its own name, wherever it lies and whatever else is in it; in a process, by all of it."""
+def test_a_file_has_a_module_for_each_content(tmp_path: Path) -> None:
+    """A worker that has loaded it before does not call what was edited since."""
     (tmp_path / "my filters.py").write_text("x = 1\n")
     one = UserFile.read(tmp_path / "my filters.py")
     (tmp_path / "my filters.py").write_text("x = 2\n")
     other = UserFile.read(tmp_path / "my filters.py")
     assert one.name != other.name
     assert (one.load().x, other.load().x) == (1, 2)
-    assert plain_name(one.name) == plain_name(other.name) == "my_filters"
-    assert plain_name("scipy.ndimage") == "scipy.ndimage"
     for file in (one, other):
         del sys.modules[file.name]
 
 
-def test_a_ufunc_of_a_file_resumes_after_it_was_moved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the whole file is a part of the fingerprint, by name."""
+VARIED = """
+import enum, functools, typing
+from dataclasses import dataclass
+
+@dataclass
+class Options:
+    gain: "float" = 2.0
+
+class Kind(enum.Enum):
+    SUM = 1
+
+class Pair(typing.NamedTuple):
+    a: float = 0.0
+
+@functools.lru_cache
+def table(n):
+    return n * OPTIONS.gain
+
+OPTIONS, PAIR, KINDS = Options(), Pair(), {Kind.SUM: table}
+
+class Filter:
+    def __init__(self, options):
+        self.options = options
+
+    def __call__(self, crop, kind=Kind.SUM):
+        return crop * KINDS[kind](1) + PAIR.a
+
+f = functools.partial(Filter(OPTIONS))
+"""
+
+
+def test_a_file_that_was_moved_or_edited_elsewhere_resumes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name of its module is no part of the fingerprint, whatever the function is made of."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    text = "import numpy as np\nf = np.vectorize(lambda x: 2 * x)\n"
-    for place in ("a", "b"):
+    line = ["in.zarr", "out.zarr", *GRID, "--dtype", "f4"]
+    for place, more in (("a", ""), ("b", "# of a comment\nNEW = 3\n")):
         (folder / place).mkdir()
-        (folder / place / "u.py").write_text(text)
-        done = in_process("run", f"{place}/u.py:f", "in.zarr", "out.zarr", *GRID, "--dtype", "f4")
+        (folder / place / "varied.py").write_text(VARIED + more)
+        done = in_process("run", f"{place}/varied.py:f", *line)
         assert done.exit_code == 0, done.output
-    assert "found done" in done.output
+    assert "were found done; 0 tiles are to run" in done.output
+    (folder / "b" / "varied.py").write_text(VARIED.replace("2.0", "3.0"))
+    changed = in_process("run", "b/varied.py:f", *line)
+    assert changed.exit_code == 1
+    assert "changed: " in changed.output
 
 
 # -- what is shown ----------------------------------------------------------------------------------------

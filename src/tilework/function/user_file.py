@@ -13,9 +13,7 @@ from types import ModuleType
 
 from tilework.function.guard import Guard
 
-__all__ = ["UserFile", "plain_name"]
-
-_NAME = re.compile(r"(\w+)_of_file_[0-9a-f]{16}")
+__all__ = ["UserFile"]
 
 
 class _Loader(SourceLoader):
@@ -80,9 +78,3 @@ class UserFile:
             del sys.modules[self.name]
             raise
         return module
-
-
-def plain_name(module: str) -> str:
-    """Return the name of a module, of a file as `UserFile` loads it the name of the file."""
-    found = _NAME.fullmatch(module)
-    return module if found is None else found[1]

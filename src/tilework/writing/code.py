@@ -29,7 +29,6 @@ import numpy as np
 
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
-from tilework.function.user_file import plain_name
 from tilework.identity.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
 from tilework.identity.hidden import among, content, script, slots
 from tilework.identity.modules import (
@@ -456,11 +455,10 @@ class _Description:
 def _module_parts(modules: OwnModules, root: str) -> Parts:
     """Return a part for each module that counts whole, and each installed package that one imports."""
     parts = {f"{root} package {name}": version for name, version in modules.packages.items()}
-    digests = {plain_name(name): value for name, value in modules.digests.items()}
-    if len(digests) <= MODULES:
-        return parts | {f"{root} module {name}": value for name, value in digests.items()}
+    if len(modules.digests) <= MODULES:
+        return parts | {f"{root} module {name}": value for name, value in modules.digests.items()}
     packages: dict[str, list[tuple[str, str]]] = {}
-    for name, value in sorted(digests.items()):
+    for name, value in sorted(modules.digests.items()):
         packages.setdefault(name.partition(".")[0], []).append((name, value))
     return parts | {f"{root} modules of {top}": digest(found) for top, found in packages.items()}
 

@@ -221,7 +221,7 @@ def test_a_silly_number_of_calls_is_refused(concurrent: Any) -> None:
 
 
 def test_a_model_instead_of_its_factory_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"factory must be a callable .*; got ndarray"):
+    with pytest.raises(TypeError, match=r"factory must be a callable .*; got .*ndarray"):
         load_once(IMAGE)  # type: ignore[arg-type]
 
 
@@ -397,7 +397,7 @@ def test_unknown_words_get_the_nearest_right_one(torch: Any) -> None:
         from_torch(network(), autocast="float61")
     with pytest.raises(TilingError, match="got 'softmaxx'; did you mean 'softmax'"):
         from_torch(network(), activation="softmaxx")
-    with pytest.raises(TypeError, match="a torch module or a callable that builds one; got int"):
+    with pytest.raises(TypeError, match="a torch module or a callable that builds one; got 3 "):
         from_torch(3)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import inspect
 import math
 import operator
 import re
@@ -10,9 +12,13 @@ import sys
 import textwrap
 import traceback
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import date, timedelta
+from fractions import Fraction
 from html import escape
-from typing import Any, Self
+from numbers import Number
+from reprlib import Repr
+from typing import Any, Self, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -22,12 +28,20 @@ __all__ = [
     "Explanation",
     "Report",
     "as_dtype",
+    "as_numbers",
+    "as_options",
     "as_text",
+    "at_least",
+    "brief",
+    "check_calls",
     "check_scalar",
     "flag",
     "forget_frames",
     "html_table",
     "is_flag",
+    "is_whole",
+    "noted",
+    "of_type",
     "one_of",
     "parse_bytes",
     "positive",
@@ -38,6 +52,8 @@ __all__ = [
     "whole",
     "wholes",
 ]
+
+T = TypeVar("T")
 
 PACKAGE = __name__.partition(".")[0]
 # Names in other tools: (their word, whose it is, our word).
@@ -80,7 +96,7 @@ def one_of(
         return value
     hint = _hint(what, value, words, others or {}) if isinstance(value, str) else ""
     error = TilingError if isinstance(value, str) else TypeError
-    raise error(f"{what} must be one of {', '.join(map(repr, words))}; got {value!r}{hint}")
+    raise error(f"{what} must be one of {', '.join(map(repr, words))}; got {brief(value)}{hint}")
 
 
 def _hint(what: str, value: str, words: tuple[str, ...], others: Mapping[str, Iterable[str]]) -> str:
@@ -104,6 +120,50 @@ def _hint(what: str, value: str, words: tuple[str, ...], others: Mapping[str, It
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
+_BRIEF = Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
+
+
+def brief(value: object) -> str:
+    """Return ``value`` and its type for a message, in a few words even for a large array."""
+    # In one line, and an object whose repr fails is named by its type.
+    text = " ".join(_BRIEF.repr(value).split())
+    return text if isinstance(value, str | bool | None) else f"{text} ({type(value).__name__})"
+
+
+def of_type(what: str, value: object, kinds: type[T] | tuple[type[T], ...], meaning: str) -> T:
+    """Return ``value`` if it is of one of the types; otherwise raise a `TypeError` that says what it means.
+
+    Parameters
+    ----------
+    what : str
+        Name of the argument.
+    meaning : str
+        What the argument must be, as in "a path in the store".
+    """
+    if isinstance(value, kinds):
+        return value
+    raise TypeError(f"{what} must be {meaning}; got {brief(value)}.")
+
+
+def as_options(what: str, value: object) -> dict[str, Any]:
+    """Return options by name as a dict; raise a `TypeError` for anything but a mapping with names as keys."""
+    found = dict(of_type(what, value, Mapping, "a dict of options by name"))
+    for key in found:
+        of_type(f"a key of {what}", key, str, "the name of an option")
+    return found
+
+
+def as_numbers(what: str, value: object) -> np.ndarray[Any, Any]:
+    """Return ``value`` as an array of real numbers or flags; raise a `TypeError` if it is none."""
+    array: np.ndarray[Any, Any] = np.empty(0, object)
+    with contextlib.suppress(Exception):  # numpy asks a foreign object for its length and items
+        array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{what} must be an array of numbers; got {brief(value)}.")
+    return array
+
+
 def is_flag(value: object) -> bool:
     """Return whether ``value`` is a bool of Python or numpy."""
     return isinstance(value, bool | np.bool_)
@@ -112,7 +172,7 @@ def is_flag(value: object) -> bool:
 def flag(what: str, value: object) -> bool:
     """Return ``value`` as a bool; raise a `TypeError` for everything else, because "false" is true."""
     if not is_flag(value):
-        raise TypeError(f"{what} must be True or False; got {value!r}.")
+        raise TypeError(f"{what} must be True or False; got {brief(value)}.")
     return bool(value)
 
 
@@ -123,12 +183,46 @@ def whole(what: str, value: object) -> int:
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{what} must be a whole number; got {value!r} ({type(value).__name__}).") from None
+        raise TypeError(f"{what} must be a whole number; got {brief(value)}.") from None
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Return whether ``value`` is an int of Python or numpy; a flag or a duration is none."""
+    # numpy counts durations among the integers.
+    return isinstance(value, int | np.integer) and not isinstance(value, bool | np.timedelta64)
+
+
+def check_calls(what: str, function: Any, *arguments: str) -> None:
+    """Raise a `TypeError` if a callable shows that it cannot be called with ``arguments``, by their names."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError as error:
+        raise TypeError(
+            f"{what} is called with {' and '.join(arguments)}; {brief(function)} cannot be: {error}."
+        ) from None
+    except ValueError:  # a builtin without a signature
+        pass
+
+
+def noted(note: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Return what a function of the caller returns; its own error gets a note on what it was called for."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        error.add_note(note)
+        raise
+
+
+def at_least(what: str, value: object, least: int) -> int:
+    """Return ``value`` as an int; raise a `TilingError` if it is none, or less than ``least``."""
+    if not is_whole(value) or value < least:
+        raise TilingError(f"{what} must be a whole number, at least {least}; got {brief(value)}.")
+    return int(value)
 
 
 def sequence(value: object) -> bool:
     """Return whether ``value`` holds one entry per axis: a list, tuple, range or 1-D array."""
-    return isinstance(value, list | tuple | range) or getattr(value, "ndim", 0) == 1
+    return isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def wholes(what: str, values: Any) -> tuple[int, ...]:
@@ -138,8 +232,8 @@ def wholes(what: str, values: Any) -> tuple[int, ...]:
 
 def positive(what: str, value: Any) -> bool:
     """Return whether a number is positive and finite; raise a `TypeError` unless it is a real number."""
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise TypeError(f"{what} must be a number; got {value!r} ({type(value).__name__}).")
+    if not (is_whole(value) or isinstance(value, float | np.floating)):
+        raise TypeError(f"{what} must be a number; got {brief(value)}.")
     return bool(0 < value < math.inf)
 
 
@@ -150,38 +244,44 @@ _BINARY = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
 
 def parse_bytes(what: str, value: Any) -> int:
     """Return a number of bytes from an int or a string such as "128MiB" or "4GB"."""
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+    if is_whole(value):
         number = int(value)
     else:
-        match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?i?)b?\s*", str(value).lower())
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([kmgt]?i?)b?\s*", str(value).lower())
         units = _UNITS | _BINARY
-        if not isinstance(value, str) or match is None or match[2] not in units or match[1].count(".") > 1:
-            raise TilingError(f'{what} must be bytes, as an int or a string such as "128MiB"; got {value!r}.')
-        number = int(float(match[1]) * units[match[2]])
+        if not isinstance(value, str) or match is None or match[2] not in units:
+            raise TilingError(
+                f'{what} must be bytes, as an int or a string such as "128MiB"; got {brief(value)}.'
+            )
+        number = int(Fraction(match[1]) * units[match[2]])
     if number < 1:
         raise TilingError(f"{what} must be at least one byte; got {value!r}.")
     return number
 
 
 def check_scalar(what: str, value: Any) -> None:
-    """Raise a `TypeError` for a sequence, mapping or set."""
-    if np.ndim(value) or isinstance(value, Mapping | set):
-        raise TypeError(f"{what} must be one number; got {value!r}.")
+    """Raise a `TypeError` unless ``value`` is a number, a time or another scalar of numpy."""
+    known = isinstance(value, Number | np.generic | str | bytes | date | timedelta)
+    if not (known or (isinstance(value, np.ndarray) and value.ndim == 0)):
+        raise TypeError(f"{what} must be one number; got {brief(value)}.")
 
 
 def as_dtype(value: Any) -> np.dtype[Any]:
     """Return ``value`` as a numpy dtype; raise a `TypeError` if it is not one."""
-    try:
-        dtype: np.dtype[Any] = np.dtype(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"dtype must be a numpy dtype; got {value!r}.") from error
-    return dtype
+    # numpy takes any object that has a dtype for that dtype, also a number or an image given by mistake.
+    dtype: Any = None
+    if isinstance(value, str | type | np.dtype | list | tuple | dict) or not hasattr(value, "shape"):
+        with contextlib.suppress(Exception):  # what a lookup in a foreign object raises may be anything
+            dtype = np.dtype(value)
+    if dtype is None:
+        raise TypeError(f"dtype must be a numpy dtype; got {brief(value)}.")
+    return of_type("dtype", dtype, np.dtype, "a numpy dtype")
 
 
 def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
     """Return ``value`` as a scalar of ``dtype``; raise a `TilingError` if the value would change."""
     check_scalar(what, value)
-    if dtype.kind in "mMSUV" and isinstance(value, int | np.integer) and value == 0:
+    if dtype.kind in "mMSUV" and is_whole(value) and value == 0:
         return np.zeros((), dtype)[()]  # the default: the epoch, no text, a record of zeros
     try:
         if np.iscomplexobj(value) and dtype.kind != "c":
@@ -190,10 +290,10 @@ def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
             cast = np.asarray(value).astype(dtype)
             same = bool(cast == value) or bool(cast != cast and value != value)
             same = same or (dtype.kind in "fc" and np.isfinite(value) == np.isfinite(cast))
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, ArithmeticError):
         same, cast = False, np.zeros((), dtype)
     if not same:
-        raise TilingError(f"{what} {value!r} cannot be held by dtype {dtype}; choose another.")
+        raise TilingError(f"{what} {brief(value)} cannot be held by dtype {dtype}; choose another.")
     return cast[()]
 
 

@@ -37,7 +37,7 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
 from tilework.source.base import Source
-from tilework.source.opening import Image, open_source
+from tilework.source.opening import Image, open_all
 from tilework.source.padding import Boundary
 
 __all__ = ["plan_tiles", "tiled_map"]
@@ -211,10 +211,7 @@ def tiled_map(
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
-    given = tuple(array) if isinstance(array, tuple) else (array,)
-    if not given:
-        raise TypeError("array must be an array, or a tuple of at least one; got ().")
-    sources = tuple(map(open_source, given))
+    sources = open_all(array)
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
         boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,

@@ -282,7 +282,7 @@ def _spec_of(arrays: Sequence[Any]) -> Spec:
     found = [find_spec(array) for array in arrays]
     specs = [f.spec for f in found if f is not None]
     if not specs or len(specs) < len(arrays) or any(s is not specs[0] for s in specs):
-        raise TilingError("check takes an unmodified result of one tiled_map.")
+        raise TilingError("out must be an unmodified result of one tiled_map.")
     spec = specs[0]
     if spec.pass_tile:
         raise TilingError("a function that takes its tile has no untiled result to compare with.")

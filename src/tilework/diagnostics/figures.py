@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import whole, wholes
+from tilework._checks import at_least, brief, whole, wholes
 from tilework._types import Array
 from tilework.diagnostics.viewing import view
 from tilework.errors import TilingError
@@ -92,7 +92,9 @@ def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
     >>> [ax.get_title() for ax in axes]
     ['40 crops in 4 blocks (share)', 'weights along axis 1: hann']
     """
+    plan = _plan(plan)
     if ax is not None:
+        _check_axes(ax)
         _draw_tiles(plan, ax)
         return ax
     left, right = _figure(10, 4.6).subplots(1, 2, width_ratios=(1.15, 1))
@@ -186,7 +188,10 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     number = whole("axis", axis)
     if not -len(plan.axes) <= number < len(plan.axes):
         raise TilingError(f"axis {axis} is out of range for a plan of {len(plan.axes)} axes.")
-    ax = _figure(6.4, 3.6).subplots() if ax is None else ax
+    if ax is None:
+        ax = _figure(6.4, 3.6).subplots()
+    else:
+        _check_axes(ax)
     _draw_window(plan, ax, number)
     return ax
 
@@ -215,13 +220,28 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
         _legend(ax, 2)
 
 
+def _check_axes(ax: Any) -> None:
+    """Raise a `TypeError` unless ``ax`` can be drawn into."""
+    if not all(hasattr(ax, name) for name in ("figure", "axvline", "stairs")):
+        raise TypeError(f"ax must be axes of matplotlib; got {brief(ax)}.")
+
+
+def _check_array(what: str, array: Any) -> None:
+    """Raise a `TypeError` unless ``array`` can be shown."""
+    if not (isinstance(getattr(array, "shape", None), tuple) and hasattr(array, "dtype")):
+        raise TypeError(f"{what} must be an array; got {brief(array)}.")
+
+
 def _plan(given: Any) -> TilePlan:
     """Return the given plan, or the plan of the given result."""
     if isinstance(given, TilePlan):
         return given
     found = find_spec(given)
     if found is None:
-        raise TilingError("give a TilePlan, or an unmodified result of tiled_map, which has one.")
+        raise TilingError(
+            "plan must be a TilePlan, or an unmodified result of tiled_map, which has one; got "
+            f"{brief(given)}."
+        )
     return found.spec.plan
 
 
@@ -271,6 +291,8 @@ def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Ar
     """Return a square of at most ``size`` samples per side around ``centre``, and its start."""
     index: list[Any] = [n // 2 for n in array.shape]
     middle = [array.shape[a] // 2 for a in axes] if centre is None else list(wholes("centre", centre))
+    if len(middle) != len(axes):
+        raise TilingError(f"centre needs one sample for each of axes {axes}; got {brief(centre)}.")
     starts = []
     for a, m in zip(axes, middle, strict=True):
         n = array.shape[a]
@@ -316,10 +338,10 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK, axes: Any = No
     'part of the result, cuts between tiles'
     """
     if find_spec(out) is None:
-        raise TilingError("plot_seams takes an unmodified result of tiled_map, which knows its cuts.")
+        raise TilingError("out must be an unmodified result of tiled_map, which knows its cuts.")
     drawn = None if axes is None else _given(axes, 3)
     plane = _plane_axes(out)
-    part, starts = _look(out, plane, centre, whole("size", size))
+    part, starts = _look(out, plane, centre, at_least("size", size, 1))
     if drawn is None:
         figure = _figure(9.6, 4.6)
         grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
@@ -416,13 +438,17 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     >>> compare(image, image)[2].get_title()
     'difference: 0 at most,\n0 on average'
     """
+    _check_array("whole_result", whole_result)
+    _check_array("tiled", tiled)
+    size = at_least("size", size, 1)
     if tuple(whole_result.shape) != tuple(tiled.shape):
         raise TilingError(
-            f"both results must have one shape; got {tuple(whole_result.shape)} and {tuple(tiled.shape)}."
+            f"whole_result and tiled must have one shape; got {tuple(whole_result.shape)} and "
+            f"{tuple(tiled.shape)}."
         )
     drawn = None if axes is None else _given(axes, 3)
     plane = _plane_axes(tiled)
-    a, starts = _look(whole_result, plane, centre, whole("size", size))
+    a, starts = _look(whole_result, plane, centre, size)
     b, _ = _look(tiled, plane, centre, size)
     a, b = (part.astype(np.result_type(a, b)) for part in (a, b))
     gap = difference(a, b)

@@ -130,7 +130,7 @@ def _spec(out: Any) -> Spec:
     found = find_spec(next(iter(members_of(out).values()), None))
     if found is None:
         raise TilingError(
-            "explain takes an unmodified result of tiled_map; a TilePlan has its own explain()."
+            "out must be an unmodified result of tiled_map or its plan, which explain() describes."
         )
     return found.spec
 

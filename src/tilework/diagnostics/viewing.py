@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import flag, parse_bytes
+from tilework._checks import flag, is_whole, parse_bytes
 from tilework._types import Array, Index
 from tilework.engine.nan import report
 from tilework.engine.parts import (
@@ -312,7 +312,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     flag("verbose", verbose)
     held: dict[str, TileRunner] = {}
     views: dict[Any, View] = {}
-    limit = 0 if cache == 0 and not isinstance(cache, bool) else parse_bytes("cache", cache)
+    limit = 0 if is_whole(cache) and cache == 0 else parse_bytes("cache", cache)
     for key, array in members_of(out).items():
         found = find_spec(array)
         if found is None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from tilework._checks import as_text, is_flag
+from tilework._checks import as_text, brief, check_calls, is_flag, noted
 from tilework._types import ShowProgress
 from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
@@ -30,14 +30,16 @@ def check_progress(progress: Any) -> None:
     """Raise a `TypeError` unless ``progress`` is a bool, "auto" or a callable."""
     word = isinstance(progress, str) and progress == "auto"
     if not (word or is_flag(progress) or callable(progress)):
-        raise TypeError(f'progress must be True, False, "auto" or a callable; got {progress!r}.')
+        raise TypeError(f'progress must be True, False, "auto" or a callable; got {brief(progress)}.')
+    if callable(progress):
+        check_calls("progress", progress, "the number of finished tiles", "the total")
 
 
 @contextmanager
 def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
     """Return a context with a function that shows the number of finished tiles and the total."""
     if callable(progress):
-        yield progress
+        yield lambda done, total: noted(f"called as progress({done}, {total})", progress, done, total)
     elif is_flag(progress) and not progress:
         yield lambda done, total: None
     elif not is_flag(progress) and not _watched():

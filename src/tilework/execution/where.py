@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +16,7 @@ import dask.local
 import dask.threaded
 from dask.base import get_scheduler
 
+from tilework._checks import as_options, at_least, brief, check_calls, of_type, positive, whole
 from tilework.errors import TilingError
 from tilework.execution.inside import can_leave, runs_of
 from tilework.function.guard import current_worker
@@ -26,6 +29,7 @@ MEMORY_SHARE = 0.6
 # Tasks per worker thread that keep it busy. Further images wait until fewer are left, so that no more images
 # are in memory than this many blocks need.
 BUSY = 2
+MEANING = 'the name of a scheduler of dask, such as "threads" or "synchronous", an executor or a function'
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +57,11 @@ class Where:
     def find(cls, scheduler: Any = None, client: Any = None, **options: Any) -> Where:
         """Return the scheduler that dask would choose, or the given one."""
         if client is not None:
-            if not hasattr(client, "scheduler_info"):
-                raise TypeError(f"client must be a distributed.Client; got {type(client).__name__}.")
+            if isinstance(client, type) or not hasattr(client, "scheduler_info"):
+                raise TypeError(f"client must be a distributed.Client; got {brief(client)}.")
             get = client.get
         else:
-            get = get_scheduler(scheduler=scheduler, cls=da.Array)
+            get = _scheduler(scheduler)
             owner = getattr(get, "__self__", None)
             client = owner if hasattr(owner, "scheduler_info") else None
             if client is not None and scheduler is None and current_worker() is not None and not can_leave():
@@ -85,11 +89,11 @@ class Where:
         return replace(self, postponed=True)
 
     def _check(self) -> None:
-        if type(self.retries) is not int or self.retries < 0:
-            raise TilingError(f"retries must be a whole number, at least 0; got {self.retries!r}.")
-        if not self.resources:
+        at_least("retries", self.retries, 0)
+        whole("priority", self.priority)
+        if self.resources is None or not as_options("resources", self.resources):
             return
-        if not all(v > 0 for v in self.resources.values()):
+        if not all(positive(f"resources[{k!r}]", v) for k, v in self.resources.items()):
             raise TilingError(f"resources must be positive numbers; got {dict(self.resources)}.")
         if self.client is None:
             raise TilingError(
@@ -161,6 +165,30 @@ class Where:
     def guard(self) -> int | None:
         """Further attempts that tasks make themselves; None if the scheduler makes them."""
         return self.retries if self.client is None or self.postponed else None
+
+
+def _scheduler(given: Any) -> Callable[..., Any]:
+    """Return the function that computes graphs on the scheduler that dask would choose, or the given one."""
+    if isinstance(given, type) or not (given is None or isinstance(given, str) or callable(given)):
+        # An executor and a client are no functions.
+        given = of_type("scheduler", given, (Executor, *_clients()), MEANING)
+    get: Callable[..., Any]
+    if callable(given):
+        check_calls("scheduler", given, "a graph", "a list of keys")
+    try:
+        get = get_scheduler(scheduler=given, cls=da.Array)
+    except (
+        ImportError,
+        TypeError,
+        ValueError,
+    ) as error:  # a word that names none, or "distributed" without one
+        raise TilingError(f"scheduler must be {MEANING}; got {brief(given)}: {error}") from error
+    return get
+
+
+def _clients() -> tuple[type, ...]:
+    distributed = sys.modules.get("distributed")
+    return () if distributed is None else (distributed.Client,)
 
 
 def _in_pool_of(get: Callable[..., Any]) -> bool:

@@ -82,8 +82,8 @@ def is_tensor(value: Any) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
-def as_array(result: Any) -> Array:
-    """Return one result of a function as a numpy array.
+def as_array(result: Any, what: str = "the function returned a") -> Array:
+    """Return one result of a function as a numpy array; ``what`` begins the message if it is none.
 
     Raises
     ------
@@ -93,12 +93,17 @@ def as_array(result: Any) -> Array:
     if is_tensor(result):
         return from_tensor(result)
     if isinstance(result, np.ma.MaskedArray):
-        raise ContractError("the function returned a masked array; fill it first: result.filled(value).")
+        raise ContractError(f"{what} masked array; fill it first: result.filled(value).")
     if hasattr(result, "todense"):
-        raise ContractError("the function returned a sparse array; return a dense one.")
-    array = np.asarray(result)
+        raise ContractError(f"{what} sparse array; make it a dense one.")
+    try:
+        array = np.asarray(result)
+    except Exception as error:
+        raise ContractError(
+            f"{what} {type(result).__name__} of which numpy cannot make an array: {error}."
+        ) from error
     if array.dtype.hasobject:
-        raise ContractError(f"the function returned {type(result).__name__} of dtype object; return numbers.")
+        raise ContractError(f"{what} {type(result).__name__} of dtype object; make it numbers.")
     return array
 
 

@@ -6,13 +6,14 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
 import cloudpickle
 
+from tilework._checks import as_options, at_least, brief, of_type
 from tilework.errors import TilingError
 from tilework.function.guard import Guard
 
@@ -145,7 +146,7 @@ class LoadOnce:
 
 def load_once(
     factory: Callable[..., Any],
-    args: Sequence[Any] = (),
+    args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     concurrent: int = 1,
@@ -181,11 +182,20 @@ def load_once(
     >>> double(21)
     42
     """
-    if type(concurrent) is not int or concurrent < 1:
-        raise TilingError(f"concurrent must be a whole number of calls, at least 1; got {concurrent!r}.")
+    concurrent = at_least("concurrent", concurrent, 1)
     if not callable(factory):
-        raise TypeError(f"factory must be a callable that builds the object; got {type(factory).__name__}.")
-    packed = cloudpickle.dumps((factory, tuple(args), dict(kwargs or {})))
+        raise TypeError(f"factory must be a callable that builds the object; got {brief(factory)}.")
+    of_type("args", args, (tuple, list), "a tuple of the factory's arguments")
+    if version is not None:
+        of_type("version", version, str, "a string")
+    named = {} if kwargs is None else as_options("kwargs", kwargs)
+    try:
+        packed = cloudpickle.dumps((factory, tuple(args), named))
+    except Exception as error:
+        raise TypeError(
+            f"factory and its arguments must be picklable, because every process gets them: {error}. Let the "
+            "factory open files and connections itself, and give it their paths."
+        ) from error
     digest = hashlib.sha256(packed + repr((version, concurrent)).encode()).hexdigest()
     name = getattr(factory, "__qualname__", type(factory).__name__)
     return LoadOnce(packed, digest, concurrent, name, version=version)

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary
 import cloudpickle
 import numpy as np
 
-from tilework._checks import flag, one_of
+from tilework._checks import brief, flag, one_of, whole
 from tilework._types import Array
 from tilework.errors import TilingError
 from tilework.function.calling import as_array, from_tensor, is_tensor
@@ -412,17 +412,20 @@ def from_torch(
     """
     if add_channel is not None:
         flag("add_channel", add_channel)
-    if isinstance(activation, str):
-        one_of("activation", activation, _ACTIVATIONS)
     if autocast is not None:
         one_of("autocast", autocast, ("float16", "bfloat16"))
+    if channel_axis is not None:
+        channel_axis = whole("channel_axis", channel_axis)
+    if not (activation is None or callable(activation)):
+        one_of("activation", activation, _ACTIVATIONS)
     options = (_check_device(device), autocast, add_channel, channel_axis, activation)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(module_or_factory, torch.nn.Module):
         return TorchFunction(module_or_factory, *options)
     if not callable(module_or_factory):
         raise TypeError(
-            f"give a torch module or a callable that builds one; got {type(module_or_factory).__name__}."
+            "module_or_factory must be a torch module or a callable that builds one; got "
+            f"{brief(module_or_factory)}."
         )
     # A proxy of a network is called with crops; what it builds is wanted here.
     factory = module_or_factory.get if isinstance(module_or_factory, LoadOnce) else module_or_factory

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import as_dtype, check_scalar, positive, scalar, whole, wholes
+from tilework._checks import as_dtype, brief, check_scalar, is_whole, noted, positive, scalar, whole, wholes
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.guard import Guard
@@ -23,8 +23,8 @@ from tilework.grid.weights import (
     AxisWeights,
     Blend,
     accumulation_dtype,
+    importance_map,
     kind_of,
-    own_weights,
     per_axis,
     profile,
 )
@@ -37,6 +37,10 @@ UNWEIGHTED = ("trim", "max", "min", "sum")
 """Blends that do not multiply by weights."""
 # Ratio of smallest to largest weight below which a corner without neighbours would vanish in float32.
 STEEP = 1e-30
+# Largest scale: positions in a result must fit into 64 bits, and an axis may hold 1e15 image samples.
+LARGEST = 4096
+# Most samples along an axis of a result.
+LONGEST = 10**15
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +107,31 @@ class Output:
         fill_value: Any = None,
     ) -> None:
         channels = None if channels is None else whole("channels", channels)
-        if channels is not None and channels < 0:
-            raise TilingError(f"channels must be a whole number, 0 for none; got {channels!r}.")
-        if reduce is not None and not callable(reduce) and str(reduce) != "argmax":
-            raise TilingError(f'reduce must be "argmax" or a callable; got {reduce!r}.')
+        shape = None if shape is None else wholes("shape", shape)
+        axes = None if axes is None else wholes("axes", axes)
+        if not all(0 <= n <= LONGEST for n in (channels or 0, *(shape or ()))):
+            raise TilingError(
+                f"channels (0 for none) and shape must be whole numbers up to {LONGEST:.0e}; got "
+                f"channels={brief(channels)}, shape={brief(shape)}."
+            )
+        if not (reduce is None or callable(reduce) or str(reduce) == "argmax"):
+            raise TilingError(f'reduce must be "argmax" or a callable; got {brief(reduce)}.')
         if callable(reduce) and dtype is None:
             raise TilingError("a callable reduce needs a declared dtype: Output(dtype, reduce=...).")
-        check_scalar("fill_value", fill_value)
+        if dtype is not None:
+            as_dtype(dtype)
+        if fill_value is not None:
+            check_scalar("fill_value", fill_value)
+        for check, value in ((scales, scale), (_margin, margin)):
+            check(value, len(value) if isinstance(value, list | tuple) else 1)
         values = (
             dtype,
             channels,
             whole("channel_axis", channel_axis),
             scale,
             margin,
-            None if shape is None else wholes("shape", shape),
-            None if axes is None else wholes("axes", axes),
+            shape,
+            axes,
             blend,
             reduce,
             fill_value,
@@ -251,10 +265,10 @@ def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
     elif isinstance(outputs, list | tuple):
         pairs = list(enumerate(outputs))
     else:
-        raise TypeError(f"output must be an Output, or a tuple or dict of them; got {outputs!r}")
+        raise TypeError(f"output must be an Output, or a tuple or dict of them; got {brief(outputs)}.")
     for key, output in pairs:
         if not isinstance(output, Output):
-            raise TypeError(f"output {key!r} must be an Output; got {output!r}")
+            raise TypeError(f"output {key!r} must be an Output; got {brief(output)}.")
     if not pairs:
         raise TilingError("output must hold at least one Output; got none.")
     if len({str(key) for key, _ in pairs}) < len(pairs):
@@ -275,8 +289,8 @@ def _margin(margin: Any, n_axes: int) -> tuple[tuple[int, int], ...]:
     if len(per_axis) != n_axes:
         raise GridError(f"margin needs one entry per tiled axis; got {margin!r} for {n_axes} axes.")
     pairs = [tuple(m) if isinstance(m, list | tuple) else (m, m) for m in per_axis]
-    if any(len(p) != 2 or any(not isinstance(m, int | np.integer) or m < 0 for m in p) for p in pairs):
-        raise GridError(f"margin must be whole numbers of samples, at least 0; got {margin!r}.")
+    if any(len(p) != 2 or any(not is_whole(m) or m < 0 for m in p) for p in pairs):
+        raise GridError(f"margin must be whole numbers of samples, at least 0; got {brief(margin)}.")
     return tuple((int(a), int(b)) for a, b in pairs)
 
 
@@ -285,13 +299,17 @@ def scales(scale: Any, n_axes: int) -> tuple[Fraction, ...]:
     per_axis: tuple[Any, ...] = tuple(scale) if isinstance(scale, list | tuple) else (scale,) * n_axes
     if len(per_axis) != n_axes:
         raise GridError(f"scale needs one entry per tiled axis; got {scale!r} for {n_axes} axes.")
-    if not all(isinstance(s, int | float | np.integer | Fraction) and math.isfinite(s) for s in per_axis):
-        raise TypeError(f"scale must be positive whole numbers or Fractions; got {scale!r}.")
+    if not all(
+        (is_whole(s) or isinstance(s, float | Fraction)) and -math.inf < s < math.inf for s in per_axis
+    ):
+        raise TypeError(f"scale must be positive whole numbers or Fractions; got {brief(scale)}.")
     fractions = tuple(
         Fraction(int(s) if isinstance(s, np.integer) else s).limit_denominator(4096) for s in per_axis
     )
-    if any(f <= 0 or float(f) != float(s) for f, s in zip(fractions, per_axis, strict=True)):
-        raise GridError(f"scale must be positive whole numbers or Fractions; got {scale!r}.")
+    if any(not 0 < f <= LARGEST or float(f) != float(s) for f, s in zip(fractions, per_axis, strict=True)):
+        raise GridError(
+            f"scale must be positive whole numbers or Fractions, at most {LARGEST}; got {brief(scale)}."
+        )
     return fractions
 
 
@@ -383,7 +401,7 @@ def with_weights(
         weights.append(axis)
     crops = math.prod(axis.most for axis in weights)
     free = output.weighted and windows is None
-    importance = _importance(output.blend, weights[n_each:]) if free else None
+    importance = importance_map(output.blend, weights[n_each:], names[n_each:]) if free else None
     maps = [importance] if importance is not None else [w.window for w in weights]
     spans = [m[m > 0].min() / m.max() for m in maps if m is not None and m.any()]
     return replace(
@@ -397,21 +415,6 @@ def with_weights(
         factor=1.0 if importance is None else 2.0 ** -math.frexp(float(importance.max()) * crops)[1],
         n_each=n_each,
     )
-
-
-def _importance(blend: Blend, weights: Sequence[AxisWeights]) -> Floats:
-    """Return an N-D importance map with zeros on the rim."""
-    values = own_weights(blend)
-    shape = tuple(w.length for w in weights)
-    if values.shape != shape:
-        raise GridError(
-            f"an importance map must have the shape of the result's crop, {shape}; got {values.shape}."
-        )
-    rims = [w.scaled(w.rim or 0) for w in weights]
-    inner = tuple(slice(r, n - r) for r, n in zip(rims, shape, strict=True))
-    kept = np.zeros_like(values)
-    kept[inner] = values[inner]
-    return kept
 
 
 def _channel(output: Output, shape: Index, axes: Index) -> int:
@@ -459,7 +462,7 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
         for axis, length in zip(axes, free, strict=False):
             small[axis] = length
         lengths = tuple(small[a] for a in axes)
-        with Guard(lambda: "raised by reduce= on a small block of zeros"):
+        with Guard(lambda: f"called as reduce, with a block of zeros of shape {tuple(small)}"):
             got = np.shape(reduce(np.zeros(small, np.float32)))
         if all(got.count(n) == 1 for n in lengths):
             break

@@ -9,6 +9,8 @@ Everything here is in samples of the *result*: a grid of scale 2 has crops of ``
 
 from __future__ import annotations
 
+import itertools
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of
+from tilework._checks import as_numbers, brief, noted, one_of
 from tilework._types import Array, Bits, Floats, Ints, Span
 from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid, Number
 
-__all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "profile"]
+__all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "importance_map", "profile"]
 
 Blend = str | Callable[[int], Any] | Sequence[Any] | Array
 """A word of `BLENDS`, a callable of the crop's length, one 1-D array per axis, or one N-D array."""
@@ -38,6 +40,8 @@ PROFILES = 2**26
 PARTS = 8
 # Up to this many tiles along an axis, the places of all are computed at once, which is faster per tile.
 TABLED = 2**16
+# Samples of an importance map that are looked at together for holes; a byte each.
+MAP_PART = 2**24
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
 
 
@@ -101,7 +105,8 @@ def profile(blend: Blend, length: int, rim: int = 0, sigma_scale: float = 0.125)
             values = np.where(values > 0, values, values.min(where=values > 0, initial=1.0))
         weights[inner] = values
         return weights
-    values = own_weights(blend(length) if callable(blend) else blend)
+    note = f"called as blend, with the length of a crop, {length}, for its weights"
+    values = own_weights(noted(note, blend, length) if callable(blend) else blend)
     if values.shape != (length,):
         raise GridError(
             f"a window must have one weight per sample of the result's crop; got shape {values.shape} for "
@@ -121,7 +126,7 @@ def own_weights(given: Any) -> Floats:
     GridError
         Where weights are negative, not finite or all zero.
     """
-    found = np.asarray(given)
+    found = as_numbers("weights of blend", given)
     values = found.astype(np.float64)
     rounding = 4 * np.finfo(found.dtype).eps if found.dtype in (np.float32, np.float64) else 0.0
     most = values.max(initial=0)
@@ -150,7 +155,7 @@ def per_axis(blend: Blend, n_axes: int) -> tuple[Blend, ...] | None:
             )
         return None
     if not isinstance(blend, Sequence):
-        raise TypeError(f"blend must be a word, a callable or arrays; got {type(blend).__name__}")
+        raise TypeError(f"blend must be a word, a callable or arrays; got {brief(blend)}.")
     if len(blend) != n_axes:
         raise GridError(f"blend must hold one window per tiled axis; got {len(blend)} for {n_axes} axes.")
     return tuple(blend)
@@ -428,6 +433,90 @@ class AxisWeights:
             if hole.size:
                 return int(start + hole[0])
         return None
+
+    def offsets(self) -> tuple[Ints, Ints]:
+        """Return places in the window under each kind of sample, and a sample of each kind.
+
+        Samples are of one kind if the tiles on them have them at the same places of the window. The places
+        have shape (kinds, most tiles on a sample); the place before the first one, -1, fills up the rows.
+        """
+        rows, samples, seen = [], [], set()
+        width, rim, n = max(1, self.most), self.scaled(self.rim or 0), self.length
+        for i in range(len(self.grid)):
+            if (key := self.key(i)) in seen:
+                continue
+            seen.add(key)
+            start, stop = self.support(i)
+            x = np.arange(start, stop)
+            found = np.full((len(x), width), -1)
+            first, last = self.touching(range(len(self.grid)), start, stop)
+            for k in range(first, last):
+                a, b = self.support(k)
+                before, after = self.grid.borders(k)
+                # At the border of the image, the rim has the weight of the first sample inside it.
+                low, high = rim if before else 0, n - rim - 1 if after else n - 1
+                here = (x >= a) & (x < b)
+                place = np.clip(x[here] - self.scaled(self.grid.nominal(k)), low, high)
+                found[here, (found[here] >= 0).sum(axis=1)] = place
+            rows.append(found)
+            samples.append(x)
+        if not rows:
+            return np.empty((0, width), np.int64), np.empty(0, np.int64)
+        kinds, at = np.unique(np.concatenate(rows), axis=0, return_index=True)
+        return kinds, np.concatenate(samples)[at]
+
+
+def importance_map(blend: Blend, weights: Sequence[AxisWeights], names: Sequence[str]) -> Floats:
+    """Return N-D weights of a full crop's result, with zeros on the rim.
+
+    Parameters
+    ----------
+    blend : array, shape of the result's crop
+    weights : sequence of AxisWeights
+        Places of the crops along each tiled axis.
+    names : sequence of str
+        Names of these axes, for messages.
+
+    Raises
+    ------
+    TypeError, GridError
+        For what is no array of numbers, another shape, negative weights, or a sample of the result that no crop gives a weight.
+    """
+    values = own_weights(blend)
+    shape = tuple(w.length for w in weights)
+    if values.shape != shape:
+        raise GridError(
+            f"an importance map must have the shape of the result's crop, {shape}; got {values.shape}."
+        )
+    rims = [w.scaled(w.rim or 0) for w in weights]
+    inner = tuple(slice(r, n - r) for r, n in zip(rims, shape, strict=True))
+    kept = np.zeros_like(values)
+    kept[inner] = values[inner]
+    if not values[inner].all():
+        _refuse_hole(kept > 0, weights, names)
+    return kept
+
+
+def _refuse_hole(positive: Bits, weights: Sequence[AxisWeights], names: Sequence[str]) -> None:
+    """Raise a `GridError` if a sample of the result has weight 0 in every crop on it."""
+    # The last entry along each axis, which -1 names, stands for no crop.
+    positive = np.pad(positive, [(0, 1)] * positive.ndim)
+    kinds, samples = zip(*(w.offsets() for w in weights), strict=True)
+    rest = math.prod(map(len, kinds[1:]))
+    step = max(1, MAP_PART // max(1, rest))
+    for first in range(0, len(kinds[0]), step):
+        part = (kinds[0][first : first + step], *kinds[1:])
+        covered = np.zeros([len(k) for k in part], bool)
+        for columns in itertools.product(*(range(k.shape[1]) for k in part)):
+            covered |= positive[np.ix_(*(k[:, c] for k, c in zip(part, columns, strict=True)))]
+        if not covered.all():
+            index = np.unravel_index(int(covered.argmin()), covered.shape)
+            at = [int(x[i]) for x, i in zip(samples, (first + index[0], *index[1:]), strict=True)]
+            where = ", ".join(f"{x} on axis {name}" for x, name in zip(at, names, strict=True))
+            raise GridError(
+                f"every sample needs a positive weight from some crop; sample {where} has none in the "
+                "importance map. Use more overlap, a smaller rim or a map that is positive there."
+            )
 
 
 def _pairs(starts: Ints, stops: Ints) -> list[Span]:

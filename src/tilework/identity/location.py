@@ -14,6 +14,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
 from zarr.storage._common import make_store_path
 
+from tilework._checks import as_options, brief
 from tilework.errors import TilingError
 from tilework.source.base import FileSource, H5Source, Source
 from tilework.source.held import innermost
@@ -42,7 +43,11 @@ def locate(store: Any, path: str = "", storage_options: Mapping[str, Any] | None
     ------
     TilingError
         For a path that cannot be resolved, or storage options without a URL.
+    TypeError
+        For anything that is no store.
     """
+    if storage_options is not None:
+        storage_options = as_options("storage_options", storage_options)
     if isinstance(store, zarr.Group | zarr.Array):
         _refuse_options(storage_options, store)
         return store.store_path / path
@@ -51,11 +56,16 @@ def locate(store: Any, path: str = "", storage_options: Mapping[str, Any] | None
         return StorePath(LocalStore(local), path)
     if not isinstance(store, str):
         _refuse_options(storage_options, store)
-    return sync(
-        make_store_path(
-            store, path=path, mode="a", storage_options=dict(storage_options) if storage_options else None
-        )
-    )
+    if store is None or (isinstance(store, dict) and not all(isinstance(key, str) for key in store)):
+        raise TypeError(f"store must be a path, a URL, a Zarr store, group or array; got {brief(store)}.")
+    try:
+        return sync(make_store_path(store, path=path, mode="a", storage_options=storage_options or None))
+    except (TypeError, ValueError) as error:
+        # Errors of a file system, such as a missing package or a closed connection, say more than this one.
+        kind = TilingError if isinstance(store, str) else TypeError
+        raise kind(
+            f"store must be a path, a URL, a Zarr store, group or array; got {brief(store)}: {error}"
+        ) from error
 
 
 def _refuse_options(options: Mapping[str, Any] | None, store: Any) -> None:
@@ -83,6 +93,8 @@ def local_path(store: Any) -> Path | None:
         given.stat()
     except FileNotFoundError:
         pass
+    except ValueError as error:  # a null character
+        raise TilingError(f"store must be a path; got {brief(store)}: {error}.") from None
     except OSError as error:  # a loop of links, a file in place of a folder, no permission
         raise TilingError(f"{store} cannot be used as a store: {os.strerror(error.errno or 0)}.") from error
     # Links are followed here: zarr cannot delete or create at a link.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import as_dtype, flag, one_of, warn, whole, wholes
+from tilework._checks import as_dtype, as_numbers, flag, noted, of_type, one_of, warn, whole, wholes
 from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
 from tilework.engine.nan import report
@@ -110,6 +110,7 @@ class Aggregator(Locked):
             flag("spatial_first", spatial_first),
         )
         accumulate = flag("accumulate", accumulate)
+        of_type("sampler", sampler, GridSampler, "the GridSampler of the patches")
         if output is None and output_size is None:
             raise TilingError("give output_size, or output to write into.")
         if accumulate and output is None:
@@ -172,7 +173,7 @@ class Aggregator(Locked):
         An error of ``output``, or of ``chunk_postprocess_func``, is raised, and the patch is kept: the chunk
         is written again at the next call, or by `get_output`. Appending the same patch again does no harm.
         """
-        boxes, values = np.asarray(patch_bbox), as_array(patch)
+        boxes, values = as_numbers("patch_bbox", patch_bbox), as_array(patch, "patch is a")
         self._tensors = self._tensors or is_tensor(patch)
         if not self._batched or boxes.ndim != 3:
             boxes, values = boxes[None], values[None]
@@ -293,4 +294,5 @@ class _Post:
 
     def __call__(self, chunk: Array) -> Array:
         given = sys.modules["torch"].from_numpy(chunk) if self.tensors else chunk
-        return as_array(self._function(given))
+        note = f"called as chunk_postprocess_func, with a chunk of shape {chunk.shape}"
+        return as_array(noted(note, self._function, given))

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of, scalar
+from tilework._checks import as_numbers, one_of, scalar
 from tilework._types import Array, Index
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.block import Group, canvas_boxes, cut_seams
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, GridError, TilingError
-from tilework.function.calling import as_array
+from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.output import UNWEIGHTED, BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box, Tile
@@ -74,11 +74,8 @@ def blend_of(weights: Any) -> Blend:
     if callable(weights):
         return weights  # type: ignore[no-any-return]
     if isinstance(weights, list | tuple):
-        return [as_array(w) for w in weights]
-    array = as_array(weights)
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"weights must be a word, a callable or arrays of numbers; got {weights!r}.")
-    return array
+        return [as_numbers("weights", from_tensor(w) if is_tensor(w) else w) for w in weights]
+    return as_numbers("weights", from_tensor(weights) if is_tensor(weights) else weights)
 
 
 def addable(values: Array, kind: str) -> Array:

@@ -14,7 +14,7 @@ from tilework.errors import TilingError
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import in_task
 from tilework.grid.axis import AxisGrid
-from tilework.plan.arguments import default_memory
+from tilework.plan.arguments import check_crop_bytes, default_memory
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
@@ -98,6 +98,10 @@ class CropReader:
         self._uses: tuple[Array, ...] | None = None
         starts = [grid.reads() for grid in self._grids]
         self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
+        crop = list(source.shape)
+        for axis, spans in zip(self._axes, self._spans, strict=True):
+            crop[axis] = max((b - a for a, b in spans), default=0)
+        check_crop_bytes(tuple(crop), source.dtype.itemsize, default_memory())
 
     def __reduce__(self) -> tuple[Any, ...]:
         what = self.source if self._image is None else self._image

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import flag, one_of, parse_bytes, wholes
+from tilework._checks import as_numbers, as_options, flag, one_of, parse_bytes, wholes
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid, Starts, ceil_div
@@ -167,7 +167,7 @@ class GridSampler:
         names = tuple(map(str, range(len(self.spatial_size))))
         self.patch_size = per_axis("patch_size", patch_size, names)
         self.step_size = self.patch_size if step_size is None else per_axis("step_size", step_size, names)
-        padding = dict(pad_kwargs or {})
+        padding = {} if pad_kwargs is None else as_options("pad_kwargs", pad_kwargs)
         if technique is not None:
             padding["mode"] = technique
         padding.setdefault("mode", "constant" if self.mode.pads else "reflect")
@@ -289,11 +289,11 @@ class GridSampler:
         TilingError
             If no patch has this box.
         """
-        box = np.asarray(bbox)
+        box = as_numbers("bbox", bbox)
         if box.shape != (len(self.grids), 2):
             raise TilingError(
-                f"a box has a start and a stop for each of {len(self.grids)} axes; got shape {box.shape}. "
-                "Boxes of a batch need has_batch_dim=True."
+                f"bbox must have a start and a stop for each of {len(self.grids)} axes; got shape "
+                f"{box.shape}. Boxes of a batch need has_batch_dim=True."
             )
         found = []
         for axis, (start, stop) in enumerate(box.tolist()):

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import flag, parse_bytes, whole
+from tilework._checks import brief, flag, noted, one_of, parse_bytes, whole
 from tilework.errors import GridError, TilingError
 from tilework.function.output import scales
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import AxisWeights
 from tilework.loops.common import Cut, check_scale, raises_as_ancestors
 from tilework.loops.reader import CropReader, Padding, open_image
-from tilework.loops.writer import ChunkWriter
-from tilework.plan.arguments import check_axis, guard_channels, per_axis, resolve_axes
+from tilework.loops.writer import ChunkWriter, check_writable
+from tilework.plan.arguments import LONGEST, check_axis, guard_channels, lengths, per_axis, resolve_axes
 from tilework.plan.tile_plan import TilePlan
+from tilework.source.padding import TECHNIQUES
 
 __all__ = ["Slicer"]
 
@@ -111,21 +112,24 @@ class Slicer:
         memory_limit: int | str | None = None,
     ) -> None:
         flag("pad", pad)
+        if not callable(boundary):
+            one_of("boundary", boundary, TECHNIQUES)
         source = open_image(image)
         # An int tiles all axes; a sequence as many of the last ones as it has entries.
-        lengths = None if np.ndim(crop_size) == 0 else tuple(crop_size)  # type: ignore[arg-type]
-        _, self._axes = resolve_axes(source, axes, (), lengths)
+        several = lengths(crop_size, "crop_size")
+        _, self._axes = resolve_axes(source, axes, (), several)
         names = tuple(source.names[a] if source.names else str(a) for a in self._axes)
         crop, halo = per_axis("crop_size", crop_size, names), per_axis("overlap", overlap, names)
-        if axes is None and lengths is None:
+        if axes is None and several is None:
             guard_channels(source, self._axes, crop, one_int=True)
         offset = whole("stride_offset", stride_offset)
         self._batch = whole("batch_size", batch_size)
         if self._batch < 1:
             raise TilingError(f"batch_size must be at least 1 crop; got {batch_size}.")
-        for name, hook in (("output_transform", output_transform), ("collate", collate)):
+        hooks = {"output_transform": output_transform, "collate": collate, "progress_bar": progress_bar}
+        for name, hook in hooks.items():
             if not callable(hook):
-                raise TypeError(f"{name} must be callable; got {type(hook).__name__}.")
+                raise TypeError(f"{name} must be callable; got {brief(hook)}.")
         self._transform, self._collate, self._progress = output_transform, collate, progress_bar
         sizes = zip(names, (source.shape[a] for a in self._axes), crop, halo, strict=True)
         grids = tuple(_grid(name, n, c, o, offset, pad) for name, n, c, o in sizes)
@@ -170,7 +174,8 @@ class Slicer:
             position.append(i)
         places = [self._place(d, i) for d, i in enumerate(position)]
         source, destination = self._index([s for s, _ in places]), self._index([d for _, d in places])
-        return self._transform(self._reader.read(position)), source, destination
+        crop = noted("called as output_transform", self._transform, self._reader.read(position))
+        return crop, source, destination
 
     def _place(self, d: int, i: int) -> tuple[slice, slice]:
         """Return source and destination of crop ``i`` along tiled axis ``d``."""
@@ -182,7 +187,7 @@ class Slicer:
 
     def _item(self, crops: Sequence[tuple[Any, Index, Index]]) -> tuple[Any, Any, Any]:
         """Return the item of one crop or a batch."""
-        images = self._collate([crop for crop, _, _ in crops])
+        images = noted("called as collate", self._collate, [crop for crop, _, _ in crops])
         sources, destinations = [s for _, s, _ in crops], [d for _, _, d in crops]
         if self._batch == 1 and isinstance(images, list) and len(images) == 1:
             return images[0], sources[0], destinations[0]
@@ -229,6 +234,7 @@ class Slicer:
         >>> bool((output[:] == image).all())
         True
         """
+        check_writable("output", output)
         shape, ndim = tuple(map(int, output.shape)), len(self._reader.source.shape)
         axes = tuple(a - ndim + len(shape) for a in self._axes) if self._last else self._axes
         parts: list[Any] = [None] * len(shape)
@@ -257,10 +263,10 @@ def _grid(name: str, extent: int, crop: int, overlap: int, offset: int, pad: boo
         crop = min(crop, extent)
         overlap = min(overlap, (crop - 1) // 2)
     stride = crop - 2 * overlap + offset
-    if stride < 1:
+    if not 0 < stride <= LONGEST:
         raise GridError(
-            f"stride_offset must leave a positive stride; crop {crop} with overlap {overlap} has stride "
-            f"{crop - 2 * overlap}, so {offset} gives {stride} on axis {name}."
+            f"stride_offset must leave a positive stride, at most {LONGEST:.0e}; crop {crop} with overlap "
+            f"{overlap} has stride {crop - 2 * overlap}, and the offset is {brief(offset)} on axis {name}."
         )
     first = -overlap if pad else 0
     last = max(first, extent - crop - first)

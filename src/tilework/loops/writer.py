@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from tilework._checks import brief
 from tilework._types import Array, Index, Ints, Writable
 from tilework.engine.canvas import plus
 from tilework.errors import ContractError, GridError, TilingError
@@ -24,7 +25,7 @@ from tilework.function.calling import as_array, from_tensor, is_tensor
 from tilework.grid.tiles import Box
 from tilework.loops.common import Locked
 
-__all__ = ["ChunkWriter", "Sink", "Spans"]
+__all__ = ["ChunkWriter", "Sink", "Spans", "check_writable"]
 
 Spans = tuple[Ints, Ints] | None
 """Starts and stops of the parts along one axis of an array, samples; None: every part spans the axis."""
@@ -249,12 +250,20 @@ def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
 # -- arrays of any kind -----------------------------------------------------------------------------------
 
 
+def check_writable(what: str, array: Any) -> None:
+    """Raise a `TypeError` unless ``array`` can be written into."""
+    members = all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__"))
+    # An array of dask takes assignments, and computes nothing.
+    lazy = type(array).__module__.partition(".")[0] == "dask"
+    if lazy or not members or not isinstance(array.shape, tuple):
+        raise TypeError(f"{what} must have shape, dtype and item assignment; got {brief(array)}.")
+
+
 class Sink:
     """An array to write into: numpy, memmap, torch on any device, Zarr, h5py, or similar."""
 
     def __init__(self, array: Any, accumulate: bool = False, writer: ChunkWriter | None = None) -> None:
-        if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")):
-            raise TypeError(f"output must have shape, dtype and item assignment; got {type(array).__name__}.")
+        check_writable("output", array)
         self.array = array
         self.accumulate = accumulate
         """Whether blocks are added to the values of the array."""

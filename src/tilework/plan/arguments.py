@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import flag, parse_bytes, positive, sequence, whole
+from tilework._checks import as_numbers, brief, flag, parse_bytes, positive, sequence, whole
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
@@ -65,7 +65,7 @@ def check_flags(pass_tile: Any, name: Any, disagreement: Any = False) -> None:
     flag("pass_tile", pass_tile)
     flag("disagreement", disagreement)
     if name is not None and not (isinstance(name, str) and name):
-        raise TypeError(f"name must be a word for the dask array; got {name!r}.")
+        raise TypeError(f"name must be a word for the dask array; got {brief(name)}.")
 
 
 def unknown_argument(function: str, known: Iterable[str], name: str, value: Any) -> TypeError:
@@ -101,11 +101,11 @@ def _refuse_share(what: str, value: Any, crop: int) -> None:
         )
 
 
-def lengths(crop: Any) -> Index | None:
+def lengths(crop: Any, what: str = "crop") -> Index | None:
     """Return the crop's lengths, samples per tiled axis; None for one int."""
     if sequence(crop):
-        return tuple(whole("crop", c) for c in crop)
-    whole("crop", crop)
+        return tuple(whole(what, c) for c in crop)
+    whole(what, crop)
     return None
 
 
@@ -226,6 +226,8 @@ def memory_bytes(limit: Any) -> int:
 
 def check_crop_bytes(crop: Index, itemsize: int, memory: int) -> None:
     """Raise a `MemoryBudgetError` if a single crop exceeds the memory limit of a process."""
+    if max(crop) > LONGEST:
+        raise GridError(f"crop must be at most {LONGEST:.0e} samples per axis; got {brief(max(crop))}.")
     if (n := math.prod(crop) * itemsize) > memory:
         raise MemoryBudgetError(
             f"one crop of {crop} samples takes {n:.3g} bytes; memory_limit is {memory:.3g}. "
@@ -277,7 +279,8 @@ def tiles_in_mask(
         raise TypeError(
             "mask is needed when the graph is built; compute the dask array first: mask.compute()."
         )
-    values = unmasked(mask[...] if getattr(mask, "shape", ()) else mask)
+    array = hasattr(mask, "dtype") and isinstance(getattr(mask, "shape", None), tuple)
+    values = unmasked((mask[...] if mask.shape else mask) if array else as_numbers("mask", mask))
     if values.dtype.kind not in "biu":
         raise TypeError(
             f"mask must be bool or integer; got dtype {values.dtype}. Compare first: mask > threshold."

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of, warn, whole
+from tilework._checks import brief, is_whole, one_of, warn, whole
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales, with_weights
 from tilework.grid.axis import EDGES, AxisGrid, Edge
 from tilework.grid.weights import BLENDS, Blend, kind_of
 from tilework.plan.arguments import (
+    LONGEST,
     Axes,
     AxisLengths,
     axis_grid,
@@ -266,8 +267,8 @@ def make_plan(
     source_plans = tuple(map(_source_plan, sources, layout.source_axes))
     memory = memory_bytes(request.memory_limit)
     batch: Any = request.batch_size
-    if batch is not None and (type(batch) is bool or not isinstance(batch, int | np.integer) or batch < 1):
-        raise TilingError(f"batch_size must be a whole number of crops, at least 1; got {batch!r}.")
+    if batch is not None and not (is_whole(batch) and 0 < batch <= LONGEST):
+        raise TilingError(f"batch_size must be a whole number of crops, at least 1; got {brief(batch)}.")
     plan = TilePlan(
         layout.grids,
         layout.names,

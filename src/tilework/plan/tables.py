@@ -20,7 +20,9 @@ from typing import Self, overload
 
 import numpy as np
 
+from tilework._checks import of_type
 from tilework._types import Array, Bits, Ints, Span
+from tilework.errors import GridError
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box, Tile, TileGrid
@@ -358,6 +360,11 @@ class BlockPlan(Sequence[Tile]):
         int
         """
         box = Box((0,) * len(self.axes), self.shape) if box is None else box
+        of_type("box", box, Box, "a Box of image samples")
+        if len(box.start) != len(self.axes) or any(
+            not 0 <= a <= b <= n for a, b, n in zip(box.start, box.stop, self.shape, strict=True)
+        ):
+            raise GridError(f"box must lie in the image of shape {self.shape}; got {box}.")
         if not box.size or not len(self):
             return 0
         chosen = [

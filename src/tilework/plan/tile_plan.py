@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from tilework._checks import Explanation, flag
+from tilework._checks import Explanation, flag, of_type
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import rows
@@ -56,11 +56,25 @@ class TilePlan(BlockPlan):
         ------
         TilingError
             For text of another format.
+        TypeError
+            If it is no text.
         """
-        data = json.loads(text)
-        version = data.pop("tilework_plan", None)
+        of_type("text", text, (str, bytes), "the JSON text that to_json returned")
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise TilingError(f"text must be what to_json returned; it is no JSON: {error}.") from error
+        version = data.pop("tilework_plan", None) if isinstance(data, dict) else None
         if version != FORMAT:
             raise TilingError(f"the text must be a plan of format {FORMAT}; got format {version!r}.")
+        try:
+            return cls._restored(data)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise TilingError(f"text is a plan of which a part is missing or changed: {error!r}.") from error
+
+    @classmethod
+    def _restored(cls, data: dict[str, Any]) -> TilePlan:
+        """Return the plan with the values of its JSON form."""
         data["axes"] = tuple(_axis(**a) for a in data["axes"])
         data["outputs"] = tuple(
             OutputPlan(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_dtype, positive, warn, wholes
+from tilework._checks import as_dtype, as_numbers, at_least, brief, positive, warn, wholes
 from tilework._types import Array, Function
 from tilework.errors import TilingError, TilingWarning
 from tilework.function.calling import check_function
@@ -24,7 +24,7 @@ from tilework.probing.experiment import Experiment
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import search
 from tilework.source.base import BlockSource, Source
-from tilework.source.opening import open_source
+from tilework.source.opening import open_all
 
 __all__ = ["choose_overlap", "probe"]
 
@@ -104,13 +104,16 @@ def probe(
     ((3, 0), ((3, 0), (0, 0)), (1, 1), True)
     """
     check_function(fn)
+    seed = at_least("seed", seed, 0)
+    if values is not None and as_numbers("values", values).shape != (2,):
+        raise TypeError(f"values must be (low, high), two numbers; got {brief(values)}.")
+    batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
     if tolerance is not None and not positive("tolerance", tolerance):
         raise TilingError(f"tolerance must be a positive share of the largest result; got {tolerance!r}.")
     if array is not None:
         if shape is not None:
             raise TilingError("give array or shape, not both: an array has its shape.")
-        given = tuple(array) if isinstance(array, tuple) else (array,)
-        sources = tuple(map(open_source, given))
+        sources = open_all(array)
     else:
         whole = lengths(crop) if shape is None else wholes("shape", shape)
         if whole is None:

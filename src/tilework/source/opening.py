@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import as_dtype, brief, wholes
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
 from tilework.function.calling import from_tensor, is_tensor
@@ -23,7 +24,7 @@ from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource
 from tilework.source.stamps import Files, Stamp
 from tilework.source.zarr_array import ZarrSource, zarr_source
 
-__all__ = ["Image", "check_extents", "open_source"]
+__all__ = ["Image", "check_extents", "open_all", "open_source"]
 
 
 # Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
@@ -61,6 +62,14 @@ def open_source(array: Image) -> Source:
             "Convert it with astype()."
         )
     return source
+
+
+def open_all(array: Image | tuple[Image, ...]) -> tuple[Source, ...]:
+    """Open an array, or each of a tuple, as a `Source`."""
+    given = array if isinstance(array, tuple) else (array,)
+    if not given:
+        raise TypeError("array must be an array, or a tuple of at least one; got ().")
+    return tuple(map(open_source, given))
 
 
 def _open(array: Any) -> Source:
@@ -118,10 +127,11 @@ def _refuse_masked(array: Any) -> None:
 
 
 def _check_sliceable(array: Any) -> None:
-    if not all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__")):
-        raise TypeError(
-            f"array must have shape, dtype and slicing, or be a path; got {type(array).__name__}."
-        )
+    members = all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__"))
+    if isinstance(array, type) or not members or not isinstance(array.shape, tuple | list):
+        raise TypeError(f"array must have shape, dtype and slicing, or be a path; got {brief(array)}.")
+    wholes("the shape of array", array.shape)
+    as_dtype(array.dtype)
 
 
 def _regular_chunks(array: Any) -> tuple[int, ...] | None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tilework._checks import scalar
 from tilework._types import Array, Ints
+from tilework.errors import TilingError
 
 __all__ = ["BOUNDARIES", "TECHNIQUES", "AxisRead", "Boundary", "read_padded", "read_with_numpy"]
 
@@ -135,7 +136,14 @@ def read_with_numpy(
     out = [a < 0 or b > n for (a, b), n in zip(wanted, extents, strict=True)]
     box = tuple((0, n) if sticks else span for sticks, span, n in zip(out, wanted, extents, strict=True))
     own = [tuple(width) if sticks else (0, 0) for sticks, width in zip(out, widths, strict=True)]
-    lines = np.pad(read(box), own, mode, **options)
+    samples = read(box)
+    try:
+        lines = np.pad(samples, own, mode, **options)
+    except Exception as error:
+        if callable(mode):
+            error.add_note("called by numpy.pad, as the padding mode")
+            raise
+        raise TilingError(f"numpy.pad refuses mode {mode!r} with options {options}: {error}") from error
     first = [w - low for (w, _), (low, _) in zip(own, box, strict=True)]
     return lines[tuple(slice(a + d, b + d) for (a, b), d in zip(wanted, first, strict=True))]
 

@@ -6,10 +6,12 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tilework._checks import brief
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
@@ -118,9 +120,9 @@ class Changes:
 
 def names_to_accept(accept: Any) -> tuple[str, ...]:
     """Return the argument ``accept``; raise a `TypeError` unless it is a sequence of names."""
-    names = tuple(accept) if isinstance(accept, Iterable) else (None,)
-    if isinstance(accept, str | bytes) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f'accept must be a list of names of parts, as ["fn constants"]; got {accept!r}.')
+    names = tuple(accept) if isinstance(accept, AbstractSet | list | tuple) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f'accept must be a list of names of parts, as ["fn constants"]; got {brief(accept)}.')
     return names
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilework._checks import as_text, flag, one_of
+from tilework._checks import as_options, as_text, brief, flag, one_of
 from tilework.engine.nan import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError
@@ -137,6 +137,8 @@ resources, priority
     """
     overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
     check_progress(progress)
+    if hasattr(jobs, "dtype") or not hasattr(jobs, "__iter__"):
+        raise TypeError(f"jobs must be an iterable of (result, store); got {brief(jobs)}.")
     one_of("on_error", on_error, ("continue", "fill", "raise"))
     where = Where.find(
         scheduler, client, retries=retries, resources=resources, priority=priority, alone=False
@@ -145,6 +147,7 @@ resources, priority
         "overwrite": overwrite, "resume": resume, "version": version, "accept": accept,
         "memory_limit": memory_limit, "on_error": "fill" if on_error == "fill" else "raise",
     }  # fmt: skip
+    _asked(common, options)
     many = _Many(where, common, options, stops=on_error == "raise")
     with outside_of_the_pool(where.client):
         run(
@@ -225,10 +228,10 @@ def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
     if not isinstance(job, tuple | list) or len(job) not in (2, 3):
         raise TilingError(
             f"a job is (result, store), (result, store, options), or a callable that returns one; got "
-            f"{type(job).__name__} for job {number}."
+            f"{brief(job)} for job {number}."
         )
     out, store, *own = job
-    return out, store, own[0] if own else {}
+    return out, store, as_options(f"the options of job {number}", own[0]) if own else {}
 
 
 def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:

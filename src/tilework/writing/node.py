@@ -11,7 +11,7 @@ import zarr
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, StorePath
 
-from tilework._checks import forget_frames
+from tilework._checks import brief, forget_frames
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.writing.objects import FOLDER, Objects, load, read_only
@@ -157,6 +157,8 @@ def home_of(at: StorePath, address: str, asked: Any = None) -> Home:
     TilingError
         If an array or data that are not Zarr lie above it, or ``asked``, a Zarr format, is another one.
     """
+    if asked is not None and not (type(asked) is int and asked in (2, 3)):
+        raise TilingError(f"zarr_format must be 2 or 3; got {brief(asked)}.")
     root = _root(at)
     seen = read_only(root)
     above: list[str] = []

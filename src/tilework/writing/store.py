@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import flag, parse_bytes
+from tilework._checks import flag, of_type, one_of, parse_bytes
 from tilework._types import Index
 from tilework.engine.spec import Spec
 from tilework.errors import GridError, MemoryBudgetError, TilingError
@@ -197,6 +197,12 @@ class Asked:
     memory_limit: Any = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, value in (("path", self.path), ("version", self.version)):
+            if value is not None:
+                of_type(name, value, str, "a string")
+        names_to_accept(self.accept)
+
     def target(self, store: Any, key: str) -> Target:
         """Return the target of the output ``key``."""
         return Target(
@@ -236,15 +242,15 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     The arrays are claimed for the run until the job is closed; for a run that somebody else computes, only
     until they are created.
     """
-    if asked.on_error not in ("raise", "fill") and not callable(asked.on_error):
-        raise TilingError(f'on_error must be "raise", "fill" or a callable; got {asked.on_error!r}.')
+    if not callable(asked.on_error):
+        one_of("on_error", asked.on_error, ("raise", "fill"))
     arrays = _by_key(out)
     several = isinstance(out, tuple | list | Mapping)
     found = {key: find_spec(array) for key, array in arrays.items()}
     calls = {None if f is None else f.name for f in found.values()}
     if several and (None in calls or len(calls) > 1):
         raise TilingError(
-            "a tuple or dict must be the unmodified result of one tiled_map; write the others one by one."
+            "a tuple or dict as out must be the unmodified result of one tiled_map; write others one by one."
         )
     for key, array in arrays.items():
         if not hasattr(array, "dask"):

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import zarr
+from zarr.storage import MemoryStore
 
+from tilework._checks import as_options, brief
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
@@ -74,6 +76,8 @@ class Target:
     def given(self) -> Any:
         """The array to write into, if the caller gave one as store."""
         array = all(hasattr(self.store, name) for name in ("shape", "dtype", "__setitem__"))
+        if array and hasattr(self.store, "dask"):
+            raise TypeError(f"store must hold data; got {brief(self.store)}, which would take no result.")
         return self.store if array else None
 
     @property
@@ -207,9 +211,10 @@ class Fresh:
         target, options = self.target, dict(self.target.options)
         for name in ("storage_options", "zarr_format"):
             options.pop(name, None)
+        self._try(shape, dtype, layout, options)
         before = Ledger(self.found).record if isinstance(self.found, zarr.Array) else None
         record = completed(record, shape, layout.unit, target.objects, before)
-        attributes = dict(options.pop("attributes", None) or {}) | {RECORD: record}
+        attributes = (as_options("attributes", options.pop("attributes", None) or {})) | {RECORD: record}
         forget(target.objects)
         if target.overwrite:
             clear(target.at, self.found)
@@ -223,6 +228,21 @@ class Fresh:
             raise TilingError(
                 f"{target.address} was created by somebody else in this moment; look at it, and call again."
             ) from error
+
+    def _try(self, shape: Index, dtype: np.dtype[Any], layout: Layout, options: Mapping[str, Any]) -> None:
+        """Raise a `TilingError` if zarr refuses the caller's options, before anything is deleted for them."""
+        if not options:
+            return
+        own: dict[str, Any] = {
+            "chunks": layout.chunks,
+            "shards": layout.shards,
+            "zarr_format": self.home.zarr_format,
+        }
+        try:
+            zarr.create_array(MemoryStore(), shape=shape, dtype=dtype, **own | dict(options))
+        except Exception as error:
+            given = ", ".join(f"{name}={brief(value)}" for name, value in options.items())
+            raise TilingError(f"zarr.create_array refuses {given}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +344,11 @@ Place = Fresh | Continued | Foreign
 
 
 def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
+    if len(array.shape) != len(shape):
+        raise TilingError(
+            f"store {target.address} has shape {tuple(array.shape)}; the result has {shape}. Name another "
+            "place, or give an array of the shape of the result."
+        )
     found = layout_of(array)
     for what in ("chunks", "shards"):
         given, has = getattr(target, what), getattr(found, what)

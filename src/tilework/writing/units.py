@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tilework._checks import brief, is_whole
 from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.spec import Spec
 from tilework.errors import AlignmentError, TilingError
@@ -177,11 +178,9 @@ def lengths(what: str, value: Any, shape: Index) -> Index | None:
     if value is None:
         return None
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
-    if len(sizes) != len(shape) or any(
-        isinstance(s, bool) or not isinstance(s, int | np.integer) or s < 1 for s in sizes
-    ):
+    if len(sizes) != len(shape) or any(not is_whole(s) or s < 1 for s in sizes):
         raise TilingError(
-            f"{what} needs one positive whole number per axis of the result {shape}; got {value!r}."
+            f"{what} needs one positive whole number per axis of the result {shape}; got {brief(value)}."
         )
     return tuple(max(1, min(int(s), n)) for s, n in zip(sizes, shape, strict=True))
 

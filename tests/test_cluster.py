@@ -426,3 +426,17 @@ def test_the_memory_of_a_run_is_that_of_the_smallest_worker() -> None:
     workers = tuple({"memory_limit": n, "nthreads": 2, "resources": {}} for n in limits)
     found = Where(get=lambda *_: None, client=object(), workers=workers)
     assert found.memory == int(0.6 * 10**9)
+
+
+def test_the_memory_of_a_task_is_the_least_that_a_worker_has_for_each_of_its_tasks() -> None:
+    """Neither the smallest worker nor the one with most threads decides alone."""
+    kinds = {
+        "a small one beside a large one": ([(2, 1), (64, 16)], (1, 2)),
+        "many threads on little": ([(8, 1), (16, 16)], (16, 16)),
+        "one without a limit": ([(0, 32), (8, 4)], (4, 8)),
+        "equal quotients": ([(8, 4), (8, 4)], (4, 8)),
+    }
+    for name, (given, (threads, memory)) in kinds.items():
+        workers = tuple({"memory_limit": n * 10**9, "nthreads": t, "resources": {}} for n, t in given)
+        found = Where(get=lambda *_: None, client=object(), workers=workers)
+        assert (found.threads, found.memory) == (threads, int(0.6 * memory * 10**9)), name

@@ -10,6 +10,7 @@ import operator
 import re
 import sys
 import textwrap
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -18,6 +19,7 @@ from fractions import Fraction
 from html import escape
 from numbers import Number
 from reprlib import Repr
+from types import FrameType
 from typing import Any, Self, TypeGuard, TypeVar
 
 import numpy as np
@@ -55,7 +57,8 @@ __all__ = [
 
 T = TypeVar("T")
 
-PACKAGE = __name__.partition(".")[0]
+# Packages whose frames lie between the caller's line and a warning: pools, event loops, wrappers.
+RUNNERS = {__name__.partition(".")[0], "dask", "distributed", "tornado", "zarr", *sys.stdlib_module_names}
 # Names in other tools: (their word, whose it is, our word).
 _ELSEWHERE = (
     ("adaptive", "Patchly's", "clip"),
@@ -319,11 +322,25 @@ def as_text(error: BaseException) -> BaseException:
 
 
 def warn(message: str, category: type[Warning]) -> None:
-    """Issue a warning at the innermost frame outside this package."""
-    frame, level = sys._getframe(1), 2  # 1 would be the line below
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == PACKAGE:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, category, stacklevel=level)
+    """Issue a warning at the line of the caller's own code that led here.
+
+    In a thread of a pool that line is not on the stack; the main thread waits at it.
+    """
+    waiting = sys._current_frames().get(threading.main_thread().ident or 0)
+    frame = _callers(sys._getframe(1)) or _callers(waiting) or sys._getframe(1)
+    names = frame.f_globals
+    warnings.warn_explicit(
+        message, category, frame.f_code.co_filename, frame.f_lineno, module=names.get("__name__"),
+        registry=names.setdefault("__warningregistry__", {}),
+    )  # fmt: skip
+
+
+def _callers(frame: FrameType | None) -> FrameType | None:
+    """Return the innermost frame, from ``frame`` outwards, of neither this package nor what runs it."""
+    # `skip_file_prefixes` of warnings came with Python 3.12, and is about folders.
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in RUNNERS:
+        frame = frame.f_back
+    return frame
 
 
 # Widths in characters: the column of names, and a line (the width of a cell in the documentation).

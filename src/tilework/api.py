@@ -22,7 +22,6 @@ from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
 from tilework.plan.arguments import check_flags, unknown_argument
-from tilework.plan.cost import fewest_calls
 from tilework.plan.deviation import with_deviation
 from tilework.plan.request import (
     Request,
@@ -46,7 +45,7 @@ __all__ = ["plan_tiles", "tiled_map"]
 TRAVEL_WARNING = 100 * 10**6
 # Most blocks of one array: a graph takes about 1 kB for each.
 MOST_BLOCKS = 10**7
-# A cost warning needs this many times the fewest crops that could cover the image, and this many crops.
+# A cost warning needs this many crops, and this many times those of the edge that it advises.
 EXTRA_CALLS, MANY_CALLS = 1.1, 256
 
 Scalar = bool | int | float | complex | np.generic
@@ -335,6 +334,16 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
     return make_plan((source,), layout, request, [weighed(b, layout, request) for b in bound])
 
 
+def _sends() -> bool:
+    """Return whether dask would compute a result now on workers in other processes."""
+    from dask.config import get
+
+    client = active_client()
+    if client is None or get("scheduler", None) not in (None, "dask.distributed", "distributed"):
+        return False
+    return not str(client.scheduler.address).startswith("inproc")
+
+
 def _warn(spec: Spec) -> None:
     plan = spec.plan
     for output in spec.outputs:
@@ -344,11 +353,13 @@ def _warn(spec: Spec) -> None:
             warn(text, TilingWarning)
     if not len(plan):
         warn('no crop fits into the image: with edge="drop" all is fill_value.', TilingWarning)
-    fewest = fewest_calls(plan)
-    if plan.axes[-1].edge == "shift" and len(plan) >= MANY_CALLS and len(plan) > EXTRA_CALLS * fewest:
-        warn(f'{len(plan)} crops; {fewest} could cover the image. edge="squeeze" gets closer.', CostWarning)
+    if plan.axes[-1].edge == "shift" and plan.mask is None and len(plan) >= MANY_CALLS:
+        # What another edge would do under a mask is not known.
+        fewer = math.prod(len(replace(axis, edge="squeeze")) for axis in plan.axes)
+        if len(plan) > EXTRA_CALLS * fewer:
+            warn(f'{len(plan)} crops; {fewer} could cover the image, with edge="squeeze".', CostWarning)
     heavy = [s.nbytes for s in spec.sources if s.in_memory and s.nbytes > TRAVEL_WARNING]
-    if heavy and active_client() is not None:
+    if heavy and _sends():
         warn(
             f"an array of {max(heavy) / 10**6:.0f} MB in memory will be sent to the cluster crop by crop; a "
             "Zarr store that the workers can read is sent as a path.",

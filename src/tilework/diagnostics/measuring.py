@@ -27,8 +27,8 @@ from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
-from tilework.plan.arguments import n_threads
 from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes
+from tilework.plan.machine import n_threads
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["Measured", "explain", "measure"]

@@ -15,12 +15,13 @@ import dask.array as da
 import dask.local
 import dask.threaded
 from dask.base import get_scheduler
+from dask.system import CPU_COUNT
 
 from tilework._checks import as_options, at_least, brief, check_calls, of_type, positive, whole
 from tilework.errors import TilingError
 from tilework.execution.inside import can_leave, runs_of
 from tilework.function.guard import current_worker
-from tilework.plan.arguments import default_memory, n_threads
+from tilework.plan.machine import default_memory, n_threads
 
 __all__ = ["BUSY", "Where"]
 
@@ -113,7 +114,18 @@ class Where:
         if self.client is None:
             known = getattr(self.get, "__module__", "")
             return 1 if known in ("dask.local", "dask.multiprocessing") else _local_workers()
-        return max((w["nthreads"] for w in self.workers), default=n_threads())
+        return self._tightest[0]
+
+    @property
+    def _tightest(self) -> tuple[int, int]:
+        """Concurrent tasks and memory, bytes, of the worker with the least memory for each of its tasks."""
+        limited = [
+            (int(w["nthreads"]), int(MEMORY_SHARE * w["memory_limit"]))
+            for w in self.workers
+            if w["memory_limit"]
+        ]
+        most = max((int(w["nthreads"]) for w in self.workers), default=n_threads())
+        return min(limited, key=lambda worker: worker[1] / worker[0], default=(most, default_memory()))
 
     @property
     def at_a_time(self) -> int:
@@ -152,9 +164,7 @@ class Where:
             apart = "multiprocessing" in getattr(self.get, "__module__", "")
             beside = 1 if around is None else int(around.state.nthreads)
             return memory // (beside * (_local_workers() if apart else 1))
-        limits = [w["memory_limit"] for w in self.workers if w["memory_limit"]]
-        memory = int(MEMORY_SHARE * min(limits)) if limits else default_memory()
-        return memory // (1 if around is None else runs_of(around))
+        return self._tightest[1] // (1 if around is None else runs_of(around))
 
     @property
     def again(self) -> bool:
@@ -202,4 +212,4 @@ def _in_pool_of(get: Callable[..., Any]) -> bool:
 
 def _local_workers() -> int:
     """Return the number of threads or processes that dask starts on this machine."""
-    return int(dask.config.get("num_workers", None) or n_threads())
+    return int(dask.config.get("num_workers", None) or CPU_COUNT)

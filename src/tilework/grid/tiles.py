@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
+from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid
 
 __all__ = ["Box", "Tile", "TileGrid"]
@@ -114,6 +115,26 @@ class TileGrid(Sequence[Tile]):
 
     def __iter__(self) -> Iterator[Tile]:
         return self.within([(0, count) for count in self.shape])
+
+    def __contains__(self, tile: object) -> bool:
+        # A tile knows its number, so that nobody has to look for it among all.
+        return isinstance(tile, Tile) and 0 <= tile.index < len(self) and self[tile.index] == tile
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Return the number of a tile of this grid, from ``start`` on and before ``stop``.
+
+        Raises
+        ------
+        TilingError
+            If the tile is none of these.
+        """
+        if value not in self or value.index not in range(*slice(start, stop).indices(len(self))):
+            raise TilingError(f"{value!r} is none of the {len(self)} tiles from {start} on.")
+        return int(value.index)
+
+    def count(self, value: Any) -> int:
+        """Return 1 for a tile of this grid, and 0 for anything else."""
+        return int(value in self)
 
     def number(self, position: Sequence[int]) -> int:
         """Return the raster number of the tile at ``position``."""

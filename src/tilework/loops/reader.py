@@ -14,7 +14,8 @@ from tilework.errors import TilingError
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import in_task
 from tilework.grid.axis import AxisGrid
-from tilework.plan.arguments import check_crop_bytes, default_memory
+from tilework.plan.arguments import check_crop_bytes
+from tilework.plan.machine import default_memory
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy

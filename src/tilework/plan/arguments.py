@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 import math
-import os
 import reprlib
 from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from tilework._checks import as_numbers, brief, flag, parse_bytes, positive, seq
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
+from tilework.plan.machine import default_memory
 from tilework.plan.tables import box_sums, joint
 from tilework.source.base import Source, unmasked
 
@@ -23,7 +24,6 @@ __all__ = [
     "AxisLengths",
     "axis_grid",
     "check_axis",
-    "default_memory",
     "lengths",
     "per_axis",
     "resolve_axes",
@@ -93,7 +93,13 @@ def per_axis(what: str, value: Any, names: Sequence[str], crop: Sequence[int] | 
 
 def _refuse_share(what: str, value: Any, crop: int) -> None:
     """Raise a `TypeError` with the conversion if an overlap or stride is given as a fraction of the crop."""
-    if isinstance(value, float | np.floating) and 0 <= value < 1:
+    if isinstance(value, float | np.floating | Fraction) and 0 <= value < 1:
+        value = float(value)
+        if what == "stride":
+            raise TypeError(
+                f"stride is in samples, a whole number; got {value!r}. For starts that are {value:g} of crop "
+                f"{crop} apart: stride={max(1, round(value * crop))}."
+            )
         raise TypeError(
             f"{what} is in samples, a whole number; got {value!r}. "
             f"For neighbours that share {value:g} of crop {crop}: "
@@ -233,25 +239,6 @@ def check_crop_bytes(crop: Index, itemsize: int, memory: int) -> None:
             f"one crop of {crop} samples takes {n:.3g} bytes; memory_limit is {memory:.3g}. "
             "Use a smaller crop."
         )
-
-
-def default_memory() -> int:
-    """Return the default memory limit of a process, bytes: half of the machine's or control group's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 * 2**30
-    try:
-        with open("/sys/fs/cgroup/memory.max") as file:  # noqa: PTH123 -- asked twice a plan; absent elsewhere
-            limit = file.read().strip()
-        total = min(total, int(limit)) if limit.isdigit() else total
-    except OSError:
-        pass
-    return total // 2
-
-
-def n_threads() -> int:
-    """Return the number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def tiles_in_mask(

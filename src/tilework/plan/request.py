@@ -24,13 +24,13 @@ from tilework.plan.arguments import (
     guard_channels,
     lengths,
     memory_bytes,
-    n_threads,
     parse_chunks,
     per_axis,
     resolve_axes,
     tiles_in_mask,
 )
 from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.machine import n_threads
 from tilework.plan.tables import pack
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
 from tilework.source.base import Source

@@ -16,11 +16,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 
-from tilework._checks import of_type
+from tilework._checks import brief, of_type
 from tilework._types import Array, Bits, Ints, Span
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput
@@ -255,6 +255,33 @@ class BlockPlan(Sequence[Tile]):
     def __iter__(self) -> Iterator[Tile]:
         return iter(self.grid)
 
+    def __contains__(self, tile: object) -> bool:
+        return tile in self.grid
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Return the number of a tile of this plan, from ``start`` on and before ``stop``.
+
+        Raises
+        ------
+        TilingError
+            If the tile is none of these.
+        """
+        return self.grid.index(value, start, stop)
+
+    def count(self, value: Any) -> int:
+        """Return 1 for a tile of this plan, and 0 for any other value.
+
+        Raises
+        ------
+        TypeError
+            For ranges of tiles, which `running` takes.
+        """
+        if isinstance(value, list | tuple):
+            raise TypeError(
+                f"count takes a tile; the tiles that run in ranges are plan.running({brief(value)})."
+            )
+        return self.grid.count(value)
+
     @property
     def exact_border(self) -> bool:
         """Whether no axis is padded at its end, so that results can be compared with the untiled image."""
@@ -294,7 +321,7 @@ class BlockPlan(Sequence[Tile]):
         """Tiles that each block owns and touches, and samples that it reads; one table per axis."""
         return axis_tables(self.axes, self.block, tuple(o.rim for o in self.outputs))
 
-    def count(self, ranges: Sequence[Span]) -> int:
+    def running(self, ranges: Sequence[Span]) -> int:
         """Return the number of tiles that run in a box of tiles.
 
         Parameters
@@ -313,7 +340,7 @@ class BlockPlan(Sequence[Tile]):
     @property
     def n_runs(self) -> int:
         """Number of tiles that run."""
-        return self.count([(0, n) for n in self.grid_shape])
+        return self.running([(0, n) for n in self.grid_shape])
 
     def box(self, index: Sequence[int]) -> Box:
         """Return the image samples of block ``index``."""
@@ -322,11 +349,11 @@ class BlockPlan(Sequence[Tile]):
 
     def owned(self, index: Sequence[int]) -> int:
         """Return the number of tiles that block ``index`` owns and runs under ``share``."""
-        return self.count([t.owned[b] for t, b in zip(self.tables, index, strict=True)])
+        return self.running([t.owned[b] for t, b in zip(self.tables, index, strict=True)])
 
     def touched(self, index: Sequence[int]) -> int:
         """Return the number of running tiles that have weight in block ``index``."""
-        return self.count([t.touch[b] for t, b in zip(self.tables, index, strict=True)])
+        return self.running([t.touch[b] for t, b in zip(self.tables, index, strict=True)])
 
     def earlier(self, index: Sequence[int]) -> list[tuple[int, ...]]:
         """Return the earlier neighbours whose seam reaches into block ``index``, in raster order."""
@@ -380,7 +407,7 @@ class BlockPlan(Sequence[Tile]):
             for table, blocks in zip(self.tables, chosen, strict=True):
                 first = blocks[0] - 1 if blocks[0] and table.reaches[blocks[0] - 1] else blocks[0]
                 ranges.append((table.owned[first][0], table.owned[blocks[-1]][1]))
-            return self.count(ranges)
+            return self.running(ranges)
         return math.prod(
             sum(t.touch[b][1] - t.touch[b][0] for b in blocks)
             for t, blocks in zip(self.tables, chosen, strict=True)

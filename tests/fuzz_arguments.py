@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -46,13 +46,16 @@ SOURCES = str(Path(tw.__file__).parent)
 RAISES = {number for name, number in __import__("dis").opmap.items() if name in ("RAISE_VARARGS", "RERAISE")}
 
 
+FAILED, GONE = "a method of the object failed", "the file of the array is gone"
+
+
 class Broken:
     """An object whose comparisons, truth, length and iteration fail."""
 
     __hash__ = None  # type: ignore[assignment]
 
     def _fails(self, *_: Any) -> Any:
-        raise RuntimeError("a method of the object failed")
+        raise RuntimeError(FAILED)
 
     __eq__ = __ne__ = __lt__ = __gt__ = __le__ = __ge__ = _fails  # type: ignore[assignment]
     __len__ = __bool__ = __iter__ = __getitem__ = __contains__ = _fails
@@ -65,9 +68,6 @@ class Lying:
 
     def __getitem__(self, key: Any) -> Any:
         return self
-
-
-GONE = "the file of the array is gone"
 
 
 class Half:
@@ -433,10 +433,12 @@ def _innermost(trace: TracebackType | None) -> TracebackType | None:
     return trace
 
 
-def is_foreign(error: BaseException) -> bool:
+def is_foreign(error: BaseException, arguments: Collection[str] = ()) -> bool:
     """Return whether an error is neither ours, raised on purpose, nor the noted one of a user's function."""
     if getattr(error, "__notes__", ()):
         return False
+    if str(error) == FAILED and "jobs" in arguments:
+        return False  # an iterable of jobs is the caller's own code
     if isinstance(error, OSError) and str(error) == GONE:
         return False
     last = _innermost(error.__traceback__)
@@ -513,7 +515,7 @@ def fuzz(calls: int, seed: int, *, show: bool = False, unclear: bool = False) ->
             sys.stderr.write(f"{number} {name}({text})\n")
         error = call(name, chosen)
         if error is not None and (
-            is_foreign(error) or (unclear and len(chosen) == 1 and is_unclear(error, *chosen))
+            is_foreign(error, chosen) or (unclear and len(chosen) == 1 and is_unclear(error, *chosen))
         ):
             yield Foreign(name, text, error)
         with contextlib.suppress(ImportError):

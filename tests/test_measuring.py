@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -16,7 +17,12 @@ from scipy import ndimage as ndi
 
 import tilework as tw
 from tests.networks import dncnn, kodim23, noisy, realesr_x2
+from tilework.diagnostics import measuring
 from tilework.diagnostics.measuring import measure
+from tilework.engine.parts import tiles_touching
+from tilework.graph.build import find_spec, plan_of
+from tilework.grid.tiles import Box
+from tilework.source.zarr_array import ZarrSource
 
 IMAGE = np.random.default_rng(0).random((300, 260)).astype(np.float32)
 
@@ -128,3 +134,85 @@ def test_errors() -> None:
         tw.plan_tiles((99, 99), 32, 4).explain(measure=True)
     with pytest.raises(tw.TilingError, match="unmodified"):
         tw.explain(IMAGE)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crop": 32, "stride": 8, "blend": "hann"},
+        {"crop": 32, "stride": 16, "blend": "gaussian", "chunks": 64},
+        {"crop": 32, "stride": 24, "blend": "max"},
+        {"crop": 32, "overlap": 4},
+        {"crop": (8, 16), "stride": (2, 16), "blend": "average", "edge": "squeeze"},
+    ],
+    ids=str,
+)
+def test_blending_counts_each_tile_and_its_samples_once(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With given costs of a tile and of a sample, the prediction is their sum over the run."""
+    tile_cost, sample_cost = 1e-4, 1e-7
+    taken: list[float] = []
+
+    def costly(spec: Any, number: int, index: Any, box: Any, results: Any) -> None:
+        found = [t for _, own in tiles_touching(spec, number, index, box) for t in own]
+        weights = spec.outputs[number].weights
+        boxes = [Box.of(w.support(i) for w, i in zip(weights, t.position, strict=True)) for t in found]
+        taken[:] = [sum(tile_cost + sample_cost * b.intersect(box).size for b in boxes)]
+
+    def timed(act: Callable[[], Any], threads: int = 1) -> float:
+        taken[:] = [0.0]
+        act()
+        return taken[0]
+
+    monkeypatch.setattr(measuring, "part_of_block", costly)
+    monkeypatch.setattr(measuring, "_timed_together", timed)
+    image = np.random.default_rng(0).random((200, 160)).astype("f4")
+    out = tw.tiled_map(np.negative, image, dtype="f4", reuse="share", **options)
+    plan = plan_of(out)
+    weights = find_spec(out).spec.outputs[0].weights  # type: ignore[union-attr]
+    each_axis = [sum(b - a for a, b in map(w.support, range(len(w.grid)))) for w in weights]
+    real = tile_cost * len(plan) + sample_cost * math.prod(each_axis)
+    assert measure(out).blend_seconds == pytest.approx(real, rel=0.1)
+
+
+def test_stored_chunks_are_decoded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk that is kept would only be copied, and the time of decoding be lost."""
+    store = zarr.create_array(tmp_path / "a.zarr", data=IMAGE, chunks=(32, 32))
+    reads: list[int] = []
+    read = ZarrSource.read
+
+    def counted(self: Any, box: Any) -> Any:
+        reads.append(1)
+        return read(self, box)
+
+    monkeypatch.setattr(ZarrSource, "read", counted)
+    monkeypatch.setattr(measuring, "ENOUGH", 10.0)
+    measure(tw.tiled_map(np.negative, store, 64, 8, dtype="f4"))
+    assert len(reads) >= 30 * 4
+
+
+@pytest.mark.distributed
+def test_counts_all_workers_and_the_threads_of_one() -> None:
+    """Of many workers the client names five unless it is asked for all."""
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set(scheduler=None),
+        LocalCluster(n_workers=7, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster),
+    ):
+        found = measure(tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32"))
+        with dask.config.set(scheduler="threads", num_workers=3):
+            local = measure(tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32"))
+    assert (found.scheduler, found.workers) == ("distributed", 14)
+    assert (local.scheduler, local.workers) == ("threads", 3)
+
+
+def test_the_peak_is_that_of_the_threads_of_one_process() -> None:
+    out = tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32")
+    with dask.config.set(scheduler="threads", num_workers=8):
+        many = measure(out).peak_bytes
+    with dask.config.set(scheduler="sync"):
+        one = measure(out).peak_bytes
+    assert many > 4 * one

@@ -6,36 +6,41 @@ import functools
 import math
 import os
 import statistics
-import sys
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from dask.config import get as dask_option
 
 from tilework._checks import Explanation, Report, flag
-from tilework._types import Array
+from tilework._types import Array, Span
 from tilework.diagnostics.viewing import TileRunner, members_of
-from tilework.engine.parts import blocks_of, part_of_block
+from tilework.engine.parts import blocks_of, part_of_block, tiles_touching
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
+from tilework.execution.where import Where
+from tilework.function.output import BoundOutput
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
-from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes
+from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks
 from tilework.plan.machine import n_threads
 from tilework.plan.tile_plan import TilePlan
+from tilework.source.kept import CHUNKS
 
 __all__ = ["Measured", "explain", "measure"]
 
 # Seconds for which a call is repeated, and most repetitions: enough to time quick functions to a few per
 # cent.
 ENOUGH, MOST_CALLS = 0.3, 30
+# Seconds that a scheduler spends on a task: dask's own in this process, and that of a cluster.
+LOCAL_TASK, CLUSTER_TASK = 2e-4, 1e-3
+# Bytes that are copied to see how long it takes.
+COPIED = 2**25
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -43,7 +48,7 @@ class Measured(Report):
     """Measured cost of one tile in this process, and the estimate for the whole run."""
 
     scheduler: str
-    """"threads", "sync", "processes" or "distributed"."""
+    """"threads", "sync", "processes", "distributed" or "other"."""
     workers: int
     """Number of concurrent calls of the function."""
     call_seconds: float
@@ -53,7 +58,7 @@ class Measured(Report):
     read_seconds: float
     """Seconds of reading all crops of the run in one thread."""
     blend_seconds: float
-    """Seconds of adding up, normalising and reducing the whole result in one thread."""
+    """Seconds of adding up, normalising and reducing the whole result in one thread, beside the others."""
     seconds: float
     """Seconds of the whole run with the workers of the scheduler."""
     read_bytes: int
@@ -136,10 +141,9 @@ def _spec(out: Any) -> Spec:
 
 
 def _measure(spec: Spec) -> Measured:
-    plan = spec.plan
-    tiles = _batch(spec)
-    scheduler, workers = _scheduler()
-    threads = workers if scheduler == "threads" else 1
+    where = Where.find()
+    tiles, threads = _batch(spec), _together(where)
+    plan = replace(spec.plan, threads=where.threads)
     runner = TileRunner(spec, 0)
     crops = runner.crops(tiles)
     results: list[list[Array]] = []
@@ -152,49 +156,51 @@ def _measure(spec: Spec) -> Measured:
         raise TilingError("the skip predicate leaves out the tile that would be measured.")
     alone = _timed(call) / len(tiles)
     busy = _timed_together(call, threads) / len(tiles) if threads > 1 else alone
-    read = _timed(lambda: runner.crops(tiles)) / _decoded(spec, tiles)
-    blend = _blending(spec, tiles[0], results[0])
-    read_bytes = int(decoded_ratio(plan) * math.prod(plan.shape) * sum(s.sample_bytes for s in plan.sources))
-    samples = math.prod(plan.shape)
-    read_seconds, blend_seconds = read * read_bytes, blend * samples
-    calls = plan.calls()
+    read = _timed(lambda: _read_anew(runner, tiles)) / _decoded(spec, tiles)
+    samples, calls, workers = math.prod(plan.shape), plan.calls(), where.at_a_time
+    read_bytes = int(decoded_ratio(plan) * samples * sum(s.sample_bytes for s in plan.sources))
+    read_seconds, blend_seconds = read * read_bytes, _blending(spec, tiles[0], results[0], threads)
     per_tile = busy + (read_seconds + blend_seconds) / max(1, calls)
     result_bytes = sum(int(samples * math.prod(o.scale) * o.final_bytes) for o in plan.outputs)
-    at_a_time = plan.threads if scheduler != "sync" else 1
+    seconds = busiest(plan, workers) * per_tile + _around(plan, result_bytes, where)
     return Measured(
-        scheduler, workers, alone, busy, read_seconds, blend_seconds, busiest(plan, workers) * per_tile,
-        read_bytes, result_bytes, call_bytes, peak_bytes(plan) + at_a_time * (call_bytes or 0),
+        where.name, workers, alone, busy, read_seconds, blend_seconds, seconds, read_bytes, result_bytes,
+        call_bytes, peak_bytes(plan) + where.threads * (call_bytes or 0),
     )  # fmt: skip
 
 
+def _read_anew(runner: TileRunner, tiles: Sequence[Tile]) -> None:
+    """Read tiles from where they are stored; decoded chunks would only be copied again and again."""
+    CHUNKS.clear()
+    runner.crops(tiles)
+
+
+def _together(where: Where) -> int:
+    """Return the number of threads of one process that call the function, as far as this machine has them."""
+    return where.threads if where.client is None else min(where.threads, n_threads())
+
+
+def _around(plan: TilePlan, result_bytes: int, where: Where) -> float:
+    """Return seconds of what no worker shares: scheduling, and putting the result's blocks together."""
+    part = np.ones(min(result_bytes, COPIED), np.uint8)
+    copying = _timed(part.copy) / max(1, part.nbytes) * result_bytes
+    return tasks(plan) * (LOCAL_TASK if where.client is None else CLUSTER_TASK) + copying
+
+
 def _batch(spec: Spec) -> list[Tile]:
-    """Return one batch: a running tile near the middle, repeated to fill the batch."""
+    """Return one batch: a running tile near the middle of a middle block, repeated to fill the batch."""
     plan = spec.plan
     runs = plan.runs
-    position = tuple(n // 2 for n in plan.grid_shape)
     if not len(plan) or (runs is not None and not runs.any()):
         raise TilingError("no tile of this plan runs; there is nothing to measure.")
+    # At a corner of blocks, what each block costs would count for the few tiles there.
+    sizes = zip(plan.shape, plan.blocks, plan.block, strict=True)
+    middle = [min(n - 1, count // 2 * size + size // 2) for n, count, size in sizes]
+    position = tuple(axis.owner(min(x, axis.covered - 1)) for axis, x in zip(plan.axes, middle, strict=True))
     if runs is not None and not runs[position]:
         running = np.argwhere(runs)
         position = tuple(int(i) for i in running[np.abs(running - position).sum(axis=1).argmin()])
     return [plan.grid.tile(position)] * min(plan.batch_size or 1, len(plan))
-
-
-def _scheduler() -> tuple[str, int]:
-    """Return the scheduler that dask would use now, and its number of concurrent calls."""
-    distributed = sys.modules.get("distributed")
-    chosen = dask_option("scheduler", None)
-    if distributed is not None and chosen is None:
-        try:
-            workers = distributed.default_client().scheduler_info()["workers"].values()
-            return "distributed", max(1, sum(w["nthreads"] for w in workers))
-        except ValueError:
-            pass
-    number = dask_option("num_workers", None) or getattr(dask_option("pool", None), "_max_workers", None)
-    if chosen in ("sync", "synchronous", "single-threaded"):
-        return "sync", 1
-    word = "processes" if chosen in ("processes", "multiprocessing") else "threads"
-    return word, int(number or n_threads())
 
 
 def _timed(act: Callable[[], Any]) -> float:
@@ -209,6 +215,8 @@ def _timed(act: Callable[[], Any]) -> float:
 
 def _timed_together(act: Callable[[], Any], threads: int) -> float:
     """Return seconds per call of ``act`` in one thread while ``threads`` threads call it."""
+    if threads == 1:
+        return _timed(act)
     # Quick calls are repeated often, because otherwise the start of the threads would count.
     each = max(1, min(10 * MOST_CALLS, int(ENOUGH / max(_timed(act), 1e-9))))
     with ThreadPoolExecutor(threads) as pool:
@@ -233,19 +241,38 @@ def _decoded(spec: Spec, tiles: Sequence[Tile]) -> int:
     return max(1, total)
 
 
-def _blending(spec: Spec, tile: Tile, results: list[Array]) -> float:
-    """Return seconds per image sample of adding up, normalising and reducing."""
-    seconds = 0.0
+def _blending(spec: Spec, tile: Tile, results: list[Array], threads: int) -> float:
+    """Return seconds of adding up, normalising and reducing the whole result.
+
+    Many tiles reach into the support of a tile with a part of theirs: 49 of them where 16 lie on each sample.
+    Each costs its samples, and as much again for finding its place. So two parts are timed, the support and
+    one sample of it, which tells what a tile costs that brings hardly any samples.
+    """
+    plan, seconds = spec.plan, 0.0
     # The tile's results replace those of its neighbours, because values do not affect the cost.
     stand_in = _same_shape(spec, tile, results)
     for number, output in enumerate(spec.outputs):
-        spans = [w.support(i) for w, i in zip(output.weights, tile.position, strict=True)]
-        box = Box.of(spans)
-        index, part = next(blocks_of(spec, number, box))
-        finish = functools.partial(part_of_block, spec, number, index, part, stand_in)
-        scale = float(math.prod(output.scale))
-        seconds += _timed(finish) / (part.size / scale)
+        own_box = Box.of(_spans(output, tile))
+        index, part = max(blocks_of(spec, number, own_box), key=lambda found: found[1].size)
+        middle = Box.of(((a + b) // 2, (a + b) // 2 + 1) for a, b in zip(part.start, part.stop, strict=True))
+        taken, met = [], []
+        for box in (part, middle):
+            finish = functools.partial(part_of_block, spec, number, index, box, stand_in)
+            taken.append(_timed_together(finish, threads))
+            met.append([t for _, own in tiles_touching(spec, number, index, box) for t in own])
+        each = taken[1] / max(1, len(met[1]))
+        added = max(1, sum(Box.of(_spans(output, t)).intersect(part).size for t in met[0]))
+        per_sample = max(0.0, taken[0] - each * len(met[0])) / added
+        all_added = math.prod(
+            sum(b - a for a, b in map(w.support, range(len(w.grid)))) for w in output.weights
+        )
+        seconds += per_sample * all_added * plan.n_runs / len(plan) + each * plan.calls()
     return seconds
+
+
+def _spans(output: BoundOutput, tile: Tile) -> list[Span]:
+    """Return where a tile has weight in an output, result samples per grid axis."""
+    return [w.support(i) for w, i in zip(output.weights, tile.position, strict=True)]
 
 
 def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile], list[Array]]:

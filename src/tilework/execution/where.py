@@ -109,6 +109,16 @@ class Where:
             )
 
     @property
+    def name(self) -> str:
+        """The kind of the scheduler: "distributed", "threads", "processes", "sync" or "other"."""
+        if self.client is not None:
+            return "distributed"
+        module = getattr(self.get, "__module__", "")
+        if module == "dask.local" and not hasattr(self.get, "func"):
+            return "sync"
+        return {"dask.threaded": "threads", "dask.multiprocessing": "processes"}.get(module, "other")
+
+    @property
     def threads(self) -> int:
         """Number of concurrent tasks in one process."""
         if self.client is None:
@@ -132,8 +142,7 @@ class Where:
         """Number of tasks that run at the same time, in all processes."""
         if self.client is not None:
             return max(1, sum(int(w["nthreads"]) for w in self.workers))
-        alone = getattr(self.get, "__module__", "") == "dask.local" and not hasattr(self.get, "func")
-        return 1 if alone else _local_workers()
+        return 1 if self.name == "sync" else _local_workers()
 
     @property
     def at_once(self) -> int:

@@ -108,7 +108,7 @@ def probe(
     if values is not None and as_numbers("values", values).shape != (2,):
         raise TypeError(f"values must be (low, high), two numbers; got {brief(values)}.")
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
-    if tolerance is not None and not positive("tolerance", tolerance):
+    if tolerance is not None and not (positive("tolerance", tolerance) and tolerance < 1e300):
         raise TilingError(f"tolerance must be a positive share of the largest result; got {tolerance!r}.")
     if array is not None:
         if shape is not None:

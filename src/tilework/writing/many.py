@@ -137,7 +137,8 @@ resources, priority
     """
     overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
     check_progress(progress)
-    if isinstance(jobs, type) or hasattr(jobs, "dtype") or not hasattr(jobs, "__iter__"):
+    wrong = isinstance(jobs, type) or hasattr(jobs, "dtype") or not hasattr(jobs, "__iter__")
+    if wrong or isinstance(jobs, str | bytes):
         raise TypeError(f"jobs must be an iterable of (result, store); got {brief(jobs)}.")
     one_of("on_error", on_error, ("continue", "fill", "raise"))
     where = Where.find(

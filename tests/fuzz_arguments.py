@@ -106,7 +106,7 @@ VALUES: Mapping[str, Callable[[], Any]] = {
     "numpy float": lambda: np.float64("nan"),
     "numpy float32": lambda: np.float32(2.5),
     "numpy time": lambda: np.datetime64("2020-01-01"),
-    "numpy no time": lambda: np.timedelta64("NaT"),
+    "numpy no time": lambda: np.timedelta64("NaT", "s"),
     "numpy string": lambda: np.str_("auto"),
     "fraction": lambda: Fraction(1, 3),
     "decimal": lambda: Decimal("NaN"),
@@ -217,8 +217,11 @@ def _appended(patch: Any, patch_bbox: Any) -> Any:
 
 
 def _network() -> Any:
-    import torch
-
+    """Return a network, or where torch is missing, what would build one."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return _function
     return torch.nn.Conv2d(1, 1, 3, padding=1)
 
 

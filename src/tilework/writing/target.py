@@ -211,10 +211,12 @@ class Fresh:
         target, options = self.target, dict(self.target.options)
         for name in ("storage_options", "zarr_format"):
             options.pop(name, None)
-        self._try(shape, dtype, layout, options)
+        given = options.pop("attributes", None)
+        attributes: dict[str, Any] = {} if given is None else as_options("attributes", given)
+        self._try(shape, dtype, layout, options | ({"attributes": dict(attributes)} if attributes else {}))
         before = Ledger(self.found).record if isinstance(self.found, zarr.Array) else None
         record = completed(record, shape, layout.unit, target.objects, before)
-        attributes = (as_options("attributes", options.pop("attributes", None) or {})) | {RECORD: record}
+        attributes |= {RECORD: record}
         forget(target.objects)
         if target.overwrite:
             clear(target.at, self.found)

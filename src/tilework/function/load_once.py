@@ -14,7 +14,6 @@ from weakref import WeakValueDictionary
 import cloudpickle
 
 from tilework._checks import as_options, at_least, brief, of_type
-from tilework.errors import TilingError
 from tilework.function.guard import Guard
 
 __all__ = ["LoadOnce", "in_task", "load_once"]

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import as_dtype, brief, check_scalar, is_whole, noted, positive, scalar, whole, wholes
+from tilework._checks import as_dtype, brief, check_scalar, is_whole, positive, scalar, whole, wholes
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.guard import Guard
@@ -462,7 +462,7 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
         for axis, length in zip(axes, free, strict=False):
             small[axis] = length
         lengths = tuple(small[a] for a in axes)
-        with Guard(lambda: f"called as reduce, with a block of zeros of shape {tuple(small)}"):
+        with Guard(lambda s=tuple(small): f"called as reduce, with a block of zeros of shape {s}"):
             got = np.shape(reduce(np.zeros(small, np.float32)))
         if all(got.count(n) == 1 for n in lengths):
             break

@@ -133,7 +133,7 @@ def own_weights(given: Any) -> Floats:
     if not np.isfinite(values).all() or most <= 0 or values.min() < -rounding * most:
         span = f"values from {values.min()} to {values.max()}" if values.size else "none"
         raise GridError(f"the weights of a window must be finite, not negative and not all zero; got {span}.")
-    return np.maximum(values, 0)
+    return np.asarray(np.maximum(values, 0))
 
 
 def kind_of(blend: Blend) -> str:
@@ -480,7 +480,8 @@ def importance_map(blend: Blend, weights: Sequence[AxisWeights], names: Sequence
     Raises
     ------
     TypeError, GridError
-        For what is no array of numbers, another shape, negative weights, or a sample of the result that no crop gives a weight.
+        For what is no array of numbers, another shape, negative weights, or a sample of the result that no
+        crop gives a weight.
     """
     values = own_weights(blend)
     shape = tuple(w.length for w in weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.guard import Guard
 from tilework.function.labels import may_be_labels
+from tilework.function.placement import find_axes, normal_axes
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
@@ -462,7 +463,7 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
         for axis, length in zip(axes, free, strict=False):
             small[axis] = length
         lengths = tuple(small[a] for a in axes)
-        with Guard(lambda s=tuple(small): f"called as reduce, with a block of zeros of shape {s}"):
+        with Guard(lambda: "called as reduce, with a small block of zeros"):
             got = np.shape(reduce(np.zeros(small, np.float32)))
         if all(got.count(n) == 1 for n in lengths):
             break
@@ -494,70 +495,12 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
 # -- positions of the tiled axes in a result --------------------------------------------------------------
 
 
-def placements(shape: Index, lengths: Index) -> list[Index]:
-    """Return every increasing choice of axes of ``shape`` that have ``lengths``.
-
-    Examples
-    --------
-    >>> placements((3, 8, 8), (8, 8)), placements((8, 8, 8), (8, 8))
-    ([(1, 2)], [(0, 1), (0, 2), (1, 2)])
-    """
-    chosen = itertools.combinations(range(len(shape)), len(lengths))
-    return [axes for axes in chosen if tuple(shape[a] for a in axes) == lengths]
-
-
-def find_axes(shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index) -> Index:
-    """Return the positions of the tiled axes in a result of ``shape``; raise unless they are unique."""
-    if shape == crop_shape:
-        return crop_axes
-    found = placements(shape, lengths)
-    if len(found) == 1:
-        return found[0]
-    if found:
-        fits = "\n".join(f"    Output(shape={shape}, axes={axes})" for axes in found)
-        reason = "more than one place for the tiled axes"
-    else:
-        reason = "no place for the tiled axes"
-        same = len(shape) == len(crop_shape)
-        n = len(lengths)
-        ends = [shape[-n:], shape[:n]] if len(shape) >= n else []
-        found = [tuple(shape[a] for a in crop_axes)] if same else ends
-        guesses = [*_guess_scale(found, lengths), *_guess_margin(found, lengths)]
-        fits = "\n".join(f"    Output({guess})" for guess in dict.fromkeys(guesses))
-    raise ContractError(
-        f"the function maps a crop of shape {crop_shape} to shape {shape}: {reason} (lengths {lengths}). "
-        f"Declare the output; these would fit:\n{fits or '    Output(shape=..., axes=...)'}"
-    )
-
-
-def _guess_scale(found: Sequence[Index], lengths: Index) -> Iterator[str]:
-    """Yield the scales that a network may have: a whole number, one over one, or a small fraction."""
-    for own in found:
-        ratios = tuple(Fraction(a, b) for a, b in zip(own, lengths, strict=True))
-        if all(min(r.numerator, r.denominator) == 1 or max(r.numerator, r.denominator) <= 8 for r in ratios):
-            yield f"scale={_short(ratios)}"
-
-
-def _guess_margin(found: Sequence[Index], lengths: Index) -> Iterator[str]:
-    for own in found:
-        lost = {b - a for a, b in zip(own, lengths, strict=True)}
-        if len(lost) == 1 and (both := lost.pop()) > 0:
-            yield (
-                f"margin={both // 2}" if both % 2 == 0 else f"margin=(({both // 2}, {both - both // 2}), ...)"
-            )
-
-
-def _short(ratios: tuple[Fraction, ...]) -> str:
-    words = [str(r) if r.denominator == 1 else f"Fraction({r.numerator}, {r.denominator})" for r in ratios]
-    return words[0] if len(set(words)) == 1 else f"({', '.join(words)})"
-
-
 def _axes_of(output: Output, shape: Index, crop_shape: Index, crop_axes: Index, lengths: Index) -> Index:
     """Return the positions of the tiled axes in a result of ``shape``, of which nothing else is declared."""
     if output.axes is None:
         usual, axes = place(output, crop_shape, crop_axes, lengths)
         return axes if shape == usual else find_axes(shape, lengths, crop_shape, crop_axes)
-    axes = _normal(output.axes, len(shape), len(lengths))
+    axes = normal_axes(output.axes, len(shape), len(lengths))
     if tuple(shape[a] for a in axes) != lengths:
         raise ContractError(
             f"the function returned shape {shape}; it must have lengths {lengths} on the tiled axes {axes}."
@@ -574,7 +517,7 @@ def place(output: Output, crop_shape: Index, crop_axes: Index, lengths: Index) -
         for axis, length in zip(crop_axes, lengths, strict=True):
             replaced[axis] = length
         axes = output.axes or find_axes(output.shape, lengths, tuple(replaced), crop_axes)
-        axes = _normal(axes, len(output.shape), n)
+        axes = normal_axes(axes, len(output.shape), n)
         if tuple(output.shape[a] for a in axes) != lengths:
             raise GridError(
                 f"Output(shape={output.shape}) must have lengths {lengths} (crop less margin, times scale) "
@@ -585,18 +528,12 @@ def place(output: Output, crop_shape: Index, crop_axes: Index, lengths: Index) -
         rest = [output.channels] if output.channels else []
     ndim = n + len(rest)
     if output.axes is not None:
-        axes = _normal(output.axes, ndim, n)
+        axes = normal_axes(output.axes, ndim, n)
     elif output.channels:
-        channel = _normal((output.channel_axis,), ndim, 1)[0]
+        channel = normal_axes((output.channel_axis,), ndim, 1)[0]
         axes = tuple(a for a in range(ndim) if a != channel)
     else:
         axes = tuple(range(n)) if output.channels == 0 else crop_axes
     by_axis = dict(zip(axes, lengths, strict=True))
     others = iter(rest)
     return tuple(by_axis[a] if a in by_axis else next(others) for a in range(ndim)), axes
-
-
-def _normal(axes: Index, ndim: int, n: int) -> Index:
-    if len(axes) != n or any(not -ndim <= a < ndim for a in axes) or len({a % ndim for a in axes}) != n:
-        raise GridError(f"axes of a result with {ndim} dimensions must be {n} different ones; got {axes}.")
-    return tuple(a % ndim for a in axes)

@@ -12,7 +12,7 @@ import numpy as np
 
 from tilework._types import Array, Index
 from tilework.errors import ContractError, TilingError
-from tilework.function.output import placements
+from tilework.function.placement import placements
 from tilework.probing.blackbox import (
     AMPLITUDE,
     HUGE,

@@ -2,65 +2,47 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
+import threading
+import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tilework._types import Array, Function, Index
-from tilework.errors import ContractError, TilingError
+from tilework.errors import ContractError
 from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
+from tilework.function.guard import Guard, NotOfTheCode
 from tilework.function.output import Output, Outputs
 
 __all__ = [
-    "AMPLITUDE",
-    "HUGE",
-    "Base",
     "BlackBox",
-    "CropShapes",
-    "Inputs",
-    "Kind",
     "ResultShape",
+    "TooSlow",
     "difference",
     "others",
     "share",
     "size_of",
-    "value_range",
 ]
 
-Base = Literal["noise", "smooth", "real"]
-"""Content of an unperturbed crop."""
-Kind = Literal["other", "ends", "high", "low", "huge", "nan"]
-"""Replacement of samples: values of the range, its two ends, above it, below it, far on both sides, NaN."""
+_LOG = logging.getLogger("tilework")
+# A call that takes this many times as long as the first one, and this many seconds, ends the search: some
+# functions never return from some images.
+TIMES, PATIENCE = 100.0, 10.0
 NOTE = (
     "called by probe on crops of random samples; give values=(low, high) or array= for inputs that it accepts"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class CropShapes:
-    """The crops that the function is called with, one per source."""
-
-    shapes: tuple[Index, ...]
-    """Per source, the shape of its crop, untiled axes included."""
-    dtypes: tuple[np.dtype[Any], ...]
-    """Per source, its dtype."""
-    tiled: tuple[Index, ...]
-    """Per source, the tiled axes of its crop."""
-    crop: Index
-    """Samples per tiled axis."""
-    names: tuple[str, ...]
-    """Names or numbers of the tiled axes, for messages."""
-
-    def kept(self, axis: int, start: int, stop: int) -> list[Array]:
-        """Return one bool per sample and tiled axis: False from ``start`` to ``stop`` along ``axis``."""
-        keep = [np.ones(n, bool) for n in self.crop]
-        keep[axis][start:stop] = False
-        return keep
+class TooSlow(NotOfTheCode):
+    """A call took a hundred times as long as the first one; raised inside the function too."""
 
 
 @dataclass(slots=True)
@@ -76,6 +58,8 @@ class BlackBox:
     """Names or numbers of the results, known after the first call; one None for a single array."""
     form: Any = None
     """The keys as the function returns its arrays: alone, in a dict or in a tuple."""
+    first: float = 0.0
+    """Seconds that the first call took."""
 
     def __call__(self, crops: Sequence[Array]) -> list[Array]:
         """Return the results for one crop per source."""
@@ -85,11 +69,8 @@ class BlackBox:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             # Extreme inputs and NaN are intended, so numpy's warnings about them are not needed.
             warnings.simplefilter("ignore", RuntimeWarning)
-            try:
+            with Guard(lambda: NOTE), self._timed():
                 result = self.fn(*given)
-            except Exception as error:
-                error.add_note(NOTE)
-                raise
         if not self.keys:
             self.keys = keys_of(result)
             self.form = in_structure(result, self.keys)
@@ -98,9 +79,57 @@ class BlackBox:
             raise ContractError(f"the function returned nothing: shapes {[a.shape for a in arrays]}.")
         return [np.array(a) for a in (without_batch(arrays) if batched else arrays)]
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Report a call that takes too long while it runs, and raise `TooSlow` where it can be stopped.
+
+        Python code is stopped at its next instruction. Compiled code runs to its end, if it has one.
+        """
+        began, limit = time.perf_counter(), max(PATIENCE, TIMES * self.first)
+        if not self.first:
+            yield
+            self.first = time.perf_counter() - began
+            return
+        guard, thread, running = threading.Lock(), threading.get_ident(), True
+        text = (
+            f"call {self.calls} of fn took more than {limit:.3g} s; the first one took {self.first:.2g} s. "
+            "fn may not end for some images"
+        )
+
+        def stop() -> None:
+            with guard:
+                if running:
+                    _LOG.warning("probe: %s", text)
+                    _raise_in(thread, TooSlow)
+
+        timer = threading.Timer(limit, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except TooSlow:
+            raise TooSlow(text) from None
+        finally:
+            timer.cancel()
+            with guard:
+                running = False
+                # What was raised after the last instruction of the function waits for the next one.
+                _raise_in(thread, None)
+        if time.perf_counter() - began > limit:
+            raise TooSlow(text)
+
     def outputs(self, declared: Sequence[Output]) -> Outputs:
         """Return one declaration per result in the structure that the function returns."""
         return in_structure(self.form, declared)
+
+
+def _raise_in(thread: int, exception: type[BaseException] | None) -> None:
+    """Raise an exception in a thread, or take back one that was not raised yet.
+
+    Source: ``PyThreadState_SetAsyncExc`` in the C API of Python.
+    """
+    raised = ctypes.py_object(exception) if exception is not None else None
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,145 +203,3 @@ def size_of(result: Array) -> float:
 def others(values: Array, axis: int) -> Index:
     """Return all axes of ``values`` but one, for reductions to a profile along it."""
     return tuple(k for k in range(values.ndim) if k != axis)
-
-
-# Distance of "high" and "low" from the range of values, in ranges: at the edge of its receptive field, a deep
-# network passes on 1e-5 of its input, which must exceed rounding.
-AMPLITUDE = 100.0
-# Distance of "huge", in ranges. Rounding grows with it and must not be taken for a response.
-HUGE = 1e4
-# Width of the blobs in a smooth base image, samples: morphological opening and closing respond only to
-# shapes.
-PATCH = 4
-# Range of integers wider than 8 bits: 12 bits, as in cameras.
-LEVELS = 4095
-
-
-@dataclass(slots=True)
-class Inputs:
-    """Draws crops of all sources; the same seed gives the same crops."""
-
-    crops: CropShapes
-    """Shapes and dtypes of the crops."""
-    values: Sequence[tuple[float, float]]
-    """Lowest and highest value, per source."""
-    samples: Sequence[Array | None]
-    """Real crops, per source; None if there is none."""
-    rng: np.random.Generator
-    """Random generator of all draws of one probe."""
-
-    def longer(self, axis: int) -> Inputs:
-        """Return inputs of twice the length along one tiled axis; real crops are mirrored."""
-        crop = tuple(2 * m if d == axis else m for d, m in enumerate(self.crops.crop))
-        shapes, samples = [], []
-        for shape, tiled, sample in zip(self.crops.shapes, self.crops.tiled, self.samples, strict=True):
-            along = tiled[axis]
-            shapes.append(tuple(2 * m if a == along else m for a, m in enumerate(shape)))
-            mirrored = None if sample is None else np.concatenate((sample, np.flip(sample, along)), along)
-            samples.append(mirrored)
-        return replace(self, crops=replace(self.crops, crop=crop, shapes=tuple(shapes)), samples=samples)
-
-    def base(self, kind: Base) -> list[Array]:
-        """Return one crop per source: noise, smooth blobs, or the real one (noise if there is none)."""
-        return [self._base(k, kind) for k in range(len(self.crops.shapes))]
-
-    def _base(self, k: int, kind: Base) -> Array:
-        """Return a crop of source ``k``, as `base` does."""
-        sample = self.samples[k]
-        if kind == "real" and sample is not None:
-            return np.array(sample)
-        shape, tiled = self.crops.shapes[k], self.crops.tiled[k]
-        unit = self.rng.random(shape)
-        if kind == "smooth":
-            for axis in tiled:
-                steps = range(min(PATCH, shape[axis]))
-                unit = np.sum([np.roll(unit, step, axis) for step in steps], axis=0)
-            low, high = unit.min(initial=np.inf), unit.max(initial=-np.inf)
-            unit = (unit - low) / max(high - low, 1e-300)
-        return self._typed(k, unit)
-
-    def other(self, kind: Kind) -> list[Array]:
-        """Return one crop per source with the values that replace samples."""
-        found = []
-        for k, shape in enumerate(self.crops.shapes):
-            unit = self.rng.random(shape)
-            if kind == "ends":
-                unit = np.rint(unit)
-            elif kind == "high":
-                unit = 1 + AMPLITUDE * (0.5 + unit / 2)
-            elif kind == "low":
-                unit = -AMPLITUDE * (0.5 + unit / 2)
-            elif kind == "huge":
-                unit = HUGE * (unit - 0.5)
-            elif kind == "nan":
-                unit = np.full(shape, np.nan)
-            found.append(self._typed(k, unit))
-        return found
-
-    def _typed(self, k: int, unit: Array) -> Array:
-        """Return ``unit`` scaled so that 0 to 1 becomes the range of source ``k``, in its dtype."""
-        (low, high), dtype = self.values[k], self.crops.dtypes[k]
-        if dtype.kind == "b":
-            return unit > 0.5
-        values = low + unit * (high - low)
-        if dtype.kind in "iu":
-            info = np.iinfo(dtype)
-            # float64 cannot represent the largest 64-bit integers.
-            top = float(info.max) if dtype.itemsize < 8 else 2.0**62
-            return np.clip(np.rint(values), float(info.min), top).astype(dtype)
-        if dtype.kind == "c":
-            other = low + self.rng.random(unit.shape) * (high - low)
-            return np.asarray(values + 1j * other).astype(dtype)
-        return np.asarray(values).astype(dtype)
-
-    def mixed(self, base: Sequence[Array], other: Sequence[Array], keep: Sequence[Array]) -> list[Array]:
-        """Return ``base`` where ``keep`` is True on every tiled axis, else ``other``.
-
-        Parameters
-        ----------
-        keep : sequence of 1-D bool arrays
-            Per tiled axis, one bool per sample.
-        """
-        found = []
-        for a, b, tiled in zip(base, other, self.crops.tiled, strict=True):
-            kept = np.ones((1,) * a.ndim, bool)
-            for axis, mask in zip(tiled, keep, strict=True):
-                kept = kept & mask.reshape((-1,) + (1,) * (a.ndim - axis - 1))
-            found.append(np.where(kept, a, b))
-        return found
-
-    def rolled(self, base: Sequence[Array], shift: Sequence[int]) -> list[Array]:
-        """Return ``base`` rolled by ``shift`` samples per tiled axis."""
-        return [np.roll(a, tuple(shift), tiled) for a, tiled in zip(base, self.crops.tiled, strict=True)]
-
-
-def value_range(
-    dtype: np.dtype[Any], values: tuple[float, float] | None, sample: Array | None
-) -> tuple[float, float]:
-    """Return the lowest and the highest input: as given, of the sample, or the usual ones for the dtype.
-
-    Raises
-    ------
-    TilingError
-        For a dtype that is not numeric, or a range that is empty.
-    TypeError
-        For values that are not two numbers.
-    """
-    if dtype.kind not in "biufc":
-        raise TilingError(f"probe draws numbers; an image of dtype {dtype} cannot be probed.")
-    if values is not None:
-        try:
-            low, high = (float(v) for v in values)
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"values must be (low, high), two numbers; got {values!r}.") from error
-        if not low < high or not np.isfinite(high - low):
-            raise TilingError(f"values must be (low, high) with low < high; got {values!r}.")
-        return low, high
-    if sample is not None and sample.size and dtype.kind != "c":
-        finite = sample[np.isfinite(sample)]
-        if finite.size and finite.min() < finite.max():
-            return float(finite.min()), float(finite.max())
-    if dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        return float(max(info.min, -LEVELS)), float(min(info.max, LEVELS))
-    return 0.0, 1.0

@@ -10,26 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from tilework._types import Array, Index
+from tilework._types import Array, Index, Span
 from tilework.errors import ContractError, TilingError
 from tilework.function.placement import placements
-from tilework.probing.blackbox import (
-    AMPLITUDE,
-    HUGE,
-    Base,
-    BlackBox,
-    CropShapes,
-    Inputs,
-    Kind,
-    ResultShape,
-    difference,
-    others,
-    share,
-    size_of,
-)
+from tilework.probing.blackbox import BlackBox, ResultShape, difference, others, share, size_of
+from tilework.probing.inputs import AMPLITUDE, HUGE, Base, CropShapes, Inputs, Kind
 from tilework.probing.reach import Edge, largest
 
-__all__ = ["Change", "Experiment", "Findings"]
+__all__ = ["NOISE", "REAL", "SLACK", "SMOOTH", "STEADY", "Change", "Experiment", "Findings"]
+
+# Numbers of the first base images.
+REAL, SMOOTH, NOISE = range(3)
 
 # Rounding that counts as no change, in units of the last place: transforms (FFT, Winograd) leak that much
 # into samples that do not depend on the input. Coarse dtypes are not used with such transforms.
@@ -41,6 +32,11 @@ SCALES = sorted(
 )
 # Median change of results, each as a fraction of itself, above which they count as changed.
 STIRRED = 1e-4
+# Largest difference between equal calls, as a fraction of the largest result, that is rounding (sums in any
+# order).
+STEADY = 1e-4
+# Allowed rounding, in units of the limit for unchanged results: other phases take other code paths.
+SLACK = 4
 # Values beyond the range, which a function may reject. Rounding that a transform spreads grows with them.
 EXTREME = ("high", "low", "huge", "nan")
 
@@ -53,7 +49,13 @@ class Findings:
     """Observations of one probe so far."""
 
     edges: list[Edge] = field(default_factory=list)
-    """Every observed reach."""
+    """Every reach that was observed in noise, and in the image."""
+    structured: list[Edge] = field(default_factory=list)
+    """Every reach that was observed in lines and flat images."""
+    draws_of: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """Per tiled axis and side, the largest reach of each draw in noise that changed results there."""
+    strong: list[Edge] = field(default_factory=list)
+    """Those of changes that are much larger than rounding."""
     nan: list[Edge] = field(default_factory=list)
     """Every observed reach of NaN."""
     borders: list[Edge] = field(default_factory=list)
@@ -64,8 +66,14 @@ class Findings:
     """Whether such a translation was found on every axis."""
     bounded: bool = True
     """Whether every change stopped short of the crop's border."""
+    margin: tuple[Span, ...] = ()
+    """Image samples at the start and end of a crop for which there is no result, per tiled axis."""
     wraps: set[int] = field(default_factory=set)
-    """Axes on which one end of a crop changes the other."""
+    """Axes on which the opposite side of a crop continues it."""
+    lengths: list[set[int]] = field(default_factory=list)
+    """Lengths of the crops whose results were compared, per tiled axis."""
+    doubts: dict[str, list[int]] = field(default_factory=dict)
+    """Reasons not to call the function exact, with the axes that replace "{axis}" in the text."""
     notes: dict[str, list[int]] = field(default_factory=dict)
     """Further observations, with the axes that replace "{axis}" in the text."""
     draws: int = 0
@@ -80,21 +88,36 @@ class Findings:
     """Largest change that was ignored as rounding, as a fraction of the largest result."""
     response: float = 0.0
     """Largest fraction of results that changed where inputs were replaced."""
-    may_leak: bool = True
-    """Whether NaN spread over the crop; if it does not, rounding does not either."""
     leaks: bool = False
     """Whether rounding spreads over the crop, as in transforms (FFT, Winograd). It then grows with the
     perturbation, and is compared with the largest change."""
 
     def reach(self, axis: int, side: int) -> int:
         """Return the largest reach from one side, 0 if nothing was seen."""
-        return largest(self.edges, axis, side) or 0
+        return largest(self.every, axis, side) or 0
+
+    @property
+    def every(self) -> list[Edge]:
+        """Every observed reach, but those of NaN and of the border of crops."""
+        return self.edges + self.structured
+
+    def sides(self, axis: int) -> Span:
+        """Return the largest reaches before and after a sample, at least 0."""
+        return max(0, self.reach(axis, 0)), max(0, self.reach(axis, 1))
 
     def note(self, text: str, axis: int | None = None) -> None:
         """Add a note; a note that holds for several axes is listed once."""
-        axes = self.notes.setdefault(text, [])
-        if axis is not None and axis not in axes:
-            axes.append(axis)
+        _add(self.notes, text, axis)
+
+    def doubt(self, text: str, axis: int | None = None) -> None:
+        """Add a reason not to call the function exact."""
+        _add(self.doubts, text, axis)
+
+
+def _add(texts: dict[str, list[int]], text: str, axis: int | None) -> None:
+    axes = texts.setdefault(text, [])
+    if axis is not None and axis not in axes:
+        axes.append(axis)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +152,18 @@ class Experiment:
     """Draws the crops."""
     tolerance: float | None = None
     """Largest change that is ignored, as a fraction of the largest result; None: rounding."""
+    extremes: bool = False
+    """Whether values far beyond the range are given to the function."""
+    nan: bool = False
+    """Whether NaN is given to the function."""
     results: list[ResultShape] = field(default_factory=list)
     """Geometry of each result, known after `look`."""
     bases: list[tuple[list[Array], list[Array]]] = field(default_factory=list)
     """Unperturbed crops and the results of the function."""
+    flat: list[int] = field(default_factory=list)
+    """Numbers of the flat base images."""
+    lines: dict[int, int] = field(default_factory=dict)
+    """Per tiled axis, the number of a base image of lines along it."""
     seen: Findings = field(default_factory=Findings)
     """The findings so far."""
 
@@ -146,6 +177,8 @@ class Experiment:
         """Kinds of replacing values, used in turn."""
         if self.tolerance is not None:
             return ("other", "ends")
+        if not self.extremes:
+            return ("other", "top", "bottom", "ends")
         floats = all(t.kind in "fc" for t in self.crops.dtypes)
         return ("other", "high", "low", "huge" if floats else "ends")
 
@@ -218,8 +251,12 @@ class Experiment:
 
     def base(self, kind: Base) -> None:
         """Call the function on one more unperturbed crop."""
-        crops = self.inputs.base(kind)
+        self.add(self.inputs.base(kind))
+
+    def add(self, crops: list[Array]) -> int:
+        """Call the function on an unperturbed crop, and return its number."""
         self.bases.append((crops, self.box(crops)))
+        return len(self.bases) - 1
 
     # -- perturbed crops --------------------------------------------------------------------------------
 

@@ -10,17 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_dtype, as_numbers, at_least, brief, positive, warn, wholes
+from tilework._checks import as_dtype, as_numbers, at_least, brief, flag, positive, warn, wholes
 from tilework._types import Array, Function
-from tilework.errors import TilingError, TilingWarning
+from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.calling import check_function
 from tilework.function.load_once import LoadOnce
 from tilework.function.output import Outputs, named, scales
-from tilework.plan.arguments import lengths, per_axis
+from tilework.plan.arguments import axis_grid, lengths, per_axis
 from tilework.plan.request import Layout, Request, make_layout
 from tilework.plan.trial import active_client
-from tilework.probing.blackbox import BlackBox, CropShapes, Inputs, value_range
+from tilework.probing.blackbox import BlackBox
 from tilework.probing.experiment import Experiment
+from tilework.probing.inputs import CropShapes, Inputs, value_range
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import search
 from tilework.source.base import BlockSource, Source
@@ -43,19 +44,27 @@ def probe(
     batch_size: int | None = None,
     values: tuple[float, float] | None = None,
     tolerance: float | None = None,
+    nan: bool = False,
+    extremes: bool = False,
     seed: int = 0,
 ) -> ProbeReport:
     """Return the context that a function needs: its smallest exact overlap, found by calling it.
 
     `probe` replaces parts of a crop: the distance at which results change is the distance at which they
     depend on inputs. It also rolls crops: if the result is rolled too, the function commutes with that
-    translation.
+    translation. And it compares crops with longer ones: if their middles differ, results depend on the
+    crop's length.
+
+    ``fn`` is called with crops of noise, smooth noise, lines and flat images, of values within ``values``,
+    and with the crop in the middle of ``array``; also with crops of up to four times the samples.
 
     Parameters
     ----------
     fn : callable
-        As for `tiled_map`. It is called 15 to 60 times on whole crops, in this process; functions of
-        `load_once` or `from_torch` are called on a worker of the active cluster, if there is one.
+        As for `tiled_map`. It is called 20 to 75 times, in this process; functions of `load_once` or
+        `from_torch` are called on a worker of the active cluster, if there is one. A call that takes a
+        hundred times as long as the first one, and more than ten seconds, is logged and ends the search;
+        Python code is stopped, compiled code runs to its end.
     crop : int or tuple of int, samples per tiled axis
         Shape of the crops that ``fn`` receives; at least four times the expected overlap.
     array : array, path or tuple of them, optional
@@ -74,6 +83,13 @@ def probe(
     tolerance : float, optional
         Largest change that is ignored, as a fraction of the largest result, for inputs within ``values``:
         1e-3 for a gaussian whose tail may be cut. Default: rounding.
+    nan : bool
+        Whether to call ``fn`` with NaN too, to find how far NaN reaches. Compiled code that does not expect
+        NaN may crash the process.
+    extremes : bool
+        Whether to call ``fn`` with values up to 10 000 ranges away from ``values`` too. They show the weakest
+        responses, at the ends of a deep network's reach. Compiled code that uses values as an index may
+        crash the process.
     seed : int
         Seed of the random inputs.
 
@@ -82,6 +98,11 @@ def probe(
     ProbeReport
         Prints as a table. Pass ``overlap``, ``multiple`` and ``output`` to `tiled_map` unchanged. A blend is
         exact with ``rim=report.rim`` and an overlap of at least the sum of margin and rim.
+
+        ``exact`` is said of functions that commute with translations by ``multiple``, that reach less far
+        than the crop, and whose reach is the same in all images that were tried. Functions that follow
+        objects, holes, distances or plateaus have no fixed reach: `probe` says so where it sees it, and
+        doubts a result that it cannot rule out.
 
     Raises
     ------
@@ -93,8 +114,9 @@ def probe(
     Notes
     -----
     An observed reach is certain, because a result changed. A larger reach may have been missed: the report
-    states how many draws and places were tested, and holds for inputs like these. Results that differ by
-    rounding, 64 units in the last place of the largest result, count as equal.
+    states how many draws and places were tested and how long the crops were, and holds for inputs like
+    these. `tilework.check` compares a tiled result with the untiled one in your image. Results that differ
+    by rounding, 64 units in the last place of the largest result, count as equal.
 
     Examples
     --------
@@ -105,6 +127,8 @@ def probe(
     """
     check_function(fn)
     seed = at_least("seed", seed, 0)
+    flag("nan", nan)
+    flag("extremes", extremes)
     if values is not None and as_numbers("values", values).shape != (2,):
         raise TypeError(f"values must be (low, high), two numbers; got {brief(values)}.")
     batch_size = None if batch_size is None else at_least("batch_size", batch_size, 1)
@@ -124,8 +148,9 @@ def probe(
     request = Request(crop=crop, overlap=0, axes=axes, each=each, batch_size=batch_size)
     layout = make_layout(sources, request, None)
     return _probe(
-        fn, sources, layout, batched=batch_size is not None, values=values, tolerance=tolerance, seed=seed
-    )
+        fn, sources, layout, batched=batch_size is not None, values=values, tolerance=tolerance, nan=nan,
+        extremes=extremes, seed=seed,
+    )  # fmt: skip
 
 
 def _probe(
@@ -136,6 +161,8 @@ def _probe(
     batched: bool,
     values: tuple[float, float] | None = None,
     tolerance: float | None = None,
+    nan: bool = False,
+    extremes: bool = False,
     seed: int = 0,
 ) -> ProbeReport:
     """Return the report on ``fn``, called on crops of ``sources``.
@@ -154,12 +181,47 @@ def _probe(
     crops = CropShapes(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
     ranges = [value_range(t, values, s) for t, s in zip(dtypes, samples, strict=True)]
     inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
-    experiment = Experiment(BlackBox(fn, batched), inputs, tolerance)
+    experiment = Experiment(BlackBox(fn, batched), inputs, tolerance, extremes=extremes, nan=nan)
     client = active_client() if isinstance(fn, LoadOnce) else None
     if client is None:
-        return search(experiment)
-    report: ProbeReport = client.submit(search, experiment, pure=False).result()
-    return report
+        return _fitting(search(experiment))
+    return _fitting(client.submit(search, experiment, pure=False).result())
+
+
+def _fitting(report: ProbeReport) -> ProbeReport:
+    """Return the report with the next larger overlap that `tiled_map` accepts for its crop and multiple."""
+    overlap, doubts = list(report.overlap), list(report.doubts)
+    for d, (name, need) in enumerate(zip(report.names, report.overlap, strict=True)):
+        fits = _smallest(report, d, need, report.multiple[d])
+        if fits is None:
+            # More than half of the crop: no tiling is exact, and one for looking at seams is all there is.
+            least = max(report.crop[d] // 4, *report.margin[d])
+            overlap[d] = _smallest(report, d, least, report.multiple[d]) or need
+            m, lo = report.multiple[d], report.margin[d][0]
+            longer = 2 * lo + -(-(max(report.crop[d] + 1, 4 * need) - 2 * lo) // m) * m
+            doubts.append(
+                f"no overlap of at least {need} fits a crop of {report.crop[d]} on axis {name}: crop less "
+                f"twice the overlap must be a multiple of {m}, and positive. Give a crop such as {longer}"
+            )
+        else:
+            overlap[d] = fits
+    return replace(report, overlap=tuple(overlap), doubts=tuple(doubts))
+
+
+def _smallest(report: ProbeReport, d: int, need: int, multiple: int) -> int | None:
+    """Return the smallest overlap of at least ``need`` that `tiled_map` accepts along axis ``d``."""
+    outputs = [output for _, output in named(report.output)]
+    quantum = math.lcm(*(scales(o.scale, len(report.crop))[d].denominator for o in outputs))
+    for overlap in range(need, (report.crop[d] + 1) // 2):
+        try:
+            axis_grid(
+                2 * report.crop[d], report.crop[d], overlap=overlap, multiple=multiple,
+                margin=report.margin[d], quantum=quantum,
+            )  # fmt: skip
+        except GridError:
+            continue
+        return overlap
+    return None
 
 
 def _middle(source: Source, each: Sequence[int], shape: Sequence[int]) -> Array | None:
@@ -225,9 +287,8 @@ def choose_overlap(
         if not any(per_axis("rim", rim, names)):
             rim, context = _rim(report, outputs)
             blended = f"; rim={rim}: what crops do not know near their ends gets no weight"
-    # The overlap without the margin is a multiple too.
     overlap = tuple(
-        lo + -(-(o - lo) // m) * m for o, (lo, _), m in zip(context, report.margin, multiple, strict=True)
+        _smallest(report, d, o, m) or o for d, (o, m) in enumerate(zip(context, multiple, strict=True))
     )
     note = (
         f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn{blended}'
@@ -246,10 +307,10 @@ def _announced(note: str, report: ProbeReport, request: Request, *, averages: bo
         return note
     todo = "The result may differ from the untiled one: see tw.check."
     if not report.bounded:
-        advice = "" if averages else ': blend them, blend="gaussian"'
+        advice = "" if averages or report.labels else ': blend them, blend="gaussian"'
         todo = f"Neighbouring crops will disagree{advice}; look at the seams."
     note += f"; {report.verdict}"
-    warn(f"{note} ({'; '.join(report.notes)}). {todo}", TilingWarning)
+    warn(f"{note} ({'; '.join((*report.doubts, *report.notes))}). {todo}", TilingWarning)
     return note
 
 

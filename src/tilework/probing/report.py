@@ -14,16 +14,13 @@ from tilework._types import Index, Span
 from tilework.function.labels import may_be_labels
 from tilework.function.output import Output, Outputs, named
 from tilework.probing.blackbox import size_of
-from tilework.probing.experiment import Experiment, Findings
+from tilework.probing.experiment import STEADY, Experiment, Findings
 from tilework.probing.reach import Edge, largest
 
 __all__ = ["ProbeReport", "report_of"]
 
 # Smallest fraction of results that must change with their inputs; with fewer, the function hardly responded.
 RESPONDS = 0.02
-# Largest difference between equal calls, as a fraction of the largest result, that is rounding (sums in any
-# order).
-STEADY = 1e-4
 
 Pairs = tuple[Span, ...]
 
@@ -78,13 +75,18 @@ class ProbeReport(Report):
     """Largest change that was ignored, as a fraction of the largest result."""
     nan_sides: Pairs | None
     """As ``sides``, for NaN, which also passes through weights of 0; None if no NaN is passed on."""
+    doubts: tuple[str, ...]
+    """Reasons to expect a larger reach in other images, although none was seen in the crops."""
+    lengths: tuple[Index, ...]
+    """Lengths of the crops whose results were compared, samples, per axis."""
     notes: tuple[str, ...]
     """Further observations, and what to do."""
 
     @property
     def exact(self) -> bool:
         """Whether trimming with ``overlap`` and ``multiple`` gives ``fn(image)``, as far as observed."""
-        return self.bounded and self.commutes and self.responds and not self.wraps and self.noise <= STEADY
+        known = self.bounded and self.commutes and self.responds and not self.wraps
+        return known and not self.doubts and self.noise <= STEADY
 
     @property
     def rim(self) -> Index:
@@ -117,6 +119,7 @@ class ProbeReport(Report):
             *((name, " ".join(f"{v!s:>{width}}" for v in values)) for name, values in rows),
             ("verdict", self.verdict),
             ("evidence", evidence),
+            *(("doubt", doubt) for doubt in self.doubts),
             *(("note", note) for note in self.notes),
         ]
 
@@ -125,7 +128,10 @@ class ProbeReport(Report):
         """The conclusion for this function, in a sentence."""
         repeats = "" if self.deterministic else "; not deterministic"
         if self.exact:
-            return "exact with this overlap and multiple: nothing from beyond was seen" + repeats
+            return (
+                "exact with this overlap and multiple: nothing from beyond was seen in noise, shapes, lines "
+                f"and flat images, in crops of {self._lengths()} samples" + repeats
+            )
         if not self.responds:
             return "nothing is known: the function hardly answers to these inputs" + repeats
         if self.bounded and not self.commutes:
@@ -135,6 +141,8 @@ class ProbeReport(Report):
                 f"exact but for the image's border, across which it wraps: axis {', '.join(self.wraps)}"
                 + repeats
             )
+        if self.doubts and self.noise <= STEADY:
+            return "bounded as far as seen: run tw.check on your image" + repeats
         if self.bounded:
             return f"two equal calls differ by {self.noise:.0e} of the largest result: no tiling is exact"
         if self.labels:
@@ -145,6 +153,11 @@ class ProbeReport(Report):
     def labels(self) -> bool:
         """Whether the function may return labels, which must not be blended: integers of 32 or 64 bits."""
         return any(may_be_labels(np.dtype(o.dtype)) for _, o in named(self.output) if o.reduce is None)
+
+    def _lengths(self) -> str:
+        """Return the lengths of the crops that were compared, in words."""
+        ranges = [f"{own[0]} to {own[-1]}" if len(own) > 1 else f"{own[0]}" for own in self.lengths]
+        return ranges[0] if len(set(ranges)) == 1 else " and ".join(ranges)
 
     def _nan(self) -> str:
         """Return the reach of NaN, as the end of the row "evidence"."""
@@ -160,14 +173,14 @@ def report_of(experiment: Experiment) -> ProbeReport:
     """Return the report of an experiment, in the terms of `tiled_map`."""
     seen, crops, results = experiment.seen, experiment.crops, experiment.results
     axes = range(len(crops.crop))
-    margin = tuple(_margin(seen, d, max(r.lost[d] for r in results)) for d in axes)
+    margin = seen.margin or tuple((0, max(r.lost[d] for r in results)) for d in axes)
     nan = tuple(_sides(seen.nan, d, lo) for d, (lo, _) in enumerate(margin))
     limits = [experiment.limit(k) / size_of(result) for k, result in enumerate(experiment.bases[0][1])]
     return ProbeReport(
         names=crops.names,
         crop=crops.crop,
         overlap=tuple(_overlap(experiment, d, margin[d]) for d in axes),
-        sides=tuple(_sides(seen.edges, d, lo) for d, (lo, _) in enumerate(margin)),
+        sides=tuple(_sides(seen.every, d, lo) for d, (lo, _) in enumerate(margin)),
         borders=tuple(_border(seen, d, lo) for d, (lo, _) in enumerate(margin)),
         multiple=seen.multiple,
         scale=results[0].scale,
@@ -185,21 +198,10 @@ def report_of(experiment: Experiment) -> ProbeReport:
         amplitude=seen.amplitude,
         tolerance=max(limits, default=0.0),
         nan_sides=nan if seen.nan else None,
+        doubts=tuple(_texts(seen.doubts, crops.names)),
+        lengths=tuple(tuple(sorted(found)) for found in seen.lengths),
         notes=tuple(_notes(experiment)),
     )
-
-
-def _margin(seen: Findings, axis: int, lost: int) -> Span:
-    """Return how many of the ``lost`` samples are missing at the start of a crop and how many at its end.
-
-    The split makes the reach equal on both sides; without an observed reach, it is half.
-    """
-    before, after = (largest(seen.edges, axis, side) for side in (0, 1))
-    if not lost or not seen.bounded or (before is None and after is None):
-        return lost // 2, lost - lost // 2
-    # The reach of a side from which nothing changed in the gap is less than the margin.
-    lo = min(max(((after or 0) - (-lost if before is None else before)) // 2, 0), lost)
-    return lo, lost - lo
 
 
 def _sides(edges: Sequence[Edge], axis: int, lo: int) -> Span:
@@ -221,8 +223,8 @@ def _overlap(experiment: Experiment, axis: int, margin: Span) -> int:
     need = max(lo, hi)
     if seen.bounded:
         # Cores start and end on the grid of translations, so only reaches from walls on that grid count.
-        before = max(_cells(seen.edges, axis, 0, 0, multiple), _cells(seen.borders, axis, 0))
-        after = max(_cells(seen.edges, axis, 1, crop, multiple), _cells(seen.borders, axis, 1))
+        before = max(_cells(seen.every, axis, 0, 0, multiple), _cells(seen.borders, axis, 0))
+        after = max(_cells(seen.every, axis, 1, crop, multiple), _cells(seen.borders, axis, 1))
         need = max(need, before + lo, after - lo)
     else:
         need = max(need, crop // 4)
@@ -259,13 +261,17 @@ def _declared(experiment: Experiment, margin: Pairs) -> list[Output]:
     return found
 
 
+def _texts(texts: dict[str, list[int]], names: Sequence[str]) -> list[str]:
+    """Return texts with the axes in place."""
+    return [
+        text.replace("{axis}", f"axis {', '.join(names[d] for d in axes)}") for text, axes in texts.items()
+    ]
+
+
 def _notes(experiment: Experiment) -> list[str]:
     """Return further observations and advice, in sentences."""
     seen, names = experiment.seen, experiment.crops.names
-    notes = [
-        text.replace("{axis}", f"axis {', '.join(names[d] for d in axes)}")
-        for text, axes in seen.notes.items()
-    ]
+    notes = _texts(seen.notes, names)
     if seen.response < RESPONDS:
         notes.append(
             f"at most {seen.response:.1%} of results changed with their inputs: give values= or array= to "

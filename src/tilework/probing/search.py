@@ -5,34 +5,43 @@
 3. *refine*: test many gaps in one crop, until nothing new is seen.
 4. *ends*, if a frame leaves no result unchanged: replace one end at a time, also in a crop of twice the
    length. Is the reach too large for the crop, or global?
-5. *shifts*: roll crops by 1, 2, 4, ... samples. With which translations does the function commute, away from
-   the crop's border? If with none of one sample, *refine* again with walls on that grid, and off it.
-6. *border*: compare two crops that share most of their samples. Padding inside the function may change
-   results farther from a crop's border than any input reaches: a shift to the left followed by one to the
-   right depends on no other sample, but loses both ends.
-7. *round*: replace one end of a crop. Does the opposite end change?
+5. *structures* (`structures`): replace the ends of lines and of flat images. Does the reach depend on what is
+   in the image?
+6. *shifts* (`Shifts`): roll crops by 1, 2, 4, ... samples. With which translations does the function
+   commute, away from the crop's border? If with none of one sample, *refine* again with walls on that grid,
+   and off it.
+7. *margin* (`split_margin`), if results are smaller than the crop: where is the response to a few samples?
+8. *longer* (`compare_longer`): compare each crop with a longer one that continues it. Padding inside the
+   function may change results farther from a crop's border than any input reaches: a shift to the left
+   followed by one to the right depends on no other sample, but loses both ends. If all results differ, they
+   depend on the crop's length.
+9. *round* (`look_round`): replace one end of a crop. Does the opposite end change, and does an image that is
+   padded with its opposite side explain it?
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
-
-from tilework._types import Array, Span
-from tilework.probing.blackbox import Kind, others, size_of
-from tilework.probing.experiment import Change, Experiment
-from tilework.probing.reach import Edge, deepest, edges_along, gaps_along
+from tilework._types import Span
+from tilework.errors import TilingError
+from tilework.probing.blackbox import TooSlow, others
+from tilework.probing.doubts import look_for_doubts
+from tilework.probing.experiment import NOISE, SMOOTH, STEADY, Change, Experiment, Findings
+from tilework.probing.gaps import middle, note_response, observe
+from tilework.probing.inputs import Kind
+from tilework.probing.longer import compare_longer, look_round
+from tilework.probing.margin import split_margin
+from tilework.probing.reach import deepest, gaps_along, largest
 from tilework.probing.report import ProbeReport, report_of
-from tilework.probing.shifts import Shifts, look_at_border, look_round
+from tilework.probing.shifts import Shifts
+from tilework.probing.structures import structures
 
 __all__ = ["search"]
 
 # Consecutive draws without a new finding that end the search, and the most draws.
-QUIET, DRAWS = 4, 12
-# Most gaps that are measured per call; a long crop has thousands.
-MOST = 200
+QUIET, DRAWS = 3, 12
 # Reach, as a fraction of the crop beyond the wall, above which a longer crop is tested, too.
 NEARLY = 0.6
 # Ratio of the change far from a wall to the change at half the way, above which the response is global.
@@ -43,115 +52,94 @@ GROWTH = 1.2
 
 def search(experiment: Experiment) -> ProbeReport:
     """Call the function and return the report."""
-    experiment.look()
+    try:
+        experiment.look()
+    except TooSlow as slow:
+        raise TilingError(f"probe: {slow}. Probe it on a smaller crop.") from None
+    seen, axes = experiment.seen, range(len(experiment.crops.crop))
+    seen.lengths = [{n} for n in experiment.crops.crop]
+    seen.multiple = tuple(math.lcm(*(r.scale[d].denominator for r in experiment.results)) for d in axes)
+    try:
+        _steps(experiment)
+    except TooSlow as slow:
+        seen.doubt(f"the search was stopped: {slow}")
+    return report_of(experiment)
+
+
+def _steps(experiment: Experiment) -> None:
+    """Take the steps in order, each as far as what is known makes sense of it."""
+    seen, axes = experiment.seen, range(len(experiment.crops.crop))
     experiment.base("smooth")
     experiment.base("noise")
-    seen, axes = experiment.seen, range(len(experiment.crops.crop))
     wide = [not _frame(experiment, axis) or not _refine(experiment, axis) for axis in axes]
     for axis in axes:
         if wide[axis]:
             _ends(experiment, axis)
+    if seen.bounded and seen.noise <= STEADY:
+        structures(experiment)
     seen.multiple, seen.commutes = Shifts(experiment).find()
+    if seen.bounded and any(m > 1 for m in seen.multiple):
+        # The mean of a cell of noise differs little from that of the next one.
+        coarse = experiment.add(experiment.inputs.cells(seen.multiple))
     for axis, m in enumerate(seen.multiple):
         if seen.bounded and m > 1:
             if wide[axis]:
                 _ends(experiment, axis, m)
             else:
-                _refine(experiment, axis, m)
-                _refine(experiment, axis, m, aligned=False)
+                _refine(experiment, axis, m, bases=(NOISE, coarse))
+                _refine(experiment, axis, m, bases=(NOISE, coarse), aligned=False)
+    split_margin(experiment)
     if seen.bounded and seen.commutes:
-        for axis, m in enumerate(seen.multiple):
-            look_at_border(experiment, axis, m)
+        compare_longer(experiment)
     if seen.bounded:
         look_round(experiment)
-    return report_of(experiment)
+    if seen.bounded and seen.commutes:
+        look_for_doubts(experiment)
 
 
 # -- gaps --------------------------------------------------------------------------------------------
 
 
-def _observe(
-    experiment: Experiment, axis: int, base: int, kind: Kind, spans: Sequence[Span]
-) -> list[Edge] | None:
-    """Replace all but ``spans`` along ``axis``; return the edges, or None if all of one span changed."""
-    seen, n = experiment.seen, experiment.crops.crop[axis]
-    keep = experiment.crops.kept(axis, 0, n)
-    for start, stop in spans:
-        keep[axis][start:stop] = True
-    changes = experiment.taken(base, kind, keep)
-    if changes is None:
-        return []
-    found: list[Edge] = []
-    some = experiment.inputs.rng.permutation(len(spans))[:MOST]
-    looked = [spans[int(k)] for k in np.sort(some)]
-    for change in changes:
-        limit, r = experiment.limit_of(change), change.result
-        _note_response(experiment, change, limit, axis, keep[axis])
-        profile = change.profile(axis)
-        for gap in looked:
-            edges = edges_along(profile, limit, r, axis, gap)
-            low, high = r.span(axis, *gap)
-            third = (high - low) // 3
-            if edges is None or experiment.stirred(change, axis, low + third, high - third):
-                return None
-            seen.places += 1
-            found += edges[0]
-            if kind in ("other", "ends"):
-                size = size_of(experiment.bases[base][1][change.number])
-                seen.rounding = max(seen.rounding, edges[1] / size)
-                spread = seen.may_leak and bool(profile[low + third : high - third].any())
-                seen.leaks = seen.leaks or (kind == "other" and spread)
-    (seen.nan if kind == "nan" else seen.edges).extend(found)
-    return found
-
-
-def _note_response(experiment: Experiment, change: Change, limit: float, axis: int, kept: Array) -> None:
-    """Record the fraction of results that changed at the replaced samples."""
-    scale = change.result.scale[axis]
-    place = np.arange(change.amount.shape[axis]) * scale.denominator // scale.numerator
-    part = change.amount.take(np.flatnonzero(~kept[place.clip(0, len(kept) - 1)]), axis)
-    if part.size:
-        experiment.seen.response = max(experiment.seen.response, float((part > limit).mean()))
-
-
 def _frame(experiment: Experiment, axis: int) -> bool:
     """Replace both ends of the crop; return whether a result in the middle is unchanged."""
-    spans = _middle(experiment, axis)
-    if experiment.tolerance is None and "huge" in experiment.kinds:
-        # A transform that spreads rounding also spreads NaN.
-        experiment.seen.may_leak = not _observe(experiment, axis, 0, "nan", spans)
-    first = [_observe(experiment, axis, 0, kind, spans) for kind in experiment.kinds[:2]]
-    return None not in first
+    spans = middle(experiment, axis)
+    if experiment.nan and all(t.kind in "fc" for t in experiment.crops.dtypes):
+        observe(experiment, axis, 0, "nan", spans)
+    return None not in [observe(experiment, axis, 0, kind, spans) for kind in experiment.kinds[:1]]
 
 
-def _middle(experiment: Experiment, axis: int, multiple: int | None = None) -> tuple[Span, ...]:
-    """Return one gap in the middle of the crop, between walls of about an eighth of it."""
-    n = experiment.crops.crop[axis]
-    m = 2 ** max(0, int(math.log2(max(1, n // 8)))) if multiple is None else multiple
-    wall = max(n // 8, max(r.lost[axis] for r in experiment.results) + 1)
-    return gaps_along(n, n, min(-(-wall // m) * m, max(1, (n - 1) // 2)))
-
-
-def _refine(experiment: Experiment, axis: int, multiple: int = 1, *, aligned: bool = True) -> bool:
+def _refine(
+    experiment: Experiment,
+    axis: int,
+    multiple: int = 1,
+    *,
+    bases: Span = (NOISE, SMOOTH),
+    aligned: bool = True,
+) -> bool:
     """Test many gaps per call until nothing new is seen; return False if all of one changed."""
     seen, kinds, rng = experiment.seen, experiment.kinds, experiment.inputs.rng
-    quiet, number = 0, len(kinds)
-    while quiet < QUIET and number < len(kinds) + DRAWS:
+    quiet, number = 0, 0
+    while quiet < QUIET and number < DRAWS:
         # Begins with the perturbations that the frame has not used.
-        kind = kinds[(number + 2) % len(kinds)]
-        base = len(experiment.bases) - 1 - number % 2
+        kind = kinds[(number + 1) % len(kinds)]
+        base = bases[number % 2]
         before = [seen.reach(axis, side) for side in (0, 1)]
         spans = _gaps(experiment, axis, multiple)
         if not aligned:
             # One sample off the grid shows most, so it alternates with random offsets.
             off = [1 if (k + number) % 2 else int(rng.integers(multiple)) for k in range(len(spans))]
             spans = tuple((a + r, b - r) for (a, b), r in zip(spans, off, strict=True))
-        found = _observe(experiment, axis, base, kind, spans)
+        found = observe(experiment, axis, base, kind, spans)
         if found is None:
             # The gaps may have been too short; a single one in the middle is longer.
-            found = _observe(experiment, axis, base, kind, _middle(experiment, axis, multiple))
+            found = observe(experiment, axis, base, kind, middle(experiment, axis, multiple))
         if found is None:
             return False
+        if multiple == 1:
+            for side in (0, 1):
+                far = largest(found, axis, side)
+                if far is not None:
+                    seen.draws_of.setdefault((axis, side), []).append(far)
         quiet = quiet + 1 if before == [seen.reach(axis, side) for side in (0, 1)] else 0
         number += 1
     return True
@@ -165,7 +153,7 @@ def _gaps(experiment: Experiment, axis: int, multiple: int) -> tuple[Span, ...]:
     wall = max(multiple, min(known // 2 + 1, 8), lost + 1)
     more = 2 * multiple + (8 if multiple == 1 else 2 * multiple)
     spans = gaps_along(n, known + known // 2 + more, wall, multiple)
-    return spans if spans[0][1] - spans[0][0] > known + 2 else _middle(experiment, axis, multiple)
+    return spans if spans[0][1] - spans[0][0] > known + 2 else middle(experiment, axis, multiple)
 
 
 # -- ends --------------------------------------------------------------------------------------------
@@ -204,7 +192,7 @@ def _fills(experiment: Experiment, axis: int, side: int, wall: int, kind: Kind) 
     full = False
     for change in changes:
         limit = experiment.limit_of(change)
-        _note_response(experiment, change, limit, axis, keep[axis])
+        note_response(experiment, change, limit, axis, keep[axis])
         edge, end = deepest(change.amount > limit, change.result, axis, side, at)
         full = full or end or experiment.stirred(change, axis, *change.result.span(axis, *far))
         if edge is not None:
@@ -220,7 +208,7 @@ def _why_open(experiment: Experiment, axis: int, kind: Kind, reach: int | None) 
     """
     n = experiment.crops.crop[axis]
     short = f"on {{axis}} the response reaches the border of the crop of {n}"
-    longer = Experiment(experiment.box, experiment.inputs.longer(axis), experiment.tolerance)
+    longer = replace(experiment, inputs=experiment.inputs.longer(axis), results=[], bases=[], seen=Findings())
     at = max(1, n // 8)
     try:
         longer.look()

@@ -1,24 +1,21 @@
-"""Comparison of shifted crops: the translations with which a function commutes, and effects of borders."""
+"""Comparison of shifted crops: the translations with which a function commutes."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from tilework._types import Array
-from tilework.probing.blackbox import Kind, difference, others
-from tilework.probing.experiment import Experiment
-from tilework.probing.reach import edges_along, largest
+from tilework.probing.blackbox import difference
+from tilework.probing.experiment import NOISE, SLACK, SMOOTH, Experiment
+from tilework.probing.reach import largest
 
-__all__ = ["Shifts", "look_at_border", "look_round"]
+__all__ = ["Shifts"]
 
 # Every divisor comes before its multiples; the usual pooling factors of networks come first.
 STEPS = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 48, 5, 10, 20, 40, 7, 14, 28, 9, 18, 36)
-# Allowed rounding, in units of the limit for unchanged results: other phases take other code paths.
-SLACK = 4
 # Mismatch, as a fraction of the result's spread, below which a global function counts as moved: samples that
 # roll over the border change its statistics.
 GLOBAL = 0.05
@@ -66,11 +63,13 @@ class Shifts:
 
     def _along(self, d: int, together: int | None, quantum: int) -> int | None:
         """Return the smallest translation along one axis, tried on both base crops."""
-        n, last = len(self._experiment.crops.crop), len(self._experiment.bases) - 1
+        n = len(self._experiment.crops.crop)
 
         def moves(step: int) -> bool:
             shift = [step if k == d else 0 for k in range(n)]
-            return all(self._moves(shift, base) for base in (last, last - 1))
+            # Lines across the axis: a part of the function may do nothing in noise.
+            across = [base for k, base in self._experiment.lines.items() if k != d][:1]
+            return all(self._moves(shift, base) for base in (NOISE, SMOOTH, *across))
 
         step = together if together is not None and moves(together) else None
         if step is None:
@@ -124,7 +123,7 @@ class Shifts:
             elif seen.bounded:
                 # Off the grid of translations, the reach may be longer, by less than the step.
                 before, after = (
-                    1 + max(0, *(largest(edges, d, side) or 0 for edges in (seen.edges, seen.nan)))
+                    1 + max(0, *(largest(edges, d, side) or 0 for edges in (seen.every, seen.nan)))
                     for side in (0, 1)
                 )
                 # Padding inside the function may reach farther than inputs: keep as far away as possible.
@@ -134,53 +133,3 @@ class Shifts:
             else:
                 region.append(r.span(d, n // 4 + k, n - n // 4))
         return region
-
-
-def look_at_border(experiment: Experiment, axis: int, multiple: int) -> None:
-    """Compare two crops that start a third of their length apart, where both have a result."""
-    seen, n = experiment.seen, experiment.crops.crop[axis]
-    step = max(multiple, n // 3 // multiple * multiple)
-    keep = experiment.crops.kept(axis, n - step, n)
-    shift = [-step if d == axis else 0 for d in range(len(keep))]
-    last = len(experiment.bases) - 1
-    for base in (last, last - 1):
-        crops, before = experiment.bases[base]
-        inputs = experiment.inputs
-        after = experiment.box(inputs.mixed(inputs.rolled(crops, shift), inputs.other("other"), keep))
-        for number, (a, b, r) in enumerate(zip(before, after, experiment.results, strict=True)):
-            along, steps = r.axes[axis], int(step * r.scale[axis])
-            flat = r.flat(difference(a, np.roll(b, steps, along)))
-            profile = flat.max(axis=others(flat, axis))
-            profile[:steps] = np.inf
-            found = edges_along(profile, SLACK * experiment.limit(number, base), r, axis, (step, n))
-            if found is None:
-                seen.note("on {axis} the border of a crop changes all of its results", axis)
-                seen.bounded = False
-                return
-            seen.borders += found[0]
-
-
-def look_round(experiment: Experiment) -> None:
-    """Replace one end of a crop along all axes, and record the axes on which the other end changes.
-
-    The result of such a function depends on the opposite side of the image, and in a crop on that of the
-    crop.
-    """
-    seen, crops = experiment.seen, experiment.crops
-    wall = [max(1, n // 8) for n in crops.crop]
-    # Distance from the ends of an axis beyond their reach.
-    far = [w + max(0, seen.reach(d, 0), seen.reach(d, 1)) for d, w in enumerate(wall)]
-    # Also high values at one end and low ones at the other: some functions respond only to rare values.
-    kinds: list[Kind] = [experiment.kinds[0], *experiment.kinds[1:3], experiment.kinds[-1]]
-    for side, base in itertools.product((0, 1), range(2)):
-        ends = [(n - w, n) if side else (0, w) for n, w in zip(crops.crop, wall, strict=True)]
-        keep = [crops.kept(d, *end)[d] for d, end in enumerate(ends)]
-        for change in experiment.taken(base, kinds[base * (1 + side)], keep) or ():
-            changed = change.amount > experiment.limit_of(change)
-            for d, (n, w) in enumerate(zip(crops.crop, wall, strict=True)):
-                # The half of the crop that is nearer to the other end.
-                other = (0, min((n - w) // 2, n - far[d])) if side else (max((n + w) // 2, far[d]), n)
-                spans = [other if k == d else (far[k], m - far[k]) for k, m in enumerate(crops.crop)]
-                box = tuple(slice(*change.result.span(k, *span)) for k, span in enumerate(spans))
-                if changed[box].any():
-                    seen.wraps.add(d)

@@ -1,0 +1,158 @@
+"""Whether the reach of a function depends on what is in the image: lines and flat images.
+
+On noise, functions that follow structures look local: objects are small, holes are few, every sample is near
+an edge. Propagation, distances, the filling of holes, filters of components, skeletons and plateaus show
+their reach where a structure leads through the crop::
+
+    lines      ====================  at several levels, thin and thick, on dark and on bright ground
+               ========.===========  interrupted, so that there are objects and holes of many lengths
+    islands    ...=====.==========.  of few and of many cells, some of them at the ends
+    flat       ....................  at several levels of the range, and at the most frequent value
+
+Their ends are changed from one end of the range to the other. There is no larger change, and what spreads
+finds its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tilework._types import Array, Span
+from tilework.errors import ContractError
+from tilework.probing.blackbox import difference
+from tilework.probing.experiment import NOISE, SLACK, SMOOTH, Experiment
+from tilework.probing.gaps import middle, observe
+from tilework.probing.inputs import FLAT, Kind
+
+__all__ = ["structures"]
+
+
+def structures(experiment: Experiment) -> None:
+    """Replace the ends of structures, axis by axis, and note an axis along which they are followed."""
+    axes = range(len(experiment.crops.crop))
+    if (len(axes) > 1 and _affine(experiment)) or not _lines_hold(experiment):
+        return
+    if not _islands_hold(experiment):
+        return
+    for level in _levels(experiment):
+        number = _added(experiment, experiment.inputs.flat(level))
+        if number is None:
+            continue
+        experiment.flat.append(number)
+        if not all(_holds(experiment, number, d, "halves") for d in axes):
+            return
+
+
+def _affine(experiment: Experiment) -> bool:
+    """Return whether the result for the mean of two crops is the mean of their results.
+
+    Such a function reaches as far in one image as in any other. It is asked of noise, and of lines, which
+    exceed thresholds that noise does not.
+    """
+    inputs, results = experiment.inputs, experiment.results
+    if any(t.kind not in "fc" for t in (*experiment.crops.dtypes, *(r.dtype for r in results))):
+        return False
+    numbers = [_added(experiment, inputs.lines(0, bright=bright)) for bright in (False, True)]
+    for one, two in ((NOISE, SMOOTH), numbers):
+        if one is None or two is None:
+            return False
+        (crops, before), (others, beside) = experiment.bases[one], experiment.bases[two]
+        after = experiment.box(inputs.halfway(crops, others))
+        for k, (a, b, c) in enumerate(zip(before, beside, after, strict=True)):
+            mean = (a.astype(np.result_type(a, "f8")) + b) / 2
+            if (difference(mean.astype(c.dtype), c) > SLACK * experiment.limit(k, one)).any():
+                return False
+    return True
+
+
+def _lines_hold(experiment: Experiment) -> bool:
+    """Change the ends of lines from the lower to the upper end of the range; return whether middles stay."""
+    inputs, axes = experiment.inputs, range(len(experiment.crops.crop))
+    for d in axes if len(axes) > 1 else ():
+        keep = experiment.crops.kept(d, 0, experiment.crops.crop[d])
+        for start, stop in middle(experiment, d):
+            keep[d][start:stop] = True
+        for bright in (False, True):
+            crops = inputs.mixed(inputs.lines(d, bright=bright), inputs.other("bottom"), keep)
+            number = _added(experiment, crops)
+            if number is None:
+                continue
+            experiment.lines[d] = number
+            if not _holds(experiment, number, d, "top"):
+                return False
+    return True
+
+
+def _islands_hold(experiment: Experiment) -> bool:
+    """Change the ends of an image of islands; return whether results in its middle stay."""
+    inputs, crop = experiment.inputs, experiment.crops.crop
+    keep = experiment.crops.kept(0, 0, 0)
+    gaps = [middle(experiment, d)[0] for d in range(len(crop))]
+    for own, (start, stop) in zip(keep, gaps, strict=True):
+        own[:start] = own[stop:] = False
+    number = _added(experiment, inputs.mixed(inputs.islands(), inputs.other("bottom"), keep))
+    return number is None or all(_holds(experiment, number, d, "top") for d in range(len(crop)))
+
+
+def _added(experiment: Experiment, crops: list[Array]) -> int | None:
+    """Return the number of one more base image, None if the function refuses it."""
+    try:
+        return experiment.add(crops)
+    except ContractError:
+        raise
+    except Exception as error:
+        _refused(experiment, error)
+        return None
+
+
+def _refused(experiment: Experiment, error: Exception) -> None:
+    experiment.seen.doubt(
+        f"lines or flat images were refused ({type(error).__name__}): how far structures lead was not seen"
+    )
+
+
+def _holds(experiment: Experiment, number: int, axis: int, kind: Kind) -> bool:
+    """Replace the ends of an image along one axis; return whether results in its middle stay."""
+    seen = experiment.seen
+    for spans in _spans(experiment, axis):
+        try:
+            found = observe(experiment, axis, number, kind, spans, structured=True)
+        except ContractError:
+            raise
+        except Exception as error:
+            _refused(experiment, error)
+            return True
+        if found is None:
+            seen.bounded = False
+            seen.note(
+                "structures are followed along {axis}: in lines and flat areas the response filled the crop "
+                "(objects, holes, distances, propagation). Run tw.check on your image with the overlap that "
+                "you can afford",
+                axis,
+            )
+            return False
+    return True
+
+
+def _spans(experiment: Experiment, axis: int) -> tuple[tuple[Span, ...], ...]:
+    """Return the gaps to be tried: the middle of the crop, or all but one end if the reach is long."""
+    spans = middle(experiment, axis)
+    (start, stop), n = spans[0], experiment.crops.crop[axis]
+    if sum(experiment.seen.sides(axis)) < stop - start:
+        return (spans,)
+    return ((start, n),), ((0, stop),)
+
+
+def _levels(experiment: Experiment) -> Iterator[float]:
+    """Yield the levels of flat images, as fractions of the range."""
+    dtype, sample = experiment.crops.dtypes[0], experiment.inputs.samples[0]
+    yield from FLAT[:2] if dtype.kind == "b" else FLAT
+    if sample is None or dtype.kind not in "iuf":
+        return
+    low, high = experiment.inputs.values[0]
+    values, counts = np.unique(sample[np.isfinite(sample)], return_counts=True)
+    # A value of 1 % of the samples is a background or a hole; noise has none.
+    if counts.max(initial=0) > sample.size // 100 and low < (most := float(values[counts.argmax()])) < high:
+        yield (most - low) / (high - low)

@@ -25,6 +25,7 @@ import tilework as tw
 from tilework.errors import SupersededError
 from tilework.writing import claim as claims
 from tilework.writing.claim import Claims, Owner
+from tilework.writing.closing import _Held
 from tilework.writing.ledger import Ledger, Marks, boxes_around, boxes_of
 from tilework.writing.objects import Objects, dump, load
 from tilework.writing.sink import Sink
@@ -320,8 +321,9 @@ def test_an_interrupted_run_leaves_no_claim(tmp_path: Path) -> None:
                 raise error
             return crop
 
-        with pytest.raises(error):
+        with pytest.raises(RuntimeError) as caught:
             write(result(fails), tmp_path / "a.zarr", version=error.__name__, overwrite=True)
+        assert error in (type(caught.value), type(caught.value.__cause__))
         assert not Claims.active
         assert not objects_of(str(tmp_path / "a.zarr")).exists("claim")
 
@@ -385,6 +387,33 @@ def test_a_delayed_run_writes_no_marked_unit_again() -> None:
     written[:16, :16] = 7  # would be lost if it were written again
     later.compute(scheduler="synchronous")
     assert (written[:16, :16] == 7).all()
+
+
+def test_a_finalizer_lets_claims_go_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The garbage collector may run inside zarr, which then waits for the thread that holds its lock."""
+    store, threads = zarr.storage.MemoryStore(), list[int]()
+    release = Claims.release
+
+    def note(self: Claims) -> None:
+        threads.append(threading.get_ident())
+        release(self)
+
+    monkeypatch.setattr(Claims, "release", note)
+    run = Claims()
+    written = write(result(), zarr.storage.MemoryStore())
+    run.take(Ledger(written).objects, "here")
+    threads.clear()
+    held = _Held(run)
+    del held
+    # A run that comes now waits until the claim has gone, and takes it.
+    later = Claims()
+    later.take(Ledger(written).objects, "here")
+    assert Ledger(written).objects.exists("claim")
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    later.release()
+    assert not Claims.active
+    assert not store._store_dict
 
 
 # -- marks --------------------------------------------------------------------------------------------------

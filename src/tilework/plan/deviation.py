@@ -88,4 +88,5 @@ def _deviation(block: Array) -> Array:
     """Return the weighted standard deviation from the means of values and of their squares."""
     mean, square = block
     variance = square - mean * mean
-    return np.sqrt(np.where(variance > ROUNDING * square, variance, 0))
+    # A NaN is no agreement: it is not replaced.
+    return np.sqrt(np.where(variance <= ROUNDING * square, 0, variance))

@@ -8,8 +8,7 @@ names the run, and every task reads it before and after it writes a block. A cla
    another machine: watch its beat. A beat that changes shows life, and the call is refused. One that does not
    change through three intervals, by the clock of this process, shows that the owner is dead.
 3. Create ``after-<run>``, named for the run to be replaced, so that only one run can replace it. Who wrote
-what
-   is there has won, replaces ``claim``, and deletes ``after-<run>``.
+   what is there has won, replaces ``claim``, and deletes ``after-<run>``.
 
 A store that cannot create an object only where there is none lets two runs that begin at the same moment both
 win. The tasks of the one whose claim was replaced then give up at their next check.
@@ -17,6 +16,7 @@ win. The tasks of the one whose claim was replaced then give up at their next ch
 
 from __future__ import annotations
 
+import _thread
 import gc
 import itertools
 import os
@@ -109,6 +109,8 @@ class Claims:
 
     active: ClassVar[set[str]] = set()
     """Runs of this process that hold claims."""
+    leaving: ClassVar[dict[str, _thread.LockType]] = {}
+    """Runs of this process whose claims are let go at the moment, each with a lock until they are."""
 
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     """Id of the run."""
@@ -178,6 +180,27 @@ class Claims:
                     error,
                 )
 
+    def let_go(self) -> None:
+        """Give up all claims in a thread, without waiting: for a finalizer.
+
+        The garbage collector may call it anywhere, in the middle of zarr or of a lock. What reads or writes a
+        store there waits for ever for the thread of zarr, which waits for that lock.
+        """
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        self.leaving[self.run] = lock
+        self.active.discard(self.run)
+
+        def leave() -> None:
+            try:
+                self.release()
+            finally:
+                self.leaving.pop(self.run, None)
+                lock.release()
+
+        # `threading.Thread` takes a lock of its own to start.
+        _thread.start_new_thread(leave, ())
+
 
 def release(objects: Objects, run: str) -> None:
     """Give up the claim of a run on an array, if it still has it."""
@@ -219,10 +242,13 @@ def _judge(objects: Objects, name: str, value: bytes, address: str) -> None:
     except (KeyError, TypeError, ValueError):
         owner, run, interval = None, "", BEAT
     state = "elsewhere" if owner is None else owner.state()
-    if state == "here":
+    if state == "here" and run in Claims.active:
         # A run that dask computes by itself and that failed is let go with its results, which may be in a
         # cycle.
         gc.collect()
+    if state == "here" and (lock := Claims.leaving.get(run)) is not None:
+        with lock:
+            pass
     if state == "dead" or (state == "here" and run not in Claims.active):
         return
     said = "a run that cannot be named" if owner is None else str(owner)

@@ -161,7 +161,7 @@ class _Held:
 
     def __del__(self) -> None:
         if self._claims is not None:
-            self._claims.release()
+            self._claims.let_go()
 
 
 class Closing:

@@ -70,6 +70,20 @@ def test_is_0_where_all_agree_and_where_one_tile_stands_alone() -> None:
     assert alone.compute()[20:24, 20:24].all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf], ids=str)
+@pytest.mark.parametrize("blend", ["average", "gaussian"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_is_nan_where_a_prediction_is_none(blend: str, value: float) -> None:
+    image = IMAGE.copy()
+    image[11, 17] = value
+    out, deviation = tw.tiled_map(np.copy, image, 24, stride=10, blend=blend, disagreement=True)
+    got, seen = dask.compute(out, deviation)
+    assert not np.isfinite(got[11, 17])
+    assert np.isnan(seen[11, 17])
+    seen[11, 17] = 0
+    assert not seen.any()
+
+
 @pytest.mark.parametrize("fill_value", [0, -1, np.nan], ids=str)
 @pytest.mark.parametrize("kind", ["mask", "skip", "drop", "chunk"])
 def test_is_nan_where_no_tile_ran(kind: str, fill_value: float, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def tiled_map(
     crop : int or sequence of int, samples per tiled axis
         Shape of the crops that ``fn`` receives, along the tiled axes.
     overlap : int or sequence of int, samples per side and tiled axis; or "auto"
-        Required (0 if you mean it) unless ``stride`` is given. "auto" calls ``fn`` 15 to 60 times, as `probe`
+        Required (0 if you mean it) unless ``stride`` is given. "auto" calls ``fn`` 20 to 80 times, as `probe`
         does, and uses the smallest exact overlap with its ``multiple`` (and, for a blend, its ``rim``). It
         warns if no overlap is exact.
     axes : int, str or sequence of them, optional

@@ -305,6 +305,8 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--batch-size", type=int, help="Crops per call of FN, if it takes batches.")
 @click.option("--dtype", help="Dtype of the crops if there is no IN; default: float32.")
 @click.option("--tolerance", type=float, help="Change to ignore, as a fraction of the largest result.")
+@click.option("--nan", is_flag=True, help="Call FN with NaN too, on which compiled code may crash.")
+@click.option("--extremes", is_flag=True, help="Call FN with values far outside those of IN too.")
 @click.option("--seed", default=0, help="Seed of the random inputs.")
 def probe(function: str, source: str | None, **options: Any) -> None:
     """Find the overlap that FN needs by calling it on crops like those of IN.

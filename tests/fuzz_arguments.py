@@ -498,14 +498,16 @@ def _stop(*_: Any) -> None:
 @contextlib.contextmanager
 def elsewhere() -> Iterator[None]:
     """Work in an empty folder, because a word may be taken for a path, and on one thread."""
-    before = Path.cwd()
-    logging.getLogger("tilework").setLevel(logging.CRITICAL)
+    before, log = Path.cwd(), logging.getLogger("tilework")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder, dask.config.set(scheduler="synchronous"):
         os.chdir(folder)
         try:
             yield
         finally:
             os.chdir(before)
+            log.setLevel(level)
 
 
 def fuzz(calls: int, seed: int, *, show: bool = False, unclear: bool = False) -> Iterator[Foreign]:

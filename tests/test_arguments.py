@@ -164,7 +164,7 @@ def test_a_refused_option_deletes_nothing(tmp_path: Path) -> None:
     with pytest.raises(tw.TilingError, match="refuses colour"):
         tw.to_zarr(result(), tmp_path / "a.zarr", overwrite=True, progress=False, colour=3)
     np.testing.assert_array_equal(written[...], np.sqrt(IMAGE))
-    assert tw.status(written)[0].complete
+    assert tw.status(written).complete
 
 
 @pytest.mark.parametrize("hook", ["output_transform", "collate", "window", "reduce", "progress", "post"])

@@ -11,6 +11,9 @@ import pytest
 
 import tilework as tw
 
+# Integers of 32 and 64 bits may be labels.
+pytestmark = pytest.mark.filterwarnings("ignore:fn returns .* as functions that number objects do")
+
 INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32")
 LONG = ("int64", "uint64")
 WEIGHTED = ("average", "linear", "hann", "gaussian", np.full(16, 2.5))

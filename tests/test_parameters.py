@@ -182,6 +182,7 @@ CALLS: dict[str, Any] = {
     "TilePlan.explain": lambda **flags: tw.plan_tiles(IMAGE.shape, 16, 2).explain(**flags),
     "explain": lambda **flags: tw.explain(_Untouchable(), **flags),
     "from_torch": lambda **flags: tw.from_torch(_Untouchable(), **flags),
+    "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),
     "status": lambda **flags: tw.status(_Untouchable(), **flags),
     "tiled_map": lambda **flags: tw.tiled_map(np.copy, _Untouchable(), 16, 2, **flags),
     "to_zarr": lambda **flags: tw.to_zarr(_Untouchable(), _Untouchable(), **flags),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import Report, warn, whole
+from tilework._checks import Report, at_least, brief, warn
 from tilework._types import Function
 from tilework.diagnostics.causes import Case, Cause, causes_of
 from tilework.diagnostics.closeness import ROUNDING, conditioning, gap_between, judge
@@ -157,12 +157,14 @@ def check(
     untiled = Untiled(spec, spec.fn if fn is None else fn, array, context)
     views = view(members, verbose=False)
     shown = next(iter(views.values()))
-    rng = np.random.default_rng(seed)
-    found, tried = places_of(spec, untiled.sources, where, whole("places", places), shown, rng)
+    rng = np.random.default_rng(at_least("seed", seed, 0))
+    # A place of each tile is enough.
+    places, size = min(at_least("places", places, 0), len(spec.plan)), at_least("size", size, 1)
+    found, tried = places_of(spec, untiled.sources, where, places, shown, rng)
     if not found:
-        why = "no tile ran at any place that was tried" if tried else f"where={where!r}, places={places}"
+        why = "no tile ran at any place that was tried" if tried else f"where={brief(where)}, places={places}"
         raise TilingError(f"there is nothing to compare: {why}.")
-    cases = [_compared(untiled, views, place, whole("size", size)) for place in found]
+    cases = [_compared(untiled, views, place, size) for place in found]
     for column in zip(*cases, strict=True):
         judge([case.gap for case in column])
     crops = shown.ran

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of, wholes
+from tilework._checks import brief, one_of, wholes
 from tilework._types import Array, Index, Span
 from tilework.diagnostics.viewing import View
 from tilework.engine.spec import Spec
@@ -60,6 +61,8 @@ def places_of(
     number : int
         Number of places of each kind.
     """
+    if not isinstance(where, str | list | tuple | AbstractSet):
+        raise TypeError(f"where must be one of {', '.join(PLACES)}, or a tuple of them; got {brief(where)}.")
     grids = spec.plan.axes[spec.plan.n_each :]
     kinds = (where,) if isinstance(where, str) else tuple(where)
     unusual: dict[str, list[Place]] = {}

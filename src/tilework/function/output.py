@@ -463,7 +463,7 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
         for axis, length in zip(axes, free, strict=False):
             small[axis] = length
         lengths = tuple(small[a] for a in axes)
-        with Guard(lambda: "called as reduce, with a small block of zeros"):
+        with Guard(lambda: "raised by reduce= on a small block of zeros"):
             got = np.shape(reduce(np.zeros(small, np.float32)))
         if all(got.count(n) == 1 for n in lengths):
             break

@@ -62,7 +62,7 @@ def locate(store: Any, path: str = "", storage_options: Mapping[str, Any] | None
         return sync(make_store_path(store, path=path, mode="a", storage_options=storage_options or None))
     except (TypeError, ValueError) as error:
         # Errors of a file system, such as a missing package or a closed connection, say more than this one.
-        kind = TilingError if isinstance(store, str) else TypeError
+        kind = TypeError if isinstance(error, TypeError) and not isinstance(store, str) else TilingError
         raise kind(
             f"store must be a path, a URL, a Zarr store, group or array; got {brief(store)}: {error}"
         ) from error

@@ -131,7 +131,8 @@ def _check_sliceable(array: Any) -> None:
     if isinstance(array, type) or not members or not isinstance(array.shape, tuple | list):
         raise TypeError(f"array must have shape, dtype and slicing, or be a path; got {brief(array)}.")
     wholes("the shape of array", array.shape)
-    as_dtype(array.dtype)
+    if not is_tensor(array):
+        as_dtype(array.dtype)
 
 
 def _regular_chunks(array: Any) -> tuple[int, ...] | None:

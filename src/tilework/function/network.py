@@ -407,8 +407,15 @@ def from_torch(
 
     Examples
     --------
-    >>> net = from_torch(torch.nn.Conv2d(1, 1, 3, padding=1))  # doctest: +SKIP
-    >>> tiled_map(net, image, crop=512, overlap=1)  # doctest: +SKIP
+    >>> def network():  # a callable is called once in every process, at the first crop
+    ...     import torch
+    ...
+    ...     return torch.nn.Conv2d(1, 1, 3, padding=1)
+    >>> import numpy as np
+    >>> from tilework import tiled_map
+    >>> net = from_torch(network, device="cpu")
+    >>> tiled_map(net, np.zeros((300, 200), "uint8"), 64, 1, dtype="float32").shape
+    (300, 200)
     """
     if add_channel is not None:
         flag("add_channel", add_channel)

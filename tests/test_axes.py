@@ -58,7 +58,7 @@ PRINTED = [
     "fn receives (256, 256, 3), returns (256, 256, 3); the result is (600, 800, 3)",
     "axis 2 has extent 3, shorter than crop 256; did you mean axes=(0, 1)?",
     "axis 2 has extent 3, shorter than crop 256; did you mean axes=(0, 1)?",
-    "got crop 3 and overlap 8 on axis 2. Reduce overlap to at most 1",
+    "got crop 3 and overlap 8 on axis 2. Give one overlap per axis, such as overlap=(8, 8, 0)",
     "fn receives (256, 256, 3), returns (256, 256, 3); the result is (600, 800, 3)",
     "fn receives (256, 256), returns (256, 256); the result is (3, 600, 800)",
     "fn receives (256, 256, 3), returns (256, 256); the result is (600, 800)",
@@ -67,7 +67,7 @@ PRINTED = [
     "the function returned shape (5, 256, 256); expected (256, 256, 5).",
     "the function returned shape (256, 256); expected (256, 256, 3).",
     "fn receives (12, 256, 256), returns (256, 256); the result is (600, 800)",
-    "verdict    differs",
+    "verdict    differs: the function mixes the crops of a batch",
     "fn receives (4, 256, 256), returns (4, 256, 256); the result is (600, 800)",
     "0.0",
     "fn receives (32, 64, 64), returns (32, 64, 64); the result is (60, 100, 120)",
@@ -93,9 +93,9 @@ PRINTED = [
     "fn receives (16, 64, 64), returns (16, 64, 64); the result is (30, 100, 120)",
     "fn receives (8, 256, 256, 3), returns (8, 256, 256); the result is (5, 300, 280)",
     "crop (64, 64) needs one length per tiled axis; got 2 for axes (2,).",
-    "axes and each must differ; axis 0 is in both.",
+    "axis 0 is in axes=(0, 1) and in each=0; leave it in one.",
     "axes=(1, 3): axis 3 is out of range for 3 dimensions.",
-    "the function maps a crop of shape (32, 32, 32) to shape ()",
+    "to a single number; it must return an array with the crop's 3 tiled axes, lengths (32, 32, 32).",
 ]
 
 

@@ -182,6 +182,8 @@ def test_the_lines_open_what_they_say(tmp_path: Path) -> None:
             ast.parse(line)
             array = eval(line, modules)
             np.testing.assert_array_equal(tw.tiled_map(np.copy, array, 12, 1).compute(), IMAGE)
+            if hasattr(array, "close"):
+                array.close()
     pytest.importorskip("skimage")
     for given in (tmp_path / "many", tmp_path / "many" / "*.tif"):
         with pytest.raises(tw.TilingError, match=r"array=(dask\.array\.image\.imread\(.*\))\.$") as error:

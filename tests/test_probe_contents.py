@@ -61,7 +61,8 @@ def test_auto_equals_the_untiled_result_of_a_photograph_or_warns(name: str, recw
     assert equal or any(issubclass(w.category, tw.TilingWarning) for w in recwarn)
 
 
-@pytest.mark.parametrize("seed", range(40))
+# Only lines show the first of these last ones, only islands the others.
+@pytest.mark.parametrize("seed", [*range(40), 302, 451, 617, 894])
 def test_compositions(seed: int) -> None:
     """Stencils, rank filters, pools, thresholds, and steps that follow structures, one after the other."""
     compare_composed(seed)
@@ -99,11 +100,11 @@ def test_the_most_frequent_value_of_the_image_is_tried() -> None:
     """A background of 37 in 16 bits lies between the levels that are tried without an image."""
 
     def fn(x: Array) -> Array:
-        inside = ndi.binary_propagation(x > 4000, mask=(x == 37) | (x > 4000))
+        inside = ndi.binary_propagation(x > 3900, mask=(x == 37) | (x > 3900))
         return x + inside.astype(x.dtype)
 
     image = np.random.default_rng(0).integers(0, 4000, (200, 200)).astype("uint16")
-    image[50:150, 50:150] = 37
+    image[90:110, 90:110] = 37  # in the middle of the crop, away from what is replaced
     assert not tw.probe(fn, (64, 64), image).exact
 
 
@@ -138,6 +139,17 @@ def test_a_function_of_the_crops_size_is_not_exact(name: str) -> None:
     report = tw.probe(fn, crop)
     assert not report.exact
     assert "depend on the crop's length" in str(report)
+
+
+def test_the_length_of_each_axis_is_tried_where_all_at_once_is_too_much() -> None:
+    def fn(x: Array) -> Array:
+        if x.size > 3 * 64 * 64:
+            raise MemoryError("too large a crop")
+        return np.asarray(ndi.gaussian_filter(x, x.shape[0] / 48))
+
+    report = tw.probe(fn, (64, 64))
+    assert not report.exact
+    assert "depend on the crop's length: crops of 64 and 128" in str(report)
 
 
 def test_the_verdict_says_which_lengths_were_seen() -> None:

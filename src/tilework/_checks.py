@@ -42,6 +42,7 @@ __all__ = [
     "html_table",
     "is_flag",
     "is_whole",
+    "no_array",
     "noted",
     "of_type",
     "one_of",
@@ -228,8 +229,19 @@ def sequence(value: object) -> bool:
     return isinstance(value, list | tuple | range) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
+def no_array(what: str, value: object, hint: str) -> None:
+    """Raise a `TypeError` with a hint if an array is given where lengths are wanted."""
+    shape, kind = getattr(value, "shape", ()), getattr(getattr(value, "dtype", None), "kind", "O")
+    if isinstance(shape, tuple) and shape and (len(shape) > 1 or kind not in "iu"):
+        raise TypeError(
+            f"{what} must be whole numbers of samples; got a {type(value).__name__} of shape {tuple(shape)}. "
+            f"{hint}"
+        )
+
+
 def wholes(what: str, values: Any) -> tuple[int, ...]:
     """Return one int or a sequence of ints as a tuple."""
+    no_array(what, values, "The lengths of an image are image.shape.")
     return tuple(whole(what, v) for v in (tuple(values) if sequence(values) else (values,)))
 
 

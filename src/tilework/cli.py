@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError
+from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.function.user_file import UserFile
 from tilework.grid.axis import EDGES
 from tilework.grid.weights import BLENDS
@@ -158,11 +158,14 @@ def _plainly(*usage: type[Exception]) -> Iterator[None]:
         if isinstance(error, usage) and not notes and (words := _in_options(str(error))) != str(error):
             raise click.UsageError(words, context) from error
         text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        if isinstance(error, TilingError) and not notes:
+            text = _in_options(text, bare=False)
         raise click.ClickException(" | ".join([text, *notes, *_own_line(error)])) from error
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    own = isinstance(message, TilingWarning)
+    click.echo(f"Warning: {_in_options(str(message), bare=False) if own else message}", err=True)
 
 
 def _own_line(error: BaseException) -> list[str]:
@@ -180,22 +183,30 @@ def _own_line(error: BaseException) -> list[str]:
 _ARGUMENTS = ("overlap", "stride", "rim", "multiple", "boundary", "batch_size", "memory_limit")
 
 
-def _in_options(text: str) -> str:
-    """Return a message about arguments in the words of the command line."""
-    names = {p.name for c in main.commands.values() for p in c.params if isinstance(p, click.Option)}
-    for name in sorted(filter(None, names)):
-        option, word = f"--{name.replace('_', '-')}", rf"(?<![\w.-]){name}"
-        text = re.sub(rf"{word}=\(\d[\d, ]*\)", functools.partial(_as_list, option), text)
-        text = re.sub(rf"{word}=True", option, text)
-        text = re.sub(rf"{word}=(?=[\w'\"-])", f"{option} ", text)
-        text = re.sub(rf"{word}=", option, text)
-        text = re.sub(rf"{word if name in _ARGUMENTS else f'^{name}'}(?![\w=-])", option, text)
+def _in_options(text: str, *, bare: bool = True) -> str:
+    """Return a message about arguments in the words of the command line; with ``bare``, also names alone.
+
+    Stores may have such names, so messages about stores keep them.
+    """
+    options = (p for c in main.commands.values() for p in c.params if isinstance(p, click.Option))
+    for option, off in sorted({(p.opts[0], (p.secondary_opts or p.opts)[0]) for p in options}):
+        name = option[2:].replace("-", "_")
+        word = rf"(?<![\w./-]){name}"
+        put = functools.partial(_with_value, option, off)
+        text = re.sub(rf"{word}=(True|False|\([^()\[]*\)|\[[^(\]]*\]|(?=[\w'\"-]))?", put, text)
+        if bare:
+            text = re.sub(rf"{word if name in _ARGUMENTS else f'^{name}'}(?![\w=-])", option, text)
     return text
 
 
-def _as_list(option: str, found: re.Match[str]) -> str:
-    """Return ``axes=(0, 1)`` as ``--axes 0,1``."""
-    return f"{option} {','.join(re.findall(r'[0-9]+', found[0]))}"
+def _with_value(option: str, off: str, found: re.Match[str]) -> str:
+    """Return ``axes=(0, 1)`` as ``--axes 0,1``, ``accept=['a']`` as ``--accept 'a'``, and flags alone."""
+    if (value := found[1]) in (None, "True", "False"):
+        return off if value == "False" else option
+    parts = [part.strip() for part in value[1:-1].split(",") if part.strip()]
+    if value[:1] == "[":
+        return " ".join(f"{option} {part}" for part in parts)
+    return f"{option} {','.join(part.strip(chr(39)) for part in parts)}"
 
 
 @main.command()
@@ -429,7 +440,7 @@ def show_status(stores: tuple[str, ...], *, verify: bool, drop: bool) -> None:
         try:
             found = statuses(store, verify=verify, drop=drop)
         except TilingError as error:
-            rows.append((store, "-", "-", "-", str(error)))
+            rows.append((store, "-", "-", "-", _in_options(str(error), bare=False)))
             continue
         for one in found:
             state = "complete" if one.complete else "incomplete"

@@ -4,11 +4,12 @@ The window of the function around the sample that differs most is called again, 
 time. What changes the sample is a cause, and nothing else is:
 
 1. Nothing: a function that is not deterministic.
-2. The content outside what the tile read, at equal length and start: too little overlap. How near content
+2. The other crops of a batch: a function that mixes them.
+3. The content outside what the tile read, at equal length and start: too little overlap. How near content
    must be to matter is found by bisection. If it still matters at the end of a window four times as large,
    no overlap is enough.
-3. The start, by the phase of the tile's start: a multiple.
-4. The length, at equal content and phase: a function of the size of its crop.
+4. The start, by the phase of the tile's start: a multiple.
+5. The length, at equal content and phase: a function of the size of its crop.
 
 A cause that a place cannot show (a window that the image's border cuts, a function that refuses other
 lengths) is not named there.
@@ -38,6 +39,8 @@ __all__ = ["Case", "Cause", "causes_of"]
 FILLS = ("real", "above", "below")
 # Calls of the function after which the search at one place ends.
 MOST_CALLS = 120
+# Crops of a batch in which a window is called among others.
+BATCH = 4
 # Factor by which a window is enlarged to see whether a reach ends, and the most samples that it then has.
 LARGER, LARGEST = 4, 2**24
 # Share of a window's samples that far content must change to call a function global, and how many times more
@@ -210,6 +213,13 @@ class _Search:
         case = self.case
         if self.differs(self.results(self.window, self.box, self.window.crops), case.want):
             self._add("random", "two equal calls of the function differ: seed it, or no tiling repeats it")
+        elif self._mixes():
+            self._add(
+                "batch",
+                "the function mixes the crops of a batch: among others, a crop gives another result than "
+                "alone. The first axis of what it gets is the batch: let it treat every crop for itself, or "
+                "leave out batch_size",
+            )
         elif (moved := self._moved()) is not None:
             self._add(
                 "offset",
@@ -227,6 +237,17 @@ class _Search:
 
     def _add(self, word: str, help_: str, amount: Sequence[int] = ()) -> None:
         self.found.append(Cause(word, help_, tuple(amount)))
+
+    def _mixes(self) -> bool:
+        """Return whether the other crops of a batch change the window's results."""
+        size = min(self.untiled.spec.plan.batch_size or 1, BATCH)
+        if size < 2:
+            return False
+        base = self.results(self.window, self.box)
+        # In the middle, and where a reversal of the batch cannot keep it.
+        places = (size // 2, 0)
+        others = (self.window.among(self.box, size, at)[self.case.number] for at in places)
+        return any(self.differs(other, base) for other in others)
 
     def _moved(self) -> Index | None:
         """Return the shift, in result samples per tiled axis, that makes the two results equal."""

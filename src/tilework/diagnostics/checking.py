@@ -51,8 +51,8 @@ class CheckReport(Report):
     hold."""
     causes: tuple[str, ...] = ()
     """Why the results differ, as far as it was found: "overlap", "multiple", "offset", "size", "global",
-    "far" (a reach that does not end), "border", "wraps", "labels", "random", "other" (what was given is not
-    what was tiled)."""
+    "far" (a reach that does not end), "border", "wraps", "labels", "random", "batch" (a function that
+    mixes the crops of a batch), "other" (what was given is not what was tiled)."""
     offset: tuple[int, ...] = ()
     """Image samples, per tiled axis, by which results lie after the place that they respond to.
 
@@ -235,7 +235,7 @@ def _causes(untiled: Untiled, cases: Sequence[Case], *, given: bool) -> list[Cau
                 break
     # What makes all values differ, or needs another function, hides all other causes.
     whole = next(
-        (found[word] for word in ("random", "labels", "offset", "other", "global") if word in found), None
+        (found[w] for w in ("random", "batch", "labels", "offset", "other", "global") if w in found), None
     )
     return list(found.values()) if whole is None else [whole]
 
@@ -284,7 +284,10 @@ def _spec_of(arrays: Sequence[Any]) -> Spec:
     found = [find_spec(array) for array in arrays]
     specs = [f.spec for f in found if f is not None]
     if not specs or len(specs) < len(arrays) or any(s is not specs[0] for s in specs):
-        raise TilingError("out must be an unmodified result of one tiled_map.")
+        raise TilingError(
+            "out must be an unmodified result of one tiled_map: what it returned, not computed or changed; "
+            f"got {', '.join(map(brief, arrays))}."
+        )
     spec = specs[0]
     if spec.pass_tile:
         raise TilingError("a function that takes its tile has no untiled result to compare with.")

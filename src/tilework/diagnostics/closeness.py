@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilework._types import Array, Floats
+from tilework._types import Array, Bits, Floats
 from tilework.probing.blackbox import difference
 
 __all__ = ["ROUNDING", "UNITS", "Gap", "conditioning", "distance", "gap_between", "judge"]
@@ -79,7 +79,19 @@ def gap_between(got: Array, want: Array, axes: Sequence[int], rounding: float = 
 
 def distance(a: Array, b: Array) -> Floats:
     """Return the absolute difference of two results; 1 where values that are no numbers differ."""
-    return difference(a, b) if a.dtype.kind in "iufc" else np.asarray(a != b, np.float64)
+    return difference(a, b) if a.dtype.kind in "iufc" else _unlike(a, b).astype(np.float64)
+
+
+def _unlike(a: Array, b: Array) -> Bits:
+    """Return where two results differ, with records field by field; NaN equals NaN, and NaT equals NaT."""
+    if a.dtype.names is None or a.dtype.names != b.dtype.names:
+        return np.asarray((a != b) & ((a == a) | (b == b)))
+    unlike = np.zeros(a.shape, bool)
+    for name in a.dtype.names:
+        field = _unlike(a[name], b[name])
+        # A field may be an array.
+        unlike |= field.any(axis=tuple(range(a.ndim, field.ndim)))
+    return unlike
 
 
 def judge(gaps: Sequence[Gap]) -> None:

@@ -300,7 +300,13 @@ def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Ar
         starts.append(start)
         index[a] = slice(start, min(n, start + size))
     shown = view(array, verbose=False) if find_spec(array) is not None else array
-    return np.asarray(shown[tuple(index)]), (starts[0], starts[1])
+    part = np.asarray(shown[tuple(index)])
+    if part.dtype.kind not in "biufcmM":
+        raise TilingError(
+            f"a picture shows numbers; got an array of dtype {part.dtype}. tw.check compares any; of "
+            "records, give one field."
+        )
+    return part, (starts[0], starts[1])
 
 
 def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK, axes: Any = None) -> Any:
@@ -338,7 +344,10 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK, axes: Any = No
     'part of the result, cuts between tiles'
     """
     if find_spec(out) is None:
-        raise TilingError("out must be an unmodified result of tiled_map, which knows its cuts.")
+        raise TilingError(
+            f"out must be what tiled_map returned, which knows its cuts, not computed or changed; got "
+            f"{brief(out)}."
+        )
     drawn = None if axes is None else _given(axes, 3)
     plane = _plane_axes(out)
     part, starts = _look(out, plane, centre, at_least("size", size, 1))
@@ -450,6 +459,9 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     plane = _plane_axes(tiled)
     a, starts = _look(whole_result, plane, centre, size)
     b, _ = _look(tiled, plane, centre, size)
+    times = {part.dtype.kind for part in (a, b)}
+    if len(times) > 1 and times & {"m", "M"}:
+        raise TilingError(f"dtypes {a.dtype} and {b.dtype} cannot be compared; give times or numbers twice.")
     a, b = (part.astype(np.result_type(a, b)) for part in (a, b))
     gap = difference(a, b)
     if drawn is None:

@@ -94,15 +94,23 @@ class Untiled:
 
     def __call__(self, crops: Sequence[Array]) -> list[Array]:
         """Return what the function returns for crops: one array per output, without the batch axis."""
+        if self._batched:
+            return self.among([crops], 0)
+        return self._called([np.array(c, order="C") for c in crops])
+
+    def among(self, batch: Sequence[Sequence[Array]], at: int) -> list[Array]:
+        """Return the same for the crops at a position of a batch, given as one sequence of crops each."""
+        return [r[at] for r in self._called([np.stack(own) for own in zip(*batch, strict=True)])]
+
+    def _called(self, given: Sequence[Array]) -> list[Array]:
         self.calls += 1
-        given = [np.array(c[None] if self._batched else c, order="C") for c in crops]
+        shapes = [crop.shape[self._batched :] for crop in given]
         try:
             raw = self._fn(*given)
         except Exception as error:
-            error.add_note(f"raised by check, which called fn on crops of shape {[c.shape for c in crops]}")
+            error.add_note(f"raised by check, which called fn on crops of shape {shapes}")
             raise
-        results = as_results(raw, [output.key for output in self.spec.outputs])
-        return [r[0] for r in results] if self._batched else results
+        return as_results(raw, [output.key for output in self.spec.outputs])
 
     def cut(self, results: Sequence[Array], spans: Sequence[Span], box: Box) -> list[Array]:
         """Return the finished samples of ``box`` from the function's results for ``spans``."""
@@ -179,6 +187,12 @@ class Window:
     def results(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
         """Return the finished samples of ``box``, one array per output; for ``crops`` instead of its own."""
         return self.untiled.cut(self._call(crops), self.spans, box)
+
+    def among(self, box: Box, size: int, at: int) -> list[Array]:
+        """Return the same for the window at a position of a batch of ``size`` crops, others around it."""
+        none = [(0, 0)] * len(self.spans)
+        batch = [self.crops if k == at else self.changed(none, "real") for k in range(size)]
+        return self.untiled.cut(self.untiled.among(batch, at), self.spans, box)
 
     def raw(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
         """Return the same before channels are reduced and values are cast."""

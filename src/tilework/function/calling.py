@@ -92,6 +92,8 @@ def as_array(result: Any, what: str = "the function returned a") -> Array:
     """
     if is_tensor(result):
         return from_tensor(result)
+    if result is None:
+        raise ContractError(f"{what.removesuffix(' a')} None; it must return an array.")
     if isinstance(result, np.ma.MaskedArray):
         raise ContractError(f"{what} masked array; fill it first: result.filled(value).")
     if hasattr(result, "todense"):

@@ -17,7 +17,7 @@ import sys
 import threading
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -78,6 +78,7 @@ class TorchFunction:
         import torch
 
         _one_thread(os.getpid())
+        given = batch.shape[1:]
         if self._channel_axis is not None:
             batch = np.moveaxis(batch, _after_batch(self._channel_axis, batch.ndim), 1)
         dtype = _dtype(self._module, torch)
@@ -89,7 +90,12 @@ class TorchFunction:
             x = crops.to(device=device, dtype=dtype)
             # Not in inference mode: what the network keeps of a call could not be used in training.
             with _evaluating(module), torch.no_grad(), self._casting(device, torch):
-                y = module(x.unsqueeze(1) if add else x)
+                try:
+                    y = module(x.unsqueeze(1) if add else x)
+                except Exception as error:
+                    if note := _channel_note(module, given, self._channel_axis, added=add):
+                        error.add_note(note)
+                    raise
                 return _each(y, lambda t: self._finish(t, add, torch))
 
     def _casting(self, device: Any, torch: Any) -> Any:
@@ -341,13 +347,52 @@ def _each(value: Any, act: Callable[[Any], Any]) -> Any:
     return act(value)
 
 
+def _first_convolution(module: Any) -> tuple[int, int] | None:
+    """Return the numbers of spatial axes and of channels that the first convolution takes; None without."""
+    for part in module.modules():
+        name = getattr(part, "original_name", type(part).__name__)  # of a scripted module
+        if name in ("Conv1d", "Conv2d", "Conv3d"):
+            return int(name[4]), part.in_channels
+    return None
+
+
 def _wants_channel(module: Any, ndim: int) -> bool:
     """Return whether the first convolution takes one axis more than the batch has."""
-    for part in module.modules():
-        name = type(part).__name__
-        if name in ("Conv1d", "Conv2d", "Conv3d"):
-            return int(name[4]) + 2 == ndim + 1
-    return False
+    first = _first_convolution(module)
+    return first is not None and first[0] + 2 == ndim + 1
+
+
+def _channel_note(module: Any, crop: Sequence[int], channel_axis: int | None, *, added: bool) -> str:
+    """Return what to say of the channels when a network fails; empty if they are as many as it takes.
+
+    Parameters
+    ----------
+    crop : sequence of int, samples per axis
+        Shape of the crops, as they were given.
+    """
+    first = _first_convolution(module)
+    wanted = None if first is None else first[1]
+    if added:
+        return "" if wanted in (None, 1) else (
+            f"the crops of shape {tuple(crop)} got a channel axis of length 1; the first convolution takes "
+            f"{wanted} channels: give crops with an axis of {wanted}."
+        )  # fmt: skip
+    if not crop:
+        return ""
+    read = (channel_axis or 0) % len(crop)
+    if crop[read] == wanted:
+        return ""
+    takes = "" if wanted is None else f"; the first convolution takes {wanted}"
+    text = f"from_torch reads axis {read} of the crops of shape {tuple(crop)} as channels{takes}."
+    # The last axis first: few networks of a user have their channels between.
+    fits = [a for a in (len(crop) - 1, *range(len(crop) - 1)) if a != read and wanted in (None, crop[a])]
+    if fits:
+        axis = -1 if fits[0] == len(crop) - 1 else fits[0]
+        sure = "If they are the last axis, say" if wanted is None else "Say"
+        return f"{text} {sure} from_torch(..., channel_axis={axis})."
+    if wanted == 1:
+        return f"{text} With each= of tiled_map it gets the channels one by one."
+    return text
 
 
 def from_torch(

@@ -338,7 +338,7 @@ def bind(
     if result is not None and output.channels is None and output.shape is None:
         # Nothing was said about the untiled axes: they are those of the result.
         shape = result.shape
-        axes = _axes_of(output, shape, crop_shape, crop_axes, lengths)
+        axes = _axes_of(key, output, shape, crop_shape, crop_axes, lengths)
     else:
         shape, axes = place(output, crop_shape, crop_axes, lengths)
         if result is not None and result.shape != shape:
@@ -495,11 +495,13 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
 # -- positions of the tiled axes in a result --------------------------------------------------------------
 
 
-def _axes_of(output: Output, shape: Index, crop_shape: Index, crop_axes: Index, lengths: Index) -> Index:
+def _axes_of(
+    key: int | str | None, output: Output, shape: Index, crop_shape: Index, crop_axes: Index, lengths: Index
+) -> Index:
     """Return the positions of the tiled axes in a result of ``shape``, of which nothing else is declared."""
     if output.axes is None:
         usual, axes = place(output, crop_shape, crop_axes, lengths)
-        return axes if shape == usual else find_axes(shape, lengths, crop_shape, crop_axes)
+        return axes if shape == usual else find_axes(shape, lengths, crop_shape, crop_axes, key)
     axes = normal_axes(output.axes, len(shape), len(lengths))
     if tuple(shape[a] for a in axes) != lengths:
         raise ContractError(

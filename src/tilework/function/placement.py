@@ -24,10 +24,25 @@ def placements(shape: Index, lengths: Index) -> list[Index]:
     return [axes for axes in chosen if tuple(shape[a] for a in axes) == lengths]
 
 
-def find_axes(shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index) -> Index:
-    """Return the positions of the tiled axes in a result of ``shape``; raise unless they are unique."""
+def find_axes(
+    shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index, key: int | str | None = None
+) -> Index:
+    """Return the positions of the tiled axes in a result of ``shape``; raise unless they are unique.
+
+    ``key`` is that of the output, for messages.
+    """
     if shape == crop_shape:
         return crop_axes
+    n = len(lengths)
+    if len(shape) < n:
+        which = "" if key is None else f" for output {key!r}"
+        what = f"an array of shape {shape}" if shape else "a single number"
+        wanted = f"{n} tiled axes, lengths {lengths}" if n > 1 else f"tiled axis, length {lengths[0]}"
+        raise ContractError(
+            f"the function maps a crop of shape {crop_shape} to {what}{which}; it must return an array with "
+            f"the crop's {wanted}. One value for a whole crop: np.full({lengths}, value). If it returns more "
+            "than arrays of the image, return only those."
+        )
     found = placements(shape, lengths)
     if len(found) == 1:
         return found[0]
@@ -37,7 +52,6 @@ def find_axes(shape: Index, lengths: Index, crop_shape: Index, crop_axes: Index)
     else:
         reason = "no place for the tiled axes"
         same = len(shape) == len(crop_shape)
-        n = len(lengths)
         ends = [shape[-n:], shape[:n]] if len(shape) >= n else []
         found = [tuple(shape[a] for a in crop_axes)] if same else ends
         guesses = [*_guess_scale(found, lengths), *_guess_margin(found, lengths)]

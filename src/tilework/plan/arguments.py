@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_numbers, brief, flag, parse_bytes, positive, sequence, whole
+from tilework._checks import (
+    as_numbers,
+    brief,
+    flag,
+    is_whole,
+    no_array,
+    parse_bytes,
+    positive,
+    sequence,
+    whole,
+)
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
@@ -24,6 +34,7 @@ __all__ = [
     "AxisLengths",
     "axis_grid",
     "check_axis",
+    "check_for_all",
     "lengths",
     "per_axis",
     "resolve_axes",
@@ -41,22 +52,37 @@ LONGEST, MOST = 10**15, 10**8
 MASK_TOLERANCE = 0.02
 # Arguments of other tools, and those of this package; docs/other-tools.md converts the values.
 _ELSEWHERE = {
+    "boundary_mode": "boundary",
+    "channel_axis": "output=Output(channel_axis=...) for the result, or from_torch(channel_axis=...)",
+    "channels": "output=Output(channels=...)",
+    "client": "to_zarr(out, store, client=...), or an active client",
     "crop_size": "crop",
     "depth": "overlap",
+    "device": "from_torch(network, device=...)",
+    "drop_axis": "output=Output(channels=0), or nothing: a call on zeros finds the axes",
     "halo": "overlap",
     "importance_map": "blend",
+    "meta": "dtype",
     "mode": "blend (MONAI's mode) or edge (Patchly's mode)",
+    "n_jobs": "out.compute(num_workers=...), of what tiled_map returns",
+    "new_axis": "output=Output(channels=...), or nothing: a call on zeros finds the axes",
+    "num_workers": "out.compute(num_workers=...), of what tiled_map returns",
     "padding_mode": "boundary",
     "patch_offset": "stride",
     "patch_overlap": "stride=crop - patch_overlap (for samples that neighbours share)",
     "patch_size": "crop",
+    "progress": "to_zarr(out, store, progress=...)",
     "roi_size": "crop",
+    "scheduler": "out.compute(scheduler=...), of what tiled_map returns",
     "sigma": "sigma_scale (a fraction of the crop)",
     "step_size": "stride",
     "sw_batch_size": "batch_size",
+    "store": "to_zarr(out, store)",
     "tile_size": "crop",
     "tile_step_size": "stride=int(crop * tile_step_size)",
+    "trim": 'blend="trim"',
     "weights": "blend",
+    "workers": "out.compute(num_workers=...), of what tiled_map returns",
 }
 
 
@@ -109,6 +135,7 @@ def _refuse_share(what: str, value: Any, crop: int) -> None:
 
 def lengths(crop: Any, what: str = "crop") -> Index | None:
     """Return the crop's lengths, samples per tiled axis; None for one int."""
+    no_array(what, crop, f"Give lengths, such as {what}=256; the image is another argument.")
     if sequence(crop):
         return tuple(whole(what, c) for c in crop)
     whole(what, crop)
@@ -167,7 +194,7 @@ def resolve_axes(source: Source, axes: Any, each: Any, crop: Index | None) -> tu
     if axes is not None:
         tiled = _numbers("axes", axes, source)
         if both := set(tiled) & set(chosen):
-            raise GridError(f"axes and each must differ; axis {min(both)} is in both.")
+            raise GridError(f"axis {min(both)} is in axes={axes!r} and in each={each!r}; leave it in one.")
     elif crop is None:
         tiled = tuple(free)
     else:
@@ -178,7 +205,8 @@ def resolve_axes(source: Source, axes: Any, each: Any, crop: Index | None) -> tu
             )
         tiled = tuple(free[len(free) - len(crop) :])
     if not tiled:
-        raise GridError(f"there is no axis to tile: shape {source.shape}, axes={axes!r}, each={each!r}.")
+        why = f"each={each!r} takes all of them" if axes is None and chosen else f"axes={axes!r} names none"
+        raise GridError(f"there is no axis to tile in shape {source.shape}: {why}.")
     if crop is not None and len(crop) != len(tiled):
         raise GridError(f"crop {crop} needs one length per tiled axis; got {len(crop)} for axes {tiled}.")
     return chosen, tiled
@@ -380,6 +408,38 @@ def axis_grid(
     grid = AxisGrid(extent, crop, o, s or -1, edge, trims, m, margin, quantum)
     check_axis(grid, name, rim=rim)
     return grid
+
+
+def check_for_all(
+    what: str, value: Any, crop: Sequence[int], extents: Sequence[int], names: Sequence[str]
+) -> None:
+    """Raise a `GridError` with one number per axis if a number for all axes is too large for some crops.
+
+    Parameters
+    ----------
+    what : {"overlap", "stride"}
+    value : int or sequence of int, samples
+        As given; lengths per axis are left to `axis_grid`.
+    crop, extents : sequence of int, samples per tiled axis
+    """
+    if sequence(value) or not is_whole(value) or value < 1 or min(crop) < 1:
+        return
+    most = [(c - 1) // 2 if what == "overlap" else c for c in crop]
+    wrong = [d for d, m in enumerate(most) if value > m]
+    if not wrong or len(wrong) == len(crop):
+        return
+    # An axis that one crop fills has nothing beyond it to see.
+    filled = [c if what == "stride" else 0 for c in crop]
+    fits = tuple(
+        min(value, m) if c < n else f for c, n, m, f in zip(crop, extents, most, filled, strict=True)
+    )
+    d = wrong[0]
+    need = "crop must be larger than 2 * overlap (overlap is per side)"
+    raise GridError(
+        f"{need if what == 'overlap' else 'stride must not exceed crop, or samples between crops are lost'}; "
+        f"got crop {crop[d]} and {what} {value} on axis {names[d]}. Give one {what} per axis, such as "
+        f"{what}={fits}, or name in axes= only those that must be cut."
+    )
 
 
 def check_axis(grid: AxisGrid, axis: object, *, rim: int) -> None:

@@ -21,6 +21,7 @@ from tilework.plan.arguments import (
     AxisLengths,
     axis_grid,
     check_crop_bytes,
+    check_for_all,
     guard_channels,
     lengths,
     memory_bytes,
@@ -202,7 +203,10 @@ def _tiled_grids(
             f'rim is for blends; got rim={request.rim} with blend="trim". Leave it out or choose a blend.'
         )
     if request.overlap is None and request.stride is None:
-        raise GridError("give overlap (context per side, samples; 0 if you mean it) or stride.")
+        raise GridError(
+            'give overlap (context per side, samples; 0 if you mean it; "auto" finds it by calling fn) or '
+            "stride."
+        )
     if isinstance(request.overlap, str):
         raise TypeError(
             f'overlap must be a whole number of samples per side, or "auto"; got {request.overlap!r}.'
@@ -210,6 +214,8 @@ def _tiled_grids(
     none = (None,) * n
     overlaps = none if request.overlap is None else per_axis("overlap", request.overlap, names, crop)
     strides = none if request.stride is None else per_axis("stride", request.stride, names, crop)
+    for what, value in (("overlap", request.overlap), ("stride", request.stride)):
+        check_for_all(what, value, crop, extents, names)
     multiples = per_axis("multiple", request.multiple, names)
     grids = tuple(
         axis_grid(

@@ -77,6 +77,8 @@ class BlackBox:
         arrays = as_results(result, self.keys)
         if any(not a.size for a in arrays):
             raise ContractError(f"the function returned nothing: shapes {[a.shape for a in arrays]}.")
+        if odd := [str(a.dtype) for a in arrays if a.dtype.kind not in "biufcmM"]:
+            raise ContractError(f"probe measures changes of numbers; the function returned {', '.join(odd)}.")
         return [np.array(a) for a in (without_batch(arrays) if batched else arrays)]
 
     @contextmanager

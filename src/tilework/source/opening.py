@@ -129,10 +129,30 @@ def _refuse_masked(array: Any) -> None:
 def _check_sliceable(array: Any) -> None:
     members = all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__"))
     if isinstance(array, type) or not members or not isinstance(array.shape, tuple | list):
-        raise TypeError(f"array must have shape, dtype and slicing, or be a path; got {brief(array)}.")
+        raise TypeError(
+            f"array must have shape, dtype and slicing, or be a path; got {brief(array)}{_conversion(array)}."
+        )
     wholes("the shape of array", array.shape)
     if not is_tensor(array):
         as_dtype(array.dtype)
+
+
+def _conversion(array: Any) -> str:
+    """Return the end of a message that makes a known kind of value an array; empty if there is none."""
+    if isinstance(array, list) and any(hasattr(one, "shape") for one in array):
+        return (
+            "; give np.stack(images) with each=0 for images of one shape, or a tuple of them if one call of "
+            "fn takes one crop of each"
+        )
+    # Images of PIL, data frames and others convert themselves.
+    known = any(hasattr(type(array), name) for name in ("__array__", "__array_interface__"))
+    if isinstance(array, list) or (known and not isinstance(array, np.generic)):
+        return "; give np.asarray(image)"
+    if isinstance(array, dict):
+        return "; give one of its values"
+    if isinstance(array, os.PathLike):
+        return "; give str(path)"
+    return ""
 
 
 def _regular_chunks(array: Any) -> tuple[int, ...] | None:

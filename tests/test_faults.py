@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -319,7 +320,8 @@ def test_tiles_and_tasks_that_are_tried_again_wait(
     from tilework.engine import reading
 
     slept: list[float] = []
-    monkeypatch.setattr(reading.time, "sleep", slept.append)
+    # Not `time.sleep` of the process, which other threads use.
+    monkeypatch.setattr(reading, "time", SimpleNamespace(sleep=slept.append))
     failed = 0
 
     def twice(crop: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ class Known:
     multiple: int = 1
     crop: tuple[int, ...] = (64, 64)
     options: dict[str, Any] = field(default_factory=dict)
-    calls: int = 58
+    calls: int = 64
     """More calls of the function than this are too many."""
 
 
@@ -92,7 +92,7 @@ KNOWN = {
     "box of 41, most of the crop": Known(lambda x: ndi.uniform_filter(x, 41), *same(20)),
     "box of 3, 5 and 7 in 3-D": Known(
         lambda x: ndi.uniform_filter(x, (3, 5, 7)), (1, 2, 3), ((1, 1), (2, 2), (3, 3)),
-        crop=(24, 24, 24), calls=52,
+        crop=(24, 24, 24), calls=64,
     ),
     "stencil, 3 before and 2 behind": Known(
         lambda x: x + shifted(x, -3) + shifted(x.T, 2).T, (3, 2), ((3, 0), (0, 2))
@@ -114,9 +114,9 @@ KNOWN = {
     "binary opening of 3 x 3": Known(
         lambda x: ndi.binary_opening(x, np.ones((3, 3))), *same(2), options={"dtype": bool}
     ),
-    "pooling by 4": Known(lambda x: pooled(x, 4), (0, 0), ((3, 3), (3, 3)), 4, calls=82),
+    "pooling by 4": Known(lambda x: pooled(x, 4), (0, 0), ((3, 3), (3, 3)), 4, calls=88),
     # Coarse neighbours: 4 + 1 samples of the fine box beyond the coarse cell, 1 of the last box before it.
-    "U-shaped, pooling by 4": Known(unet, (12, 12), ((9, 9), (9, 9)), 4, calls=82),
+    "U-shaped, pooling by 4": Known(unet, (12, 12), ((9, 9), (9, 9)), 4, calls=88),
     "local contrast, integers": Known(
         lambda x: x.astype(np.int32) - ndi.minimum_filter(x, 9), *same(4), options={"dtype": "uint16"}
     ),
@@ -302,7 +302,7 @@ def test_a_global_response_is_unbounded(name: str) -> None:
     assert sum("global on axis 0, 1" in note for note in report.notes) == 1
     assert "blend" in str(report)
     assert report.overlap == (16, 16)
-    assert report.calls <= 82
+    assert report.calls <= 88
 
 
 def test_overlap_auto_warns_where_no_overlap_is_exact() -> None:
@@ -669,7 +669,7 @@ def test_deepcr_needs_8_from_even_starts() -> None:
     report = tw.probe(deepcr(), (64, 64), image)
     assert (report.multiple, report.sides) == ((2, 2), ((9, 9), (9, 9)))
     assert (report.overlap, report.exact) == ((8, 8), True)
-    assert report.calls <= 82
+    assert report.calls <= 88
     out = tw.tiled_map(deepcr(), image, 64, "auto")
     assert np.abs(out.compute() - deepcr()(image)).max() < 1e-5
 

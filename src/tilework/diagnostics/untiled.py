@@ -191,7 +191,9 @@ class Window:
     def among(self, box: Box, size: int, at: int) -> list[Array]:
         """Return the same for the window at a position of a batch of ``size`` crops, others around it."""
         none = [(0, 0)] * len(self.spans)
-        batch = [self.crops if k == at else self.changed(none, "real") for k in range(size)]
+        # Those with larger values change an extremum; alternating, both neighbours change a median.
+        kinds = ["above" if k % 2 else "real" for k in range(size)]
+        batch = [self.crops if k == at else self.changed(none, kind) for k, kind in enumerate(kinds)]
         return self.untiled.cut(self.untiled.among(batch, at), self.spans, box)
 
     def raw(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:

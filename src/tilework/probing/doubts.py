@@ -30,6 +30,14 @@ def look_for_doubts(experiment: Experiment) -> None:
             "farther in other images"
         )
     crop = experiment.crops.crop
+    for d, pair in enumerate(seen.margin):
+        if any(pair) and any(e.axis == d for e in seen.borders):
+            seen.doubt(
+                "on {axis} the function pads its crop inside and returns less than it: results near the "
+                "border "
+                "of the image differ from the untiled ones",
+                d,
+            )
     for d, m in enumerate(seen.multiple):
         far, noise = (
             max((e.reach for e in own if e.axis == d), default=0) for own in (seen.strong, seen.edges)

@@ -51,7 +51,8 @@ def observe(
     looked = [spans[int(k)] for k in np.sort(some)]
     for change in changes:
         limit, r = experiment.limit_of(change), change.result
-        note_response(experiment, change, limit, axis, keep[axis])
+        if not structured:
+            note_response(experiment, change, limit, axis, keep[axis])
         profile = change.profile(axis)
         for gap in looked:
             edges = edges_along(profile, limit, r, axis, gap)

@@ -53,8 +53,8 @@ HUGE = 1e4
 PATCH = 4
 # Width of thick lines, samples: a function that smooths before it compares does not see thin ones.
 THICK = 6
-# Lengths of the cells of islands, samples, from and below.
-ISLAND = 2, 6
+# Lengths of the cells of islands, samples: most are small, some are seen by a function that smooths.
+ISLAND = (2, 3, 4, 5, 9)
 # Fractions of the range of flat images: what spreads between two thresholds needs a level between them.
 FLAT = (0.0, 1.0, 0.5, 0.75, 0.25)
 # Range of integers wider than 8 bits: 12 bits, as in cameras.
@@ -108,7 +108,7 @@ class Inputs:
         """Return crops of cells of many lengths, of which a quarter are at the upper end of the range."""
         cells = []
         for n in self.crops.crop:
-            ends = np.cumsum(self.rng.integers(*ISLAND, n))
+            ends = np.cumsum(self.rng.choice(ISLAND, n))
             cells.append(np.searchsorted(ends, np.arange(n), "right"))
         found = []
         for k, (shape, tiled) in enumerate(zip(self.crops.shapes, self.crops.tiled, strict=True)):
@@ -135,35 +135,44 @@ class Inputs:
     def lines(self, axis: int, *, bright: bool) -> list[Array]:
         """Return crops of lines along a tiled axis, beside samples at the lower end of the range.
 
-        A quarter are one sample wide, at levels that are spread over the range. A quarter are at the upper
-        end, and each is interrupted at a place of its own. The other half is thick, at several levels. With
-        ``bright``, the ends of the range are exchanged.
+        Some are one sample wide, or thick, at levels spread over the range. Half are at its upper end,
+        one or three samples wide, and each is interrupted at a place of its own. With ``bright``, the ends of
+        the range are exchanged.
         """
-        # A function that smooths does not see the thinnest lines.
-        thin = 3 if (axis + bright) % 2 else 1
-        return [self._lines(k, axis, float(bright), thin) for k in range(len(self.crops.shapes))]
+        return [self._lines(k, axis, float(bright)) for k in range(len(self.crops.shapes))]
 
-    def _lines(self, k: int, axis: int, ground: float, thin: int) -> Array:
+    def line(self, *, bright: bool, place: float) -> list[Array]:
+        """Return 1-D crops at one end of the range but for one sample; the lower end if ``bright``."""
+        [n] = self.crops.crop
+        found = self.flat(float(not bright))
+        for crop, other, tiled in zip(found, self.flat(float(bright)), self.crops.tiled, strict=True):
+            index = (slice(None),) * tiled[0] + (round(place * n),)
+            crop[index] = other[index]
+        return found
+
+    def _lines(self, k: int, axis: int, ground: float) -> Array:
         """Return the lines in a crop of source ``k`` on a ground of 0 or 1, as `lines` does."""
         shape, tiled = self.crops.shapes[k], self.crops.tiled[k]
         along, beside = tiled[axis], [a for a in tiled if a != tiled[axis]]
         n = shape[beside[-1]]
-        few, some, rest = n // 8, n // 4, n - n // 8 - n // 4
+        # A function that smooths does not see the thinnest lines.
+        sizes = (
+            (n // 8, 1, True),
+            (n // 4, 1, False),
+            (n // 4, 3, False),
+            (n - n // 8 - n // 4 * 2, THICK, True),
+        )
         parts = []
-        for length, width, whole in ((few, 1, 1.0), (some, thin, 0.0), (rest, THICK, 0.75)):
+        for length, width, whole in sizes:
             own = tuple(length if a == beside[-1] else m for a, m in enumerate(shape))
             cells = [-(-m // (2 * width)) if a in beside else 1 for a, m in enumerate(own)]
             places = np.indices(own, sparse=True)
             cell = tuple(places[a] // (2 * width) * (a in beside) for a in range(len(own)))
             line = math.prod(places[a] // width % 2 == 0 for a in beside) == 1
-            number = self.rng.permutation(math.prod(cells)).reshape(cells)
-            through = round(whole * number.size)
-            levels = np.where(number < through, (number + 0.5) / max(1, through), 1 - ground)
-            # Spread over the crop, so that some are interrupted shortly after its ends.
-            place = (number - through + 0.5) / max(1, number.size - through)
-            ends = np.where(number < through, -n, np.rint(place * shape[along]))
-            line = line & (np.abs(places[along] - ends[cell] + 0.5) > width / 2)
-            parts.append(np.where(line, levels[cell], ground))
+            spread = (self.rng.permutation(math.prod(cells)).reshape(cells) + 0.5) / max(1, math.prod(cells))
+            if not whole:
+                line = line & (np.abs(places[along] + 0.5 - np.rint(spread * shape[along])[cell]) > width / 2)
+            parts.append(np.where(line, spread[cell] if whole else 1 - ground, ground))
         return self._typed(k, np.concatenate(parts, beside[-1]))
 
     def _coarse(self, unit: Array, tiled: Sequence[int], width: int) -> Array:
@@ -172,10 +181,12 @@ class Inputs:
             unit = unit.take(np.arange(unit.shape[axis]) // width * width, axis)
         return unit
 
-    def halfway(self, one: Sequence[Array], two: Sequence[Array]) -> list[Array]:
-        """Return the mean of two crops of floats per source."""
+    def between(self, one: Sequence[Array], two: Sequence[Array], part: float) -> list[Array]:
+        """Return ``part`` of crops, and the rest of two others; of bool, the first ones."""
         return [
-            ((a.astype(np.result_type(a, "f8")) + b) / 2).astype(a.dtype)
+            a
+            if a.dtype.kind == "b"
+            else (part * a.astype(np.result_type(a, "f8")) + (1 - part) * b).astype(a.dtype)
             for a, b in zip(one, two, strict=True)
         ]
 

@@ -30,8 +30,9 @@ def compare_longer(experiment: Experiment) -> None:
         # An image without any object is an exception in some functions.
         _compare(experiment, base, more)
     for d in axes:
-        more = [_steps(experiment, d, 2.0) if k == d else 0 for k in axes]
-        if not _compare(experiment, SMOOTH, more) or not compared:
+        alone = [_steps(experiment, d, 2.0) if k == d else 0 for k in axes]
+        # At the end of a longer crop, a function of the place in it shows.
+        if not _compare(experiment, SMOOTH, alone, end=True) or not compared:
             # The function takes one length only, or the longer crop was too large for it.
             _compare_moved(experiment, d)
     if not compared and all(len(found) == 1 for found in seen.lengths):
@@ -44,28 +45,37 @@ def _steps(experiment: Experiment, d: int, factor: float) -> int:
     return max(m, round((factor - 1) * n / 2 / m) * m)
 
 
-def _compare(experiment: Experiment, base: int, more: Sequence[int]) -> bool:
-    """Compare a crop with one that has ``more`` samples on each side; return False if fn refuses it."""
+def _compare(experiment: Experiment, base: int, more: Sequence[int], *, end: bool = False) -> bool:
+    """Compare a crop with one that is longer by twice ``more`` samples; return False if fn refuses it.
+
+    The crop is in the middle of the longer one, or at its end.
+    """
     crops, before = experiment.bases[base]
-    longer = experiment.inputs.around(crops, [(m, m) for m in more])
+    starts = [2 * m if end else m for m in more]
     try:
+        longer = experiment.inputs.around(crops, [(a, 2 * m - a) for a, m in zip(starts, more, strict=True)])
         after = experiment.box(longer)
     except Exception:
         return False
     for d, m in enumerate(more):
         if m:
             experiment.seen.lengths[d].add(experiment.crops.crop[d] + 2 * m)
-    _note_borders(experiment, base, before, after, more)
+    _note_borders(experiment, base, before, after, starts, more)
     return True
 
 
 def _note_borders(
-    experiment: Experiment, base: int, before: Sequence[Array], after: Sequence[Array], more: Sequence[int]
+    experiment: Experiment,
+    base: int,
+    before: Sequence[Array],
+    after: Sequence[Array],
+    starts: Sequence[int],
+    more: Sequence[int],
 ) -> None:
     """Record how far results of a crop differ from those of a longer one, along the axes that are longer."""
     seen, n = experiment.seen, experiment.crops.crop
     for number, (a, b, r) in enumerate(zip(before, after, experiment.results, strict=True)):
-        steps = [int(m * s) for m, s in zip(more, r.scale, strict=True)]
+        steps = [int(m * s) for m, s in zip(starts, r.scale, strict=True)]
         index: list[slice] = [slice(None)] * a.ndim
         for axis, step, length in zip(r.axes, steps, r.lengths(), strict=True):
             index[axis] = slice(step, step + length)
@@ -80,7 +90,8 @@ def _note_borders(
                 seen.bounded = False
                 seen.note(
                     f"results on {{axis}} depend on the crop's length: crops of {n[d]} and {n[d] + 2 * m} "
-                    "differ in their middle. Compute what depends on the size of the image once, before",
+                    "differ in their middle, or on the place in it. Compute what depends on the size of the "
+                    "image once, before",
                     d,
                 )
                 return

@@ -19,8 +19,8 @@ TRIED: tuple[tuple[int, Kind], ...] = ((NOISE, "other"), (SMOOTH, "ends"), (NOIS
 def split_margin(experiment: Experiment) -> None:
     """Find how many of the lost samples are missing at the start of a crop, and how many at its end.
 
-    The samples of one cell in the middle of the crop are replaced along one axis. The centre of the results
-    that change lies where the cell does::
+    The samples of one cell of the multiple in the middle of the crop are replaced along one axis. The
+    centre of the results that change lies where the cell does::
 
         crop       ...........####...........    # replaced
         result        ......xxxxxx......         x changed
@@ -36,8 +36,9 @@ def _along(experiment: Experiment, d: int) -> Span:
     n, lost = experiment.crops.crop[d], max(r.lost[d] for r in experiment.results)
     if not lost:
         return 0, 0
-    # The grid on which results of a scale below 1 lie.
-    quantum = math.lcm(*(r.scale[d].denominator for r in experiment.results))
+    # The grid on which crops start, and results of a scale below 1 lie: a crop that starts at -1 is not on
+    # it.
+    quantum = math.lcm(experiment.seen.multiple[d], *(r.scale[d].denominator for r in experiment.results))
     start = n // 2 // quantum * quantum
     centre = None
     for base, kind in TRIED:

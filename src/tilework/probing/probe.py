@@ -61,7 +61,7 @@ def probe(
     Parameters
     ----------
     fn : callable
-        As for `tiled_map`. It is called 20 to 80 times, in this process; functions of `load_once` or
+        As for `tiled_map`. It is called 20 to 100 times, in this process; functions of `load_once` or
         `from_torch` are called on a worker of the active cluster, if there is one. A call that takes a
         hundred times as long as the first one, and more than ten seconds, is logged and ends the search;
         Python code is stopped, compiled code runs to its end.

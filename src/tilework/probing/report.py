@@ -69,6 +69,8 @@ class ProbeReport(Report):
     """Number of perturbed crops that were compared with unperturbed ones."""
     positions: int
     """Number of gaps in which reaches were measured."""
+    values: tuple[tuple[float, float], ...]
+    """Lowest and highest value of the range of inputs, per image."""
     amplitude: float
     """Largest perturbation, in ranges of the values."""
     tolerance: float
@@ -111,7 +113,8 @@ class ProbeReport(Report):
         if any(map(any, self.margin)):
             rows.append(("margin", [f"{a}+{b}" for a, b in self.margin]))
         evidence = (
-            f"{self.calls} calls, {self.draws} draws, {self.positions} places, amplitude "
+            f"{self.calls} calls, {self.draws} draws, {self.positions} places, values "
+            f"{', '.join(f'{low:g} to {high:g}' for low, high in self.values)}, amplitude "
             f"{self.amplitude:g} ranges, tolerance {self.tolerance:.0e}{self._nan()}"
         )
         width = max(8, *(len(str(v)) for _, values in rows for v in values))
@@ -195,6 +198,7 @@ def report_of(experiment: Experiment) -> ProbeReport:
         calls=experiment.box.calls,
         draws=seen.draws,
         positions=seen.places,
+        values=tuple((float(low), float(high)) for low, high in experiment.inputs.values),
         amplitude=seen.amplitude,
         tolerance=max(limits, default=0.0),
         nan_sides=nan if seen.nan else None,

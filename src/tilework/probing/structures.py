@@ -15,6 +15,7 @@ finds its source.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,8 +37,11 @@ def structures(experiment: Experiment) -> None:
         return
     if not _islands_hold(experiment):
         return
-    for level in _levels(experiment):
-        number = _added(experiment, experiment.inputs.flat(level))
+    images = [experiment.inputs.flat(level) for level in _levels(experiment)]
+    # Low contrast: a threshold of the deviation lies between this image and its ends.
+    faint = experiment.inputs.between(experiment.bases[NOISE][0], experiment.inputs.flat(0.5), 0.1)
+    for crops in (*images, faint):
+        number = _added(experiment, crops)
         if number is None:
             continue
         experiment.flat.append(number)
@@ -48,20 +52,23 @@ def structures(experiment: Experiment) -> None:
 def _affine(experiment: Experiment) -> bool:
     """Return whether the result for the mean of two crops is the mean of their results.
 
-    Such a function reaches as far in one image as in any other. It is asked of noise, and of lines, which
-    exceed thresholds that noise does not.
+    Such a function reaches as far in one image as in any other. It is asked of noise, of lines, which exceed
+    thresholds that noise does not, and of noise of low contrast at both ends of the range, whose mean and
+    deviation are those of few crops.
     """
     inputs, results = experiment.inputs, experiment.results
     if any(t.kind not in "fc" for t in (*experiment.crops.dtypes, *(r.dtype for r in results))):
         return False
-    numbers = [_added(experiment, inputs.lines(0, bright=bright)) for bright in (False, True)]
-    for one, two in ((NOISE, SMOOTH), numbers):
+    lines = [_added(experiment, inputs.lines(0, bright=bright)) for bright in (False, True)]
+    flat = [_added(experiment, inputs.flat(level)) for level in FLAT[:2]]
+    pairs = ((NOISE, SMOOTH, 0.5), (lines[0], lines[1], 0.5), (NOISE, flat[0], 0.1), (NOISE, flat[1], 0.1))
+    for one, two, part in pairs:
         if one is None or two is None:
             return False
         (crops, before), (others, beside) = experiment.bases[one], experiment.bases[two]
-        after = experiment.box(inputs.halfway(crops, others))
+        after = experiment.box(inputs.between(crops, others, part))
         for k, (a, b, c) in enumerate(zip(before, beside, after, strict=True)):
-            mean = (a.astype(np.result_type(a, "f8")) + b) / 2
+            mean = part * a.astype(np.result_type(a, "f8")) + (1 - part) * b
             if (difference(mean.astype(c.dtype), c) > SLACK * experiment.limit(k, one)).any():
                 return False
     return True
@@ -70,12 +77,16 @@ def _affine(experiment: Experiment) -> bool:
 def _lines_hold(experiment: Experiment) -> bool:
     """Change the ends of lines from the lower to the upper end of the range; return whether middles stay."""
     inputs, axes = experiment.inputs, range(len(experiment.crops.crop))
-    for d in axes if len(axes) > 1 else ():
+    for d in axes:
         keep = experiment.crops.kept(d, 0, experiment.crops.crop[d])
         for start, stop in middle(experiment, d):
             keep[d][start:stop] = True
-        for bright in (False, True):
-            crops = inputs.mixed(inputs.lines(d, bright=bright), inputs.other("bottom"), keep)
+        # One line has one length; an image of lines has all.
+        for bright, place in itertools.product((False, True), (0.45, 0.7) if len(axes) == 1 else (None,)):
+            drawn = (
+                inputs.lines(d, bright=bright) if place is None else inputs.line(bright=bright, place=place)
+            )
+            crops = inputs.mixed(drawn, inputs.other("bottom"), keep)
             number = _added(experiment, crops)
             if number is None:
                 continue

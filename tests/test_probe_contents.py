@@ -18,7 +18,7 @@ from tilework.probing import blackbox
 Array = np.ndarray[Any, Any]
 
 pytest.importorskip("skimage")
-from tests.probe_functions import Sample, composed, images, samples  # noqa: E402
+from tests.probe_functions import Sample, composed, images, run_lengths, samples  # noqa: E402
 
 SAMPLES = {sample.name: sample for sample in samples()}
 
@@ -338,3 +338,70 @@ def test_wrapping_is_said_only_where_padding_with_the_opposite_side_explains_it(
     # The last row is added to the first one, whatever the distance: no padding gives that.
     report = tw.probe(lambda x: np.vstack([x[:1] + x[-1:], x[1:]]), (64, 64))
     assert (report.wraps, report.exact) == ((), False)
+
+
+# -- found by others ----------------------------------------------------------------------------------------
+
+BRANCHES: dict[str, Callable[[Array], Array]] = {
+    "low deviation": lambda x: x if x.std() > 0.03 else x - x.mean(),
+    "low range": lambda x: x * (1 + np.float32(np.ptp(x) < 0.5)),
+    "many zeros": lambda x: x + np.float32((x == 0).sum() > x.size / 2),
+    "mostly bright": lambda x: x if (x > 0.5).mean() < 0.9 else x * 0,
+    "high mean": lambda x: x * (1 + np.float32(x.mean() > 0.8)),
+    "few values": lambda x: x * (1 + np.float32(len(np.unique(x)) < 30)),
+    "every 50th row": lambda x: x * (1 + (np.arange(len(x)) % 50 == 0)[:, None]),
+    "the first 100 rows": lambda x: np.where(np.arange(len(x))[:, None] < 100, x, 2 * x),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_branches_that_noise_does_not_take(name: str) -> None:
+    assert not tw.probe(BRANCHES[name], (64, 64)).exact
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "float32"])
+def test_runs_of_a_line(dtype: str) -> None:
+    def fn(x: Array) -> Array:
+        return np.where(run_lengths(x[None] > (0 if dtype == "bool" else 0.4))[0] > 40, x, 0).astype(dtype)
+
+    assert not tw.probe(fn, (128,), dtype=dtype, values=(0, 1)).exact
+
+
+@pytest.mark.parametrize("size", [11, 13, 15])
+def test_what_hardly_answers_is_not_exact_without_overlap(size: int) -> None:
+    report = tw.probe(lambda x: ndi.binary_opening(x, np.ones((size, size))), (64, 64), dtype=bool)
+    assert not report.exact
+
+
+@pytest.mark.peers
+def test_a_margin_keeps_crops_on_the_grid() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn = torch.nn
+    net = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4, 4, 3), nn.PixelShuffle(2))
+
+    def fn(x: Array) -> Array:
+        with torch.inference_mode():
+            return np.asarray(net(torch.from_numpy(np.ascontiguousarray(x))[None, None])[0, 0].numpy())
+
+    report = tw.probe(fn, (64, 64))
+    assert (report.margin, report.multiple, report.exact) == (((2, 2), (2, 2)), (2, 2), True)
+    image = np.random.default_rng(0).random((200, 160), np.float32)
+    out = tw.tiled_map(fn, image, 64, report.overlap, multiple=report.multiple, output=report.output)
+    np.testing.assert_allclose(out.compute()[2:-2, 2:-2], fn(image), atol=1e-5)
+
+
+@pytest.mark.peers
+def test_padding_inside_a_function_with_a_margin_is_said() -> None:
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    nn = torch.nn
+    net = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 1, 3))
+
+    def fn(x: Array) -> Array:
+        with torch.inference_mode():
+            return np.asarray(net(torch.from_numpy(np.ascontiguousarray(x))[None, None])[0, 0].numpy())
+
+    report = tw.probe(fn, (64, 64))
+    assert not report.exact
+    assert "near the border of the image differ" in str(report.doubts)

@@ -123,8 +123,8 @@ def tiled_map(
         Shape of the crops that ``fn`` receives, along the tiled axes.
     overlap : int or sequence of int, samples per side and tiled axis; or "auto"
         Required (0 if you mean it) unless ``stride`` is given. "auto" calls ``fn`` 20 to 100 times,
-        as `probe` does, and uses the smallest exact overlap with its ``multiple`` and, for a blend, its ``rim``. It warns
-        if no overlap is exact, or if it cannot be sure.
+        as `probe` does, and uses the smallest exact overlap with its ``multiple`` and, for a blend, its
+        ``rim``. It warns if no overlap is exact, or if it cannot be sure.
     axes : int, str or sequence of them, optional
         Numbers or names of the tiled axes, along which the image is cut. Default: the last ``len(crop)``
         axes, or all axes for an int crop. ``fn`` receives all other axes in full.

@@ -20,6 +20,9 @@ Array = np.ndarray[Any, Any]
 pytest.importorskip("skimage")
 from tests.probe_functions import Sample, composed, images, run_lengths, samples  # noqa: E402
 
+# scikit-image sets shapes of arrays, which numpy 2.5 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning")
+
 SAMPLES = {sample.name: sample for sample in samples()}
 
 

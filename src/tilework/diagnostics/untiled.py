@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import wholes
+from tilework._checks import at_least
 from tilework._types import Array, Function, Span
 from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
@@ -18,6 +18,7 @@ from tilework.function.calling import as_results, is_batched
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
+from tilework.plan.arguments import per_axis
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import AxisRead, read_padded
@@ -59,8 +60,9 @@ class Untiled:
         if context is None:
             self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self.grids)
         else:
-            given = wholes("context", context)
-            self.context = given * len(self.grids) if len(given) == 1 else given
+            given = per_axis("context", context, spec.plan.names[spec.plan.n_each :])
+            columns = zip(self.grids, given, strict=True)
+            self.context = tuple(min(g.extent, at_least("context", c, 0)) for g, c in columns)
 
     def spans(self, box: Box, context: Sequence[int] | None = None) -> list[Span]:
         """Return the image samples that the function reads per tiled axis, for the results of ``box``."""

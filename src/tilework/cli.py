@@ -13,7 +13,7 @@ import sysconfig
 import threading
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -265,6 +265,11 @@ class Overlap(Lengths):
         return value if value == "auto" else super().convert(value, param, ctx)
 
 
+def _choice(name: str, words: Sequence[str], text: str) -> Callable[[Any], Any]:
+    """Return an option that takes one of ``words``, of which the first is the default."""
+    return click.option(name, type=click.Choice(words), default=words[0], show_default=True, help=text)
+
+
 def _tiling(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that `tiled_map` and `plan_tiles` share."""
     for option in reversed(
@@ -274,27 +279,9 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--stride", type=Lengths(), help="Distance between crops, instead of --overlap."),
             click.option("--axes", help="Tiled axes: numbers (0,1) or names (yx); default: the last."),
             click.option("--each", help="Axes of which FN receives one index per call, as --axes."),
-            click.option(
-                "--edge",
-                type=click.Choice(EDGES),
-                default="shift",
-                show_default=True,
-                help="Treatment of crops that stick out of the image.",
-            ),
-            click.option(
-                "--boundary",
-                type=click.Choice(BOUNDARIES),
-                default="reflect",
-                show_default=True,
-                help="Padding of the image, where crops need it.",
-            ),
-            click.option(
-                "--blend",
-                type=click.Choice(BLENDS),
-                default="trim",
-                show_default=True,
-                help="Treatment of samples in several crops.",
-            ),
+            _choice("--edge", EDGES, "Treatment of crops that stick out of the image."),
+            _choice("--boundary", BOUNDARIES, "Padding of the image, where crops need it."),
+            _choice("--blend", BLENDS, "Treatment of samples in several crops."),
             click.option("--rim", type=Lengths(), default=0, help="Outermost samples without weight."),
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
             click.option("--batch-size", type=int, help="Crops per call of FN."),
@@ -354,13 +341,7 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--overwrite", is_flag=True, help="Delete what is in OUT.")
 @click.option("--version", "fn_version", help="Identifies FN in place of its code.")
 @click.option("--accept", metavar="PART", multiple=True, help="Resume OUT although PART changed; repeatable.")
-@click.option(
-    "--on-error",
-    type=click.Choice(["raise", "fill"]),
-    default="raise",
-    show_default=True,
-    help="Whether a tile that fails ends the run or is left out.",
-)
+@_choice("--on-error", ("raise", "fill"), "Whether a tile that fails ends the run or is left out.")
 @click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a tile that fails.")
 @click.option("--progress/--no-progress", default=None, help="Show progress; default: in a terminal.")
 def run(function: str, source: str, target: str, **options: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from tilework._types import Array
 from tilework.grid.axis import ceil_div
 from tilework.probing.blackbox import difference
-from tilework.probing.experiment import NOISE, SLACK, Experiment
+from tilework.probing.experiment import NOISE, Experiment
 
 __all__ = ["look_for_doubts"]
 
@@ -34,8 +34,7 @@ def look_for_doubts(experiment: Experiment) -> None:
         if any(pair) and any(e.axis == d for e in seen.borders):
             seen.doubt(
                 "on {axis} the function pads its crop inside and returns less than it: results near the "
-                "border "
-                "of the image differ from the untiled ones",
+                "border of the image differ from the untiled ones",
                 d,
             )
     for d, m in enumerate(seen.multiple):
@@ -54,14 +53,13 @@ def look_for_doubts(experiment: Experiment) -> None:
         if first > second + ONCE and seen.multiple[d] == 1:
             seen.doubt(
                 f"on {{axis}} one draw reached {first} samples, all others at most {second}: further ones "
-                f"may "
-                "reach farther",
+                "may reach farther",
                 d,
             )
     for a, b in itertools.combinations(range(len(crop)), 2):
         if crop[a] == crop[b] and _cells(experiment, a) != _cells(experiment, b) and _alike(experiment, a, b):
-            seen.doubt("the function treats {axis} alike, but was seen to reach differently", a)
-            seen.doubt("the function treats {axis} alike, but was seen to reach differently", b)
+            for d in (a, b):
+                seen.doubt("the function treats {axis} alike, but was seen to reach differently", d)
 
 
 def _cells(experiment: Experiment, axis: int) -> tuple[int, ...]:
@@ -101,9 +99,6 @@ def _alike(experiment: Experiment, a: int, b: int) -> bool:
     crops, before = experiment.bases[NOISE]
     after = experiment.box(experiment.inputs.turned(crops, order))
     for number, (x, y, r) in enumerate(zip(before, after, experiment.results, strict=True)):
-        moved = np.swapaxes(x, r.axes[a], r.axes[b])
-        if moved.shape != y.shape:
-            return False
-        if (difference(moved, y) > SLACK * experiment.limit(number, NOISE)).any():
+        if not experiment.equal(np.swapaxes(x, r.axes[a], r.axes[b]), y, number):
             return False
     return True

@@ -299,6 +299,10 @@ class Experiment:
             least = max(self._leak(dtype), least)
         return least * size_of(result)
 
+    def equal(self, a: Array, b: Array, number: int, base: int = NOISE) -> bool:
+        """Return whether two versions of a result are equal but for rounding on other paths of the code."""
+        return a.shape == b.shape and bool((difference(a, b) <= SLACK * self.limit(number, base)).all())
+
     def limit_of(self, change: Change) -> float:
         """Return the largest difference in ``change`` that is ignored."""
         if change.kind == "nan":

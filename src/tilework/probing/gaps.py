@@ -39,10 +39,7 @@ def observe(
     structured : bool
         Whether the image has structures; its edges are kept apart then.
     """
-    seen, n = experiment.seen, experiment.crops.crop[axis]
-    keep = experiment.crops.kept(axis, 0, n)
-    for start, stop in spans:
-        keep[axis][start:stop] = True
+    seen, keep = experiment.seen, experiment.crops.within({axis: spans})
     changes = experiment.taken(base, kind, keep)
     if changes is None:
         return []

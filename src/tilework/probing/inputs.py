@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from tilework._types import Array, Index
+from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
 
 __all__ = ["AMPLITUDE", "HUGE", "Base", "CropShapes", "Inputs", "Kind", "value_range"]
@@ -41,6 +41,15 @@ class CropShapes:
         """Return one bool per sample and tiled axis: False from ``start`` to ``stop`` along ``axis``."""
         keep = [np.ones(n, bool) for n in self.crop]
         keep[axis][start:stop] = False
+        return keep
+
+    def within(self, gaps: Mapping[int, Sequence[Span]]) -> list[Array]:
+        """Return one bool per sample and tiled axis: along the axes of ``gaps``, True only inside of them."""
+        keep = [np.ones(n, bool) for n in self.crop]
+        for axis, spans in gaps.items():
+            keep[axis][:] = False
+            for start, stop in spans:
+                keep[axis][start:stop] = True
         return keep
 
 
@@ -106,27 +115,24 @@ class Inputs:
 
     def islands(self) -> list[Array]:
         """Return crops of cells of many lengths, of which a quarter are at the upper end of the range."""
-        cells = []
-        for n in self.crops.crop:
-            ends = np.cumsum(self.rng.choice(ISLAND, n))
-            cells.append(np.searchsorted(ends, np.arange(n), "right"))
-        found = []
-        for k, (shape, tiled) in enumerate(zip(self.crops.shapes, self.crops.tiled, strict=True)):
-            unit = self.rng.random(shape)
-            for axis, own in zip(tiled, cells, strict=True):
-                unit = unit.take(own, axis)
-            found.append(self._typed(k, (unit > 0.75) * 1.0))
-        return found
+        ends = [np.cumsum(self.rng.choice(ISLAND, n)) for n in self.crops.crop]
+        cells = [
+            np.searchsorted(own, np.arange(n), "right") for own, n in zip(ends, self.crops.crop, strict=True)
+        ]
+        return [self._typed(k, (unit > 0.75) * 1.0) for k, unit in enumerate(self._celled(cells))]
 
     def cells(self, lengths: Sequence[int]) -> list[Array]:
         """Return crops of noise that is constant in cells of ``lengths`` samples per tiled axis."""
-        found = []
-        for k, (shape, tiled) in enumerate(zip(self.crops.shapes, self.crops.tiled, strict=True)):
+        cells = [np.arange(n) // width * width for n, width in zip(self.crops.crop, lengths, strict=True)]
+        return [self._typed(k, unit) for k, unit in enumerate(self._celled(cells))]
+
+    def _celled(self, cells: Sequence[Array]) -> Iterator[Array]:
+        """Yield noise per source; samples with one number in ``cells`` along all tiled axes are equal."""
+        for shape, tiled in zip(self.crops.shapes, self.crops.tiled, strict=True):
             unit = self.rng.random(shape)
-            for axis, width in zip(tiled, lengths, strict=True):
-                unit = self._coarse(unit, (axis,), width)
-            found.append(self._typed(k, unit))
-        return found
+            for axis, own in zip(tiled, cells, strict=True):
+                unit = unit.take(own, axis)
+            yield unit
 
     def flat(self, level: float) -> list[Array]:
         """Return crops of one value, at a fraction of the range."""
@@ -174,12 +180,6 @@ class Inputs:
                 line = line & (np.abs(places[along] + 0.5 - np.rint(spread * shape[along])[cell]) > width / 2)
             parts.append(np.where(line, spread[cell] if whole else 1 - ground, ground))
         return self._typed(k, np.concatenate(parts, beside[-1]))
-
-    def _coarse(self, unit: Array, tiled: Sequence[int], width: int) -> Array:
-        """Return ``unit`` with every sample replaced by the first one of its block of ``width``."""
-        for axis in tiled:
-            unit = unit.take(np.arange(unit.shape[axis]) // width * width, axis)
-        return unit
 
     def between(self, one: Sequence[Array], two: Sequence[Array], part: float) -> list[Array]:
         """Return ``part`` of crops, and the rest of two others; of bool, the first ones."""

@@ -36,8 +36,7 @@ def _along(experiment: Experiment, d: int) -> Span:
     n, lost = experiment.crops.crop[d], max(r.lost[d] for r in experiment.results)
     if not lost:
         return 0, 0
-    # The grid on which crops start, and results of a scale below 1 lie: a crop that starts at -1 is not on
-    # it.
+    # The grid on which crops start, and results of a scale below 1 lie: a start of -1 is not on it.
     quantum = math.lcm(experiment.seen.multiple[d], *(r.scale[d].denominator for r in experiment.results))
     start = n // 2 // quantum * quantum
     centre = None

@@ -9,7 +9,7 @@ import numpy as np
 
 from tilework._types import Array
 from tilework.probing.blackbox import difference
-from tilework.probing.experiment import NOISE, SLACK, SMOOTH, Experiment
+from tilework.probing.experiment import NOISE, SMOOTH, Experiment
 from tilework.probing.reach import largest
 
 __all__ = ["Shifts"]
@@ -107,9 +107,9 @@ class Shifts:
 
     def _same(self, moved: Array, after: Array, number: int, base: int) -> bool:
         """Return whether parts of two results are equal except for rounding or statistics of the crop."""
-        gap = difference(moved, after)
         if self._experiment.seen.bounded:
-            return bool((gap <= SLACK * self._experiment.limit(number, base)).all())
+            return self._experiment.equal(moved, after, number, base)
+        gap = difference(moved, after)
         spread = float(np.std(moved.astype(np.float64))) if moved.dtype.kind in "biuf" else 0.0
         return float(np.sqrt(np.mean(np.minimum(gap, 1e150) ** 2))) <= GLOBAL * spread
 

@@ -22,8 +22,7 @@ import numpy as np
 
 from tilework._types import Array, Span
 from tilework.errors import ContractError
-from tilework.probing.blackbox import difference
-from tilework.probing.experiment import NOISE, SLACK, SMOOTH, Experiment
+from tilework.probing.experiment import NOISE, SMOOTH, Experiment
 from tilework.probing.gaps import middle, observe
 from tilework.probing.inputs import FLAT, Kind
 
@@ -69,7 +68,7 @@ def _affine(experiment: Experiment) -> bool:
         after = experiment.box(inputs.between(crops, others, part))
         for k, (a, b, c) in enumerate(zip(before, beside, after, strict=True)):
             mean = part * a.astype(np.result_type(a, "f8")) + (1 - part) * b
-            if (difference(mean.astype(c.dtype), c) > SLACK * experiment.limit(k, one)).any():
+            if not experiment.equal(mean.astype(c.dtype), c, k, one):
                 return False
     return True
 
@@ -78,9 +77,7 @@ def _lines_hold(experiment: Experiment) -> bool:
     """Change the ends of lines from the lower to the upper end of the range; return whether middles stay."""
     inputs, axes = experiment.inputs, range(len(experiment.crops.crop))
     for d in axes:
-        keep = experiment.crops.kept(d, 0, experiment.crops.crop[d])
-        for start, stop in middle(experiment, d):
-            keep[d][start:stop] = True
+        keep = experiment.crops.within({d: middle(experiment, d)})
         # One line has one length; an image of lines has all.
         for bright, place in itertools.product((False, True), (0.45, 0.7) if len(axes) == 1 else (None,)):
             drawn = (
@@ -98,13 +95,10 @@ def _lines_hold(experiment: Experiment) -> bool:
 
 def _islands_hold(experiment: Experiment) -> bool:
     """Change the ends of an image of islands; return whether results in its middle stay."""
-    inputs, crop = experiment.inputs, experiment.crops.crop
-    keep = experiment.crops.kept(0, 0, 0)
-    gaps = [middle(experiment, d)[0] for d in range(len(crop))]
-    for own, (start, stop) in zip(keep, gaps, strict=True):
-        own[:start] = own[stop:] = False
+    inputs, axes = experiment.inputs, range(len(experiment.crops.crop))
+    keep = experiment.crops.within({d: middle(experiment, d) for d in axes})
     number = _added(experiment, inputs.mixed(inputs.islands(), inputs.other("bottom"), keep))
-    return number is None or all(_holds(experiment, number, d, "top") for d in range(len(crop)))
+    return number is None or all(_holds(experiment, number, d, "top") for d in axes)
 
 
 def _added(experiment: Experiment, crops: list[Array]) -> int | None:

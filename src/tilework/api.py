@@ -43,8 +43,6 @@ __all__ = ["plan_tiles", "tiled_map"]
 
 # Bytes of a source in memory above which a run on a cluster warns: it is sent crop by crop.
 TRAVEL_WARNING = 100 * 10**6
-# Most blocks of one array: a graph takes about 1 kB for each.
-MOST_BLOCKS = 10**7
 # A cost warning needs this many crops, and this many times those of the edge that it advises.
 EXTRA_CALLS, MANY_CALLS = 1.1, 256
 
@@ -246,10 +244,6 @@ def tiled_map(
 def _build(spec: Spec, declared: Outputs, name: str | None) -> Any:
     from tilework.graph.build import build, name_of
 
-    if (n := math.prod(spec.plan.blocks)) > MOST_BLOCKS:
-        raise GridError(
-            f"chunks {spec.plan.block} make {n} blocks, more than {MOST_BLOCKS}; use larger chunks."
-        )
     built = build(spec, name or name_of(spec))
     if isinstance(declared, Output):
         return built[0]

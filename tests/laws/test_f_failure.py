@@ -272,9 +272,6 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "memory": ({"memory_limit": "1kB"}, MemoryBudgetError, "memory_limit is 1 kB.*smaller crop"),
     "memory words": ({"memory_limit": "lots"}, TilingError, "memory_limit .* \"128MiB\"; got 'lots'"),
     "chunks": ({"chunks": (5,)}, GridError, r"chunks .* \('0', '1'\).* got \(5,\)"),
-    "too many chunks": (
-        {"array": np.broadcast_to(0.0, (9999, 9999)), "chunks": 1}, GridError, "99980001 blocks"
-    ),
     "share": ({"chunks": 3, "reuse": "share"}, GridError, "blocks of 3 and a support of 4 on axis 0"),
     "no function": ({"fn": 3}, TypeError, "fn must be callable; got int"),
     "no tile": ({"fn": np.copy, "pass_tile": True}, TypeError, "calls fn with tile=.*no argument 'tile'"),

@@ -35,6 +35,7 @@ from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
 from tilework.grid.tiles import Tile
 from tilework.source import kept
+from tilework.source.base import BlockSource
 
 __all__ = ["TileRunner", "View", "members_of", "view"]
 
@@ -89,13 +90,13 @@ class TileRunner:
         if source.handle is None:
             raise TilingError("the source of this result is in another process; view it where it was made.")
         need: Any = source.needs(self.spec.reads(number, ranges)) if source.given else None
-        if source.dask_name is None:
+        if not isinstance(source, BlockSource):
             return need
         from dask.base import compute
 
         missing = [index for index in need if (number, index) not in self._read]
         with self.outside():
-            computed = compute(*(source.handle.blocks[index] for index in missing))
+            computed = compute(*(source.handle[source.slices(index)] for index in missing))
         self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
         return [self._read[number, index] for index in need]
 

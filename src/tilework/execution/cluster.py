@@ -13,7 +13,7 @@ from tilework.execution.piece import Piece, Shared
 from tilework.execution.progress import LOG, Tracker, add_note
 from tilework.execution.stop import PATIENCE
 from tilework.execution.where import BUSY, Where
-from tilework.graph.layer import Key
+from tilework.graph.tasks import Key
 
 __all__ = ["Cluster"]
 

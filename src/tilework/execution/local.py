@@ -21,7 +21,7 @@ from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared
 from tilework.execution.progress import LOG, Progress, Tracker, bar
 from tilework.execution.stop import PATIENCE, Stop
 from tilework.execution.where import BUSY, Where
-from tilework.graph.layer import Key
+from tilework.graph.tasks import Key
 
 __all__ = ["delayed", "run"]
 

@@ -12,7 +12,7 @@ from tilework.engine.stopping import stopped_by
 from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
-from tilework.graph.layer import Key
+from tilework.graph.tasks import Key
 from tilework.grid.tiles import Tile
 
 __all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded"]

@@ -15,7 +15,7 @@ from tilework._checks import as_text, brief, check_calls, is_flag, noted
 from tilework._types import ShowProgress
 from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
-from tilework.graph.layer import Key
+from tilework.graph.tasks import Key
 from tilework.source.kept import CHUNKS
 
 __all__ = ["LOG", "Progress", "Tracker", "add_note", "bar", "check_progress"]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import itertools
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.task_spec import DataNode
+from dask.task_spec import DataNode, Task
 from dask.tokenize import TokenizationError
 
-from tilework._types import Index
-from tilework.engine.block import Block, fill_block, gather_tiles, make_block
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.function.load_once import LoadOnce
 from tilework.function.output import BoundOutput
-from tilework.graph.layer import BlockTasks, spec_key
+from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
+from tilework.graph.tasks import Names
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = [
@@ -74,19 +73,21 @@ def chunks_of(spec: Spec, output: BoundOutput) -> tuple[tuple[int, ...], ...]:
 
 
 def build(spec: Spec, name: str) -> list[da.Array]:
-    """Return the lazy dask arrays of all outputs."""
+    """Return the lazy dask arrays of all outputs; no task is made."""
     if da.array_expr_enabled():
-        return [_build_expr(spec, name)]
-    blocks = BlockTasks(spec, name)
-    graph = dict(blocks.shared)
-    for index in blocks.order():
-        graph.update(blocks.of(index))
+        return _expressions(spec, name)
+    names = Names.of(spec, name)
     used = [source.handle for source in spec.sources if source.dask_name is not None]
-    high = HighLevelGraph.from_collections(name, graph, dependencies=used)
-    return [
-        da.Array(high if key == name else _with_layer(high, key, name), key, **_facts(spec, output))
-        for key, output in zip(spec.names(name), spec.outputs, strict=True)
-    ]
+    high = HighLevelGraph.from_collections(name, BlockLayer(spec, names), dependencies=used)
+    layers: dict[str, Any] = {**high.layers, names.spec: SpecLayer({names.spec: DataNode(names.spec, spec)})}
+    below = {**high.dependencies, names.spec: set(), name: high.dependencies[name] | {names.spec}}
+    if not spec.many:
+        return [da.Array(HighLevelGraph(layers, below), name, **_facts(spec, spec.outputs[0]))]
+    arrays = []
+    for number, (key, output) in enumerate(zip(names.outputs, spec.outputs, strict=True)):
+        graph = HighLevelGraph({key: OutputLayer(spec, names, number), **layers}, {key: {name}, **below})
+        arrays.append(da.Array(graph, key, **_facts(spec, output)))
+    return arrays
 
 
 def _facts(spec: Spec, output: BoundOutput) -> dict[str, Any]:
@@ -95,38 +96,16 @@ def _facts(spec: Spec, output: BoundOutput) -> dict[str, Any]:
     return {"chunks": chunks, "meta": np.empty((0,) * len(chunks), output.dtype)}
 
 
-def _with_layer(high: HighLevelGraph, key: str, name: str) -> HighLevelGraph:
-    """Return a graph with a layer named after one output, which depends on the layer of all outputs."""
-    layers: dict[str, Any] = dict(high.layers) | {key: {}}
-    return HighLevelGraph(layers, dict(high.dependencies) | {key: {name}})
+def _expressions(spec: Spec, name: str) -> list[da.Array]:
+    """Return the arrays of all outputs as expressions."""
+    from dask._collections import new_collection
 
+    from tilework.graph.expr import Blocks, Result
 
-def _build_expr(spec: Spec, name: str) -> da.Array:
-    """Return an array of blocks without edges, the only graph that dask's query planning accepts publicly."""
-    taken = any(source.dask_name is not None for source in spec.sources)
-    if spec.plan.reuse != "recompute" or spec.many or taken:
-        raise TilingError(
-            'dask\'s option "array.query-planning" cannot hold edges between blocks: reuse="share", several '
-            'outputs and dask sources need dask.config.set({"array.query-planning": False}) before '
-            "dask.array is imported."
-        )
-    [output] = spec.outputs
-    array: da.Array = da.map_blocks(_ExprBlock(spec), name=name, dtype=output.dtype, **_facts(spec, output))
-    return array
-
-
-class _ExprBlock:
-    """Computes a block from its number, for graphs whose keys dask chooses."""
-
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-
-    def __call__(self, block_id: Index = ()) -> Block:
-        spec = self.spec
-        index = tuple(block_id[a] for a in spec.outputs[0].grid_axes)
-        if not spec.plan.touched(index):
-            return fill_block(spec, index)
-        return make_block(gather_tiles, spec, index, spec.needs(index, owned=False))
+    sources = [source.handle.expr for source in spec.sources if source.dask_name is not None]
+    blocks = Blocks(spec, name, *sources)
+    facts = [_facts(spec, output) for output in spec.outputs]
+    return [new_collection(Result(blocks, k, f["chunks"], f["meta"])) for k, f in enumerate(facts)]
 
 
 class Found(NamedTuple):
@@ -138,6 +117,8 @@ class Found(NamedTuple):
     """Number of the output."""
     name: str
     """Common name of all outputs of the call."""
+    layers: frozenset[str] = frozenset()
+    """Names of the layers of the call in the graph."""
 
     @property
     def output(self) -> BoundOutput:
@@ -153,19 +134,42 @@ def bare(array: Any) -> Any:
     return array.data
 
 
+def lowered(array: Any) -> Any:
+    """Return a dask array whose blocks have the names that are in its graph; an expression gets them late."""
+    return array.optimize() if hasattr(array, "expr") else array
+
+
 def find_spec(array: Any) -> Found | None:
     """Return the origin of an array if it is an unmodified result of `tiled_map`, otherwise None."""
     array = bare(array)
+    if hasattr(array, "expr"):
+        return _find_expression(array.expr)
     graph, own = getattr(array, "dask", None), getattr(array, "name", None)
     layers, dependencies = getattr(graph, "layers", {}), getattr(graph, "dependencies", {})
     for name in (own, *dependencies.get(own, ())):
-        node = layers.get(name, {}).get(spec_key(name)) if name is not None else None
-        if isinstance(node, DataNode) and isinstance(node.value, Spec):
-            names = node.value.names(name)
-            # An array computed from a result depends on the same layer but has another name.
-            if own in names:
-                return Found(node.value, names.index(own), name)
+        layer = layers.get(name)
+        # An array computed from a result depends on the same layer but has another name.
+        if isinstance(layer, BlockLayer) and own in layer.names.outputs and layer.is_own(layers):
+            return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner, layer.layers)
     return None
+
+
+def _find_expression(expr: Any) -> Found | None:
+    """Return the origin of an expression that is an unmodified result."""
+    from tilework.graph.expr import Result
+
+    if not isinstance(expr, Result):
+        return None
+    return Found(expr.blocks.spec, expr.operands[1], expr.blocks.names.inner)
+
+
+def graph_below(array: Any, found: Found) -> dict[Any, Any]:
+    """Return the graphs of the dask arrays that a result reads: all layers but its own."""
+    if hasattr(array, "expr"):
+        graphs = [source.lower_completely().__dask_graph__() for source in array.expr.blocks.operands[2:]]
+    else:
+        graphs = [layer for name, layer in array.dask.layers.items() if name not in found.layers]
+    return {key: node for graph in graphs for key, node in graph.items()}
 
 
 def plan_of(array: Any) -> TilePlan:
@@ -184,8 +188,20 @@ def plan_of(array: Any) -> TilePlan:
 
 def specs_below(array: Any) -> Iterator[Spec]:
     """Yield the `Spec` of every result of `tiled_map` from which an array is computed."""
-    for name, layer in array.dask.layers.items():
-        # A lookup in another kind of layer would build it.
-        node = layer.get(spec_key(name)) if isinstance(layer, MaterializedLayer) else None
-        if isinstance(node, DataNode) and isinstance(node.value, Spec):
+    if hasattr(array, "expr"):
+        from tilework.graph.expr import Blocks
+
+        yield from (node.spec for node in array.expr.find_operations(Blocks))
+        return
+    for layer in array.dask.layers.values():
+        # Looking into another kind of layer would build it.
+        if isinstance(layer, MaterializedLayer):
+            yield from _specs_of(layer.mapping)
+
+
+def _specs_of(nodes: Mapping[Any, Any]) -> Iterator[Spec]:
+    for node in nodes.values():
+        if type(node) is DataNode and isinstance(node.value, Spec):
             yield node.value
+        elif type(node) is Task and node.args and isinstance(node.args[0], Mapping):
+            yield from _specs_of(node.args[0])  # tasks that dask fused

@@ -108,18 +108,24 @@ def local_path(store: Any) -> Path | None:
 FEW_TASKS = 64
 
 
-def read_by(graph: Any) -> Iterator[Source]:
-    """Yield the stored arrays that a graph of dask reads, as far as its layers show: zarr, h5py, memmap."""
-    for layer in graph.layers.values():
+def read_by(array: Any) -> Iterator[Source]:
+    """Yield the stored arrays that a dask array reads, as far as its graph shows: zarr, h5py, memmap."""
+    for value in _values(array):
+        if (found := _stored(value)) is not None:
+            yield open_source(found)
+
+
+def _values(array: Any) -> Iterator[Any]:
+    """Yield the values in the graph of a dask array, as far as no tasks have to be made to see them."""
+    if hasattr(array, "expr"):
+        for node in array.expr.walk():
+            yield from node.operands
+        return
+    for layer in array.dask.layers.values():
         if isinstance(layer, Blockwise):
-            values = [argument for argument, _ in layer.indices]
+            yield from (argument for argument, _ in layer.indices)
         elif layer.is_materialized() and len(layer) <= FEW_TASKS:
-            values = [getattr(node, "value", node) for node in layer.values()]
-        else:
-            continue
-        for value in values:
-            if (array := _stored(value)) is not None:
-                yield open_source(array)
+            yield from (getattr(node, "value", node) for node in layer.values())
 
 
 def _stored(value: Any) -> Any:

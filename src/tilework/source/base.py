@@ -113,6 +113,10 @@ class Source:
         del reads
         return None
 
+    def whole(self) -> MemoryPart | None:
+        """Return the samples that a graph must carry if its tasks are made in another process; None: none."""
+        return None
+
     def reader(self, given: Any, reads: Sequence[AxisRead]) -> Reader:
         """Return a function that reads boxes of ``reads``, from the data that the task was ``given``."""
         del given, reads
@@ -144,6 +148,10 @@ class MemorySource(Source):
     def needs(self, reads: Sequence[AxisRead]) -> MemoryPart:
         """Return a view of all samples that are read, with its position."""
         return self.part([(plan.intervals[0][0], plan.intervals[-1][1]) for plan in reads])
+
+    def whole(self) -> MemoryPart:
+        """Return a view of all samples."""
+        return self.part([(0, n) for n in self.shape])
 
     def part(self, box: Sequence[Span]) -> MemoryPart:
         """Return a view of ``box`` with its position."""
@@ -210,6 +218,10 @@ class BlockSource(Source):
     def read(self, box: Sequence[Span]) -> Array:
         """Compute and return the samples of ``box``."""
         return unmasked(self.handle[slices_of(box)].compute())
+
+    def slices(self, index: Index) -> tuple[slice, ...]:
+        """Return the samples of a block as an index."""
+        return tuple(slice(o[i], o[i + 1]) for o, i in zip(self.offsets, index, strict=True))
 
     def meeting(self, box: Sequence[Span]) -> list[Index]:
         """Return the numbers of the blocks that meet ``box``."""

@@ -453,6 +453,8 @@ def _open_dask(array: Any, names: tuple[str, ...] | None = None) -> Source:
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
     _refuse_masked(array._meta)
+    if hasattr(array, "expr"):
+        array = array.optimize()  # dask would do so later, and rename its blocks
     offsets = tuple(tuple(itertools.accumulate(c, initial=0)) for c in array.chunks)
     shape = tuple(map(int, array.shape))
     return BlockSource(array, shape, array.dtype, None, names, ("dask", array.name), offsets)

@@ -18,7 +18,7 @@ from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
 from tilework.execution.piece import Job, Piece, Shared, guarded
-from tilework.graph.layer import BlockTasks, Key, calls_function
+from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
 from tilework.source.held import this_process

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import delayed, run
 from tilework.execution.progress import LOG, Progress, check_progress
 from tilework.execution.where import Where
-from tilework.graph.build import bare, find_spec, specs_below
+from tilework.graph.build import Found, bare, find_spec, graph_below, lowered, specs_below
 from tilework.identity.digests import digest
 from tilework.identity.location import read_by
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
@@ -258,14 +258,14 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     first = next(iter(found.values()))
     specs = specs_below(arrays[""]) if first is None else (first.spec,)
     sources = [source for spec in specs for source in spec.sources]
-    sources += [source for array in arrays.values() for source in read_by(array.dask)]
+    sources += [source for array in arrays.values() for source in read_by(array)]
     places = {key: asked.target(store, key).look(sources) for key in arrays}
     claims = Claims()
     try:
         if first is None:
-            writing = _prepare_chunks(arrays[""], places[""], asked, where, claims)
+            writing = _prepare_chunks(lowered(arrays[""]), places[""], asked, where, claims)
         else:
-            writing = _prepare_tiles(arrays, places, first.spec, first.name, asked, where, claims)
+            writing = _prepare_tiles(arrays, places, found, asked, where, claims)  # type: ignore[arg-type]
     except BaseException:
         claims.release()
         raise
@@ -327,16 +327,17 @@ class _Member:
 def _prepare_tiles(
     arrays: Mapping[str, Any],
     places: Mapping[str, Place],
-    spec: Spec,
-    name: str,
+    found: Mapping[str, Found],
     asked: Asked,
     where: Where,
     claims: Claims,
 ) -> Writing:
     """Return the job that writes outputs of one `tiled_map`."""
+    first = next(iter(found.values()))
+    spec = first.spec
     marked = all(place.target.marked for place in places.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
-    members = [_member(spec, name, array, places[key], fingerprint) for key, array in arrays.items()]
+    members = [_member(found[key], array, places[key], fingerprint) for key, array in arrays.items()]
     spec = replace(
         _replanned(spec, members, asked.memory_limit, where), on_error=asked.on_error, retries=where.retries
     )
@@ -346,17 +347,18 @@ def _prepare_tiles(
     destinations = {m.number: _destination(m, spec, record, claims) for m in members}
     target = members[0].place.target
     job = TileJob(
-        _title(target), name, spec, destinations, upstream=_upstream(arrays.values(), name), claims=claims,
-        retries=where.guard, again=where.again, apart=bool(where.resources),
+        _title(target), first.name, spec, destinations,
+        upstream=graph_below(members[0].lazy, first), claims=claims, retries=where.guard, again=where.again,
+        apart=bool(where.resources),
     )  # fmt: skip
     return Writing(job, target.address)
 
 
-def _member(spec: Spec, name: str, lazy: Any, place: Place, fingerprint: Mapping[str, str]) -> _Member:
+def _member(found: Found, lazy: Any, place: Place, fingerprint: Mapping[str, str]) -> _Member:
     """Return an output with its layout; raise if the array to resume has another fingerprint."""
     place = place.compare(fingerprint)
-    number, shape = spec.names(name).index(lazy.name), lazy.shape
-    layout = place.layout(shape, lambda: default_chunks(spec, number, shape, lazy.dtype.itemsize))
+    number, shape = found.number, lazy.shape
+    layout = place.layout(shape, lambda: default_chunks(found.spec, number, shape, lazy.dtype.itemsize))
     return _Member(number, lazy, place, layout)
 
 
@@ -396,16 +398,6 @@ def _claimed(
     claims.take(target.objects, target.address)
     array, there = place.create(lazy.shape, lazy.dtype, layout, record)
     return array, there, claims.run
-
-
-def _upstream(arrays: Iterable[Any], name: str) -> dict[Any, Any]:
-    """Return the graphs of the dask arrays that are read."""
-    graph: dict[Any, Any] = {}
-    for array in arrays:
-        for layer, content in array.dask.layers.items():
-            if layer != name:
-                graph.update(content)
-    return graph
 
 
 def _replanned(spec: Spec, members: Sequence[_Member], limit: Any, where: Where) -> Spec:

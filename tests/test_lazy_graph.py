@@ -1,0 +1,391 @@
+"""The graph of a result is made when somebody asks for it, and only the part that is asked for."""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask.array.utils import assert_eq
+from dask.graph_manipulation import bind, checkpoint, clone, wait_on
+from dask.optimization import cull
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tilework as tw
+from tilework.graph import layer as layers
+from tilework.graph.build import find_spec, specs_below
+from tilework.graph.layer import BlockLayer, OutputLayer
+from tilework.graph.tasks import BlockTasks
+
+IMAGE = np.random.default_rng(7).random((96, 80)).astype("float32")
+
+
+class Endless:
+    """An image of any size that costs nothing."""
+
+    def __init__(self, *shape: int) -> None:
+        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype("uint16")
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        first, *rest = (np.arange(s.start, s.stop) for s in box)
+        total = first.reshape(-1, *(1 for _ in rest))
+        for n, axis in enumerate(rest):
+            total = total + axis.reshape(-1, *(1 for _ in rest[n + 1 :]))
+        return (total % 65521).astype(self.dtype)
+
+
+def twice(crop: np.ndarray) -> np.ndarray:
+    return 2 * crop
+
+
+def blend(image: Any, **options: Any) -> Any:
+    given = {"crop": 16, "stride": 8, "blend": "gaussian", "chunks": 32, "reuse": "share", "dtype": "float32"}
+    return tw.tiled_map(twice, image, **(given | options))
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The number of blocks of each time that tasks were made."""
+    counts: list[int] = []
+    needed = BlockTasks.needed
+
+    def counted(self: BlockTasks, wanted: Any) -> dict[Any, Any]:
+        blocks = list(wanted)
+        counts.append(len(blocks))
+        return needed(self, blocks)
+
+    monkeypatch.setattr(BlockTasks, "needed", counted)
+    return counts
+
+
+def layer_of(out: Any) -> BlockLayer:
+    [found] = [layer for layer in out.dask.layers.values() if isinstance(layer, BlockLayer)]
+    return found
+
+
+# -- the cost of an endless image -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop", "chunks"),
+    [
+        ((10**6, 10**6), 512, 2048),
+        ((10**5, 10**5, 10**5), 64, 128),
+        ((4, 10**5, 10**5, 10**5), (32, 64, 64), 128),
+        ((3, 5, 10**4, 10**4, 10**4), (32, 32, 32), 64),
+    ],
+)
+@pytest.mark.parametrize("reuse", ["auto", "recompute"])
+def test_L1_a_build_makes_no_task_and_a_slice_makes_its_own(
+    made: list[int], shape: tuple[int, ...], crop: Any, chunks: int, reuse: str
+) -> None:
+    n_tiled = len(crop) if isinstance(crop, tuple) else len(shape)
+    half = max(crop) // 2 if isinstance(crop, tuple) else crop // 2
+    out = tw.tiled_map(
+        twice, Endless(*shape), crop, stride=half, blend="average", dtype="uint16", chunks=chunks,
+        axes=tuple(range(len(shape) - n_tiled, len(shape))), each=tuple(range(len(shape) - n_tiled)),
+        memory_limit=9 * 10**15, reuse=reuse,
+    )  # fmt: skip
+    assert made == []
+    assert out.npartitions > 10**5
+    lengths = [1] * (len(shape) - n_tiled) + [5] * n_tiled
+    place = tuple(slice(n // 2, n // 2 + k) for n, k in zip(shape, lengths, strict=True))
+    part = out[place]
+    assert made == []
+    result = part.compute(scheduler="sync")
+    assert 0 < sum(made) <= 2**n_tiled
+    np.testing.assert_array_equal(result, 2 * Endless(*shape)[place])
+    assert not layer_of(out).is_materialized()
+
+
+def test_more_blocks_than_fit_into_memory_are_refused_when_they_are_asked_for(monkeypatch: Any) -> None:
+    monkeypatch.setattr(layers, "MOST_BLOCKS", 100)
+    out = tw.tiled_map(twice, Endless(2000, 2000), 64, stride=32, blend="average", dtype="uint16", chunks=128)
+    assert out[:100, :100].compute(scheduler="sync").shape == (100, 100)
+    with pytest.raises(tw.TilingError, match=r"more than 100 blocks of \(128, 128\) samples .* tw\.to_zarr"):
+        out.compute(scheduler="sync")
+
+
+# -- what stays lazy --------------------------------------------------------------------------------------
+
+LAZY: dict[str, Callable[[Any], Any]] = {
+    "compute": lambda a: a.compute(scheduler="sync"),
+    "a slice": lambda a: a[3:40, 5:6].compute(scheduler="sync"),
+    "a list of rows": lambda a: a[[1, 50, 3]].compute(scheduler="sync"),
+    "optimize": lambda a: dask.optimize(a),
+    "persist": lambda a: a.persist(scheduler="sync"),
+    "arithmetic": lambda a: (a * 2 + 1).compute(scheduler="sync"),
+    "a and itself": lambda a: (a + a.T.T).compute(scheduler="sync"),
+    "rechunk": lambda a: a.rechunk((50, 7)).compute(scheduler="sync"),
+    "sum": lambda a: a.sum().compute(scheduler="sync"),
+    "map_blocks": lambda a: a.map_blocks(np.sqrt).compute(scheduler="sync"),
+    "map_overlap": lambda a: a.map_overlap(np.sqrt, 2, boundary="none").compute(scheduler="sync"),
+    "blocks": lambda a: a.blocks[1, 1].compute(scheduler="sync"),
+    "stack": lambda a: da.stack([a, a + 1]).compute(scheduler="sync"),
+    "two together": lambda a: dask.compute(a, a[:5] + 1, scheduler="sync"),
+    "two results together": lambda a: (a + blend(IMAGE[::-1])).compute(scheduler="sync"),
+    "store": lambda a: da.store(a, np.empty(a.shape, a.dtype), scheduler="sync"),
+    "store of two": lambda a: da.store(
+        [a, blend(IMAGE[::-1])], [np.empty(a.shape, a.dtype), np.empty(a.shape, a.dtype)], scheduler="sync"
+    ),
+    "repr": lambda a: (repr(a), a._repr_html_(), repr(a.dask), a.dask._repr_html_()),
+    "clone": lambda a: clone(a).compute(scheduler="sync"),
+    "bind": lambda a: bind(a, da.ones(4, chunks=2)).compute(scheduler="sync"),
+    "wait_on": lambda a: wait_on(a).compute(scheduler="sync"),
+    "checkpoint": lambda a: checkpoint(a).compute(scheduler="sync"),
+    "tiled_map again": lambda a: blend(a).compute(scheduler="sync"),
+    "pickle": lambda a: pickle.loads(cloudpickle.dumps(a)),
+    "view": lambda a: tw.view(a, verbose=False)[4:9, 4:9],
+    "explain": lambda a: tw.explain(a),
+    "keys": lambda a: a.__dask_keys__(),
+    "external keys": lambda a: a.dask.get_all_external_keys(),
+    "delayed": lambda a: dask.compute(*a.to_delayed().ravel(), scheduler="sync"),
+}
+WHOLE: dict[str, Callable[[Any], Any]] = {
+    "optimize_graph=False": lambda a: a.compute(scheduler="sync", optimize_graph=False),
+    "validate": lambda a: a.dask.validate(),
+    "dict": lambda a: dict(a.dask),
+    "len": lambda a: len(a.dask),
+}
+
+
+@pytest.mark.parametrize("what", LAZY)
+def test_what_stays_lazy(what: str) -> None:
+    out = blend(IMAGE)
+    LAZY[what](out)
+    assert not layer_of(out).is_materialized()
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_what_makes_all_tasks(what: str) -> None:
+    out = blend(IMAGE)
+    WHOLE[what](out)
+    assert layer_of(out).is_materialized()
+
+
+@pytest.mark.parametrize("what", ["blocks", "keys", "explain", "repr", "view", "pickle", "a slice"])
+def test_what_makes_tasks_of_few_blocks(made: list[int], what: str) -> None:
+    LAZY[what](blend(IMAGE))
+    assert sum(made) <= 4
+
+
+def test_to_zarr_makes_no_task_of_the_array(made: list[int], tmp_path: Path) -> None:
+    out = blend(IMAGE)
+    np.testing.assert_array_equal(tw.to_zarr(out, tmp_path / "a.zarr", progress=False), out.compute())
+    assert made == [9]  # those of compute
+
+
+# -- the tasks are the same, however they are asked for ---------------------------------------------------
+
+
+@st.composite
+def results(draw: st.DrawFn) -> Any:
+    """Return a result of some layout and source."""
+    shape = draw(st.lists(st.integers(1, 40), min_size=1, max_size=3))
+    crop = draw(st.integers(1, 12))
+    stride = draw(st.integers(max(1, crop // 2), crop))
+    blends = ["trim", "average"] if stride < crop else ["trim"]
+    image = np.zeros(shape, "float32")
+    images = {"numpy": image, "dask": da.from_array(image, chunks=7), "other": Endless(*shape)}
+    many = draw(st.booleans())
+    options: dict[str, Any] = {"dtype": "float32"}
+    if many:
+        options = {"output": (tw.Output("float32"), tw.Output("float32"))}
+    if draw(st.booleans()):
+        chance = np.random.default_rng(draw(st.integers(0, 9))).random(shape)
+        options["mask"] = chance < draw(st.sampled_from([0, 0.02, 0.3, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = tw.tiled_map(
+            (lambda x: (x, x)) if many else (lambda x: x), images[draw(st.sampled_from(sorted(images)))],
+            (crop,) * len(shape), stride=stride, axes=tuple(range(len(shape))),
+            edge=draw(st.sampled_from(["shift", "clip", "pad", "squeeze", "drop"])),
+            blend=draw(st.sampled_from(blends)), chunks=draw(st.integers(crop, 2 * crop)),
+            reuse=draw(st.sampled_from(["share", "recompute"])), **options,
+        )  # fmt: skip
+    return out[draw(st.integers(0, 1))] if many else out
+
+
+@settings(max_examples=60, deadline=None)
+@given(out=results(), data=st.data())
+def test_L3_culling_is_that_of_dask(out: Any, data: st.DataObject) -> None:
+    """The tasks of some blocks are those that dask finds among all tasks, and each equals its task there."""
+    blocks = layer_of(out)
+    maker, number = BlockTasks(blocks.spec, blocks.names), blocks.names.outputs.index(out.name)
+    whole = {k: n for index in maker.order() for k, n in maker.of(index)} | maker.shared
+    for layer in out.dask.layers.values():
+        whole |= {} if isinstance(layer, BlockLayer | OutputLayer) else dict(layer)
+    if blocks.spec.many:
+        whole |= {n.key: n for n in (maker.getter(index, number) for index in maker.order())}
+    own = [maker.output_key(index, number) for index in maker.order()]
+    assert set(out.dask.layers[out.name].get_output_keys()) == set(own)
+    assert len(out.dask.layers[out.name].get_output_keys()) == len(own)
+    wanted = data.draw(st.sets(st.sampled_from(own), max_size=5)) if own else set()
+    culled = dict(out.dask.cull(wanted | {("other", 0), "text"}))
+    assert not blocks.is_materialized()
+    expected, _ = cull(whole, list(wanted))
+    assert {k: str(n) for k, n in culled.items()} == {k: str(n) for k, n in expected.items()}
+    assert dict(out.dask).keys() == whole.keys()
+
+
+@settings(max_examples=30, deadline=None)
+@given(out=results(), data=st.data())
+def test_a_layer_is_a_mapping(out: Any, data: st.DataObject) -> None:
+    for found in out.dask.layers.values():
+        if not isinstance(found, BlockLayer | OutputLayer):
+            continue
+        whole = dict(found)
+        layer = copy.copy(found)
+        vars(layer).pop("nodes")
+        assert len(copy.copy(layer).cull(set(whole), set())[0]) == len(whole)
+        for key in data.draw(st.lists(st.sampled_from(sorted(whole, key=str)), max_size=5)) if whole else []:
+            assert key in layer
+            assert str(layer[key]) == str(whole[key])
+        n, name = out.ndim, out.name
+        for key in [(name,), (name, *(99,) * n), (name, *(-1,) * n), (name, *"ab"), "other", 3, None]:
+            assert key not in layer
+        assert not layer.is_materialized() or any("-fill-" in str(k) for k in whole)
+
+
+@pytest.mark.parametrize("wanted", [("a",), ("b",), ("a", "b")])
+def test_getters_of_outputs_that_nobody_wants_are_not_made(wanted: tuple[str, ...]) -> None:
+    out = tw.tiled_map(
+        lambda x: {"a": x, "b": -x}, IMAGE, 16, stride=8, blend="average", chunks=32, reuse="share",
+        output={"a": tw.Output("float32"), "b": tw.Output("float32")},
+    )  # fmt: skip
+    [graph] = {id(a.dask): dask.optimize(a)[0].dask for a in [out[wanted[0]]]}.values()
+    names = {key[0] for key in graph if isinstance(key, tuple)}
+    assert out[wanted[0]].name in names
+    assert out[{"a": "b", "b": "a"}[wanted[0]]].name not in names
+    for key, result in zip(wanted, dask.compute(*(out[k] for k in wanted)), strict=True):
+        np.testing.assert_allclose(result, IMAGE if key == "a" else -IMAGE, rtol=1e-6)
+
+
+# -- clones -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["numpy", "dask", "zarr"])
+@pytest.mark.parametrize("several", [False, True])
+def test_clones_compute_the_same_by_other_keys(tmp_path: Path, source: str, several: bool) -> None:
+    image: Any = IMAGE if source == "numpy" else da.from_array(IMAGE, chunks=30)
+    if source == "zarr":
+        image = tw.to_zarr(da.from_array(IMAGE, chunks=32), tmp_path / "i.zarr", progress=False)
+    out = blend(image)
+    if several:
+        out = tw.tiled_map(
+            lambda x: (2 * x, x), image, 16, stride=8, blend="gaussian", chunks=32,
+            output=(tw.Output("float32"), tw.Output("float32")),
+        )[0]  # fmt: skip
+    whole = out.compute()
+    for copy_ in (clone(out), clone(clone(out)), clone(out, omit=image) if source == "dask" else clone(out)):
+        assert_eq(copy_, whole)
+        assert not set(copy_.dask.to_dict()) & {
+            key for key in out.dask.to_dict() if str(out.name)[:40] in str(key)
+        }
+    assert_eq(out + clone(out), 2 * whole)
+
+
+def test_a_bound_result_waits_for_its_parents() -> None:
+    seen: list[str] = []
+
+    def first(x: np.ndarray) -> np.ndarray:
+        seen.append("parent")
+        return x
+
+    def second(x: np.ndarray) -> np.ndarray:
+        seen.append("child")
+        return x
+
+    parent = da.map_blocks(first, da.ones((4, 4), chunks=2), dtype=float, meta=np.empty((0, 0)))
+    child = tw.tiled_map(second, IMAGE, 16, stride=8, blend="average", chunks=32, dtype="float32")
+    bound = bind(child, parent)
+    np.testing.assert_array_equal(bound.compute(), child.compute())
+    bound_run = seen[: seen.index("child")]
+    assert bound_run == ["parent"] * 4
+    assert_eq(bind(bind(child, parent), parent), child)
+
+
+def test_who_is_an_unmodified_result(tmp_path: Path) -> None:
+    blocks = da.from_array(IMAGE, chunks=30)
+    out, of_blocks = blend(IMAGE), blend(blocks)
+    assert find_spec(clone(out)).spec.plan == find_spec(out).spec.plan
+    # The graph waits for, or reads, what the recipe does not know.
+    assert find_spec(bind(out, blocks)) is None
+    assert find_spec(clone(of_blocks)) is None
+    assert find_spec(clone(of_blocks, omit=blocks)) is not None
+    for number, changed in enumerate(
+        [clone(out), bind(out, blocks), clone(of_blocks), clone(of_blocks, omit=blocks)]
+    ):
+        written = tw.to_zarr(changed, tmp_path / f"{number}.zarr", progress=False, chunks=(32, 32))
+        np.testing.assert_array_equal(written, out.compute())
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_source_is_known_below_what_dask_has_optimised(tmp_path: Path, more: int) -> None:
+    source = tw.to_zarr(da.from_array(IMAGE, chunks=(32, 80)), tmp_path / "i.zarr", progress=False)
+    out = tw.tiled_map(twice, source, 16, stride=8, blend="average", chunks=(32, 80), dtype="float32")
+    [changed] = dask.optimize(out + more if more else out)
+    assert [spec.plan for spec in specs_below(changed)] == [find_spec(out).spec.plan]
+    with pytest.raises(tw.TilingError, match=r"i\.zarr"):
+        tw.to_zarr(changed, tmp_path / "i.zarr", overwrite=True, progress=False)
+
+
+# -- other processes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["C", "F", "reversed"])
+def test_an_array_in_memory_travels_with_the_graph(order: str) -> None:
+    image = {"C": IMAGE, "F": np.asfortranarray(IMAGE), "reversed": IMAGE[::-1, ::2]}[order]
+    out = blend(image)
+    there = pickle.loads(cloudpickle.dumps(out))
+    assert_eq(there, out.compute())
+    # Once, not once for each of the overlapping parts.
+    assert len(cloudpickle.dumps(out.dask)) < image.nbytes + 6000
+
+
+def test_an_array_over_the_limit_does_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilework.source.base.MEMORY_TRAVEL_LIMIT", IMAGE.nbytes - 1)
+    with pytest.raises(tw.TilingError, match="in memory would be sent"):
+        cloudpickle.dumps(blend(IMAGE).dask)
+
+
+def test_on_a_cluster(client: Any, tmp_path: Path) -> None:
+    blocks = da.from_array(IMAGE, chunks=30)
+    path = tmp_path / "i.zarr"
+    tw.to_zarr(blocks.rechunk(32), path, progress=False)
+    expected = blend(IMAGE).compute(scheduler="sync")
+    for image in (IMAGE, blocks, path):
+        out = blend(image)
+        np.testing.assert_array_equal(out.compute(), expected)
+        np.testing.assert_array_equal(out[40:50, 3:70].compute(), expected[40:50, 3:70])
+        np.testing.assert_array_equal((out.persist() + 0).compute(), expected)
+        np.testing.assert_array_equal(clone(out).compute(), expected)
+        np.testing.assert_array_equal(out.compute(optimize_graph=False), expected)
+
+
+# -- dask's query planning --------------------------------------------------------------------------------
+
+PLANNING = Path(__file__).parent / "query_planning.py"
+
+
+def test_behind_query_planning() -> None:
+    """dask chooses between its two kinds of arrays when it is imported, so this is another process."""
+    environment = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.query_planning"], env=environment, capture_output=True, text=True,
+        cwd=PLANNING.parent.parent, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert run.stdout.split()[-1] == "right"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import graph_size, in_memory, on_disk, writing
+from benchmarks import graph_size, in_memory, on_disk, scheduling, writing
 from benchmarks.measure import Bar, Case, Contestant
 
 if TYPE_CHECKING:
@@ -276,13 +276,27 @@ MILLION = Case(
     ),
     bars=(
         Bar("tasks that the scheduler holds", "held", "*", 25_000),
-        Bar("ms of the client per block", "ms_block", "*", 2),
+        Bar("CPU ms of the client per block", "ms_block", "*", 0.1),
         Bar("tasks per block", "tasks_block", "*", 3),
     ),
     tolerance=None,
     notes=("held", "ms_block", "tasks_block", "bytes_block"),
 )
 
+SCHEDULER = Case(
+    name="scheduler",
+    why="The processor time of a scheduler in a process of its own, for each block that does nothing.",
+    workload=scheduling.Scheduled(blocks=5000, crop=16),
+    contestants=tuple(
+        Contestant(name, partial(scheduling.scheduled, blend=blend))
+        for name, blend in (("trim", "trim"), ("blend", "gaussian"))
+    ),
+    bars=(Bar("CPU ms of the scheduler per block", "scheduler_ms_block", "*", 3),),
+    tolerance=None,
+    rounds=1,
+    notes=("blocks", "scheduler_ms_block"),
+)
+
 MEMORY_CASES = (BLEND2D, BLEND3D, LOOP2D, LOOP3D, LOOP_SMALL, MONAI2D, NETWORK)
 STORE_CASES = (SLICER, ZARR_TRIM, LENGTH, CLUSTER)
-CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, GRAPH, MILLION)}
+CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, GRAPH, MILLION, SCHEDULER)}

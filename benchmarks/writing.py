@@ -173,11 +173,11 @@ def submitted(work: Million, folder: Path, blend: str) -> Prepared:
         whole = tw.tiled_map(
             identity, source, 32, stride=16, blend=blend, dtype="f4", chunks=1600, memory_limit="100TB"
         )
-        spec, _, name = find_spec(whole) or (None, {}, "")
-        assert spec is not None
-        spec = replace(spec, plan=spec.plan.with_blocks((64,) * 3, "share"))
-        start = time.perf_counter()
-        job = TileJob("", name, spec, {0: Destination(np.empty(0))})
+        origin = find_spec(whole)
+        assert origin is not None
+        spec = replace(origin.spec, plan=origin.spec.plan.with_blocks((64,) * 3, "share"))
+        start = time.process_time()
+        job = TileJob("", origin.name, spec, {0: Destination(np.empty(0))})
         window: list[Any] = []
         held: dict[Any, int] = {}
         most = sent = count = 0
@@ -193,7 +193,7 @@ def submitted(work: Million, folder: Path, blend: str) -> Prepared:
             if number < 200:
                 sent += len(pickle.dumps(piece.tasks))
             count += len(piece.tasks)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         found.update(
             held=float(most), ms_block=1e3 * seconds / work.looked_at, tasks_block=count / work.looked_at,
             bytes_block=sent / 200,

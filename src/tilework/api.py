@@ -233,7 +233,7 @@ def tiled_map(
     outputs = tuple(weighed(b, layout, request) for b in bound)
     plan = make_plan(sources, layout, request, outputs)
     spec = Spec(
-        plan=replace(plan, notes=(*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
+        plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
         many=not isinstance(declared, Output), fixed=chunks != "auto",
     )  # fmt: skip

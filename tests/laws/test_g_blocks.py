@@ -14,9 +14,9 @@ from tests.laws.strategies import axes, many, plans
 from tilework import plan_tiles
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.tiles import Box
+from tilework.plan.axis_table import AxisTable
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.cost import busiest, peak_bytes
-from tilework.plan.tables import axis_table
 
 # -- one axis -----------------------------------------------------------------------------------
 
@@ -34,7 +34,7 @@ def blocked_axes(draw):
 @given(blocked_axes())
 def test_G6_tables_of_blocks_equal_walking_all_tiles(drawn):
     (grid, *_), rims, size = drawn
-    table = axis_table(grid, size, rims)
+    table = AxisTable(grid, size, rims)
     supports = [[grid.support(i, rim) for i in range(len(grid))] for rim in rims]
     hulls = [(min(a for a, _ in s), max(b for _, b in s)) for s in zip(*supports, strict=True)]
     reads = [grid.read(i) for i in range(len(grid))]

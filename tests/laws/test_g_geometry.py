@@ -20,6 +20,7 @@ from tilework import Output, TilePlan, plan_tiles
 from tilework.errors import TilingError
 from tilework.grid.axis import EDGES, AxisGrid
 from tilework.grid.tiles import Box, TileGrid
+from tilework.identity.digests import digest
 from tilework.plan.arguments import check_axis
 
 
@@ -369,6 +370,43 @@ def test_G8_equal_arguments_give_equal_plans_and_others_differ(plan):
         replace(plan, notes=("another",)),
     ]
     assert all(other != plan and other.to_json() != plan.to_json() for other in others)
+
+
+@given(plans())
+def test_G8_what_a_plan_has_derived_is_no_part_of_it(plan):
+    """Nor of its copies: each derives anew what depends on what changed."""
+    new = TilePlan.from_json(plan.to_json())
+    fresh = pickle.dumps(new), new.to_json(), repr(new), digest(new)
+    new.explain()
+    ends = tuple(n - 1 for n in new.blocks)
+    used = [new.tables, new.owned(ends), new.longest, new.n_runs, new.grid[:], new.shape]
+    assert (pickle.dumps(new), new.to_json(), repr(new), digest(new)) == fresh
+    assert new == plan
+    assert hash(new) == hash(plan)
+    assert new.tables is used[0], "derived once"
+    block = tuple(n // 2 + 1 for n in plan.shape)
+    runs = np.random.default_rng(0).random(plan.grid_shape) < 0.5
+    others = (
+        new.with_blocks(block, "share"),
+        new.with_blocks(new.block, new.reuse, ("a note",)).with_blocks(block, "recompute"),
+        new.with_notes(("a note",)),
+        new.with_runs(runs),
+        replace(new, block=block),
+        replace(new, axes=tuple(replace(a, extent=a.extent + 1) for a in new.axes), mask=None),
+        replace(new, outputs=new.outputs[:1]),
+        replace(new, mask=None),
+    )
+    for other in others:
+        alone = TilePlan.from_json(other.to_json())
+        for name in ("tables", "longest", "n_runs", "blocks", "shape", "grid", "grid_shape"):
+            assert getattr(other, name) == getattr(alone, name), name
+        np.testing.assert_array_equal(other.runs, alone.runs)
+        assert str(other.explain()) == str(alone.explain())
+        for table, again in zip(other.tables, alone.tables, strict=True):
+            assert all(
+                getattr(table, name) == getattr(again, name)
+                for name in ("owned", "touch", "owned_read", "touch_read", "canvas", "reaches", "longest")
+            )
 
 
 def test_G8_a_plan_of_another_format_is_refused():

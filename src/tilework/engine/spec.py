@@ -12,7 +12,7 @@ from tilework._types import Array, Function, Index, Predicate, Span
 from tilework.engine.nan import Notice
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
-from tilework.plan.tile_plan import TilePlan, chunk_uses
+from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 from tilework.source.padding import AxisRead, Boundary
 
@@ -108,4 +108,4 @@ class Spec:
         found = self.sources[source]
         if found.chunks is None:
             return None
-        return chunk_uses(self.plan, found.shape, found.chunks, self.source_axes[source])
+        return self.plan.chunk_uses(found.shape, found.chunks, self.source_axes[source])

@@ -16,7 +16,7 @@ The closed forms were found by a walk over all small grids, which law G6 in ``te
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -25,12 +25,15 @@ import numpy as np
 
 from tilework._types import Ints
 from tilework.errors import GridError
+from tilework.grid.derived import Holder, derived
 
 __all__ = ["AxisGrid", "Edge", "Starts"]
 
 Number = TypeVar("Number", int, Ints)
 """A tile number or a sample, or an array of them."""
 Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]
+# Most tiles along an axis whose places a grid holds: 16 MB for each pair of starts and stops.
+HELD = 2**20
 EDGES: tuple[Edge, ...] = ("shift", "squeeze", "pad", "clip", "drop")
 
 
@@ -111,8 +114,10 @@ class Starts:
 
 
 @dataclass(frozen=True, slots=True)
-class AxisGrid:
-    """The crops along one axis: every start, core and support by closed form, in O(1) memory.
+class AxisGrid(Holder):
+    """The crops along one axis: every start, core and support by closed form.
+
+    It takes O(1) memory until the places of all tiles are asked for, which it holds.
 
     Examples
     --------
@@ -149,14 +154,14 @@ class AxisGrid:
         if self.stride == 0:
             object.__setattr__(self, "stride", self.crop - 2 * self.overlap)
 
-    @property
+    @derived
     def regular(self) -> bool:
         """Whether nominal starts are ``i * stride - overlap``; otherwise they are ``i * stride``."""
         if self.starts is not None:
             return False
         return self.edge == "pad" or (self.trims and self.edge in ("shift", "clip"))
 
-    @property
+    @derived
     def length(self) -> int:
         """Length of the frame: image, margins and the padding at the end, samples."""
         bare = self.extent + sum(self.margin)
@@ -169,12 +174,12 @@ class AxisGrid:
         """Samples that ``boundary`` adds at the end so that whole crops fit on the allowed starts."""
         return self.length - self.extent - sum(self.margin)
 
-    @property
+    @derived
     def _lead(self) -> int:
         """How far nominal start 0 lies before the frame's start."""
         return self.overlap - self.margin[0] if self.regular else 0
 
-    @property
+    @derived
     def _first(self) -> int:
         """Number of the nominal tile that is tile 0."""
         if self.edge != "shift" or not self.regular or self.length == self.crop:
@@ -183,6 +188,10 @@ class AxisGrid:
 
     def __len__(self) -> int:
         """Return the number of tiles."""
+        return self._count
+
+    @derived
+    def _count(self) -> int:
         if self.starts is not None:
             return len(self.starts)
         if self.edge == "pad":
@@ -241,7 +250,7 @@ class AxisGrid:
         # An explicit start may lie so far out that the middle is outside, too.
         return _clamp(middle // self.quantum * self.quantum, 0, self.covered)
 
-    @property
+    @derived
     def covered(self) -> int:
         """End of the last core, image samples; less than ``extent`` only for ``drop`` and given starts."""
         if self.edge != "drop" and self.starts is None:
@@ -279,17 +288,31 @@ class AxisGrid:
         return self.nominal(self.tiles)
 
     def reads(self) -> tuple[Ints, Ints]:
-        """Return `read` of all tiles at once, as starts and stops."""
-        return self.read(self.tiles)
+        """Return `read` of all tiles at once, as starts and stops that nobody can change."""
+        return self._places("reads", lambda: self.read(self.tiles))
 
     def supports(self, rim: int | None = None) -> tuple[Ints, Ints]:
-        """Return `support` of all tiles at once, as starts and stops."""
-        if rim is None:
-            cuts = self._cut(self.tiles[:-1])
-            ends = [max(0, self.nominal(0)), self.covered] if len(self) else []
-            # numpy makes an empty list an array of floats.
-            starts, stops = np.concatenate((ends[:1], cuts)), np.concatenate((cuts, ends[1:]))
-            return starts.astype(np.int64), stops.astype(np.int64)
+        """Return `support` of all tiles at once, as starts and stops that nobody can change."""
+        return self._places(rim, self._cores if rim is None else lambda: self._insides(rim))
+
+    def _places(self, what: Any, find: Callable[[], tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+        """Return what ``find`` returns; it is held unless the tiles are so many that it takes long anyway."""
+        if (found := self.held.get(what)) is None:
+            found = find()
+            for places in found:
+                places.flags.writeable = False
+            if len(found[0]) <= HELD:
+                self.held[what] = found
+        return found
+
+    def _cores(self) -> tuple[Ints, Ints]:
+        cuts = self._cut(self.tiles[:-1])
+        ends = [max(0, self.nominal(0)), self.covered] if len(self) else []
+        # numpy makes an empty list an array of floats.
+        starts, stops = np.concatenate((ends[:1], cuts)), np.concatenate((cuts, ends[1:]))
+        return starts.astype(np.int64), stops.astype(np.int64)
+
+    def _insides(self, rim: int) -> tuple[Ints, Ints]:
         (start, stop), (before, after) = self.valid(self.tiles), self.borders(self.tiles)
         low, high = np.maximum(start + rim, 0), np.minimum(stop - rim, self.extent)
         return np.where(before, 0, low), np.where(after, self.extent, high)

@@ -10,6 +10,7 @@ from typing import Any, overload
 
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid
+from tilework.grid.derived import Holder, derived
 
 __all__ = ["Box", "Tile", "TileGrid"]
 
@@ -85,13 +86,13 @@ class Tile:
 
 
 @dataclass(frozen=True, slots=True)
-class TileGrid(Sequence[Tile]):
+class TileGrid(Holder, Sequence[Tile]):
     """The product of per-axis grids: a lazy sequence of tiles in raster order."""
 
     axes: tuple[AxisGrid, ...]
     """One grid per axis."""
 
-    @property
+    @derived
     def shape(self) -> tuple[int, ...]:
         """Number of tiles per axis."""
         return tuple(map(len, self.axes))

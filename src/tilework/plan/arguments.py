@@ -25,8 +25,9 @@ from tilework._checks import (
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
+from tilework.plan.axis_table import joint
 from tilework.plan.machine import default_memory
-from tilework.plan.tables import box_sums, joint
+from tilework.plan.tables import box_sums
 from tilework.source.base import Source, unmasked
 
 __all__ = [

@@ -197,10 +197,9 @@ def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, N
     extents = [ceil_div(a.extent, u) * u for a, u in zip(plan.axes, units, strict=True)]
     sizes = [min(n, u) for n, u in zip(extents, units, strict=True)]
     if request.reuse != "recompute":
-        supports = [t.longest for t in plan.with_blocks(plan.shape, "share").tables]
         sizes = [
             min(n, max(s, ceil_div(longest, u) * u))
-            for n, s, longest, u in zip(extents, sizes, supports, units, strict=True)
+            for n, s, longest, u in zip(extents, sizes, plan.longest, units, strict=True)
         ]
     crops = [a.crop for a in plan.axes]
     for axes in (range(plan.n_each, len(sizes)), range(plan.n_each)):
@@ -302,7 +301,7 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     # 4. Blocks share tiles.
     else:
         best, why = cheapest, (f"share: blocks alone would cost {extra:.1%} extra calls",)
-    return replace(best.plan, notes=(*notes, *why))
+    return best.plan.with_notes((*notes, *why))
 
 
 def _encoded(plan: TilePlan, request: BlockRequest) -> str:
@@ -316,10 +315,11 @@ def _encoded(plan: TilePlan, request: BlockRequest) -> str:
 def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes) -> list[Candidate]:
     """Return all ways to compute blocks of this shape."""
     found = []
+    alone = plan.with_blocks(block, "recompute", notes)
     if request.reuse != "share":
-        found.append(Candidate.of(plan.with_blocks(block, "recompute", notes), request.encoding))
+        found.append(Candidate.of(alone, request.encoding))
     if request.reuse != "recompute":
-        shared = plan.with_blocks(block, "share", notes)
+        shared = alone.with_blocks(block, "share", notes)
         if short := _too_short(shared):
             if request.reuse == "share":
                 raise GridError(short)
@@ -332,11 +332,11 @@ def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Note
 
 def _too_short(plan: TilePlan) -> str:
     """Return why blocks cannot share, or ""."""
-    for name, table, size, axis in zip(plan.names, plan.tables, plan.block, plan.axes, strict=True):
-        if table.longest > size < axis.extent:
+    for name, longest, size, axis in zip(plan.names, plan.longest, plan.block, plan.axes, strict=True):
+        if longest > size < axis.extent:
             return (
                 f'reuse="share" needs blocks at least as long as the longest support; got blocks of {size} '
-                f'and a support of {table.longest} on axis {name}. Use larger chunks or reuse="recompute".'
+                f'and a support of {longest} on axis {name}. Use larger chunks or reuse="recompute".'
             )
     return ""
 

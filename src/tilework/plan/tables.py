@@ -1,4 +1,4 @@
-"""The arithmetic of blocks: tiles that each owns and touches, samples that it reads; per axis and N-D.
+"""The arithmetic of blocks in N dimensions: tiles that each owns and touches, and its neighbours.
 
 Tasks are blocks of tiles. Under ``recompute`` a block runs every tile that has weight in it. Under
 ``share`` a tile runs once, in the block in which its support starts, so it reaches only into later blocks::
@@ -15,30 +15,28 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any, Self, overload
 
 import numpy as np
 
 from tilework._checks import brief, of_type
-from tilework._types import Array, Bits, Ints, Span
+from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
+from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid
+from tilework.plan.axis_table import AxisTable
+
+# Derived values of a plan that do not depend on its blocks.
+OF_TILES = ("grid", "grid_shape", "shape", "runs", "n_runs", "longest")
 
 __all__ = [
-    "AxisTable",
     "BlockPlan",
     "OutputPlan",
     "SourcePlan",
-    "axis_table",
-    "axis_tables",
     "box_sums",
-    "chunk_uses",
-    "joint",
     "pack",
-    "unpack",
 ]
 
 
@@ -65,88 +63,8 @@ def box_sums(values: Array, ranges: Sequence[Sequence[Span]]) -> Ints:
 
 
 def pack(runs: Bits) -> bytes:
-    """Return one bit per tile in raster order; `unpack` is the inverse."""
+    """Return one bit per tile in raster order; `BlockPlan.runs` is the inverse."""
     return np.packbits(runs).tobytes()
-
-
-@lru_cache(maxsize=8)
-def unpack(mask: bytes, shape: tuple[int, ...]) -> Bits:
-    """Return which tiles run, from one bit per tile in raster order."""
-    bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=math.prod(shape))
-    return bits.astype(bool).reshape(shape)
-
-
-@dataclass(frozen=True, slots=True)
-class AxisTable:
-    """For every block along one axis, the tiles that it owns and touches, and the samples they read."""
-
-    owned: list[Span]
-    """Tiles whose support starts in the block."""
-    touch: list[Span]
-    """Tiles that have weight in the block."""
-    owned_read: list[Span]
-    """Image samples that the owned tiles read; these may lie outside the image."""
-    touch_read: list[Span]
-    """Image samples that the touching tiles read; these may lie outside the image."""
-    canvas: list[list[Span]]
-    """Per output, the image samples in which the owned tiles have weight."""
-    reaches: list[bool]
-    """Whether the owned tiles have weight in the next block."""
-    longest: int
-    """The longest support of a tile, samples."""
-
-
-@lru_cache(maxsize=16)
-def axis_tables(
-    axes: tuple[AxisGrid, ...], block: tuple[int, ...], rims: tuple[tuple[int, ...] | None, ...]
-) -> tuple[AxisTable, ...]:
-    """Return the tables of all axes, for outputs with ``rims``."""
-    return tuple(
-        axis_table(grid, size, tuple(None if rim is None else rim[d] for rim in rims))
-        for d, (grid, size) in enumerate(zip(axes, block, strict=True))
-    )
-
-
-def axis_table(grid: AxisGrid, size: int, rims: tuple[int | None, ...]) -> AxisTable:
-    """Return the table of blocks of ``size`` samples, for outputs with ``rims``."""
-    supports = [grid.supports(rim) for rim in rims]
-    starts, stops = joint(supports)
-    edges = np.append(np.arange(0, grid.extent, size), grid.extent)
-    first = np.searchsorted(starts, edges)
-    touching = np.searchsorted(stops, edges[:-1], side="right")
-    # A block in which no tile has weight touches an empty range, not a negative one.
-    touch = np.stack((np.minimum(touching, first[1:]), first[1:]), axis=1)
-    owned = np.stack((first[:-1], first[1:]), axis=1)
-    canvas = [_extent_of(owned, low, high) for low, high in supports]
-    reaches = [max(c[b][1] for c in canvas) > edges[b + 1] for b in range(len(owned))]
-    return AxisTable(
-        _pairs(owned),
-        _pairs(touch),
-        _extent_of(owned, *grid.reads()),
-        _extent_of(touch, *grid.reads()),
-        canvas,
-        reaches,
-        int((stops - starts).max(initial=0)),
-    )
-
-
-def joint(supports: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """Return the hulls of each tile's supports in several outputs, as starts and stops."""
-    return np.minimum.reduce([a for a, _ in supports]), np.maximum.reduce([b for _, b in supports])
-
-
-def _pairs(ranges: Ints) -> list[Span]:
-    return [(a, b) for a, b in ranges.tolist()]
-
-
-def _extent_of(ranges: Ints, starts: Ints, stops: Ints) -> list[Span]:
-    """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
-    if not len(starts):
-        return [(0, 0)] * len(ranges)
-    some = ranges[:, 1] > ranges[:, 0]
-    low = np.where(some, starts[np.minimum(ranges[:, 0], len(starts) - 1)], 0)
-    high = np.where(some, stops[np.maximum(ranges[:, 1] - 1, 0)], 0)
-    return _pairs(np.stack((low, high), axis=1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +112,7 @@ class SourcePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockPlan(Sequence[Tile]):
+class BlockPlan(Holder, Sequence[Tile]):
     """A lazy sequence of tiles, and the blocks that compute them."""
 
     axes: tuple[AxisGrid, ...]
@@ -227,17 +145,17 @@ class BlockPlan(Sequence[Tile]):
 
     # -- tiles ------------------------------------------------------------------------------------------
 
-    @property
+    @derived
     def grid(self) -> TileGrid:
         """The tiles without their blocks."""
         return TileGrid(self.axes)
 
-    @property
+    @derived
     def grid_shape(self) -> tuple[int, ...]:
         """Number of tiles per axis."""
         return self.grid.shape
 
-    @property
+    @derived
     def shape(self) -> tuple[int, ...]:
         """Extents of the ``each`` and tiled axes, samples."""
         return tuple(axis.extent for axis in self.axes)
@@ -293,14 +211,18 @@ class BlockPlan(Sequence[Tile]):
         """Fraction of the image that cores cover; below 1 only for ``edge="drop"`` and given starts."""
         return math.prod(axis.covered / axis.extent for axis in self.axes)
 
-    @property
+    @derived
     def runs(self) -> Bits | None:
         """Whether each tile runs, shape ``grid_shape``; None: all run."""
-        return None if self.mask is None else unpack(self.mask, self.grid_shape)
+        if self.mask is None:
+            return None
+        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=len(self))
+        bits.flags.writeable = False
+        return bits.view(bool).reshape(self.grid_shape)
 
     # -- blocks -----------------------------------------------------------------------------------------
 
-    @property
+    @derived
     def blocks(self) -> tuple[int, ...]:
         """Number of blocks per axis."""
         return tuple(ceil_div(a.extent, b) for a, b in zip(self.axes, self.block, strict=True))
@@ -316,10 +238,22 @@ class BlockPlan(Sequence[Tile]):
         """The axes along which a slab is one block long."""
         return self.slow_axes[self.n_each : self.n_each + self.slabs]
 
-    @property
+    @derived
     def tables(self) -> tuple[AxisTable, ...]:
         """Tiles that each block owns and touches, and samples that it reads; one table per axis."""
-        return axis_tables(self.axes, self.block, tuple(o.rim for o in self.outputs))
+        found: list[AxisTable] = []
+        for d, (grid, size) in enumerate(zip(self.axes, self.block, strict=True)):
+            rims = tuple(None if o.rim is None else o.rim[d] for o in self.outputs)
+            table = AxisTable(grid, size, rims)
+            # Equal axes, and plans of the same tiles, share a table with all that was derived from it.
+            found.append(next((t for t in (*found, *self.held.get("near", ())) if t == table), table))
+        self.held.pop("near", None)
+        return tuple(found)
+
+    @derived
+    def longest(self) -> tuple[int, ...]:
+        """The longest support of a tile per axis, samples."""
+        return tuple(table.longest for table in self.tables)
 
     def running(self, ranges: Sequence[Span]) -> int:
         """Return the number of tiles that run in a box of tiles.
@@ -337,7 +271,7 @@ class BlockPlan(Sequence[Tile]):
             return math.prod(max(0, b - a) for a, b in ranges)
         return int(runs[tuple(slice(a, b) for a, b in ranges)].sum())
 
-    @property
+    @derived
     def n_runs(self) -> int:
         """Number of tiles that run."""
         return self.running([(0, n) for n in self.grid_shape])
@@ -468,24 +402,48 @@ class BlockPlan(Sequence[Tile]):
         -------
         TilePlan
         """
-        return replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes), slabs=slabs)
+        plan = replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes), slabs=slabs)
+        plan.held.update((name, self.held[name]) for name in OF_TILES if name in self.held)
+        plan.held["near"] = self.held.get("tables", ())
+        return plan
 
+    def with_runs(self, runs: Bits) -> Self:
+        """Return a plan in which only some tiles run; an array of shape ``grid_shape`` tells which."""
+        plan = replace(self, mask=pack(runs))
+        plan.held.update(near=self.tables, longest=self.longest)
+        return plan
 
-@lru_cache(maxsize=16)
-def chunk_uses(
-    plan: BlockPlan, shape: tuple[int, ...], chunks: tuple[int, ...], axes: tuple[int, ...]
-) -> tuple[Ints, ...]:
-    """Return the number of blocks of ``plan`` that read each storage chunk, along each axis of a source.
+    def with_notes(self, notes: Sequence[str]) -> Self:
+        """Return the same plan with other reasons for `explain`."""
+        plan = replace(self, notes=tuple(notes))
+        plan.held.update(self.held)
+        return plan
 
-    Parameters
-    ----------
-    shape, chunks : tuple of int, samples per axis of the source
-    axes : tuple of int
-        The source's axis for each axis of the plan.
-    """
-    counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
-    for axis, grid, table in zip(axes, plan.axes, plan.tables, strict=True):
-        counts[axis][:] = 0
-        for a, b in table.owned_read if plan.reuse == "share" else table.touch_read:
-            counts[axis][max(a, 0) // chunks[axis] : ceil_div(min(b, grid.extent), chunks[axis])] += b > a
-    return tuple(counts)
+    def chunk_uses(self, shape: Index, chunks: Index, axes: Index) -> tuple[Ints, ...]:
+        """Return the number of blocks that read each storage chunk, along each axis of a source.
+
+        Parameters
+        ----------
+        shape, chunks : tuple of int, samples per axis of the source
+        axes : tuple of int
+            The source's axis for each axis of the plan.
+
+        Returns
+        -------
+        tuple of int64 array
+        """
+        key = "chunk_uses", shape, chunks, axes
+        if key in self.held:
+            found: tuple[Ints, ...] = self.held[key]
+            return found
+        counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
+        for axis, grid, table in zip(axes, self.axes, self.tables, strict=True):
+            reads = table.owned_reads if self.reuse == "share" else table.touching_reads
+            some, n, chunk = reads.lengths > 0, len(counts[axis]), chunks[axis]
+            first = np.clip(reads.low[some] // chunk, 0, n)
+            last = np.maximum(first, ceil_div(np.minimum(reads.high[some], grid.extent), chunk))
+            # A range counts from its first chunk on, and no more from the one after its last.
+            steps = np.bincount(first, minlength=n + 1) - np.bincount(last, minlength=n + 1)
+            counts[axis] = steps.cumsum()[:n]
+        self.held[key] = tuple(counts)
+        return tuple(counts)

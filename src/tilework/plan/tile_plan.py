@@ -16,9 +16,9 @@ from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import rows
 from tilework.plan.picture import html
-from tilework.plan.tables import BlockPlan, OutputPlan, SourcePlan, chunk_uses
+from tilework.plan.tables import BlockPlan, OutputPlan, SourcePlan
 
-__all__ = ["OutputPlan", "SourcePlan", "TilePlan", "chunk_uses"]
+__all__ = ["OutputPlan", "SourcePlan", "TilePlan"]
 
 FORMAT = 1
 """Version of the JSON form."""

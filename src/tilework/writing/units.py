@@ -19,8 +19,7 @@ from tilework.function.output import BoundOutput
 from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
-from tilework.plan.tables import box_sums, pack
-from tilework.plan.tile_plan import TilePlan
+from tilework.plan.tables import box_sums
 
 __all__ = [
     "Layout",
@@ -166,8 +165,7 @@ def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
     if tiles is None:
         return replace(spec, todo=None)
     runs = spec.plan.runs
-    todo: TilePlan = replace(spec.plan, mask=pack(tiles if runs is None else tiles & runs))
-    return replace(spec, todo=todo)
+    return replace(spec, todo=spec.plan.with_runs(tiles if runs is None else tiles & runs))
 
 
 def lengths(what: str, value: Any, shape: Index) -> Index | None:

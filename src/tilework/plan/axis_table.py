@@ -1,0 +1,154 @@
+"""Blocks along one axis: the tiles that each owns and touches, and the samples that it reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilework._types import Bits, Ints, Span
+from tilework.grid.axis import AxisGrid
+from tilework.grid.derived import Holder, derived
+
+__all__ = ["AxisTable", "joint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """One half-open range per block."""
+
+    low: Ints
+    """The first of each range."""
+    high: Ints
+    """One past the last of each range."""
+
+    @property
+    def lengths(self) -> Ints:
+        """How much is in each range."""
+        return self.high - self.low
+
+    def pairs(self) -> list[Span]:
+        """Return the ranges as pairs of Python integers."""
+        return list(zip(self.low.tolist(), self.high.tolist(), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class AxisTable(Holder):
+    """For every block along one axis, the tiles that it owns and touches, and the samples they read.
+
+    Costs are sums over arrays, which are made when a plan is. Tasks look up block by block in lists, which
+    are made when the first task is.
+    """
+
+    grid: AxisGrid
+    """The tiles."""
+    size: int
+    """Length of a block, samples."""
+    rims: tuple[int | None, ...]
+    """Image samples without weight at each end of a crop, per output; None for a trimmed output."""
+
+    @derived
+    def owned(self) -> list[Span]:
+        """Tiles whose support starts in the block."""
+        return self.owns.pairs()
+
+    @derived
+    def touch(self) -> list[Span]:
+        """Tiles that have weight in the block."""
+        return self.touches.pairs()
+
+    @derived
+    def owned_read(self) -> list[Span]:
+        """Image samples that the owned tiles read; these may lie outside the image."""
+        return self.owned_reads.pairs()
+
+    @derived
+    def touch_read(self) -> list[Span]:
+        """Image samples that the touching tiles read; these may lie outside the image."""
+        return self.touching_reads.pairs()
+
+    @derived
+    def canvas(self) -> list[list[Span]]:
+        """Per output, the image samples in which the owned tiles have weight."""
+        return [spans.pairs() for spans in self.canvases]
+
+    @derived
+    def reaches(self) -> list[bool]:
+        """Whether the owned tiles have weight in the next block."""
+        found: list[bool] = self.reaching.tolist()
+        return found
+
+    # -- the same as arrays -----------------------------------------------------------------------------
+
+    @derived
+    def owns(self) -> Spans:
+        """`owned` as arrays."""
+        first = self._firsts
+        return Spans(first[:-1], first[1:])
+
+    @derived
+    def touches(self) -> Spans:
+        """`touch` as arrays."""
+        first, (_, stops) = self._firsts, self._hulls
+        touching = np.searchsorted(stops, self._edges[:-1], side="right")
+        # A block in which no tile has weight touches an empty range, not a negative one.
+        return Spans(np.minimum(touching, first[1:]), first[1:])
+
+    @derived
+    def owned_reads(self) -> Spans:
+        """`owned_read` as arrays."""
+        return _extents(self.owns, *self.grid.reads())
+
+    @derived
+    def touching_reads(self) -> Spans:
+        """`touch_read` as arrays."""
+        return _extents(self.touches, *self.grid.reads())
+
+    @derived
+    def canvases(self) -> list[Spans]:
+        """`canvas` as arrays."""
+        return [_extents(self.owns, *self.grid.supports(rim)) for rim in self.rims]
+
+    @derived
+    def reaching(self) -> Bits:
+        """`reaches` as an array."""
+        ends = np.maximum.reduce([spans.high for spans in self.canvases])
+        return np.asarray(ends > self._edges[1:])
+
+    @derived
+    def longest(self) -> int:
+        """The longest support of a tile, samples."""
+        starts, stops = self._hulls
+        return int((stops - starts).max(initial=0))
+
+    @derived
+    def _hulls(self) -> tuple[Ints, Ints]:
+        return joint([self.grid.supports(rim) for rim in self.rims])
+
+    @derived
+    def _edges(self) -> Ints:
+        """Where blocks begin, and the end of the last one."""
+        return np.append(np.arange(0, self.grid.extent, self.size), self.grid.extent)
+
+    @derived
+    def _firsts(self) -> Ints:
+        """The number of tiles whose support starts before each edge."""
+        return np.searchsorted(self._hulls[0], self._edges)
+
+
+def joint(supports: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
+    """Return the hulls of each tile's supports in several outputs, as starts and stops."""
+    if len(supports) == 1:
+        return supports[0]
+    return np.minimum.reduce([a for a, _ in supports]), np.maximum.reduce([b for _, b in supports])
+
+
+def _extents(ranges: Spans, starts: Ints, stops: Ints) -> Spans:
+    """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
+    if not len(starts):
+        return Spans(np.zeros_like(ranges.low), np.zeros_like(ranges.low))
+    some = ranges.high > ranges.low
+    low = np.where(some, starts[np.minimum(ranges.low, len(starts) - 1)], 0)
+    high = np.where(some, stops[np.maximum(ranges.high - 1, 0)], 0)
+    return Spans(low, high)

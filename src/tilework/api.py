@@ -345,13 +345,13 @@ def _warn(spec: Spec) -> None:
         values = output.values or output.dtype
         if output.reduce is None and (text := label_warning(output.key, values, output.kind, images)):
             warn(text, TilingWarning)
-    if not len(plan):
+    if not plan.n_tiles:
         warn('no crop fits into the image: with edge="drop" all is fill_value.', TilingWarning)
-    if plan.axes[-1].edge == "shift" and plan.mask is None and len(plan) >= MANY_CALLS:
+    if plan.axes[-1].edge == "shift" and plan.mask is None and plan.n_tiles >= MANY_CALLS:
         # What another edge would do under a mask is not known.
         fewer = math.prod(len(replace(axis, edge="squeeze")) for axis in plan.axes)
-        if len(plan) > EXTRA_CALLS * fewer:
-            warn(f'{len(plan)} crops; {fewer} could cover the image, with edge="squeeze".', CostWarning)
+        if plan.n_tiles > EXTRA_CALLS * fewer:
+            warn(f'{plan.n_tiles} crops; {fewer} could cover the image, with edge="squeeze".', CostWarning)
     heavy = [s.nbytes for s in spec.sources if s.in_memory and s.nbytes > TRAVEL_WARNING]
     if heavy and _sends():
         warn(

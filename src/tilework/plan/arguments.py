@@ -25,9 +25,9 @@ from tilework._checks import (
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, ceil_div
-from tilework.plan.axis_table import joint
+from tilework.plan.axis_table import Spans, joint
 from tilework.plan.machine import default_memory
-from tilework.plan.tables import box_sums
+from tilework.plan.tables import box_any
 from tilework.source.base import Source, unmasked
 
 __all__ = [
@@ -314,8 +314,8 @@ def tiles_in_mask(
         lows, highs = _mask_samples(length, grid.extent, scale)
         first = np.searchsorted(highs, starts, side="right")
         last = np.searchsorted(lows, stops, side="left")
-        under.append(np.stack((first, np.maximum(first, last)), axis=1).tolist())
-    return np.asarray(box_sums(values.astype(bool), under) > 0)
+        under.append(Spans(first, np.maximum(first, last)))
+    return box_any(values.astype(bool), under)
 
 
 def _mask_samples(length: int, extent: int, scale: float | None) -> tuple[Ints, Ints]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,12 +12,11 @@ from tilework._types import Bits, Ints, Span
 from tilework.grid.axis import AxisGrid
 from tilework.grid.derived import Holder, derived
 
-__all__ = ["AxisTable", "joint"]
+__all__ = ["AxisTable", "Spans", "joint"]
 
 
-@dataclass(frozen=True, slots=True)
-class Spans:
-    """One half-open range per block."""
+class Spans(NamedTuple):
+    """Half-open ranges along one axis."""
 
     low: Ints
     """The first of each range."""

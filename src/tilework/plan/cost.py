@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
-import itertools
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tilework.grid.axis import ceil_div
+from tilework.plan.tables import shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,18 +29,51 @@ def fewest_calls(plan: BlockPlan) -> int:
 
 
 def tasks(plan: BlockPlan) -> int:
-    """Return the number of tasks that compute something."""
-    running = [b for b in itertools.product(*map(range, plan.blocks)) if plan.touched(b)]
+    """Return the number of tasks that compute something.
+
+    Notes
+    -----
+    A block in which a tile runs is one task. Under ``share``, one that owns a running tile has a group
+    besides, unless it has no neighbours, and a seam if its tiles reach into later blocks with running tiles.
+    """
+    running, grouped, seamed = _masked_shares(plan) if plan.mask is not None else _shares(plan)
     # Each of several outputs has one more task per block, which picks it.
-    getters = len(running) * len(plan.outputs) if len(plan.outputs) > 1 else 0
-    if plan.reuse == "recompute":
-        return len(running) + getters
-    count = 0
-    for block in running:
-        group, later, earlier = plan.owned(block) > 0, plan.later(block), plan.earlier(block)
-        # A block without neighbours is one task; others are a block, and a group and a seam if these exist.
-        count += 1 if group and not later and not earlier else 1 + group + (group and bool(later))
-    return count + getters
+    getters = running * len(plan.outputs) if len(plan.outputs) > 1 else 0
+    return running + getters + (grouped + seamed if plan.reuse == "share" else 0)
+
+
+def _shares(plan: BlockPlan) -> tuple[int, int, int]:
+    """Return the number of blocks that run tiles, and under ``share`` of groups and of seams, without a mask.
+
+    Each is a product over the axes, or one less another: a block has no neighbours if it has none along any
+    axis.
+    """
+    counts = []
+    for table in plan.tables:
+        runs, owns, reaches = table.touches.lengths > 0, table.owns.lengths > 0, table.reaching
+        reached = np.append(False, reaches[:-1])
+        found = (runs, owns, owns & ~reaches, owns & ~reaches & ~reached)
+        counts.append([int(np.count_nonzero(bits)) for bits in found])
+    running, owning, ending, alone = map(math.prod, zip(*counts, strict=True))
+    return running, owning - alone, owning - ending
+
+
+def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
+    """Return what `_shares` does, for a plan with a mask."""
+    tables = plan.tables
+    runs = plan.run_in([t.touches for t in tables])
+    if plan.reuse != "share":
+        return int(np.count_nonzero(runs)), 0, 0
+    owns = plan.run_in([t.owns for t in tables])
+    kind = np.min_scalar_type(2 ** len(tables))
+    later, earlier = runs.astype(kind), owns.astype(kind)
+    for axis, table in enumerate(tables):
+        later += shifted(later, axis, table.reaching, -1)
+        earlier += shifted(earlier, axis, table.reaching, 1)
+    # The block itself is counted among its neighbours.
+    seams, seamed = owns & (later > runs), earlier > owns
+    grouped = seams | (owns & seamed)
+    return tuple(int(np.count_nonzero(bits)) for bits in (runs, grouped, seams))  # type: ignore[return-value]
 
 
 def decoded_ratio(plan: BlockPlan) -> float:
@@ -49,23 +85,28 @@ def decoded_ratio(plan: BlockPlan) -> float:
     are read before the neighbour runs: a few along the fastest axis, a plane of them along the slowest.
     """
     tables = plan.tables
-    reads = [t.owned_read if plan.reuse == "share" else t.touch_read for t in tables]
+    reads = [t.owned_reads if plan.reuse == "share" else t.touching_reads for t in tables]
     worst = 1.0
     for source in plan.sources:
         if source.chunks is None:
             spans = [
-                sum(min(b, n) - max(a, 0) for a, b in r) / n for r, n in zip(reads, plan.shape, strict=True)
+                int((np.minimum(r.high, n) - np.maximum(r.low, 0)).sum()) / n
+                for r, n in zip(reads, plan.shape, strict=True)
             ]
             worst = max(worst, math.prod(spans))
             continue
         ratio, held = 1.0, float(source.sample_bytes * math.prod(source.chunks))
         for d in reversed(plan.slow_axes):
             chunk, extent = source.chunks[d], plan.shape[d]
-            ranges = [(max(a, 0) // chunk, ceil_div(min(b, extent), chunk)) for a, b in reads[d] if b > a]
-            once = len(set().union(*(range(a, b) for a, b in ranges)))
-            shared = max((max(0, p[1] - q[0]) for p, q in itertools.pairwise(ranges)), default=0)
+            some = reads[d].lengths > 0
+            first = np.maximum(reads[d].low[some], 0) // chunk
+            last = np.maximum(first, ceil_div(np.minimum(reads[d].high[some], extent), chunk))
+            # Both ascend, so a range shares chunks with the one before, if with any before.
+            before = last[:-1] - first[1:]
+            times, shared = int((last - first).sum()), int(before.max(initial=0))
+            once = times - int(np.maximum(before, 0).sum())
             if shared and held * shared > plan.cache_bytes:
-                ratio *= sum(b - a for a, b in ranges) / once
+                ratio *= times / once
             held *= once
         worst = max(worst, ratio)
     return worst
@@ -80,13 +121,13 @@ def peak_bytes(plan: BlockPlan) -> int:
     """
     tables, crop = plan.tables, math.prod(a.crop for a in plan.axes)
     share = plan.reuse == "share"
-    read = math.prod(max(b - a for a, b in (t.owned_read if share else t.touch_read)) for t in tables)
+    read = math.prod(int((t.owned_reads if share else t.touching_reads).lengths.max()) for t in tables)
     batch = (plan.batch_size or 1) * crop * sum(s.sample_bytes for s in plan.sources)
     task = batch + read * sum(s.sample_bytes for s in plan.sources if not s.in_memory)
     block, seams = math.prod(plan.block), 0
     for number, output in enumerate(plan.outputs):
         scale = float(math.prod(output.scale))
-        canvas = math.prod(max(b - a for a, b in t.canvas[number]) for t in tables)
+        canvas = math.prod(int(t.canvases[number].lengths.max()) for t in tables)
         if share:
             # One canvas grows while another waits until its seam is copied and its block merged.
             samples = 2 * canvas + block
@@ -110,8 +151,12 @@ def busiest(plan: BlockPlan, workers: int) -> float:
     if plan.slabs or math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
     ends = [0] * workers
-    for index in itertools.product(*map(range, plan.blocks)):
-        tiles = plan.owned(index) if plan.reuse == "share" else plan.touched(index)
+    ranges = [t.owns if plan.reuse == "share" else t.touches for t in plan.tables]
+    if plan.mask is None:
+        crops = functools.reduce(np.multiply.outer, [r.lengths for r in ranges])
+    else:
+        crops = plan.counts(ranges)
+    for tiles in crops.ravel().tolist():
         heapq.heapreplace(ends, ends[0] + tiles)
     return float(max(ends))
 
@@ -132,7 +177,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     written = math.prod(plan.shape)
     computed = calls * math.prod(a.crop for a in plan.axes)
     batches = f" in batches of {plan.batch_size}" if plan.batch_size else ""
-    masked = f", {run} run (mask)" if run != len(plan) else ""
+    masked = f", {run} run (mask)" if run != plan.n_tiles else ""
     crop, overlap, stride = (tuple(getattr(a, n) for a in tiled) for n in ("crop", "overlap", "stride"))
     sharing = "each tile runs once" if plan.reuse == "share" else "blocks share nothing"
     if plan.slabs:
@@ -146,7 +191,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     lines = [
         ("image", f"{_by(plan.shape)}  axes {', '.join(plan.names)}"),
         ("crop", f"{crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}{given}"),
-        ("tiles", f"{len(plan)} = {_by(plan.grid_shape)}{masked}"),
+        ("tiles", f"{plan.n_tiles} = {_by(plan.grid_shape)}{masked}"),
         ("calls", f"{calls} crops{batches}; {ratios} ({fewest})"),
         ("blocks", f"{math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples"),
         ("reuse", f"{plan.reuse}: {sharing}"),

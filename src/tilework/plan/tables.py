@@ -26,7 +26,7 @@ from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid
-from tilework.plan.axis_table import AxisTable
+from tilework.plan.axis_table import AxisTable, Spans
 
 # Derived values of a plan that do not depend on its blocks.
 OF_TILES = ("grid", "grid_shape", "shape", "runs", "n_runs", "longest")
@@ -35,36 +35,90 @@ __all__ = [
     "BlockPlan",
     "OutputPlan",
     "SourcePlan",
+    "box_any",
     "box_sums",
     "pack",
 ]
 
 
-def box_sums(values: Array, ranges: Sequence[Sequence[Span]]) -> Ints:
+def box_sums(values: Array, ranges: Sequence[Spans]) -> Ints:
     """Return the sum of ``values`` over each product of one range per axis.
 
     Parameters
     ----------
     values : bool or int array
-    ranges : sequence of sequence of (first, stop)
+    ranges : sequence of Spans
         For each axis, the ranges along it.
 
     Returns
     -------
-    int64 array
+    int array
         One entry per range along each axis.
     """
-    sums = values.astype(np.int64)
-    for axis, pairs in enumerate(ranges):
-        before = np.concatenate((np.zeros_like(sums.take([0], axis)), sums.cumsum(axis)), axis)
-        first, last = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-        sums = before.take(last, axis) - before.take(first, axis)
-    return sums
+    # Sums of bits mostly fit into 32 bits, which takes half the time.
+    small = values.dtype == bool and values.size < 2**31
+    sums: Any = values
+    for axis, (low, high) in enumerate(ranges):
+        shape = list(sums.shape)
+        shape[axis] += 1
+        before = np.zeros(shape, np.int32 if small else np.int64)
+        later = (slice(None),) * axis + (slice(1, None),)
+        np.cumsum(sums, axis, before.dtype, before[later])
+        sums = before.take(high, axis)
+        sums -= before.take(low, axis)
+    return np.asarray(sums)
+
+
+def box_any(bits: Bits, ranges: Sequence[Spans]) -> Bits:
+    """Return whether any of ``bits`` is true in each product of one range per axis.
+
+    The same as ``box_sums(bits, ranges) > 0``, in a tenth of the time: along each axis, windows of 1, 2, 4
+    and more bits are joined, and a range is two windows.
+    """
+    for axis, (low, high) in enumerate(ranges):
+        lengths, window, size = high - low, bits, 1
+        lead: tuple[Any, ...] = (slice(None),) * axis
+        found = np.zeros((*bits.shape[:axis], len(low), *bits.shape[axis + 1 :]), bool)
+        longest = int(lengths.max(initial=0))
+        while size <= longest:
+            here = np.flatnonzero((size <= lengths) & (lengths < 2 * size))
+            if len(here):
+                found[(*lead, here)] = window.take(low[here], axis) | window.take(high[here] - size, axis)
+            if 2 * size <= longest:
+                window = window[(*lead, slice(None, -size))] | window[(*lead, slice(size, None))]
+            size *= 2
+        bits = found
+    return bits
 
 
 def pack(runs: Bits) -> bytes:
     """Return one bit per tile in raster order; `BlockPlan.runs` is the inverse."""
     return np.packbits(runs).tobytes()
+
+
+def shifted(values: Array, axis: int, links: Bits, step: int) -> Array:
+    """Return, for each block, the value of a neighbour that is linked to it, or 0.
+
+    Parameters
+    ----------
+    values : array over blocks
+    axis : int
+    links : bool array, one per block along ``axis``
+        Whether each block is linked to the next one.
+    step : {1, -1}
+        The neighbour: the one before (1) or the next one (-1).
+    """
+    found = np.zeros_like(values)
+    low, high = slice(None, -1), slice(1, None)
+    target, source = (high, low) if step > 0 else (low, high)
+    lead = (slice(None),) * axis
+    along = links[:-1].reshape((-1,) + (1,) * (values.ndim - axis - 1))
+    np.multiply(values[(*lead, source)], along, out=found[(*lead, target)])
+    return found
+
+
+def _part(spans: Spans, blocks: range) -> Spans:
+    return Spans(spans.low[blocks.start : blocks.stop], spans.high[blocks.start : blocks.stop])
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +210,11 @@ class BlockPlan(Holder, Sequence[Tile]):
         return self.grid.shape
 
     @derived
+    def n_tiles(self) -> int:
+        """Number of tiles; ``len`` refuses more than 64 bits can count."""
+        return math.prod(self.grid_shape)
+
+    @derived
     def shape(self) -> tuple[int, ...]:
         """Extents of the ``each`` and tiled axes, samples."""
         return tuple(axis.extent for axis in self.axes)
@@ -216,7 +275,7 @@ class BlockPlan(Holder, Sequence[Tile]):
         """Whether each tile runs, shape ``grid_shape``; None: all run."""
         if self.mask is None:
             return None
-        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=len(self))
+        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=self.n_tiles)
         bits.flags.writeable = False
         return bits.view(bool).reshape(self.grid_shape)
 
@@ -326,61 +385,84 @@ class BlockPlan(Holder, Sequence[Tile]):
             not 0 <= a <= b <= n for a, b, n in zip(box.start, box.stop, self.shape, strict=True)
         ):
             raise GridError(f"box must lie in the image of shape {self.shape}; got {box}.")
-        if not box.size or not len(self):
+        if not box.size or not self.n_tiles:
             return 0
         chosen = [
             range(a // size, ceil_div(b, size))
             for a, b, size in zip(box.start, box.stop, self.block, strict=True)
         ]
         if self.slabs:
-            return self._slab_calls()
-        if self.mask is not None:
+            # A tile runs once in each slab in which it has weight.
+            cut = self.slab_axes
+            return self._sum([t.touches if d in cut else t.owns for d, t in enumerate(self.tables)])
+        if self.reuse != "share":
+            return self._sum([_part(t.touches, c) for t, c in zip(self.tables, chosen, strict=True)])
+        if self.mask is not None and box.shape != self.shape:
             return self._masked_calls(chosen)
-        if self.reuse == "share":
-            ranges = []
-            for table, blocks in zip(self.tables, chosen, strict=True):
-                first = blocks[0] - 1 if blocks[0] and table.reaches[blocks[0] - 1] else blocks[0]
-                ranges.append((table.owned[first][0], table.owned[blocks[-1]][1]))
-            return self.running(ranges)
-        return math.prod(
-            sum(t.touch[b][1] - t.touch[b][0] for b in blocks)
-            for t, blocks in zip(self.tables, chosen, strict=True)
-        )
-
-    def _slab_calls(self) -> int:
-        """Return the number of calls in all slabs: a tile runs once in each slab where it has weight."""
-        cut = self.slab_axes
-        per_axis = [t.touch if d in cut else t.owned for d, t in enumerate(self.tables)]
-        if self.mask is not None:
-            return int(self._counts(per_axis).sum())
-        return math.prod(sum(b - a for a, b in ranges) for ranges in per_axis)
+        ranges = []
+        for table, blocks in zip(self.tables, chosen, strict=True):
+            first = blocks[0] - 1 if blocks[0] and table.reaching[blocks[0] - 1] else blocks[0]
+            ranges.append((int(table.owns.low[first]), int(table.owns.high[blocks[-1]])))
+        return self.running(ranges)
 
     def _masked_calls(self, chosen: Sequence[range]) -> int:
-        """Return the number of calls for the ``chosen`` blocks; blocks without a running tile need none.
+        """Return the number of calls under ``share`` for the ``chosen`` blocks, a range per axis.
 
-        Parameters
-        ----------
-        chosen : sequence of range, blocks per axis
+        Blocks without a running tile need none. The others also need the groups of earlier neighbours that
+        reach into them: along each axis, one more block before the first.
         """
         tables = self.tables
-        touch = self._counts([[t.touch[b] for b in c] for t, c in zip(tables, chosen, strict=True)])
-        if self.reuse != "share":
-            return int(touch.sum())
-        # Under ``share`` the chosen blocks also need the groups of earlier neighbours that reach into them:
-        # along each axis, one more block before the first.
-        needed, owned = touch > 0, []
+        needed = self.run_in([_part(t.touches, c) for t, c in zip(tables, chosen, strict=True)])
+        owned = []
         for axis, (table, blocks) in enumerate(zip(tables, chosen, strict=True)):
-            reaches = np.array([False, *table.reaches])[blocks.start : blocks.stop]
             before = np.zeros_like(needed.take([0], axis))
-            groups = np.moveaxis(np.concatenate((before, needed), axis), axis, -1)
-            groups[..., :-1] |= groups[..., 1:] & reaches
-            needed = np.moveaxis(groups, -1, axis)
-            owned.append([(0, 0) if b < 0 else table.owned[b] for b in (blocks.start - 1, *blocks)])
-        return int(self._counts(owned)[needed].sum())
+            needed = np.concatenate((before, needed), axis)
+            # Whether each of these blocks reaches into the next one; the last one may, but it is not asked.
+            reaches = np.append(False, table.reaching)[blocks.start : blocks.stop]
+            needed |= shifted(needed, axis, np.append(reaches, False), -1)
+            own = _part(table.owns, range(max(0, blocks.start - 1), blocks.stop))
+            # Block -1 owns nothing.
+            none = np.zeros(int(not blocks.start), np.int64)
+            owned.append(Spans(np.append(none, own.low), np.append(none, own.high)))
+        return int(self.counts(owned)[needed].sum())
 
-    def _counts(self, ranges: Sequence[Sequence[Span]]) -> Ints:
-        """Return the number of tiles that run in each product of one range per axis."""
-        return box_sums(np.asarray(self.runs), ranges)
+    def counts(self, ranges: Sequence[Spans]) -> Ints:
+        """Return the number of tiles that run in each product of one range of tiles per axis."""
+        return box_sums(*self._within(ranges))
+
+    def run_in(self, ranges: Sequence[Spans]) -> Bits:
+        """Return whether any tile runs in each product of one range of tiles per axis."""
+        return box_any(*self._within(ranges))
+
+    def _within(self, ranges: Sequence[Spans]) -> tuple[Bits, list[Spans]]:
+        """Return whether tiles run, for those around all ``ranges``, and the ranges among these.
+
+        They are few where a part of a plan is asked for.
+        """
+        inside, moved = [], []
+        for low, high in ranges:
+            some = low < high
+            first = int(low[some].min()) if some.any() else 0
+            inside.append(slice(first, int(high[some].max(initial=first))))
+            moved.append(Spans(*(np.where(some, ends - first, 0) for ends in (low, high))))
+        return np.asarray(self.runs)[tuple(inside)], moved
+
+    def _sum(self, ranges: Sequence[Spans]) -> int:
+        """Return the number of tiles that run, counted once per range in which they are, along each axis."""
+        if self.mask is None:
+            return math.prod(int(r.lengths.sum()) for r in ranges)
+        found: Any = self.runs
+        inside, times = [], []
+        for (low, high), n in zip(ranges, self.grid_shape, strict=True):
+            ends = np.bincount(low, minlength=n + 1) - np.bincount(high, minlength=n + 1)
+            times.append(ends.cumsum()[:n])
+            on = np.flatnonzero(times[-1])
+            inside.append(slice(on[0], on[-1] + 1) if len(on) else slice(0))
+        found = found[tuple(inside)]
+        # Whole numbers are exact in double precision up to 2**53, and products of matrices are fast.
+        for part, count in zip(reversed(inside), reversed(times), strict=True):
+            found = found @ count[part].astype(np.float64)
+        return int(found)
 
     def with_blocks(
         self, block: Sequence[int], reuse: str, notes: Sequence[str] = (), slabs: int = 0

@@ -137,7 +137,7 @@ class TilePlan(BlockPlan):
     def __repr__(self) -> str:
         shape, crop = self.shape[self.n_each :], tuple(a.crop for a in self.axes[self.n_each :])
         return (
-            f"<TilePlan: {len(self)} crops of {crop} over {shape}, {math.prod(self.blocks)} blocks of "
+            f"<TilePlan: {self.n_tiles} crops of {crop} over {shape}, {math.prod(self.blocks)} blocks of "
             f"{self.block[self.n_each :]}, {self.reuse}>"
         )
 

@@ -19,7 +19,8 @@ from tilework.function.output import BoundOutput
 from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
-from tilework.plan.tables import box_sums
+from tilework.plan.axis_table import Spans
+from tilework.plan.tables import box_any, box_sums
 
 __all__ = [
     "Layout",
@@ -123,22 +124,25 @@ class Units:
 
     def blocks(self, bits: Bits) -> Ints:
         """Return the number of units with a true bit in each block, over the grid axes."""
-        plan, axes = self.spec.plan, self.output.grid_axes
-        ranges = [
-            [self.of_block(_along(d, b, len(plan.blocks)))[axes[d]] for b in range(n)]
-            for d, n in enumerate(plan.blocks)
-        ]
+        plan, ranges = self.spec.plan, []
+        for axis, weights, size in zip(self.output.grid_axes, self.output.weights, plan.block, strict=True):
+            n = weights.grid.extent
+            edges = weights.scaled(np.append(np.arange(0, n, size), n))
+            ranges.append(self._meetings(axis, edges[:-1], edges[1:]))
         return box_sums(self._sums(bits), ranges)
 
     def tiles(self, bits: Bits) -> Bits:
         """Return which tiles have weight in a unit with a true bit, over the grid of tiles."""
-        output, axes = self.output, self.output.grid_axes
         ranges = [
-            [self._meeting(axis, weights.support(i)) for i in range(n)]
-            for axis, weights, n in zip(axes, output.weights, self.spec.plan.grid_shape, strict=True)
+            self._meetings(axis, *map(weights.scaled, weights.grid.supports(weights.rim)))
+            for axis, weights in zip(self.output.grid_axes, self.output.weights, strict=True)
         ]
-        touching: Bits = box_sums(self._sums(bits), ranges) > 0
-        return touching
+        return box_any(self._sums(bits) > 0, ranges)
+
+    def _meetings(self, axis: int, starts: Ints, stops: Ints) -> Spans:
+        """Return the units along one axis that meet each span of samples."""
+        first = starts // self.unit[axis]
+        return Spans(first, np.maximum(first, ceil_div(stops, self.unit[axis])))
 
     def _sums(self, bits: Bits) -> Ints:
         """Return the bits summed over all axes but the grid axes, in the order of the grid."""
@@ -147,10 +151,6 @@ class Units:
         flat = np.asarray(bits.sum(axis=rest, dtype=np.int64))
         kept = sorted(axes)
         return flat.transpose([kept.index(a) for a in axes])
-
-
-def _along(d: int, b: int, ndim: int) -> Index:
-    return tuple(b if k == d else 0 for k in range(ndim))
 
 
 def tiles_of_units(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:

@@ -1,0 +1,219 @@
+"""G, counts: what a plan promises for all of its blocks at once is what walking them gives."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.laws.strategies import many, plans
+from tilework import Output, TilePlan, plan_tiles
+from tilework.grid.tiles import Box
+from tilework.plan.axis_table import Spans
+from tilework.plan.cost import busiest, decoded_ratio, rows, tasks
+from tilework.plan.tables import SourcePlan, box_any, box_sums
+
+
+@st.composite
+def blocked(draw):
+    """Draw a plan in blocks of any length, which share or not, in slabs or not, with a mask or not."""
+    plan = draw(plans())
+    if draw(st.booleans()):
+        share = draw(st.floats(0, 1))
+        runs = np.random.default_rng(draw(st.integers(0, 99))).random(plan.grid_shape) < share
+        plan = plan.with_runs(runs)
+    sizes = []
+    for axis, longest in zip(plan.axes, plan.longest, strict=True):
+        # Blocks of whole strides are often without neighbours.
+        q = draw(st.sampled_from((axis.quantum, axis.stride)))
+        fewest = -(-longest // q)
+        sizes.append(min(axis.extent, q * draw(st.integers(max(1, fewest), max(1, 2 * fewest)))))
+    reuse = draw(st.sampled_from(("share", "share", "recompute")))
+    most = len(plan.axes) - plan.n_each - 1
+    slabs = draw(st.integers(0, most)) if reuse == "share" and most > 0 and draw(st.booleans()) else 0
+    return plan.with_blocks(sizes, reuse, (), slabs)
+
+
+def blocks_of(plan):
+    return list(itertools.product(*map(range, plan.blocks)))
+
+
+def walked_tasks(plan):
+    """Return the number of tasks, block by block."""
+    running = [b for b in blocks_of(plan) if plan.touched(b)]
+    getters = len(running) * len(plan.outputs) if len(plan.outputs) > 1 else 0
+    if plan.reuse == "recompute":
+        return len(running) + getters
+    count = 0
+    for block in running:
+        group, later, earlier = plan.owned(block) > 0, plan.later(block), plan.earlier(block)
+        count += 1 if group and not later and not earlier else 1 + group + (group and bool(later))
+    return count + getters
+
+
+@many
+@given(blocked())
+def test_G6_tasks_equal_walking_all_blocks(plan):
+    assert tasks(plan) == walked_tasks(plan)
+    assert dict(rows(plan))["tasks"] == str(walked_tasks(plan))
+
+
+def test_G6_tasks_under_masks_that_leave_blocks_alone():
+    """Blocks without tiles of their own, without later or without earlier neighbours, in all combinations."""
+    plan = plan_tiles((72,) * 3, 12, stride=6, blend="hann", chunks=12, reuse="share", output=two())
+    rng = np.random.default_rng(0)
+    seen = set()
+    for share in (0.002, 0.01, 0.03, 0.1, 0.5, 0.98):
+        part = plan.with_runs(rng.random(plan.grid_shape) < share)
+        assert tasks(part) == walked_tasks(part)
+        for block in blocks_of(part):
+            seen.add((part.owned(block) > 0, bool(part.later(block)), bool(part.earlier(block))))
+    assert seen == set(itertools.product((False, True), repeat=3))
+
+
+def two():
+    return (Output("float32"), Output("float32", channels=2))
+
+
+@given(blocked(), st.integers(1, 5))
+def test_G6_the_busiest_worker_equals_walking_all_blocks(plan, workers):
+    assume(not plan.slabs)
+    ends = [0] * workers
+    for index in blocks_of(plan):
+        tiles = plan.owned(index) if plan.reuse == "share" else plan.touched(index)
+        heapq.heapreplace(ends, ends[0] + tiles)
+    assert busiest(plan, workers) == max(ends)
+
+
+@many
+@given(blocked(), st.data())
+def test_G6_calls_equal_walking_blocks_and_their_earlier_neighbours(plan, data):
+    if plan.slabs:
+        cut = [b if d in plan.slab_axes else 1 for d, b in enumerate(plan.blocks)]
+        calls = 0
+        for slab in itertools.product(*map(range, cut)):
+            tables = enumerate(plan.tables)
+            calls += plan.running(
+                [t.touch[slab[d]] if d in plan.slab_axes else (0, len(t.grid)) for d, t in tables]
+            )
+        assert plan.calls() == calls
+        return
+    # Boxes seldom begin behind a block that reaches into nothing, unless they are drawn by their blocks.
+    spans = []
+    for n, size in zip(plan.blocks, plan.block, strict=True):
+        first = data.draw(st.sampled_from(range(n)[::-1]))
+        spans.append((first * size, first * size + data.draw(st.sampled_from((1, size, 2 * size)))))
+    ends = [(a, min(b, n)) for (a, b), n in zip(spans, plan.shape, strict=True)]
+    for box in (None, Box(*map(tuple, zip(*ends, strict=True)))):
+        whole = Box((0,) * len(plan.shape), plan.shape) if box is None else box
+        wanted = {b for b in blocks_of(plan) if plan.box(b).intersect(whole).size and plan.touched(b)}
+        if plan.reuse == "share":
+            needed = wanted.union(*map(plan.earlier, wanted))
+            assert plan.calls(box) == sum(map(plan.owned, needed))
+        else:
+            assert plan.calls(box) == sum(map(plan.touched, wanted))
+
+
+@given(blocked(), st.integers(1, 9))
+def test_G6_uses_of_chunks_equal_walking_blocks_along_each_axis(plan, chunk):
+    axes = tuple(reversed(range(len(plan.shape))))
+    shape, chunks = (*plan.shape[::-1], 3), (*(chunk + d for d in axes), 2)
+    found = plan.chunk_uses(shape, chunks, axes)
+    assert all(n.tolist() == [1] * math.ceil(3 / 2) for n in found[len(axes) :])
+    for d, (table, extent) in enumerate(zip(plan.tables, plan.shape, strict=True)):
+        uses = [0] * math.ceil(extent / chunks[axes[d]])
+        for a, b in table.owned_read if plan.reuse == "share" else table.touch_read:
+            inside = range(max(0, a), min(b, extent))
+            for k in {x // chunks[axes[d]] for x in inside}:
+                uses[k] += 1
+        assert found[axes[d]].tolist() == uses
+
+
+@given(plans(masks=False), st.data())
+def test_G6_decoded_bytes_equal_walking_blocks_along_each_axis(plan, data):
+    chunks = st.none() | st.tuples(*[st.integers(1, 9) for _ in plan.shape])
+    sources = tuple(SourcePlan(4, data.draw(chunks)) for _ in range(2))
+    block = [data.draw(st.integers(1, n)) for n in plan.shape]
+    plan = replace(plan, sources=sources, cache_bytes=data.draw(st.integers(0, 2000)))
+    plan = plan.with_blocks(block, data.draw(st.sampled_from(("share", "recompute"))))
+    reads = [t.owned_read if plan.reuse == "share" else t.touch_read for t in plan.tables]
+    worst = 1.0
+    for source in sources:
+        ratio = 1.0
+        if source.chunks is None:
+            for read, n in zip(reads, plan.shape, strict=True):
+                ratio *= sum(min(b, n) - max(a, 0) for a, b in read) / n
+        held = 4.0 * math.prod(source.chunks or (0,))
+        for d in reversed(plan.slow_axes) if source.chunks else ():
+            size = source.chunks[d]
+            decoded = [{x // size for x in range(max(0, a), min(b, plan.shape[d]))} for a, b in reads[d]]
+            decoded = [one for one, (a, b) in zip(decoded, reads[d], strict=True) if a < b]
+            shared = max((len(p & q) for p, q in itertools.pairwise(decoded)), default=0)
+            once = len(set().union(*decoded))
+            if shared and held * shared > plan.cache_bytes:
+                ratio *= sum(map(len, decoded)) / once
+            held *= once
+        worst = max(worst, ratio)
+    assert math.isclose(decoded_ratio(plan), worst)
+
+
+@st.composite
+def boxes(draw):
+    """Draw bits and, per axis, ranges of them, some of which are empty."""
+    shape = draw(st.lists(st.integers(0, 9), min_size=1, max_size=3))
+    bits = np.random.default_rng(draw(st.integers(0, 99))).random(shape) < draw(st.floats(0, 1))
+    ranges = []
+    for n in shape:
+        pair = st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted)
+        pairs = np.array(draw(st.lists(pair, max_size=5)), np.int64).reshape(-1, 2)
+        ranges.append(Spans(*pairs.T))
+    return bits, ranges
+
+
+@many
+@given(boxes())
+def test_G6_sums_over_boxes_equal_sums_one_by_one(drawn):
+    bits, ranges = drawn
+    pairs = [r.pairs() for r in ranges]
+    sums = [int(bits[tuple(slice(*p) for p in box)].sum()) for box in itertools.product(*pairs)]
+    shape = tuple(map(len, pairs))
+    assert box_sums(bits, ranges).shape == box_any(bits, ranges).shape == shape
+    assert box_sums(bits, ranges).ravel().tolist() == sums
+    assert box_sums(bits.astype(np.int64) * 3, ranges).ravel().tolist() == [3 * s for s in sums]
+    assert box_any(bits, ranges).ravel().tolist() == [s > 0 for s in sums]
+
+
+def test_a_plan_of_a_million_blocks_is_explained_without_walking_them(monkeypatch):
+    """Neither its tasks nor its calls ask for a block; counters tell, because time does not."""
+    for name in ("touched", "owned", "earlier", "later", "running"):
+        monkeypatch.setattr(TilePlan, name, refuse(getattr(TilePlan, name), name))
+    mask = np.zeros((50, 50), bool)
+    mask[10:20, 5:40] = True
+    for options in ({}, {"mask": mask}, {"reuse": "recompute"}, {"mask": mask, "reuse": "recompute"}):
+        plan = plan_tiles((64_000,) * 2, 64, stride=32, blend="hann", chunks=64, **options)
+        assert math.prod(plan.blocks) == 10**6
+        assert "tasks" in plan.explain()
+        assert "<svg" in plan._repr_html_()
+        assert plan.calls(Box((0, 0), (1, 1))) < 20
+
+
+def refuse(method, name):
+    calls = itertools.count()
+
+    def counted(*args):
+        assert next(calls) < 30, f"{name} is asked for block by block"
+        return method(*args)
+
+    return counted
+
+
+def test_plans_of_more_tiles_than_len_can_say():
+    plan = plan_tiles((8 * 10**5,) * 5, 16, 4, blend="gaussian", memory_limit="1TB")
+    assert plan.n_tiles == math.prod(plan.grid_shape) > 2**63
+    assert f"{plan.n_tiles} = " in plan.explain()
+    assert f"{plan.n_tiles} crops" in repr(plan)

@@ -21,7 +21,7 @@ import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
-from tilework.engine.canvas import Partial, combine, finish
+from tilework.engine.canvas import Partial, combine, finish, real_dtype
 from tilework.engine.nan import report
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
@@ -166,7 +166,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
             if total is None:
                 blocks.append(output.fill(box.shape))
                 continue
-            reached, divisor = cover(spec, output, index, box, skipped)
+            reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
             with _reducing(output, box):
                 block, lost = finish(output, total, reached, divisor)
             blocks.append(block)

@@ -14,7 +14,7 @@ from tilework.errors import ContractError
 from tilework.function.output import BoundOutput, spread
 from tilework.grid.tiles import Box
 
-__all__ = ["Partial", "Products", "add", "check_dtype", "combine", "finish", "plus"]
+__all__ = ["Partial", "Products", "add", "check_dtype", "combine", "finish", "plus", "real_dtype"]
 
 
 # Samples multiplied and added at a time: a piece of the result, its weights and the product stay in the
@@ -124,7 +124,7 @@ def add(
     output: BoundOutput,
     target: Array,
     values: Array,
-    weights: Sequence[Array] | Array | None,
+    weights: Sequence[Array] | None,
     products: Products,
     lost: Array | None = None,
 ) -> None:
@@ -132,7 +132,7 @@ def add(
 
     Parameters
     ----------
-    weights : one 1-D array per tiled axis, or one N-D array over the tiled axes, or None
+    weights : one 1-D array per tiled axis, or None
     products : Products
         Caches that are shared by tiles that are added one after the other.
     lost : numpy.ndarray, optional
@@ -146,15 +146,13 @@ def add(
         pick(target, values, out=target, casting="unsafe")
     elif kind == "sum":
         plus((target, lost), values, average=False)
-    elif isinstance(weights, np.ndarray):
-        product = spread(weights.astype(_real(target.dtype)), output.axes, values.ndim)
-        products.add((target, lost), values, product, bool(product.min() > 0))
     else:
         assert weights is not None
         products.add_separable(output, (target, lost), values, weights)
 
 
-def _real(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype of the real part of values of ``dtype``."""
     return np.empty(0, dtype).real.dtype
 
 
@@ -181,7 +179,7 @@ def _times(values: Array, weights: Array, out: Array, where: Any = True) -> None
 
 def _infinite(values: Array) -> bool:
     """Return whether complex values hold NaN or inf."""
-    flat = values.view(_real(values.dtype)) if values.flags.c_contiguous else np.abs(values)
+    flat = values.view(real_dtype(values.dtype)) if values.flags.c_contiguous else np.abs(values)
     return not (flat.min(initial=0) > -np.inf and flat.max(initial=0) < np.inf)
 
 
@@ -279,7 +277,7 @@ class Products:
         by_axis = dict(zip(output.axes, weights, strict=True))
         ndim = len(output.shape)
         split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
-        real = _real(target[0].dtype)
+        real = real_dtype(target[0].dtype)
         product, positive = self._outer(by_axis, range(split, ndim), ndim, real)
         if split == 0 and values.size <= PIECE:
             self.add(target, values, product, positive)
@@ -296,6 +294,28 @@ class Products:
                 for rows in _rows(values.shape, split - 1):
                     here = (*index, rows)
                     self.add(_at(target, here), values[here], product, positive, scalars[rows])
+
+    def add_map(
+        self,
+        output: BoundOutput,
+        target: tuple[Array, Array | None],
+        values: Array,
+        weights: Array,
+        index: tuple[slice, ...],
+    ) -> None:
+        """Add ``values`` times a part, ``index``, of N-D weights over the tiled axes of a full crop."""
+        real = real_dtype(target[0].dtype)
+        key = real, id(weights), *((i.start, i.stop) for i in index)
+        found = self._held.get(key)
+        if found is None:
+            # Tiles at the border and seams have others; a block has one that most of its tiles share.
+            self._held.clear()
+            product = spread(weights[index].astype(real), output.axes, values.ndim)
+            found = self._held[key] = product, bool(product.min() > 0), [weights]
+        product, positive, _ = found
+        for rows in _rows(values.shape, 0):
+            part = product[rows] if product.shape[0] > 1 else product
+            self.add(_at(target, rows), values[rows], part, positive)
 
     def _outer(
         self, by_axis: dict[int, Array], axes: range, ndim: int, real: np.dtype[Any]
@@ -410,7 +430,8 @@ def finish(
         The block, and the number of its samples that are ``fill_value`` because an integer cannot be NaN.
     """
     if divisor is not None:
-        weights = output.spread(np.where(divisor > 0, divisor, 1)).astype(_real(total.dtype))
+        positive = divisor if reached is None else np.where(divisor > 0, divisor, 1)
+        weights = output.spread(positive).astype(real_dtype(total.dtype), copy=False)
         total = _quotient(total, weights)
     block = _reduce(output, total) if output.reduce is not None else total
     unknown = 0
@@ -425,9 +446,13 @@ def finish(
 
 def _quotient(total: Array, weights: Array) -> Array:
     """Return sums divided by real weights; inf only where the sum is."""
+    if total.dtype.kind != "c":
+        # The processor notes what becomes inf; looking for it took as long as dividing.
+        over: list[Any] = []
+        with np.errstate(over="call", divide="call", call=lambda *told: over.append(told)):
+            result = total / weights
+        return _unrounded(result, total) if over else result
     with np.errstate(over="ignore"):
-        if total.dtype.kind != "c":
-            return _unrounded(total / weights, total)
         result = np.empty_like(total)
         # As numpy divides complex numbers, but without their product with the imaginary 0 of the weights.
         _times(total, 1 / weights, result)

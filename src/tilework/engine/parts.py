@@ -18,7 +18,7 @@ import numpy as np
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover, touching
 from tilework.engine.block import canvas_boxes, owners_of
-from tilework.engine.canvas import combine, finish
+from tilework.engine.canvas import combine, finish, real_dtype
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Spec
 from tilework.grid.tiles import Box, Tile
@@ -189,5 +189,5 @@ def part_of_block(
     total = combine(output, box, partials)
     if total is None:
         return output.fill(box.shape), 0
-    reached, divisor = cover(spec, output, index, box, skipped)
+    reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
     return finish(output, total, reached, divisor)

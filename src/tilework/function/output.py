@@ -18,6 +18,7 @@ from tilework.function.guard import Guard
 from tilework.function.labels import may_be_labels
 from tilework.function.placement import find_axes, normal_axes
 from tilework.grid.axis import AxisGrid
+from tilework.grid.derived import Holder
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
     PLAIN,
@@ -145,7 +146,7 @@ Outputs = Output | Sequence[Output] | Mapping[Any, Output]
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class BoundOutput:
+class BoundOutput(Holder):
     """One output of one `tiled_map`: everything that its blocks need, including its weights."""
 
     key: int | str | None

@@ -25,7 +25,7 @@ from tilework._checks import as_numbers, one_of, scalar
 from tilework._types import Array, Index
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.block import Group, canvas_boxes, cut_seams
-from tilework.engine.canvas import Partial, combine, finish
+from tilework.engine.canvas import Partial, combine, finish, real_dtype
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import from_tensor, is_tensor
@@ -383,7 +383,7 @@ class Gatherer(ABC):
                     skipped.add(tile.index)
                 elif count > 1:
                     times[tile.index] = count
-        reached, divisor = cover(self.spec, output, index, box, skipped, times)
+        reached, divisor = cover(self.spec, output, index, box, skipped, times, dtype=real_dtype(total.dtype))
         block, unknown = finish(output, total, reached, divisor)
         self.unknown += unknown
         return block

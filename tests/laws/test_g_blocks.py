@@ -106,13 +106,13 @@ def test_G6_blocks_of_a_plan_equal_walking_all_tiles(plan, data):
             continue
         # The seams of the earlier neighbours hold all that reaches in; without a mask, no more.
         needed = {owner[p] for p in touched[index]} - {index}
-        earlier = plan.earlier(index)
+        earlier = plan.neighbours.earlier(index)
         assert earlier == sorted(earlier)
         assert needed <= set(earlier) if plan.mask else needed == set(earlier)
         steps = [tuple(b - a for a, b in zip(block, index, strict=True)) for block in earlier]
         if needed:
             assert all(
-                step in plan.later(block)
+                step in plan.neighbours.later(block)
                 for step, block in zip(steps, earlier, strict=True)
                 if block in needed
             )
@@ -120,7 +120,7 @@ def test_G6_blocks_of_a_plan_equal_walking_all_tiles(plan, data):
     box = Box(*map(tuple, zip(*ends, strict=True)))
     wanted = [index for index, block in boxes.items() if block.intersect(box).size]
     if plan.reuse == "share":
-        run = {b for index in wanted for b in (index, *plan.earlier(index))}
+        run = {b for index in wanted for b in (index, *plan.neighbours.earlier(index))}
         assert plan.calls(box) == sum(len(groups[index]) for index in run)
         assert plan.calls() == len(hulls)
     else:

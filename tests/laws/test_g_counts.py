@@ -51,7 +51,11 @@ def walked_tasks(plan):
         return len(running) + getters
     count = 0
     for block in running:
-        group, later, earlier = plan.owned(block) > 0, plan.later(block), plan.earlier(block)
+        group, later, earlier = (
+            plan.owned(block) > 0,
+            plan.neighbours.later(block),
+            plan.neighbours.earlier(block),
+        )
         count += 1 if group and not later and not earlier else 1 + group + (group and bool(later))
     return count + getters
 
@@ -72,7 +76,13 @@ def test_G6_tasks_under_masks_that_leave_blocks_alone():
         part = plan.with_runs(rng.random(plan.grid_shape) < share)
         assert tasks(part) == walked_tasks(part)
         for block in blocks_of(part):
-            seen.add((part.owned(block) > 0, bool(part.later(block)), bool(part.earlier(block))))
+            seen.add(
+                (
+                    part.owned(block) > 0,
+                    bool(part.neighbours.later(block)),
+                    bool(part.neighbours.earlier(block)),
+                )
+            )
     assert seen == set(itertools.product((False, True), repeat=3))
 
 
@@ -113,7 +123,7 @@ def test_G6_calls_equal_walking_blocks_and_their_earlier_neighbours(plan, data):
         whole = Box((0,) * len(plan.shape), plan.shape) if box is None else box
         wanted = {b for b in blocks_of(plan) if plan.box(b).intersect(whole).size and plan.touched(b)}
         if plan.reuse == "share":
-            needed = wanted.union(*map(plan.earlier, wanted))
+            needed = wanted.union(*map(plan.neighbours.earlier, wanted))
             assert plan.calls(box) == sum(map(plan.owned, needed))
         else:
             assert plan.calls(box) == sum(map(plan.touched, wanted))

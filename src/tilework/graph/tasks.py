@@ -44,7 +44,6 @@ from tilework.engine.block import (
     make_block,
 )
 from tilework.engine.spec import Spec
-from tilework.plan.neighbours import Neighbours
 
 __all__ = ["BlockTasks", "Key", "Names", "Nodes", "calls_function"]
 
@@ -140,7 +139,7 @@ class BlockTasks:
         self._strides = [math.prod(self._counts[k + 1 :]) for k in range(len(self._counts))]
         self._texts = [_Padded(n) for n in self._counts]
         self._in_order = self._axes == list(range(len(self._axes)))
-        self._near = Neighbours(spec.active)
+        self._near = spec.active.neighbours
         self._ref = TaskRef(self.names.spec)
         self._given_to_none = None if any(s.given for s in spec.sources) else [None] * len(spec.sources)
         columns = zip(self.names.outputs, spec.outputs, strict=True)

@@ -511,7 +511,7 @@ class ByBlock(Gatherer):
         """Cut the seams of a complete canvas; find the blocks for which nothing else is missing."""
         plan = self.spec.plan
         group = Group(self._open[owner].partials, [])
-        seams = cut_seams(self.spec, owner, plan.later(owner), group)
+        seams = cut_seams(self.spec, owner, plan.neighbours.later(owner), group)
         if seams and not self._ready(owner):
             # While the block waits, only its own part of the canvas is needed.
             group = Group([group.partials[0].crop(self.output, self._box(owner))], [])
@@ -523,12 +523,12 @@ class ByBlock(Gatherer):
             self._seams.setdefault(index, {})[owner] = seam
             later.append(index)
         for index in (owner, *later):
-            if (index in self._own or not plan.owned(index)) and self._ready(index):
+            if (index in self._own or not plan.neighbours.owns(index)) and self._ready(index):
                 self._waiting.append(index)
 
     def _ready(self, index: Index) -> bool:
         """Return whether the seams of all earlier neighbours are there."""
-        return all(e in self._seams.get(index, {}) for e in self.spec.plan.earlier(index))
+        return all(e in self._seams.get(index, {}) for e in self.spec.plan.neighbours.earlier(index))
 
     def flush(self) -> None:
         while self._waiting:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import operator
+from collections.abc import Sequence
 
-from tilework._types import Index
-from tilework.plan.tables import BlockPlan
+from tilework._types import Bits, Index
+from tilework.plan.axis_table import AxisTable
 
 __all__ = ["Neighbours"]
 
@@ -19,11 +20,14 @@ class Neighbours:
 
     Parameters
     ----------
-    plan : BlockPlan
+    tables : sequence of AxisTable
+        One table per axis.
+    runs : array of bool, or None
+        Whether each tile runs; None: all run.
     """
 
-    def __init__(self, plan: BlockPlan) -> None:
-        tables, self._runs = plan.tables, plan.runs
+    def __init__(self, tables: Sequence[AxisTable], runs: Bits | None) -> None:
+        self._runs = runs
         self._owns = [[a < b for a, b in t.owned] for t in tables]
         self._touched = [[a < b for a, b in t.touch] for t in tables]
         self._forth = [[bool(r) for r in t.reaches] for t in tables]

@@ -10,7 +10,6 @@ Tasks are blocks of tiles. Under ``recompute`` a block runs every tile that has 
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.axis_table import AxisTable, Spans
+from tilework.plan.neighbours import Neighbours
 
 # Derived values of a plan that do not depend on its blocks.
 OF_TILES = ("grid", "grid_shape", "shape", "runs", "n_runs", "longest")
@@ -348,24 +348,10 @@ class BlockPlan(Holder, Sequence[Tile]):
         """Return the number of running tiles that have weight in block ``index``."""
         return self.running([t.touch[b] for t, b in zip(self.tables, index, strict=True)])
 
-    def earlier(self, index: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the earlier neighbours whose seam reaches into block ``index``, in raster order."""
-        steps = [(1, 0) if b and t.reaches[b - 1] else (0,) for t, b in zip(self.tables, index, strict=True)]
-        near = (
-            tuple(b - d for b, d in zip(index, step, strict=True))
-            for step in itertools.product(*steps)
-            if any(step)
-        )
-        return [block for block in near if self.owned(block)]
-
-    def later(self, index: Sequence[int]) -> list[tuple[int, ...]]:
-        """Return the steps per axis to the later neighbours into which the tiles of ``index`` reach."""
-        steps = [(0, 1) if t.reaches[b] else (0,) for t, b in zip(self.tables, index, strict=True)]
-        found = [step for step in itertools.product(*steps) if any(step)]
-        if self.mask is None:
-            return found
-        # A block that no running tile touches is only filled, and needs no seam.
-        return [s for s in found if self.touched([b + d for b, d in zip(index, s, strict=True)])]
+    @derived
+    def neighbours(self) -> Neighbours:
+        """The blocks around each block."""
+        return Neighbours(self.tables, self.runs)
 
     def calls(self, box: Box | None = None) -> int:
         """Return the number of crops that the function gets when a part of the result is computed.

@@ -16,6 +16,7 @@ from tilework import Output, TilePlan, plan_tiles
 from tilework.grid.tiles import Box
 from tilework.plan.axis_table import Spans
 from tilework.plan.cost import busiest, decoded_ratio, rows, tasks
+from tilework.plan.neighbours import Neighbours
 from tilework.plan.tables import SourcePlan, box_any, box_sums
 
 
@@ -200,8 +201,9 @@ def test_G6_sums_over_boxes_equal_sums_one_by_one(drawn):
 
 def test_a_plan_of_a_million_blocks_is_explained_without_walking_them(monkeypatch):
     """Neither its tasks nor its calls ask for a block; counters tell, because time does not."""
-    for name in ("touched", "owned", "earlier", "later", "running"):
-        monkeypatch.setattr(TilePlan, name, refuse(getattr(TilePlan, name), name))
+    for kind, names in ((TilePlan, ("touched", "owned", "running")), (Neighbours, ("earlier", "later"))):
+        for name in names:
+            monkeypatch.setattr(kind, name, refuse(getattr(kind, name), name))
     mask = np.zeros((50, 50), bool)
     mask[10:20, 5:40] = True
     for options in ({}, {"mask": mask}, {"reuse": "recompute"}, {"mask": mask, "reuse": "recompute"}):

@@ -323,3 +323,11 @@ def test_W1_far_tiles_of_a_long_axis_share_their_weights():
     weights = AxisWeights(grid, profile("hann", 32), 0, Fraction(2))
     assert weights.weights(10) is weights.weights(10**6)
     assert weights.weights(0) is not weights.weights(10)
+
+
+@many
+@given(axes(trims=False, tiles=40))
+def test_W_kinds_are_the_first_tiles_of_all_that_have_equal_weights(axis):
+    weights = AxisWeights(axis.grid, None, axis.rim)
+    keys = [weights.key(i) for i in range(len(axis.grid))]
+    assert weights.kinds() == sorted({key: i for i, key in reversed(list(enumerate(keys)))}.values())

@@ -391,11 +391,18 @@ def with_weights(
         raise TilingError(f"sigma_scale must be positive; got {sigma_scale}.")
     scale = (Fraction(1),) * n_each + output.scale
     windows = per_axis(output.blend, len(grids) - n_each) if output.weighted else None
-    weights = []
+    weights: list[AxisWeights] = []
     for d, grid in enumerate(grids):
+        given = windows[d - n_each] if windows is not None and d >= n_each else None
+        # Equal axes share their weights, and all that is derived from them.
+        same = (e for e in range(n_each, d) if windows is not None and windows[e - n_each] is given)
+        twin = next((e for e in same if (grids[e], rim[e], scale[e]) == (grid, rim[d], scale[d])), None)
+        if twin is not None:
+            weights.append(weights[twin])
+            continue
         axis = AxisWeights(grid, None, None if trim else rim[d], scale[d])
-        if windows is not None and d >= n_each:
-            given, zeros = windows[d - n_each], axis.scaled(rim[d])
+        if given is not None:
+            zeros = axis.scaled(rim[d])
             window = profile(given, axis.length, zeros, sigma_scale)
             axis = AxisWeights(grid, window, axis.rim, axis.scale)
             if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):

@@ -40,6 +40,8 @@ PROFILES = 2**26
 PARTS = 8
 # Up to this many tiles along an axis, the places of all are computed at once, which is faster per tile.
 TABLED = 2**16
+# Up to this many tiles along an axis, the neighbours of all are found at once; 50 bytes a tile.
+COMPARED = 2**18
 # Samples of an importance map that are looked at together for holes; a byte each.
 MAP_PART = 2**24
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
@@ -252,9 +254,9 @@ class AxisWeights:
 
     @cached_property
     def _neighbours(self) -> _Neighbours | None:
-        """The neighbours of all tiles; None if there are more than `TABLED`, each with few neighbours."""
+        """The neighbours of all tiles; None if there are more than `COMPARED`, each with few neighbours."""
         grid = self.grid
-        if len(grid) > TABLED and self.most <= PLAIN:
+        if len(grid) > COMPARED and self.most <= PLAIN:
             return None
         starts, stops = grid.supports(self.rim)
         near = np.searchsorted(stops, starts, side="right"), np.searchsorted(starts, stops, side="left")
@@ -328,6 +330,21 @@ class AxisWeights:
         told = np.unique(np.clip(np.concatenate((told, told + 1)), a, b - 1))
         spans = all_of.spans[:, told] - all_of.spans[0, i]
         return i - a, b - a, (told - a).tobytes(), spans.tobytes(), all_of.borders[:, told].tobytes()
+
+    def kinds(self) -> list[int]:
+        """Return the first tile of each kind: tiles with equal normalised weights are of one kind."""
+        some: Any = range(len(self.grid))
+        if len(some) and (all_of := self._neighbours) is not None:
+            a, b = all_of.near
+            # A tile is like the one before if it has as many neighbours on both sides, and they are alike.
+            last = np.searchsorted(all_of.turns, b[1:] - 1, side="right")
+            turns = last > np.searchsorted(all_of.turns, a[:-1] + 1)
+            other = (np.diff(a) != 1) | (np.diff(b) != 1) | turns
+            some = np.append(0, 1 + np.flatnonzero(other)).tolist()
+        found: dict[Any, int] = {}
+        for i in some:
+            found.setdefault(self.key(i), i)
+        return list(found.values())
 
     def _shape(self, i: int, origin: int) -> tuple[int, ...]:
         start, stop = self.grid.support(i, self.rim)
@@ -422,12 +439,7 @@ class AxisWeights:
 
     def hole(self) -> int | None:
         """Return the first sample found that has no weight from any tile; None if there is none."""
-        seen = set()
-        for i in range(len(self.grid)):
-            key = self.key(i)
-            if key in seen:
-                continue
-            seen.add(key)
+        for i in self.kinds():
             start, stop = self.support(i)
             hole = np.flatnonzero(self.total(start, stop) <= 0)
             if hole.size:
@@ -440,12 +452,9 @@ class AxisWeights:
         Samples are of one kind if the tiles on them have them at the same places of the window. The places
         have shape (kinds, most tiles on a sample); the place before the first one, -1, fills up the rows.
         """
-        rows, samples, seen = [], [], set()
+        rows, samples = [], []
         width, rim, n = max(1, self.most), self.scaled(self.rim or 0), self.length
-        for i in range(len(self.grid)):
-            if (key := self.key(i)) in seen:
-                continue
-            seen.add(key)
+        for i in self.kinds():
             start, stop = self.support(i)
             x = np.arange(start, stop)
             found = np.full((len(x), width), -1)

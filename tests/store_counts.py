@@ -1,4 +1,4 @@
-"""Counts of the chunk files of a Zarr array that are read and written."""
+"""Counts of the chunks of Zarr arrays that are read and written, decoded and encoded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zarr.codecs import BytesCodec
 from zarr.storage import LocalStore
 
 
@@ -45,3 +46,24 @@ def counted(array: Any) -> Iterator[Counts]:
         yield counts
     finally:
         LocalStore.get, LocalStore.set = get, put
+
+
+@contextmanager
+def counted_codecs(dtype: Any) -> Iterator[Counter[str]]:
+    """Count the chunks of ``dtype`` that are "decoded" and "encoded" while the block runs."""
+    counts: Counter[str] = Counter()
+    decode, encode = BytesCodec._decode_single, BytesCodec._encode_single
+
+    async def counting_decode(codec: Any, data: Any, chunk: Any) -> Any:
+        counts["decoded"] += chunk.dtype.to_native_dtype() == dtype  # the index of a shard has another one
+        return await decode(codec, data, chunk)
+
+    async def counting_encode(codec: Any, data: Any, chunk: Any) -> Any:
+        counts["encoded"] += chunk.dtype.to_native_dtype() == dtype
+        return await encode(codec, data, chunk)
+
+    BytesCodec._decode_single, BytesCodec._encode_single = counting_decode, counting_encode
+    try:
+        yield counts
+    finally:
+        BytesCodec._decode_single, BytesCodec._encode_single = decode, encode

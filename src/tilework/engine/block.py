@@ -75,7 +75,7 @@ def gather_owned(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
     ranges = spec.ranges(index, owned=True)
     accumulator = Accumulator(spec, canvas_boxes(spec, index))
     queue = [(accumulator, tile) for tile in tiles_of(spec, ranges)]
-    [group] = _run(spec, queue, ranges, given) or [Group(accumulator.partials, [])]
+    [group] = _run(spec, index, queue, ranges, given) or [Group(accumulator.partials, [])]
     return group
 
 
@@ -92,18 +92,22 @@ def gather_tiles(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
         queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
-    return _run(spec, queue, ranges, given)
+    return _run(spec, index, queue, ranges, given)
 
 
 def _run(
-    spec: Spec, queue: Sequence[tuple[Accumulator, Tile]], ranges: Sequence[Span], given: Sequence[Any]
+    spec: Spec,
+    index: Index,
+    queue: Sequence[tuple[Accumulator, Tile]],
+    ranges: Sequence[Span],
+    given: Sequence[Any],
 ) -> list[Group]:
     """Run the tiles of a task in batches, each into its accumulator; return one group per accumulator."""
     skipped: list[int] = []
     failures: list[Failure] = []
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
     with kept.task(spec.run), in_task():
-        crops = [CropCutter(spec, k, ranges, part, len(queue)) for k, part in enumerate(given)]
+        crops = [CropCutter(spec, k, ranges, part, len(queue), index) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)
     return [Group(a.partials, skipped, failures) for a in dict.fromkeys(a for a, _ in queue)]

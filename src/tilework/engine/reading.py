@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import as_text
-from tilework._types import Array, Span
+from tilework._types import Array, Index, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
@@ -59,11 +59,14 @@ def wait(attempt: int) -> None:
 class CropCutter:
     """Cuts the crops of one task out of one source.
 
-    It reads the union of all its tiles at once, or tile by tile if that is fewer samples.
+    It reads the union of all its tiles at once, or tile by tile if that is fewer samples. ``index`` is the
+    block of the task.
     """
 
-    def __init__(self, spec: Spec, number: int, ranges: Sequence[Span], given: Any, n_tiles: int) -> None:
-        self._spec, self._number, self._given = spec, number, given
+    def __init__(
+        self, spec: Spec, number: int, ranges: Sequence[Span], given: Any, n_tiles: int, index: Index = ()
+    ) -> None:
+        self._spec, self._number, self._given, self._index = spec, number, given, index
         self._axes, self._n_each = spec.source_axes[number], spec.plan.n_each
         grids = spec.plan.axes
         spans = [(g.read(a)[0], g.read(b - 1)[1]) for g, (a, b) in zip(grids, ranges, strict=True)]
@@ -87,13 +90,15 @@ class CropCutter:
         """Return the samples that the tiles in ``ranges`` read, padded."""
         spec, source = self._spec, self._spec.sources[self._number]
         plans = spec.reads(self._number, ranges)
-        uses, limit = spec.uses(self._number), spec.plan.cache_bytes
         with Guard(lambda: f"raised while reading samples [{_span(plans)}] of the source"):
             read = source.reader(self._given, plans)
-            if isinstance(source, ZarrSource) and uses is not None:
+            if isinstance(source, ZarrSource) and (kept := spec.kept(self._number)) is not None:
                 # Crops overlap if they are read one by one; a mirrored or wrapped part is read apart.
                 again = not self._once or any(len(plan.intervals) > 1 for plan in plans)
-                read = functools.partial(source.read_shared, uses=uses, limit=limit, again=again)
+                row = tuple(self._index[d] for d in kept.lost) if self._index else ()
+                read = functools.partial(
+                    source.read_shared, uses=kept.uses, limit=kept.limit, again=again, row=row
+                )
             return read_padded(read, plans, spec.cval)
 
     def cut(self, tile: Tile) -> Array:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from tilework._types import Array, Function, Index, Predicate, Span
+from tilework._types import Function, Index, Predicate, Span
 from tilework.engine.nan import Notice
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
+from tilework.plan.decoding import Kept, kept_chunks
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 from tilework.source.padding import AxisRead, Boundary
@@ -103,9 +104,9 @@ class Spec:
         ranges = self.ranges(index, owned=owned)
         return [s.needs(self.reads(k, ranges)) if s.given else None for k, s in enumerate(self.sources)]
 
-    def uses(self, source: int) -> tuple[Array, ...] | None:
-        """Return the number of blocks that read each chunk of a source, along each of its axes."""
+    def kept(self, source: int) -> Kept | None:
+        """Return what a process keeps of the chunks of a source; None if it has none."""
         found = self.sources[source]
         if found.chunks is None:
             return None
-        return self.plan.chunk_uses(found.shape, found.chunks, self.source_axes[source])
+        return kept_chunks(self.active, source, found.shape, found.chunks, self.source_axes[source])

@@ -11,6 +11,7 @@ from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human, peak_bytes
+from tilework.plan.decoding import decoded_ratio, lost_axes, with_cache
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["BlockRequest", "choose_blocks", "is_fair"]
@@ -27,7 +28,9 @@ SMALL, LARGE, BLOCKS = 4 * 2**20, 128 * 2**20, 8192
 BLOCKS_PER_WORKER, FAIR, ENOUGH = 4, 1.25, 64
 # Fraction of extra calls up to which blocks that share no tiles are the better plan.
 RECOMPUTE_LIMIT = 0.05
-# Factors by which blocks may be longer across slabs.
+# Decoded bytes per image byte up to which blocks are not made longer to decode less.
+DECODED = 1.1
+# Factors by which blocks may be longer across slabs, or to decode less.
 LONGER = (1, 2, 4, 8, 16)
 
 
@@ -69,10 +72,13 @@ class Candidate:
     """Factor by which the blocks are longer across slabs than requested."""
 
     @classmethod
-    def of(cls, plan: TilePlan, encoding: int, longer: int = 1) -> Candidate:
-        """Return a plan with its costs; each thread encodes a write unit of ``encoding`` bytes."""
+    def of(cls, plan: TilePlan, request: BlockRequest, longer: int = 1) -> Candidate:
+        """Return a plan with its costs; chunks are kept as far as memory allows."""
         kind = "slabs" if plan.slabs else plan.reuse
-        return cls(plan, kind, plan.calls(), peak_bytes(plan) + plan.threads * encoding, longer)
+        limit = math.inf if request.memory_limit is None else request.memory_limit
+        peak = peak_bytes(plan.with_cache(0)) + plan.threads * request.encoding
+        plan = with_cache(plan, limit - peak)
+        return cls(plan, kind, plan.calls(), peak + plan.cache_bytes, longer)
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
@@ -98,13 +104,37 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
         _check_chunks(plan, request.chunks, request.unit)
         return _choose_reuse(plan, request.chunks, request, (), asked)
     try:
-        return _choose_shape(plan, request, asked)
+        return _widened(_choose_shape(plan, request, asked), request, asked)
     except MemoryBudgetError:
         if request.reuse != "auto":
             raise
     # Blocks that share are at least as long as the longest support; others may be shorter.
     alone = replace(request, reuse="recompute")
     return _choose_shape(plan, alone, "recompute: sharing does not fit into memory_limit")
+
+
+def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
+    """Return ``plan``, with longer blocks where memory does not suffice to keep its decoded chunks.
+
+    Blocks grow along the axes along which chunks are decoded again, and share these among more tiles.
+    """
+    best, least = plan, decoded_ratio(plan)
+    if least <= DECODED or request.target is not None or not any(s.shared and s.chunks for s in plan.sources):
+        return plan
+    workers = request.workers or plan.threads
+    for times, block in _longer(plan, lost_axes(plan)):
+        if times == 1:
+            continue
+        try:
+            found = _choose_reuse(plan, block, request, plan.notes[:-1], asked)
+        except MemoryBudgetError:
+            continue
+        ratio = decoded_ratio(found)
+        if ratio < least and found.calls() <= plan.calls() and is_fair(found, workers):
+            best, least = found, ratio
+        if least <= DECODED:
+            break
+    return best
 
 
 def is_fair(plan: TilePlan, workers: int) -> bool:
@@ -317,16 +347,16 @@ def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Note
     found = []
     alone = plan.with_blocks(block, "recompute", notes)
     if request.reuse != "share":
-        found.append(Candidate.of(alone, request.encoding))
+        found.append(Candidate.of(alone, request))
     if request.reuse != "recompute":
         shared = alone.with_blocks(block, "share", notes)
         if short := _too_short(shared):
             if request.reuse == "share":
                 raise GridError(short)
             return found
-        found.append(Candidate.of(shared, request.encoding))
+        found.append(Candidate.of(shared, request))
         if request.slabs:
-            found += _slabs(shared, request.encoding, fixed=request.chunks is not None)
+            found += _slabs(shared, request)
     return found
 
 
@@ -341,15 +371,20 @@ def _too_short(plan: TilePlan) -> str:
     return ""
 
 
-def _slabs(plan: TilePlan, encoding: int, *, fixed: bool) -> Iterator[Candidate]:
+def _slabs(plan: TilePlan, request: BlockRequest) -> Iterator[Candidate]:
     """Yield slabs along one or more axes; blocks that are longer across slabs run fewer tiles twice."""
     for slabs in range(1, len(plan.axes) - plan.n_each):
         cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
-        for times in (1,) if fixed else LONGER:
-            block = [b * times if d in cut else b for d, b in enumerate(plan.block)]
-            if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in cut):
-                block = [min(b, n) for b, n in zip(block, plan.shape, strict=True)]
-                yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), encoding, times)
+        for times, block in _longer(plan, cut) if request.chunks is None else ((1, plan.block),):
+            yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), request, times)
+
+
+def _longer(plan: TilePlan, axes: Sequence[int]) -> Iterator[tuple[int, Index]]:
+    """Yield factors and block shapes that are longer by them along ``axes``, cut at the image."""
+    for times in LONGER:
+        block = [b * times if d in axes else b for d, b in enumerate(plan.block)]
+        if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in axes):
+            yield times, tuple(min(b, n) for b, n in zip(block, plan.shape, strict=True))
 
 
 def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:

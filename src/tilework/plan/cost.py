@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tilework.grid.axis import ceil_div
+from tilework.plan.decoding import decoded_ratio
 from tilework.plan.tables import shifted
 
 if TYPE_CHECKING:
@@ -74,42 +75,6 @@ def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
     seams, seamed = owns & (later > runs), earlier > owns
     grouped = seams | (owns & seamed)
     return tuple(int(np.count_nonzero(bits)) for bits in (runs, grouped, seams))  # type: ignore[return-value]
-
-
-def decoded_ratio(plan: BlockPlan) -> float:
-    """Return decoded source bytes per image byte, estimated for blocks that run in the order of keys.
-
-    Notes
-    -----
-    Neighbouring blocks along an axis share chunks. These are decoded once if the cache holds all chunks that
-    are read before the neighbour runs: a few along the fastest axis, a plane of them along the slowest.
-    """
-    tables = plan.tables
-    reads = [t.owned_reads if plan.reuse == "share" else t.touching_reads for t in tables]
-    worst = 1.0
-    for source in plan.sources:
-        if source.chunks is None:
-            spans = [
-                int((np.minimum(r.high, n) - np.maximum(r.low, 0)).sum()) / n
-                for r, n in zip(reads, plan.shape, strict=True)
-            ]
-            worst = max(worst, math.prod(spans))
-            continue
-        ratio, held = 1.0, float(source.sample_bytes * math.prod(source.chunks))
-        for d in reversed(plan.slow_axes):
-            chunk, extent = source.chunks[d], plan.shape[d]
-            some = reads[d].lengths > 0
-            first = np.maximum(reads[d].low[some], 0) // chunk
-            last = np.maximum(first, ceil_div(np.minimum(reads[d].high[some], extent), chunk))
-            # Both ascend, so a range shares chunks with the one before, if with any before.
-            before = last[:-1] - first[1:]
-            times, shared = int((last - first).sum()), int(before.max(initial=0))
-            once = times - int(np.maximum(before, 0).sum())
-            if shared and held * shared > plan.cache_bytes:
-                ratio *= times / once
-            held *= once
-        worst = max(worst, ratio)
-    return worst
 
 
 def peak_bytes(plan: BlockPlan) -> int:

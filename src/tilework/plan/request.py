@@ -31,6 +31,8 @@ from tilework.plan.arguments import (
     tiles_in_mask,
 )
 from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.cost import peak_bytes
+from tilework.plan.decoding import with_spare
 from tilework.plan.machine import n_threads
 from tilework.plan.tables import pack
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
@@ -52,9 +54,8 @@ __all__ = [
 
 # Words of three arguments, so that a message can tell that a word belongs to another argument.
 WORDS: dict[str, Sequence[str]] = {"edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS}
-# Largest cache of decoded chunks per process, bytes: two rows of 1024 x 1024 float32 chunks of an image
-# 20 000 samples wide.
-CACHE = 160 * 10**6
+# Bytes for decoded chunks, per process, that suffice for the blocks of a small lazy array in any order.
+SPARE = 160 * 10**6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,16 +287,18 @@ def make_plan(
         reuse="recompute",
         mask=None if request.mask is None else _mask_bits(layout, request, outputs, n_each),
         threads=n_threads(),
-        cache_bytes=min(CACHE, memory // 8) if any(s.chunks for s in source_plans) else 0,
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
-    return choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))
+    plan = choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))
+    return with_spare(plan, min(SPARE, memory // 8, memory - peak_bytes(plan) + plan.cache_bytes))
 
 
 def _source_plan(source: Source, grid_axes: Sequence[int]) -> SourcePlan:
     untiled = math.prod(m for a, m in enumerate(source.shape) if a not in grid_axes)
     chunks = None if source.chunks is None else tuple(source.chunks[a] for a in grid_axes)
-    return SourcePlan(untiled * source.dtype.itemsize, chunks, source.in_memory)
+    return SourcePlan(
+        untiled * source.dtype.itemsize, chunks, source.in_memory, chunks is None or source.shares
+    )
 
 
 def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], n_each: int) -> bytes:

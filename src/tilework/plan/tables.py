@@ -19,7 +19,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from tilework._checks import brief, of_type
-from tilework._types import Array, Bits, Index, Ints, Span
+from tilework._types import Array, Bits, Ints, Span
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
@@ -163,6 +163,8 @@ class SourcePlan:
     """Storage chunks, samples per grid axis; None if any part can be read alone."""
     in_memory: bool = False
     """Whether reading returns a view, which takes no memory."""
+    shared: bool = True
+    """Whether tasks may use the chunks that other tasks decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -481,37 +483,14 @@ class BlockPlan(Holder, Sequence[Tile]):
         plan.held.update(near=self.tables, longest=self.longest)
         return plan
 
+    def with_cache(self, cache_bytes: int) -> Self:
+        """Return the same plan with other memory for decoded chunks."""
+        plan = replace(self, cache_bytes=cache_bytes)
+        plan.held.update(self.held)
+        return plan
+
     def with_notes(self, notes: Sequence[str]) -> Self:
         """Return the same plan with other reasons for `explain`."""
         plan = replace(self, notes=tuple(notes))
         plan.held.update(self.held)
         return plan
-
-    def chunk_uses(self, shape: Index, chunks: Index, axes: Index) -> tuple[Ints, ...]:
-        """Return the number of blocks that read each storage chunk, along each axis of a source.
-
-        Parameters
-        ----------
-        shape, chunks : tuple of int, samples per axis of the source
-        axes : tuple of int
-            The source's axis for each axis of the plan.
-
-        Returns
-        -------
-        tuple of int64 array
-        """
-        key = "chunk_uses", shape, chunks, axes
-        if key in self.held:
-            found: tuple[Ints, ...] = self.held[key]
-            return found
-        counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
-        for axis, grid, table in zip(axes, self.axes, self.tables, strict=True):
-            reads = table.owned_reads if self.reuse == "share" else table.touching_reads
-            some, n, chunk = reads.lengths > 0, len(counts[axis]), chunks[axis]
-            first = np.clip(reads.low[some] // chunk, 0, n)
-            last = np.maximum(first, ceil_div(np.minimum(reads.high[some], grid.extent), chunk))
-            # A range counts from its first chunk on, and no more from the one after its last.
-            steps = np.bincount(first, minlength=n + 1) - np.bincount(last, minlength=n + 1)
-            counts[axis] = steps.cumsum()[:n]
-        self.held[key] = tuple(counts)
-        return tuple(counts)

@@ -44,7 +44,10 @@ class TilePlan(BlockPlan):
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         data["axes"] = [asdict(axis) for axis in self.axes]
         data["outputs"] = [asdict(o) | {"scale": [str(s) for s in o.scale]} for o in self.outputs]
-        data["sources"] = [asdict(s) for s in self.sources]
+        # Records in stores of earlier versions have no word on sharing.
+        data["sources"] = [
+            {k: v for k, v in asdict(s).items() if k != "shared" or not v} for s in self.sources
+        ]
         data["mask"] = None if self.mask is None else base64.b64encode(self.mask).decode()
         return json.dumps({"tilework_plan": FORMAT, **data})
 
@@ -88,7 +91,12 @@ class TilePlan(BlockPlan):
             for o in data["outputs"]
         )
         data["sources"] = tuple(
-            SourcePlan(s["sample_bytes"], None if s["chunks"] is None else tuple(s["chunks"]), s["in_memory"])
+            SourcePlan(
+                s["sample_bytes"],
+                None if s["chunks"] is None else tuple(s["chunks"]),
+                s["in_memory"],
+                s.get("shared", True),
+            )
             for s in data["sources"]
         )
         for name in ("names", "block", "notes"):

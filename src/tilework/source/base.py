@@ -95,6 +95,11 @@ class Source:
             self.token = uuid.uuid4().hex
 
     @property
+    def shares(self) -> bool:
+        """Whether the tasks of a run may use the chunks that others of them decoded."""
+        return False
+
+    @property
     def nbytes(self) -> int:
         """Size of the decoded image, bytes."""
         return math.prod(self.shape) * self.dtype.itemsize

@@ -59,6 +59,10 @@ class Scope:
     """Number of the task in this process."""
     checked: set[Any] = field(default_factory=set)
     """Tokens of the sources that it has checked."""
+    shares: set[Any] = field(default_factory=set)
+    """Shares of the memory for chunks that it uses."""
+    held: set[Key] = field(default_factory=set)
+    """Keys of chunks that it may use again; its use of them ends with it."""
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("scope", default=None)
@@ -143,20 +147,25 @@ class _Entry:
     array: Array
     uses: int
     run: str | None
+    share: Any
 
 
 class ChunkCache:
-    """Chunks by key, at most ``limit`` bytes; each is loaded by one thread while others wait for it.
+    """Chunks by key; each is loaded by one thread while others wait for it.
 
     A key ends with the proof that its chunk may be shared, or with the number of the only task to use it.
+    Each user has a share of the memory, and is the first to lose chunks if it needs more. All chunks together
+    take no more than the shares of the tasks that run.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._pending: dict[Key, threading.Event] = {}
-        self._own: dict[int, list[Key]] = {}
-        """Keys that only one task may use, by its number."""
+        self._sizes: dict[Any, int] = {}
+        """Bytes of the chunks of each share."""
+        self._limits: dict[Any, list[int]] = {}
+        """For each share that running tasks use, its bytes and the number of these tasks."""
         self.nbytes = 0
         """Bytes of all chunks."""
 
@@ -166,6 +175,9 @@ class ChunkCache:
         load: Callable[[list[Key]], Iterable[tuple[Key, Array, bool]]],
         use: Callable[[Key, Array], None],
         limit: int,
+        *,
+        share: Any = None,
+        again: bool = False,
     ) -> None:
         """Call ``use(key, chunk)`` for every key of ``uses``; load the chunks that are not cached.
 
@@ -177,13 +189,35 @@ class ChunkCache:
             Maps keys to tuples of key, chunk, and whether the chunk is still what the key says; in any
             order, one at a time.
         use : callable
-        limit : int, bytes
+        limit : int, bytes of the share
+        share : hashable
+            The share of the memory.
+        again : bool
+            Whether the task may need a key again: it counts once, until the task ends.
         """
+        current = scope() or Scope(None, next(_NUMBERS))
+        with self._lock:
+            self._begin(current, share, limit)
+        try:
+            self._fetch(uses, load, use, current, share, again)
+        finally:
+            if current is not scope():
+                self.end_task(current)
+
+    def _fetch(
+        self,
+        uses: dict[Key, int],
+        load: Callable[[list[Key]], Iterable[tuple[Key, Array, bool]]],
+        use: Callable[[Key, Array], None],
+        current: Scope,
+        share: Any,
+        again: bool,
+    ) -> None:
         mine, theirs, found = [], [], []
         with self._lock:
             for key, count in uses.items():
                 if key in self._entries:
-                    found.append((key, self._take(key)))
+                    found.append((key, self._take(key, current, again)))
                 elif key in self._pending:
                     theirs.append(key)
                 else:
@@ -195,7 +229,7 @@ class ChunkCache:
                 use(key, array)
             del found
             for key, array, sound in load(mine):
-                self._put(key, array, uses[key] - 1 if sound else 0, limit)
+                self._put(key, array, uses[key] if sound else 0, current, share, again)
                 use(key, array)
         finally:
             with self._lock:
@@ -205,7 +239,7 @@ class ChunkCache:
         for key in theirs:
             self._wait(key)
             with self._lock:
-                here = self._take(key) if key in self._entries else None
+                here = self._take(key, current, again) if key in self._entries else None
             for _, array, _ in load([key]) if here is None else [(key, here, True)]:
                 use(key, array)
 
@@ -213,15 +247,21 @@ class ChunkCache:
         """Drop all chunks."""
         with self._lock:
             self._entries.clear()
-            self._own.clear()
+            self._sizes.clear()
             self.nbytes = 0
 
     def end_task(self, ended: Scope) -> None:
-        """Drop the chunks that only one task may use."""
+        """End a task's use of chunks; drop those that no other task may use, or will."""
         with self._lock:
-            for key in self._own.pop(ended.number, ()):
+            for share in ended.shares:
+                self._limits[share][1] -= 1
+                if not self._limits[share][1]:
+                    del self._limits[share]
+            for key in ended.held:
                 if key in self._entries:
-                    self._drop(key)
+                    self._used(key, alone=key[-1] == ended.number)
+            ended.shares.clear()
+            ended.held.clear()
 
     def end_run(self, run: str | None) -> None:
         """Drop the chunks that a run decoded."""
@@ -235,30 +275,61 @@ class ChunkCache:
         if event is not None:
             event.wait()
 
-    def _take(self, key: Key) -> Array:
+    def _begin(self, current: Scope, share: Any, limit: int) -> None:
+        if share not in current.shares:
+            current.shares.add(share)
+            self._limits.setdefault(share, [0, 0])[1] += 1
+        self._limits[share][0] = limit
+
+    def _take(self, key: Key, current: Scope, again: bool) -> Array:
+        array = self._entries[key].array
+        self._entries.move_to_end(key)
+        if again:
+            current.held.add(key)
+        elif key not in current.held:
+            self._used(key)
+        return array
+
+    def _used(self, key: Key, *, alone: bool = False) -> None:
         entry = self._entries[key]
         entry.uses -= 1
-        if entry.uses <= 0:
+        if entry.uses <= 0 or alone:
             self._drop(key)
-        else:
-            self._entries.move_to_end(key)
-        return entry.array
 
-    def _put(self, key: Key, array: Array, uses: int, limit: int) -> None:
-        current = scope()
+    def _put(self, key: Key, array: Array, uses: int, current: Scope, share: Any, again: bool) -> None:
         with self._lock:
-            if uses > 0 and array.nbytes <= limit and key not in self._entries:
-                while self.nbytes + array.nbytes > limit:
-                    self._drop(next(iter(self._entries)))
-                self._entries[key] = _Entry(array, uses, current.run if current else None)
+            if uses > (not again) and key not in self._entries and self._make_room(share, array.nbytes):
+                self._entries[key] = _Entry(array, uses, current.run, share)
+                self._sizes[share] = self._sizes.get(share, 0) + array.nbytes
                 self.nbytes += array.nbytes
-                if current is not None and key[-1] == current.number:
-                    self._own.setdefault(current.number, []).append(key)
+                self._take(key, current, again)
             if (event := self._pending.pop(key, None)) is not None:
                 event.set()
 
+    def _make_room(self, share: Any, nbytes: int) -> bool:
+        """Drop chunks until ``nbytes`` more fit; return whether they do.
+
+        The oldest of the same share go first, then those of tasks that do not run any more.
+        """
+        limit, total = self._limits[share][0], sum(limit for limit, _ in self._limits.values())
+        if nbytes > limit:
+            return False
+        if self._sizes.get(share, 0) + nbytes > limit:
+            own = (key for key, entry in list(self._entries.items()) if entry.share == share)
+            while self._sizes.get(share, 0) + nbytes > limit:
+                self._drop(next(own))
+        if self.nbytes + nbytes > total:
+            others = [key for key, entry in self._entries.items() if entry.share not in self._limits]
+            while self.nbytes + nbytes > total and others:
+                self._drop(others.pop(0))
+        return True
+
     def _drop(self, key: Key) -> None:
-        self.nbytes -= self._entries.pop(key).array.nbytes
+        entry = self._entries.pop(key)
+        self.nbytes -= entry.array.nbytes
+        self._sizes[entry.share] -= entry.array.nbytes
+        if not self._sizes[entry.share]:
+            del self._sizes[entry.share]
 
 
 # -- open files -------------------------------------------------------------------------------------------

@@ -86,6 +86,11 @@ class ZarrSource(Source):
     refused: str = field(default="", repr=False)
     """Why this process cannot open it."""
 
+    @property
+    def shares(self) -> bool:
+        """Whether the tasks of a run may use the chunks that others of them decoded."""
+        return self.place.folder is not None or self.ours
+
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image."""
         self.check()
@@ -98,38 +103,45 @@ class ZarrSource(Source):
         return part
 
     def read_shared(
-        self, box: Sequence[Span], uses: Sequence[Array], limit: int, *, again: bool = True
+        self,
+        box: Sequence[Span],
+        uses: Sequence[Array] | Array,
+        limit: int,
+        *,
+        again: bool = True,
+        row: Index = (),
     ) -> Array:
         """Return the samples of ``box``; chunks are decoded once for all tasks that may share them.
 
         Parameters
         ----------
         box : sequence of (start, stop), samples
-        uses : sequence of 1-D int arrays
-            How many times the run reads each chunk along each axis.
+        uses : sequence of 1-D int arrays, or N-D int array
+            How many tasks read each chunk: the product of one number per axis, or one number per chunk.
         limit : int, bytes of the chunk cache
         again : bool
             Whether this task may read a chunk again.
+        row : tuple of int
+            The tasks between which chunks are kept: those of the same row.
         """
         own = scope()
         if own is None:
             with task():
-                return self.read_shared(box, uses, limit, again=again)
+                return self.read_shared(box, uses, limit, again=again, row=row)
         shared = self.place.folder is not None or (self.ours and own.run is not None)
         if self.chunks is None or limit <= 0 or not (shared or again):
             return self.read(box)
         grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks, strict=True)]
-        counted = any(int(n[list(r)].max(initial=0)) > 1 for r, n in zip(grid, uses, strict=True))
-        if not (counted if shared else again):
+        if not (again or (shared and _several(uses, grid))):
             return self.read(box)
         self.check()
         out = np.empty([b - a for a, b in box], self.dtype)
         wanted = {}
         for index in itertools.product(*grid):
             proof = self._proof(index, own)
-            count = math.prod(int(n[i]) for n, i in zip(uses, index, strict=True))
             # A chunk of one task goes with the task.
-            wanted[self.token, index, proof] = sys.maxsize if proof == own.number else count
+            count = sys.maxsize if proof == own.number else _uses_of(uses, index)
+            wanted[self.token, index, row, proof] = count
         CHUNKS.fetch(
             wanted,
             lambda keys: ((key, self.read(self._chunk(key)), self._is_sound(key)) for key in keys),
@@ -137,6 +149,8 @@ class ZarrSource(Source):
                 out, [a for a, _ in box], chunk, [a for a, _ in self._chunk(key)]
             ),
             limit,
+            share=(self.token, limit),
+            again=again,
         )
         return out
 
@@ -243,6 +257,20 @@ class ZarrSource(Source):
         names = ("shape", "dtype", "chunks", "names", "token", "place", "ours")
         values = {name: getattr(self, name) for name in names}
         return _arrived, (held.dumps(self.handle), values)
+
+
+def _uses_of(uses: Sequence[Array] | Array, index: Index) -> int:
+    if isinstance(uses, np.ndarray):
+        return int(uses[index])
+    return math.prod(int(n[i]) for n, i in zip(uses, index, strict=True))
+
+
+def _several(uses: Sequence[Array] | Array, grid: Sequence[range]) -> bool:
+    """Return whether several tasks read any chunk of a box."""
+    box = [slice(r.start, r.stop) for r in grid]
+    if isinstance(uses, np.ndarray):
+        return bool(uses[tuple(box)].max(initial=0) > 1)
+    return any(int(n[part].max(initial=0)) > 1 for n, part in zip(uses, box, strict=True))
 
 
 def _arrived(packed: bytes, values: dict[str, Any]) -> ZarrSource:

@@ -31,6 +31,7 @@ from tilework.identity.digests import digest
 from tilework.identity.location import read_by
 from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
 from tilework.plan.cost import peak_bytes
+from tilework.plan.decoding import with_cache
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, GroupAt
@@ -414,7 +415,7 @@ def _replanned(spec: Spec, members: Sequence[_Member], limit: Any, where: Where)
     )
     refused: MemoryBudgetError | None = None
     for threads in where.fewer():
-        plan = replace(spec.plan, threads=threads, cache_bytes=min(spec.plan.cache_bytes, memory // 8))
+        plan = replace(spec.plan, threads=threads, cache_bytes=0)
         try:
             if block is not None:
                 plan = _resumed(plan, request)
@@ -424,6 +425,8 @@ def _replanned(spec: Spec, members: Sequence[_Member], limit: Any, where: Where)
                 or _too_few(spec, where)
             ):
                 plan = choose_blocks(plan, request)
+            else:
+                plan = with_cache(plan, memory - threads * encoding - peak_bytes(plan))
         except MemoryBudgetError as error:
             refused = error
         else:

@@ -1,0 +1,291 @@
+"""Storage chunks that blocks read: when they are decoded, how long they are kept, and what that takes.
+
+Blocks run in the order of keys, the slowest axis first. A chunk that several blocks read is decoded once if
+it is kept from its first reader to its last. Between readers along the fastest axis lie a few chunks, between
+readers along the slowest a plane of them, so memory may suffice for the fastest axes only. A plan therefore
+has a *level*: the number of fastest axes along which chunks are kept. A chunk is let go at its last reader
+along these axes, and is decoded again for the next row or plane of blocks. So what is decoded is known in
+advance, whereas a cache that is too small for a plane would lose each chunk just before it is needed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from tilework._types import Array, Index, Ints
+from tilework.grid.axis import ceil_div
+from tilework.plan.axis_table import Spans
+from tilework.plan.tables import BlockPlan, SourcePlan, box_any
+
+__all__ = ["Kept", "decoded_ratio", "kept_chunks", "lost_axes", "with_cache", "with_spare"]
+
+Plan = TypeVar("Plan", bound=BlockPlan)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a process keeps of the chunks of one source."""
+
+    uses: Sequence[Array] | Array
+    """How many tasks read each chunk while it is kept: one 1-D array per axis of the source, whose product
+    it is, or one N-D array."""
+    limit: int
+    """Most bytes of decoded chunks."""
+    lost: Index
+    """Grid axes along which chunks are not kept: blocks with other numbers along these share none."""
+
+
+def kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index) -> Kept:
+    """Return what a process keeps of the chunks of source ``number`` of a plan.
+
+    Parameters
+    ----------
+    shape, chunks : tuple of int, samples per axis of the source
+    axes : tuple of int
+        The source's axis for each axis of the plan.
+    """
+    key = "kept", number, shape, chunks, axes, plan.cache_bytes
+    if key not in plan.held:
+        plan.held[key] = _kept_chunks(plan, number, shape, chunks, axes)
+    found: Kept = plan.held[key]
+    return found
+
+
+def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index) -> Kept:
+    source = plan.sources[number]
+    assert source.chunks is not None
+    lost = lost_axes(plan)
+    level = len(plan.axes) - len(lost)
+    others = (s for s in plan.sources if s is not source and s.chunks is not None)
+    limit = plan.cache_bytes - sum(_source_bytes(plan, s, s.chunks or (), level) for s in others)
+    if plan.mask is not None and not lost:
+        masked = _masked_uses(plan, source.chunks).transpose(np.argsort(axes))
+        rest = tuple(a for a in range(len(shape)) if a not in axes)
+        grid = [ceil_div(n, c) for n, c in zip(shape, chunks, strict=True)]
+        return Kept(np.broadcast_to(np.expand_dims(masked, rest), grid), limit, lost)
+    counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
+    for d, axis in enumerate(axes):
+        if d not in lost:
+            first, stop = _reads(plan, d, source.chunks[d])
+            changes = np.bincount(first, minlength=len(counts[axis]) + 1)
+            changes -= np.bincount(stop, minlength=len(changes))
+            counts[axis] = changes.cumsum()[:-1]
+    return Kept(tuple(counts), limit, lost)
+
+
+def _masked_uses(plan: BlockPlan, chunks: Index) -> Ints:
+    """Return the number of blocks that read each chunk, over the grid axes, where not all tiles run."""
+    runs, share = plan.runs, plan.reuse == "share"
+    assert runs is not None
+    tiles = [t.owns if share else t.touches for t in plan.tables]
+    lows, highs = [], []
+    for d, (grid, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
+        # A block reads from its first running tile to its last along each axis.
+        single = [tiles[e] if e != d else Spans(grid.tiles, grid.tiles + 1) for e in range(runs.ndim)]
+        along = box_any(runs, single)
+        reads = np.stack(grid.reads(), axis=1)
+        low, high = [], []
+        for first, stop in tiles[d].pairs():
+            part = np.moveaxis(along, d, -1)[..., first:stop]
+            if stop == first:
+                part = np.zeros((*part.shape[:-1], 1), bool)
+                low.append(np.zeros(part.shape[:-1], np.int64))
+                high.append(low[-1])
+                continue
+            some = part.any(-1)
+            start = reads[first + part.argmax(-1), 0]
+            end = reads[stop - 1 - part[..., ::-1].argmax(-1), 1]
+            low.append(np.where(some, np.maximum(start, 0) // chunk, 0))
+            high.append(np.where(some, -(-np.minimum(end, grid.extent) // chunk), 0))
+        lows.append(np.moveaxis(np.stack(low, -1), -1, d))
+        highs.append(np.moveaxis(np.stack(high, -1), -1, d))
+    # Each block adds one to a box of chunks: to the differences at its corners, which are then summed up.
+    changes = np.zeros([ceil_div(n, c) + 1 for n, c in zip(plan.shape, chunks, strict=True)], np.int64)
+    for corner in itertools.product((0, 1), repeat=len(chunks)):
+        at = tuple((highs if c else lows)[d] for d, c in enumerate(corner))
+        np.add.at(changes, at, (-1) ** sum(corner))
+    for d in range(changes.ndim):
+        changes = changes.cumsum(d)
+    return changes[(slice(-1),) * changes.ndim]
+
+
+# -- levels -----------------------------------------------------------------------------------------------
+
+
+def with_cache(plan: Plan, room: float) -> Plan:
+    """Return a plan that keeps chunks along as many axes as ``room`` bytes suffice for."""
+    needs = (_bytes_at(plan, level) for level in range(len(plan.axes), -1, -1))
+    return plan.with_cache(next((need for need in needs if need <= room), 0))
+
+
+def with_spare(plan: Plan, room: float) -> Plan:
+    """Return a plan that may use up to ``room`` bytes for chunks where the order of blocks is not known.
+
+    dask runs the blocks of a lazy array that share tiles in an order of its own.
+    """
+    if plan.reuse != "share" or not plan.cache_bytes:
+        return plan
+    every = sum(
+        s.sample_bytes * math.prod(f.total for f in _facts(plan, s.chunks))
+        for s in plan.sources
+        if s.chunks is not None and s.shared
+    )
+    return plan.with_cache(max(plan.cache_bytes, int(min(every, room))))
+
+
+def lost_axes(plan: BlockPlan) -> Index:
+    """Return the axes along which chunks are not kept, so that blocks decode them again."""
+    order, n = _order(plan), len(plan.axes)
+    level = next((k for k in range(n, 0, -1) if _bytes_at(plan, k) <= plan.cache_bytes), 0)
+    return tuple(order[: n - level])
+
+
+def _order(plan: BlockPlan) -> list[int]:
+    """Return the axes in the order of blocks, slowest first; slabs come one after the other."""
+    cut = plan.slab_axes
+    return [*cut, *(d for d in plan.slow_axes if d not in cut)]
+
+
+def _bytes_at(plan: BlockPlan, level: int) -> int:
+    """Return the most bytes of chunks that a process keeps at a level."""
+    return sum(_source_bytes(plan, s, s.chunks, level) for s in plan.sources if s.chunks is not None)
+
+
+def _source_bytes(plan: BlockPlan, source: SourcePlan, chunks: Index, level: int) -> int:
+    order, facts = _order(plan), _facts(plan, chunks)
+    lost = order[: len(order) - level]
+    # A task that reads its crops one by one, or what padding repeats, reads some chunks several times.
+    again = plan.mask is not None or any(a.edge == "pad" or a.stride > a.crop for a in plan.axes)
+    own = plan.threads * math.prod(f.widest for f in facts) if again else 0.0
+    if not source.shared or not level:
+        return int(source.sample_bytes * own)
+    # ``live`` bounds the chunks that some blocks have read and others will read, over the axes so far.
+    every, live, new, alone = 1.0, 0.0, 1.0, 1.0
+    for d in reversed(order[len(lost) :]):
+        if d in plan.slab_axes:
+            live = every = every * facts[d].widest
+        else:
+            live = max((stay * every + change * live for stay, change in facts[d].places), default=0.0)
+            every *= facts[d].total
+        new, alone = new * facts[d].new, alone * facts[d].alone
+    if live:
+        # Tasks that run at the same time may begin before the tasks of earlier blocks.
+        live = min(every, live + 2 * (plan.threads - 1) * (new - alone))
+    return int(source.sample_bytes * (own + live * math.prod(facts[d].widest for d in lost)))
+
+
+@dataclass(frozen=True, slots=True)
+class _AxisChunks:
+    """Facts on the chunks along one axis."""
+
+    count: int
+    """Number of chunks along the axis."""
+    once: int
+    """Number of chunks that any block reads."""
+    reads: int
+    """Number of chunks that all blocks read, one after the other."""
+    total: int
+    """Samples of the chunks that any block reads."""
+    widest: int
+    """Most samples of the chunks of a block."""
+    new: int
+    """Most samples of the chunks that a block is the first to read."""
+    alone: int
+    """How many of these no other block reads."""
+    places: tuple[tuple[int, int], ...]
+    """For each kind of block, two numbers of samples: those whose chunks are live beside all chunks along the
+    faster axes, and those whose chunks are live beside the live ones."""
+
+
+def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
+    found = []
+    for d, (table, chunk) in enumerate(zip(plan.tables, chunks, strict=True)):
+        # Plans of the same tiles share a table.
+        key = "chunks", chunk, plan.reuse == "share" and d not in plan.slab_axes
+        if key not in table.held:
+            table.held[key] = _chunks_along(table.grid.extent, chunk, _reads(plan, d, chunk))
+        found.append(table.held[key])
+    return found
+
+
+def _reads(plan: BlockPlan, d: int, chunk: int) -> Ints:
+    """Return the first chunk that each block reads along an axis, and the one after the last; two rows."""
+    table, extent = plan.tables[d], plan.shape[d]
+    own = plan.reuse == "share" and d not in plan.slab_axes
+    start, stop = table.owned_reads if own else table.touching_reads
+    first = np.maximum(start, 0) // chunk
+    last = -(-np.minimum(stop, extent) // chunk)
+    return np.stack((first, np.where(stop > start, np.maximum(last, first), first)))
+
+
+def _chunks_along(extent: int, chunk: int, reads: Ints) -> _AxisChunks:
+    count, n = ceil_div(extent, chunk), reads.shape[1]
+    sizes = np.minimum(np.arange(1, count + 1) * chunk, extent) - np.arange(count) * chunk
+    edges = np.append(np.arange(count) * chunk, extent)
+    widths = edges[reads[1]] - edges[reads[0]]
+    [blocks] = np.nonzero(widths)
+    if not len(blocks):
+        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, ())
+    # The first and the last block that reads each chunk.
+    first, stop = reads[:, blocks]
+    numbers = np.arange(count)
+    begin = np.minimum(np.searchsorted(stop, numbers, side="right"), len(blocks) - 1)
+    end = np.maximum(np.searchsorted(first, numbers, side="right") - 1, 0)
+    read = (first[begin] <= numbers) & (numbers < stop[begin])
+    begin, end, sizes = blocks[begin[read]], blocks[end[read]], sizes[read]
+
+    def total(at: Ints, which: Array) -> Ints:
+        return np.bincount(at[which], sizes[which], minlength=n + 1).astype(np.int64)
+
+    through, several = end > begin + 1, end > begin
+    within = (total(begin + 1, through) - total(end, through)).cumsum()[:n]
+    opens, closes = total(begin, several)[:n], total(end, several)[:n]
+    alone = total(begin, ~several)[:n]
+    widest_new = int((opens + alone).argmax())
+    # While the blocks of one number run, what they open is live behind the place that was reached in their
+    # plane, and what they close is live ahead of it: together a plane, and twice what is live in the plane.
+    places = np.stack((within + np.maximum(opens, closes), np.minimum(opens, closes) + alone), axis=1)
+    return _AxisChunks(
+        count, int(read.sum()), int((reads[1] - reads[0]).sum()), int(sizes.sum()), int(widths.max()),
+        int((opens + alone)[widest_new]), int(alone[widest_new]),
+        tuple(map(tuple, np.unique(places, axis=0).tolist())),
+    )  # fmt: skip
+
+
+# -- what is decoded --------------------------------------------------------------------------------------
+
+
+def decoded_ratio(plan: BlockPlan) -> float:
+    """Return decoded source bytes per image byte, for blocks that run in the order of keys.
+
+    Sources without chunks count with the samples that blocks read. With several sources, the mean over their
+    bytes.
+    """
+    total = sum(s.sample_bytes for s in plan.sources)
+    return sum(s.sample_bytes * _source_ratio(plan, s) for s in plan.sources) / max(1, total)
+
+
+def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
+    if source.chunks is None:
+        ratio = 1.0
+        for d, table in enumerate(plan.tables):
+            low, high = table.owned_reads if plan.reuse == "share" else table.touching_reads
+            n = plan.shape[d]
+            ratio *= int(np.maximum(0, np.minimum(high, n) - np.maximum(low, 0)).sum()) / n
+        return ratio
+    facts = _facts(plan, source.chunks)
+    lost = lost_axes(plan) if source.shared else range(len(facts))
+    again = math.prod(facts[d].reads / max(1, facts[d].once) for d in lost)
+    again *= math.prod(facts[d].reads / max(1, facts[d].once) for d in plan.slab_axes if d not in lost)
+    if plan.mask is None:
+        return again * math.prod(f.once / f.count for f in facts)
+    uses = _masked_uses(plan, source.chunks)
+    if len(lost) == len(facts):
+        return float(uses.sum() / uses.size)
+    return again * float(np.count_nonzero(uses) / uses.size)

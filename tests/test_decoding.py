@@ -1,0 +1,131 @@
+"""Decoded chunks: as few as memory allows, as many as the plan says, kept no longer than needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+import tilework.writing.store
+from tests.store_counts import counted_codecs
+from tilework.graph.build import plan_of
+from tilework.plan.cost import decoded_ratio, peak_bytes
+from tilework.source import kept
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DOTS = np.zeros((512, 384), bool)
+DOTS[5::32, 3::48] = True
+DISC = np.hypot(*np.ogrid[-1:1:16j, -1:1:16j]) < 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A stored image, and how it is tiled and written."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    crop: int
+    tiling: dict[str, Any]
+    shards: tuple[int, ...] | None = None
+    blocks: Any = "auto"
+    room: float = math.inf
+    """Memory that is allowed, as a multiple of what the plan takes without keeping chunks."""
+
+    def stored(self, folder: Path) -> Any:
+        """Return the image in a new store."""
+        image = np.arange(math.prod(self.shape), dtype="f4").reshape(self.shape)
+        return zarr.create_array(
+            folder / "in.zarr", data=image, chunks=self.chunks, shards=self.shards, write_data=True
+        )
+
+    def write(self, array: Any, to: Path) -> Any:
+        """Write the tiled identity."""
+        options: dict[str, Any] = {"dtype": "f4", "chunks": self.blocks} | self.tiling
+        out = tw.tiled_map(np.copy, array, self.crop, **options)
+        # Chunks as long as blocks, so that the run keeps these.
+        chunks = tuple(max(sizes) for sizes in out.chunks)
+        writing: dict[str, Any] = {"chunks": chunks, "shards": self.shards and chunks, "progress": False}
+        if self.shards is not None:
+            writing["chunks"] = self.chunks
+        if self.room < math.inf:
+            plan = dataclasses.replace(plan_of(out), cache_bytes=0, threads=1)
+            writing["memory_limit"] = int(self.room * (peak_bytes(plan) + 8 * math.prod(chunks)))
+        return tw.to_zarr(out, to, **writing)
+
+
+TRIM, HALF = {"overlap": 4}, {"stride": 16, "blend": "gaussian"}
+LAYOUTS = {
+    "2-D trim": Layout((512, 384), (32, 32), 40, TRIM, blocks=32),
+    "2-D trim, other chunks": Layout((500, 380), (48, 36), 40, TRIM, blocks=32),
+    "2-D blend": Layout((512, 384), (32, 32), 32, HALF, blocks=64),
+    "3-D trim": Layout((128, 128, 128), (32, 32, 32), 40, TRIM, blocks=32),
+    "3-D trim, other chunks": Layout((128, 96, 112), (24, 40, 20), 40, TRIM, blocks=32),
+    "3-D blend": Layout((128, 128, 96), (32, 32, 32), 32, HALF, blocks=64),
+    "3-D blend, recomputed": Layout(
+        (128, 128, 96), (32, 32, 32), 32, HALF | {"reuse": "recompute"}, blocks=32
+    ),
+    "4-D with each": Layout((3, 64, 64, 64), (1, 16, 16, 16), 24, TRIM | {"each": 0}, blocks=16),
+    "4-D with each, long chunks": Layout((4, 64, 64, 64), (2, 16, 16, 16), 24, TRIM | {"each": 0}, blocks=16),
+    "sharded": Layout((128, 128, 128), (16, 16, 16), 40, TRIM, shards=(32, 32, 32), blocks=32),
+    "mask": Layout((512, 512), (32, 32), 40, TRIM | {"mask": DISC}, blocks=32),
+    "mask, blend": Layout((512, 512), (32, 32), 32, HALF | {"mask": DISC}, blocks=64),
+    "chosen blocks": Layout((512, 512), (64, 64), 40, TRIM),
+    "padded": Layout((512, 384), (32, 32), 40, TRIM | {"edge": "pad"}, blocks=32),
+    "a few tiles of each block": Layout((512, 384), (32, 32), 8, {"overlap": 0, "mask": DOTS}, blocks=64),
+    "memory for a row": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=7),
+    "memory for a few": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=3),
+    "memory for none": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=1.1),
+    "memory for a few, blend": Layout(
+        (96, 128, 128), (16, 16, 16), 16, {"stride": 8, "blend": "hann"}, blocks=16, room=1.5
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> Iterator[None]:
+    tw.clear_caches()
+    yield
+    tw.clear_caches()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
+    name: str, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, plans, most = LAYOUTS[name], [], [0]
+    array = layout.stored(tmp_path)
+    job, put = tilework.writing.store.TileJob, kept.CHUNKS._put
+
+    def noted(title: str, name: str, spec: Any, *args: Any, **options: Any) -> Any:
+        plans.append(spec.plan)
+        return job(title, name, spec, *args, **options)
+
+    def watched(*args: Any) -> None:
+        put(*args)
+        most.append(kept.CHUNKS.nbytes)
+
+    monkeypatch.setattr(tilework.writing.store, "TileJob", noted)
+    monkeypatch.setattr(kept.CHUNKS, "_put", watched)
+    with counted_codecs("f4") as counts, dask.config.set(scheduler="threads", num_workers=threads):
+        written = layout.write(array, tmp_path / "out.zarr")
+    [plan] = plans
+    ratio = counts["decoded"] / array.nchunks
+    assert counts["encoded"] <= written.nchunks
+    assert ratio == pytest.approx(decoded_ratio(plan), rel=0.1)
+    assert layout.room < math.inf or ratio <= 1.1
+    assert max(most) <= plan.cache_bytes
+    if threads == 1 and plan.mask is None and plan.axes[-1].edge != "pad":
+        assert max(most) >= 0.5 * plan.cache_bytes
+    assert kept.CHUNKS.nbytes == 0
+    if layout.shards is not None:
+        assert counts["encoded"] == written.nchunks == array.nchunks

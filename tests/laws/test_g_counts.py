@@ -15,7 +15,8 @@ from tests.laws.strategies import many, plans
 from tilework import Output, TilePlan, plan_tiles
 from tilework.grid.tiles import Box
 from tilework.plan.axis_table import Spans
-from tilework.plan.cost import busiest, decoded_ratio, rows, tasks
+from tilework.plan.cost import busiest, rows, tasks
+from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.neighbours import Neighbours
 from tilework.plan.tables import SourcePlan, box_any, box_sums
 
@@ -130,47 +131,50 @@ def test_G6_calls_equal_walking_blocks_and_their_earlier_neighbours(plan, data):
             assert plan.calls(box) == sum(map(plan.touched, wanted))
 
 
+def chunks_read(plan, d, size):
+    """Return, for each block along an axis, the numbers of the chunks that it reads."""
+    own = plan.reuse == "share" and d not in plan.slab_axes
+    reads = plan.tables[d].owned_read if own else plan.tables[d].touch_read
+    return [{x // size for x in range(max(0, a), min(b, plan.shape[d]))} for a, b in reads]
+
+
 @given(blocked(), st.integers(1, 9))
 def test_G6_uses_of_chunks_equal_walking_blocks_along_each_axis(plan, chunk):
     axes = tuple(reversed(range(len(plan.shape))))
     shape, chunks = (*plan.shape[::-1], 3), (*(chunk + d for d in axes), 2)
-    found = plan.chunk_uses(shape, chunks, axes)
-    assert all(n.tolist() == [1] * math.ceil(3 / 2) for n in found[len(axes) :])
-    for d, (table, extent) in enumerate(zip(plan.tables, plan.shape, strict=True)):
-        uses = [0] * math.ceil(extent / chunks[axes[d]])
-        for a, b in table.owned_read if plan.reuse == "share" else table.touch_read:
-            inside = range(max(0, a), min(b, extent))
-            for k in {x // chunks[axes[d]] for x in inside}:
-                uses[k] += 1
-        assert found[axes[d]].tolist() == uses
+    sources = (SourcePlan(1, tuple(chunks[a] for a in axes)),)
+    plan = replace(plan, mask=None, sources=sources, cache_bytes=10**12)
+    kept = kept_chunks(plan, 0, shape, chunks, axes)
+    assert kept.lost == ()
+    assert all(n.tolist() == [1] * math.ceil(3 / 2) for n in kept.uses[len(axes) :])
+    for d, extent in enumerate(plan.shape):
+        read = chunks_read(plan, d, chunks[axes[d]])
+        uses = [sum(k in one for one in read) for k in range(math.ceil(extent / chunks[axes[d]]))]
+        assert kept.uses[axes[d]].tolist() == uses
 
 
 @given(plans(masks=False), st.data())
-def test_G6_decoded_bytes_equal_walking_blocks_along_each_axis(plan, data):
+def test_G6_decoded_bytes_equal_walking_blocks(plan, data):
+    """All that is read is decoded once if memory suffices, and for each block without any."""
     chunks = st.none() | st.tuples(*[st.integers(1, 9) for _ in plan.shape])
-    sources = tuple(SourcePlan(4, data.draw(chunks)) for _ in range(2))
+    sources = tuple(SourcePlan(data.draw(st.integers(1, 4)), data.draw(chunks)) for _ in range(2))
     block = [data.draw(st.integers(1, n)) for n in plan.shape]
-    plan = replace(plan, sources=sources, cache_bytes=data.draw(st.integers(0, 2000)))
-    plan = plan.with_blocks(block, data.draw(st.sampled_from(("share", "recompute"))))
-    reads = [t.owned_read if plan.reuse == "share" else t.touch_read for t in plan.tables]
-    worst = 1.0
-    for source in sources:
-        ratio = 1.0
-        if source.chunks is None:
-            for read, n in zip(reads, plan.shape, strict=True):
-                ratio *= sum(min(b, n) - max(a, 0) for a, b in read) / n
-        held = 4.0 * math.prod(source.chunks or (0,))
-        for d in reversed(plan.slow_axes) if source.chunks else ():
-            size = source.chunks[d]
-            decoded = [{x // size for x in range(max(0, a), min(b, plan.shape[d]))} for a, b in reads[d]]
-            decoded = [one for one, (a, b) in zip(decoded, reads[d], strict=True) if a < b]
-            shared = max((len(p & q) for p, q in itertools.pairwise(decoded)), default=0)
-            once = len(set().union(*decoded))
-            if shared and held * shared > plan.cache_bytes:
-                ratio *= sum(map(len, decoded)) / once
-            held *= once
-        worst = max(worst, ratio)
-    assert math.isclose(decoded_ratio(plan), worst)
+    plan = replace(plan, sources=sources).with_blocks(
+        block, data.draw(st.sampled_from(("share", "recompute")))
+    )
+    for cache in (0, 10**12):
+        total = 0.0
+        for source in sources:
+            per_axis = [chunks_read(plan, d, c) for d, c in enumerate(source.chunks or (1,) * len(block))]
+            every = math.prod(map(math.ceil, np.divide(plan.shape, source.chunks or 1)))
+            found = [tuple(map(frozenset, one)) for one in itertools.product(*per_axis)]
+            if cache and source.chunks:
+                read = len({index for one in found for index in itertools.product(*one)})
+            else:
+                read = sum(math.prod(map(len, one)) for one in found)
+            total += source.sample_bytes * read / every
+        ratio = total / sum(s.sample_bytes for s in sources)
+        assert math.isclose(decoded_ratio(replace(plan, cache_bytes=cache)), ratio)
 
 
 @st.composite

@@ -80,15 +80,18 @@ def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
 def peak_bytes(plan: BlockPlan) -> int:
     """Return the peak memory of one process, bytes, without allocations of the function itself.
 
-    For each thread: the samples read for a block, a batch of crops and of results, the canvas and the
-    finished block. For the process: the chunk cache and, under ``share``, the seams that wait for later
-    blocks. The sum does not grow with the slowest axis.
+    For each thread: the samples read for a block, a chunk that is decoded, a batch of crops and of results,
+    the canvas and the finished block. For the process: the chunks that are kept for later blocks and, under
+    ``share``, the seams that wait for later blocks. The sum does not grow with the slowest axis.
     """
     tables, crop = plan.tables, math.prod(a.crop for a in plan.axes)
     share = plan.reuse == "share"
     read = math.prod(int((t.owned_reads if share else t.touching_reads).lengths.max()) for t in tables)
     batch = (plan.batch_size or 1) * crop * sum(s.sample_bytes for s in plan.sources)
     task = batch + read * sum(s.sample_bytes for s in plan.sources if not s.in_memory)
+    # A chunk is decoded on its way into the samples of a block, from a file that may be as large.
+    chunks = [s.sample_bytes * math.prod(s.chunks) for s in plan.sources if s.chunks is not None]
+    task += 2 * max(chunks, default=0)
     block, seams = math.prod(plan.block), 0
     for number, output in enumerate(plan.outputs):
         scale = float(math.prod(output.scale))

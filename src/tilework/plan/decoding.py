@@ -83,6 +83,8 @@ def _masked_uses(plan: BlockPlan, chunks: Index) -> Ints:
     """Return the number of blocks that read each chunk, over the grid axes, where not all tiles run."""
     runs, share = plan.runs, plan.reuse == "share"
     assert runs is not None
+    if not runs.size:
+        return np.zeros([ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True)], np.int64)
     tiles = [t.owns if share else t.touches for t in plan.tables]
     lows, highs = [], []
     for d, (grid, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):

@@ -275,7 +275,7 @@ def test_W3_adding_with_the_cores_as_weights_equals_copying_them(call: Call):
             flags = []
             for (a, b), (low, high) in zip(inside, cores, strict=True):
                 x = np.arange(a, b)
-                flags.append(((low <= x) & (x < high)).astype(float))
+                flags.append((((low <= x) & (x < high)).astype(float), slice(None)))
             add(layer, canvas[tuple(slice(*i) for i in inside)], values[part], flags, Products())
         canvases.append(canvas)
     assert np.isfinite(canvases[0]).all()

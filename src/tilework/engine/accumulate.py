@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilework._types import Array, Bits, Index, Ints, Span
-from tilework.engine.canvas import Partial, Products, add, plus
+from tilework.engine.canvas import Partial, Profile, add, plus
 from tilework.engine.spec import Spec
 from tilework.errors import GridError
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
-from tilework.grid.weights import PROFILES, AxisWeights
+from tilework.grid.weights import AxisWeights
 from tilework.plan.axis_table import Spans
 from tilework.plan.tables import box_any
 
@@ -28,90 +28,116 @@ SUMS = 2**25
 
 @dataclass(frozen=True, slots=True)
 class _Spot:
-    """Position of the tiles with one number along one axis."""
+    """Position of the tiles with one number along one axis, in one of the parts of a canvas."""
 
+    part: int
+    """Number of the part along the axis."""
     target: slice
-    """Samples of the canvas."""
+    """Samples of the part."""
     values: slice
     """Samples of the function's result."""
-    weights: Array | None
+    weights: Profile | None
     """Normalised weights of these samples, if the blend is weighted and separable."""
 
 
 class Accumulator:
-    """Adds the results of one owner's tiles to one canvas per output."""
+    """Adds the results of one owner's tiles to one canvas per output, whole or in parts.
 
-    def __init__(self, spec: Spec, boxes: Sequence[Box]) -> None:
-        self._outputs = spec.outputs
-        self.partials = [Partial(box) for box in boxes]
-        self._spots: dict[tuple[int, int, int], _Spot | None] = {}
-        self._slices: dict[Any, tuple[Array, Array]] = {}
-        self._bytes = 0
-        """Bytes of the profiles that are held."""
-        self._products = Products()
+    Parameters
+    ----------
+    spec : Spec
+    regions : per output, a `Box` or, per grid axis, a sequence of (start, stop); result samples
+        Where to add up. Spans along an axis ascend and do not overlap. Each product of spans is a part of the
+        canvas, with memory of its own.
+    rooms : per output, an array or None
+        Memory for the first part, if it has the dtype of the sums.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        regions: Sequence[Box | Sequence[Sequence[Span]]],
+        rooms: Sequence[Array | None] = (),
+    ) -> None:
+        self._outputs, self._products = spec.outputs, spec.products
+        self._spans = [
+            [[span] for span in zip(r.start, r.stop, strict=True)] if isinstance(r, Box) else r
+            for r in regions
+        ]
+        self._parts: list[dict[Index, Partial]] = []
+        for spans in self._spans:
+            numbers = itertools.product(*(range(len(along)) for along in spans))
+            self._parts.append({n: Partial(_box_of(spans, n)) for n in numbers})
+        self.partials = [next(iter(parts.values())) for parts in self._parts]
+        """The first part of each canvas."""
+        for partial, room in zip(self.partials, rooms, strict=False):
+            partial.room = room
+        self._spots: dict[tuple[int, int, int], list[_Spot]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # Parts and products of weights are found by identity, which pickling does not keep.
-        return self.__dict__ | {
-            "_spots": {},
-            "_slices": {},
-            "_bytes": 0,
-            "_products": Products(),
-        }
+        # Products of weights are found by identity, which pickling does not keep.
+        return self.__dict__ | {"_spots": {}}
+
+    def seam(self, step: Index, canvases: Sequence[Box]) -> list[Partial]:
+        """Return the part of each canvas in the later block at ``step``, within the boxes of the tiles."""
+        found = []
+        for output, parts, box in zip(self._outputs, self._parts, canvases, strict=True):
+            nothing = Partial(Box((0,) * len(step), (0,) * len(step)))
+            found.append(parts[step].crop(output, box) if step in parts else nothing)
+        return found
 
     def add(self, position: Index, results: Sequence[Array]) -> None:
         """Add the results, one per output, of the tile at ``position`` (its number along each axis)."""
         for number, (output, result) in enumerate(zip(self._outputs, results, strict=True)):
-            spots = [self._spot(number, d, i) for d, i in enumerate(position)]
-            if None in spots:
-                continue
-            placed: list[_Spot] = spots  # type: ignore[assignment]
-            values = result[output.index([s.values for s in placed])[output.n_each :]]
-            partial = self.partials[number]
-            partial.prepare(output, values.dtype)
-            place = output.index([s.target for s in placed])
-            each = (s.start for s in place[: output.n_each])
-            target, lost = partial.part((*each, *place[output.n_each :], ...))
-            if output.importance is not None:
-                start = [partial.box.start[d] + s.target.start for d, s in enumerate(placed)]
-                shape = [s.target.stop - s.target.start for s in placed]
-                whole, index = importance(output, position, start, shape)
-                self._products.add_map(output, (target, lost), values, whole, index)
-                continue
-            weights: Any = None
-            if output.weighted:
-                weights = [s.weights for s in placed[output.n_each :]]
-            add(output, target, values, weights, self._products, lost)
+            columns = [self._spot(number, d, i) for d, i in enumerate(position)]
+            for spots in itertools.product(*columns):
+                self._add(number, output, position, spots, result)
 
-    def _spot(self, number: int, d: int, i: int) -> _Spot | None:
+    def _add(
+        self, number: int, output: BoundOutput, position: Index, spots: Sequence[_Spot], result: Array
+    ) -> None:
+        """Add the samples of a result that lie in one part of the canvas."""
+        n = output.n_each
+        partial = self._parts[number][tuple([s.part for s in spots])]
+        values = result[output.index([s.values for s in spots])[n:]]
+        partial.prepare(output, values.dtype)
+        place: tuple[Any, ...] = output.index([s.target for s in spots])
+        if n:
+            place = (*(s.start for s in place[:n]), *place[n:], ...)
+        target, lost = partial.part(place)
+        if output.importance is not None:
+            start = [a + s.target.start for a, s in zip(partial.box.start, spots, strict=True)]
+            shape = [s.target.stop - s.target.start for s in spots]
+            whole, index = importance(output, position, start, shape)
+            self._products.add_map(output, (target, lost), values, whole, index)
+            return
+        weights: Any = [s.weights for s in spots[n:]] if output.weighted else None
+        add(output, target, values, weights, self._products, lost)
+
+    def _spot(self, number: int, d: int, i: int) -> list[_Spot]:
+        """Return the places of a tile along one axis, one per part of the canvas in which it has weight."""
         key = (number, d, i)
-        if key in self._spots:
-            return self._spots[key]
-        if self._bytes > PROFILES:
-            self._spots, self._slices, self._bytes = {}, {}, 0
-        output, box = self._outputs[number], self.partials[number].box
+        found = self._spots.get(key)
+        if found is not None:
+            return found
+        output = self._outputs[number]
         axis = output.weights[d]
         (low, high), (origin, _) = axis.support(i), axis.result(i)
-        start, stop = max(low, box.start[d]), min(high, box.stop[d])
-        spot = None
-        if stop > start:
-            weights = None
-            if output.weighted and output.importance is None and d >= output.n_each:
-                weights = self._slice(axis.weights(i), start - low, stop - start)
-            target = slice(start - box.start[d], stop - box.start[d])
-            spot = _Spot(target, slice(start - origin, stop - origin), weights)
-        self._spots[key] = spot
-        return spot
+        separable = output.weighted and output.importance is None and d >= output.n_each
+        found = self._spots[key] = []
+        for part, (first, end) in enumerate(self._spans[number][d]):
+            start, stop = max(low, first), min(high, end)
+            if stop > start:
+                weights = None
+                if separable:
+                    weights = self._products.profile(axis, i), slice(start - low, stop - low)
+                target, values = slice(start - first, stop - first), slice(start - origin, stop - origin)
+                found.append(_Spot(part, target, values, weights))
+        return found
 
-    def _slice(self, profile: Array, start: int, length: int) -> Array:
-        """Return a part of ``profile``; equal parts are the same object, because products use identity."""
-        key = (id(profile), start, length)
-        if key not in self._slices:
-            part = profile if length == len(profile) else profile[start : start + length]
-            # The profile is kept with its part, so that no other array gets its id.
-            self._slices[key] = profile, part
-            self._bytes += profile.nbytes
-        return self._slices[key][1]
+
+def _box_of(spans: Sequence[Sequence[Span]], number: Index) -> Box:
+    return Box.of([along[k] for along, k in zip(spans, number, strict=True)])
 
 
 def importance(

@@ -1,7 +1,7 @@
 """The three steps of a task: gather tiles into groups, assemble groups into a block, deliver the block.
 
 1. *gather*: add up the results of tiles, one `Group` per owner block. Under ``share``, one task gathers the
-   tiles that its block owns (`gather_owned`), another copies the parts of the group that lie in later blocks
+   tiles that its block owns (`gather_owned`), another takes the parts of the group that lie in later blocks
    (`cut_seams`), and a third collects the block's own group and the seams of earlier neighbours
    (`gather_seams`). Under ``recompute``, one task gathers all tiles with weight in its block
    (`gather_tiles`).
@@ -48,6 +48,7 @@ __all__ = [
     "gather_tiles",
     "make_block",
     "owners_of",
+    "spans_of",
 ]
 
 Gather = Callable[..., "list[Group]"]
@@ -57,7 +58,7 @@ Block = Array | tuple[Array, ...]
 
 @dataclass(slots=True)
 class Group:
-    """The sums of the tiles of one owner block."""
+    """The sums of the tiles of one owner block, in its own samples or in a part of later ones."""
 
     partials: list[Partial]
     """One per output."""
@@ -65,17 +66,24 @@ class Group:
     """Numbers of the tiles that have no result: left out by the skip predicate, or failed."""
     failures: list[Failure] = field(default_factory=list)
     """Tiles that failed, if a failure does not end the run."""
+    seams: dict[Index, Group] = field(default_factory=dict)
+    """The sums in later blocks, by the step to each; with memory of their own, so they may wait alone."""
 
 
 # -- gather -----------------------------------------------------------------------------------------------
 
 
 def gather_owned(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
-    """Return the canvases of the tiles that block ``index`` owns."""
+    """Return the sums of the tiles that block ``index`` owns, in the block and in later ones."""
     ranges = spec.ranges(index, owned=True)
-    accumulator = Accumulator(spec, canvas_boxes(spec, index))
+    canvases = canvas_boxes(spec, index)
+    accumulator = Accumulator(spec, spans_of(spec, index, canvases), spec.rooms(index))
     queue = [(accumulator, tile) for tile in tiles_of(spec, ranges)]
     [group] = _run(spec, index, queue, ranges, given) or [Group(accumulator.partials, [])]
+    group.seams = {
+        step: Group(accumulator.seam(step, canvases), group.skipped, group.failures)
+        for step in spec.plan.neighbours.later(index)
+    }
     return group
 
 
@@ -87,8 +95,11 @@ def gather_tiles(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
     ranges, boxes = spec.ranges(index, owned=False), spec.boxes(index)
     queue: list[tuple[Accumulator, Tile]] = []
     for owner in owners_of(spec, index):
-        whole = canvas_boxes(spec, owner)
-        accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
+        if owner == index:
+            accumulator = Accumulator(spec, boxes, spec.rooms(index))
+        else:
+            whole = canvas_boxes(spec, owner)
+            accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
         queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
@@ -114,13 +125,9 @@ def _run(
 
 
 def cut_seams(spec: Spec, index: Index, steps: Sequence[Index], group: Group) -> dict[Index, Group]:
-    """Return copies of the parts of a group's canvases that lie in later blocks, by step."""
-    seams = {}
-    for step in steps:
-        boxes = spec.boxes(tuple(b + s for b, s in zip(index, step, strict=True)))
-        columns = zip(spec.outputs, group.partials, boxes, strict=True)
-        seams[step] = Group([p.crop(o, box) for o, p, box in columns], group.skipped, group.failures)
-    return seams
+    """Return the parts of a group that lie in later blocks, by step, apart from its own."""
+    del spec, index
+    return {step: group.seams[step] for step in steps}
 
 
 def gather_seams(
@@ -233,6 +240,15 @@ def canvas_boxes(spec: Spec, index: Index) -> list[Box]:
         else:
             boxes.append(Box.of([_span(w, r) for w, r in zip(output.weights, ranges, strict=True)]))
     return boxes
+
+
+def spans_of(spec: Spec, index: Index, canvases: Sequence[Box]) -> list[list[list[Span]]]:
+    """Return the parts of canvases per output and axis: all of the block, and what lies in the next one."""
+    spans = []
+    for canvas, block in zip(canvases, spec.boxes(index), strict=True):
+        axes = zip(canvas.stop, block.start, block.stop, strict=True)
+        spans.append([[(a, b), (b, end)] if end > b else [(a, b)] for end, a, b in axes])
+    return spans
 
 
 def _span(weights: AxisWeights, tiles: Span) -> Span:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from tilework._types import Array
 from tilework.errors import ContractError
 from tilework.function.output import BoundOutput, spread
 from tilework.grid.tiles import Box
+from tilework.grid.weights import AxisWeights
 
-__all__ = ["Partial", "Products", "add", "check_dtype", "combine", "finish", "plus", "real_dtype"]
+__all__ = ["Partial", "Products", "Profile", "add", "check_dtype", "combine", "finish", "plus", "real_dtype"]
 
 
 # Samples multiplied and added at a time: a piece of the result, its weights and the product stay in the
@@ -22,8 +24,12 @@ __all__ = ["Partial", "Products", "add", "check_dtype", "combine", "finish", "pl
 PIECE = 2**16
 # Most samples of weights that are kept as one product; larger crops use further axes as scalars.
 PRODUCT = 2**18
-# Products of weights cached while one block runs; its tiles need few.
-HELD = 32
+# Bytes of products that a result keeps, and number of tiles along an axis whose weights it keeps by number.
+# Tiles inside the image share their weights, so few products serve all.
+HELD, NUMBERED = 2**24, 2**14
+
+Profile = tuple[Array, slice]
+"""Weights along one axis of a whole support, and the part of them that is meant."""
 
 
 @dataclass(slots=True)
@@ -36,14 +42,20 @@ class Partial:
     """The sum; None until the first result shows its dtype."""
     lost: Array | None = None
     """What rounding took from the sum so far, for an output whose sums are compensated."""
+    merged: int = 0
+    """Number of further parts that `combine` has added; a task that is tried again adds no part twice."""
+    room: Array | None = None
+    """Memory for the array, in the place where the finished block is wanted; its values mean nothing."""
 
     def prepare(self, output: BoundOutput, values: np.dtype[Any]) -> None:
         """Make the array, if there is none, and let it hold the results of dtype ``values``."""
+        if self.array is not None and values == self.array.dtype:
+            return
         dtype = output.accumulator(values)
         if output.kind == "trim" and output.reduce is None:
             dtype = output.dtype
         if self.array is None:
-            self.array = _neutral(output, self.box, dtype)
+            self.array = _neutral(output, self.box, dtype, self.room)
             if output.compensated and dtype.kind in "fc":
                 self.lost = np.zeros_like(self.array)
         elif dtype != self.array.dtype and not np.can_cast(dtype, self.array.dtype):
@@ -63,12 +75,9 @@ class Partial:
         return self.part(output.index(box.shift([-a for a in self.box.start]).slices))
 
     def crop(self, output: BoundOutput, box: Box) -> Partial:
-        """Return a copy of the part in ``box``: a view would keep the whole canvas alive."""
+        """Return the part in ``box``; its array is a view."""
         box = self.box.intersect(box)
-        if self.array is None or not box.size:
-            return Partial(box)
-        array, lost = self.view(output, box)
-        return Partial(box, array.copy(), None if lost is None else lost.copy())
+        return self if box == self.box or self.array is None else Partial(box, *self.view(output, box))
 
     @property
     def total(self) -> Array:
@@ -83,18 +92,22 @@ class Partial:
         return total
 
 
-def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any]) -> Array:
-    """Return a canvas over ``box`` with the neutral value of the output's blend."""
+def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | None) -> Array:
+    """Return a canvas over ``box`` with the neutral value of the output's blend, in ``room`` if it fits."""
     shape = output.layout(box.shape)
-    if output.kind not in ("max", "min"):
-        return np.zeros(shape, dtype)
-    sign = -1 if output.kind == "max" else 1
-    if dtype.kind == "b":
-        return np.full(shape, sign > 0)
-    if dtype.kind == "f":
-        return np.full(shape, sign * np.inf, dtype)
-    info = np.iinfo(dtype)
-    return np.full(shape, info.max if sign > 0 else info.min, dtype)
+    fits = room is not None and room.dtype == dtype and room.shape == shape and not output.compensated
+    value: Any = 0
+    if output.kind in ("max", "min"):
+        sign = -1 if output.kind == "max" else 1
+        value = sign * np.inf
+        if dtype.kind != "f":
+            info = None if dtype.kind == "b" else np.iinfo(dtype)
+            value = sign > 0 if info is None else info.max if sign > 0 else info.min
+    elif not fits:
+        return np.zeros(shape, dtype)  # quicker than filling: the system has such pages
+    canvas = room if fits and room is not None else np.empty(shape, dtype)
+    canvas[...] = np.zeros((), dtype) if value == 0 else value
+    return canvas
 
 
 def check_dtype(output: BoundOutput, values: Array) -> None:
@@ -124,7 +137,7 @@ def add(
     output: BoundOutput,
     target: Array,
     values: Array,
-    weights: Sequence[Array] | None,
+    weights: Sequence[Profile] | None,
     products: Products,
     lost: Array | None = None,
 ) -> None:
@@ -132,9 +145,9 @@ def add(
 
     Parameters
     ----------
-    weights : one 1-D array per tiled axis, or None
+    weights : one `Profile` per tiled axis, or None
     products : Products
-        Caches that are shared by tiles that are added one after the other.
+        Products of weights, which tiles share.
     lost : numpy.ndarray, optional
         What rounding took from ``target``, which is added to.
     """
@@ -167,10 +180,13 @@ def _real_parts(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 def _times(values: Array, weights: Array, out: Array, where: Any = True) -> None:
     """Multiply by real weights; inf stays inf."""
-    if out.dtype.kind != "c" or out is not values:
-        with np.errstate(invalid="ignore" if out.dtype.kind == "c" else None):
+    if out.dtype.kind != "c":
+        np.multiply(values, weights, out=out, where=where)
+        return
+    if out is not values:
+        with np.errstate(invalid="ignore"):
             np.multiply(values, weights, out=out, where=where)
-        if out.dtype.kind != "c" or not _infinite(out):
+        if not _infinite(out):
             return
     # numpy makes the weights complex, and inf times their imaginary 0 is NaN. Apart, the parts take longer.
     for part, result in _real_parts(values, out):
@@ -252,22 +268,36 @@ def _saturate(sums: Array, values: Array) -> None:
 
 
 class Products:
-    """Adds values times weights, piece by piece, with caches that neighbouring tiles share.
+    """Adds values times weights, piece by piece, with products of weights that the tiles of a result share.
 
-    It caches outer products of weights, and scratch memory for their products with values, because fresh
-    pages cost more than the arithmetic.
+    Threads may use it at the same time. Weights are found by identity, so nothing of it is pickled.
     """
 
     def __init__(self) -> None:
         self._held: dict[Any, tuple[Array, bool, list[Array]]] = {}
-        self._scratch: Array | None = None
+        self._bytes = 0
+        """Bytes of the products that are held."""
+        self._profiles: dict[tuple[int, int], tuple[Array, AxisWeights]] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Products, ()
+
+    def profile(self, axis: AxisWeights, i: int) -> Array:
+        """Return the weights of tile ``i`` along an axis; to find out which tiles are alike takes long."""
+        found = self._profiles.get((id(axis), i))
+        if found is None:
+            if len(self._profiles) >= NUMBERED:
+                self._profiles = {}
+            # The axis is kept with its weights, so that no other one gets its id.
+            found = self._profiles[id(axis), i] = axis.weights(i), axis
+        return found[0]
 
     def add_separable(
         self,
         output: BoundOutput,
         target: tuple[Array, Array | None],
         values: Array,
-        weights: Sequence[Array],
+        weights: Sequence[Profile],
     ) -> None:
         """Add ``values`` times the outer product of ``weights``.
 
@@ -278,7 +308,7 @@ class Products:
         ndim = len(output.shape)
         split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
         real = real_dtype(target[0].dtype)
-        product, positive = self._outer(by_axis, range(split, ndim), ndim, real)
+        product, positive = self._outer(by_axis, range(split, ndim), real)
         if split == 0 and values.size <= PIECE:
             self.add(target, values, product, positive)
         elif split == 0:
@@ -286,9 +316,10 @@ class Products:
                 part = product[rows] if product.shape[0] > 1 else product
                 self.add(_at(target, rows), values[rows], part, positive)
         else:
-            along = by_axis.get(split - 1, np.ones(values.shape[split - 1]))
+            along = _chosen(by_axis[split - 1]) if split - 1 in by_axis else np.ones(values.shape[split - 1])
+            outer = {a: _chosen(by_axis[a]) for a in range(split - 1) if a in by_axis}
             for index in np.ndindex(*values.shape[: split - 1]):
-                factors = (float(by_axis[a][i]) for a, i in enumerate(index) if a in by_axis)
+                factors = (float(outer[a][i]) for a, i in enumerate(index) if a in outer)
                 scalars = (math.prod(factors, start=1.0) * along).astype(real)
                 scalars = scalars.reshape((-1,) + (1,) * (ndim - split))
                 for rows in _rows(values.shape, split - 1):
@@ -305,35 +336,36 @@ class Products:
     ) -> None:
         """Add ``values`` times a part, ``index``, of N-D weights over the tiled axes of a full crop."""
         real = real_dtype(target[0].dtype)
-        key = real, id(weights), *((i.start, i.stop) for i in index)
-        found = self._held.get(key)
-        if found is None:
-            # Tiles at the border and seams have others; a block has one that most of its tiles share.
-            self._held.clear()
-            product = spread(weights[index].astype(real), output.axes, values.ndim)
-            found = self._held[key] = product, bool(product.min() > 0), [weights]
-        product, positive, _ = found
+        key = real, id(weights)
+        found = self._held.get(key) or self._hold(key, weights.astype(real), [weights])
+        product, positive = spread(found[0][index], output.axes, values.ndim), found[1]
         for rows in _rows(values.shape, 0):
             part = product[rows] if product.shape[0] > 1 else product
             self.add(_at(target, rows), values[rows], part, positive)
 
-    def _outer(
-        self, by_axis: dict[int, Array], axes: range, ndim: int, real: np.dtype[Any]
-    ) -> tuple[Array, bool]:
-        """Return the outer product of the weights along ``axes``, and whether none is 0."""
-        weights = [by_axis[a] for a in axes if a in by_axis]
-        key = (real, *map(id, weights))
+    def _outer(self, by_axis: dict[int, Profile], axes: range, real: np.dtype[Any]) -> tuple[Array, bool]:
+        """Return the outer product of the weights along ``axes``, and False if some may be 0."""
+        used = [(a, *by_axis[a]) for a in axes if a in by_axis]
+        key = (real, *((a, id(profile)) for a, profile, _ in used))
         found = self._held.get(key)
         if found is None:
-            if len(self._held) >= HELD:
-                self._held.clear()
             product = np.ones((1,) * len(axes))
-            for a in filter(by_axis.__contains__, axes):
-                product = product * by_axis[a].reshape((-1,) + (1,) * (ndim - a - 1))
-            product = product.astype(real)
-            # The weights are kept with their product, so that no other array gets their id.
-            found = self._held[key] = product, bool(product.min() > 0), weights
-        return found[:2]
+            for a, profile, _ in used:
+                product = product * profile.reshape((-1,) + (1,) * (axes.stop - a - 1))
+            found = self._hold(key, product.astype(real), [profile for _, profile, _ in used])
+        parts = [slice(None)] * len(axes)
+        for a, _, part in used:
+            parts[a - axes.start] = part
+        return found[0][tuple(parts)], found[1]
+
+    def _hold(self, key: Any, product: Array, weights: list[Array]) -> tuple[Array, bool, list[Array]]:
+        """Keep a product, whether it has no 0, and its weights, so that no other array gets their id."""
+        found = product, bool(product.min() > 0), weights
+        if self._bytes + product.nbytes > HELD:
+            self._held, self._bytes = {}, 0
+        self._held[key] = found
+        self._bytes += product.nbytes
+        return found
 
     def add(
         self,
@@ -360,13 +392,22 @@ class Products:
         plus(target, piece, average=True)
 
     def _piece(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return uninitialised scratch memory of a shape."""
+        """Return scratch memory of a shape, the thread's own: fresh pages cost more than the arithmetic."""
         size = math.prod(shape)
         if size > PIECE:
             return np.empty(shape, dtype)
-        if self._scratch is None or self._scratch.dtype != dtype:
-            self._scratch = np.empty(PIECE, dtype)
-        return self._scratch[:size].reshape(shape)
+        scratch: Array | None = getattr(_SCRATCH, "piece", None)
+        if scratch is None or scratch.dtype != dtype:
+            scratch = _SCRATCH.piece = np.empty(PIECE, dtype)
+        return scratch[:size].reshape(shape)
+
+
+_SCRATCH = threading.local()
+
+
+def _chosen(weights: Profile) -> Array:
+    profile, part = weights
+    return profile[part]
 
 
 def _at(target: tuple[Array, Array | None], index: Any) -> tuple[Array, Array | None]:
@@ -381,19 +422,18 @@ def _rows(shape: Sequence[int], axis: int) -> Iterator[slice]:
 
 
 def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | None:
-    """Return the parts merged over ``box``, in their order; None if there are none."""
+    """Return the parts merged over ``box``, in their order; None if there are none.
+
+    If the first part lies over ``box``, the others are added to it, and its array may be the result. It then
+    counts them, so that another call with the same parts returns the same.
+    """
     parts = [p for p in parts if p.array is not None and box.intersect(p.box).size]
     if not parts:
         return None
-    first = parts[0]
-    if len(parts) == 1 and first.box == box:
-        return first.total
-    if first.box.intersect(box) == box:
-        total = first.crop(output, box)
-        parts = parts[1:]
-    else:
-        total = Partial(box)
-    for part in parts:
+    total = Partial(box)
+    if parts[0].box == box:
+        total, parts = parts[0], parts[1:]
+    for part in parts[total.merged :]:
         assert part.array is not None
         total.prepare(output, part.array.dtype)
         common = box.intersect(part.box)
@@ -407,6 +447,7 @@ def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | 
             plus(target, source, average=output.weighted)
             if lost is not None and target[1] is not None:
                 np.add(target[1], lost, out=target[1])
+        total.merged += 1
     return total.total
 
 

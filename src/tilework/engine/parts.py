@@ -176,7 +176,7 @@ def part_of_block(
     nothing = Box((0,) * len(box.start), (0,) * len(box.start))
     skipped, partials = set(), []
     for owner, tiles in tiles_touching(spec, number, index, box):
-        whole = canvas_boxes(spec, owner)[number].intersect(box)
+        whole = box if owner == index else canvas_boxes(spec, owner)[number].intersect(box)
         boxes = [whole if k == number else nothing for k in range(len(spec.outputs))]
         accumulator = Accumulator(spec, boxes)
         for tile in tiles:

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from tilework._types import Function, Index, Predicate, Span
+from tilework._types import Array, Function, Index, Predicate, Span
+from tilework.engine.canvas import Products
 from tilework.engine.nan import Notice
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
@@ -58,6 +59,8 @@ class Spec:
     """When writing, called with ``(spec, index, assembled)`` in the last task of each block."""
     notice: Notice = field(default_factory=Notice)
     """Whether NaN in an integer result was reported."""
+    products: Products = field(default_factory=Products)
+    """Products of the weights, in this process."""
 
     @property
     def active(self) -> TilePlan:
@@ -86,6 +89,11 @@ class Spec:
         """Return, per output, the result samples of a block."""
         box = self.plan.box(index)
         return [output.region(box) for output in self.outputs]
+
+    def rooms(self, index: Index) -> list[Array | None]:
+        """Return, per output, the memory where a finished block is wanted; None where there is none."""
+        room = getattr(self.end, "room", None)
+        return [None] * len(self.outputs) if room is None else room(self, index)
 
     def reads(self, source: int, ranges: Sequence[Span]) -> list[AxisRead]:
         """Return the reads from one source for the tiles in ``ranges``, one per axis."""

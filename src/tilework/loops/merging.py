@@ -24,7 +24,7 @@ import numpy as np
 from tilework._checks import as_numbers, one_of, scalar
 from tilework._types import Array, Index
 from tilework.engine.accumulate import Accumulator, cover
-from tilework.engine.block import Group, canvas_boxes, cut_seams
+from tilework.engine.block import canvas_boxes, spans_of
 from tilework.engine.canvas import Partial, combine, finish, real_dtype
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, GridError, TilingError
@@ -445,8 +445,7 @@ class Stored(_OneCanvas):
         free = view is not None and summed and not sink.accumulate and not output.compensated
         # Asked last: an output that cannot hold the sums is refused with the first patch's dtype.
         if free and view is not None and view.dtype == output.accumulator():
-            view[...] = 0
-            self._sums.partials[0].array = view
+            self._sums.partials[0].room = view
 
     def result(self) -> Any:
         block = self._finished()
@@ -470,8 +469,8 @@ class ByBlock(Gatherer):
         sink.expect(self.parts())
         self._open: dict[Index, Accumulator] = {}
         self._left: dict[Index, int] = {}
-        self._own: dict[Index, Group] = {}
-        self._seams: dict[Index, dict[Index, Group]] = {}
+        self._own: dict[Index, Partial] = {}
+        self._seams: dict[Index, dict[Index, Partial]] = {}
         self._waiting: list[Index] = []
         """Complete blocks that are not stored yet."""
         self._finished: set[Index] = set()
@@ -493,7 +492,8 @@ class ByBlock(Gatherer):
             self._count(position)
             return
         if owner not in self._open:
-            self._open[owner] = Accumulator(self.spec, canvas_boxes(self.spec, owner))
+            spans = spans_of(self.spec, owner, canvas_boxes(self.spec, owner))
+            self._open[owner] = Accumulator(self.spec, spans)
             self._left[owner] = self.spec.plan.owned(owner)
         self._open[owner].add(position, [values])
         self._left[owner] -= self._count(position)
@@ -510,17 +510,12 @@ class ByBlock(Gatherer):
     def _close(self, owner: Index) -> None:
         """Cut the seams of a complete canvas; find the blocks for which nothing else is missing."""
         plan = self.spec.plan
-        group = Group(self._open[owner].partials, [])
-        seams = cut_seams(self.spec, owner, plan.neighbours.later(owner), group)
-        if seams and not self._ready(owner):
-            # While the block waits, only its own part of the canvas is needed.
-            group = Group([group.partials[0].crop(self.output, self._box(owner))], [])
-        self._own[owner] = group
-        del self._open[owner]
+        sums, canvases = self._open.pop(owner), canvas_boxes(self.spec, owner)
+        self._own[owner] = sums.partials[0]
         later = []
-        for step, seam in seams.items():
+        for step in plan.neighbours.later(owner):
             index = tuple(b + s for b, s in zip(owner, step, strict=True))
-            self._seams.setdefault(index, {})[owner] = seam
+            self._seams.setdefault(index, {})[owner] = sums.seam(step, canvases)[0]
             later.append(index)
         for index in (owner, *later):
             if (index in self._own or not plan.neighbours.owns(index)) and self._ready(index):
@@ -538,10 +533,9 @@ class ByBlock(Gatherer):
     def _store(self, index: Index) -> None:
         """Store a finished block, and then drop its parts: after an error, it is stored again."""
         own, seams = self._own.get(index), self._seams.get(index, {})
-        groups = ([own] if own else []) + [seams[e] for e in sorted(seams)]
         known = self.unknown
         try:
-            block = self._finish(index, [g.partials[0] for g in groups])
+            block = self._finish(index, ([own] if own else []) + [seams[e] for e in sorted(seams)])
             self._sink.store(self._place(index), block, final=True)
         except BaseException:
             self.unknown = known

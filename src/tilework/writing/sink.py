@@ -107,6 +107,11 @@ class Sink:
             ledger.marks(record).soil(f"{self.run}-{name}", [[(i, i + 1) for i in unit] for unit in units])
         self.prove()
 
+    @property
+    def memory(self) -> Array | None:
+        """The array if its memory can be used without its methods: numpy's own, or a memory map."""
+        return np.asarray(self.array) if type(self.array) in (np.ndarray, np.memmap) else None
+
     def put(self, part: Part) -> None:
         """Write a part; heal shards of which only a part is stored."""
         try:
@@ -281,6 +286,17 @@ class BlockWriter:
         return replace(
             write_block(block_name(index), works, failures, self._marked), unknown=assembled.unknown
         )
+
+    def room(self, spec: Spec, index: Index) -> list[Array | None]:
+        """Return, per output, the part of an array in memory where block ``index`` is made.
+
+        Writing a block that was made there copies nothing: numpy sees that source and target are the same.
+        """
+        rooms: list[Array | None] = []
+        for number, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
+            memory = self.sinks[number].memory if number in self.sinks and output.reduce is None else None
+            rooms.append(None if memory is None else memory[output.place(box)])
+        return rooms
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BlockWriter, (self.sinks,)

@@ -2,8 +2,8 @@
 
 `tiled_map` turns a function on a small crop into a lazy dask array over an image of any size; `plan_tiles`
 returns its plan without data. `Output` declares what the function returns; `load_once` and `from_torch` load
-models. `to_zarr` and `write_many` write results; `status` reports how much is written. `Slicer`,
-`GridSampler` and `Aggregator` are the eager loops of Ryomen and Patchly.
+models. `compute` makes results in memory, `to_zarr` and `write_many` write them; `status` reports how much is
+written. `Slicer`, `GridSampler` and `Aggregator` are the eager loops of Ryomen and Patchly.
 
 Importing the package imports none of numpy, dask, distributed, zarr and matplotlib: each public name imports
 its module when it is first used.
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tilework.probing.probe import probe
     from tilework.probing.report import ProbeReport
     from tilework.source.kept import clear_caches
+    from tilework.writing.computing import compute
     from tilework.writing.many import write_many
     from tilework.writing.status import status
     from tilework.writing.store import to_zarr
@@ -66,6 +67,7 @@ _HOMES = {
     "check": "diagnostics.checking",
     "clear_caches": "source.kept",
     "compare": "diagnostics.figures",
+    "compute": "writing.computing",
     "explain": "diagnostics.measuring",
     "from_torch": "function.network",
     "load_once": "function.load_once",
@@ -84,9 +86,9 @@ _HOMES = {
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer", "Tile",
-    "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "explain", "from_torch",
-    "load_once", "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status", "tiled_map",
-    "to_zarr", "view", "write_many",
+    "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "compute", "explain",
+    "from_torch", "load_once", "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status",
+    "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

@@ -222,6 +222,8 @@ class BoundOutput(Holder):
 
     def index(self, spans: Sequence[slice]) -> tuple[slice, ...]:
         """Return slices per grid axis as an index into an array of the function's layout."""
+        if not self.n_each and self.axes == tuple(range(len(self.shape))):
+            return tuple(spans)  # every tile asks, several times
         index = [*spans[: self.n_each], *[slice(None)] * len(self.shape)]
         for axis, span in zip(self.axes, spans[self.n_each :], strict=True):
             index[self.n_each + axis] = span

@@ -5,7 +5,7 @@ Keys of one result called ``NAME``::
     NAME-spec                  the `Spec`, which every task refers to
     NAME-part-K, *block        a view of array K in memory (no other source has such keys)
     NAME-group, *block         canvases of the tiles that the block owns        (share)
-    NAME-seam, *block          copies of the parts of canvases in later blocks  (share)
+    NAME-seam, *block          the parts of canvases in later blocks            (share)
     NAME, *block               a block of the result
     NAME-all, *block           a tuple of blocks, for several outputs
     NAME-OUTPUT, *block        a block of one of several outputs, taken from the tuple

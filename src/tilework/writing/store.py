@@ -49,7 +49,7 @@ from tilework.writing.units import (
     input_unit,
 )
 
-__all__ = ["Writing", "prepare", "to_zarr"]
+__all__ = ["Asked", "Writing", "by_key", "prepare", "to_zarr"]
 
 
 def to_zarr(
@@ -237,15 +237,19 @@ class Writing:
         return closing.result()
 
 
-def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
+def prepare(
+    out: Any, store: Any, asked: Asked, where: Where, given: Mapping[str, Any] | None = None
+) -> Writing:
     """Return the job that writes ``out``, after all checks; create the arrays, but compute nothing.
+
+    ``given`` holds an array to write into for each member, in place of a store of all.
 
     The arrays are claimed for the run until the job is closed; for a run that somebody else computes, only
     until they are created.
     """
     if not callable(asked.on_error):
         one_of("on_error", asked.on_error, ("raise", "fill"))
-    arrays = _by_key(out)
+    arrays = by_key(out)
     several = isinstance(out, tuple | list | Mapping)
     found = {key: find_spec(array) for key, array in arrays.items()}
     calls = {None if f is None else f.name for f in found.values()}
@@ -260,7 +264,8 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     specs = specs_below(arrays[""]) if first is None else (first.spec,)
     sources = [source for spec in specs for source in spec.sources]
     sources += [source for array in arrays.values() for source in read_by(array)]
-    places = {key: asked.target(store, key).look(sources) for key in arrays}
+    stores = given or dict.fromkeys(arrays, store)
+    places = {key: asked.target(stores[key], key).look(sources) for key in arrays}
     claims = Claims()
     try:
         if first is None:
@@ -272,7 +277,7 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
         raise
     if where.postponed:
         claims.release()
-    if several:
+    if several and given is None:
         writing.job.closing.group = GroupAt(store, asked.path or "", asked.options.get("storage_options"))
     if writing.job.done:
         done = f"{writing.job.done} of {writing.job.units} units"
@@ -281,7 +286,7 @@ def prepare(out: Any, store: Any, asked: Asked, where: Where) -> Writing:
     return writing
 
 
-def _by_key(out: Any) -> dict[str, Any]:
+def by_key(out: Any) -> dict[str, Any]:
     """Return the arrays of a result by their keys in the group; the key of a single array is empty."""
     if isinstance(out, Mapping):
         arrays = {str(key): array for key, array in out.items()}
@@ -305,7 +310,7 @@ def _not_lazy(array: Any, key: str) -> str:
 
 
 def _title(target: Target) -> str:
-    return f"to_zarr {target.store}"[:60]
+    return f"to_zarr {target.store}"[:60] if target.marked else "compute"  # not the values of an array
 
 
 # -- the result of tiled_map ------------------------------------------------------------------------------
@@ -344,7 +349,8 @@ def _prepare_tiles(
     )
     for member in members:
         check_aligned(spec, member.number, member.layout.unit)
-    record = record_of(fingerprint, spec.plan)
+    # The versions in a record take as long to look up as a small image takes to compute.
+    record: Any = record_of(fingerprint, spec.plan) if marked else {}
     destinations = {m.number: _destination(m, spec, record, claims) for m in members}
     target = members[0].place.target
     job = TileJob(

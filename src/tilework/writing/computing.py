@@ -1,0 +1,132 @@
+"""`compute`: a result in memory, each block made in its place in the array that is returned."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+
+from tilework._checks import brief
+from tilework.errors import TilingError
+from tilework.execution.local import run
+from tilework.execution.progress import Progress, check_progress
+from tilework.execution.where import Where
+from tilework.writing.store import Asked, by_key, prepare
+
+__all__ = ["compute"]
+
+
+def compute(
+    out: Any,
+    into: Any = None,
+    *,
+    on_error: Any = "raise",
+    retries: int = 0,
+    progress: Progress = False,
+    memory_limit: int | str | None = None,
+    scheduler: Any = None,
+) -> Any:
+    """Compute a result into an array of this process; return the array.
+
+    ``out.compute()`` holds all blocks until the last one is there, and then copies them into a new array.
+    Here each block is made in its place, in half of the memory and time.
+
+    Parameters
+    ----------
+    out : dask array, or the tuple or dict of one `tiled_map`
+        Several outputs are computed in one pass: the function runs once per tile.
+    into : array, or tuple or dict of them, optional
+        The array to compute into, with the shape and dtype of the result: of numpy, a memory map, or anything
+        that takes slices, such as an h5py dataset. Its values are overwritten; after an error, some are
+        those of unfinished blocks. Default: new numpy arrays.
+    on_error, retries, memory_limit
+        As in `to_zarr`.
+    progress : bool, "auto" or callable
+        As in `to_zarr`; by default nothing is shown.
+    scheduler : str or callable, optional
+        A scheduler of dask that works in this process, "threads" or "synchronous". Default: the scheduler
+        that dask would choose.
+
+    Returns
+    -------
+    array, shape and dtype of the result, or tuple or dict of them
+        ``into``, or the new arrays.
+
+    Raises
+    ------
+    TilingError
+        If an array has another shape or dtype, is the one that is read, is a Zarr array, or would have to be
+        reached from another process; if ``out`` is empty or has members of different calls.
+    TypeError
+        If ``out`` is not a dask array, or ``into`` does not have its structure.
+
+    Examples
+    --------
+    >>> from tilework import tiled_map
+    >>> out = tiled_map(np.negative, np.arange(100.0).reshape(10, 10), crop=6, overlap=1, dtype=float)
+    >>> array = np.empty((10, 10))
+    >>> compute(out, into=array) is array, float(array[9, 9])
+    (True, -99.0)
+    """
+    check_progress(progress)
+    where = Where.find(scheduler, None, retries=retries)
+    if where.name in ("distributed", "processes"):
+        raise TilingError(
+            f"an array of this process cannot be reached by the scheduler {where.name!r}; give "
+            'scheduler="threads", write with to_zarr, or call out.compute().'
+        )
+    arrays, several = by_key(out), isinstance(out, tuple | list | Mapping)
+    for key, array in arrays.items():
+        if not hasattr(array, "dask"):
+            raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
+    made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
+    given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, list(arrays), several)
+    asked = Asked(on_error=on_error, memory_limit=memory_limit)
+    writing = prepare(out, None, asked, where, given)
+    run([writing.job], where, progress=progress, title="compute")
+    writing.end()
+    if into is not None:
+        return into
+    return (
+        dict(zip(out, made, strict=True)) if isinstance(out, Mapping) else tuple(made) if several else made[0]
+    )
+
+
+def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:
+    """Return the arrays to compute into by key; raise unless they are one for each result, and apart."""
+    if isinstance(into, tuple | list | Mapping) != several:
+        what = f"a tuple or dict of {len(keys)} arrays, as out is" if several else "one array, as out is"
+        raise TypeError(f"into must be {what}; got {brief(into)}.")
+    given = {str(k): v for k, v in into.items()} if isinstance(into, Mapping) else {}
+    if several and not given:
+        given = {str(number): array for number, array in enumerate(into)}
+    given = given if several else {"": into}
+    if set(given) != set(keys):
+        raise TilingError(f"into must have the members of out, {keys}; got {list(given)}.")
+    for array in given.values():
+        if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")) or hasattr(
+            array, "dask"
+        ):
+            raise TypeError(f"into must be an array that holds data; got {brief(array)}.")
+        if isinstance(array, zarr.Array):
+            raise TilingError("to_zarr(out, array) writes into a Zarr array, and can be resumed; use it.")
+        if isinstance(array, np.ndarray) and not array.flags.writeable:
+            raise TilingError("into is read-only; open it for writing (mode='r+' for a memmap).")
+    for one, other in itertools.combinations(given.values(), 2):
+        if one is other or _overlap(one, other):
+            raise TilingError("members of into share memory; give each result an array of its own.")
+    return given
+
+
+def _overlap(one: Any, other: Any) -> bool:
+    """Return whether two arrays share samples, except where it takes too long to find out."""
+    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
+        return False
+    work: Any = 10**4  # numpy's stubs know only its two special values
+    try:
+        return np.shares_memory(one, other, work)
+    except np.exceptions.TooHardError:
+        return False

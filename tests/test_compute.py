@@ -239,6 +239,18 @@ def test_a_crop_that_is_kept_stays_as_it_is():
     assert all((crop == copy).all() for crop, copy in kept)
 
 
+def test_what_a_reduction_keeps_stays_as_it_is():
+    kept = []
+
+    def keeps(block):
+        kept.append((block, block.copy()))
+        return -block
+
+    out = tw.tiled_map(scaled, IMAGE, **TILING, blend="gaussian", output=tw.Output("f4", reduce=keeps))
+    tw.compute(out)
+    assert all((block == copy).all() for block, copy in kept)
+
+
 def test_a_function_may_compute():
     """In a task, on the same thread, with the same products and scratch memory."""
     inner = tw.tiled_map(scaled, IMAGE, **TILING, blend="gaussian", dtype="f4")

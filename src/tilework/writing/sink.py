@@ -109,8 +109,8 @@ class Sink:
 
     @property
     def memory(self) -> Array | None:
-        """The array if its memory can be used without its methods: numpy's own, or a memory map."""
-        return np.asarray(self.array) if type(self.array) in (np.ndarray, np.memmap) else None
+        """The memory of an array of numpy, a memory map included."""
+        return np.asarray(self.array) if isinstance(self.array, np.ndarray) else None
 
     def put(self, part: Part) -> None:
         """Write a part; heal shards of which only a part is stored."""
@@ -290,7 +290,8 @@ class BlockWriter:
     def room(self, spec: Spec, index: Index) -> list[Array | None]:
         """Return, per output, the part of an array in memory where block ``index`` is made.
 
-        Writing a block that was made there copies nothing: numpy sees that source and target are the same.
+        Writing a block that was made there copies nothing: numpy sees that source and target are the same. A
+        reduction gets memory of its own, which it may keep.
         """
         rooms: list[Array | None] = []
         for number, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):

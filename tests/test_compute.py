@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+from dataclasses import replace
 
 import dask
 import dask.array as da
@@ -12,7 +13,11 @@ import zarr
 
 import tilework as tw
 from tilework.engine.block import cut_seams, gather_owned, gather_seams, make_block
+from tilework.execution.local import run
+from tilework.execution.where import Where
 from tilework.graph.build import find_spec
+from tilework.writing.closing import Destination
+from tilework.writing.jobs import TileJob
 from tilework.writing.sink import BlockWriter
 
 IMAGE = np.random.default_rng(0).random((61, 75), np.float32) - 0.5
@@ -170,6 +175,20 @@ def test_members_of_into_are_those_of_out():
 def test_processes_cannot_reach_an_array():
     with pytest.raises(tw.TilingError, match="'processes'"):
         tw.compute(result("gaussian"), scheduler="processes")
+
+
+def test_slabs_leave_what_others_have_finished():
+    """Tiles across the face of a slab run again in it; their own block is finished, in its place."""
+    volume = np.random.default_rng(1).random((32, 24, 20), np.float32)
+    tiling = {"crop": 8, "stride": 4, "blend": "gaussian", "dtype": "f4", "chunks": 8, "reuse": "share"}
+    out = tw.tiled_map(scaled, volume, **tiling)
+    spec = find_spec(out).spec
+    plan = spec.plan.with_blocks(spec.plan.block, "share", (), 1)
+    result = np.full(volume.shape, np.nan, "f4")
+    job = TileJob("", "slabs", replace(spec, plan=plan), {0: Destination(result)}, retries=0)
+    run([job], Where.find("sync"), progress=False, title="")
+    assert plan.calls() > len(plan)
+    same(result, out.compute())
 
 
 class Breaks:

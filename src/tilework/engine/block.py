@@ -73,11 +73,14 @@ class Group:
 # -- gather -----------------------------------------------------------------------------------------------
 
 
-def gather_owned(spec: Spec, index: Index, given: Sequence[Any]) -> Group:
-    """Return the sums of the tiles that block ``index`` owns, in the block and in later ones."""
+def gather_owned(spec: Spec, index: Index, given: Sequence[Any], wanted: bool = True) -> Group:
+    """Return the sums of the tiles that block ``index`` owns, in the block and in later ones.
+
+    A block that is not ``wanted`` may be finished already, by another slab, in the place where it is made.
+    """
     ranges = spec.ranges(index, owned=True)
     canvases = canvas_boxes(spec, index)
-    accumulator = Accumulator(spec, spans_of(spec, index, canvases), spec.rooms(index))
+    accumulator = Accumulator(spec, spans_of(spec, index, canvases), spec.rooms(index) if wanted else ())
     queue = [(accumulator, tile) for tile in tiles_of(spec, ranges)]
     [group] = _run(spec, index, queue, ranges, given) or [Group(accumulator.partials, [])]
     group.seams = {

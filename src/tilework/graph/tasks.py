@@ -273,7 +273,8 @@ class BlockTasks:
         if owned and (wanted or seam):
             given = yield from self._given(index, owned=True)
             key = self.key("group", index)
-            yield key, Task(key, gather_owned, self._ref, index, given)
+            unwanted = () if self.wanted(index) else (False,)
+            yield key, Task(key, gather_owned, self._ref, index, given, *unwanted)
             group = TaskRef(key)
         if seam:
             key = self.key("seam", index)

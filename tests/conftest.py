@@ -3,6 +3,8 @@
 import functools
 import multiprocessing
 import os
+import random
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -14,25 +16,60 @@ from dask.multiprocessing import initialize_worker_process
 from dask.tokenize import normalize_token
 from hypothesis import HealthCheck, settings
 
-# ------------------------------------------------------------------------------------ Hypothesis
+from tests.sampling import WHOLE
 
-# No deadlines: machines that share their cores stall. Function-scoped fixtures are allowed, because
-# the ones here (`counting`, the scheduler) hold nothing that one example could spoil for the next.
+# ------------------------------------------------------------------------------- how much is run
+
+# No deadlines: machines that share their cores stall. Examples are the same in every run, so that a
+# failure is the fault of what changed; the profile "search" looks for new ones. Function-scoped fixtures
+# are allowed, because the ones here (`counting`, the scheduler) hold nothing that one example could
+# spoil for the next.
 _common = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-settings.register_profile("default", _common, max_examples=50)
-settings.register_profile("ci", _common, max_examples=40, derandomize=True)
-settings.register_profile("nightly", _common, max_examples=1000)
-settings.load_profile(
-    os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") == "true" else "default")
-)
+settings.register_profile("sample", _common, max_examples=8, derandomize=True)
+settings.register_profile("whole", _common, max_examples=WHOLE, derandomize=True)
+settings.register_profile("search", _common, max_examples=1000)
 
-# --------------------------------------------------------------------------- options and selection
+CASES = 6
+"""Cases of a parametrised test that run where only a sample is asked for."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole",
+        action="store_true",
+        help="run all examples of laws and cases of tables, not a sample",
+    )
     parser.addoption("--runslow", action="store_true", help="run the long laws too")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the number of examples before the modules with the laws are imported."""
+    # A shell lets what runs in its background ignore Ctrl-C, and processes of tests would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    asked = os.environ.get("HYPOTHESIS_PROFILE")
+    settings.load_profile(asked or ("whole" if config.getoption("--whole") else "sample"))
+
+
+def sampled(items: list[Any]) -> list[Any]:
+    """Return the items without most cases of long tables: the same in every run, in their order.
+
+    A case that is asked for by its name is the only one of its test, and stays.
+    """
+    tables: dict[str, list[Any]] = {}
+    for item in items:
+        tables.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left: set[str] = set()
+    for name, cases in tables.items():
+        mark = cases[0].get_closest_marker("sample")
+        number = mark.args[0] if mark else CASES
+        if len(cases) > number:
+            ids = [case.nodeid for case in cases]
+            left |= set(ids) - set(random.Random(name).sample(ids, number))
+    return [item for item in items if item.nodeid not in left]
 
 
 @functools.cache
@@ -53,7 +90,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return "gpu" not in item.keywords or _has_cuda()
 
     kept = [item for item in items if wanted(item)]
-    config.hook.pytest_deselected(items=[item for item in items if not wanted(item)])
+    if not config.getoption("--whole"):
+        kept = sampled(kept)
+    chosen = set(kept)
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
 
 

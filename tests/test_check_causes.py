@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
 import tilework as tw
+from tests.sampling import share
 from tests.test_probe import pooled, unet
 
 RNG = np.random.default_rng(0)
@@ -255,7 +256,7 @@ def network(radius: int, scale: Fraction) -> Callable[[np.ndarray], np.ndarray]:
     return fn
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=share(25))
 @given(
     moved=st.tuples(st.integers(-2, 2), st.integers(-2, 2)),
     scale=st.sampled_from([Fraction(1), Fraction(2), Fraction(3), Fraction(1, 2), Fraction(1, 4)]),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
 import tilework as tw
+from tests.sampling import share
 from tilework.diagnostics import places
 from tilework.diagnostics.closeness import gap_between, judge
 
@@ -27,7 +28,7 @@ def box(x: np.ndarray) -> np.ndarray:
 # -- spread -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=share(20))
 @given(
     offset=st.sampled_from([0.0, 1e4, -1e6, 1e9]), factor=st.sampled_from([1.0, 1e-9, 1e9]),
     dtype=st.sampled_from(["f8", "c16"]),

@@ -45,6 +45,7 @@ def ends(dtype: str) -> list[tuple[float, int]]:
     return [(3e30, high), (-3e30, low), (np.inf, high), (-np.inf, low), (float(high), high), (low, low)]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("source", ["float32", "float64"])
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_blends_clip_at_both_ends(dtype: str, source: str) -> None:

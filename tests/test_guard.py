@@ -329,7 +329,7 @@ def quick_watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def wait_for(there: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not there() and time.monotonic() < end:
         time.sleep(0.01)
     assert there()

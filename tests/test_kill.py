@@ -109,7 +109,7 @@ def killed(server: Any, moment: int, folder: Path, address: str | None) -> Path:
     process = server.Process(target=write, args=(store, log, 0.01, address), daemon=True)
     process.start()
     started = time.monotonic()
-    while not log.exists() and time.monotonic() - started < 30:
+    while not log.exists() and time.monotonic() - started < 120:
         time.sleep(0.001)
     assert log.exists()
     time.sleep(random.Random(moment).uniform(0, 0.5))
@@ -126,7 +126,7 @@ def quiet(cluster: Any) -> None:
         return len(dask_worker.state.all_running_tasks)
 
     with Client(cluster, set_as_default=False) as client:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 120
         while cluster.scheduler.tasks or any(client.run(busy).values()):
             assert time.monotonic() < end
             time.sleep(0.05)
@@ -169,6 +169,7 @@ def test_I2_a_killed_client_of_a_cluster(
     check_resumed(store, tmp_path / "log", whole, cluster.scheduler_address)
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("moment", moments(2))
 def test_F3_a_killed_worker_costs_a_recomputation(
     moment: int, cluster: Any, tmp_path: Path, whole: dict[str, bytes]
@@ -179,7 +180,7 @@ def test_F3_a_killed_worker_costs_a_recomputation(
     store, log = tmp_path / "b.zarr", tmp_path / "log"
     delay = random.Random(moment).uniform(0, 0.5)
     with Client(cluster, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)
+        client.wait_for_workers(2, timeout=120)
         pids = client.run(os.getpid)
         victim = list(pids.values())[moment % 2]
 

@@ -153,6 +153,7 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(SOURCE, tmp_path / "tilework", ignore=shutil.ignore_patterns("__pycache__")))
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "line",
     [

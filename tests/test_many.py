@@ -127,9 +127,9 @@ def test_no_worker_idles_between_slides(tmp_path: Path) -> None:
                 spans.setdefault(slide, []).extend((part["start"], part["stop"]))
     order = sorted((min(times), max(times)) for times in spans.values())
     assert len(order) == 20
-    gaps = [after[0] - before[1] for before, after in itertools.pairwise(order)]
-    # A slide starts while the one before has tasks left: where it does not, hardly any time passes.
-    assert np.median(gaps) < 0.01
+    # A slide begins while the one before has tasks left; one by one, none would.
+    overlapping = [after[0] < before[1] for before, after in itertools.pairwise(order)]
+    assert sum(overlapping) >= 5
 
 
 def test_slides_in_one_store_share_nothing_but_it(tmp_path: Path) -> None:
@@ -165,6 +165,7 @@ class Watched:
             del image
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", ["well", "resumed", "failing", "filled", "retried"])
 def test_an_image_is_let_go_when_it_is_done(kind: str, scheduler: str, tmp_path: Path) -> None:
     """One block each, so that an image is needed for every busy thread; without the garbage collector."""

@@ -110,13 +110,14 @@ def test_runs_one_batch_of_one_tile(counting: Callable[..., Any]) -> None:
     assert text.startswith(tw.explain(out))
     names = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
     assert names[-4:] == ["measured", "seconds", "bytes", "peak"]
-    assert re.search(r"0\.1\d* s per crop", text)
+    assert float(re.search(r"([\d.]+) s per crop", text)[1]) >= 0.1  # type: ignore[index]
 
 
 def test_only_where_tiles_run() -> None:
     mask = np.zeros((30, 26), bool)
     mask[0, 0] = True
-    assert measure(tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32", mask=mask)).seconds < 1
+    found = measure(tw.tiled_map(asleep, IMAGE, 64, 8, dtype="float32", mask=mask))
+    assert found.seconds < 42 * found.call_seconds  # of 42 crops one runs
     nothing = tw.tiled_map(np.sqrt, IMAGE, 64, 8, dtype="float32", skip=lambda x: True)
     with pytest.raises(tw.TilingError, match="skip"):
         measure(nothing)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.networks import require
+from tests.sampling import share
 from tilework.plan.cost import rows
 from tilework.plan.picture import axis_profiles, svg
 
@@ -38,7 +39,7 @@ def centred(x: np.ndarray) -> np.ndarray:
     return x - 20 * x.mean() * np.arange(x.shape[1], dtype=x.dtype) / x.shape[1]
 
 
-@settings(max_examples=30)
+@settings(max_examples=share(30))
 @given(
     shape=st.lists(st.integers(1, 400), min_size=1, max_size=4), crop=st.integers(1, 90),
     edge=st.sampled_from(("shift", "squeeze", "pad", "clip", "drop")),

@@ -51,9 +51,9 @@ def test_what_is_no_tile_of_the_plan_is_not_in_it() -> None:
 
 
 def test_a_tile_is_found_among_very_many() -> None:
-    plan = tw.plan_tiles((10**9, 10**9), 100, 10)
-    tile = plan[10**12]
-    assert (tile in plan, plan.index(tile), plan.count(tile)) == (True, 10**12, 1)
+    plan = tw.plan_tiles((10**7, 10**7), 100, 10)
+    tile = plan[10**10]
+    assert (tile in plan, plan.index(tile), plan.count(tile)) == (True, 10**10, 1)
 
 
 def test_tiles_that_run_are_counted_by_running() -> None:

@@ -83,6 +83,7 @@ def result(folder: Path, name: str = "out.zarr") -> Any:
 # -- the file that is named -------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(1)
 @on_each_scheduler
 @pytest.mark.parametrize("stem", ["json", "scipy", "signal"])
 def test_a_file_is_loaded_whatever_its_name(
@@ -103,6 +104,7 @@ def test_a_file_is_loaded_whatever_its_name(
     assert "were found done; 0 tiles are to run" in again.stderr
 
 
+@pytest.mark.sample(1)
 @on_each_scheduler
 def test_errors_show_the_line_in_the_file(scheduler_name: str, folder: Path) -> None:
     (folder / "filters.py").write_text(TEXT)
@@ -308,6 +310,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
+@pytest.mark.sample(2)
 @on_each_scheduler
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs groups of processes")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

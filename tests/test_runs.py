@@ -228,7 +228,7 @@ def test_a_tile_in_flight_is_the_last_of_its_block(tmp_path: Path) -> None:
     out = tw.tiled_map(fails_once, IMAGE, 8, 0, dtype="f4", chunks=(48, 64))
     with dask.config.set(num_workers=2), pytest.raises(ValueError, match="first"):
         tw.to_zarr(out, tmp_path / "a.zarr", chunks=(16, 64), progress=False, scheduler="threads")
-    assert (tmp_path / "log").stat().st_size < 10
+    assert (tmp_path / "log").stat().st_size < 48  # tiles of the other block
     assert not tw.status(tmp_path / "a.zarr").done
 
 

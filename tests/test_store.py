@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
+from tests.sampling import share
 from tilework.graph.build import plan_of
 
 IMAGE = np.arange(96 * 80, dtype=np.float32).reshape(96, 80)
@@ -41,7 +42,7 @@ def writes(monkeypatch):
     return counts
 
 
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 @given(data=st.data())
 def test_i1_random_units_are_written_once_and_right(data, writes):
     """Any chunks and shards, crop and overlap, on eight threads."""

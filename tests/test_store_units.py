@@ -436,6 +436,7 @@ def workers() -> Iterator[Any]:
         yield client
 
 
+@pytest.mark.sample(1)
 @pytest.mark.distributed
 @pytest.mark.parametrize("blend", ["trim", "hann"])
 @pytest.mark.parametrize("kind", ["zarr", "numpy", "dask", "memmap"])

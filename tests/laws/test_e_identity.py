@@ -25,6 +25,7 @@ from tests.laws.engine_strategies import (
     picture,
     tiled,
 )
+from tests.sampling import share
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning"),
@@ -150,7 +151,7 @@ def test_E1_pinned_extents(blend: str, edge: str, extent: int) -> None:
         assert_same_bits(out.compute(), np.ascontiguousarray(given_image))
 
 
-@settings(max_examples=20)
+@settings(max_examples=share(20))
 @given(cases(words=("trim", *WINDOWS), dims=(1, 2)), st.sampled_from(("numpy", "zarr", "dask")))
 def test_E1_a_crop_is_the_functions_own(case: Case, kind: str) -> None:
     """It may write into what it gets: neither the source nor a neighbour sees it."""

@@ -31,6 +31,7 @@ from tests.laws.engine_strategies import (
     runs,
     tiled,
 )
+from tests.sampling import share
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +143,7 @@ def test_E5_where_many_blocks_meet_their_sums_are_added_in_one_order(
         assert_same_bits(result, results[0])
 
 
-@settings(max_examples=10)
+@settings(max_examples=share(10))
 @given(case=cases(words=ALL, dims=(2,), share=True), chunks=st.integers(1, 9), shards=st.integers(1, 3))
 def test_E5_files_and_shards(case: Case, chunks: int, shards: int, tmp_path: Path) -> None:
     fn = Rough(case, "same")
@@ -204,7 +205,7 @@ def test_E5_blocks_change_blends_by_rounding_and_nothing_else(case: Case, layout
             assert_close(result, results[0], 1e-13)
 
 
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 @given(cases(words=ALL, share=True), st.data())
 def test_E5_parts_are_those_of_the_whole(case: Case, data: Any) -> None:
     fn = Rough(case, "same")

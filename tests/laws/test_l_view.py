@@ -19,6 +19,7 @@ import tilework as tw
 from tests.laws.engine_functions import LAYOUTS
 from tests.laws.engine_strategies import EXTREMES, OWN, WINDOWS, Case, assert_same_bits, cases, masks, tiled
 from tests.laws.test_e_invariance import Rough, dull
+from tests.sampling import share
 from tilework.graph.build import find_spec, plan_of
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def touching(plan: Any, spans: list[tuple[int, int]]) -> int:
     return count
 
 
-@settings(max_examples=40)
+@settings(max_examples=share(40))
 @given(
     case=cases(words=ALL, margins=True, multiples=(1, 2), share=True), masked=st.booleans(),
     skips=st.booleans(), layout=st.sampled_from(LAYOUTS), reuse=st.sampled_from(("share", "recompute")),
@@ -136,7 +137,7 @@ def needed(spec: Any, number: int, axes: list[int], key: Any, shape: tuple[int, 
     return found
 
 
-@settings(max_examples=80)
+@settings(max_examples=share(80))
 @given(
     case=cases(
         words=ALL, margins=True, multiples=(1, 2), scales=(1, 1, 2, Fraction(1, 2), Fraction(3, 2)),

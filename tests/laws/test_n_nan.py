@@ -25,6 +25,7 @@ from tests.laws.engine_strategies import (
     picture,
     tiled,
 )
+from tests.sampling import share
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning"),
@@ -114,7 +115,7 @@ def test_N1_what_has_no_weight_does_no_harm(case: Case, bad: float, dtype: str, 
     np.testing.assert_array_equal(got, expected)
 
 
-@settings(max_examples=30)
+@settings(max_examples=share(30))
 @given(st.data(), st.sampled_from(("1-D arrays", "map")), st.sampled_from(BAD))
 def test_N1_zeros_inside_own_weights_count_too(data: Any, kind: str, bad: float) -> None:
     """The weights are 0 in holes, which neighbours cover."""

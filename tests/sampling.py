@@ -1,0 +1,14 @@
+"""How many examples and draws a test runs: a share of its own number, unless the run is a whole one."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+
+WHOLE = 40
+"""Examples of a law in a whole run, if it does not say another number."""
+LEAST = 4
+
+
+def share(number: int) -> int:
+    """Return how many of `number` examples or draws this run makes; a whole run makes all of them."""
+    return min(number, max(LEAST, number * settings.default.max_examples // WHOLE))

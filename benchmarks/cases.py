@@ -6,8 +6,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import graph_size, in_memory, on_disk, scheduling, writing
-from benchmarks.measure import Bar, Case, Contestant
+from benchmarks import graphs, in_memory, on_disk, peers, scheduling, writing
+from benchmarks.measure import Bar, Case, Contestant, Curves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,49 +15,73 @@ if TYPE_CHECKING:
 
     from benchmarks.measure import Prepared
 
-QUARTER = Bar("peak over image and output / image", "over_image", "tilework store", 0.25)
-# compute() keeps every block until the last one is there: one more image, whoever made the blocks.
-WITH_BLOCKS = Bar("the same by compute()", "over_image", "tilework compute", None)
+
+def _contestants(peer: str, **ways: Callable[[Any, Path], Prepared]) -> tuple[Contestant, ...]:
+    """Return a contestant for each way, whose name has spaces for underscores."""
+    names = {name: name.replace("_", " ") for name in ways}
+    return tuple(Contestant(names[n], ways[n], None if names[n] == peer else peer) for n in ways)
 
 
-def _faster(times: float, ours: str) -> Bar:
-    return Bar(f"faster than Patchly, {ours}", "wall_s", ours, times, "patchly", at_least=True)
+def _faster(peer: str, ours: str, times: float | None = 1.0) -> Bar:
+    """Return a bar on wall time: how many times faster than the peer."""
+    return Bar(f"{ours}: faster than {peer}", "wall_s", ours, times, peer, at_least=True)
 
 
-def _blend(name: str, why: str, work: in_memory.Blend, times: float) -> Case:
-    return Case(
-        name=name,
-        why=why,
-        workload=work,
-        contestants=(
-            Contestant("tilework compute", in_memory.tilework_compute, "patchly"),
-            Contestant("patchly", in_memory.patchly),
-            Contestant("tilework store", in_memory.tilework_store, "patchly"),
-            Contestant("numpy loop", in_memory.numpy_loop, "patchly"),
-        ),
-        bars=(
-            _faster(times, "tilework compute"),
-            _faster(times, "tilework store"),
-            QUARTER,
-            WITH_BLOCKS,
-        ),
-        tolerance=1e-5,
-        notes=("over_mb",),
+# ------------------------------------------------------------------------------- blends in memory
+
+
+def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int) -> Case:
+    """Return the identity on crops, blended by a Gaussian where the contestant has one."""
+    loop = in_memory.sampled
+    numpy = "limit multiply-add"
+    ways = {
+        "tilework compute": in_memory.tilework_compute,
+        "tilework compute, one thread": partial(in_memory.tilework_compute, threads=1),
+        "tilework into a given array": in_memory.tilework_store,
+        "tilework loop": partial(loop, package="tilework"),
+        "tilework loop, chunks": partial(loop, package="tilework", chunk=chunk),
+        "patchly": partial(loop, package="patchly"),
+        "patchly, chunks": partial(loop, package="patchly", chunk=chunk),
+        "monai": peers.monai,
+        "tiler": peers.tiler,
+        "torchio": peers.torchio,
+        numpy: in_memory.multiply_add,
+        "limit tiles x call": in_memory.only_calls,
+        "limit memcpy": in_memory.memcpy,
+    }
+    bars = (
+        Bar("loop / multiply-add, CPU", "cpu_s", "tilework loop", 1.15, numpy),
+        Bar("into a given array / multiply-add, CPU", "cpu_s", "tilework into a given array", 1.3, numpy),
+        Bar("compute, one thread / multiply-add, CPU", "cpu_s", "tilework compute, one thread", 1.4, numpy),
+        Bar("compute, two threads / one", "wall_s", "tilework compute", 0.8, "tilework compute, one thread"),
+        _faster("patchly", "tilework compute", times),
+        _faster("patchly", "tilework loop", times),
+        _faster("patchly, chunks", "tilework loop, chunks"),
+        *(_faster(peer, "tilework compute") for peer in ("monai", "tiler", "torchio")),
+        # compute() keeps every block until the last one is there: one more image, whoever made the blocks.
+        Bar("into a given array: peak over image and output / image", "over_image", "tilework into*", 0.25),
     )
+    contestants = _contestants("tilework compute", **ways)
+    return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=3, notes=("over_mb",))
 
 
 BLEND2D = _blend(
     "blend2d",
-    "A slide level that fits into memory, each sample in four crops: Patchly's own ground.",
+    "A level of a slide that fits into memory, each sample in four crops: Patchly's own ground.",
     in_memory.Blend(shape=(8192, 8192), crop=512, stride=256),
-    times=5,
+    times=4.5,
+    chunk=2048,
 )
 BLEND3D = _blend(
     "blend3d",
-    "A microscope volume, each sample in eight crops: most samples are read and added 8 times.",
+    "A volume of a microscope, each sample in eight crops: most samples are read and added 8 times.",
     in_memory.Blend(shape=(512, 512, 512), crop=128, stride=64),
     times=4,
+    chunk=256,
 )
+
+STRIDES = (192, 128)
+"""MONAI's overlap of 0.25 and 0.5."""
 
 
 def _with_stride(name: str, prepare: Callable[[in_memory.Blend, Path], Prepared], stride: int) -> Contestant:
@@ -65,21 +89,18 @@ def _with_stride(name: str, prepare: Callable[[in_memory.Blend, Path], Prepared]
     return Contestant(
         f"{name} {stride}",
         lambda work, folder: prepare(replace(work, stride=stride), folder),
-        f"monai {stride}" if name != "monai" else None,
+        f"tilework {stride}" if name != "tilework" else None,
     )
 
 
-STRIDES = (192, 128)
-"""MONAI's overlap of 0.25 and 0.5."""
-
-MONAI2D = Case(
-    name="monai2d",
-    why="Small enough that the cost of starting counts, against the loop most networks run in.",
+SMALL = Case(
+    name="small",
+    why="An image so small that the cost of starting counts, against the loop that most networks run in.",
     workload=in_memory.Blend(shape=(2048, 2048), crop=256, stride=STRIDES[0]),
     contestants=tuple(
         _with_stride(name, prepare, stride)
         for stride in STRIDES
-        for name, prepare in (("tilework", in_memory.tilework_compute), ("monai", in_memory.monai))
+        for name, prepare in (("tilework", in_memory.tilework_compute), ("monai", peers.monai))
     ),
     bars=tuple(
         Bar(f"{what} / MONAI, stride {s}", figure, f"tilework {s}", limit, f"monai {s}")
@@ -92,133 +113,57 @@ MONAI2D = Case(
 )
 
 
-def _loops(name: str, why: str, work: in_memory.Blend, chunk: int, times: float, **options: Any) -> Case:
+def _small_patches() -> Case:
     """Return the loop of Patchly's README with both packages, in the ways in which it can be run."""
-    ways = {"gaussian": ("gaussian", None), "avg": ("avg", None), "chunks": ("gaussian", chunk)}
-    contestants = tuple(
-        Contestant(
-            f"{package} {way}",
-            partial(in_memory.sampled, package=package, weights=weights, chunk=size),
-            f"patchly {way}",
-        )
-        for way, (weights, size) in ways.items()
-        for package in ("tilework", "patchly")
-    )
-    faster = tuple(
-        Bar(
-            f"faster than Patchly, {way}", "wall_s", f"tilework {way}",
-            times if way == "gaussian" else 1.0, f"patchly {way}", at_least=True,
-        )
-        for way in ways
-    )  # fmt: skip
-    peaks = tuple(
-        Bar(
-            f"peak / Patchly, {way}", "peak_mb", f"tilework {way}",
-            0.5 if way == "gaussian" else None, f"patchly {way}",
-        )
-        for way in ways
-    )  # fmt: skip
+    ways = {"gaussian": ("gaussian", None), "avg": ("avg", None), "chunks": ("gaussian", 256)}
     return Case(
-        name=name, why=why, workload=work, contestants=contestants, bars=faster + peaks, tolerance=1e-5,
-        notes=("over_mb",), **options,
-    )  # fmt: skip
-
-
-LOOP2D = _loops(
-    "loop2d",
-    "GridSampler and Aggregator with only the import changed, on a slide level.",
-    in_memory.Blend(shape=(8192, 8192), crop=512, stride=256),
-    chunk=2048,
-    times=3,
-)
-LOOP3D = _loops(
-    "loop3d",
-    "The same on a microscope volume.",
-    in_memory.Blend(shape=(512, 512, 512), crop=128, stride=64),
-    chunk=256,
-    times=3,
-)
-LOOP_SMALL = _loops(
-    "loop_small",
-    "The same with 3969 patches of 32 x 32, where the cost of a patch counts and not that of its samples.",
-    in_memory.Blend(shape=(1024, 1024), crop=32, stride=16),
-    chunk=256,
-    times=1,
-    rounds=5,
-)
-
-SLICER = Case(
-    name="slicer",
-    why="Slicer from Zarr to Zarr: crops overlap chunks of both sides, and Ryomen touches each many times.",
-    workload=on_disk.Slices(extent=512, chunk=128, crop=128, overlap=32),
-    contestants=(
-        Contestant("tilework writer", partial(on_disk.sliced, package="tilework", writer=True), "ryomen"),
-        Contestant("tilework loop", partial(on_disk.sliced, package="tilework"), "ryomen"),
-        Contestant("ryomen", partial(on_disk.sliced, package="ryomen")),
-    ),
-    bars=(
-        Bar("faster than Ryomen", "wall_s", "tilework writer", 3.0, "ryomen", at_least=True),
-        Bar("faster, only the import changed", "wall_s", "tilework loop", 1.0, "ryomen", at_least=True),
-        Bar("times a source chunk is decoded", "decoded", "tilework*", 1.3),
-        Bar("times a target chunk is written", "written", "tilework writer", 1.0),
-    ),
-    setup=on_disk.write_volume,
-    notes=("decoded", "written"),
-)
-
-ZARR_TRIM = Case(
-    name="zarr_trim",
-    why="From disk to disk, 1 GiB in 256 chunks: a halo must cost neither decoding nor tasks.",
-    workload=on_disk.Trim(extent=16384, chunk=1024, overlap=64),
-    contestants=(
-        Contestant("tilework", on_disk.tilework_to_zarr, "map_overlap"),
-        Contestant("map_overlap", on_disk.map_overlap),
-        Contestant("copy dask", on_disk.copy_dask, "map_overlap"),
-        Contestant("copy pool", on_disk.copy_pool, "map_overlap"),
-    ),
-    bars=(
-        Bar("CPU / map_overlap", "cpu_s", "tilework", 1.0, "map_overlap"),
-        Bar("tasks / map_overlap", "tasks", "tilework", 0.1, "map_overlap"),
-        Bar("peak / map_overlap", "peak_mb", "tilework", 0.5, "map_overlap"),
-        Bar("wall / copy by dask", "wall_s", "tilework", 1.5, "copy dask"),
-        Bar("CPU / copy by dask", "cpu_s", "tilework", 1.5, "copy dask"),
-        Bar("wall / copy by a pool", "wall_s", "tilework", 1.5, "copy pool"),
-        Bar("CPU / copy by a pool", "cpu_s", "tilework", 1.5, "copy pool"),
-        Bar("bytes decoded / image", "decoded", "tilework", 1.5),
-    ),
-    setup=on_disk.write_source,
-    notes=("tasks", "decoded"),
-)
-
-GRAPH = Case(
-    name="graph",
-    why="Huge images are many tasks: graphs must be built, pickled and sent without a wait.",
-    workload=graph_size.Build(),
-    contestants=(
-        *(
-            Contestant(f"tilework {n}-D", partial(graph_size.tilework_build, ndim=n))
-            for n in graph_size.CROPS
+        name="patches",
+        why="3969 patches of 32 x 32, where the cost of a patch counts and not that of its samples.",
+        workload=in_memory.Blend(shape=(1024, 1024), crop=32, stride=16),
+        contestants=tuple(
+            Contestant(
+                f"{package} {way}",
+                partial(in_memory.sampled, package=package, weights=weights, chunk=size),
+                None if package == "tilework" else f"tilework {way}",
+            )
+            for way, (weights, size) in ways.items()
+            for package in ("tilework", "patchly")
         ),
-        *(Contestant(f"map_overlap {n}-D", partial(graph_size.map_overlap_build, ndim=n)) for n in (2, 3)),
+        bars=tuple(_faster(f"patchly {way}", f"tilework {way}") for way in ways),
+        tolerance=1e-5,
+        rounds=5,
+    )
+
+
+PATCHES = _small_patches()
+
+# -------------------------------------------------------------------------------- trims in memory
+
+TRIM = Case(
+    name="trim",
+    why="Chunks with a halo that is trimmed off, in memory: dask's own ground.",
+    workload=in_memory.Trim(shape=(8192, 8192), chunk=1024, depth=32),
+    contestants=_contestants(
+        "tilework",
+        tilework=in_memory.tilework_trim,
+        map_overlap=peers.map_overlap,
+        apply_parallel=peers.apply_parallel,
+        ryomen=peers.ryomen,
+        cubed=peers.cubed,
+        **{"limit copy and paste": in_memory.paste, "limit memcpy": in_memory.memcpy},
     ),
-    bars=(
-        Bar("tasks per block", "tasks_per_block", "tilework*", 3),
-        Bar("build of 32 768 crops, s", "build_32k_s", "tilework*", 1),
-        Bar("build of 100 000 crops, s", "build_100k_s", "tilework*", 3),
-        Bar("bytes of a pickled task", "task_bytes", "tilework*", 4096),
-        Bar("times fn is in the graph", "fn_copies", "tilework*", 1),
-    ),
-    tolerance=None,
-    notes=("tasks_per_block", "build_32k_s", "build_100k_s", "build_s", "task_bytes", "spec_bytes"),
+    bars=tuple(_faster(peer, "tilework") for peer in ("map overlap", "apply parallel", "ryomen", "cubed")),
+    rounds=5,
+    notes=("over_mb",),
 )
 
 NETWORK = Case(
     name="network",
-    why="A real denoiser, some 0.2 s a crop: tiling must vanish beside it.",
+    why="A network with the layers of a denoiser: tiling must vanish beside it.",
     workload=in_memory.Denoise(extent=1024, crop=256, overlap=6),
     contestants=(
-        Contestant("tilework", in_memory.tilework_network, "plain loop"),
-        Contestant("plain loop", in_memory.loop_network),
+        Contestant("tilework", in_memory.tilework_network),
+        Contestant("plain loop", in_memory.loop_network, "tilework"),
     ),
     # The call in the run sees the same load; the other two also show whether tiling slows the call
     # itself, but only on a quiet machine.
@@ -231,21 +176,172 @@ NETWORK = Case(
     notes=("tiles", "alone_ms", "over_alone", "over_median", "over_sum"),
 )
 
-LENGTHS = (1, 2, 4, 8)
+# ----------------------------------------------------------------------------------- Zarr to Zarr
+
+SLICER = Case(
+    name="slicer",
+    why="The loop of Ryomen's README from Zarr to Zarr: crops overlap chunks of both sides.",
+    workload=on_disk.Stored(shape=(384, 384, 384), chunk=128, crop=128, stride=64),
+    contestants=_contestants(
+        "tilework writer",
+        tilework_writer=on_disk.tilework_writer,
+        tilework_slicer=on_disk.tilework_slicer,
+        ryomen=on_disk.ryomen,
+        limit_copy=on_disk.copy_pool,
+    ),
+    bars=(_faster("ryomen", "tilework writer", 3), _faster("ryomen", "tilework slicer", 1)),
+    setup=on_disk.write_source,
+)
+
+
+PROMISED = (
+    Bar("peak / estimate of the plan, at most", "over_estimate", "tilework*", 1.0),
+    Bar("peak / estimate of the plan, at least", "over_estimate", "tilework*", 0.5, at_least=True),
+)
+"""What a plan says of memory."""
+
+
+def _stored(name: str, why: str, work: on_disk.Stored) -> Case:
+    """Return trimmed halos from store to store."""
+    return Case(
+        name=name,
+        why=why,
+        workload=work,
+        contestants=_contestants(
+            "tilework",
+            tilework=on_disk.tilework_trim,
+            map_overlap=on_disk.map_overlap,
+            cubed=on_disk.cubed,
+            limit_copy_by_dask=on_disk.copy_dask,
+            limit_copy=on_disk.copy_pool,
+        ),
+        bars=(
+            Bar("wall / map_overlap", "wall_s", "tilework", 0.9, "map overlap"),
+            Bar("CPU / map_overlap", "cpu_s", "tilework", 0.9, "map overlap"),
+            Bar("peak / map_overlap", "peak_mb", "tilework", 0.5, "map overlap"),
+            Bar("CPU / copy", "cpu_s", "tilework", 1.15, "limit copy"),
+            _faster("cubed", "tilework"),
+            *PROMISED,
+        ),
+        setup=on_disk.write_source,
+        notes=("estimate_mb", "over_estimate"),
+    )
+
+
+ZARR_TRIM = _stored(
+    "zarr_trim",
+    "From disk to disk in chunks of 1024 with a halo of 64, which must cost neither decoding nor tasks.",
+    on_disk.Stored(shape=(12288, 12288), chunk=1024, crop=1024 + 2 * 64, stride=1024),
+)
+ZARR_TRIM3D = _stored(
+    "zarr_trim3d",
+    "The same in three dimensions, in chunks of 128 with a halo of 16: a crop touches 27 chunks.",
+    on_disk.Stored(shape=(512, 512, 512), chunk=128, crop=128 + 2 * 16, stride=128),
+)
+
+
+def _stored_blend(name: str, why: str, work: on_disk.Stored) -> Case:
+    """Return blends from store to store."""
+    floor = "limit copy and multiply-add"
+    return Case(
+        name=name,
+        why=why,
+        workload=work,
+        contestants=_contestants(
+            "tilework",
+            tilework=on_disk.tilework_blend,
+            **{floor: on_disk.copy_and_add, "limit copy": on_disk.copy_pool},
+        ),
+        bars=(Bar("CPU / copy and multiply-add", "cpu_s", "tilework", 1.3, floor), *PROMISED),
+        tolerance=1e-4,
+        setup=on_disk.write_source,
+        notes=("estimate_mb", "over_estimate"),
+    )
+
+
+ZARR_BLEND = _stored_blend(
+    "zarr_blend",
+    "Gaussian weights from disk to disk, each sample in four crops.",
+    on_disk.Stored(shape=(8192, 8192), chunk=1024, crop=512, stride=256),
+)
+ZARR_BLEND3D = _stored_blend(
+    "zarr_blend3d",
+    "The same in three dimensions, each sample in eight crops.",
+    on_disk.Stored(shape=(384, 384, 384), chunk=128, crop=128, stride=64),
+)
+
+# --------------------------------------------------------------------------------- many and large
+
+
+GROWN = on_disk.Stored(shape=(30720, 30720), chunk=1024, crop=1024 + 2 * 64, stride=1024)
+
+
+def _grown(
+    line: str,
+    prepare: Callable[[on_disk.Stored, Path], Prepared],
+    sizes: int = len(on_disk.FRACTIONS),
+    **crops: int,
+) -> tuple[Contestant, ...]:
+    """Return a contestant for each of the smallest sizes of the image."""
+
+    def sized(fraction: float) -> Contestant:
+        times = round((fraction / on_disk.FRACTIONS[0]) ** 2)
+        return Contestant(
+            f"{line}, x{times}",
+            lambda work, folder: prepare(replace(work.scaled(fraction), **crops), folder),
+            line=line,
+        )
+
+    return tuple(map(sized, on_disk.FRACTIONS[:sizes]))
+
+
+HALF = {"crop": 512, "stride": 256}
+
+GROWTH = Case(
+    name="growth",
+    why="Images from 4 MB to 4 GB, Zarr to Zarr: time grows with the image, and memory should not.",
+    workload=GROWN,
+    contestants=(
+        *_grown("tilework trim", on_disk.tilework_trim),
+        *_grown("tilework blend", on_disk.tilework_blend, **HALF),
+        *_grown("map_overlap trim", on_disk.map_overlap),
+        *_grown("Patchly blend, in memory", on_disk.patchly, sizes=3, **HALF),
+        *_grown("limit copy", on_disk.copy_pool),
+    ),
+    bars=(
+        Bar("peak, trim, 900 times the image", "peak_mb", "tilework trim, x900", 1.1, "tilework trim, x9"),
+        Bar("peak, blend, 900 times the image", "peak_mb", "tilework blend, x900", 1.1, "tilework blend, x9"),
+        *PROMISED,
+    ),
+    notes=("image_mb", "estimate_mb", "over_estimate"),
+    tolerance=1e-4,
+    turns=1,
+    setup=on_disk.write_sources,
+    curves=(
+        Curves("image_mb", "wall_s", "image (MB)", "seconds", "Time, Zarr to Zarr, two threads"),
+        Curves("image_mb", "peak_mb", "image (MB)", "MB", "Peak memory, Zarr to Zarr, two threads"),
+    ),
+)
+
+TIMES = (1, 4, 16)
 
 LENGTH = Case(
     name="length",
     why="A volume may be as long as it likes: memory is a matter of its face.",
     workload=writing.Long(length=256, face=256, crop=64, stride=32, chunk=64),
     contestants=tuple(
-        Contestant(f"{n}x", partial(writing.to_zarr, times=n), None if n == 1 else "1x") for n in LENGTHS
+        Contestant(f"tilework x{n}", partial(writing.to_zarr, times=n), None if n == 1 else "tilework x1")
+        for n in TIMES
     ),
     bars=(
-        *(Bar(f"peak, {n} times the length", "peak_mb", f"{n}x", 1.1, "1x") for n in LENGTHS[1:]),
-        Bar("estimate, MB", "estimate_mb", "8x", None),
+        *(
+            Bar(f"peak, {n} times the length", "peak_mb", f"tilework x{n}", 1.1, "tilework x1")
+            for n in TIMES[1:]
+        ),
+        *PROMISED,
     ),
     tolerance=1e-2,
-    notes=("estimate_mb", "calls", "slabs"),
+    notes=("estimate_mb", "over_estimate", "calls", "slabs"),
 )
 
 CLUSTER = Case(
@@ -253,12 +349,12 @@ CLUSTER = Case(
     why="256 blocks on two worker processes: what the scheduler and the marks cost.",
     workload=writing.Blocks(count=256, side=256),
     contestants=(
-        Contestant("tilework", partial(writing.on_cluster, who="tilework"), "map_blocks"),
+        Contestant("tilework", partial(writing.on_cluster, who="tilework")),
         Contestant("tilework model", partial(writing.on_cluster, who="tilework model"), "tilework"),
-        Contestant("map_blocks", partial(writing.on_cluster, who="map_blocks")),
+        Contestant("map_blocks", partial(writing.on_cluster, who="map_blocks"), "tilework"),
     ),
     bars=(
-        Bar("wall / map_blocks", "run_s", "tilework", 1.5, "map_blocks"),
+        Bar("wall / map_blocks", "run_s", "tilework", 1.1, "map_blocks"),
         Bar("with a 52 MB model / without", "run_s", "tilework model", 1.2, "tilework"),
     ),
     tolerance=1e-6,
@@ -271,16 +367,78 @@ MILLION = Case(
     why="A million blocks: neither client nor scheduler may ever hold them.",
     workload=writing.Million(blocks=1_000_000, looked_at=30_000),
     contestants=tuple(
-        Contestant(name, partial(writing.submitted, blend=blend))
+        Contestant(f"tilework {name}", partial(writing.submitted, blend=blend))
         for name, blend in (("trim", "trim"), ("blend", "gaussian"))
     ),
     bars=(
-        Bar("tasks that the scheduler holds", "held", "*", 25_000),
-        Bar("CPU ms of the client per block", "ms_block", "*", 0.1),
-        Bar("tasks per block", "tasks_block", "*", 3),
+        Bar("tasks that the scheduler holds", "held", "tilework*", 25_000),
+        Bar("ms of the client per block, trim", "ms_block", "tilework trim", 0.1),
+        Bar("ms of the client per block, blend", "ms_block", "tilework blend", 0.1),
     ),
     tolerance=None,
-    notes=("held", "ms_block", "tasks_block", "bytes_block"),
+    notes=("ms_block", "held", "bytes_block"),
+)
+
+# -------------------------------------------------------------------------------- before anything runs
+
+DECADES = (3, 4, 5, 6)
+
+
+def _built(
+    name: str, ndim: int, decades: tuple[int, ...], prepare: Callable[..., Prepared]
+) -> list[Contestant]:
+    return [
+        Contestant(
+            f"{name} {ndim}-D, 10^{n} blocks",
+            partial(prepare, given=graphs.grid(ndim, 10**n)),
+            line=f"{name} {ndim}-D",
+        )
+        for n in decades
+    ]
+
+
+BUILD = Case(
+    name="build",
+    why="Blends of up to a million blocks: built, explained, drawn in a notebook, and cut to 10 000 samples.",
+    workload=graphs.WHOLE,
+    contestants=(
+        *(c for ndim in graphs.CROPS for c in _built("tilework", ndim, DECADES, graphs.tilework_build)),
+        *(c for ndim in (2, 3) for c in _built("map_overlap", ndim, (3, 4), graphs.map_overlap_build)),
+        Contestant("tilework 10^6 x 10^6", graphs.tilework_build),
+        Contestant(
+            "tilework 10^6 x 10^6 of dask", partial(graphs.tilework_build, source="dask"), "dask 10^6 x 10^6"
+        ),
+        Contestant("dask 10^6 x 10^6", graphs.dask_source),
+    ),
+    bars=(
+        Bar("build, s", "wall_s", "tilework *-D*", 0.02),
+        Bar("slice of 10 000 samples, s", "slice_s", "tilework *-D*", 0.3),
+        Bar("slice of 100 x 100 out of 10^6 x 10^6, s", "slice_s", "tilework 10^6 x 10^6", 0.3),
+        Bar("explain, s", "explain_s", "tilework *", 0.05),
+        Bar("picture of a notebook, s", "html_s", "tilework *", 0.05),
+        Bar("build on a dask source, s", "wall_s", "tilework 10^6 x 10^6 of dask", None),
+    ),
+    rounds=3,
+    turns=1,
+    notes=("blocks", "slice_s", "explain_s", "html_s"),
+    curves=(
+        Curves("blocks", "wall_s", "blocks", "seconds", "Build"),
+        Curves("blocks", "slice_s", "blocks", "seconds", "Slice of 10 000 samples, computed"),
+        Curves("blocks", "peak_mb", "blocks", "MB", "Memory of the build"),
+    ),
+)
+
+TASKS = Case(
+    name="tasks",
+    why="Making a task, against dask's bare construction of the same one.",
+    workload=graphs.grid(2, 10_000),
+    contestants=tuple(
+        Contestant(f"tilework {name}", partial(graphs.tasks, options=options))
+        for name, options in (("trim", {"blend": "trim"}), ("blend", {}))
+    ),
+    bars=(Bar("a task / a bare task", "over_bare", "tilework*", 2.0),),
+    tolerance=None,
+    notes=("tasks", "task_us", "bare_us"),
 )
 
 SCHEDULER = Case(
@@ -288,15 +446,15 @@ SCHEDULER = Case(
     why="The processor time of a scheduler in a process of its own, for each block that does nothing.",
     workload=scheduling.Scheduled(blocks=5000, crop=16),
     contestants=tuple(
-        Contestant(name, partial(scheduling.scheduled, blend=blend))
+        Contestant(f"tilework {name}", partial(scheduling.scheduled, blend=blend))
         for name, blend in (("trim", "trim"), ("blend", "gaussian"))
     ),
-    bars=(Bar("CPU ms of the scheduler per block", "scheduler_ms_block", "*", 3),),
+    bars=(Bar("CPU ms of the scheduler per block", "scheduler_ms_block", "tilework*", 3),),
     tolerance=None,
     rounds=1,
     notes=("blocks", "scheduler_ms_block"),
 )
 
-MEMORY_CASES = (BLEND2D, BLEND3D, LOOP2D, LOOP3D, LOOP_SMALL, MONAI2D, NETWORK)
-STORE_CASES = (SLICER, ZARR_TRIM, LENGTH, CLUSTER)
-CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, GRAPH, MILLION, SCHEDULER)}
+MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
+STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, SLICER, LENGTH, CLUSTER)
+CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, BUILD, TASKS, MILLION, SCHEDULER, GROWTH)}

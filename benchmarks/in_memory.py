@@ -17,7 +17,7 @@ import numpy.typing as npt
 from benchmarks.measure import CORES, Figures, Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 Image = npt.NDArray[np.float32]
@@ -38,6 +38,25 @@ class Blend:
 
     def tiny(self) -> Blend:
         """Return two crops per axis."""
+        return self.scaled(0)
+
+
+@dataclass(frozen=True)
+class Trim:
+    """Identity on chunks with a halo of `depth`, which is trimmed off."""
+
+    shape: tuple[int, ...]
+    chunk: int
+    depth: int
+
+    def scaled(self, scale: float) -> Trim:
+        """Return the same chunks on extents times `scale`, in whole chunks."""
+        return replace(
+            self, shape=tuple(self.chunk * max(2, round(n * scale / self.chunk)) for n in self.shape)
+        )
+
+    def tiny(self) -> Trim:
+        """Return two chunks per axis."""
         return self.scaled(0)
 
 
@@ -82,7 +101,8 @@ def largest_difference(result: Any, expected: Image) -> float:
     return float(np.max([np.abs(a - b).max() for a, b in pairs]))
 
 
-def _blended(work: Blend, run: Callable[[Image], Any], allocates: bool = True) -> Prepared:
+def blended(work: Blend | Trim, run: Callable[[Image], Any], allocates: bool = True) -> Prepared:
+    """Return a run on noise, of which the identity is expected."""
     image = noise(work.shape)
     return Prepared(
         run=lambda: run(image),
@@ -95,7 +115,7 @@ def _blended(work: Blend, run: Callable[[Image], Any], allocates: bool = True) -
 # ------------------------------------------------------------------------------------- tilework
 
 
-def tilework_compute(work: Blend, folder: Path) -> Prepared:
+def tilework_compute(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
     """`compute()`, which holds all blocks while it puts them together."""
     import tilework as tw
 
@@ -104,9 +124,9 @@ def tilework_compute(work: Blend, folder: Path) -> Prepared:
             identity, image, work.crop, stride=work.stride,
             blend="gaussian", dtype="float32", name="bench",
         )  # fmt: skip
-        return out.compute(scheduler="threads", num_workers=CORES)
+        return out.compute(scheduler="threads", num_workers=threads)
 
-    return _blended(work, run)
+    return blended(work, run)
 
 
 def tilework_store(work: Blend, folder: Path) -> Prepared:
@@ -125,10 +145,22 @@ def tilework_store(work: Blend, folder: Path) -> Prepared:
         with dask.config.set(scheduler="threads", num_workers=CORES):
             return tw.to_zarr(out, given, progress=False)
 
-    return _blended(work, run, allocates=False)
+    return blended(work, run, allocates=False)
 
 
-# ---------------------------------------------------------------------------------------- peers
+def tilework_trim(work: Trim, folder: Path) -> Prepared:
+    """`compute()` of trimmed crops."""
+    import tilework as tw
+
+    def run(image: Image) -> Any:
+        crop = work.chunk + 2 * work.depth
+        out = tw.tiled_map(identity, image, crop, work.depth, dtype="float32", name="bench")
+        return out.compute(scheduler="threads", num_workers=CORES)
+
+    return blended(work, run)
+
+
+# ------------------------------------------------------------------- loops of Patchly and tilework
 
 
 def sampled(
@@ -150,75 +182,108 @@ def sampled(
             aggregator.append(identity(patch), box)
         return aggregator.get_output()
 
-    return _blended(work, run)
+    return blended(work, run)
 
 
 patchly = partial(sampled, package="patchly")
 """Patchly's sampler and aggregator."""
 
 
-def numpy_loop(work: Blend, folder: Path) -> Prepared:
-    """The sum that anybody would write, with separable weights and one thread."""
+# --------------------------------------------------------------------------------------- limits
+
+
+def memcpy(work: Blend | Trim, folder: Path) -> Prepared:
+    """One copy of the image into memory that is there: nothing that reads and writes it is quicker."""
+    given = np.full(work.shape, np.nan, np.float32)
+
+    def run(image: Image) -> Any:
+        np.copyto(given, image)
+        return given
+
+    return blended(work, run, allocates=False)
+
+
+def only_calls(work: Blend, folder: Path) -> Prepared:
+    """Tiles x call: each crop is copied and `fn` is called, and nothing is put together."""
+
+    def run(image: Image) -> Any:
+        for box in _boxes(work):
+            identity(image[box].copy())
+        return image
+
+    return blended(work, run, allocates=False)
+
+
+def paste(work: Trim, folder: Path) -> Prepared:
+    """Tiles x call: each crop is copied, and its core is put where it belongs."""
+
+    def run(image: Image) -> Any:
+        out = np.empty_like(image)
+        for corner in itertools.product(*(range(0, n, work.chunk) for n in image.shape)):
+            wide = [slice(max(0, a - work.depth), a + work.chunk + work.depth) for a in corner]
+            crop = identity(image[tuple(wide)].copy())
+            core = tuple(
+                slice(a - w.start, a - w.start + work.chunk) for a, w in zip(corner, wide, strict=True)
+            )
+            out[tuple(slice(a, a + work.chunk) for a in corner)] = crop[core]
+        return out
+
+    return blended(work, run)
+
+
+def multiply_add(work: Blend, folder: Path) -> Prepared:
+    """The sum of weighted crops with numpy, on one whole canvas, in one thread and without temporaries."""
 
     def run(image: Image) -> Any:
         middle = (work.crop - 1) / 2
         profile = np.exp(-((((np.arange(work.crop) - middle) / (work.crop / 8)) ** 2) / 2))
         profile = np.maximum(profile, 1e-30).astype(np.float32)
         window, out = np.ones((), np.float32), np.zeros_like(image)
-        sums, starts = [], []
-        for extent in work.shape:
+        for _ in work.shape:
             window = np.multiply.outer(window, profile)
-            starts.append(_starts(extent, work.crop, work.stride))
-            sums.append(np.zeros(extent))
-            for start in starts[-1]:
-                sums[-1][start : start + work.crop] += profile
-        for corner in itertools.product(*starts):
-            box = tuple(slice(start, start + work.crop) for start in corner)
-            out[box] += identity(image[box]) * window
-        for axis, total in enumerate(sums):
-            shape = [-1 if d == axis else 1 for d in range(len(sums))]
+        scratch = np.empty_like(window)
+        for box in _boxes(work):
+            np.multiply(identity(image[box]), window, out=scratch)
+            out[box] += scratch
+        for axis, extent in enumerate(work.shape):
+            total = np.zeros(extent)
+            for start in _starts(extent, work.crop, work.stride):
+                total[start : start + work.crop] += profile
+            shape = [-1 if d == axis else 1 for d in range(out.ndim)]
             out *= (1 / total).astype(np.float32).reshape(shape)
         return out
 
-    return _blended(work, run)
+    return blended(work, run)
+
+
+def _boxes(work: Blend) -> Iterator[tuple[slice, ...]]:
+    starts = [_starts(extent, work.crop, work.stride) for extent in work.shape]
+    for corner in itertools.product(*starts):
+        yield tuple(slice(start, start + work.crop) for start in corner)
 
 
 def _starts(extent: int, crop: int, stride: int) -> list[int]:
     return [*range(0, extent - crop, stride), extent - crop]
 
 
-def monai(work: Blend, folder: Path) -> Prepared:
-    """MONAI's sliding window on torch's threads; its overlap is the shared part of a window."""
-    import torch
-    from monai.inferers import sliding_window_inference
-
-    torch.set_num_threads(CORES)
-
-    def run(image: Image) -> Any:
-        with torch.inference_mode():
-            result = sliding_window_inference(
-                torch.from_numpy(image)[None, None], roi_size=(work.crop,) * image.ndim,
-                sw_batch_size=4, predictor=identity, overlap=1 - work.stride / work.crop,
-                mode="gaussian",
-            )  # fmt: skip
-        return result[0, 0].numpy()
-
-    return _blended(work, run)
-
-
 # -------------------------------------------------------------------------------------- network
 
 
+LAYERS = 6
+"""Convolutions of 3 x 3, each of which looks one sample further."""
+
+
 class TimedNetwork:
-    """DnCNN 6M on torch's threads, which keeps how long each call took."""
+    """Layers as those of a DnCNN on torch's threads, which keep how long each call took."""
 
     def __init__(self) -> None:
         import torch
 
-        from tests.networks import dncnn_module
-
-        self.net, self.torch = dncnn_module("6M"), torch
-        torch.set_num_threads(CORES)  # after the load, which asks for one
+        torch.manual_seed(0)
+        torch.set_num_threads(CORES)
+        widths = itertools.pairwise((1, *(64,) * (LAYERS - 1), 1))
+        layers = [(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in widths]
+        self.net, self.torch = torch.nn.Sequential(*itertools.chain(*layers)).eval(), torch
         self.seconds: list[float] = []
 
     def __call__(self, image: Image) -> Image:
@@ -230,14 +295,14 @@ class TimedNetwork:
         return result
 
     def __dask_tokenize__(self) -> str:
-        return "DnCNN 6M"
+        return "as DnCNN"
 
 
 def _in_thread(call: Callable[[], Any]) -> Any:
     """Return what `call` returns in a thread of its own, as it runs under dask.
 
-    In the main thread glibc hands torch's buffers back to the system after each layer: seen there,
-    the same call of DnCNN took 200 ms, and 115 ms in any other thread.
+    In the main thread glibc hands torch's buffers back to the system after each layer, which makes
+    the same call slower than in any other thread.
     """
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(call).result()

@@ -5,6 +5,7 @@ done and the input existed. MB are 10**6 bytes. CPU seconds are user and system 
 and of finished child processes. The largest difference from the expected array is taken after the
 clock has stopped, so that a fast wrong answer shows. Ratios are of medians over the turns, with the
 least and the greatest ratio of one turn: where these lie far apart, the machine was not quiet.
+A contestant that has used its share of time in earlier turns is left out of the later ones.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import math
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -20,7 +23,8 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, field
+import traceback
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -31,8 +35,12 @@ if TYPE_CHECKING:
 
 CORES = 2
 MB = 1e6
-CHILD_SECONDS = 1800
-"""A contestant that takes longer is stopped and reported as failed."""
+CHILD_SECONDS = 300
+"""A contestant that takes longer in one turn is stopped and reported as failed."""
+MISSING = "not installed:"
+"""How the line of a contestant begins that needs a package which is not there."""
+QUICK = 5
+"""Seconds after which no further round of a contestant begins in the same process."""
 ROOT = Path(__file__).parents[1]
 """Repository root, from which `benchmarks` and `tests` are importable."""
 RESET_PEAK = Path("/proc/self/clear_refs")
@@ -76,6 +84,13 @@ class Contestant:
     """Takes the workload and a folder for files."""
     peer: str | None = None
     """The contestant to whose wall time this one is set in proportion."""
+    line: str = ""
+    """The line of a drawing that this contestant is a point of."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether it is this package, and neither a peer nor a limit."""
+        return self.name.startswith("tilework")
 
 
 @dataclass(frozen=True)
@@ -121,11 +136,30 @@ class Case:
     tolerance: float | None = 0.0
     """Largest |difference| that counts as right; None: there is no array to check."""
     rounds: int = 1
-    """Measured runs in one process; more than one where a run takes well under a second."""
+    """Measured runs in one process, as long as they are quick."""
+    turns: int | None = None
+    """Largest number of turns; None: as many as were asked for."""
     setup: Callable[[Any, Path], None] | None = None
     """Makes the files that all contestants read."""
     notes: tuple[str, ...] = ()
     """Further figures to print."""
+    curves: tuple[Curves, ...] = ()
+    """What is drawn over the size of the work."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A figure of the contestants that are points of lines, drawn over another of theirs."""
+
+    x: str
+    """Name of the figure to the right."""
+    y: str
+    """Name of the figure upwards."""
+    right: str
+    """What the axis says, with its unit."""
+    up: str
+    """The same."""
+    title: str
 
 
 @dataclass
@@ -136,6 +170,13 @@ class Outcome:
     scale: float
     samples: dict[str, list[Figures]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bad(self) -> list[str]:
+        """Names of our contestants that failed or were wrong; a peer's failure is a row of the table."""
+        names = [c.name for c in self.case.contestants if c.ours]
+        failed = {n for n in self.failures if not self.failures[n].startswith(MISSING)}
+        return [n for n in names if n in failed or (n in self.samples and not self.right(n))]
 
     def median(self, name: str) -> Figures:
         """Return the median of every figure over the repeats."""
@@ -224,15 +265,21 @@ def measure(case: Case, name: str, scale: float, folder: Path) -> Figures:
     contestant = next(c for c in case.contestants if c.name == name)
     warm = contestant.prepare(case.workload.tiny(), folder)
     warm.check(warm.run())
+    warm.figures()  # closes what it opened
     del warm
     prepared = contestant.prepare(case.workload.scaled(scale), folder)
-    rounds = [_measure_once(prepared) for _ in range(case.rounds)]
+    rounds = [_measure_once(prepared)]
+    while len(rounds) < case.rounds and sum(r["wall_s"] for r in rounds) < QUICK:
+        rounds.append(_measure_once(prepared))
     figures = {key: statistics.median(r[key] for r in rounds) for key in ("wall_s", "cpu_s")}
     figures |= {key: max(r[key] for r in rounds) for key in ("peak_mb", "error")}
     figures["over_mb"] = figures["peak_mb"] - prepared.output_bytes / MB
     if prepared.image_bytes:
         figures["over_image"] = figures["over_mb"] * MB / prepared.image_bytes
-    return figures | prepared.figures()
+    figures |= prepared.figures()
+    if "estimate_mb" in figures:
+        figures["over_estimate"] = figures["peak_mb"] / figures["estimate_mb"]
+    return figures
 
 
 def _measure_once(prepared: Prepared) -> Figures:
@@ -251,11 +298,29 @@ class ContestantFailed(Exception):
     """A contestant's process ended with an error; the message is its last line."""
 
 
-def run_child(case: str, name: str | None, scale: float, folder: Path) -> Figures:
+def _last_line(lines: Sequence[str]) -> str:
+    """Return what to say about a process that ended with these lines."""
+    last = lines[-1] if lines else "no message"
+    missing = re.fullmatch(r"ModuleNotFoundError: No module named '([\w.]+)'", last)
+    return f"{MISSING} {missing[1].partition('.')[0]}" if missing else last
+
+
+def run_here(case: Case, name: str | None, scale: float, folder: Path) -> Figures:
+    """Do the same in this process: quick, and its figures are of no use."""
+    try:
+        if name:
+            return measure(replace(case, rounds=1), name, scale, folder)
+        _set_up(case, scale, folder)
+    except Exception as error:
+        raise ContestantFailed(_last_line(traceback.format_exception_only(error)[-1].splitlines())) from error
+    return {}
+
+
+def run_child(case: Case, name: str | None, scale: float, folder: Path) -> Figures:
     """Run contestant `name`, or the case's set-up for None, in a fresh process."""
     answer = folder / "answer.json"
     answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "benchmarks", case, "--scale", str(scale)]
+    command = [sys.executable, "-m", "benchmarks", case.name, "--scale", str(scale)]
     command += ["--child", name or "", str(folder)]
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = os.environ | dict.fromkeys(threads, str(CORES))
@@ -268,7 +333,7 @@ def run_child(case: str, name: str | None, scale: float, folder: Path) -> Figure
         raise ContestantFailed(f"stopped after {CHILD_SECONDS} s") from None
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ContestantFailed(lines[-1])
+        raise ContestantFailed(_last_line(lines))
     return json.loads(answer.read_text()) if name else {}
 
 
@@ -277,32 +342,64 @@ def child(case: Case, name: str, scale: float, folder: Path) -> None:
     use_two_cores()
     if name:
         (folder / "answer.json").write_text(json.dumps(measure(case, name, scale, folder)))
-    elif case.setup is not None:
+    else:
+        _set_up(case, scale, folder)
+
+
+def _set_up(case: Case, scale: float, folder: Path) -> None:
+    if case.setup is not None:
         case.setup(case.workload.tiny(), folder)
         case.setup(case.workload.scaled(scale), folder)
 
 
-def run_case(
-    case: Case, repeat: int, scale: float, only: Sequence[str], tell: Callable[[str], None]
-) -> Outcome:
+@dataclass(frozen=True)
+class Effort:
+    """How much is run."""
+
+    repeat: int = 3
+    """Turns."""
+    seconds: float = math.inf
+    """A contestant that has used as much in earlier turns takes part in no further one."""
+    scale: float = 1.0
+    """Factor on every extent."""
+    only: Sequence[str] = ()
+    """Patterns of the contestants that run; none: all."""
+    here: bool = False
+    """Whether all run in this process."""
+
+    def names(self, case: Case) -> list[str]:
+        """Return the contestants that run."""
+        names = [c.name for c in case.contestants]
+        return [n for n in names if not self.only or any(fnmatchcase(n, p) for p in self.only)]
+
+
+def run_case(case: Case, effort: Effort, tell: Callable[[str], None]) -> Outcome:
     """Let the contestants run in turn, A B A B, so that a change of load meets all of them."""
-    outcome = Outcome(case, scale)
-    names = [c.name for c in case.contestants if not only or any(fnmatchcase(c.name, p) for p in only)]
+    outcome = Outcome(case, effort.scale)
+    run = run_here if effort.here else run_child
+    used = dict.fromkeys(effort.names(case), 0.0)
     with tempfile.TemporaryDirectory(prefix="tilework-bench-") as made:
         folder = Path(made)
         if case.setup is not None:
             tell(f"{case.name}: set-up")
-            run_child(case.name, None, scale, folder)
-        for turn in range(repeat):
-            for name in names:
-                if name in outcome.failures:
+            try:
+                run(case, None, effort.scale, folder)
+            except ContestantFailed as failure:
+                outcome.failures = dict.fromkeys(used, f"set-up: {failure}")
+                return outcome
+        turns = min(effort.repeat, case.turns or effort.repeat)
+        for turn in range(turns):
+            for name in used:
+                if name in outcome.failures or used[name] > effort.seconds:
                     continue
-                tell(f"{case.name}: {name}, {turn + 1} of {repeat}")
+                tell(f"{case.name}: {name}, {turn + 1} of {turns}")
+                start = time.perf_counter()
                 try:
-                    figures = run_child(case.name, name, scale, folder)
+                    figures = run(case, name, effort.scale, folder)
                 except ContestantFailed as failure:
                     outcome.failures[name] = str(failure)
                     outcome.samples.pop(name, None)
                 else:
                     outcome.samples.setdefault(name, []).append(figures)
+                used[name] += time.perf_counter() - start
     return outcome

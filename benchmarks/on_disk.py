@@ -1,76 +1,58 @@
-"""Contestants that read one Zarr array and write another: the identity with trimmed halos."""
+"""Contestants that read one Zarr array and write another: the identity, trimmed or blended."""
 
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.in_memory import identity
-from benchmarks.measure import CORES, Figures, Prepared
-from tests.store_counts import counted
+from benchmarks.in_memory import Blend, identity, multiply_add
+from benchmarks.measure import CORES, MB, Figures, Prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
 @dataclass(frozen=True)
-class Trim:
-    """A square float32 image in square chunks, and crops of a chunk with a halo around it."""
+class Stored:
+    """A float32 image in cubic chunks, and crops around each chunk or at a stride."""
 
-    extent: int
+    shape: tuple[int, ...]
     chunk: int
-    overlap: int
+    crop: int
+    stride: int
 
-    def scaled(self, scale: float) -> Trim:
-        """Return an extent times `scale`, in whole chunks."""
-        return replace(self, extent=self.chunk * max(2, round(self.extent * scale / self.chunk)))
+    def scaled(self, scale: float) -> Stored:
+        """Return extents times `scale`, in whole chunks."""
+        extents = (self.chunk * max(2, round(n * scale / self.chunk)) for n in self.shape)
+        return replace(self, shape=tuple(extents))
 
-    def tiny(self) -> Trim:
+    def tiny(self) -> Stored:
         """Return two chunks per axis."""
         return self.scaled(0)
 
     @property
-    def nbytes(self) -> int:
-        """Decoded size."""
-        return 4 * self.extent**2
+    def overlap(self) -> int:
+        """Context on each side of a crop."""
+        return (self.crop - self.stride) // 2
 
     def source(self, folder: Path) -> Path:
         """Return where the set-up puts the image."""
-        return folder / f"source-{self.extent}.zarr"
+        return folder / f"source-{'x'.join(map(str, self.shape))}.zarr"
 
-    def boxes(self) -> Iterator[tuple[slice, slice]]:
+    def boxes(self) -> Iterator[tuple[slice, ...]]:
         """Yield every chunk."""
-        ranges = [slice(a, a + self.chunk) for a in range(0, self.extent, self.chunk)]
-        return itertools.product(ranges, ranges)
-
-
-@dataclass(frozen=True)
-class Slices:
-    """A float32 volume in cubic chunks, cut into cubic crops that overlap."""
-
-    extent: int
-    chunk: int
-    crop: int
-    overlap: int
-
-    def scaled(self, scale: float) -> Slices:
-        """Return an extent times `scale`, in whole chunks."""
-        return replace(self, extent=self.chunk * max(1, round(self.extent * scale / self.chunk)))
-
-    def tiny(self) -> Slices:
-        """Return one chunk."""
-        return self.scaled(0)
-
-    def source(self, folder: Path) -> Path:
-        """Return where the set-up puts the volume."""
-        return folder / f"volume-{self.extent}.zarr"
+        for corner in itertools.product(*(range(0, n, self.chunk) for n in self.shape)):
+            yield tuple(slice(a, a + self.chunk) for a in corner)
 
 
 # An array and not its path, which da.from_zarr would open through fsspec. For da.to_zarr it is the
@@ -81,89 +63,69 @@ def _open(path: Path) -> Any:
     return zarr.open_array(path, mode="r")
 
 
-def _create(path: Path, work: Trim) -> Any:
+def _create(path: Path, work: Stored) -> Any:
     import zarr
 
     return zarr.create_array(
-        store=str(path), shape=(work.extent, work.extent), dtype="float32",
-        chunks=(work.chunk, work.chunk), overwrite=True,
-    )  # fmt: skip
+        store=str(path),
+        shape=work.shape,
+        dtype="float32",
+        chunks=(work.chunk,) * len(work.shape),
+        overwrite=True,
+    )
 
 
-def write_source(work: Trim, folder: Path) -> None:
+FRACTIONS = (1 / 30, 1 / 10, 1 / 3, 1)
+"""Of the extents of a growing image: a plane gets 900 times as many samples."""
+KNOT = 32
+"""Samples between the knots of the smooth part of an image."""
+
+
+def write_sources(work: Stored, folder: Path) -> None:
+    """Write the images of all sizes."""
+    for size in FRACTIONS:
+        write_source(work.scaled(size), folder)
+
+
+def write_source(work: Stored, folder: Path) -> None:
     """Write smooth random chunks on 1/1024 levels: they compress about as well as micrographs."""
-    target = _create(work.source(folder), work)
-    knots = work.chunk // 32 + 1
+    target, ndim = _create(work.source(folder), work), len(work.shape)
+    knots = max(2, work.chunk // KNOT + 1)
     place = np.linspace(0, knots - 1, work.chunk)
-    hats = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(knots)))  # linear interpolation
+    hats = np.maximum(0, 1 - np.abs(place[:, None] - np.arange(knots))).astype(np.float32)
 
-    def write(numbered: tuple[int, tuple[slice, slice]]) -> None:
+    def write(numbered: tuple[int, tuple[slice, ...]]) -> None:
         number, box = numbered
         rng = np.random.default_rng(number)
-        smooth = hats @ rng.standard_normal((knots, knots)) @ hats.T
-        grain = 0.01 * rng.standard_normal(smooth.shape, np.float32)
-        target[box] = (np.round((smooth + grain) * 1024) / 1024).astype(np.float32)
+        smooth = rng.standard_normal((knots,) * ndim, np.float32)
+        for axis in range(ndim):  # linear interpolation
+            smooth = np.moveaxis(np.tensordot(hats, smooth, (1, axis)), 0, axis)
+        grain = np.float32(0.01) * rng.standard_normal(smooth.shape, np.float32)
+        target[box] = np.round((smooth + grain) * 1024) / 1024
 
     with ThreadPoolExecutor(CORES) as pool:
         list(pool.map(write, enumerate(work.boxes())))
 
 
-class Counters:
-    """Tasks that dask ran and chunk files that were read, while `run` ran."""
-
-    def __init__(self, work: Trim, folder: Path) -> None:
-        self.work, self.root = work, work.source(folder)
-        self.tasks = self.reads = 0
-
-    def around(self, run: Callable[[], None]) -> None:
-        """Call `run` and count."""
-        from dask.callbacks import Callback
-        from zarr.storage import LocalStore
-
-        self.tasks = self.reads = 0
-        original = LocalStore.get
-
-        async def get(store: Any, key: str, *args: Any, **kwargs: Any) -> Any:
-            if Path(store.root) == self.root and key.startswith("c/"):
-                self.reads += 1  # only ever in zarr's own event loop, so without a lock
-            return await original(store, key, *args, **kwargs)
-
-        def count_task(*_: Any) -> None:
-            self.tasks += 1
-
-        # On the class: a recipe opens the store again by its path, past any wrapper around it.
-        LocalStore.get = get
-        try:
-            with Callback(pretask=count_task):
-                run()
-        finally:
-            LocalStore.get = original
-
-    def figures(self) -> Figures:
-        """Return what was counted."""
-        decoded = self.reads * 4 * self.work.chunk**2
-        figures = {"decoded": decoded / self.work.nbytes}
-        return figures | ({"tasks": self.tasks} if self.tasks else {})
-
-
-def _copied(work: Trim, folder: Path, run: Callable[[Path], None]) -> Prepared:
-    counters, target = Counters(work, folder), folder / "target.zarr"
+def _written(work: Stored, folder: Path, run: Callable[[Path], Any]) -> Prepared:
+    target = folder / "target.zarr"
     shutil.rmtree(target, ignore_errors=True)
 
-    def check(_: None) -> float:
+    def check(_: Any) -> float:
         expected, result = _open(work.source(folder)), _open(target)
         if (result.shape, result.chunks) != (expected.shape, expected.chunks):
             return float("inf")
-        worst = np.max([np.abs(result[box] - expected[box]).max() for box in work.boxes()])
-        shutil.rmtree(target)
-        return float(worst)
 
-    return Prepared(
-        run=lambda: counters.around(lambda: run(target)),
-        check=check,
-        image_bytes=work.nbytes,
-        figures=counters.figures,
-    )
+        def worst(box: tuple[slice, ...]) -> Any:
+            return np.abs(result[box] - expected[box]).max()
+
+        with ThreadPoolExecutor(CORES) as pool:
+            difference = float(np.max(list(pool.map(worst, work.boxes()))))  # np.max passes a NaN on
+        shutil.rmtree(target)
+        return difference
+
+    size = 4 * math.prod(work.shape)
+    return Prepared(run=lambda: run(target), check=check, figures=lambda: {"image_mb": size / MB})
 
 
 def _two_threads() -> Any:
@@ -172,20 +134,44 @@ def _two_threads() -> Any:
     return dask.config.set(scheduler="threads", num_workers=CORES)
 
 
-def tilework_to_zarr(work: Trim, folder: Path) -> Prepared:
+def tilework_trim(work: Stored, folder: Path) -> Prepared:
     """`tiled_map` written by `to_zarr`."""
+    return _tilework(work, folder, {"overlap": work.overlap})
+
+
+def tilework_blend(work: Stored, folder: Path) -> Prepared:
+    """The same with Gaussian weights."""
+    return _tilework(work, folder, {"stride": work.stride, "blend": "gaussian"})
+
+
+def _tilework(work: Stored, folder: Path, options: dict[str, Any]) -> Prepared:
     import tilework as tw
+
+    found: Figures = {}
 
     def run(target: Path) -> None:
         image = _open(work.source(folder))
         with _two_threads():
-            out = tw.tiled_map(identity, image, work.chunk + 2 * work.overlap, work.overlap, dtype="float32")
-            tw.to_zarr(out, str(target), chunks=(work.chunk, work.chunk), progress=False, overwrite=True)
+            out = tw.tiled_map(identity, image, work.crop, dtype="float32", **options)
+            written = tw.to_zarr(out, str(target), chunks=work.chunk, progress=False, overwrite=True)
+        found.update(estimate(out, written))
 
-    return _copied(work, folder, run)
+    prepared = _written(work, folder, run)
+    return replace(prepared, figures=lambda: prepared.figures() | found)
 
 
-def map_overlap(work: Trim, folder: Path) -> Prepared:
+def estimate(out: Any, written: Any) -> Figures:
+    """Return what the plan says of the memory of the run that wrote a result."""
+    from tilework.graph.build import plan_of
+    from tilework.plan.cost import peak_bytes
+    from tilework.plan.tile_plan import TilePlan
+
+    plan = TilePlan.from_json(json.dumps(written.attrs["tilework"]["plan"]))
+    planned = peak_bytes(replace(plan, threads=CORES, cache_bytes=plan_of(out).cache_bytes))
+    return {"estimate_mb": planned / MB, "calls": float(plan.calls()), "slabs": float(plan.slabs)}
+
+
+def map_overlap(work: Stored, folder: Path) -> Prepared:
     """dask's way; `meta` keeps it from calling the function on empty arrays."""
     import dask.array as da
 
@@ -193,14 +179,32 @@ def map_overlap(work: Trim, folder: Path) -> Prepared:
         with _two_threads():
             out = da.map_overlap(
                 identity, da.from_zarr(_open(work.source(folder))), depth=work.overlap,
-                boundary="none", dtype="float32", meta=np.empty((0, 0), np.float32),
+                boundary="none", dtype="float32", meta=np.empty((0,) * len(work.shape), np.float32),
             )  # fmt: skip
             out.to_zarr(str(target))
 
-    return _copied(work, folder, run)
+    return _written(work, folder, run)
 
 
-def copy_dask(work: Trim, folder: Path) -> Prepared:
+def cubed(work: Stored, folder: Path) -> Prepared:
+    """cubed on its threads; its function trims, because cubed does not."""
+    import cubed
+
+    spec = cubed.Spec(work_dir=str(folder / "cubed"), allowed_mem="2GB", executor_name="threads")
+    inner = (slice(work.overlap, -work.overlap or None),) * len(work.shape)
+
+    def run(target: Path) -> None:
+        array = cubed.from_zarr(str(work.source(folder)), spec=spec)
+        out = cubed.map_overlap(
+            lambda block: identity(block)[inner], array, dtype=array.dtype, chunks=array.chunks,
+            depth=work.overlap, boundary=0, trim=False,
+        )  # fmt: skip
+        cubed.to_zarr(out, str(target))
+
+    return _written(work, folder, run)
+
+
+def copy_dask(work: Stored, folder: Path) -> Prepared:
     """No halo at all: dask reads a chunk and writes it."""
     import dask.array as da
 
@@ -208,71 +212,79 @@ def copy_dask(work: Trim, folder: Path) -> Prepared:
         with _two_threads():
             da.from_zarr(_open(work.source(folder))).to_zarr(str(target))
 
-    return _copied(work, folder, run)
+    return _written(work, folder, run)
 
 
-def copy_pool(work: Trim, folder: Path) -> Prepared:
+def copy_pool(work: Stored, folder: Path) -> Prepared:
     """No halo and no dask: the floor."""
 
     def run(target: Path) -> None:
         image, out = _open(work.source(folder)), _create(target, work)
 
-        def copy(box: tuple[slice, slice]) -> None:
+        def copy(box: tuple[slice, ...]) -> None:
             out[box] = image[box]
 
         with ThreadPoolExecutor(CORES) as pool:
             list(pool.map(copy, work.boxes()))
 
-    return _copied(work, folder, run)
+    return _written(work, folder, run)
+
+
+def copy_and_add(work: Stored, folder: Path) -> Prepared:
+    """The copy, and then the sum of weighted crops on a canvas of the same shape."""
+    copied = copy_pool(work, folder)
+    added = multiply_add(Blend(work.shape, work.crop, work.stride), folder)
+
+    def run() -> Any:
+        copied.run()
+        return added.run()
+
+    return replace(copied, run=run)
+
+
+def patchly(work: Stored, folder: Path) -> Prepared:
+    """Patchly's loop, with the image in memory."""
+    from patchly import Aggregator, GridSampler, SamplingMode
+
+    ndim = len(work.shape)
+
+    def run(target: Path) -> None:
+        image = _open(work.source(folder))[...]
+        sampler = GridSampler(
+            image=image, spatial_size=work.shape, patch_size=(work.crop,) * ndim,
+            step_size=(work.stride,) * ndim, mode=SamplingMode.SAMPLE_EDGE,
+        )  # fmt: skip
+        aggregator = Aggregator(sampler, output_size=work.shape, weights="gaussian")
+        for patch, box in sampler:
+            aggregator.append(identity(patch), box)
+        _create(target, work)[...] = aggregator.get_output()
+
+    return _written(work, folder, run)
 
 
 # -------------------------------------------------------------------------- the loop of Ryomen
 
 
-def write_volume(work: Slices, folder: Path) -> None:
-    """Write grains on 1/64 levels: they compress to about a third."""
-    target = _create_volume(work.source(folder), work)
-    for z in range(0, work.extent, work.chunk):
-        rng = np.random.default_rng(z)
-        slab = rng.standard_normal((work.chunk, work.extent, work.extent), np.float32)
-        target[z : z + work.chunk] = np.round(slab * 64) / 64
-
-
-def _create_volume(path: Path, work: Slices) -> Any:
-    import zarr
-
-    return zarr.create_array(
-        store=str(path), shape=(work.extent,) * 3, dtype="float32", chunks=(work.chunk,) * 3, overwrite=True
-    )
-
-
-def sliced(work: Slices, folder: Path, package: str, writer: bool = False) -> Prepared:
+def sliced(work: Stored, folder: Path, package: str, writer: bool = False) -> Prepared:
     """The loop of Ryomen's README with either package; `writer` gathers whole chunks of the target."""
-    module, target = import_module(package), folder / "sliced.zarr"
-    counts = {"decoded": 0.0, "written": 0.0}
+    module, ndim = import_module(package), len(work.shape)
 
     def loop(out: Any, slices: Any) -> None:
         for crop, source, destination in slices:
             out[destination] = identity(crop)[source]
 
-    def run() -> None:
-        out = _create_volume(target, work)
-        volume = _open(work.source(folder))
-        with counted(volume) as reads, counted(out) as writes:
-            slices = module.Slicer(volume, crop_size=(work.crop,) * 3, overlap=(work.overlap,) * 3)
-            if writer:
-                with slices.writer(out) as whole:
-                    loop(whole, slices)
-            else:
-                loop(out, slices)
-        chunks = (work.extent // work.chunk) ** 3
-        counts["decoded"] = sum(reads.reads.values()) / chunks
-        counts["written"] = sum(writes.writes.values()) / chunks
+    def run(target: Path) -> None:
+        image, out = _open(work.source(folder)), _create(target, work)
+        slices = module.Slicer(image, crop_size=(work.crop,) * ndim, overlap=(work.overlap,) * ndim)
+        if writer:
+            with slices.writer(out) as whole:
+                loop(whole, slices)
+        else:
+            loop(out, slices)
 
-    def check(_: None) -> float:
-        result, expected = _open(target), _open(work.source(folder))
-        steps = range(0, work.extent, work.chunk)
-        slabs = (np.abs(result[z : z + work.chunk] - expected[z : z + work.chunk]).max() for z in steps)
-        return float(np.max(list(slabs)))
+    return _written(work, folder, run)
 
-    return Prepared(run=run, check=check, image_bytes=4 * work.extent**3, figures=lambda: counts)
+
+tilework_slicer = partial(sliced, package="tilework")
+tilework_writer = partial(sliced, package="tilework", writer=True)
+ryomen = partial(sliced, package="ryomen")

@@ -10,18 +10,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import CORES, ROOT, Bar, Outcome
+from benchmarks.measure import CORES, ROOT, Bar, Case, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 HEADER = (
-    "case", "what", "wall s", "CPU s", "peak MB", "max |diff|",
+    "case", "what", "runs", "wall s", "CPU s", "peak MB", "max |diff|",
     "ratio", "min..max", "bar", "met", "notes",
 )  # fmt: skip
-LEFT = {0, 1, 8, 9, 10}
+LEFT = {0, 1, 9, 10, 11}
 """Columns of words; the others are flush right."""
-PACKAGES = ("tilework", "dask", "monai", "numpy", "patchly", "ryomen", "torch", "zarr")
+PACKAGES = (
+    "tilework", "numpy", "dask", "distributed", "zarr", "scikit-image", "patchly", "ryomen", "monai", "tiler",
+    "torchio", "torch", "cubed",
+)  # fmt: skip
 
 Row = tuple[str, ...]
 
@@ -33,7 +36,7 @@ def rows(outcome: Outcome) -> list[Row]:
     for contestant in case.contestants:
         name = contestant.name
         if name in outcome.failures:
-            lines.append((case.name, name, *[""] * 7, "failed", outcome.failures[name]))
+            lines.append((case.name, name, *[""] * 8, "failed", outcome.failures[name]))
         elif name in outcome.samples:
             lines.append(_contestant_row(outcome, name, contestant.peer))
     return lines + [_bar_row(outcome, judged) for judged in judge(outcome)]
@@ -41,24 +44,30 @@ def rows(outcome: Outcome) -> list[Row]:
 
 def _contestant_row(outcome: Outcome, name: str, peer: str | None) -> Row:
     case, median = outcome.case, outcome.median(name)
-    ratio, span = "", ""
-    if peer in outcome.samples:
-        value, low, high = _spread(outcome, Bar("wall", "wall_s", name, None, peer), name)
-        ratio, span = f"{value:.2f}", f"{low:.2f}..{high:.2f}"
+    times, span = "", ""
+    if spread := ratio(outcome, name, peer):
+        times, span = f"{spread[0]:.2f}", f"{spread[1]:.2f}..{spread[2]:.2f}"
     notes = [f"{key} {median[key]:.4g}" for key in case.notes if key in median]
     error = "" if case.tolerance is None else f"{median['error']:.1e}"
     right = outcome.right(name)
     return (
-        case.name, name, f"{median['wall_s']:.3g}", f"{median['cpu_s']:.3g}",
-        f"{median['peak_mb']:.0f}", error, ratio, span, "",
+        case.name, name, str(len(outcome.samples[name])), f"{median['wall_s']:.3g}", f"{median['cpu_s']:.3g}",
+        f"{median['peak_mb']:.0f}", error, times, span, "",
         "" if right else "WRONG", ", ".join(notes),
     )  # fmt: skip
+
+
+def ratio(outcome: Outcome, name: str, peer: str | None) -> tuple[float, float, float] | None:
+    """Return the wall time over that of a peer that ran, and its least and greatest value in one turn."""
+    if peer not in outcome.samples:
+        return None
+    return _spread(outcome, Bar("wall", "wall_s", name, None, peer), name)
 
 
 def _bar_row(outcome: Outcome, judged: dict[str, Any]) -> Row:
     low, high = judged["range"]
     return (
-        outcome.case.name, judged["what"], "", "", "", "", f"{judged['value']:.3g}",
+        outcome.case.name, judged["what"], "", "", "", "", "", f"{judged['value']:.3g}",
         f"{low:.3g}..{high:.3g}", judged["bar"], judged["met"], judged["who"],
     )  # fmt: skip
 
@@ -87,7 +96,8 @@ def _spread(outcome: Outcome, bar: Bar, name: str) -> tuple[float, float, float]
     """Return the ratio of medians, and the least and the greatest ratio of one turn."""
     ours = outcome.samples[name]
     peers = [None] * len(ours) if bar.peer is None else outcome.samples[bar.peer]
-    turns = [bar.value(mine, theirs) for mine, theirs in zip(ours, peers, strict=True)]
+    # The slower of two took part in fewer turns: the first ones, in which both did.
+    turns = [bar.value(mine, theirs) for mine, theirs in zip(ours, peers, strict=False)]
     peer = None if bar.peer is None else outcome.median(bar.peer)
     return bar.value(outcome.median(name), peer), min(turns), max(turns)
 
@@ -117,6 +127,15 @@ def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {"machine": machine(), "cases": cases}
 
 
+def outcomes_of(found: dict[str, Any], cases: dict[str, Case]) -> list[Outcome]:
+    """Return the outcomes of a document."""
+    return [
+        Outcome(cases[one["case"]], one["scale"], one["samples"], one["failures"])
+        for one in found["cases"]
+        if one["case"] in cases
+    ]
+
+
 def machine() -> dict[str, Any]:
     """Return processor, versions and commit."""
     versions = {}
@@ -127,10 +146,18 @@ def machine() -> dict[str, Any]:
             continue
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
-        "processor": _processor(), "cores": os.cpu_count(), "cores_used": CORES,
-        "system": platform.platform(), "python": platform.python_version(),
+        "processor": _processor(), "cores": os.cpu_count(), "cores_used": CORES, "memory_gb": _memory(),
+        "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
         "versions": versions, "commit": git.stdout.strip() if git.returncode == 0 else None,
     }  # fmt: skip
+
+
+def _memory() -> float | None:
+    """Return the memory of the machine, GB of 10**9 bytes."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (AttributeError, OSError, ValueError):
+        return None
 
 
 def _processor() -> str:

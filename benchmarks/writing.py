@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import on_disk
 from benchmarks.in_memory import identity
-from benchmarks.measure import CORES, Prepared
+from benchmarks.measure import CORES, Figures, Prepared
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,6 @@ def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
     import zarr
 
     import tilework as tw
-    from tilework.plan.cost import peak_bytes
-    from tilework.plan.tile_plan import TilePlan
 
     source = folder / f"source-{times}-{work.face}.zarr"
     if not source.exists():
@@ -51,29 +50,22 @@ def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
         layer = np.random.default_rng(0).random((work.chunk, work.face, work.face), "f4")
         for start in range(0, array.shape[0], work.chunk):
             array[start : start + work.chunk] = layer + start
-    written: list[Any] = []
+    found: Figures = {}
 
     def run() -> Any:
         out = tw.tiled_map(identity, str(source), work.crop, stride=work.stride, blend="gaussian", dtype="f4")
         with dask.config.set(scheduler="threads", num_workers=CORES):
-            written[:] = [
-                tw.to_zarr(out, folder / "out.zarr", chunks=work.chunk, overwrite=True, progress=False)
-            ]
-        return written[0]
+            target = folder / "out.zarr"
+            written = tw.to_zarr(out, target, chunks=work.chunk, overwrite=True, progress=False)
+        found.update(on_disk.estimate(out, written))
+        return written
 
     def check(result: Any) -> float:
         there = zarr.open_array(str(source))
         last = slice(result.shape[0] - work.chunk, None)
         return float(np.abs(result[last] - there[last]).max())
 
-    def figures() -> dict[str, float]:
-        import json
-
-        plan = TilePlan.from_json(json.dumps(written[0].attrs["tilework"]["plan"]))
-        estimate = peak_bytes(replace(plan, threads=CORES, cache_bytes=256 * 2**20))
-        return {"estimate_mb": estimate / 1e6, "calls": float(plan.calls()), "slabs": float(plan.slabs)}
-
-    return Prepared(run, check, figures=figures)
+    return Prepared(run, check, figures=lambda: found)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,195 @@
+"""Contestants that only build, look at what was built, and compute a small part of it."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.in_memory import identity
+from benchmarks.measure import Figures, Prepared
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CROPS = {2: 256, 3: 64, 4: 16, 5: 8}
+"""Samples of a crop per axis, by the number of axes: a crop of a usual size."""
+PART = 10_000
+"""Samples of the part that is computed."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Blended crops at half their length, in blocks of the given length along each axis."""
+
+    shape: tuple[int, ...]
+    crop: int
+    block: int
+
+    def scaled(self, scale: float) -> Grid:
+        """Return extents times `scale`, of at least two blocks."""
+        return replace(self, shape=tuple(max(2 * self.block, round(n * scale)) for n in self.shape))
+
+    def tiny(self) -> Grid:
+        """Return two blocks per axis."""
+        return self.scaled(0)
+
+    @property
+    def part(self) -> tuple[slice, ...]:
+        """Return a box of about 10 000 samples in the middle."""
+        side = round(PART ** (1 / len(self.shape)))
+        return tuple(slice((n - side) // 2, (n - side) // 2 + side) for n in self.shape)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return how crops lie, are blended and grouped."""
+        return {"crop": self.crop, "stride": self.crop // 2, "blend": "gaussian", "chunks": self.block}
+
+
+def grid(ndim: int, blocks: int) -> Grid:
+    """Return a grid of about as many blocks, each of one crop: the smallest blocks that share tiles."""
+    crop = CROPS[ndim]
+    return Grid((round(blocks ** (1 / ndim)) * crop,) * ndim, crop, crop)
+
+
+class Zeros:
+    """An image of any extent that takes no room and no time to open or to hash."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, self.ndim, self.dtype = shape, len(shape), np.dtype("f4")
+
+    def __getitem__(self, box: tuple[slice, ...]) -> Any:
+        return np.zeros([len(range(*s.indices(n))) for s, n in zip(box, self.shape, strict=True)], self.dtype)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _of(work: Grid, given: Grid | None) -> Grid:
+    """Return the grid of a contestant at the scale of the case, whose workload stands for all sizes."""
+    if given is None:
+        return work
+    factor = work.shape[0] / WHOLE.shape[0]
+    return given if factor == 1 else given.scaled(factor)
+
+
+WHOLE = Grid((1_000_000, 1_000_000), 512, 2048)
+"""A million samples along each axis, more than any slide has."""
+
+
+def tilework_build(work: Grid, folder: Path, given: Grid | None = None, source: str = "zeros") -> Prepared:
+    """Build a result, explain and draw it, and compute a part of it."""
+    import dask
+    import dask.array as da
+
+    import tilework as tw
+
+    here = _of(work, given)
+    sources = {"zeros": Zeros, "dask": lambda shape: da.zeros(shape, chunks=here.block, dtype="f4")}
+    image = sources[source](here.shape)
+    built: list[Any] = []
+
+    def run() -> Any:
+        built[:] = [tw.tiled_map(identity, image, dtype="f4", name="bench", **here.options)]
+        return built[0]
+
+    def check(out: Any) -> float:
+        return 0.0 if out.shape == here.shape else float("inf")
+
+    def figures() -> Figures:
+        plan = tw.plan_tiles(here.shape, **here.options)
+        with dask.config.set(scheduler="synchronous"):
+            return {
+                "blocks": float(math.prod(built[0].numblocks)),
+                "slice_s": _seconds(lambda: built[0][here.part].compute()),
+                "explain_s": _seconds(lambda: tw.explain(built[0])),
+                "html_s": _seconds(plan._repr_html_),
+            }
+
+    return Prepared(run, check, figures=figures)
+
+
+def dask_source(work: Grid, folder: Path) -> Prepared:
+    """dask's own array of as many chunks, with the list of its keys, and nothing mapped over it."""
+    import dask.array as da
+
+    def run() -> Any:
+        out = da.zeros(work.shape, chunks=work.block, dtype="f4")
+        out.__dask_keys__()
+        return out
+
+    return Prepared(run, lambda out: 0.0)
+
+
+def map_overlap_build(work: Grid, folder: Path, given: Grid | None = None) -> Prepared:
+    """dask's way of as many blocks; it trims, since it has no blend."""
+    import dask
+    import dask.array as da
+
+    here = _of(work, given)
+    image = da.zeros(here.shape, chunks=here.block, dtype="f4")
+    meta = np.empty((0,) * image.ndim, np.float32)
+    built: list[Any] = []
+
+    def run() -> Any:
+        built[:] = [
+            da.map_overlap(identity, image, depth=here.crop // 4, boundary="none", dtype="f4", meta=meta)
+        ]
+        return built[0]
+
+    def figures() -> Figures:
+        with dask.config.set(scheduler="synchronous"):
+            return {
+                "blocks": float(math.prod(built[0].numblocks)),
+                "slice_s": _seconds(lambda: built[0][here.part].compute()),
+            }
+
+    return Prepared(run, lambda out: 0.0, figures=figures)
+
+
+# ---------------------------------------------------------------------------------------- tasks
+
+TURNS = 5
+"""Times that the tasks are made, in turn with dask's bare ones; the medians count."""
+
+
+def tasks(work: Grid, folder: Path, options: dict[str, Any]) -> Prepared:
+    """Make all tasks of a result; and each again by dask's `Task` alone, from what it holds."""
+    from dask.task_spec import Task
+
+    import tilework as tw
+
+    image = Zeros(work.shape)
+    found: Figures = {}
+
+    def graph() -> dict[Any, Any]:
+        out = tw.tiled_map(identity, image, dtype="f4", name="bench", **work.options | options)
+        return dict(out.__dask_graph__())
+
+    def run() -> None:
+        ours, bare = [], []
+        for _ in range(TURNS):
+            start = time.process_time()
+            made = graph()
+            ours.append(time.process_time() - start)
+            parts = [(t.key, t.func, t.args, t.kwargs) for t in made.values() if isinstance(t, Task)]
+            start = time.process_time()
+            for key, func, args, kwargs in parts:
+                Task(key, func, *args, **kwargs)
+            bare.append(time.process_time() - start)
+        each = 1e6 / len(parts)
+        found.update(
+            tasks=float(len(parts)), task_us=each * statistics.median(ours),
+            bare_us=each * statistics.median(bare),
+            over_bare=statistics.median(a / b for a, b in zip(ours, bare, strict=True)),
+        )  # fmt: skip
+
+    return Prepared(run, lambda _: 0.0, figures=lambda: found)

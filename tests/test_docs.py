@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import tilework
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
@@ -42,7 +44,7 @@ def test_the_page_of_the_ancestors_has_its_bridges():
 def test_the_messages_of_the_troubleshooting_page_are_those_of_the_code():
     """Each quoted piece of a heading is a piece of a message."""
     texts = []
-    for path in (ROOT / "src").rglob("*.py"):
+    for path in Path(tilework.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.JoinedStr):
                 parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]

@@ -162,12 +162,17 @@ def _lines(outcome: Outcome, curves: Curves) -> dict[str, list[tuple[float, floa
 def _panel(
     axes: Any, curves: Curves, lines: dict[str, list[tuple[float, float]]], names: Sequence[str]
 ) -> None:
+    from matplotlib.ticker import NullFormatter
+
     order = list(dict.fromkeys(filter(None, names)))  # a line has one colour in all panels
     for line, points in lines.items():
         place = order.index(line) % len(COLOURS)
         axes.loglog(
             *zip(*sorted(points), strict=True), color=COLOURS[place], marker=MARKS[place], ms=5, label=line
         )
+    axes.set_facecolor("none")
+    for axis in (axes.xaxis, axes.yaxis):  # over less than a decade numbers would lie on each other
+        axis.set_minor_formatter(NullFormatter())
     axes.set_title(curves.title, color=INK, fontsize=10)
     axes.set_xlabel(curves.right, color=INK)
     axes.set_ylabel(curves.up, color=INK)

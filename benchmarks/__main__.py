@@ -24,8 +24,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="names, or: all; none lists them")
     parser.add_argument("--repeat", type=int, default=3, metavar="N", help="turns (default 3)")
     parser.add_argument(
-        "--seconds", type=float, default=12, metavar="S",
-        help="a contestant that has used as much in earlier turns takes part in no further one (default 12)",
+        "--seconds", type=float, default=8, metavar="S",
+        help="a contestant that has used as much in earlier turns takes part in no further one (default 8)",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples there, after each case")
     parser.add_argument(

@@ -39,7 +39,7 @@ CHILD_SECONDS = 300
 """A contestant that takes longer in one turn is stopped and reported as failed."""
 MISSING = "not installed:"
 """How the line of a contestant begins that needs a package which is not there."""
-QUICK = 5
+QUICK = 2
 """Seconds after which no further round of a contestant begins in the same process."""
 ROOT = Path(__file__).parents[1]
 """Repository root, from which `benchmarks` and `tests` are importable."""

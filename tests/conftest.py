@@ -81,6 +81,7 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.hookimpl(trylast=True)  # after -k and -m, so that what is asked for by name is not left out
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what this run should not or cannot execute: a skip means a missing package."""
 

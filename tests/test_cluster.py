@@ -227,11 +227,16 @@ def test_retries_and_priority_reach_the_scheduler(processes: Any, tmp_path: Path
 
 @pytest.fixture
 def mortal() -> Iterator[Any]:
-    """Run two worker processes that a test kills; a nanny may give up on one after several deaths."""
+    """Run two worker processes that a test kills; a nanny may give up on one after several deaths.
+
+    A task that merely waits on a worker that dies is suspected as well, so a worker is sent one at a time.
+    """
     from distributed import Client, LocalCluster
 
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask.config.set(
+            {"distributed.scheduler.allowed-failures": 1, "distributed.scheduler.worker-saturation": 1.0}
+        ),
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from tilework.function.load_once import LoadOnce
 from tilework.function.output import BoundOutput
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
 from tilework.graph.tasks import Names
+from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = [
@@ -67,8 +67,9 @@ def chunks_of(spec: Spec, output: BoundOutput) -> tuple[tuple[int, ...], ...]:
     plan = spec.plan
     chunks: list[tuple[int, ...]] = [(n,) for n in output.layout(plan.shape, reduced=True)]
     for axis, weights, size, n in zip(output.grid_axes, output.weights, plan.block, plan.shape, strict=True):
-        edges = [weights.scaled(min(a, n)) for a in range(0, n + size, size)]
-        chunks[axis] = tuple(b - a for a, b in itertools.pairwise(edges))
+        # Blocks that are not the whole axis are multiples of the scale's denominator.
+        others, length = ceil_div(n, size) - 1, weights.scaled(min(size, n))
+        chunks[axis] = (*(length,) * others, weights.scaled(n) - others * length)
     return tuple(chunks)
 
 

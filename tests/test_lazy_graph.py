@@ -17,6 +17,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from dask.array.utils import assert_eq
 from dask.graph_manipulation import bind, checkpoint, clone, wait_on
 from dask.optimization import cull
@@ -52,7 +53,7 @@ def twice(crop: np.ndarray) -> np.ndarray:
 
 def blend(image: Any, **options: Any) -> Any:
     given = {"crop": 16, "stride": 8, "blend": "gaussian", "chunks": 32, "reuse": "share", "dtype": "float32"}
-    return tw.tiled_map(twice, image, **(given | options))
+    return tw.tiled_map(options.pop("fn", twice), image, **(given | options))
 
 
 @pytest.fixture
@@ -73,6 +74,10 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def layer_of(out: Any) -> BlockLayer:
     [found] = [layer for layer in out.dask.layers.values() if isinstance(layer, BlockLayer)]
     return found
+
+
+def written(out: Any) -> None:
+    tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False)
 
 
 # -- the cost of an endless image -------------------------------------------------------------------------
@@ -152,6 +157,10 @@ LAZY: dict[str, Callable[[Any], Any]] = {
     "keys": lambda a: a.__dask_keys__(),
     "external keys": lambda a: a.dask.get_all_external_keys(),
     "delayed": lambda a: dask.compute(*a.to_delayed().ravel(), scheduler="sync"),
+    "vindex": lambda a: a.vindex[[1, 50, 3], [7, 9, 70]].compute(scheduler="sync"),
+    "diagonal": lambda a: da.diagonal(a).compute(scheduler="sync"),
+    "to_zarr of a slice": lambda a: written(a[3:40, 5:6] + 1),
+    "to_zarr of tiled_map on a slice": lambda a: written(blend(a[3:40, 5:60])),
 }
 WHOLE: dict[str, Callable[[Any], Any]] = {
     "optimize_graph=False": lambda a: a.compute(scheduler="sync", optimize_graph=False),
@@ -271,6 +280,57 @@ def test_getters_of_outputs_that_nobody_wants_are_not_made(wanted: tuple[str, ..
     assert out[{"a": "b", "b": "a"}[wanted[0]]].name not in names
     for key, result in zip(wanted, dask.compute(*(out[k] for k in wanted)), strict=True):
         np.testing.assert_allclose(result, IMAGE if key == "a" else -IMAGE, rtol=1e-6)
+
+
+PLACES: dict[str, Callable[[Any], Any]] = {
+    "points": lambda a: a.vindex[[1, 50, 3], [7, 9, 70]],
+    "diagonal": da.diagonal,
+    "lower diagonal": lambda a: da.diag(a, -40),
+    "rows and columns": lambda a: a[[40, 3, 90]][:, [1, 70]],
+    "take": lambda a: da.take(a, np.array([95, 0]), axis=0),
+    "block": lambda a: a.blocks[np.int64(1), np.uint8(2)],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("several", [False, True])
+def test_blocks_are_found_by_integers_of_numpy(place: str, several: bool) -> None:
+    """dask makes such keys, in vindex and diagonal."""
+    out = blend(IMAGE)
+    if several:
+        outputs = (tw.Output("float32"), tw.Output("float32"))
+        out = blend(IMAGE, output=outputs, fn=lambda x: (x, 2 * x), dtype=None)[1]
+    whole = da.from_array(out.compute(), chunks=32)
+    assert_eq(PLACES[place](out), PLACES[place](whole))
+    key = (out.name, np.int64(2), np.uint16(1))
+    assert key in out.dask.layers[out.name]
+    assert str(out.dask.layers[out.name][key]) == str(out.dask[(out.name, 2, 1)])
+    assert len(out.dask.cull([key]).layers[f"{out.name}-{dask.base.tokenize({key})}"])
+
+
+MASK = np.zeros(IMAGE.shape, bool)
+MASK[40:50, 10:30] = True
+
+
+@pytest.mark.parametrize("second", ["image-2", "image-fill-a", "image-all", "image-part-0"])
+@pytest.mark.parametrize("mask", [None, MASK], ids=["all", "mask"])
+@pytest.mark.parametrize("several", [False, True])
+def test_names_may_begin_alike(second: str, mask: Any, several: bool) -> None:
+    options: dict[str, Any] = {"mask": mask}
+    one, two = blend(IMAGE, name="image", **options), blend(IMAGE, name=second, **options)
+    if several:
+        outputs = (tw.Output("float32"), tw.Output("float32"))
+        one = blend(
+            IMAGE, fn=lambda x: (2 * x, x), name="image", output=outputs, dtype=None, **options
+        )[0]  # fmt: skip
+    whole = blend(IMAGE, **options).compute()
+    for both in (one + two, two + clone(one)):
+        np.testing.assert_array_equal(both.compute(), 2 * whole)
+        np.testing.assert_array_equal(both[40:70, 20:30].compute(), 2 * whole[40:70, 20:30])
+    for again in (blend(one, name=second), blend(two, name="image")):
+        np.testing.assert_array_equal(again.compute(), blend(whole).compute())
+    assert not layer_of(one).is_materialized()
+    assert not layer_of(two).is_materialized()
 
 
 # -- clones -----------------------------------------------------------------------------------------------

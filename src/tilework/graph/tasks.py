@@ -143,6 +143,9 @@ class BlockTasks:
         self._ref = TaskRef(self.names.spec)
         self._given_to_none = None if any(s.given for s in spec.sources) else [None] * len(spec.sources)
         columns = zip(self.names.outputs, spec.outputs, strict=True)
+        # Exact names: the keys of a result called "image-2" also begin with "image-".
+        kinds = ["group", "seam", "all", "write", "block", *(f"part-{k}" for k in range(len(spec.sources)))]
+        self._kinds = {f"{self.names.inner}-{kind}": kind for kind in kinds}
         self._outputs = [(key, o.grid_axes, o.n_each + len(o.reduced_shape)) for key, o in columns]
 
     @property
@@ -178,28 +181,24 @@ class BlockTasks:
 
     def find(self, key: Key) -> tuple[str, Index] | None:
         """Return the kind and the block of the task of an inner key; None for any other key."""
-        prefix = f"{self.names.inner}-"
-        if (
-            not isinstance(key, tuple)
-            or not str(key[0]).startswith(prefix)
-            or len(key) != 1 + len(self._axes)
-        ):
+        if not isinstance(key, tuple) or key[0] not in self._kinds or len(key) != 1 + len(self._axes):
             return None
         columns = zip(key[1:], self._counts, strict=True)
         if not all(isinstance(b, str) and b.isdecimal() and int(b) < n for b, n in columns):
             return None
-        return str(key[0]).removeprefix(prefix), self.index(key[1:])
+        return self._kinds[key[0]], self.index(key[1:])
 
     def block_of(self, key: Key, number: int = 0) -> Index | None:
         """Return the block of a key of the dask array of an output; None for any other key."""
         name, axes, ndim = self._outputs[number]
         if not isinstance(key, tuple) or key[0] != name or len(key) != ndim + 1:
             return None
-        numbers = key[1:]
-        if not all(type(b) is int and b >= 0 for b in numbers):
+        try:
+            numbers = tuple(map(operator.index, key[1:]))  # a mapping finds keys of numpy's integers too
+        except TypeError:
             return None
         index = tuple([numbers[axis] for axis in axes])
-        inside = sum(numbers) == sum(index) and all(map(operator.lt, index, self._blocks))
+        inside = sum(map(abs, numbers)) == sum(index) and all(map(operator.lt, index, self._blocks))
         return index if inside else None
 
     # -- the tasks of blocks --------------------------------------------------------------------------------
@@ -376,10 +375,14 @@ class BlockTasks:
 
     def filled(self, key: Key) -> Index | None:
         """Return the shape of the blocks of a key of `fill`; None for any other key."""
-        prefix = f"{self.names.inner}-fill-"
-        if not isinstance(key, str) or not key.startswith(prefix):
-            return None
-        return tuple(map(int, key.removeprefix(prefix).split("x")))
+        return self._fills.get(key) if isinstance(key, str) else None
+
+    @functools.cached_property
+    def _fills(self) -> dict[Key, Index]:
+        """The shapes of blocks by the keys of `fill`."""
+        corners = itertools.product(*({0, n - 1} for n in self._blocks))
+        shapes = [self.spec.plan.box(index).shape for index in corners]
+        return {self._fill_key(shape): shape for shape in shapes}
 
     def output_key(self, index: Index, number: int = 0) -> Key:
         """Return the key of a block in the dask array of an output."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.optimization import cull
 from dask.task_spec import DataNode, Task
 from dask.tokenize import TokenizationError
 
@@ -22,6 +23,7 @@ from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
+from tilework.source.base import BlockSource
 
 __all__ = [
     "Found",
@@ -30,6 +32,9 @@ __all__ = [
     "chunks_of",
     "find_spec",
     "fn_token",
+    "graph_below",
+    "graph_of",
+    "lowered",
     "name_of",
     "plan_of",
     "specs_below",
@@ -164,13 +169,24 @@ def _find_expression(expr: Any) -> Found | None:
     return Found(expr.blocks.spec, expr.operands[1], expr.blocks.names.inner)
 
 
+def graph_of(array: Any, keys: Iterable[Any]) -> dict[Any, Any]:
+    """Return the tasks that some keys of a dask array need; only those are made."""
+    graph, wanted = array.__dask_graph__(), list(keys)
+    if not wanted:
+        return {}  # dask would keep everything
+    if hasattr(graph, "layers"):
+        graph = graph.cull(wanted)
+    tasks, _ = cull(dict(graph), wanted)
+    return dict(tasks)
+
+
 def graph_below(array: Any, found: Found) -> dict[Any, Any]:
-    """Return the graphs of the dask arrays that a result reads: all layers but its own."""
+    """Return the graphs of the dask arrays that a result reads: the tasks that their blocks need."""
     if hasattr(array, "expr"):
         graphs = [source.lower_completely().__dask_graph__() for source in array.expr.blocks.operands[2:]]
-    else:
-        graphs = [layer for name, layer in array.dask.layers.items() if name not in found.layers]
-    return {key: node for graph in graphs for key, node in graph.items()}
+        return {key: node for graph in graphs for key, node in graph.items()}
+    sources = [source for source in found.spec.sources if isinstance(source, BlockSource)]
+    return graph_of(array, [key for source in sources for key in source.block_keys()])
 
 
 def plan_of(array: Any) -> TilePlan:

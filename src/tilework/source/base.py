@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -223,6 +223,10 @@ class BlockSource(Source):
     def read(self, box: Sequence[Span]) -> Array:
         """Compute and return the samples of ``box``."""
         return unmasked(self.handle[slices_of(box)].compute())
+
+    def block_keys(self) -> Iterator[tuple[Any, ...]]:
+        """Return the keys of all blocks in the graph of dask."""
+        return itertools.product([self.dask_name], *(range(len(o) - 1) for o in self.offsets))
 
     def slices(self, index: Index) -> tuple[slice, ...]:
         """Return the samples of a block as an index."""

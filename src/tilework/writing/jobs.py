@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from dask.optimization import cull
 from dask.task_spec import DataNode, Task, TaskRef
 
 from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
 from tilework.execution.piece import Job, Piece, Shared, guarded
+from tilework.graph.build import graph_of
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
@@ -305,11 +305,11 @@ class ChunkJob(WriteJob):
                 yield index, (box, units, missing)
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the whole graph as one piece, because it exists already."""
+        """Yield the whole graph as one piece, because dask makes it as a whole."""
         if not self.missing:
             return
         name, writes = f"{self.name}-writer", {}
-        tasks, _ = cull(dict(self.array.dask), [(self.array.name, *index) for index in self.missing])
+        tasks = graph_of(self.array, [(self.array.name, *index) for index in self.missing])
         write = guarded(write_chunk, self.retries)
         for index, (box, units, _) in self.missing.items():
             key = (f"{self.name}-write", *index)

@@ -333,6 +333,57 @@ def test_names_may_begin_alike(second: str, mask: Any, several: bool) -> None:
     assert not layer_of(two).is_materialized()
 
 
+def test_inner_keys_have_leading_zeros_and_the_slowest_axis_first() -> None:
+    out = tw.tiled_map(
+        twice, np.zeros((30, 120), "float32"), 8, stride=4, blend="average", chunks=10, reuse="share",
+        dtype="float32", name="named",
+    )  # fmt: skip
+    keys = set(layer_of(out))
+    assert {("named-group", "00", "0"), ("named-seam", "09", "2"), ("named", 2, 11)} <= keys
+    assert not {("named-group", "0", "0"), ("named-group", "2", "11")} & keys
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_blocks_at_ragged_edges_in_which_nothing_runs(many: bool) -> None:
+    mask = np.zeros((43, 37), bool)
+    mask[20:22, 20:22] = True
+    options: dict[str, Any] = {"dtype": "float32"}
+    if many:
+        options = {"output": (tw.Output("float32"), tw.Output("float32"))}
+    out = tw.tiled_map(
+        (lambda x: (x + 1, x)) if many else (lambda x: x + 1), np.zeros((43, 37), "float32"), 6, 1,
+        mask=mask, chunks=10, fill_value=7, **options,
+    )  # fmt: skip
+    result = (out[0] if many else out).compute()
+    assert result.shape == (43, 37)
+    assert set(np.unique(result)) == {1, 7}
+    np.testing.assert_array_equal(result[40:], np.full((3, 37), 7))
+    np.testing.assert_array_equal((out[0] if many else out)[41:, 33:].compute(), np.full((2, 4), 7))
+
+
+def test_inner_tasks_can_be_asked_for() -> None:
+    out = blend(IMAGE)
+    seam = next(key for key in dict(layer_of(out)) if "-seam" in str(key[0]))
+    culled = dict(blend(IMAGE).dask.cull({seam}))
+    assert {str(key[0]).rsplit("-", 1)[-1] for key in culled if isinstance(key, tuple)} == {
+        "0",
+        "group",
+        "seam",
+    }
+
+
+def test_annotations_reach_the_tasks_that_are_made_later() -> None:
+    with dask.annotate(priority=3):
+        out = blend(IMAGE)
+    culled = out[:5, :5].dask.cull(set(out[:5, :5].__dask_keys__()[0]))
+    [found] = [
+        layer
+        for name, layer in culled.layers.items()
+        if name.startswith(f"{out.name}-") and "spec" not in name
+    ]
+    assert found.annotations == {"priority": 3}
+
+
 # -- clones -----------------------------------------------------------------------------------------------
 
 

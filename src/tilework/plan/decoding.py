@@ -129,9 +129,9 @@ def with_cache(plan: Plan, room: float) -> Plan:
 def with_spare(plan: Plan, room: float) -> Plan:
     """Return a plan that may use up to ``room`` bytes for chunks where the order of blocks is not known.
 
-    dask runs the blocks of a lazy array that share tiles in an order of its own.
+    dask runs the blocks of a lazy array in an order of its own, and a thread may be far ahead of another.
     """
-    if plan.reuse != "share" or not plan.cache_bytes:
+    if not plan.cache_bytes:
         return plan
     every = sum(
         s.sample_bytes * math.prod(f.total for f in _facts(plan, s.chunks))

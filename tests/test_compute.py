@@ -229,13 +229,13 @@ def test_a_group_travels_and_may_be_merged_twice():
     expected, groups, seams = out.compute(), {}, {}
     for index in itertools.product(*map(range, spec.plan.blocks)):
         groups[index] = pickle.loads(pickle.dumps(gather_owned(spec, index, spec.needs(index, owned=True))))
-        seams[index] = cut_seams(spec, index, spec.plan.later(index), groups[index])
+        seams[index] = cut_seams(spec, index, spec.plan.neighbours.later(index), groups[index])
         seams[index] = pickle.loads(pickle.dumps(seams[index]))
         # A seam travels without the rest of its canvas.
         for step, seam in seams[index].items():
             [box] = spec.boxes(tuple(b + s for b, s in zip(index, step, strict=True)))
             assert len(pickle.dumps(seam)) < 4 * box.size + 2000
-        earlier = spec.plan.earlier(index)
+        earlier = spec.plan.neighbours.earlier(index)
         given = groups[index], earlier, [seams[e] for e in earlier]
         for _ in range(2):
             block = make_block(gather_seams, spec, index, *given)

@@ -161,8 +161,11 @@ def as_options(what: str, value: object) -> dict[str, Any]:
 def as_numbers(what: str, value: object) -> np.ndarray[Any, Any]:
     """Return ``value`` as an array of real numbers or flags; raise a `TypeError` if it is none."""
     array: np.ndarray[Any, Any] = np.empty(0, object)
-    with contextlib.suppress(Exception):  # numpy asks a foreign object for its length and items
-        array = np.asarray(value)
+    if type(value) is np.ndarray:
+        array = value
+    else:
+        with contextlib.suppress(Exception):  # numpy asks a foreign object for its length and items
+            array = np.asarray(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{what} must be an array of numbers; got {brief(value)}.")
     return array

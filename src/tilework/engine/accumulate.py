@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,8 +25,7 @@ __all__ = ["Accumulator", "cover", "touching"]
 SUMS = 2**25
 
 
-@dataclass(frozen=True, slots=True)
-class _Spot:
+class _Spot(NamedTuple):
     """Position of the tiles with one number along one axis, in one of the parts of a canvas."""
 
     part: int
@@ -72,11 +70,15 @@ class Accumulator:
         """The first part of each canvas."""
         for partial, room in zip(self.partials, rooms, strict=False):
             partial.room = room
-        self._spots: dict[tuple[int, int, int], list[_Spot]] = {}
+        self._spots = self._no_spots()
+
+    def _no_spots(self) -> list[list[dict[int, list[_Spot]]]]:
+        """Return places for the spots, by output, axis and number of the tile."""
+        return [[{} for _ in along] for along in self._spans]
 
     def __getstate__(self) -> dict[str, Any]:
         # Products of weights are found by identity, which pickling does not keep.
-        return self.__dict__ | {"_spots": {}}
+        return self.__dict__ | {"_spots": self._no_spots()}
 
     def seam(self, step: Index, canvases: Sequence[Box]) -> list[Partial]:
         """Return the part of each canvas in the later block at ``step``, within the boxes of the tiles."""
@@ -89,7 +91,9 @@ class Accumulator:
     def add(self, position: Index, results: Sequence[Array]) -> None:
         """Add the results, one per output, of the tile at ``position`` (its number along each axis)."""
         for number, (output, result) in enumerate(zip(self._outputs, results, strict=True)):
-            columns = [self._spot(number, d, i) for d, i in enumerate(position)]
+            columns: list[Any] = list(map(dict.get, self._spots[number], position))
+            if not all(columns):
+                columns = [self._spot(number, d, i) for d, i in enumerate(position)]
             for spots in itertools.product(*columns):
                 self._add(number, output, position, spots, result)
 
@@ -98,41 +102,38 @@ class Accumulator:
     ) -> None:
         """Add the samples of a result that lie in one part of the canvas."""
         n = output.n_each
-        partial = self._parts[number][tuple([s.part for s in spots])]
-        values = result[output.index([s.values for s in spots])[n:]]
+        numbers, targets, parts, weights = zip(*spots, strict=True)
+        partial = self._parts[number][numbers]
+        values = result[output.index(parts)[n:]]
         partial.prepare(output, values.dtype)
-        place: tuple[Any, ...] = output.index([s.target for s in spots])
+        place: tuple[Any, ...] = output.index(targets)
         if n:
             place = (*(s.start for s in place[:n]), *place[n:], ...)
         target, lost = partial.part(place)
         if output.importance is not None:
-            start = [a + s.target.start for a, s in zip(partial.box.start, spots, strict=True)]
-            shape = [s.target.stop - s.target.start for s in spots]
+            start = [a + s.start for a, s in zip(partial.box.start, targets, strict=True)]
+            shape = [s.stop - s.start for s in targets]
             whole, index = importance(output, position, start, shape)
             self._products.add_map(output, (target, lost), values, whole, index)
             return
-        weights: Any = [s.weights for s in spots[n:]] if output.weighted else None
-        add(output, target, values, weights, self._products, lost)
+        add(output, target, values, weights[n:] if output.weighted else None, self._products, lost)
 
     def _spot(self, number: int, d: int, i: int) -> list[_Spot]:
         """Return the places of a tile along one axis, one per part of the canvas in which it has weight."""
-        key = (number, d, i)
-        found = self._spots.get(key)
-        if found is not None:
-            return found
         output = self._outputs[number]
         axis = output.weights[d]
         (low, high), (origin, _) = axis.support(i), axis.result(i)
         separable = output.weighted and output.importance is None and d >= output.n_each
-        found = self._spots[key] = []
+        found: list[_Spot] = []
         for part, (first, end) in enumerate(self._spans[number][d]):
             start, stop = max(low, first), min(high, end)
             if stop > start:
                 weights = None
                 if separable:
-                    weights = self._products.profile(axis, i), slice(start - low, stop - low)
+                    weights = self._products.profile(axis, i, slice(start - low, stop - low))
                 target, values = slice(start - first, stop - first), slice(start - origin, stop - origin)
                 found.append(_Spot(part, target, values, weights))
+        self._spots[number][d][i] = found
         return found
 
 

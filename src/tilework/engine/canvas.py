@@ -277,20 +277,26 @@ class Products:
         self._held: dict[Any, tuple[Array, bool, list[Array]]] = {}
         self._bytes = 0
         """Bytes of the products that are held."""
+        self._ready: dict[Any, tuple[Array, bool, int, Sequence[Profile]]] = {}
+        """Parts of products that tiles need, with the first axis of the product."""
         self._profiles: dict[tuple[int, int], tuple[Array, AxisWeights]] = {}
+        self._parts: dict[tuple[int, int, int], Profile] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Products, ()
 
-    def profile(self, axis: AxisWeights, i: int) -> Array:
-        """Return the weights of tile ``i`` along an axis; to find out which tiles are alike takes long."""
+    def profile(self, axis: AxisWeights, i: int, part: slice) -> Profile:
+        """Return the weights of tile ``i`` along an axis, and a part of them; tiles that are alike share it.
+
+        To find out which tiles are alike takes long.
+        """
         found = self._profiles.get((id(axis), i))
         if found is None:
             if len(self._profiles) >= NUMBERED:
-                self._profiles = {}
+                self._profiles, self._parts = {}, {}
             # The axis is kept with its weights, so that no other one gets its id.
             found = self._profiles[id(axis), i] = axis.weights(i), axis
-        return found[0]
+        return self._parts.setdefault((id(found[0]), part.start, part.stop), (found[0], part))
 
     def add_separable(
         self,
@@ -304,18 +310,20 @@ class Products:
         Only the shape of the full crop decides which axes are multiplied as a product and which as scalars,
         so that a part of a result gets the same bits as the whole.
         """
-        by_axis = dict(zip(output.axes, weights, strict=True))
-        ndim = len(output.shape)
-        split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
-        real = real_dtype(target[0].dtype)
-        product, positive = self._outer(by_axis, range(split, ndim), real)
+        key = (target[0].dtype, output.shape, output.axes, *map(id, weights))
+        if (ready := self._ready.get(key)) is None:
+            ready = self._make_ready(key, output, weights)
+        product, positive, split, _ = ready
         if split == 0 and values.size <= PIECE:
             self.add(target, values, product, positive)
-        elif split == 0:
+            return
+        if split == 0:
             for rows in _rows(values.shape, 0):
                 part = product[rows] if product.shape[0] > 1 else product
                 self.add(_at(target, rows), values[rows], part, positive)
         else:
+            by_axis = dict(zip(output.axes, weights, strict=True))
+            ndim, real = len(output.shape), product.dtype
             along = _chosen(by_axis[split - 1]) if split - 1 in by_axis else np.ones(values.shape[split - 1])
             outer = {a: _chosen(by_axis[a]) for a in range(split - 1) if a in by_axis}
             for index in np.ndindex(*values.shape[: split - 1]):
@@ -325,6 +333,19 @@ class Products:
                 for rows in _rows(values.shape, split - 1):
                     here = (*index, rows)
                     self.add(_at(target, here), values[here], product, positive, scalars[rows])
+
+    def _make_ready(
+        self, key: Any, output: BoundOutput, weights: Sequence[Profile]
+    ) -> tuple[Array, bool, int, Sequence[Profile]]:
+        """Return what `add_separable` needs to add with ``weights``, and keep it."""
+        ndim = len(output.shape)
+        split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
+        by_axis = dict(zip(output.axes, weights, strict=True))
+        product, positive = self._outer(by_axis, range(split, ndim), real_dtype(key[0]))
+        if len(self._ready) >= NUMBERED:
+            self._ready = {}
+        ready = self._ready[key] = product, positive, split, weights
+        return ready
 
     def add_map(
         self,
@@ -362,7 +383,7 @@ class Products:
         """Keep a product, whether it has no 0, and its weights, so that no other array gets their id."""
         found = product, bool(product.min() > 0), weights
         if self._bytes + product.nbytes > HELD:
-            self._held, self._bytes = {}, 0
+            self._held, self._ready, self._bytes = {}, {}, 0
         self._held[key] = found
         self._bytes += product.nbytes
         return found
@@ -380,7 +401,8 @@ class Products:
         ``positive`` means that no weight is 0; testing this here would take as long as multiplying.
         """
         shape = values.shape
-        piece = self._piece(shape, np.result_type(values, weights))
+        same = values.dtype == weights.dtype
+        piece = self._piece(shape, weights.dtype if same else np.result_type(values, weights))
         where: Any = True
         if not (positive and (scalars is None or scalars.min() > 0)):
             where = weights > 0 if scalars is None else (weights > 0) & (scalars > 0)

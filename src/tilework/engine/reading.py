@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,11 +71,15 @@ class CropCutter:
         self._axes, self._n_each = spec.source_axes[number], spec.plan.n_each
         grids = spec.plan.axes
         spans = [(g.read(a)[0], g.read(b - 1)[1]) for g, (a, b) in zip(grids, ranges, strict=True)]
-        self._starts = [a for a, _ in spans]
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
         self._once = not apart
         self._union = None if apart else self._read_union(ranges)
+        # Of each tile along each axis: its samples in the union.
+        self._places: list[dict[int, Any]] = [
+            {i: self._place(d, *grids[d].read(i), start) for i in range(*ranges[d])}
+            for d, (start, _) in enumerate(spans)
+        ]
         # Freshly decoded samples have no other owner, so a single crop needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
 
@@ -103,16 +108,21 @@ class CropCutter:
 
     def cut(self, tile: Tile) -> Array:
         """Return a copy of the crop of ``tile``, without its ``each`` axes."""
-        if self._union is None:
+        whole = self._union
+        if whole is None:
             whole = self._read([(i, i + 1) for i in tile.position])
-            starts: Sequence[int] = tile.read.start
+            box = enumerate(zip(tile.read.start, tile.read.stop, strict=True))
+            places = [self._place(d, start, stop, start) for d, (start, stop) in box]
         else:
-            whole, starts = self._union, self._starts
+            places = list(map(operator.getitem, self._places, tile.position))
         index: list[Any] = [slice(None)] * whole.ndim
-        for d, axis in enumerate(self._axes):
-            low = tile.read.start[d] - starts[d]
-            index[axis] = low if d < self._n_each else slice(low, tile.read.stop[d] - starts[d])
+        for axis, place in zip(self._axes, places, strict=True):
+            index[axis] = place
         return np.array(whole[tuple(index)], order="C", copy=self._copy)
+
+    def _place(self, d: int, start: int, stop: int, origin: int) -> Any:
+        """Return image samples of a grid axis as an index into what was read from ``origin`` on."""
+        return start - origin if d < self._n_each else slice(start - origin, stop - origin)
 
 
 def tiles_of(spec: Spec, ranges: Sequence[Span]) -> list[Tile]:
@@ -138,6 +148,10 @@ def run_tiles(
     end the run, are appended to ``skipped`` and ``failures``.
     """
     size = spec.plan.batch_size or 1
+    call = _Calls(spec)
+    attempt: Callable[[Sequence[Results]], Iterable[Results]] = call
+    if spec.on_error != "raise":
+        attempt = functools.partial(_attempt, spec, call, skipped, failures)
     waiting: list[Results] = []
     for tile in tiles:
         check_stop()
@@ -145,11 +159,11 @@ def run_tiles(
         if cuts is None:
             continue
         if waiting and (len(waiting) == size or waiting[0][0].read.shape != tile.read.shape):
-            yield from _attempt(spec, waiting, skipped, failures)
+            yield from attempt(waiting)
             waiting = []
         waiting.append((tile, cuts))
     if waiting:
-        yield from _attempt(spec, waiting, skipped, failures)
+        yield from attempt(waiting)
 
 
 def _cut(
@@ -171,19 +185,16 @@ def _cut(
 
 
 def _attempt(
-    spec: Spec, waiting: Sequence[Results], skipped: list[int], failures: list[Failure]
+    spec: Spec, call: _Calls, skipped: list[int], failures: list[Failure], waiting: Sequence[Results]
 ) -> Iterator[Results]:
-    """Yield the results of one call; if it fails and the run continues, call tile by tile."""
-    if spec.on_error == "raise":
-        yield from _call(spec, waiting)
-        return
+    """Yield the results of one call; if it fails, call tile by tile, and leave out what fails again."""
     error: Exception | None = None
     for attempt in range(1 + spec.retries):
         if attempt:
             wait(attempt - 1)
         try:
             # The function may write into its crops, which may be needed again.
-            yield from _call(spec, [(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
+            yield from call([(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
         except Exception as failed:
             error = failed
         else:
@@ -191,7 +202,7 @@ def _attempt(
     assert error is not None
     if len(waiting) > 1:
         for one in waiting:
-            yield from _attempt(spec, [one], skipped, failures)
+            yield from _attempt(spec, call, skipped, failures, [one])
     else:
         _fail(spec, waiting[0][0], error, skipped, failures)
     del error  # its frames refer to this one, so the crops would wait for the garbage collector
@@ -209,34 +220,42 @@ def _fail(spec: Spec, tile: Tile, error: Exception, skipped: list[int], failures
     failures.append(Failure(tile, f"{type(error).__name__}: {error}"))
 
 
-def _call(spec: Spec, waiting: Sequence[Results]) -> list[Results]:
-    tiles = [tile for tile, _ in waiting]
-    batched = spec.plan.batch_size is not None or is_batched(spec.fn)
-    if batched:
-        columns = zip(*(cuts for _, cuts in waiting), strict=True)
-        arguments = [np.stack(column) for column in columns]
-    else:
-        arguments = waiting[0][1]
-    extra = {} if not spec.pass_tile else {"tiles": tuple(tiles)} if batched else {"tile": tiles[0]}
-    with Guard(lambda: f"raised by fn on {_where(tiles)}"):
-        raw = spec.fn(*arguments, **extra)
-    try:
-        results = as_results(raw, [output.key for output in spec.outputs])
-        for output, result in zip(spec.outputs, results, strict=True):
-            _check(output, tiles[0], result, len(tiles) if batched else None)
-    except TilingError as error:
-        raise type(error)(f"{error} [{_where(tiles)}]") from None
-    return [(tile, [r[n] for r in results] if batched else results) for n, tile in enumerate(tiles)]
+class _Calls:
+    """Calls the function of a task with the crops of one tile, or of a batch, and checks its results."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._batched = spec.plan.batch_size is not None or is_batched(spec.fn)
+        self._keys = [output.key for output in spec.outputs]
+
+    def __call__(self, waiting: Sequence[Results]) -> Sequence[Results]:
+        """Return the tiles of ``waiting`` with their results in place of their crops."""
+        spec, (tile, arguments) = self._spec, waiting[0]
+        extra: dict[str, Any] = {"tile": tile} if spec.pass_tile else {}
+        if self._batched:
+            columns = zip(*(cuts for _, cuts in waiting), strict=True)
+            arguments = [np.stack(column) for column in columns]
+            extra = {"tiles": tuple(tile for tile, _ in waiting)} if spec.pass_tile else {}
+        with Guard(lambda: f"raised by fn on {_where(waiting)}"):
+            raw = spec.fn(*arguments, **extra)
+        try:
+            results = as_results(raw, self._keys)
+            for output, result in zip(spec.outputs, results, strict=True):
+                _check(output, tile, result, len(waiting) if self._batched else None)
+        except TilingError as error:
+            raise type(error)(f"{error} [{_where(waiting)}]") from None
+        if self._batched:
+            return [(tile, [r[n] for r in results]) for n, (tile, _) in enumerate(waiting)]
+        return ((tile, results),)
 
 
 def _span(plans: Sequence[AxisRead]) -> str:
     return ", ".join(f"{p.intervals[0][0]}:{p.intervals[-1][1]}" for p in plans)
 
 
-def _where(tiles: Sequence[Tile]) -> str:
-    if len(tiles) == 1:
-        return str(tiles[0])
-    return f"a batch of {len(tiles)} tiles, from {tiles[0]} to {tiles[-1]}"
+def _where(waiting: Sequence[Results]) -> str:
+    first, last = waiting[0][0], waiting[-1][0]
+    return str(first) if len(waiting) == 1 else f"a batch of {len(waiting)} tiles, from {first} to {last}"
 
 
 def _check(output: BoundOutput, tile: Tile, result: Array, batch: int | None) -> None:
@@ -249,8 +268,7 @@ def _check(output: BoundOutput, tile: Tile, result: Array, batch: int | None) ->
                 "axis must be the batch."
             )
         shape = shape[1:]
-    spans = (w.result(i) for w, i in zip(output.weights, tile.position, strict=True))
-    expected = output.layout([b - a for a, b in spans])[output.n_each :]
+    expected = output.shape_at(tile.position)
     if shape != expected:
         which = "" if output.key is None else f" for output {output.key!r}"
         raise ContractError(f"the function returned shape {shape}{which}; expected {expected}.")

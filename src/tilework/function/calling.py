@@ -90,8 +90,18 @@ def as_array(result: Any, what: str = "the function returned a") -> Array:
     ContractError
         For masked arrays, arrays of objects, and sparse ones of other libraries than torch.
     """
-    if is_tensor(result):
+    if type(result) is np.ndarray:  # every tile comes here
+        array = result
+    elif is_tensor(result):
         return from_tensor(result)
+    else:
+        array = _as_array(result, what)
+    if array.dtype.hasobject:
+        raise ContractError(f"{what} {type(result).__name__} of dtype object; make it numbers.")
+    return array
+
+
+def _as_array(result: Any, what: str) -> Array:
     if result is None:
         raise ContractError(f"{what.removesuffix(' a')} None; it must return an array.")
     if isinstance(result, np.ma.MaskedArray):
@@ -99,20 +109,17 @@ def as_array(result: Any, what: str = "the function returned a") -> Array:
     if hasattr(result, "todense"):
         raise ContractError(f"{what} sparse array; make it a dense one.")
     try:
-        array = np.asarray(result)
+        return np.asarray(result)
     except Exception as error:
         raise ContractError(
             f"{what} {type(result).__name__} of which numpy cannot make an array: {error}."
         ) from error
-    if array.dtype.hasobject:
-        raise ContractError(f"{what} {type(result).__name__} of dtype object; make it numbers.")
-    return array
 
 
 def as_results(result: Any, keys: Sequence[Any]) -> list[Array]:
     """Return the results of one call as arrays in the order of ``keys`` (one None: a single array)."""
-    if list(keys) == [None]:
-        if isinstance(result, tuple | list | Mapping):
+    if len(keys) == 1 and keys[0] is None:
+        if type(result) is not np.ndarray and isinstance(result, tuple | list | Mapping):
             raise ContractError(
                 f"the function returned a {type(result).__name__} of {len(result)}; one array was declared. "
                 "Declare output=(Output(...), ...) or a dict of them."

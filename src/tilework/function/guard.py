@@ -12,13 +12,13 @@ import dis
 import functools
 import logging
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from types import CodeType, TracebackType
 from typing import Any
 
@@ -205,39 +205,48 @@ class _Watch:
         call.due = call.start + max(LONG, 2 * self._longest)
         self._calls[id(call)] = call
         self._used = True
-        # A process that was forked has no thread, whatever its variables say.
-        if self._thread is None or not self._thread.is_alive():
+        if self._thread is None:
             self._start()
 
     def end(self, call: Guard) -> None:
         self._calls.pop(id(call), None)
-        self._longest = max(self._longest, time.monotonic() - call.start)
+        took = time.monotonic() - call.start
+        if took > self._longest:
+            self._longest = took
+
+    def forked(self) -> None:
+        """Note that this process was forked: it has no thread, and nobody in it gives the lock back."""
+        self._thread, self._starting = None, threading.Lock()
 
     def _start(self) -> None:
         """Start the thread, unless another thread does."""
         if not self._starting.acquire(blocking=False):
             return
         try:
-            if self._thread is None or not self._thread.is_alive():
+            if self._thread is None:
                 thread = threading.Thread(target=self._run, name="tilework-watch", daemon=True)
-                with suppress(RuntimeError):  # the interpreter exits, or there are too many threads
+                self._thread = thread
+                try:
                     thread.start()
-                    self._thread = thread
+                except RuntimeError:  # the interpreter exits, or there are too many threads
+                    self._thread = None
         finally:
             self._starting.release()
 
     def _run(self) -> None:
         """Look at the calls now and then, until there are none."""
-        while self._calls or self._used:
-            self._used = False
-            time.sleep(LONG / 4)
-            now = time.monotonic()
-            for call in list(self._calls.values()):
-                if now >= call.due:
-                    _LOG.warning("a call still runs after %.0f s: %s", now - call.start, _place(call))
-                    call.due += call.due - call.start
-        self._longest = 0.0
-        self._thread = None
+        try:
+            while self._calls or self._used:
+                self._used = False
+                time.sleep(LONG / 4)
+                now = time.monotonic()
+                for call in list(self._calls.values()):
+                    if now >= call.due:
+                        _LOG.warning("a call still runs after %.0f s: %s", now - call.start, _place(call))
+                        call.due += call.due - call.start
+        finally:
+            self._longest = 0.0
+            self._thread = None
         if self._calls:  # one has begun meanwhile, and relied on this thread
             self._start()
 
@@ -247,3 +256,5 @@ def _place(call: Guard) -> str:
 
 
 _WATCH = _Watch()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _WATCH.forked())

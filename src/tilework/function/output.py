@@ -18,7 +18,7 @@ from tilework.function.guard import Guard
 from tilework.function.labels import may_be_labels
 from tilework.function.placement import find_axes, normal_axes
 from tilework.grid.axis import AxisGrid
-from tilework.grid.derived import Holder
+from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
     PLAIN,
@@ -242,6 +242,18 @@ class BoundOutput(Holder):
         for axis, n in zip(self.reduced_axes if reduced else self.axes, lengths[self.n_each :], strict=True):
             shape[axis] = n
         return (*lengths[: self.n_each], *shape)
+
+    @derived
+    def _uniform(self) -> bool:
+        """Whether it is certain that the results of all crops have one shape."""
+        return all(w.scale == 1 and w.grid.edge != "clip" for w in self.weights)
+
+    def shape_at(self, position: Index) -> Index:
+        """Return the shape of the function's result for the crop at ``position``, batch excluded."""
+        if self._uniform:
+            return self.shape
+        spans = [w.result(i) for w, i in zip(self.weights, position, strict=True)]
+        return self.layout([b - a for a, b in spans])[self.n_each :]
 
     def spread(self, flat: Floats, *, reduced: bool = False) -> Floats:
         """Return an array over the grid axes with axes added, so that it broadcasts over the output."""

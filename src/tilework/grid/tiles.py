@@ -97,6 +97,11 @@ class TileGrid(Holder, Sequence[Tile]):
         """Number of tiles per axis."""
         return tuple(map(len, self.axes))
 
+    @derived
+    def _steps(self) -> tuple[int, ...]:
+        """How much further in raster order the next tile along each axis is."""
+        return tuple(math.prod(self.shape[d + 1 :]) for d in range(len(self.axes)))
+
     def __len__(self) -> int:
         return math.prod(self.shape)
 
@@ -112,7 +117,7 @@ class TileGrid(Holder, Sequence[Tile]):
         for count in reversed(self.shape):
             rest, i = divmod(rest, count)
             position.append(i)
-        return self.tile(tuple(reversed(position)), number)
+        return self.tile(tuple(reversed(position)))
 
     def __iter__(self) -> Iterator[Tile]:
         return self.within([(0, count) for count in self.shape])
@@ -139,38 +144,31 @@ class TileGrid(Holder, Sequence[Tile]):
 
     def number(self, position: Sequence[int]) -> int:
         """Return the raster number of the tile at ``position``."""
-        number = 0
-        for i, count in zip(position, self.shape, strict=True):
-            number = number * count + i
-        return number
+        return sum(i * step for i, step in zip(position, self._steps, strict=True))
 
-    def tile(self, position: tuple[int, ...], number: int | None = None) -> Tile:
+    def tile(self, position: tuple[int, ...]) -> Tile:
         """Return the tile at ``position``, one number per axis."""
-        places = [_place(axis, i) for axis, i in zip(self.axes, position, strict=True)]
-        return _tile(self.number(position) if number is None else number, position, places)
+        columns = zip(self.axes, position, self._steps, strict=True)
+        return _tile([_place(axis, i, step) for axis, i, step in columns])
 
     def within(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Tile]:
         """Yield the tiles in ``ranges``, first and one past the last per axis, in raster order."""
         per_axis = [
-            [(i, _place(axis, i)) for i in range(a, b)]
-            for axis, (a, b) in zip(self.axes, ranges, strict=True)
+            [_place(axis, i, step) for i in range(a, b)]
+            for axis, (a, b), step in zip(self.axes, ranges, self._steps, strict=True)
         ]
-        shape = self.shape
-        for chosen in itertools.product(*per_axis):
-            number = 0
-            for (i, _), count in zip(chosen, shape, strict=True):
-                number = number * count + i
-            yield _tile(number, tuple(i for i, _ in chosen), [place for _, place in chosen])
+        return map(_tile, itertools.product(*per_axis))
 
 
-def _place(axis: AxisGrid, i: int) -> tuple[int, ...]:
-    """Return start and stop of the crop and of the core, and the padding, of tile ``i`` along one axis."""
+Place = tuple[int, int, int, int, int, int, tuple[int, int]]
+
+
+def _place(axis: AxisGrid, i: int, step: int) -> Place:
+    """Return what tile ``i`` along one axis adds to a tile, in the order of `_tile`."""
     start, stop = axis.read(i)
-    return start, stop, *axis.core(i), max(0, -start), max(0, stop - axis.extent)
+    return i, i * step, start, stop, *axis.core(i), (max(0, -start), max(0, stop - axis.extent))
 
 
-def _tile(number: int, position: tuple[int, ...], places: Sequence[tuple[int, ...]]) -> Tile:
-    starts, stops, lows, highs, before, after = zip(*places, strict=True)
-    return Tile(
-        number, position, Box(starts, stops), Box(lows, highs), tuple(zip(before, after, strict=True))
-    )
+def _tile(places: Sequence[Place]) -> Tile:
+    position, numbers, starts, stops, lows, highs, padding = zip(*places, strict=True)
+    return Tile(sum(numbers), position, Box(starts, stops), Box(lows, highs), padding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -99,6 +100,8 @@ class CropReader:
         self._uses: tuple[Array, ...] | None = None
         starts = [grid.reads() for grid in self._grids]
         self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
+        columns = zip(self._spans, self._grids, strict=True)
+        self._inside = [[a >= 0 and b <= grid.extent for a, b in spans] for spans, grid in columns]
         crop = list(source.shape)
         for axis, spans in zip(self._axes, self._spans, strict=True):
             crop[axis] = max((b - a for a, b in spans), default=0)
@@ -113,8 +116,8 @@ class CropReader:
 
         It is a tensor on the same device if the image is one, else a numpy array.
         """
-        reads = [spans[i] for spans, i in zip(self._spans, position, strict=True)]
-        inside = all(a >= 0 and b <= g.extent for (a, b), g in zip(reads, self._grids, strict=True))
+        reads = list(map(operator.getitem, self._spans, position))
+        inside = all(map(operator.getitem, self._inside, position))
         if inside:
             box = [(0, n) for n in self.source.shape]
             for axis, read in zip(self._axes, reads, strict=True):

@@ -47,7 +47,7 @@ MEMORY_TRAVEL_LIMIT = 256 * 2**20
 
 def slices_of(box: Sequence[Span]) -> tuple[slice, ...]:
     """Return intervals per axis as an index."""
-    return tuple(slice(a, b) for a, b in box)
+    return tuple([slice(a, b) for a, b in box])
 
 
 def unmasked(part: Any) -> Array:
@@ -58,6 +58,8 @@ def unmasked(part: Any) -> Array:
     TypeError
         If samples of it are masked: a numpy array would hold the values below the mask.
     """
+    if type(part) is np.ndarray:
+        return part
     if np.ma.is_masked(part):
         masked = int(np.ma.getmaskarray(part).sum())
         raise TypeError(

@@ -1,0 +1,73 @@
+"""What a tile costs besides the function and the arithmetic: calls of Python functions, which are exact."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilework as tw
+
+TILE = 8
+
+
+def image(rows: int) -> np.ndarray:
+    return np.random.default_rng(0).random((TILE * rows, TILE * 16), np.float32)
+
+
+def same(crop: np.ndarray) -> np.ndarray:
+    return crop
+
+
+def mapped(rows: int, **options: Any) -> Callable[[], Any]:
+    """Return the computation of 16 tiles per row, in one block."""
+    options = {"stride": TILE, "blend": "gaussian", "dtype": "float32", "chunks": (-1, -1), **options}
+    out = tw.tiled_map(same, image(rows), TILE, **options)
+    return lambda: out.compute(scheduler="sync")
+
+
+def merged(rows: int) -> Callable[[], Any]:
+    def loop() -> Any:
+        pixels = image(rows)
+        sampler = tw.GridSampler(pixels, pixels.shape, (TILE, TILE), (TILE, TILE))
+        aggregator = tw.Aggregator(sampler, output_size=pixels.shape, weights="gaussian")
+        for patch, box in sampler:
+            aggregator.append(same(patch), box)
+        return aggregator.get_output()
+
+    return loop
+
+
+def python_calls(function: Callable[[], Any]) -> int:
+    """Return how many functions written in Python run."""
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"),
+    [
+        pytest.param(mapped, 43, id="tiled_map"),
+        pytest.param(lambda rows: mapped(rows, blend="trim", stride=None, overlap=0), 35, id="trim"),
+        pytest.param(lambda rows: mapped(rows, batch_size=4), 45, id="batched"),
+        pytest.param(merged, 53, id="Aggregator"),
+    ],
+)
+def test_a_tile_costs_few_calls(kind: Callable[[int], Callable[[], Any]], most: int) -> None:
+    """Of the difference of two runs, so that the fixed cost of a run does not count."""
+    few, many = (kind(rows) for rows in (8, 24))
+    few(), many()  # what is found out once is found out now
+    per_tile = (python_calls(many) - python_calls(few)) / (16 * 16)
+    assert per_tile <= most

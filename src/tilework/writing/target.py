@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
@@ -93,6 +94,8 @@ class Target:
     @property
     def address(self) -> str:
         """Store and path, for messages."""
+        if isinstance(self.store, np.ndarray):
+            return type(self.store).__name__  # the text of an array is slow to make, and long
         store = self.store.store_path if isinstance(self.store, zarr.Group | zarr.Array) else self.store
         return f"{store}/{self.path}".rstrip("/")
 

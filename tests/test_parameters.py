@@ -182,6 +182,7 @@ CALLS: dict[str, Any] = {
     "GridSampler.__init__": lambda **flags: tw.GridSampler(_Untouchable(), IMAGE.shape, (16, 16), **flags),
     "Slicer.__init__": lambda **flags: tw.Slicer(_Untouchable(), 16, 2, **flags),
     "TilePlan.explain": lambda **flags: tw.plan_tiles(IMAGE.shape, 16, 2).explain(**flags),
+    "compute": lambda **flags: tw.compute(_Untouchable(), **flags),
     "explain": lambda **flags: tw.explain(_Untouchable(), **flags),
     "from_torch": lambda **flags: tw.from_torch(_Untouchable(), **flags),
     "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),
@@ -214,7 +215,7 @@ def _flags() -> list[tuple[str, str]]:
         for p in inspect.signature(function).parameters.values()
         if isinstance(p.default, bool)
         or re.search(r"\bbool\b", str(p.annotation))
-        or (name in ("to_zarr", "write_many") and p.name == "progress")
+        or (name in ("compute", "to_zarr", "write_many") and p.name == "progress")
     ]
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import zarr
@@ -34,9 +34,6 @@ from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, f
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, layout_of, lengths, shard_lengths
-
-if TYPE_CHECKING:
-    import numpy as np
 
 __all__ = ["Continued", "Foreign", "Fresh", "Place", "Target"]
 

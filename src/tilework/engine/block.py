@@ -1,10 +1,10 @@
 """The three steps of a task: gather tiles into groups, assemble groups into a block, deliver the block.
 
 1. *gather*: add up the results of tiles, one `Group` per owner block. Under ``share``, one task gathers the
-   tiles that its block owns (`gather_owned`), another takes the parts of the group that lie in later blocks
-   (`cut_seams`), and a third collects the block's own group and the seams of earlier neighbours
+   tiles that its block owns (`gather_owned`), another takes the parts of the groups that lie in later blocks
+   (`cut_seams`), and a third collects the block's own groups and the seams of earlier neighbours
    (`gather_seams`). Under ``recompute``, one task gathers all tiles with weight in its block
-   (`gather_tiles`).
+   (`gather_tiles`). Slabs do the first along some axes and the second along the others.
 2. *assemble*: merge the groups in a fixed order, then normalise, reduce, fill and cast (`assemble`).
 3. *deliver*: return the finished block (`make_block`), or pass it to the end of the run (`deliver`).
 """
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,6 +62,8 @@ class Group:
 
     partials: list[Partial]
     """One per output."""
+    owner: Index
+    """The block that owns the tiles."""
     skipped: list[int]
     """Numbers of the tiles that have no result: left out by the skip predicate, or failed."""
     failures: list[Failure] = field(default_factory=list)
@@ -73,50 +75,38 @@ class Group:
 # -- gather -----------------------------------------------------------------------------------------------
 
 
-def gather_owned(spec: Spec, index: Index, given: Sequence[Any], wanted: bool = True) -> Group:
-    """Return the sums of the tiles that block ``index`` owns, in the block and in later ones.
+def gather_owned(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
+    """Return the sums of the tiles that block ``index`` runs, in the block and in later ones.
 
-    A block that is not ``wanted`` may be finished already, by another slab, in the place where it is made.
+    It runs those that it owns, and across slabs also those of earlier blocks that have weight in it.
     """
-    ranges = spec.ranges(index, owned=True)
-    canvases = canvas_boxes(spec, index)
-    accumulator = Accumulator(spec, spans_of(spec, index, canvases), spec.rooms(index) if wanted else ())
-    queue = [(accumulator, tile) for tile in tiles_of(spec, ranges)]
-    [group] = _run(spec, index, queue, ranges, given) or [Group(accumulator.partials, [])]
-    group.seams = {
-        step: Group(accumulator.seam(step, canvases), group.skipped, group.failures)
-        for step in spec.plan.neighbours.later(index)
-    }
-    return group
+    return _gather(spec, index, given, owned=True)
 
 
 def gather_tiles(spec: Spec, index: Index, given: Sequence[Any]) -> list[Group]:
-    """Return the groups that add up to block ``index``; run every tile that has weight in it.
+    """Return the groups that add up to block ``index``; run every tile that has weight in it."""
+    return _gather(spec, index, given, owned=False)
 
-    Tiles are summed per owner block, in the order of `gather_seams`, so the bits are those of ``share``.
+
+def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> list[Group]:
+    """Run the tiles of a task in batches; return a group per owner.
+
+    Tiles are summed per owner block, in the order of `gather_seams`, so the bits do not depend on which task
+    runs them.
     """
-    ranges, boxes = spec.ranges(index, owned=False), spec.boxes(index)
+    plan, ranges = spec.plan, spec.ranges(index, owned=owned)
+    alone = plan.slab_axes if owned else range(len(plan.axes))
+    steps = plan.neighbours.later(index) if owned else []
     queue: list[tuple[Accumulator, Tile]] = []
-    for owner in owners_of(spec, index):
-        if owner == index:
-            accumulator = Accumulator(spec, boxes, spec.rooms(index))
-        else:
-            whole = canvas_boxes(spec, owner)
-            accumulator = Accumulator(spec, [a.intersect(b) for a, b in zip(whole, boxes, strict=True)])
-        own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
+    sums: dict[Index, Accumulator] = {}
+    canvases: dict[Index, list[Box]] = {}
+    for owner in owners_of(spec, index, alone):
+        canvases[owner] = canvas_boxes(spec, owner)
+        regions = spans_of(spec, index, canvases[owner], alone, whole=owner == index)
+        sums[owner] = Accumulator(spec, regions, spec.rooms(index) if owner == index else ())
+        own = [t.owned[b] for t, b in zip(plan.tables, owner, strict=True)]
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
-        queue += [(accumulator, tile) for tile in tiles_of(spec, common)]
-    return _run(spec, index, queue, ranges, given)
-
-
-def _run(
-    spec: Spec,
-    index: Index,
-    queue: Sequence[tuple[Accumulator, Tile]],
-    ranges: Sequence[Span],
-    given: Sequence[Any],
-) -> list[Group]:
-    """Run the tiles of a task in batches, each into its accumulator; return one group per accumulator."""
+        queue += [(sums[owner], tile) for tile in tiles_of(spec, common)]
     skipped: list[int] = []
     failures: list[Failure] = []
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
@@ -124,32 +114,40 @@ def _run(
         crops = [CropCutter(spec, k, ranges, part, len(queue), index) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)
-    return [Group(a.partials, skipped, failures) for a in dict.fromkeys(a for a, _ in queue)]
+    used = dict.fromkeys(accumulator for accumulator, _ in queue)
+    groups = []
+    for owner, accumulator in sums.items():
+        if accumulator in used or (owned and owner == index):
+            seams = {s: Group(accumulator.seam(s, canvases[owner]), owner, skipped, failures) for s in steps}
+            groups.append(Group(accumulator.partials, owner, skipped, failures, seams))
+    return groups
 
 
-def cut_seams(spec: Spec, index: Index, steps: Sequence[Index], group: Group) -> dict[Index, Group]:
-    """Return the parts of a group that lie in later blocks, by step, apart from its own."""
+def cut_seams(
+    spec: Spec, index: Index, steps: Sequence[Index], groups: Sequence[Group]
+) -> dict[Index, list[Group]]:
+    """Return the parts of groups that lie in later blocks, by step, apart from their own."""
     del spec, index
-    return {step: group.seams[step] for step in steps}
+    return {step: [group.seams[step] for group in groups] for step in steps}
 
 
 def gather_seams(
     spec: Spec,
     index: Index,
-    group: Group | None,
+    own: Sequence[Group],
     earlier: Sequence[Index],
-    seams: Sequence[dict[Index, Group]],
+    seams: Sequence[dict[Index, list[Group]]],
     after: Sequence[Any] = (),
 ) -> list[Group]:
-    """Return the groups that add up to block ``index``: its own, then the seams of earlier neighbours.
+    """Return the groups that add up to block ``index``: its own, then those of earlier blocks.
 
     ``after`` holds dependencies that are not used; they keep the scheduler in raster order.
     """
     del spec, after
-    groups = [] if group is None else [group]
-    for owner, seam in zip(earlier, seams, strict=True):
-        groups.append(seam[tuple(b - o for b, o in zip(index, owner, strict=True))])
-    return groups
+    groups = list(own)
+    for block, seam in zip(earlier, seams, strict=True):
+        groups += seam[tuple(b - o for b, o in zip(index, block, strict=True))]
+    return sorted(groups, key=lambda group: (group.owner != index, group.owner))
 
 
 # -- assemble ---------------------------------------------------------------------------------------------
@@ -232,25 +230,36 @@ def deliver_fill(spec: Spec, index: Index) -> Any:
 # -- places of groups -------------------------------------------------------------------------------------
 
 
-def canvas_boxes(spec: Spec, index: Index) -> list[Box]:
+def canvas_boxes(spec: Spec, owner: Index) -> list[Box]:
     """Return, per output, the result samples in which the running tiles that a block owns have weight."""
-    boxes, ranges = [], spec.ranges(index, owned=True)
-    whole = all(r == t.owned[b] for r, t, b in zip(ranges, spec.plan.tables, index, strict=True))
+    own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
+    ranges, boxes = spec.running(list(own)), []
     for k, output in enumerate(spec.outputs):
-        if whole:
-            spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, index, strict=True)]
+        if ranges == own:
+            spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, owner, strict=True)]
             boxes.append(output.region(Box.of(spans)))
         else:
             boxes.append(Box.of([_span(w, r) for w, r in zip(output.weights, ranges, strict=True)]))
     return boxes
 
 
-def spans_of(spec: Spec, index: Index, canvases: Sequence[Box]) -> list[list[list[Span]]]:
-    """Return the parts of canvases per output and axis: all of the block, and what lies in the next one."""
+def spans_of(
+    spec: Spec, index: Index, canvases: Sequence[Box], alone: Collection[int] = (), *, whole: bool = True
+) -> list[list[list[Span]]]:
+    """Return the parts of canvases per output and axis: what lies in the block, and what in the next one.
+
+    Along axes in ``alone``, nothing is handed to the next block. With ``whole``, the part in the block is all
+    of it, so that it can be finished in its place.
+    """
     spans = []
     for canvas, block in zip(canvases, spec.boxes(index), strict=True):
-        axes = zip(canvas.stop, block.start, block.stop, strict=True)
-        spans.append([[(a, b), (b, end)] if end > b else [(a, b)] for end, a, b in axes])
+        axes = zip(canvas.start, canvas.stop, block.start, block.stop, strict=True)
+        found = []
+        for d, (start, end, a, b) in enumerate(axes):
+            first = a if whole else max(a, start)
+            inside = first, b if whole else max(first, min(b, end))
+            found.append([inside, (b, end)] if end > b and d not in alone else [inside])
+        spans.append(found)
     return spans
 
 
@@ -260,12 +269,15 @@ def _span(weights: AxisWeights, tiles: Span) -> Span:
     return min((a for a, _ in supports), default=0), max((b for _, b in supports), default=0)
 
 
-def owners_of(spec: Spec, index: Index) -> list[Index]:
-    """Return the owners of the tiles with weight in a block: itself, then earlier blocks in raster order."""
+def owners_of(spec: Spec, index: Index, axes: Collection[int] | None = None) -> list[Index]:
+    """Return the owners of the tiles with weight in a block: itself, then earlier blocks in raster order.
+
+    With ``axes``, those that are earlier only along these.
+    """
     per_axis = []
-    for table, b in zip(spec.plan.tables, index, strict=True):
+    for d, (table, b) in enumerate(zip(spec.plan.tables, index, strict=True)):
         first = b
-        while first and table.owned[first][0] > table.touch[b][0]:
+        while (axes is None or d in axes) and first and table.owned[first][0] > table.touch[b][0]:
             first -= 1
         per_axis.append(range(first, b + 1))
     others = [owner for owner in itertools.product(*per_axis) if owner != index]

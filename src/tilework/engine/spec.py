@@ -73,8 +73,11 @@ class Spec:
 
     def ranges(self, index: Index, *, owned: bool) -> list[Span]:
         """Return the tiles per axis of a group (``owned``) or block, without idle ones at the ends."""
-        tables = self.plan.tables
-        ranges = [(t.owned if owned else t.touch)[b] for t, b in zip(tables, index, strict=True)]
+        spans = self.plan.shared_pairs if owned else [t.touch for t in self.plan.tables]
+        return self.running([along[b] for along, b in zip(spans, index, strict=True)])
+
+    def running(self, ranges: list[Span]) -> list[Span]:
+        """Return ranges of tiles per axis without those at the ends of which none runs."""
         runs = self.active.runs
         if runs is None:
             return ranges

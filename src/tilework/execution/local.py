@@ -243,23 +243,19 @@ def _takes_callbacks(get: Callable[..., Any]) -> bool:
 def delayed(job: Job) -> Delayed:
     """Return a `Delayed` that computes all of ``job`` in one graph; its result is that of ``job.ending``."""
     graph: dict[Key, Any] = {}
-    shared: Shared | None = None
     title = f"{job.title}-{uuid.uuid4().hex[:8]}"
     begin, last = f"{title}-begin", title
     graph[begin] = Task(begin, job.opening)
-    before: list[TaskRef] = []
-    writes = [TaskRef(begin)]
-    all_writes: list[TaskRef] = []
+    writes: list[TaskRef] = []
     for piece in job.pieces():
-        if piece.shared is not shared:
-            shared, before, writes = piece.shared, writes, []
-            # Every task refers to these nodes, so they can delay a slab until the one before is done.
-            graph.update({k: Task(k, _after, node, List(*before)) for k, node in shared.nodes.items()})
+        # Every task refers to these nodes, so they delay all until the job has begun.
+        graph.update(
+            {k: Task(k, _after, node, List(TaskRef(begin))) for k, node in piece.shared.nodes.items()}
+        )
         graph.update(piece.tasks)
         writes += map(TaskRef, piece.writes)
-        all_writes += map(TaskRef, piece.writes)
     # The end refers to the beginning, whose result stands for the claims of the run.
-    graph[last] = Task(last, _closed, job.ending, TaskRef(begin), List(*all_writes))
+    graph[last] = Task(last, _closed, job.ending, TaskRef(begin), List(*writes))
     return Delayed(last, graph)
 
 

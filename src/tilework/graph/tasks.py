@@ -4,7 +4,7 @@ Keys of one result called ``NAME``::
 
     NAME-spec                  the `Spec`, which every task refers to
     NAME-part-K, *block        a view of array K in memory (no other source has such keys)
-    NAME-group, *block         canvases of the tiles that the block owns        (share)
+    NAME-group, *block         canvases of the tiles that the block runs        (share)
     NAME-seam, *block          the parts of canvases in later blocks            (share)
     NAME, *block               a block of the result
     NAME-all, *block           a tuple of blocks, for several outputs
@@ -137,6 +137,10 @@ class BlockTasks:
         self._blocks = spec.plan.blocks
         self._counts = [self._blocks[d] for d in self._axes]
         self._strides = [math.prod(self._counts[k + 1 :]) for k in range(len(self._counts))]
+        # Of the axes along which blocks share tiles.
+        cut = spec.plan.slab_axes
+        columns = zip(self._axes, self._strides, self._counts, strict=True)
+        self._open_strides = [s for d, s, n in columns if n > 1 and d not in cut]
         self._texts = [_Padded(n) for n in self._counts]
         self._in_order = self._axes == list(range(len(self._axes)))
         self._near = spec.active.neighbours
@@ -156,7 +160,7 @@ class BlockTasks:
     @property
     def reach(self) -> int:
         """Number of blocks, in raster order, after which a seam is used for the last time."""
-        return sum(s for s, n in zip(self._strides, self._counts, strict=True) if n > 1)
+        return sum(self._open_strides) + 1
 
     def order(self) -> Iterator[Index]:
         """Return the numbers of all blocks in raster order, the slowest axis first."""
@@ -209,12 +213,17 @@ class BlockTasks:
         if not self._near.touched(index):
             return self._fill(index) if wanted else iter(())
         if self.spec.active.reuse == "share":
-            later = self._near.later(index) if self._near.owns(index) else []
-            if self.wanted is not _everything:
-                later = [s for s in later if self.wanted(tuple(map(operator.add, index, s)))]
+            later = self._later(index)
             earlier = self._near.earlier(index) if wanted else None
             return self._share(index, earlier, later, seam=bool(later))
         return self._alone(index, owned=False) if wanted else iter(())
+
+    def _later(self, index: Index) -> list[Index]:
+        """Return the steps to the later neighbours that need a seam of a block."""
+        later = self._near.later(index) if self._near.owns(index) else []
+        if self.wanted is _everything:
+            return later
+        return [s for s in later if self.wanted(tuple(map(operator.add, index, s)))]
 
     def needed(self, wanted: Iterable[Index]) -> dict[Key, Any]:
         """Return the tasks of blocks, and those of other blocks that they need, by key; each as in the whole.
@@ -268,12 +277,11 @@ class BlockTasks:
         if owned and not later and earlier == []:
             yield from self._alone(index, owned=True)
             return
-        group = None
+        group: Any = ()
         if owned and (wanted or seam):
             given = yield from self._given(index, owned=True)
             key = self.key("group", index)
-            unwanted = () if self.wanted(index) else (False,)
-            yield key, Task(key, gather_owned, self._ref, index, given, *unwanted)
+            yield key, Task(key, gather_owned, self._ref, index, given)
             group = TaskRef(key)
         if seam:
             key = self.key("seam", index)
@@ -290,26 +298,29 @@ class BlockTasks:
         its inside, and most seams of a 3-D blend would wait at the same time (119 of 256 for 16 x 4 x 4
         blocks, seen with dask 2026.8). If rows wrap around, so that a block at the start of a row also waits
         for the end of the row before, all blocks need the same number of roots and dask keeps raster order:
-        22 seams wait, whatever the length of the slowest axis. This is only for runs that compute and deliver
-        everything: a slice, or a resumed run, would have to compute the blocks that it waits for.
+        22 seams wait, whatever the length of the slowest axis. So does a block at the start of a slab, or two
+        slabs would run side by side. This is only for runs that deliver blocks: a slice would have to compute
+        those that it waits for.
         """
-        if self.spec.end is None or self.spec.todo is not None:
+        if self.spec.end is None:
             return []
-        near, waited = self._near, []
+        waited: list[Index] = []
         number = sum(index[d] * s for d, s in zip(self._axes, self._strides, strict=True))
         for offset in self._offsets:
-            if offset <= number:
-                owner = self._numbered(number - offset)
-                if owner not in earlier and near.owns(owner) and near.later(owner):
-                    waited.append(TaskRef(self.key("seam", owner)))
-        return waited
+            # The last block of a row may have no seam; the one before it has.
+            owners = (self._numbered(n) for n in (number - offset, number - offset - 1) if n >= 0)
+            owner = next((owner for owner in owners if self._later(owner)), None)
+            if owner is not None and owner not in earlier and owner not in waited:
+                waited.append(owner)
+        return [TaskRef(self.key("seam", owner)) for owner in waited]
 
     @functools.cached_property
     def _offsets(self) -> list[int]:
         """The distances in raster order from a block to the neighbours before it."""
-        open_strides = [s for s, n in zip(self._strides, self._counts, strict=True) if n > 1]
-        steps = itertools.product((1, 0), repeat=len(open_strides))
-        return sorted({sum(map(operator.mul, step, open_strides)) for step in steps} - {0}, reverse=True)
+        steps = itertools.product((1, 0), repeat=len(self._open_strides))
+        return sorted(
+            {sum(map(operator.mul, step, self._open_strides)) for step in steps} - {0}, reverse=True
+        )
 
     def _numbered(self, number: int) -> Index:
         """Return the block with a number in raster order."""

@@ -50,8 +50,9 @@ def _shares(plan: BlockPlan) -> tuple[int, int, int]:
     axis.
     """
     counts = []
-    for table in plan.tables:
-        runs, owns, reaches = table.touches.lengths > 0, table.owns.lengths > 0, table.reaching
+    for d, (table, shared) in enumerate(zip(plan.tables, plan.shared, strict=True)):
+        runs, owns = table.touches.lengths > 0, shared.lengths > 0
+        reaches = table.reaching & (d not in plan.slab_axes)
         reached = np.append(False, reaches[:-1])
         found = (runs, owns, owns & ~reaches, owns & ~reaches & ~reached)
         counts.append([int(np.count_nonzero(bits)) for bits in found])
@@ -65,10 +66,12 @@ def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
     runs = plan.run_in([t.touches for t in tables])
     if plan.reuse != "share":
         return int(np.count_nonzero(runs)), 0, 0
-    owns = plan.run_in([t.owns for t in tables])
+    owns = plan.run_in(plan.shared)
     kind = np.min_scalar_type(2 ** len(tables))
     later, earlier = runs.astype(kind), owns.astype(kind)
     for axis, table in enumerate(tables):
+        if axis in plan.slab_axes:
+            continue
         later += shifted(later, axis, table.reaching, -1)
         earlier += shifted(earlier, axis, table.reaching, 1)
     # The block itself is counted among its neighbours.
@@ -116,10 +119,10 @@ def _waiting(plan: BlockPlan) -> int:
 
 def busiest(plan: BlockPlan, workers: int) -> float:
     """Return the number of crops of the busiest worker if each takes the next block when it is free."""
-    if plan.slabs or math.prod(plan.blocks) > LAID_OUT:
+    if math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
     ends = [0] * workers
-    ranges = [t.owns if plan.reuse == "share" else t.touches for t in plan.tables]
+    ranges = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
     if plan.mask is None:
         crops = functools.reduce(np.multiply.outer, [r.lengths for r in ranges])
     else:

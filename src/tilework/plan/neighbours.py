@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from tilework._types import Bits, Index
 from tilework.plan.axis_table import AxisTable
@@ -24,13 +24,16 @@ class Neighbours:
         One table per axis.
     runs : array of bool, or None
         Whether each tile runs; None: all run.
+    alone : collection of int
+        Axes across which blocks share no tiles: each runs all with weight in it, as if it owned them.
     """
 
-    def __init__(self, tables: Sequence[AxisTable], runs: Bits | None) -> None:
+    def __init__(self, tables: Sequence[AxisTable], runs: Bits | None, alone: Collection[int] = ()) -> None:
         self._runs = runs
-        self._owns = [[a < b for a, b in t.owned] for t in tables]
+        owned = [t.touch if d in alone else t.owned for d, t in enumerate(tables)]
+        self._owns = [[a < b for a, b in spans] for spans in owned]
         self._touched = [[a < b for a, b in t.touch] for t in tables]
-        self._forth = [[bool(r) for r in t.reaches] for t in tables]
+        self._forth = [[r and d not in alone for r in t.reaches] for d, t in enumerate(tables)]
         self._back = [[False, *forth[:-1]] for forth in self._forth]
         self._all_own = self._runs is None and all(map(all, self._owns))
         # Under a mask, the tiles of each block, and whether one of them runs, as far as it was asked.
@@ -38,7 +41,7 @@ class Neighbours:
             {}
             if self._runs is None
             else {
-                True: [[slice(*span) for span in t.owned] for t in tables],
+                True: [[slice(*span) for span in spans] for spans in owned],
                 False: [[slice(*span) for span in t.touch] for t in tables],
             }
         )

@@ -353,7 +353,19 @@ class BlockPlan(Holder, Sequence[Tile]):
     @derived
     def neighbours(self) -> Neighbours:
         """The blocks around each block."""
-        return Neighbours(self.tables, self.runs)
+        return Neighbours(self.tables, self.runs, self.slab_axes)
+
+    @derived
+    def shared(self) -> tuple[Spans, ...]:
+        """Tiles per axis that each block runs under ``share``: its own; across slabs all that touch it."""
+        cut = self.slab_axes
+        return tuple(t.touches if d in cut else t.owns for d, t in enumerate(self.tables))
+
+    @derived
+    def shared_pairs(self) -> tuple[list[Span], ...]:
+        """`shared` as lists."""
+        cut = self.slab_axes
+        return tuple(t.touch if d in cut else t.owned for d, t in enumerate(self.tables))
 
     def calls(self, box: Box | None = None) -> int:
         """Return the number of crops that the function gets when a part of the result is computed.
@@ -381,8 +393,7 @@ class BlockPlan(Holder, Sequence[Tile]):
         ]
         if self.slabs:
             # A tile runs once in each slab in which it has weight.
-            cut = self.slab_axes
-            return self._sum([t.touches if d in cut else t.owns for d, t in enumerate(self.tables)])
+            return self._sum(self.shared)
         if self.reuse != "share":
             return self._sum([_part(t.touches, c) for t, c in zip(self.tables, chosen, strict=True)])
         if self.mask is not None and box.shape != self.shape:

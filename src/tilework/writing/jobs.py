@@ -180,60 +180,41 @@ class TileJob(WriteJob):
         self._writer = BlockWriter(
             {n: _sink(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()}
         )
-        self._slabs: list[BlockTasks] = []
+        self._blocks: BlockTasks | None = None
         self.threads = spec.plan.threads
         todo = with_todo(spec, self.missing.tiles).active
         self.tiles = todo.n_runs if self.missing.blocks.any() else 0
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the tasks of every block, slab by slab."""
-        for number, (blocks, tiles) in enumerate(self._slab_parts()):
-            if not blocks.any():
-                continue
-            name = f"{self.name}-{number}" if self.spec.plan.slabs else self.name
-            spec = replace(with_todo(self.spec, tiles), end=self._writer, run=self.run)
-            slab = self._tasks(name, spec, blocks)
-            self._slabs.append(slab)
-            yield from self._merged(slab) if self.upstream else self._by_block(slab)
+        """Yield the tasks of every block, in raster order, so slab by slab."""
+        blocks = self.missing.blocks
+        if blocks.any():
+            spec = replace(with_todo(self.spec, self.missing.tiles), end=self._writer, run=self.run)
+            self._blocks = self._tasks(self.name, spec, blocks)
+            yield from self._merged(self._blocks) if self.upstream else self._by_block(self._blocks)
 
-    def _slab_parts(self) -> Iterator[tuple[Bits, Bits | None]]:
-        """Yield, per slab, the blocks to write and the tiles to run."""
-        plan, missing = self.spec.plan, self.missing
-        if not plan.slabs:
-            yield missing.blocks, missing.tiles
-            return
-        for place in itertools.product(*(range(plan.blocks[d]) for d in plan.slab_axes)):
-            inside, touching = [slice(None)] * len(plan.axes), [slice(None)] * len(plan.axes)
-            for d, b in zip(plan.slab_axes, place, strict=True):
-                inside[d], touching[d] = slice(b, b + 1), slice(*plan.tables[d].touch[b])
-            blocks = np.zeros_like(missing.blocks)
-            blocks[tuple(inside)] = missing.blocks[tuple(inside)]
-            tiles = np.zeros(plan.grid_shape, bool)
-            tiles[tuple(touching)] = True if missing.tiles is None else missing.tiles[tuple(touching)]
-            yield blocks, tiles
-
-    def _by_block(self, slab: BlockTasks) -> Iterator[Piece]:
+    def _by_block(self, blocks: BlockTasks) -> Iterator[Piece]:
         """Yield the tasks of each block that has any, in raster order."""
-        shared = Shared(slab.shared)
-        for position, index in enumerate(slab.order()):
-            nodes = dict(slab.of(index))
+        shared = Shared(blocks.shared)
+        for position, index in enumerate(blocks.order()):
+            nodes = dict(blocks.of(index))
             if not nodes:
                 continue
-            write, seam = slab.key("write", index), slab.key("seam", index)
+            write, seam = blocks.key("write", index), blocks.key("seam", index)
             calls = (key for key, node in nodes.items() if self.apart and calls_function(node))
             yield Piece(
                 self,
                 shared,
                 self._guarded(nodes),
-                writes={write: slab.spec.active.owned(index)} if write in nodes else {},
+                writes={write: blocks.spec.active.owned(index)} if write in nodes else {},
                 heavy=frozenset(calls),
-                keep={seam: position + slab.reach} if seam in nodes else {},
+                keep={seam: position + blocks.reach} if seam in nodes else {},
                 position=position,
             )
 
-    def _merged(self, slab: BlockTasks) -> Iterator[Piece]:
+    def _merged(self, blocks: BlockTasks) -> Iterator[Piece]:
         """Yield one piece of all blocks, because the graph of a dask source exists as a whole."""
-        pieces = list(self._by_block(slab))
+        pieces = list(self._by_block(blocks))
         if pieces:
             tasks = dict(self.upstream)
             writes: dict[Key, int] = {}
@@ -243,8 +224,8 @@ class TileJob(WriteJob):
             heavy = frozenset().union(*(piece.heavy for piece in pieces))
             yield Piece(self, pieces[0].shared, tasks, writes, heavy)
 
-    def _tasks(self, name: str, spec: Spec, blocks: Bits) -> BlockTasks:
-        return BlockTasks(spec, name, wanted=lambda index: bool(blocks[index]), apart=self.apart)
+    def _tasks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
+        return BlockTasks(spec, name, wanted=lambda index: bool(wanted[index]), apart=self.apart)
 
     def _guarded(self, nodes: Mapping[Key, Any]) -> dict[Key, Any]:
         """Return the tasks, made to return their exceptions if the scheduler does not report them."""
@@ -255,13 +236,12 @@ class TileJob(WriteJob):
 
     def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
         """Return the tiles of the task ``key``, each with a piece that runs it alone and writes nothing."""
-        for slab in self._slabs:
-            found = slab.find(key)
-            if found is not None:
-                what, index = found
-                ranges = slab.spec.ranges(index, owned=what in ("group", "seam"))
-                return [(tile, self._alone(tile, index)) for tile in tiles_of(slab.spec, ranges)]
-        return []
+        found = None if self._blocks is None else self._blocks.find(key)
+        if self._blocks is None or found is None:
+            return []
+        spec, (what, index) = self._blocks.spec, found
+        ranges = spec.ranges(index, owned=what in ("group", "seam"))
+        return [(tile, self._alone(tile, index)) for tile in tiles_of(spec, ranges)]
 
     def _alone(self, tile: Tile, index: Index) -> Piece:
         only = np.zeros(self.spec.plan.grid_shape, bool)

@@ -146,11 +146,11 @@ class BlockTasks:
         self._near = spec.active.neighbours
         self._ref = TaskRef(self.names.spec)
         self._given_to_none = None if any(s.given for s in spec.sources) else [None] * len(spec.sources)
-        columns = zip(self.names.outputs, spec.outputs, strict=True)
+        outputs = zip(self.names.outputs, spec.outputs, strict=True)
         # Exact names: the keys of a result called "image-2" also begin with "image-".
         kinds = ["group", "seam", "all", "write", "block", *(f"part-{k}" for k in range(len(spec.sources)))]
         self._kinds = {f"{self.names.inner}-{kind}": kind for kind in kinds}
-        self._outputs = [(key, o.grid_axes, o.n_each + len(o.reduced_shape)) for key, o in columns]
+        self._outputs = [(key, o.grid_axes, o.n_each + len(o.reduced_shape)) for key, o in outputs]
 
     @property
     def shared(self) -> dict[Key, Any]:

@@ -1,6 +1,7 @@
 """What a tile costs besides the function and the arithmetic: calls of Python functions, which are exact."""
 
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -71,3 +72,22 @@ def test_a_tile_costs_few_calls(kind: Callable[[int], Callable[[], Any]], most: 
     few(), many()  # what is found out once is found out now
     per_tile = (python_calls(many) - python_calls(few)) / (16 * 16)
     assert per_tile <= most
+
+
+def test_a_crop_is_used_and_dropped_before_the_next_one_is_cut() -> None:
+    """So the next one gets its memory, which is in the processor's cache."""
+    seen: list[tuple[str, int]] = []
+    crops: list[weakref.ref[np.ndarray]] = []
+
+    def skip(crop: np.ndarray) -> bool:
+        crops.append(weakref.ref(crop))
+        seen.append(("cut", sum(crop() is not None for crop in crops)))
+        return False
+
+    def called(crop: np.ndarray) -> np.ndarray:
+        seen.append(("called", sum(crop() is not None for crop in crops)))
+        return crop
+
+    out = tw.tiled_map(called, image(1), TILE, stride=TILE, blend="gaussian", dtype="float32", skip=skip)
+    out.compute(scheduler="sync")
+    assert seen == [("cut", 1), ("called", 1)] * 16

@@ -114,6 +114,7 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
         crops = [CropCutter(spec, k, ranges, part, len(queue), index) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)
+            del results  # the next crop, or result, gets its memory, which is in the processor's cache
     used = dict.fromkeys(accumulator for accumulator, _ in queue)
     groups = []
     for owner, accumulator in sums.items():

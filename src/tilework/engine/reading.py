@@ -158,10 +158,15 @@ def run_tiles(
         cuts = _cut(spec, tile, crops, skipped, failures)
         if cuts is None:
             continue
-        if waiting and (len(waiting) == size or waiting[0][0].read.shape != tile.read.shape):
+        if waiting and waiting[0][0].read.shape != tile.read.shape:
             yield from attempt(waiting)
             waiting = []
         waiting.append((tile, cuts))
+        del cuts
+        if len(waiting) == size:
+            # Called while the crop is in the processor's cache, and dropped before the next one needs it.
+            yield from attempt(waiting)
+            waiting = []
     if waiting:
         yield from attempt(waiting)
 

@@ -15,6 +15,13 @@ from tilework.grid.derived import Holder, derived
 __all__ = ["Box", "Tile", "TileGrid"]
 
 
+Place = tuple[int, int, int, int, int, int, tuple[int, int]]
+"""Number, raster step, crop, core and padding of a tile along one axis."""
+
+# Number of tiles along an axis whose places are kept; each takes about half a kilobyte.
+KNOWN = 2**12
+
+
 @dataclass(frozen=True, slots=True)
 class Box:
     """A half-open N-D interval, in samples.
@@ -102,6 +109,11 @@ class TileGrid(Holder, Sequence[Tile]):
         """How much further in raster order the next tile along each axis is."""
         return tuple(math.prod(self.shape[d + 1 :]) for d in range(len(self.axes)))
 
+    @derived
+    def _known(self) -> tuple[dict[int, Place], ...]:
+        """Places of tiles along each axis, which all blocks of a row or column ask for."""
+        return tuple({} for _ in self.axes)
+
     def __len__(self) -> int:
         return math.prod(self.shape)
 
@@ -148,19 +160,17 @@ class TileGrid(Holder, Sequence[Tile]):
 
     def tile(self, position: tuple[int, ...]) -> Tile:
         """Return the tile at ``position``, one number per axis."""
-        columns = zip(self.axes, position, self._steps, strict=True)
-        return _tile([_place(axis, i, step) for axis, i, step in columns])
+        return next(self.within([(i, i + 1) for i in position]))
 
     def within(self, ranges: Sequence[tuple[int, int]]) -> Iterator[Tile]:
         """Yield the tiles in ``ranges``, first and one past the last per axis, in raster order."""
-        per_axis = [
-            [_place(axis, i, step) for i in range(a, b)]
-            for axis, (a, b), step in zip(self.axes, ranges, self._steps, strict=True)
-        ]
+        per_axis = []
+        for axis, (a, b), step, known in zip(self.axes, ranges, self._steps, self._known, strict=True):
+            if len(known) > KNOWN:
+                known.clear()
+            # Other threads may clear them.
+            per_axis.append([known.get(i) or known.setdefault(i, _place(axis, i, step)) for i in range(a, b)])
         return map(_tile, itertools.product(*per_axis))
-
-
-Place = tuple[int, int, int, int, int, int, tuple[int, int]]
 
 
 def _place(axis: AxisGrid, i: int, step: int) -> Place:

@@ -100,7 +100,11 @@ SMALL = Case(
     contestants=tuple(
         _with_stride(name, prepare, stride)
         for stride in STRIDES
-        for name, prepare in (("tilework", in_memory.tilework_compute), ("monai", peers.monai))
+        for name, prepare in (
+            ("tilework", in_memory.tilework_compute),
+            ("tilework into a given array", in_memory.tilework_store),
+            ("monai", peers.monai),
+        )
     ),
     bars=tuple(
         Bar(f"{what} / MONAI, stride {s}", figure, f"tilework {s}", limit, f"monai {s}")
@@ -120,14 +124,17 @@ def _small_patches() -> Case:
         name="patches",
         why="3969 patches of 32 x 32, where the cost of a patch counts and not that of its samples.",
         workload=in_memory.Blend(shape=(1024, 1024), crop=32, stride=16),
-        contestants=tuple(
-            Contestant(
-                f"{package} {way}",
-                partial(in_memory.sampled, package=package, weights=weights, chunk=size),
-                None if package == "tilework" else f"tilework {way}",
-            )
-            for way, (weights, size) in ways.items()
-            for package in ("tilework", "patchly")
+        contestants=(
+            Contestant("tilework compute", in_memory.tilework_compute, "tilework gaussian"),
+            *(
+                Contestant(
+                    f"{package} {way}",
+                    partial(in_memory.sampled, package=package, weights=weights, chunk=size),
+                    None if package == "tilework" else f"tilework {way}",
+                )
+                for way, (weights, size) in ways.items()
+                for package in ("tilework", "patchly")
+            ),
         ),
         bars=tuple(_faster(f"patchly {way}", f"tilework {way}") for way in ways),
         tolerance=1e-5,

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tilework as tw
-from tilework.grid.tiles import TileGrid
+from tilework.grid.axis import AxisGrid
+from tilework.grid.tiles import KNOWN, TileGrid
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.sampled_from(["shift", "squeeze", "pad", "clip", "drop"]))
@@ -77,3 +78,11 @@ def test_a_stride_as_a_share_is_answered_about_strides(given: Any, stride: int) 
         tw.plan_tiles((300, 300), 96, 0.25)
     with pytest.raises(TypeError, match=rf"stride={stride}\."):
         tw.plan_tiles((300, 300), 96, stride=(10, given))
+
+
+def test_places_of_tiles_are_kept_within_bounds() -> None:
+    """A loop over a plan of 10**7 tiles must not end up with all of them."""
+    grid = TileGrid((AxisGrid(10**8, 10, 0), AxisGrid(20, 10, 0)))
+    seen = [grid[number].read.start for number in range(0, 4 * KNOWN * 101, 101)]
+    assert seen[:2] == [(0, 0), (500, 10)]
+    assert len(grid._known[0]) <= KNOWN + 1

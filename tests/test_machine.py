@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dask.system
@@ -18,7 +19,7 @@ UNLIMITED = "9223372036854771712"  # as version 1 says it
 
 
 @pytest.fixture
-def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give a folder in place of that of the control groups."""
     monkeypatch.setattr(machine, "PROC", tmp_path / "cgroup")
     monkeypatch.setattr(machine, "ROOT", tmp_path / "fs")
@@ -26,7 +27,9 @@ def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     pages = {"SC_PHYS_PAGES": 64 * GIB // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__, raising=False)
     (tmp_path / "fs").mkdir()
-    return tmp_path
+    machine._read.cache_clear()
+    yield tmp_path
+    machine._read.cache_clear()
 
 
 def lay(groups: Path, own: str, files: Mapping[str, str]) -> tuple[int, int]:
@@ -36,6 +39,7 @@ def lay(groups: Path, own: str, files: Mapping[str, str]) -> tuple[int, int]:
         file = groups / "fs" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(f"{text}\n")
+    machine._read.cache_clear()
     return 2 * machine.default_memory() // GIB, machine.n_threads()
 
 
@@ -89,6 +93,15 @@ def test_a_plan_and_a_crop_know_the_limits(groups: Path) -> None:
     assert tw.plan_tiles((64,), 16, 2).threads == 3
     with pytest.raises(tw.MemoryBudgetError, match="one crop of"):
         tw.plan_tiles((9000, 9000), 4096, 2)
+
+
+def test_changed_limits_are_seen_after_a_second(groups: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 10.0)
+    assert lay(groups, "0::/\n", {"memory.max": str(8 * GIB)}) == (8, 16)
+    (groups / "fs" / "memory.max").write_text(str(2 * GIB))
+    assert 2 * machine.default_memory() == 8 * GIB
+    monkeypatch.setattr(time, "monotonic", lambda: 11.0)
+    assert 2 * machine.default_memory() == 2 * GIB
 
 
 def test_this_machine_as_dask_sees_it() -> None:

@@ -15,7 +15,7 @@ import tilework as tw
 import tilework.writing.store
 from tests.store_counts import counted_codecs
 from tilework.graph.build import plan_of
-from tilework.plan.cost import decoded_ratio, peak_bytes
+from tilework.plan.cost import decoded_ratio, parallel_bytes, peak_bytes
 from tilework.source import kept
 
 if TYPE_CHECKING:
@@ -129,3 +129,14 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
     assert kept.CHUNKS.nbytes == 0
     if layout.shards is not None:
         assert counts["encoded"] == written.nchunks == array.nchunks
+
+
+@pytest.mark.parametrize(("crop", "further"), [(16, 7), (144, 9)])
+def test_chunks_that_are_not_kept_are_decoded_side_by_side(crop: int, further: int) -> None:
+    """A block of 64 with a halo reads 2 x 2 x 2 chunks of 80 at most; zarr decodes ten at a time."""
+    plan = tw.plan_tiles((640, 640, 640), crop, overlap=crop // 8, dtype="f4", source_chunks=(80,) * 3)
+    plan = dataclasses.replace(plan, threads=3).with_blocks((64, 64, 64), "recompute")
+    none = plan.with_cache(0)
+    assert parallel_bytes(plan.with_cache(1)) == 0
+    assert parallel_bytes(none) == 3 * 2 * further * 80**3 * plan.sources[0].sample_bytes
+    assert peak_bytes(none) - peak_bytes(plan.with_cache(1)) == parallel_bytes(none) - 1

@@ -10,7 +10,7 @@ from tilework._checks import one_of
 from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
-from tilework.plan.cost import busiest, human, peak_bytes
+from tilework.plan.cost import busiest, human, parallel_bytes, peak_bytes
 from tilework.plan.decoding import decoded_ratio, lost_axes, with_cache
 from tilework.plan.tile_plan import TilePlan
 
@@ -76,9 +76,9 @@ class Candidate:
         """Return a plan with its costs; chunks are kept as far as memory allows."""
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
-        peak = peak_bytes(plan.with_cache(0)) + plan.threads * request.encoding
-        plan = with_cache(plan, limit - peak)
-        return cls(plan, kind, plan.calls(), peak + plan.cache_bytes, longer)
+        encoding, none = plan.threads * request.encoding, plan.with_cache(0)
+        plan = with_cache(plan, limit - encoding - peak_bytes(none) + parallel_bytes(none))
+        return cls(plan, kind, plan.calls(), peak_bytes(plan) + encoding, longer)
 
     @property
     def rank(self) -> tuple[int, int, int, str]:

@@ -217,7 +217,7 @@ def test_less_memory_means_smaller_blocks_down_to_the_smallest():
     plan = replace(plan_tiles((512, 512), 64, 8), threads=2)
     sizes = [
         math.prod(choose_blocks(plan, BlockRequest(memory_limit=limit)).block)
-        for limit in (10**9, 500_000, 300_000, 140_000)
+        for limit in (10**9, 500_000, 300_000, 160_000)
     ]
     assert sizes == sorted(set(sizes), reverse=True)
     with pytest.raises(MemoryBudgetError, match=r"memory_limit=\d+"):

@@ -232,3 +232,28 @@ def test_progress_counts_tiles(tmp_path, capsys):
     assert f"{n}/{n}" in capsys.readouterr().err
     tw.to_zarr(mapped(), str(tmp_path / "b.zarr"), progress=False)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shards", [None, 32])
+@pytest.mark.parametrize("blend", ["trim", "gaussian"])
+def test_same_bytes_with_the_fused_pipeline_of_zarr(blend, shards, tmp_path):
+    """An option of newer versions of zarr; the samples and the files do not depend on it."""
+    both = ("BatchedCodecPipeline", "FusedCodecPipeline")
+    there = [name for name in both if hasattr(zarr.core.codec_pipeline, name)]
+    image = np.random.default_rng(0).random((96, 80)).astype("f4")
+    source = zarr.create_array(
+        tmp_path / "in.zarr", data=image, chunks=(16, 16), shards=(shards and (32, 32))
+    )
+    files = []
+    for name in there:
+        with zarr.config.set({"codec_pipeline.path": f"zarr.core.codec_pipeline.{name}"}):
+            read = zarr.open_array(source.store_path, mode="r")
+            out = tw.tiled_map(np.sqrt, read, 24, 4, blend=blend, dtype="f4")
+            got = tw.to_zarr(out, tmp_path / name, chunks=16, shards=shards, progress=False)
+            assert type(got.async_array.codec_pipeline).__name__ == name
+            if blend == "trim":
+                np.testing.assert_array_equal(got[...], np.sqrt(image))
+        paths = sorted(p for p in (tmp_path / name).rglob("*") if p.is_file())
+        files.append({str(p.relative_to(tmp_path / name)): p.read_bytes() for p in paths})
+    assert len(files[0]) > 6
+    assert all(found == files[0] for found in files)

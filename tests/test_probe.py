@@ -5,6 +5,8 @@ Reaches were counted by hand from the definition of each function; networks from
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -779,3 +781,28 @@ def test_random_u_nets_are_exact_at_what_was_found_and_not_below(depth: int, dil
 
     assert worst(report.overlap[0]) < 2e-6
     assert worst(report.overlap[0] - multiple) > 2e-5
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_a_profiler_works_after_probe(slow: bool) -> None:
+    """A signal that is never cleared makes Python 3.11 look for its cause without end."""
+    script = f"""
+import sys, numpy as np, tilework as tw
+from scipy.ndimage import uniform_filter
+from tilework.probing import blackbox
+if {slow}:
+    blackbox.PATIENCE = blackbox.TIMES = 0.0
+try:
+    tw.probe(lambda x: uniform_filter(x, 3), (24, 24))
+except Exception as error:
+    assert {slow}, error
+calls = []
+sys.setprofile(lambda *_: calls.append(1))
+tw.plan_tiles((50, 50), 24, 2)
+sys.setprofile(None)
+print(len(calls) > 100)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert run.stdout.strip() == "True", run.stderr[-500:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -264,7 +265,7 @@ def test_waiting_for_tasks_in_flight_is_bounded(
         tw.to_zarr(mapped(stuck), tmp_path / "a.zarr", scheduler="threads", progress=_after_the_first)
     said = [record.message for record in caplog.records if "flight" in record.message]
     assert len(said) == 1
-    assert "for 2 tasks in flight" in said[0] or "for 3 tasks in flight" in said[0]
+    assert re.search(r"for [123] tasks in flight", said[0])
     assert any("still run" in record.message for record in caplog.records)
     stored = files(tmp_path / "a.zarr")
     released.set()

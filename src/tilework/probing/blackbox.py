@@ -9,7 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -92,16 +92,18 @@ class BlackBox:
             yield
             self.first = time.perf_counter() - began
             return
-        guard, thread, running = threading.Lock(), threading.get_ident(), True
+        guard, thread, running, waits = threading.Lock(), threading.get_ident(), True, False
         text = (
             f"call {self.calls} of fn took more than {limit:.3g} s; the first one took {self.first:.2g} s. "
             "fn may not end for some images"
         )
 
         def stop() -> None:
+            nonlocal waits
             with guard:
                 if running:
                     _LOG.warning("probe: %s", text)
+                    waits = True
                     _raise_in(thread, TooSlow)
 
         timer = threading.Timer(limit, stop)
@@ -110,13 +112,14 @@ class BlackBox:
         try:
             yield
         except TooSlow:
+            waits = False
             raise TooSlow(text) from None
         finally:
             timer.cancel()
             with guard:
                 running = False
-                # What was raised after the last instruction of the function waits for the next one.
-                _raise_in(thread, None)
+            if waits:
+                _let_it_come()
         if time.perf_counter() - began > limit:
             raise TooSlow(text)
 
@@ -125,13 +128,23 @@ class BlackBox:
         return in_structure(self.form, declared)
 
 
-def _raise_in(thread: int, exception: type[BaseException] | None) -> None:
-    """Raise an exception in a thread, or take back one that was not raised yet.
+def _raise_in(thread: int, exception: type[BaseException]) -> None:
+    """Raise an exception in a thread.
 
     Source: ``PyThreadState_SetAsyncExc`` in the C API of Python.
     """
-    raised = ctypes.py_object(exception) if exception is not None else None
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), raised)
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(exception))
+
+
+def _let_it_come() -> None:
+    """Let what was raised after the last instruction of the function come, and drop it.
+
+    Taking it back would leave a signal that Python 3.11 never clears: it looks for the exception at every
+    call from then on, and a profiler or debugger makes it look without end.
+    """
+    with suppress(TooSlow):
+        for _ in range(1000):  # raised at a jump
+            pass
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,10 +163,16 @@ TURNS = 5
 
 
 def tasks(work: Grid, folder: Path, options: dict[str, Any]) -> Prepared:
-    """Make all tasks of a result; and each again by dask's `Task` alone, from what it holds."""
-    from dask.task_spec import Task
+    """Make all tasks of a result; and each again by dask's constructors alone, from what it holds."""
+    from dask.task_spec import List, Task, TaskRef
 
     import tilework as tw
+
+    def again(part: Any) -> Any:
+        """Return a reference, or a list of them, made anew."""
+        if type(part) is List:
+            return List(*map(again, part.args))
+        return TaskRef(part.key) if type(part) is TaskRef else part
 
     image = Zeros(work.shape)
     found: Figures = {}
@@ -182,10 +188,11 @@ def tasks(work: Grid, folder: Path, options: dict[str, Any]) -> Prepared:
             made = graph()
             ours.append(time.process_time() - start)
             parts = [(t.key, t.func, t.args, t.kwargs) for t in made.values() if isinstance(t, Task)]
+            del made
             start = time.process_time()
-            for key, func, args, kwargs in parts:
-                Task(key, func, *args, **kwargs)
+            remade = {key: Task(key, func, *map(again, args), **kwargs) for key, func, args, kwargs in parts}
             bare.append(time.process_time() - start)
+            del remade
         each = 1e6 / len(parts)
         found.update(
             tasks=float(len(parts)), task_us=each * statistics.median(ours),

@@ -123,8 +123,6 @@ class Found(NamedTuple):
     """Number of the output."""
     name: str
     """Common name of all outputs of the call."""
-    layers: frozenset[str] = frozenset()
-    """Names of the layers of the call in the graph."""
 
     @property
     def output(self) -> BoundOutput:
@@ -156,7 +154,7 @@ def find_spec(array: Any) -> Found | None:
         layer = layers.get(name)
         # An array computed from a result depends on the same layer but has another name.
         if isinstance(layer, BlockLayer) and own in layer.names.outputs and layer.is_own(layers):
-            return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner, layer.layers)
+            return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner)
     return None
 
 

@@ -47,12 +47,16 @@ class Blocks(Expr):
         return replace(Names.of(self.spec, f"{name}-{tokenize(now)}"), sources=now)
 
     @functools.cached_property
+    def tasks(self) -> BlockTasks:
+        """The maker of the tasks."""
+        return BlockTasks(self.spec, self.names)
+
+    @functools.cached_property
     def _name(self) -> str:
         return f"{self.names.inner}-blocks"
 
     def _layer(self) -> dict[Key, Any]:
-        tasks = BlockTasks(self.spec, self.names)
-        return tasks.shared | tasks.needed(tasks.order())
+        return self.tasks.shared | self.tasks.needed(self.tasks.order())
 
     def __dask_tokenize__(self) -> Any:
         return self._name
@@ -98,10 +102,10 @@ class Result(ArrayExpr):
         return self.operands[3]
 
     def _layer(self) -> dict[Key, Any]:
-        spec, number = self.blocks.spec, int(self.operands[1])
-        if not spec.many:
+        tasks: BlockTasks = self.blocks.tasks
+        number = int(self.operands[1])
+        if not tasks.spec.many:
             return {}
-        tasks = BlockTasks(spec, self.blocks.names)
         getters = (tasks.getter(index, number) for index in tasks.order())
         return {task.key: task for task in getters}
 

@@ -158,8 +158,8 @@ class BlockLayer(_LazyLayer):
 
     def _node(self, key: Key) -> Any:
         tasks = self.tasks
-        if (shape := tasks.filled(key)) is not None:
-            return self.nodes.get(key) if shape else None
+        if tasks.filled(key) is not None:
+            return self.nodes.get(key)  # whether such a block exists is known of all blocks only
         index = self._finished(key)
         if index is None and (found := tasks.find(key)) is not None:
             index = found[1]
@@ -204,11 +204,6 @@ class BlockLayer(_LazyLayer):
         [node] = layers[self.names.spec].values() if self.names.spec in layers else [None]
         own = tuple(source.dask_name for source in self.spec.sources)
         return isinstance(node, DataNode) and self.names.sources == own
-
-    @property
-    def layers(self) -> frozenset[str]:
-        """Names of the layers of the result in a graph: of the `Spec`, of all blocks, of each output."""
-        return frozenset((self.names.spec, self.names.inner, *self.names.outputs))
 
 
 class OutputLayer(_LazyLayer):

@@ -79,7 +79,7 @@ def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
     # The block itself is counted among its neighbours.
     seams, seamed = owns & (later > runs), earlier > owns
     grouped = seams | (owns & seamed)
-    return tuple(int(np.count_nonzero(bits)) for bits in (runs, grouped, seams))  # type: ignore[return-value]
+    return int(np.count_nonzero(runs)), int(np.count_nonzero(grouped)), int(np.count_nonzero(seams))
 
 
 def peak_bytes(plan: BlockPlan) -> int:

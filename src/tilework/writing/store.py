@@ -271,7 +271,8 @@ def prepare(
         if first is None:
             writing = _prepare_chunks(lowered(arrays[""]), places[""], asked, where, claims)
         else:
-            writing = _prepare_tiles(arrays, places, found, asked, where, claims)  # type: ignore[arg-type]
+            origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
+            writing = _prepare_tiles(arrays, places, origins, asked, where, claims)
     except BaseException:
         claims.release()
         raise

@@ -23,7 +23,7 @@ from tilework.plan.arguments import _ELSEWHERE
 from tilework.source.padding import BOUNDARIES
 
 IMAGE = np.zeros((40, 30))
-ONLY_MAP = ("fn", "array", "cval", "disagreement", "skip", "fill_value", "pass_tile", "name")
+ONLY_MAP = ("fn", "array", "cval", "disagreement", "skip", "fill_value", "pass_tile", "meta", "name")
 
 
 @pytest.mark.parametrize("function", [tw.tiled_map, tw.plan_tiles], ids=lambda f: f.__name__)

@@ -16,7 +16,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilework.api import plan_tiles, tiled_map
+    from tilework.api import image_meta, plan_tiles, tiled_map
     from tilework.diagnostics.checking import CheckReport, check
     from tilework.diagnostics.figures import compare, plot_plan, plot_seams, plot_window
     from tilework.diagnostics.measuring import explain
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         TilingError,
         TilingWarning,
     )
+    from tilework.formats.meta import ImageMeta
     from tilework.function.load_once import load_once
     from tilework.function.network import from_torch
     from tilework.function.output import Output
@@ -55,6 +56,7 @@ _HOMES = {
     "CostWarning": "errors",
     "GridError": "errors",
     "GridSampler": "loops.sampler",
+    "ImageMeta": "formats.meta",
     "MemoryBudgetError": "errors",
     "Output": "function.output",
     "ProbeReport": "probing.report",
@@ -70,6 +72,7 @@ _HOMES = {
     "compute": "writing.computing",
     "explain": "diagnostics.measuring",
     "from_torch": "function.network",
+    "image_meta": "api",
     "load_once": "function.load_once",
     "plan_tiles": "api",
     "plot_plan": "diagnostics.figures",
@@ -85,10 +88,10 @@ _HOMES = {
 
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
-    "GridSampler", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer", "Tile",
-    "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "compute", "explain",
-    "from_torch", "load_once", "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status",
-    "tiled_map", "to_zarr", "view", "write_many",
+    "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
+    "Tile", "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "compute",
+    "explain", "from_torch", "image_meta", "load_once", "plan_tiles", "plot_plan", "plot_seams",
+    "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

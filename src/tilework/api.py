@@ -12,10 +12,11 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike  # noqa: TC002 -- for typing.get_type_hints
 
-from tilework._checks import as_dtype, scalar, warn, wholes
+from tilework._checks import as_dtype, of_type, scalar, warn, wholes
 from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
+from tilework.formats.meta import ImageMeta
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.labels import label_warning
 from tilework.function.output import Output, Outputs, named
@@ -23,6 +24,7 @@ from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
 from tilework.plan.arguments import check_flags, unknown_argument
 from tilework.plan.deviation import with_deviation
+from tilework.plan.meaning import meaning_of
 from tilework.plan.request import (
     Request,
     bind_outputs,
@@ -36,10 +38,10 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
 from tilework.source.base import Source
-from tilework.source.opening import Image, open_all
+from tilework.source.opening import Image, open_all, open_source
 from tilework.source.padding import Boundary
 
-__all__ = ["plan_tiles", "tiled_map"]
+__all__ = ["image_meta", "plan_tiles", "tiled_map"]
 
 # Bytes of a source in memory above which a run on a cluster warns: it is sent crop by crop.
 TRAVEL_WARNING = 100 * 10**6
@@ -100,6 +102,7 @@ def tiled_map(
     chunks: int | Sequence[int] | str = "auto",
     memory_limit: int | str | None = None,
     reuse: Literal["auto", "share", "recompute"] = "auto",
+    meta: ImageMeta | None = None,
     name: str | None = None,
 ) -> Any:
     """Return ``fn`` applied to an image crop by crop, as a lazy dask array.
@@ -178,6 +181,9 @@ def tiled_map(
         Default: half of the machine's memory.
     reuse : {"auto", "share", "recompute"}
         Whether a tile that lies in several blocks runs once and the blocks share its result, or runs in each.
+    meta : ImageMeta, optional
+        What the samples of the image mean: axes, scale, channels. By default, what the image says of itself.
+        With a tuple of arrays, that of the first.
     name : str, optional
         Name of the dask array. The default follows from plan, source and ``fn``.
 
@@ -208,7 +214,7 @@ def tiled_map(
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
-    sources = open_all(array)
+    sources = _with_meta(open_all(array), meta)
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
         boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
@@ -236,9 +242,52 @@ def tiled_map(
         plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
         many=not isinstance(declared, Output), fixed=chunks != "auto",
+        metas=tuple(
+            meaning_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
+        ),
     )  # fmt: skip
     _warn(spec)
     return _build(spec, declared, name)
+
+
+def _with_meta(sources: tuple[Source, ...], meta: Any) -> tuple[Source, ...]:
+    """Return the sources, the first with the meaning that the caller gave."""
+    if meta is None:
+        return sources
+    of_type("meta", meta, ImageMeta, "a tw.ImageMeta, what samples mean; dask's meta= is dtype= here")
+    meta.check("the array", sources[0].shape)
+    return (replace(sources[0], meta=meta), *sources[1:])
+
+
+def image_meta(array: Any) -> ImageMeta | None:
+    """Return what the samples of an image, or of a result of `tiled_map`, mean.
+
+    Parameters
+    ----------
+    array : array, path, URL, or result of tiled_map
+        Anything that `tiled_map` takes or returns.
+
+    Returns
+    -------
+    ImageMeta or None
+        None if nothing is known: numpy arrays and most others have no names of axes. What is computed from a
+        result with dask, such as ``out > 0.5``, has none either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from tilework import ImageMeta
+    >>> meta = ImageMeta("yx", units="micrometer", scale=(0.5, 0.5))
+    >>> out = tiled_map(np.sqrt, np.ones((8, 8)), crop=4, overlap=0, meta=meta)
+    >>> image_meta(out)
+    <ImageMeta: y 0.5 micrometer, x 0.5 micrometer>
+    """
+    from tilework.graph.build import find_spec
+
+    found = find_spec(array)
+    if found is not None:
+        return found.spec.metas[found.number] if found.spec.metas else None
+    return open_source(array).meta
 
 
 def _build(spec: Spec, declared: Outputs, name: str | None) -> Any:

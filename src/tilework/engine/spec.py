@@ -11,6 +11,7 @@ import numpy as np
 from tilework._types import Array, Function, Index, Predicate, Span
 from tilework.engine.canvas import Products
 from tilework.engine.nan import Notice
+from tilework.formats.meta import ImageMeta
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
 from tilework.plan.decoding import Kept, kept_chunks
@@ -57,6 +58,8 @@ class Spec:
     """The run of `to_zarr` to which the tasks belong; None: they may be computed any number of times."""
     end: Callable[..., Any] | None = None
     """When writing, called with ``(spec, index, assembled)`` in the last task of each block."""
+    metas: tuple[ImageMeta | None, ...] = ()
+    """What the samples of each output mean; None where nothing is known."""
     notice: Notice = field(default_factory=Notice)
     """Whether NaN in an integer result was reported."""
     products: Products = field(default_factory=Products)

@@ -11,7 +11,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import as_dtype, brief, check_scalar, is_whole, positive, scalar, whole, wholes
+from tilework._checks import (
+    as_dtype,
+    brief,
+    check_scalar,
+    is_whole,
+    positive,
+    scalar,
+    sequence,
+    whole,
+    wholes,
+)
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.guard import Guard
@@ -76,6 +86,8 @@ class Output:
         block (axes as the function returns them) that keeps the tiled axes.
     fill_value : scalar, optional
         Value where no crop ran; overrides the ``fill_value`` of `tiled_map`.
+    channel_names : sequence of str, optional
+        Names of the channels that the function returns, for formats that store them and for xarray.
 
     Examples
     --------
@@ -93,6 +105,7 @@ class Output:
     blend: Blend | None = None
     reduce: Reduce | None = None
     fill_value: Any = None
+    channel_names: tuple[str, ...] | None = None
 
     def __init__(
         self,
@@ -107,6 +120,7 @@ class Output:
         blend: Blend | None = None,
         reduce: Reduce | None = None,
         fill_value: Any = None,
+        channel_names: Sequence[str] | None = None,
     ) -> None:
         channels = None if channels is None else whole("channels", channels)
         shape = None if shape is None else wholes("shape", shape)
@@ -120,6 +134,8 @@ class Output:
             raise TilingError(f'reduce must be "argmax" or a callable; got {brief(reduce)}.')
         if callable(reduce) and dtype is None:
             raise TilingError("a callable reduce needs a declared dtype: Output(dtype, reduce=...).")
+        if channel_names is not None:
+            channel_names = _channel_names(channel_names, channels, reduce)
         if dtype is not None:
             as_dtype(dtype)
         if fill_value is not None:
@@ -127,19 +143,22 @@ class Output:
         for check, value in ((scales, scale), (_margin, margin)):
             check(value, len(value) if isinstance(value, list | tuple) else 1)
         values = (
-            dtype,
-            channels,
-            whole("channel_axis", channel_axis),
-            scale,
-            margin,
-            shape,
-            axes,
-            blend,
-            reduce,
-            fill_value,
-        )
+            dtype, channels, whole("channel_axis", channel_axis), scale, margin, shape, axes, blend, reduce,
+            fill_value, channel_names,
+        )  # fmt: skip
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
+
+
+def _channel_names(names: Any, channels: int | None, reduce: Reduce | None) -> tuple[str, ...]:
+    """Return the names of channels as a tuple of text."""
+    if isinstance(names, str) or not sequence(names) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"channel_names must be a sequence of text; got {brief(names)}.")
+    if reduce is not None and str(reduce) == "argmax":
+        raise TilingError('channel_names are of an axis that reduce="argmax" removes; leave them out.')
+    if channels is not None and channels != len(names):
+        raise TilingError(f"channel_names must be one per channel; got {len(names)} for channels={channels}.")
+    return tuple(names)
 
 
 Outputs = Output | Sequence[Output] | Mapping[Any, Output]
@@ -364,6 +383,7 @@ def bind(
     channel = _channel(output, shape, axes) if output.reduce == "argmax" else None
     dtype = _dtype(output, values, shape, channel)
     reduced_shape, reduced_axes = _reduced(output.reduce, shape, axes, channel)
+    _check_names(output.channel_names, reduced_shape, reduced_axes)
     fill = fill_value if output.fill_value is None else output.fill_value
     bound = BoundOutput(
         key=key, dtype=dtype, values=values, shape=shape, axes=axes, scale=scale, blend=blend, kind=kind,
@@ -499,6 +519,16 @@ def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | No
     for axis, source in zip(order, axes, strict=True):
         full[axis] = shape[source]
     return tuple(full), tuple(order)
+
+
+def _check_names(names: tuple[str, ...] | None, shape: Index, axes: Index) -> None:
+    """Raise unless the result has an untiled axis with one sample per name."""
+    untiled = [n for a, n in enumerate(shape) if a not in axes]
+    if names is not None and len(names) not in untiled:
+        raise TilingError(
+            f"channel_names has {len(names)} names; the result of shape {shape} has untiled axes of lengths "
+            f"{untiled}. Give one name per channel."
+        )
 
 
 def _check_blend(output: Output, bound: BoundOutput) -> None:

@@ -63,7 +63,6 @@ _ELSEWHERE = {
     "drop_axis": "output=Output(channels=0), or nothing: a call on zeros finds the axes",
     "halo": "overlap",
     "importance_map": "blend",
-    "meta": "dtype",
     "mode": "blend (MONAI's mode) or edge (Patchly's mode)",
     "n_jobs": "out.compute(num_workers=...), of what tiled_map returns",
     "new_axis": "output=Output(channels=...), or nothing: a call on zeros finds the axes",

@@ -23,6 +23,7 @@ import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
+from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.source import held
 from tilework.source.kept import FILES
@@ -80,8 +81,8 @@ class Source:
     dtype: np.dtype[Any]
     chunks: Index | None = None
     """Regular storage chunks, samples per axis, if reading a part of one decodes all of it."""
-    names: tuple[str, ...] | None = None
-    """Axis names, if the source has them."""
+    meta: ImageMeta | None = field(default=None, repr=False)
+    """What its samples mean, if the source says it; not sent to other processes."""
     token: Any = None
     """Equal for equal data, where that is cheap to know; otherwise unique."""
 
@@ -100,6 +101,11 @@ class Source:
     def shares(self) -> bool:
         """Whether the tasks of a run may use the chunks that others of them decoded."""
         return False
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Axis names, if the source has them."""
+        return None if self.meta is None else self.meta.axes
 
     @property
     def nbytes(self) -> int:
@@ -137,7 +143,7 @@ class Source:
                 f"the array, a {type(self.handle).__name__}, cannot be sent to other processes ({error}); "
                 "open it in each of them: array=tw.load_once(open_it, args), or run on threads."
             ) from error
-        values = (self.shape, self.dtype, self.chunks, self.names, self.token)
+        values = (self.shape, self.dtype, self.chunks, None, self.token)
         return _unpacked, (type(self), handle, values)
 
 
@@ -171,7 +177,7 @@ class MemorySource(Source):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Tasks read parts; the source in the spec only describes the array.
-        return MemorySource, (None, self.shape, self.dtype, None, self.names, self.token)
+        return MemorySource, (None, self.shape, self.dtype, None, None, self.token)
 
 
 @dataclass(slots=True)
@@ -255,7 +261,7 @@ class BlockSource(Source):
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (None, self.shape, self.dtype, None, self.names, self.token, self.offsets)
+        values = (None, self.shape, self.dtype, None, None, self.token, self.offsets)
         return BlockSource, values
 
 
@@ -310,7 +316,7 @@ class _OnDisk(Source):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return _on_disk, (
             type(self),
-            values | {"handle": None, "writer": None, "_opened": None} | self._now(),
+            values | {"handle": None, "meta": None, "writer": None, "_opened": None} | self._now(),
         )
 
     def _now(self) -> dict[str, Files]:

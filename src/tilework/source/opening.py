@@ -18,6 +18,7 @@ import numpy as np
 from tilework._checks import as_dtype, brief, wholes
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
+from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
@@ -98,10 +99,10 @@ def _open(array: Any) -> Source:
         if library in made_by:
             return open_it(array)
     _check_sliceable(array)
-    return _open_duck(array, None)
+    return _open_duck(array)
 
 
-def _open_duck(array: Any, names: tuple[str, ...] | None) -> Source:
+def _open_duck(array: Any) -> Source:
     """Open any array that can be sliced; refuse one of a library of arrays that numpy cannot read."""
     if hasattr(array, "__array_function__") or hasattr(array, "__array_namespace__"):
         try:
@@ -116,7 +117,7 @@ def _open_duck(array: Any, names: tuple[str, ...] | None) -> Source:
                 "array.as_numpy()."
             ) from error
     shape = tuple(map(int, array.shape))
-    return Source(array, shape, np.dtype(array.dtype), _regular_chunks(array), names)
+    return Source(array, shape, np.dtype(array.dtype), _regular_chunks(array))
 
 
 def _refuse_masked(array: Any) -> None:
@@ -355,9 +356,9 @@ def _open_path(path: str) -> Source:
     except (OSError, ValueError) as error:
         raise TilingError(_how_to_open(given, error)) from error
     source = _open_zarr(opened, ours=True)
-    if source.names is None and isinstance(opened, zarr.Array):
+    if source.meta is None and isinstance(opened, zarr.Array):
         parent, _, _level = path.rstrip("/").rpartition("/")
-        source.names = _parent_names(parent, len(source.shape))
+        source.meta = _named(_parent_names(parent, len(source.shape)))
     return source
 
 
@@ -415,6 +416,11 @@ def _parent_names(path: str, ndim: int) -> tuple[str, ...] | None:
     return names if names is not None and len(names) == ndim else None
 
 
+def _named(names: tuple[str, ...] | None) -> ImageMeta | None:
+    """Return the meaning of samples of which only the axis names are known; none if they are not unique."""
+    return None if not names or len(set(names)) < len(names) else ImageMeta(names)
+
+
 def _ome(group: Any) -> tuple[str | None, tuple[str, ...] | None]:
     """Return the path of level 0 and the axis names of an OME-Zarr image (0.4 and 0.5)."""
     attributes = dict(group.attrs)
@@ -444,10 +450,10 @@ def _open_zarr(array: Any, *, ours: bool = False) -> ZarrSource:
     if names is None:
         found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
         names = tuple(map(str, found)) if found and None not in found else None
-    return zarr_source(array, names, ours=ours)
+    return zarr_source(array, _named(names), ours=ours)
 
 
-def _open_dask(array: Any, names: tuple[str, ...] | None = None) -> Source:
+def _open_dask(array: Any) -> Source:
     if not hasattr(array, "chunks"):
         raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
     if any(math.isnan(n) for n in array.shape):
@@ -457,7 +463,7 @@ def _open_dask(array: Any, names: tuple[str, ...] | None = None) -> Source:
         array = array.optimize()  # dask would do so later, and rename its blocks
     offsets = tuple(tuple(itertools.accumulate(c, initial=0)) for c in array.chunks)
     shape = tuple(map(int, array.shape))
-    return BlockSource(array, shape, array.dtype, None, names, ("dask", array.name), offsets)
+    return BlockSource(array, shape, array.dtype, None, None, ("dask", array.name), offsets)
 
 
 def _open_xarray(array: Any) -> Source:
@@ -472,9 +478,10 @@ def _open_xarray(array: Any) -> Source:
         raise TilingError("the xarray data are opened lazily but not chunked; open them with chunks={}.")
     data = array.data
     if hasattr(data, "dask"):
-        return _open_dask(data, names)
-    source = _open_numpy(data) if isinstance(data, np.ndarray) else _open_duck(data, None)
-    source.names = names
+        source = _open_dask(data)
+    else:
+        source = _open_numpy(data) if isinstance(data, np.ndarray) else _open_duck(data)
+    source.meta = _named(names)
     return source
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
+from tilework.formats.meta import ImageMeta
 from tilework.source import held
 from tilework.source.base import Source, copy_overlap
 from tilework.source.kept import CHECKS, CHUNKS, Scope, scope, task
@@ -254,7 +255,7 @@ class ZarrSource(Source):
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        names = ("shape", "dtype", "chunks", "names", "token", "place", "ours")
+        names = ("shape", "dtype", "chunks", "token", "place", "ours")
         values = {name: getattr(self, name) for name in names}
         return _arrived, (held.dumps(self.handle), values)
 
@@ -284,14 +285,14 @@ def _arrived(packed: bytes, values: dict[str, Any]) -> ZarrSource:
     return ZarrSource(handle, sent=True, refused=refused, **values)
 
 
-def zarr_source(array: Any, names: tuple[str, ...] | None, *, ours: bool) -> ZarrSource:
+def zarr_source(array: Any, meta: ImageMeta | None, *, ours: bool) -> ZarrSource:
     """Return the source of a `zarr.Array`.
 
     Parameters
     ----------
     array : zarr.Array
-    names : tuple of str or None
-        Names of its axes.
+    meta : ImageMeta or None
+        What its samples mean.
     ours : bool
         Whether tilework opened it, read-only.
     """
@@ -304,7 +305,7 @@ def zarr_source(array: Any, names: tuple[str, ...] | None, *, ours: bool) -> Zar
     shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
     facts = (dtype, place.metadata, place.real, [stamp and stamp.token for _, stamp in place.files])
     token = ("zarr", held.address(array.store), array.path, repr(facts))
-    return ZarrSource(array, shape, dtype, chunks, names, token, place, ours)
+    return ZarrSource(array, shape, dtype, chunks, meta, token, place, ours)
 
 
 def _absolute(array: Any) -> Any:

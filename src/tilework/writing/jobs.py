@@ -189,7 +189,7 @@ class TileJob(WriteJob):
         """Yield the tasks of every block, in raster order, so slab by slab."""
         blocks = self.missing.blocks
         if blocks.any():
-            spec = replace(with_todo(self.spec, self.missing.tiles), end=self._writer, run=self.run)
+            spec = replace(with_todo(self.spec, self.missing.tiles), end=self._writer, run=self.run, metas=())
             self._blocks = self._tasks(self.name, spec, blocks)
             yield from self._merged(self._blocks) if self.upstream else self._by_block(self._blocks)
 

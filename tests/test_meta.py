@@ -1,0 +1,173 @@
+"""What samples mean: `ImageMeta`, and what a result keeps of the meaning of its image."""
+
+import pickle
+from fractions import Fraction
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tilework as tw
+
+IMAGE = np.arange(2 * 3 * 8 * 12, dtype=np.float32).reshape(2, 3, 8, 12)
+META = tw.ImageMeta(
+    "tcyx", units={"t": "second", "y": "micrometer", "x": "micrometer"}, scale={"t": 5, "y": 0.5, "x": 0.25},
+    translation={"x": 10}, channel_names=["a", "b", "c"], channel_colors=["FF0000", "00ff00", "#0000FF"],
+    nodata=-1, attributes={"who": "me"}, name="cells",
+)  # fmt: skip
+
+
+def mapped(fn=np.sqrt, *, crop=(4, 6), axes="yx", each="t", **options):
+    return tw.image_meta(tw.tiled_map(fn, IMAGE, crop, 0, axes=axes, each=each, meta=META, **options))
+
+
+def test_a_function_that_keeps_the_shape_keeps_the_meaning():
+    assert mapped() == META
+    assert hash(mapped()) == hash(META)
+    assert pickle.loads(pickle.dumps(META)) == META
+    assert META.channel_colors == ("FF0000", "00FF00", "0000FF")
+
+
+def test_each_axes_come_first():
+    moved = tw.tiled_map(np.sqrt, IMAGE, (2, 4), 0, axes="ty", each="x", meta=META)
+    assert tw.image_meta(moved).axes == ("x", "t", "c", "y")
+    assert tw.image_meta(moved).scale == (0.25, 5, 1, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("output", "axes", "types", "names"),
+    [
+        (tw.Output(channels=5), "tcyx", ("time", "channel", "space", "space"), None),
+        (tw.Output("u1", channels=2, channel_names=["in", "out"]), "tcyx", None, ("in", "out")),
+        (tw.Output(channels=3, channel_axis=-1), "tyxc", None, None),
+        (tw.Output(channels=0), "tyx", ("time", "space", "space"), None),
+        (tw.Output("u1", channels=5, reduce="argmax"), "tyx", None, None),
+        (tw.Output(channel_names=["u", "v", "w"]), "tcyx", None, ("u", "v", "w")),
+        (tw.Output("f4", reduce=lambda block: block.sum(0)), "tyx", None, None),
+    ],
+)  # fmt: skip
+def test_channels_are_added_dropped_and_renamed(output, axes, types, names):
+    def fn(crop):
+        if output.channels is None:
+            return crop
+        first = np.zeros((output.channels, *crop.shape[1:]), np.float32) if output.channels else crop[0]
+        return np.moveaxis(first, 0, output.channel_axis) if output.channels else first
+
+    found = mapped(fn, output=output)
+    assert "".join(found.axes) == axes
+    assert types is None or found.types == types
+    assert found.channel_names == names
+    assert found.units[found.axes.index("x")] == "micrometer"
+
+
+def test_names_must_fit_the_channels():
+    with pytest.raises(tw.TilingError, match="one per channel"):
+        tw.Output(channels=2, channel_names=["a"])
+    with pytest.raises(tw.TilingError, match="channel_names has 2 names"):
+        mapped(output=tw.Output(channel_names=["a", "b"]))
+    with pytest.raises(tw.TilingError, match="removes"):
+        tw.Output("u1", channels=2, channel_names=["a", "b"], reduce="argmax")
+
+
+@given(
+    n=st.integers(1, 9), numerator=st.integers(1, 4), denominator=st.integers(1, 4),
+    scale=st.floats(0.1, 10), start=st.floats(-9, 9),
+)  # fmt: skip
+def test_a_scaled_sample_lies_at_the_centre_of_what_it_covers(n, numerator, denominator, scale, start):
+    q = Fraction(numerator, denominator)
+    n *= denominator
+    meta = tw.ImageMeta("x", scale=[scale], translation=[start])
+    image = np.zeros(n)
+    out = tw.tiled_map(
+        lambda crop: np.repeat(crop, numerator)[::denominator], image, denominator, 0, meta=meta,
+        output=tw.Output(float, scale=q),
+    )  # fmt: skip
+    found = tw.image_meta(out)
+    # Edges of the image do not move.
+    first = start - scale / 2
+    assert found.translation[0] - found.scale[0] / 2 == pytest.approx(first, abs=1e-9)
+    assert found.scale[0] * out.shape[0] == pytest.approx(scale * n)
+
+
+def test_uniform_coordinates_become_centres_and_others_are_dropped_with_a_warning():
+    days = np.arange("2020-01-01", "2020-01-13", dtype="M8[D]").astype("M8[s]")
+    meta = tw.ImageMeta(
+        "yx",
+        coordinates={
+            "x": ("x", np.linspace(50, 40, 12)), "y": ("y", np.array([0, 1, 4, 9, 16, 25, 36, 49.0])),
+            "place": ((), 3), "time": ("x", days),
+        },
+    )  # fmt: skip
+    image = np.zeros((8, 12), np.float32)
+    half = tw.Output(np.float32, scale=(1, Fraction(1, 2)))
+    found = tw.image_meta(tw.tiled_map(lambda c: c[:, ::2], image, (4, 6), 0, output=half, meta=meta))
+    assert set(found.coordinates) == {"x", "y", "place", "time"}
+    np.testing.assert_allclose(found.coordinates["x"].values, np.linspace(50, 40, 12).reshape(6, 2).mean(1))
+    assert found.coordinates["time"].values[0] == np.datetime64("2020-01-01T12")
+    with pytest.warns(tw.TilingWarning, match="'y'"):
+        twice = tw.tiled_map(
+            lambda c: np.repeat(c, 2, 0), image, (4, 6), 0, output=tw.Output("f4", scale=(2, 1)), meta=meta
+        )
+    assert set(tw.image_meta(twice).coordinates) == {"x", "place", "time"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scale": (1, 2)}, "one value per axis"),
+        ({"scale": (1, 0, 1)}, "not 0"),
+        ({"scale": (1, float("nan"), 1)}, "finite"),
+        ({"scale": {"q": 1}}, "the axes are z, y, x"),
+        ({"channel_names": ["a"]}, 'type "channel"'),
+        ({"types": ["space", "place", "time"]}, "types must be one of"),
+        ({"coordinates": {"k": ("q", [1])}}, "lies along 'q'"),
+        ({"coordinates": {"k": ("z", 1)}}, "0 axes of values"),
+    ],
+)
+def test_a_wrong_meaning_is_refused(values, message):
+    with pytest.raises(tw.TilingError, match=message):
+        tw.ImageMeta("zyx", **values)
+    with pytest.raises(tw.TilingError, match="must differ"):
+        tw.ImageMeta("zz")
+
+
+def test_a_meaning_of_another_shape_is_refused():
+    for meta, message in (
+        (tw.ImageMeta("yx"), "2 axes"), (META.replace(channel_names=["a"], channel_colors=None), "extent 3"),
+        (tw.ImageMeta("tcyx", coordinates={"x": ("x", [1.0, 2])}), "have extents"),
+    ):  # fmt: skip
+        with pytest.raises(tw.TilingError, match=message):
+            tw.tiled_map(np.sqrt, IMAGE, 4, 0, axes=(2, 3), meta=meta)
+    with pytest.raises(TypeError, match="ImageMeta"):
+        tw.tiled_map(np.sqrt, IMAGE, 4, 0, axes=(2, 3), meta="tcyx")
+
+
+def test_what_the_meta_names_can_be_named():
+    by_name = tw.tiled_map(np.sqrt, IMAGE, (4, 6), 0, axes="yx", each="t", meta=META)
+    by_number = tw.tiled_map(np.sqrt, IMAGE, (4, 6), 0, axes=(2, 3), each=0)
+    np.testing.assert_array_equal(by_name.compute(), by_number.compute())
+    assert tw.image_meta(by_number) is None
+    assert tw.image_meta(by_name + 1) is None
+
+
+@pytest.mark.parametrize("kind", ["zarr", "dask", "numpy"])
+def test_any_source_can_be_given_a_meaning(kind, tmp_path):
+    source = {"numpy": lambda: IMAGE, "dask": lambda: da.from_array(IMAGE, chunks=4)}.get(
+        kind, lambda: zarr.save_array(tmp_path / "a.zarr", IMAGE) or zarr.open_array(tmp_path / "a.zarr")
+    )()
+    out = tw.tiled_map(np.sqrt, source, (4, 6), 1, axes="yx", each="t", meta=META)
+    assert tw.image_meta(out) == META
+    assert tw.image_meta(pickle.loads(pickle.dumps(out))) == META
+    both = tw.tiled_map(
+        lambda c: {"a": c, "b": c[0]}, source, (4, 6), 1, axes="yx", each="t", meta=META,
+        output={"a": tw.Output("f4"), "b": tw.Output("f4", channels=0)},
+    )  # fmt: skip
+    assert tw.image_meta(both["a"]) == META
+    assert tw.image_meta(both["b"]).axes == ("t", "y", "x")
+    if kind != "dask":
+        np.testing.assert_array_equal(
+            out.compute(scheduler="processes" if kind == "zarr" else "threads"), np.sqrt(IMAGE)
+        )

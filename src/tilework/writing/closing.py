@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -169,9 +169,11 @@ class Closing:
 
     def __init__(self, destinations: Mapping[int, Destination], group: GroupAt | None = None) -> None:
         self.destinations = destinations
-        """The array of each output, by number."""
+        """The array of each output, and of each coarser level, by number."""
         self.group = group
         """The group of several outputs."""
+        self.after: Callable[[Told], None] | None = None
+        """Makes what is left when all blocks are written, where somebody else computes the graph."""
 
     def __call__(self, told: Told) -> None:
         """Compare the store with what was told, and complete the records."""
@@ -206,6 +208,8 @@ class Closing:
             told.add(written)
         try:
             self(told)
+            if self.after is not None:
+                self.after(told)
         finally:
             for destination in self.destinations.values():
                 if destination.done is not None:

@@ -14,7 +14,7 @@ from tilework.errors import TilingError
 from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
-from tilework.writing.store import Asked, by_key, prepare
+from tilework.writing.preparing import Asked, by_key, prepare
 
 __all__ = ["compute"]
 
@@ -85,8 +85,8 @@ def compute(
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
     given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, list(arrays), several)
     asked = Asked(on_error=on_error, memory_limit=memory_limit)
-    writing = prepare(out, None, asked, where, given)
-    run([writing.job], where, progress=progress, title="compute")
+    job, writing = prepare(out, None, asked, where, given)
+    run([job], where, progress=progress, title="compute")
     writing.end()
     if into is not None:
         return into

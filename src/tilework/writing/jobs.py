@@ -24,19 +24,22 @@ from tilework.grid.tiles import Tile
 from tilework.source.held import this_process
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, Opening, Told
-from tilework.writing.sink import BlockWriter, Sink, Written, block_name, write_chunk
+from tilework.writing.finishing import BlockWriter, write_chunk
+from tilework.writing.levels import Coarser
+from tilework.writing.sink import Sink, Written, block_name
 from tilework.writing.units import Units, tiles_of_units, with_todo
 
-__all__ = ["ChunkJob", "TileJob", "WriteJob"]
+__all__ = ["ChunkJob", "TileJob", "WriteJob", "sink_of"]
 
 # Blocks of a run of which one unit is read back, by the task and by the client at the end.
 CHECKED = 8
 
 
-def _sink(
-    destination: Destination, blocks: Ints, again: bool, partial: Mapping[Index, Sequence[Index]]
-) -> Sink:
-    """Return the array of an output as tasks get it; ``blocks`` has a row for each block that is written."""
+def sink_of(
+    destination: Destination, blocks: Sequence[Index] | Ints, again: bool,
+    partial: Mapping[Index, Sequence[Index]],
+) -> Sink:  # fmt: skip
+    """Return an array as tasks get it; a unit of some of ``blocks`` is read back when it is written."""
     if destination.done is None:
         return Sink(destination.array)
     checked = random.sample(range(len(blocks)), min(CHECKED, len(blocks)))
@@ -61,6 +64,7 @@ class WriteJob(Job):
         destinations: Mapping[int, Destination],
         claims: Claims | None,
         retries: int | None,
+        coarser: Mapping[int, Destination] | None = None,
     ) -> None:
         self.title = title
         # A cluster would take a task of the same name, of another store or of a failed run, for this one.
@@ -73,10 +77,11 @@ class WriteJob(Job):
         self.error: BaseException | None = None
         self.claims = claims
         """The claims of the run, until it ends."""
-        self.closing = Closing(destinations)
+        arrays = {**destinations, **(coarser or {})}
+        self.closing = Closing(arrays)
         """Ends the run, from what the tasks told."""
-        self.opening, self.ending = Opening(destinations.values()), self.closing.of_results
-        self.told = Told.of(destinations)
+        self.opening, self.ending = Opening(arrays.values()), self.closing.of_results
+        self.told = Told.of(arrays)
         self.done = self.told.n_done
         """Number of units that were done when the run began."""
         self.units = self.told.n_units
@@ -158,6 +163,10 @@ class TileJob(WriteJob):
         Whether a task may run again in another process, after it has written.
     apart : bool
         Whether writing is a task of its own, so that only the tasks that call the function need resources.
+    coarser : dict of int to Destination, optional
+        The arrays of coarser levels.
+    levels : dict of int to sequence of Coarser, optional
+        For each output, the coarser levels that are made with its blocks.
     """
 
     def __init__(
@@ -172,13 +181,16 @@ class TileJob(WriteJob):
         retries: int | None = None,
         again: bool = False,
         apart: bool = False,
+        coarser: Mapping[int, Destination] | None = None,
+        levels: Mapping[int, Sequence[Coarser]] | None = None,
     ) -> None:
-        super().__init__(title, name, destinations, claims, retries)
+        super().__init__(title, name, destinations, claims, retries, coarser)
         self.spec, self.upstream, self.apart = spec, upstream or {}, apart
         self.missing = _missing(spec, destinations)
         blocks = np.argwhere(self.missing.blocks)
         self._writer = BlockWriter(
-            {n: _sink(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()}
+            {n: sink_of(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()},
+            levels or {},
         )
         self._blocks: BlockTasks | None = None
         self.threads = spec.plan.threads
@@ -265,8 +277,11 @@ class ChunkJob(WriteJob):
         claims: Claims | None = None,
         retries: int | None = None,
         again: bool = False,
+        coarser: Mapping[int, Destination] | None = None,
+        levels: Sequence[Coarser] = (),
     ) -> None:
-        super().__init__(title, array.name, {0: destination}, claims, retries)
+        super().__init__(title, array.name, {0: destination}, claims, retries, coarser)
+        self.levels = levels
         self.array, self.destination, self.unit, self.again = array, destination, unit, again
         self.missing = dict(self._missing())
         """Samples, units and missing units of each chunk to write, by its index."""
@@ -299,5 +314,5 @@ class ChunkJob(WriteJob):
             writes[key] = 1
         whole = {index: math.prod(b - a for a, b in units) for index, (_, units, _) in self.missing.items()}
         partial = {i: missing for i, (_, _, missing) in self.missing.items() if 0 < len(missing) < whole[i]}
-        sink = _sink(self.destination, np.array(list(self.missing)), self.again, partial)
-        yield Piece(self, Shared({name: DataNode(name, sink)}), tasks, writes)
+        sink = sink_of(self.destination, np.array(list(self.missing)), self.again, partial)
+        yield Piece(self, Shared({name: DataNode(name, (sink, self.levels))}), tasks, writes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tilework._checks import as_options, as_text, brief, flag, one_of
@@ -15,8 +15,9 @@ from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
+from tilework.writing.image import AskedImage
 from tilework.writing.jobs import WriteJob
-from tilework.writing.store import Asked, Writing, prepare
+from tilework.writing.preparing import Asked, Writing, prepare
 
 __all__ = ["Outcome", "Report", "write_many"]
 
@@ -99,7 +100,8 @@ def write_many(
     ----------
     jobs : iterable of (result, store), (result, store, options), or callables that return one
         Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version``,
-        ``accept`` and the arguments of `zarr.create_array`. A callable is called when its turn comes, so that
+        ``accept``, ``ome``, ``levels``, ``pyramid``, ``label_name``, ``meta`` and the arguments of
+        `zarr.create_array`. A callable is called when its turn comes, so that
         not all images are open at the same time; a generator is consumed step by step.
     on_error : "continue", "fill" or "raise"
         Treatment of an image that fails. "continue" leaves it incomplete and runs the others. "fill" leaves
@@ -149,12 +151,13 @@ resources, priority
         "memory_limit": memory_limit, "on_error": "fill" if on_error == "fill" else "raise",
     }  # fmt: skip
     _asked(common, options)
-    many = _Many(where, common, options, stops=on_error == "raise")
+    many = _Many(where, common, options, progress, stops=on_error == "raise")
     with outside_of_the_pool(where.client):
         run(
             many.begin(jobs), where, progress=progress, title="write_many", keep_going=not many.stops,
             ended=many.end,
         )  # fmt: skip
+        many.finish()
     if many.unknown:
         report(many.unknown)
     if many.broken is not None:
@@ -166,13 +169,17 @@ class _Many:
     """The jobs of one `write_many`. Of a job that has ended only the outcome is kept, and so no image."""
 
     def __init__(
-        self, where: Where, common: Mapping[str, Any], options: dict[str, Any], *, stops: bool
-    ) -> None:
+        self, where: Where, common: Mapping[str, Any], options: dict[str, Any], progress: Progress, *,
+        stops: bool,
+    ) -> None:  # fmt: skip
         self.where, self.common, self.options, self.stops = where, common, options, stops
+        self.progress = progress
         self.outcomes: dict[int, Outcome] = {}
         """Outcomes by the number of the job."""
         self.open: dict[Any, tuple[int, Writing]] = {}
         """Jobs that have begun, with their numbers."""
+        self.blocks_done: list[tuple[int, Writing]] = []
+        """OME-Zarr images of which all blocks are written, with their numbers."""
         self.unknown = 0
         """Samples of integer results that were NaN."""
         self.broken: Exception | None = None
@@ -182,6 +189,7 @@ class _Many:
         """Yield the jobs, prepared; no name here may refer to one while a later one is made."""
         rest = iter(jobs)
         for number in itertools.count():
+            self.finish()
             try:
                 job = [next(rest)]
             except StopIteration:
@@ -199,30 +207,54 @@ class _Many:
         try:
             one = job.pop()
             out, store, own = _parts(one() if callable(one) else one, number)
-            writing = prepare(out, store, _asked(self.common, self.options | dict(own)), self.where)
+            begun, writing = prepare(out, store, _asked(self.common, self.options | dict(own)), self.where)
         except Exception as error:
             if self.stops:
                 raise
             self.outcomes[number] = Outcome(str(store), error=as_text(error))
             return []
-        self.open[writing.job] = number, writing
-        return [writing.job]
+        self.open[begun] = number, writing
+        return [begun]
 
     def end(self, job: Any) -> None:
         """Replace a job whose tasks have all run by its outcome."""
         number, writing = self.open.pop(job)
         self.unknown += job.told.unknown
-        result, error = None, job.error
-        if error is None:
+        if writing.tail is not None and job.error is None:
+            self.blocks_done.append((number, writing))
+        else:
+            self._conclude(number, writing, job.error)
+
+    def finish(self) -> None:
+        """Make what is left of the coarser levels of images whose blocks are written."""
+        while self.blocks_done:
+            number, writing = self.blocks_done.pop(0)
+            error = None
             try:
-                result = writing.end(quiet=True)
-            except Exception as failed:  # the store vanished at the end
+                for job in writing.left():
+                    run([job], self.where, progress=self.progress, title=job.title)
+            except Exception as failed:
                 if self.stops:
+                    writing.release()
                     raise
                 error = failed
+            self._conclude(number, writing, error)
+
+    def _conclude(self, number: int, writing: Writing, error: BaseException | None) -> None:
+        """Note the outcome of a job."""
+        result = None
+        try:
+            result = writing.end(quiet=True) if error is None else None
+        except Exception as failed:  # the store vanished at the end
+            if self.stops:
+                raise
+            error = failed
+        finally:
+            writing.release()
         self.outcomes[number] = Outcome(
-            writing.address, result, None if error is None else as_text(error), tuple(job.failures), job.tiles
-        )
+            writing.address, result, None if error is None else as_text(error),
+            tuple(writing.told.failures), writing.tiles,
+        )  # fmt: skip
 
 
 def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
@@ -237,5 +269,10 @@ def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
 
 def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
     own = ("path", "chunks", "shards", "version", "accept")
-    rest = {k: v for k, v in options.items() if k not in own}
-    return Asked(**dict(common) | {k: options[k] for k in own if k in options}, options=rest)
+    image = tuple(f.name for f in fields(AskedImage))
+    rest = {k: v for k, v in options.items() if k not in (*own, *image)}
+    return Asked(
+        **dict(common) | {k: options[k] for k in own if k in options},
+        image=AskedImage(**{k: options[k] for k in image if k in options}),
+        options=rest,
+    )

@@ -11,24 +11,21 @@ import itertools
 import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from zarr.core.sync import sync
 
 from tilework._types import Array, Index, Span
-from tilework.engine.block import Assembled
 from tilework.engine.reading import Failure
-from tilework.engine.spec import Spec
 from tilework.errors import SupersededError, TilingError
 from tilework.source.held import Process, Travelling, this_process
 from tilework.writing.claim import Claim
 from tilework.writing.ledger import Ledger, Marks, boxes_around
 from tilework.writing.objects import Objects, read_only
-from tilework.writing.units import Units
 
-__all__ = ["BlockWriter", "Sink", "Written", "block_name", "digest_of", "write_chunk"]
+__all__ = ["Part", "Sink", "Work", "Written", "block_name", "digest_of", "parts_of", "write_block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,54 +266,9 @@ def digest_of(array: Any, unit: Index) -> str:
     return hashlib.blake2b(samples.tobytes(), digest_size=8).hexdigest()
 
 
-class BlockWriter:
-    """Writes blocks of all outputs of a result; called at the end of each task that has a block."""
-
-    def __init__(self, sinks: Mapping[int, Sink]) -> None:
-        self.sinks = sinks
-        self._marked: set[tuple[int, str]] = set()
-
-    def __call__(self, spec: Spec, index: Index, assembled: Assembled) -> Written:
-        """Write a block of all outputs."""
-        block, failures = assembled.block, assembled.failures
-        works = [
-            _work(spec, number, sink, index, block[number] if spec.many else block, failures)
-            for number, sink in self.sinks.items()
-        ]
-        return replace(
-            write_block(block_name(index), works, failures, self._marked), unknown=assembled.unknown
-        )
-
-    def room(self, spec: Spec, index: Index) -> list[Array | None]:
-        """Return, per output, the part of an array in memory where block ``index`` is made.
-
-        Writing a block that was made there copies nothing: numpy sees that source and target are the same. A
-        reduction gets memory of its own, which it may keep.
-        """
-        rooms: list[Array | None] = []
-        for number, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
-            memory = self.sinks[number].memory if number in self.sinks and output.reduce is None else None
-            rooms.append(None if memory is None else memory[output.place(box)])
-        return rooms
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return BlockWriter, (self.sinks,)
-
-
 def block_name(index: Iterable[int]) -> str:
     """Return the name of a block among the marks."""
     return ".".join(map(str, index)) or "0"
-
-
-def _work(spec: Spec, number: int, sink: Sink, index: Index, part: Any, failures: Sequence[Failure]) -> Work:
-    """Return what is to be written of a block of one output."""
-    box = spec.outputs[number].place(spec.boxes(index)[number])
-    if not sink.run:
-        return Work(number, sink, [Part(box, part, ())], ())
-    units = Units.of(spec, number, sink.array)
-    ranges = units.ranges(box)
-    failed = frozenset(unit for failure in failures for unit in units.of_tile(failure.tile))
-    return Work(number, sink, parts_of(sink, box, part, ranges, index), ranges, failed)
 
 
 def parts_of(
@@ -333,14 +285,6 @@ def parts_of(
         inside = tuple(slice(s.start - a, s.stop - a) for s, a in zip(own, starts, strict=True))
         parts.append(Part(own, data[inside], [unit]))
     return parts
-
-
-def write_chunk(
-    sink: Sink, index: Index, box: tuple[slice, ...], ranges: Sequence[Span], data: Any
-) -> Written:
-    """Write a chunk of a dask array, and mark its units."""
-    parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
-    return write_block(block_name(index), [Work(0, sink, parts, ranges)])
 
 
 @contextmanager

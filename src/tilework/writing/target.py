@@ -28,14 +28,14 @@ from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
 from tilework.identity.location import holds, locate, same_array
 from tilework.source.base import Source
-from tilework.writing.claim import refuse_if_owned
+from tilework.writing.claim import Claims, refuse_if_owned
 from tilework.writing.fingerprint import MANY, Changes, changes
 from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions, with_accepted
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, layout_of, lengths, shard_lengths
 
-__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target"]
+__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "claimed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,6 +343,18 @@ class Continued:
 
 
 Place = Fresh | Continued | Foreign
+
+
+def claimed(
+    place: Place, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record, claims: Claims
+) -> tuple[Any, Record | None, str]:
+    """Claim a place and create its array; return it, its record and the id of the run."""
+    target = place.target
+    if not target.marked:
+        return place.create(shape, dtype, layout, record)[0], None, ""
+    claims.take(target.objects, target.address)
+    array, there = place.create(shape, dtype, layout, record)
+    return array, there, claims.run
 
 
 def _layout_there(target: Target, array: Any, shape: Index) -> Layout:

@@ -1,0 +1,93 @@
+"""What the last task of a block does: write the block of every output, and of coarser levels, and mark it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tilework._types import Array, Index, Span
+from tilework.engine.block import Assembled
+from tilework.engine.reading import Failure
+from tilework.engine.spec import Spec
+from tilework.writing.levels import Coarser, level_works
+from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of, write_block
+from tilework.writing.units import Units
+
+__all__ = ["BlockWriter", "write_chunk"]
+
+
+class BlockWriter:
+    """Writes blocks of all outputs of a result; called at the end of each task that has a block."""
+
+    def __init__(self, sinks: Mapping[int, Sink], levels: Mapping[int, Sequence[Coarser]]) -> None:
+        self.sinks = sinks
+        self.levels = levels
+        """For each output, the coarser levels of which every block is whole units."""
+        self._marked: set[tuple[int, str]] = set()
+
+    def __call__(self, spec: Spec, index: Index, assembled: Assembled) -> Written:
+        """Write a block of all outputs."""
+        block, failures = assembled.block, assembled.failures
+        works: list[Work] = []
+        for number, sink in self.sinks.items():
+            data: Any = block[number] if spec.many else block
+            box = spec.outputs[number].place(spec.boxes(index)[number])
+            works += _works(
+                _work(spec, number, sink, index, box, data, failures), self.levels, box, data, index
+            )
+        return replace(
+            write_block(block_name(index), works, failures, self._marked), unknown=assembled.unknown
+        )
+
+    def room(self, spec: Spec, index: Index) -> list[Array | None]:
+        """Return, per output, the part of an array in memory where block ``index`` is made.
+
+        Writing a block that was made there copies nothing: numpy sees that source and target are the same. A
+        reduction gets memory of its own, which it may keep.
+        """
+        rooms: list[Array | None] = []
+        for number, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
+            memory = self.sinks[number].memory if number in self.sinks and output.reduce is None else None
+            rooms.append(None if memory is None else memory[output.place(box)])
+        return rooms
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BlockWriter, (self.sinks, self.levels)
+
+
+def _work(
+    spec: Spec, number: int, sink: Sink, index: Index, box: tuple[slice, ...], part: Any,
+    failures: Sequence[Failure],
+) -> Work:  # fmt: skip
+    """Return what is to be written of a block of one output."""
+    if not sink.run:
+        return Work(number, sink, [Part(box, part, ())], ())
+    units = Units.of(spec, number, sink.array)
+    ranges = units.ranges(box)
+    failed = frozenset(unit for failure in failures for unit in units.of_tile(failure.tile))
+    return Work(number, sink, parts_of(sink, box, part, ranges, index), ranges, failed)
+
+
+def _works(
+    work: Work, levels: Mapping[int, Sequence[Coarser]], box: Sequence[slice], data: Array, index: Index
+) -> Iterator[Work]:
+    """Yield ``work``, and what is written of coarser levels."""
+    yield work
+    # A block that was resumed in part holds only the samples of the units that are missing.
+    if index not in work.sink.partial:
+        yield from level_works(work, levels.get(work.number, ()), box, data, index)
+
+
+def write_chunk(
+    into: tuple[Sink, Sequence[Coarser]],
+    index: Index,
+    box: tuple[slice, ...],
+    ranges: Sequence[Span],
+    data: Any,
+) -> Written:
+    """Write a chunk of a dask array, and what follows of coarser levels, and mark the units."""
+    sink, levels = into
+    parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
+    work = Work(0, sink, parts, ranges)
+    return write_block(block_name(index), list(_works(work, {0: levels}, box, data, index)))

@@ -1,0 +1,364 @@
+"""An OME-Zarr image that is written: its group, what its samples mean, and how its levels are made.
+
+The image is a group of arrays "0", "1"... The attributes of the group say what they are; they are written as
+soon as the arrays exist, so that a viewer can open an image that is still being filled. Of a hierarchy that
+exists only the attributes of the image, and the list of labels above an image of labels, are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.storage import StorePath  # noqa: TC002 -- for typing.get_type_hints
+
+from tilework._checks import brief, of_type, one_of
+from tilework._types import Index
+from tilework.engine.pyramid import PYRAMIDS, refuse_method, usual_method
+from tilework.errors import TilingError
+from tilework.formats import ome_zarr
+from tilework.formats.meta import ImageMeta
+from tilework.formats.ome_zarr import OmeImage, check_axes, image_attributes, labels_attributes, read_group
+from tilework.function.labels import may_be_labels
+from tilework.graph.build import Found
+from tilework.identity.location import locate
+from tilework.writing.ledger import Ledger
+from tilework.writing.levels import Level
+from tilework.writing.node import clear, found_at, home_of
+from tilework.writing.objects import Objects
+
+__all__ = ["AskedImage", "Image"]
+
+FORMATS = {"0.4": 2, "0.5": 3}
+"""Format of Zarr by version of OME-Zarr."""
+LABELS = "labels"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedImage:
+    """The arguments of `to_zarr` about the image, as given."""
+
+    ome: bool | str = False
+    levels: Any = None
+    pyramid: str | None = None
+    label_name: str | None = None
+    meta: ImageMeta | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ome, str):
+            one_of("ome", self.ome, FORMATS)
+        elif type(self.ome) is not bool:
+            raise TypeError(f'ome must be True, "0.5" or "0.4"; got {brief(self.ome)}.')
+        if self.label_name is not None:
+            name = of_type("label_name", self.label_name, str, "the name of an image of labels")
+            if not name or "/" in name or name.startswith((".", "__")):
+                raise TilingError(f'label_name must be a name, such as "cells"; got {name!r}.')
+        if self.levels is not None and self.levels != "auto":
+            whole = type(self.levels) is int or isinstance(self.levels, np.integer)
+            if not whole or self.levels < 1:
+                raise TilingError(
+                    f'levels must be "auto" or the number of levels, 1 for the image alone; got '
+                    f"{brief(self.levels)}."
+                )
+        if self.pyramid is not None:
+            one_of("pyramid", self.pyramid, PYRAMIDS)
+        if not self and (self.levels is not None or self.pyramid is not None):
+            raise TilingError("levels= and pyramid= are of OME-Zarr images: add ome=True.")
+        if self.meta is not None:
+            of_type("meta", self.meta, ImageMeta, "a tw.ImageMeta, what the samples of the result mean")
+
+    def __bool__(self) -> bool:
+        return bool(self.ome) or self.label_name is not None
+
+    def image(
+        self, store: Any, path: str, options: Mapping[str, Any], array: Any, found: Found | None
+    ) -> Image:
+        """Return the image of one result, after all checks that need no layout.
+
+        Parameters
+        ----------
+        store, path, options
+            As given to `to_zarr`; the path with the key of the output.
+        array : dask array
+            The result.
+        found : Found or None
+            Its origin, if it is a result of `tiled_map`.
+        """
+        if all(hasattr(store, name) for name in ("shape", "dtype", "__setitem__")):
+            raise TilingError(
+                "an OME-Zarr image is a group of arrays; give a store or a group, and path=, not an array."
+            )
+        home = locate(store, path, options.get("storage_options"))
+        address = f"{getattr(store, 'store_path', store)}/{path}".rstrip("/")
+        if self.label_name is None:
+            version, parent = self._version(home, address, options), None
+            at = home
+        else:
+            version, parent = _parent(home, address)
+            at = home / LABELS / self.label_name
+            address = f"{address}/{LABELS}/{self.label_name}"
+            if self.ome is not True and self.ome and self.ome != version:
+                raise TilingError(
+                    f"the image at {home} is of OME-Zarr {version}, and so are its labels; got "
+                    f'ome="{self.ome}". Leave ome= out.'
+                )
+        _refuse_options(options, version)
+        meta = self._meta(array, found, parent)
+        check_axes(meta)
+        labels = self.label_name is not None
+        if labels and array.dtype.kind not in "iub":
+            raise TilingError(
+                f"labels are whole numbers; the result has dtype {array.dtype}. Let the function return "
+                'integers, or declare them: output=tw.Output("uint32").'
+            )
+        named = labels or _names_objects(array.dtype, found)
+        method = self.pyramid or usual_method(array.dtype, labels=named)
+        refuse_method(method, array.dtype, labels=labels or _names_classes(found))
+        return Image(
+            home=home, at=at, address=address, version=version, meta=meta, method=method,
+            asked="auto" if self.levels is None else self.levels, label=self.label_name,
+        )  # fmt: skip
+
+    def _version(self, at: StorePath, address: str, options: Mapping[str, Any]) -> str:
+        """Return the version that was asked for, else that of the hierarchy, else the newest."""
+        if isinstance(self.ome, str):
+            return self.ome
+        if options.get("zarr_format") == 2 or home_of(at / "0", address).zarr_format == 2:
+            return "0.4"
+        return "0.5"
+
+    def _meta(self, array: Any, found: Found | None, parent: OmeImage | None) -> ImageMeta:
+        """Return what the samples mean: as given, as known, as in the image of the labels, or as usual."""
+        if self.meta is not None:
+            self.meta.check("the result", array.shape)
+            return self.meta
+        known = found.spec.metas[found.number] if found is not None and found.spec.metas else None
+        if parent is not None:
+            return _inherited(known, parent.meta(), array.shape)
+        if known is not None:
+            return known
+        axes = _usual_axes(array.ndim, found)
+        if axes is None:
+            raise TilingError(
+                f"the axes of the result of shape {array.shape} are not known; say them: "
+                'meta=tw.ImageMeta("czyx"), with scale= and units= if you know them.'
+            )
+        return ImageMeta(axes)
+
+
+def _refuse_options(options: Mapping[str, Any], version: str) -> None:
+    """Raise if an argument of `zarr.create_array` says what follows from the image."""
+    asked = options.get("zarr_format")
+    if asked is not None and asked != FORMATS[version]:
+        raise TilingError(
+            f"OME-Zarr {version} is Zarr format {FORMATS[version]}; got zarr_format={asked}. Leave it out, "
+            f'or say ome="{next(v for v, f in FORMATS.items() if f != FORMATS[version])}".'
+        )
+    for name in ("dimension_names", "chunk_key_encoding", "name"):
+        if options.get(name) is not None:
+            raise TilingError(f"{name} follows from the image; leave it out, or name the axes by meta=.")
+
+
+def _names_classes(found: Found | None) -> bool:
+    """Return whether it is certain that the samples of a result are names of classes."""
+    return found is not None and found.output.reduce is not None and str(found.output.reduce) == "argmax"
+
+
+def _names_objects(dtype: np.dtype[Any], found: Found | None) -> bool:
+    """Return whether the samples of a result may be names of classes or objects."""
+    images = [] if found is None else [s.dtype for s in found.spec.sources]
+    return _names_classes(found) or may_be_labels(dtype, images)
+
+
+def _usual_axes(ndim: int, found: Found | None) -> str | None:
+    """Return the axes that a result of an image without names has most likely; None if that is not clear."""
+    if found is None:
+        return "yx" if ndim == 2 else None
+    output = found.output
+    n_each, n_tiled = output.n_each, len(output.scale)
+    untiled = ndim - n_each - n_tiled
+    if n_tiled not in (2, 3) or n_each > 1 or untiled > 1:
+        return None
+    names = dict(zip(output.grid_axes, "t" * n_each + "zyx"[-n_tiled:], strict=True))
+    return "".join(names.get(a, "c") for a in range(ndim))
+
+
+def _parent(at: StorePath, address: str) -> tuple[str, OmeImage]:
+    """Return version and contents of the image that gets labels."""
+    found = found_at(at, address, writable=False)
+    group = read_group(dict(found.attrs), address) if isinstance(found, zarr.Group) else ome_zarr.OmeGroup()
+    if not group.images:
+        raise TilingError(
+            f"{address} is not an OME-Zarr image, so it can have no labels; write the image first, or name "
+            "its group by path=."
+        )
+    version = group.images[0].version
+    if version not in FORMATS:
+        raise TilingError(
+            f"the image at {address} is of OME-Zarr {version}; labels can be added to versions "
+            f"{' and '.join(FORMATS)}. Write them as an image of their own: ome=True and another store."
+        )
+    return version, group.images[0]
+
+
+def _inherited(known: ImageMeta | None, image: ImageMeta, shape: Index) -> ImageMeta:
+    """Return what labels mean: what is known, with places and units of the image where nothing is known."""
+    if known is None:
+        kept = [a for a, kind in enumerate(image.types) if kind != "channel"]
+        kept = kept if len(kept) == len(shape) else list(range(len(image.axes)))
+        if len(kept) != len(shape):
+            raise TilingError(
+                f"the labels have shape {shape}, and the axes of their image are {image.axes}. Say what the "
+                "axes of the labels are: meta=tw.ImageMeta(...)."
+            )
+        return ImageMeta(
+            [image.axes[a] for a in kept], types=[image.types[a] for a in kept],
+            units=[image.units[a] for a in kept], scale=[image.scale[a] for a in kept],
+            translation=[image.translation[a] for a in kept],
+        )  # fmt: skip
+    if set(known.scale) != {1.0} or any(known.units) or any(known.translation):
+        return known
+    own = {axis: a for a, axis in enumerate(image.axes)}
+    places = [
+        (image.scale[own[axis]], image.translation[own[axis]], image.units[own[axis]])
+        if axis in own
+        else (1.0, 0.0, None)
+        for axis in known.axes
+    ]
+    return known.replace(
+        scale=[s for s, _, _ in places], translation=[t for _, t, _ in places],
+        units=[u for _, _, u in places],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image that is written."""
+
+    home: StorePath
+    """The place that was named: the group of the image, or that of the image which gets labels."""
+    at: StorePath
+    """The group of the image."""
+    address: str
+    """Its address, for messages."""
+    version: str
+    """Version of OME-Zarr."""
+    meta: ImageMeta
+    """What the samples of level 0 mean."""
+    method: str
+    """How coarser levels are made."""
+    asked: int | str
+    """Number of levels with level 0, or "auto"."""
+    label: str | None = None
+    """Name of the image of labels; None: an image."""
+
+    @property
+    def path(self) -> str:
+        """Path of level 0 below the place that was named."""
+        return "0" if self.label is None else f"{LABELS}/{self.label}/0"
+
+    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments of `zarr.create_array` for a level."""
+        own = {key: value for key, value in options.items() if key != "attributes"}
+        own["zarr_format"] = FORMATS[self.version]
+        if self.version == "0.4":
+            return own | {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
+        return own | {"dimension_names": self.meta.axes}
+
+    def attributes(self, levels: Sequence[Level], dtype: np.dtype[Any]) -> dict[str, Any]:
+        """Return the attributes of the group."""
+        metas = [self.meta, *(level.meta(self.meta, self.method) for level in levels)]
+        name = self.label or self.meta.name or self.at.path.rpartition("/")[2]
+        return image_attributes(
+            self.meta, self.version,  # type: ignore[arg-type]
+            [ome_zarr.Level(str(k), m.scale, m.translation) for k, m in enumerate(metas)],
+            name=name, kind=self.method if levels else None, label=None if self.label is None else {},
+            dtype=dtype,
+        )  # fmt: skip
+
+    def check(self, attributes: Mapping[str, Any], *, resumed: bool, overwrite: bool) -> None:
+        """Raise unless the group may get these attributes.
+
+        Parameters
+        ----------
+        resumed : bool
+            Whether level 0 is one of an earlier call, which is resumed.
+        overwrite : bool
+            Whether an image of an earlier call may be deleted.
+        """
+        found = found_at(self.at, self.address)
+        if isinstance(found, zarr.Array):
+            raise TilingError(
+                f"{self.address} is an array; an OME-Zarr image is a group. Name another place."
+            )
+        if found is None:
+            return
+        before = dict(found.attrs)
+        there = read_group(before, self.address).images
+        if not there or _agree(before, attributes):
+            return
+        if resumed and not overwrite:
+            raise TilingError(
+                f"the image at {self.address} has other levels, axes or places than this call would write; "
+                "undo the change to resume it, or write afresh with overwrite=True."
+            )
+        arrays = [_array(found, level.path) for image in there for level in image.levels]
+        foreign = [a for a in arrays if a is not None and Ledger(a).record is None]
+        if foreign or not overwrite:
+            raise TilingError(
+                f"{self.address} holds another OME-Zarr image; delete it yourself, name another place, or "
+                "write labels into it with label_name=."
+            )
+
+    def prune(self, attributes: Mapping[str, Any]) -> None:
+        """Delete the levels that an image before had, and this one has not; level 0 must be claimed."""
+        found = found_at(self.at, self.address)
+        there = read_group(dict(found.attrs), self.address).images if isinstance(found, zarr.Group) else ()
+        kept = {str(k) for k in range(len(_datasets(attributes)))}
+        for path in (level.path for image in there for level in image.levels):
+            if path not in kept and (array := _array(found, path)) is not None:
+                Objects.of(array.store_path).delete_folders("")
+                clear(array.store_path, array)
+
+    def write(self, attributes: Mapping[str, Any], user: Mapping[str, Any] | None = None) -> None:
+        """Write the attributes of the group, and the name of labels into the list above them."""
+        group = zarr.open_group(self.at, mode="a", zarr_format=FORMATS[self.version])  # type: ignore[arg-type]
+        if not _agree(dict(group.attrs), attributes) or user:
+            group.update_attributes(dict(user or {}) | dict(attributes))
+        if self.label is not None:
+            self.list_labels()
+
+    def list_labels(self) -> None:
+        """Add the labels to the list of the group above them, if another run did not keep them."""
+        group = zarr.open_group(self.home / LABELS, mode="a", zarr_format=FORMATS[self.version])  # type: ignore[arg-type]
+        before = dict(group.attrs)
+        names = list(read_group(before, f"{self.home}/{LABELS}").labels)
+        if self.label in names:
+            return
+        fresh = labels_attributes([*names, str(self.label)], self.version)  # type: ignore[arg-type]
+        inner = before.get("ome")
+        if isinstance(inner, Mapping) and "ome" in fresh:
+            fresh = {"ome": dict(inner) | fresh["ome"]}
+        group.update_attributes(fresh)
+
+
+def _datasets(attributes: Mapping[str, Any]) -> list[Any]:
+    inner: Any = attributes.get("ome", attributes)
+    return list(inner["multiscales"][0]["datasets"])
+
+
+def _agree(before: Mapping[str, Any], attributes: Mapping[str, Any]) -> bool:
+    """Return whether all that would be written is there."""
+    return all(before.get(key) == value for key, value in attributes.items())
+
+
+def _array(group: Any, path: str) -> Any:
+    """Return the array at a path of a group; None if there is none."""
+    try:
+        found = group[path]
+    except KeyError:
+        return None
+    return found if isinstance(found, zarr.Array) else None

@@ -1,0 +1,396 @@
+"""The job of one result: `prepare` looks at all that is there, decides, and creates the arrays.
+
+In this order:
+
+1. Look at the `Target` of each output; raise if it must not be written.
+2. Compare the fingerprint with that of an array to resume.
+3. Choose the layout of write units, then blocks that are whole units and fit into memory.
+4. Create the arrays and read their done-marks. Nothing is changed before this step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilework._checks import of_type, one_of, warn
+from tilework.engine.spec import Spec
+from tilework.errors import TilingError, TilingWarning
+from tilework.execution.progress import LOG
+from tilework.execution.where import Where
+from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
+from tilework.identity.digests import digest
+from tilework.identity.location import read_by
+from tilework.plan.tile_plan import TilePlan
+from tilework.writing.claim import Claims
+from tilework.writing.closing import Closing, Destination, GroupAt, Told
+from tilework.writing.fingerprint import names_to_accept, of_spec
+from tilework.writing.image import AskedImage, Image
+from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
+from tilework.writing.ledger import Ledger, Record, record_of
+from tilework.writing.levels import parents_done
+from tilework.writing.replan import Member, depth, replanned, with_levels
+from tilework.writing.tail import Pyramid, Tail
+from tilework.writing.target import Continued, Place, Target, claimed
+from tilework.writing.units import Units, check_aligned, check_edges, default_chunks
+
+__all__ = ["Asked", "Writing", "by_key", "prepare"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Arguments of `to_zarr`, which describes them, as given."""
+
+    path: str | None = None
+    chunks: Any = None
+    shards: Any = None
+    overwrite: bool = False
+    resume: bool = True
+    version: str | None = None
+    accept: Any = ()
+    on_error: Any = "raise"
+    memory_limit: Any = None
+    image: AskedImage = AskedImage()  # noqa: RUF009 -- it is frozen
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, value in (("path", self.path), ("version", self.version)):
+            if value is not None:
+                of_type(name, value, str, "a string")
+        names_to_accept(self.accept)
+
+    def at(self, key: str) -> str:
+        """Return the path of the output ``key``."""
+        return "/".join(p for p in (self.path, key) if p)
+
+    def target(self, store: Any, key: str, image: Image | None = None) -> Target:
+        """Return the target of the output ``key``, or of level 0 of its image."""
+        path, options = self.at(key), self.options
+        if image is not None:
+            path, options = f"{path}/{image.path}".lstrip("/"), image.options(options)
+        return Target(
+            store=store, path=path, chunks=_of_key(self.chunks, key), shards=_of_key(self.shards, key),
+            overwrite=self.overwrite, resume=self.resume, accept=names_to_accept(self.accept),
+            options=options,
+        )  # fmt: skip
+
+
+def _of_key(value: Any, key: str) -> Any:
+    """Return an argument for one output, if it was given by key."""
+    if isinstance(value, Mapping):
+        return value.get(key, value.get(int(key)) if key.isdigit() else None)
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """What follows the job that writes the blocks; it does not hold the image."""
+
+    told: Told
+    """What the tasks of the job told."""
+    closing: Closing
+    """The end of the run."""
+    tiles: int
+    """Number of tiles that the job computes."""
+    address: str
+    """Address of the first array, for messages."""
+    claims: Claims
+    """The claims of the run, until it ends."""
+    images: Sequence[Image] = ()
+    """The OME-Zarr images that are written."""
+    tail: Tail | None = None
+    """Makes what is left of their coarser levels."""
+
+    def left(self) -> Iterator[WriteJob]:
+        """Yield the jobs after the first one, each to be run before the next is asked for."""
+        if self.tail is not None:
+            yield from self.tail.jobs(self.told)
+
+    def end(self, *, quiet: bool = False) -> Any:
+        """Warn of failed tiles, and return the array or group."""
+        self.release()
+        for image in self.images:
+            if image.label is not None:
+                image.list_labels()
+        if not quiet:
+            self.closing.warn(self.told)
+        return self.closing.result()
+
+    def release(self) -> None:
+        """Let the claims go."""
+        self.claims.release()
+
+
+def prepare(
+    out: Any, store: Any, asked: Asked, where: Where, given: Mapping[str, Any] | None = None
+) -> tuple[WriteJob, Writing]:
+    """Return the job that writes ``out``, after all checks, and what follows it; create the arrays.
+
+    ``given`` holds an array to write into for each member, in place of a store of all.
+
+    The arrays are claimed for the run until the job is closed; for a run that somebody else computes, only
+    until they are created.
+    """
+    if not callable(asked.on_error):
+        one_of("on_error", asked.on_error, ("raise", "fill"))
+    arrays = by_key(out)
+    several = isinstance(out, tuple | list | Mapping)
+    found = {key: find_spec(array) for key, array in arrays.items()}
+    calls = {None if f is None else f.name for f in found.values()}
+    if several and (None in calls or len(calls) > 1):
+        raise TilingError(
+            "a tuple or dict as out must be the unmodified result of one tiled_map; write others one by one."
+        )
+    for key, array in arrays.items():
+        if not hasattr(array, "dask"):
+            raise TypeError(_not_lazy(array, key))
+    first = next(iter(found.values()))
+    specs = specs_below(arrays[""]) if first is None else (first.spec,)
+    sources = [source for spec in specs for source in spec.sources]
+    sources += [source for array in arrays.values() for source in read_by(array)]
+    stores = given or dict.fromkeys(arrays, store)
+    images = _images(arrays, stores, found, asked) if asked.image else {}
+    if not images and given is None:
+        _warn_of_name(store, asked.path)
+    places = {key: asked.target(stores[key], key, images.get(key)).look(sources) for key in arrays}
+    claims = Claims()
+    try:
+        if first is None:
+            job, writing = _prepare_chunks(
+                lowered(arrays[""]), places[""], images.get(""), asked, where, claims
+            )
+        else:
+            origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
+            job, writing = _prepare_tiles(arrays, places, images, origins, asked, where, claims)
+    except BaseException:
+        claims.release()
+        raise
+    if where.postponed:
+        claims.release()
+    if several and given is None:
+        writing.closing.group = GroupAt(store, asked.path or "", asked.options.get("storage_options"))
+    if job.done:
+        done = f"{job.done} of {job.units} units"
+        LOG.info("%s: %s were found done; %d tiles are to run", job.title, done, job.tiles)
+        job.title += f" ({done} found done)"
+    return job, writing
+
+
+def _images(
+    arrays: Mapping[str, Any], stores: Mapping[str, Any], found: Mapping[str, Found | None], asked: Asked
+) -> dict[str, Image]:
+    """Return the image of each output."""
+    if asked.image.label_name is not None and len(arrays) > 1:
+        raise TilingError(
+            "label_name= is for one result; write the others apart, fn then runs again for them."
+        )
+    return {
+        key: asked.image.image(stores[key], asked.at(key), asked.options, array, found[key])
+        for key, array in arrays.items()
+    }
+
+
+def _warn_of_name(store: Any, path: str | None) -> None:
+    """Warn if a store that is no OME-Zarr image has the name of one."""
+    name = str(store).rstrip("/") if isinstance(store, str | Path) else ""
+    if name.endswith((".ome.zarr", ".ome.zarr2", ".ome.zarr3")) and not path:
+        warn(
+            f"{name} has the name of an OME-Zarr image, and a plain Zarr array is written. Write the image "
+            "with ome=True, or choose another name.",
+            TilingWarning,
+        )
+
+
+def by_key(out: Any) -> dict[str, Any]:
+    """Return the arrays of a result by their keys in the group; the key of a single array is empty."""
+    if isinstance(out, Mapping):
+        arrays = {str(key): array for key, array in out.items()}
+    elif isinstance(out, tuple | list):
+        arrays = {str(number): array for number, array in enumerate(out)}
+    else:
+        arrays = {"": out}
+    if not arrays:
+        raise TilingError("there is nothing to write: out is empty.")
+    return {key: bare(array) for key, array in arrays.items()}
+
+
+def _not_lazy(array: Any, key: str) -> str:
+    """Return the message for an ``out`` that is no dask array."""
+    what = f"out{f'[{key!r}]' if key else ''} must be a dask array, such as a result of tiled_map; "
+    if hasattr(array, "variable"):
+        return f"{what}this DataArray is not chunked: give array.chunk(), or write it with xarray."
+    if isinstance(array, np.ndarray):
+        return f"{what}a numpy array is computed already: zarr.save_array(store, array) writes it."
+    return f"{what}got {type(array).__name__}."
+
+
+def _title(target: Target) -> str:
+    return f"to_zarr {target.store}"[:60] if target.marked else "compute"  # not the values of an array
+
+
+# -- the result of tiled_map ------------------------------------------------------------------------------
+
+
+def _prepare_tiles(
+    arrays: Mapping[str, Any],
+    places: Mapping[str, Place],
+    images: Mapping[str, Image],
+    found: Mapping[str, Found],
+    asked: Asked,
+    where: Where,
+    claims: Claims,
+) -> tuple[WriteJob, Writing]:
+    """Return the job that writes outputs of one `tiled_map`."""
+    first = next(iter(found.values()))
+    spec = first.spec
+    marked = all(place.target.marked for place in places.values())
+    fingerprint = of_spec(spec, asked.version) if marked else {}
+    members = [
+        _member(found[key], array, places[key], images.get(key), fingerprint) for key, array in arrays.items()
+    ]
+    spec = replace(
+        replanned(spec, members, asked.memory_limit, where), on_error=asked.on_error, retries=where.retries
+    )
+    for member in members:
+        check_aligned(spec, member.number, member.layout.unit)
+    # The versions in a record take as long to look up as a small image takes to compute.
+    record: Any = record_of(fingerprint, spec.plan) if marked else {}
+    destinations = {m.number: _destination(m, spec, record, claims) for m in members}
+    numbers = itertools.count(len(spec.outputs))
+    pyramids = [_pyramid(m, destinations[m.number], fingerprint, numbers, claims) for m in members if m.image]
+    depths = {m.number: depth(chunks_of(spec, spec.outputs[m.number]), m.levels) for m in members}
+    target = members[0].place.target
+    job = TileJob(
+        _title(target), first.name, spec, destinations,
+        upstream=graph_below(members[0].lazy, first), claims=None if pyramids else claims,
+        retries=where.guard, again=where.again, apart=bool(where.resources),
+        coarser={n: d for p in pyramids for n, d in p.named().items()},
+        levels={p.number: p.coarser(depths[p.number], where.again) for p in pyramids},
+    )  # fmt: skip
+    return _writing(job, target, claims, members, pyramids, where)
+
+
+def _member(
+    found: Found, lazy: Any, place: Place, image: Image | None, fingerprint: Mapping[str, str]
+) -> Member:
+    """Return an output with its layout; raise if the array to resume has another fingerprint."""
+    place = place.compare(fingerprint)
+    number, shape = found.number, lazy.shape
+    layout = place.layout(shape, lambda: default_chunks(found.spec, number, shape, lazy.dtype.itemsize))
+    return with_levels(Member(number=number, lazy=lazy, place=place, layout=layout, image=image), fingerprint)
+
+
+def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> Destination:
+    """Return the array of an output and its marks, claimed.
+
+    A unit counts as not done if a changed mask changes the tiles that run in it.
+    """
+    place = member.place
+    array, there, run = claimed(place, member.lazy.shape, member.lazy.dtype, member.layout, record, claims)
+    if there is None:
+        return Destination(array)
+    marks = Ledger(array).marks(there)
+    done = marks.settle()
+    if isinstance(place, Continued):
+        old = TilePlan.from_json(json.dumps(place.record["plan"]))
+        if old.mask != spec.plan.mask:
+            before, now = (True if plan.runs is None else plan.runs for plan in (old, spec.plan))
+            grid, units = spec.plan.grid, Units.of(spec, member.number, array)
+            for position in np.argwhere(np.not_equal(before, now)):
+                for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
+                    done[unit] = False
+            # Marks first: with the old record, units of the new mask must never count.
+            marks.keep(done)
+            there |= {"plan": record["plan"]}
+            Ledger(array).write_record(there)
+    return Destination(array, done, there, run)
+
+
+# -- any other dask array ---------------------------------------------------------------------------------
+
+
+def _prepare_chunks(
+    array: Any, place: Place, image: Image | None, asked: Asked, where: Where, claims: Claims
+) -> tuple[WriteJob, Writing]:
+    """Return the job that writes a dask array whose chunks are whole write units."""
+    if any(math.isnan(n) for n in array.shape):
+        raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
+    if asked.on_error != "raise":
+        raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
+    target = place.target
+    fingerprint = {"version": asked.version} if asked.version is not None else {"dask name": array.name}
+    fingerprint |= {"chunks of the dask array": digest(array.chunks)}
+    place = place.compare(fingerprint)
+    layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
+    for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
+        check_edges(sizes, unit, axis)
+    member = with_levels(Member(number=0, lazy=array, place=place, layout=layout, image=image), fingerprint)
+    array_there, there, run = claimed(place, array.shape, array.dtype, layout, record_of(fingerprint), claims)
+    done = None if there is None else Ledger(array_there).marks(there).settle()
+    destination = Destination(array_there, done, there, run)
+    pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
+    levels = [p.coarser(depth(array.chunks, member.levels), where.again) for p in pyramids]
+    job = ChunkJob(
+        _title(target), array, destination, layout.unit, None if pyramids else claims, where.guard,
+        where.again, {n: d for p in pyramids for n, d in p.named().items()}, levels[0] if levels else (),
+    )  # fmt: skip
+    return _writing(job, target, claims, [member], pyramids, where)
+
+
+# -- coarser levels of an image ---------------------------------------------------------------------------
+
+
+def _pyramid(
+    member: Member, below: Destination, fingerprint: Mapping[str, str], numbers: Iterator[int], claims: Claims
+) -> Pyramid:
+    """Return the arrays of an image, created and claimed, with the attributes of their group."""
+    image = member.image
+    assert image is not None
+    assert below.done is not None
+    attributes = image.attributes(member.levels, member.lazy.dtype)
+    image.prune(attributes)
+    destinations = []
+    done, unit = below.done, member.layout.unit
+    for level, place in zip(member.levels, member.level_places, strict=True):
+        record = record_of(level.fingerprint(fingerprint, image.method))
+        array, there, run = claimed(place, level.shape, member.lazy.dtype, level.layout, record, claims)
+        assert there is not None
+        marks = Ledger(array).marks(there)
+        own = marks.settle()
+        # A unit is believed only with all units below it.
+        right = own & parents_done(level, done, unit)
+        if (own != right).any():
+            marks.keep(right)
+        destinations.append(Destination(array, right, there, run))
+        done, unit = right, level.layout.unit
+    image.write(attributes, member.place.target.options.get("attributes"))
+    return Pyramid(
+        number=member.number, below=below, levels=member.levels, method=image.method,
+        numbers=tuple(itertools.islice(numbers, len(member.levels))), destinations=tuple(destinations),
+    )  # fmt: skip
+
+
+def _writing(
+    job: WriteJob,
+    target: Target,
+    claims: Claims,
+    members: Sequence[Member],
+    pyramids: Sequence[Pyramid],
+    where: Where,
+) -> tuple[WriteJob, Writing]:
+    """Return the job with what follows it."""
+    images = [m.image for m in members if m.image is not None]
+    tail = Tail(job.title, job.name, pyramids, where.guard, where.again) if pyramids else None
+    if tail is not None:
+        job.closing.after = tail.here
+    return job, Writing(
+        told=job.told, closing=job.closing, tiles=job.tiles, address=target.address, claims=claims,
+        images=images, tail=tail,
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""The plan of a run that writes: blocks that are whole write units, also of coarser levels, and fit."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tilework._checks import parse_bytes
+from tilework._types import Index
+from tilework.engine.pyramid import PART
+from tilework.engine.spec import Spec
+from tilework.errors import GridError, MemoryBudgetError
+from tilework.execution.where import Where
+from tilework.graph.build import chunks_of
+from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
+from tilework.plan.cost import peak_bytes
+from tilework.plan.decoding import with_cache
+from tilework.plan.tile_plan import TilePlan
+from tilework.writing.image import Image
+from tilework.writing.levels import Level, levels_of
+from tilework.writing.target import Continued, Place
+from tilework.writing.units import Layout, encoding_bytes, input_unit
+
+__all__ = ["Member", "depth", "replanned", "with_levels"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One output to be written."""
+
+    number: int
+    """Number of the output."""
+    lazy: Any
+    """The dask array."""
+    place: Place
+    """Its target, and the data that are there."""
+    layout: Layout
+    """Chunks and shards of the array."""
+    image: Image | None = None
+    """The OME-Zarr image whose level 0 it is."""
+    levels: tuple[Level, ...] = ()
+    """The coarser levels."""
+    level_places: tuple[Place, ...] = ()
+    """Their targets, and the data that are there."""
+
+
+def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
+    """Return an output with the coarser levels of its image; raise if they must not be written."""
+    image, lazy, target = member.image, member.lazy, member.place.target
+    if image is None:
+        return member
+    levels = levels_of(lazy.shape, member.layout, image.meta, image.asked)
+    image.check(
+        image.attributes(levels, lazy.dtype),
+        resumed=isinstance(member.place, Continued),
+        overwrite=target.overwrite,
+    )
+    places = []
+    for level in levels:
+        path = f"{target.path.removesuffix('0')}{level.number}"
+        own = replace(target, path=path, chunks=level.layout.chunks, shards=level.layout.shards)
+        place = own.look(()).compare(level.fingerprint(fingerprint, image.method))
+        chunks = level.layout.chunks
+        place.layout(level.shape, functools.partial(tuple, chunks))
+        places.append(place)
+    return replace(member, levels=levels, level_places=tuple(places))
+
+
+def replanned(spec: Spec, members: Sequence[Member], limit: Any, where: Where) -> Spec:
+    """Return ``spec`` with blocks that are whole write units and fit into memory, for most threads.
+
+    Blocks are also whole write units of as many coarser levels as blocks of about the same size can be, so
+    that these levels are made from what is in memory.
+    """
+    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
+    records = [m.place.record for m in members if isinstance(m.place, Continued)]
+    # Another block shape would change the order of summation.
+    block = tuple(records[0]["plan"]["block"]) if records else None
+    request = BlockRequest(
+        block, None, _unit(spec, members, 0), memory, "auto", slabs=True, workers=where.at_once,
+        encoding=_encoding(spec, members),
+    )  # fmt: skip
+    refused: MemoryBudgetError | None = None
+    for threads in where.fewer():
+        plan = replace(spec.plan, threads=threads, cache_bytes=0)
+        try:
+            plan = _fitting(spec, plan, request, where, given=limit is not None)
+        except MemoryBudgetError as error:
+            refused = error
+        else:
+            if block is None and not spec.fixed:
+                plan = _deeper(spec, plan, members, request)
+            return replace(spec, plan=plan)
+    assert refused is not None
+    raise refused
+
+
+def _unit(spec: Spec, members: Sequence[Member], depth: int) -> Index:
+    """Return the fewest image samples per grid axis that are whole write units of levels 0 to ``depth``."""
+    units = [
+        input_unit(spec, m.number, unit)
+        for m in members
+        for unit in (m.layout.unit, *(level.reach for level in m.levels[:depth]))
+    ]
+    return tuple(math.lcm(*column) for column in zip(*units, strict=True))
+
+
+def _encoding(spec: Spec, members: Sequence[Member]) -> int:
+    """Return the bytes that writing a block takes: encoding a unit, and the coarser levels of the block."""
+    found = []
+    for m in members:
+        size = m.lazy.dtype.itemsize
+        block = math.prod(max(sizes) for sizes in chunks_of(spec, spec.outputs[m.number])) * size
+        # Two axes are halved or more, so all levels together take at most a third of the block.
+        found.append(encoding_bytes(m.layout.unit, size) + (block // 3 + 8 * PART if m.levels else 0))
+    return max(found)
+
+
+def _fitting(spec: Spec, plan: TilePlan, request: BlockRequest, where: Where, *, given: bool) -> TilePlan:
+    """Return the plan with blocks that fit ``request``; ``given``: the caller gave a limit of memory."""
+    assert request.unit is not None
+    assert request.memory_limit is not None
+    if request.chunks is not None:
+        return _resumed(plan, request)
+    memory = request.memory_limit - plan.threads * request.encoding
+    if given or not _fits(plan, request.unit, memory) or _too_few(spec, where):
+        return choose_blocks(plan, request)
+    return with_cache(plan, memory - peak_bytes(plan))
+
+
+def _fits(plan: TilePlan, unit: Index, memory: int) -> bool:
+    """Return whether the blocks of the lazy array are whole write units and fit into memory."""
+    return _whole(plan, unit) and peak_bytes(plan) <= memory
+
+
+def _whole(plan: TilePlan, unit: Index) -> bool:
+    """Return whether the blocks are multiples of ``unit``."""
+    return all(b == n or b % u == 0 for b, n, u in zip(plan.block, plan.shape, unit, strict=True))
+
+
+def _too_few(spec: Spec, where: Where) -> bool:
+    """Return whether workers of a cluster would wait for a few large blocks.
+
+    Local schedulers keep the blocks of the lazy array, and so its order of summation.
+    """
+    return where.client is not None and not spec.fixed and not is_fair(spec.plan, where.at_once)
+
+
+def _resumed(plan: TilePlan, request: BlockRequest) -> TilePlan:
+    """Return the plan with the given blocks in which each tile runs once, if there is one."""
+    try:
+        return choose_blocks(plan, replace(request, reuse="share"))
+    except (GridError, MemoryBudgetError):
+        return choose_blocks(plan, request)
+
+
+def _deeper(spec: Spec, plan: TilePlan, members: Sequence[Member], request: BlockRequest) -> TilePlan:
+    """Return the plan with blocks that are whole units of as many levels as blocks of that size can be."""
+    most = max(len(m.levels) for m in members)
+    rounded = any(spec.outputs[m.number].kind not in ("trim", "max", "min") for m in members)
+    if rounded and most and _whole(plan, _unit(spec, members, 1)):
+        return plan  # other blocks would round sums differently; level 0 is not read again with these
+    for levels in range(most, 0, -1):
+        unit = _unit(spec, members, levels)
+        if any(u > b for u, b in zip(unit, plan.block, strict=True)):
+            continue  # longer blocks take more memory, and leave threads without work
+        if _whole(plan, unit):
+            return plan
+        try:
+            found = choose_blocks(plan, replace(request, unit=unit))
+        except MemoryBudgetError:
+            continue
+        if found.calls() <= plan.calls():
+            return found
+    return plan
+
+
+def depth(chunks: Sequence[Sequence[int]], levels: Sequence[Level]) -> int:
+    """Return of how many levels every chunk of a result, of given lengths per axis, is whole write units."""
+    for n, level in enumerate(levels):
+        for sizes, reach in zip(chunks, level.reach, strict=True):
+            if any(size % reach for size in sizes[:-1]):
+                return n
+    return len(levels)

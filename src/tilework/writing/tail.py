@@ -1,0 +1,149 @@
+"""What is left of coarser levels when all blocks are written; it is made from the level below in the store.
+
+These are levels above the depth to which blocks are whole write units, and units whose block was written by a
+run that was killed, or that wrote a part of the block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from dask.task_spec import DataNode, Task, TaskRef
+
+from tilework._types import Bits, Index, Span
+from tilework.execution.piece import Piece, Shared, guarded
+from tilework.writing.closing import Destination, Told
+from tilework.writing.jobs import WriteJob, sink_of
+from tilework.writing.ledger import Ledger, boxes_of
+from tilework.writing.levels import Coarser, Level, parents_done, write_units
+from tilework.writing.sink import Sink, Written
+
+__all__ = ["Pyramid", "Tail"]
+
+# Bytes of the level below that a task reads at most, unless one unit needs more.
+READ = 32 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pyramid:
+    """The arrays of one image."""
+
+    number: int
+    """Number of level 0 among all arrays of the run."""
+    below: Destination
+    """The array of level 0."""
+    levels: tuple[Level, ...]
+    """The coarser levels."""
+    numbers: tuple[int, ...]
+    """Their numbers among all arrays of the run."""
+    destinations: tuple[Destination, ...]
+    """Their arrays."""
+    method: str
+    """How they are made."""
+
+    def named(self) -> dict[int, Destination]:
+        """Return the arrays of the coarser levels by number."""
+        return dict(zip(self.numbers, self.destinations, strict=True))
+
+    def coarser(self, depth: int, again: bool) -> tuple[Coarser, ...]:
+        """Return the first ``depth`` coarser levels, as tasks get them."""
+        return tuple(
+            Coarser(number, sink_of(d, (), again, {}), level.axes, level.factors, self.method)
+            for number, d, level in zip(
+                self.numbers[:depth], self.destinations[:depth], self.levels[:depth], strict=True
+            )
+        )
+
+
+class Tail:
+    """The jobs that make what is left of coarser levels, each after the one before has ended."""
+
+    def __init__(
+        self, title: str, name: str, pyramids: Sequence[Pyramid], retries: int | None, again: bool
+    ) -> None:
+        self.title, self.name, self.pyramids, self.retries, self.again = title, name, pyramids, retries, again
+
+    def jobs(self, told: Told) -> Iterator[LevelJob]:
+        """Yield the jobs; ``told`` says which units are done, and is told what they did."""
+        for pyramid in self.pyramids:
+            number, below = pyramid.number, pyramid.below
+            for level, own, destination in zip(
+                pyramid.levels, pyramid.numbers, pyramid.destinations, strict=True
+            ):
+                right = parents_done(level, told.units[number], Ledger(below.array).unit)
+                job = LevelJob(
+                    self, level, below, own, replace(destination, done=told.units[own]), pyramid.method, right
+                )
+                if job.tiles:
+                    yield job
+                    told.units[own] |= job.told.units[own]
+                number, below = own, destination
+
+    def here(self, told: Told) -> None:
+        """Run the jobs in this thread, one task after the other."""
+        for job in self.jobs(told):
+            for call in job.calls():
+                job.took(write_units(*call))
+            job.close(complete=True)
+
+
+class LevelJob(WriteJob):
+    """Makes the missing units of one level."""
+
+    def __init__(
+        self, tail: Tail, level: Level, below: Destination, number: int, destination: Destination,
+        method: str, right: Bits,
+    ) -> None:  # fmt: skip
+        title = f"{tail.title}, level {level.number}"
+        super().__init__(
+            title, f"{tail.name}-level-{level.number}", {number: destination}, None, tail.retries
+        )
+        assert destination.done is not None
+        self.below = Sink(below.array)
+        self.coarser = Coarser(
+            number, sink_of(destination, (), tail.again, {}), level.axes, level.factors, method
+        )
+        self.right = right
+        """Which units lie above nothing but units that are done; others are written, but not marked."""
+        self.boxes = list(_boxes(level, ~destination.done))
+        self.tiles = len(self.boxes)
+
+    def calls(self) -> Iterator[tuple[Sink, Coarser, str, list[Span], frozenset[Index]]]:
+        """Yield the arguments of `write_units` for each task."""
+        for box in self.boxes:
+            units = itertools.product(*(range(a, b) for a, b in box))
+            failed = frozenset(unit for unit in units if not self.right[unit])
+            # Names of blocks are numbers with dots.
+            yield self.below, self.coarser, f"units-{'_'.join(str(a) for a, _ in box)}", box, failed
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield one piece with all tasks: none needs another."""
+        name = f"{self.name}-sinks"
+        shared = Shared({name: DataNode(name, (self.below, self.coarser))})
+        write = guarded(_write, self.retries)
+        tasks = {}
+        for number, (_, _, mark, box, failed) in enumerate(self.calls()):
+            key = (self.name, number)
+            tasks[key] = Task(key, write, TaskRef(name), mark, box, failed)
+        if tasks:
+            yield Piece(self, shared, tasks, dict.fromkeys(tasks, 1))
+
+
+def _write(sinks: tuple[Sink, Coarser], mark: str, box: Sequence[Span], failed: frozenset[Index]) -> Written:
+    return write_units(*sinks, mark, box, failed)
+
+
+def _boxes(level: Level, missing: Bits) -> Iterator[list[Span]]:
+    """Yield boxes of missing units, of which a task reads about `READ` bytes."""
+    times = math.prod(2 if a in level.axes else 1 for a in range(len(level.shape)))
+    each = times * math.prod(level.layout.unit) * 8
+    group = [1] * missing.ndim
+    for axis in range(missing.ndim - 1, -1, -1):
+        group[axis] = max(1, min(missing.shape[axis], READ // (each * math.prod(group))))
+    for corner in itertools.product(*(range(0, n, g) for n, g in zip(missing.shape, group, strict=True))):
+        part = missing[tuple(slice(c, c + g) for c, g in zip(corner, group, strict=True))]
+        for box in boxes_of(part):
+            yield [(a + c, b + c) for (a, b), c in zip(box, corner, strict=True)]

@@ -17,8 +17,8 @@ from tilework.execution.local import run
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec
 from tilework.writing.closing import Destination
-from tilework.writing.jobs import TileJob
 from tilework.writing.finishing import BlockWriter
+from tilework.writing.jobs import TileJob
 
 IMAGE = np.random.default_rng(0).random((61, 75), np.float32) - 0.5
 TILING = {"crop": 16, "stride": 8, "chunks": 32}

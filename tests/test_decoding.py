@@ -12,7 +12,7 @@ import pytest
 import zarr
 
 import tilework as tw
-import tilework.writing.store
+import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.graph.build import plan_of
 from tilework.plan.cost import decoded_ratio, parallel_bytes, peak_bytes
@@ -104,7 +104,7 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
 ) -> None:
     layout, plans, most = LAYOUTS[name], [], [0]
     array = layout.stored(tmp_path)
-    job, put = tilework.writing.store.TileJob, kept.CHUNKS._put
+    job, put = tilework.writing.preparing.TileJob, kept.CHUNKS._put
 
     def noted(title: str, name: str, spec: Any, *args: Any, **options: Any) -> Any:
         plans.append(spec.plan)
@@ -114,7 +114,7 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
         put(*args)
         most.append(kept.CHUNKS.nbytes)
 
-    monkeypatch.setattr(tilework.writing.store, "TileJob", noted)
+    monkeypatch.setattr(tilework.writing.preparing, "TileJob", noted)
     monkeypatch.setattr(kept.CHUNKS, "_put", watched)
     with counted_codecs("f4") as counts, dask.config.set(scheduler="threads", num_workers=threads):
         written = layout.write(array, tmp_path / "out.zarr")

@@ -91,6 +91,20 @@ def test_a_level_is_the_reference_of_the_level_below(shape, dtype, method, seed,
     np.testing.assert_array_equal(halved(image, axes, method), reference(image, axes, method))
 
 
+@pytest.mark.parametrize("method", ["mean", "nearest", "mode", "max"])
+def test_every_method_takes_equal_samples_in_raster_order(method):
+    for shape, axes in (
+        ((7, 9), (0, 1)),
+        ((5, 6, 4), (0, 1, 2)),
+        ((3, 8, 4), (1, 2)),
+        ((9,), (0,)),
+        ((4, 9), (1,)),
+    ):
+        for low, high in ((0, 3), (0, 255)):
+            image = np.random.default_rng(len(shape)).integers(low, high, shape, np.uint8)
+            np.testing.assert_array_equal(halved(image, axes, method), reference(image, axes, method))
+
+
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_means_of_integers_round_half_to_even_and_do_not_overflow(dtype):
     low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
@@ -257,7 +271,6 @@ def test_names_of_classes_and_objects_are_not_averaged(kind):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ome": "0.6"}, "0.5"),
         ({"ome": True, "levels": 9}, "at most 7 levels"),
         ({"ome": True, "levels": 0}, "levels must be"),
         ({"levels": 3}, "add ome=True"),
@@ -278,6 +291,8 @@ def test_what_cannot_be_an_image_is_refused_before_anything_is_written(options, 
     with pytest.raises(tw.TilingError, match=message):
         tw.to_zarr(out, store, progress=False, **options)
     assert not store._store_dict
+    with pytest.raises(TypeError, match=r'ome must be True, False, "0.5" or "0.4"; got \'0.6\''):
+        tw.to_zarr(out, store, ome="0.6")
 
 
 def test_rgb_and_six_axes_are_refused_with_the_cure():

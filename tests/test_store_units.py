@@ -216,7 +216,7 @@ def test_I1_a_plan_that_would_share_units_is_refused_before_anything_runs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The planner never makes one; the check stands between its mistakes and the data."""
-    monkeypatch.setattr("tilework.writing.store.choose_blocks", lambda plan, _: plan)
+    monkeypatch.setattr("tilework.writing.replan.choose_blocks", lambda plan, _: plan)
     with pytest.raises(AlignmentError, match="blocks of 30 and units of 16 samples on axis 1"):
         to_zarr(mapped(lambda _: pytest.fail("something ran"), chunks=30), tmp_path / "a", chunks=(15, 16))
     assert not (tmp_path / "a").exists()

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.storage import StorePath  # noqa: TC002 -- for typing.get_type_hints
 
-from tilework._checks import brief, of_type, one_of
+from tilework._checks import brief, is_flag, of_type, one_of
 from tilework._types import Index
 from tilework.engine.pyramid import PYRAMIDS, refuse_method, usual_method
 from tilework.errors import TilingError
@@ -48,10 +48,8 @@ class AskedImage:
     meta: ImageMeta | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.ome, str):
-            one_of("ome", self.ome, FORMATS)
-        elif type(self.ome) is not bool:
-            raise TypeError(f'ome must be True, "0.5" or "0.4"; got {brief(self.ome)}.')
+        if not (is_flag(self.ome) or (isinstance(self.ome, str) and self.ome in FORMATS)):
+            raise TypeError(f'ome must be True, False, "0.5" or "0.4"; got {brief(self.ome)}.')
         if self.label_name is not None:
             name = of_type("label_name", self.label_name, str, "the name of an image of labels")
             if not name or "/" in name or name.startswith((".", "__")):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from tilework.plan.tile_plan import TilePlan
     from tilework.probing.probe import probe
     from tilework.probing.report import ProbeReport
+    from tilework.source.images import open_image
     from tilework.source.kept import clear_caches
     from tilework.writing.computing import compute
     from tilework.writing.many import write_many
@@ -74,6 +75,7 @@ _HOMES = {
     "from_torch": "function.network",
     "image_meta": "api",
     "load_once": "function.load_once",
+    "open_image": "source.images",
     "plan_tiles": "api",
     "plot_plan": "diagnostics.figures",
     "plot_seams": "diagnostics.figures",
@@ -90,8 +92,8 @@ __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
     "Tile", "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "compute",
-    "explain", "from_torch", "image_meta", "load_once", "plan_tiles", "plot_plan", "plot_seams",
-    "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
+    "explain", "from_torch", "image_meta", "load_once", "open_image", "plan_tiles", "plot_plan",
+    "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

@@ -22,8 +22,8 @@ from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
 from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
+from tilework.source.images import StoredImage, StoredImages, open_path, open_zarr
 from tilework.source.stamps import Files, Stamp
-from tilework.source.zarr_array import ZarrSource, zarr_source
 
 __all__ = ["Image", "check_extents", "open_all", "open_source"]
 
@@ -75,7 +75,9 @@ def open_all(array: Image | tuple[Image, ...]) -> tuple[Source, ...]:
 
 def _open(array: Any) -> Source:
     if isinstance(array, str | Path):
-        return _open_path(str(array))
+        return open_path(str(array))
+    if isinstance(array, StoredImage | StoredImages):
+        return (array.one() if isinstance(array, StoredImages) else array).source
     if isinstance(array, LoadOnce):
         with in_task():
             opened = array.get()
@@ -83,7 +85,8 @@ def _open(array: Any) -> Source:
         _check_sliceable(opened)
         none = (slice(0, 0),) * len(opened.shape)
         dtype = from_tensor(opened[none]).dtype if is_tensor(opened) else np.dtype(opened.dtype)
-        return OnceSource(array, tuple(map(int, opened.shape)), dtype, token=array.token)
+        meta = opened.meta if isinstance(opened, StoredImage) else None
+        return OnceSource(array, tuple(map(int, opened.shape)), dtype, None, meta, array.token)
     _refuse_masked(array)
     if isinstance(array, np.ndarray):
         return _open_numpy(array)
@@ -345,112 +348,9 @@ def _mappings(table: Iterable[str], addresses: Sequence[int]) -> Iterator[tuple[
                 yield address, f"{device} {inode}"
 
 
-def _open_path(path: str) -> Source:
-    import zarr
-
-    given = path
-    if "://" not in path:
-        path = str(Path(path).expanduser().absolute())  # workers may run in another folder
-    try:
-        opened = zarr.open(path, mode="r")
-    except (OSError, ValueError) as error:
-        raise TilingError(_how_to_open(given, error)) from error
-    source = _open_zarr(opened, ours=True)
-    if source.meta is None and isinstance(opened, zarr.Array):
-        parent, _, _level = path.rstrip("/").rpartition("/")
-        source.meta = _named(_parent_names(parent, len(source.shape)))
-    return source
-
-
-# What opens files of other formats, lazily where the library can; by the ends of their names.
-_FORMATS = {
-    "tif tiff btf lsm svs ndpi scn qptiff": (
-        'tifffile.memmap({0}), or zarr.open(tifffile.imread({0}, aszarr=True), mode="r") if it is compressed '
-        "or a pyramid"
-    ),
-    "npy": 'np.load({0}, mmap_mode="r")',
-    "npz": 'np.load({0})["name"]',
-    "nii nii.gz img hdr mgh mgz": "nibabel.load({0}).dataobj",
-    "h5 hdf5 hdf he5 h5ad ims mat": 'h5py.File({0})["dataset"]',
-    "nc nc4 cdf grib": 'xarray.open_dataset({0}, chunks={{}})["variable"]',
-    "png jpg jpeg bmp gif webp ppm pgm": "imageio.v3.imread({0})",
-    "jp2 j2k": "glymur.Jp2k({0})",
-    "mrc map rec st ali": 'mrcfile.mmap({0}, mode="r").data',
-    "fits fit fts fz": "astropy.io.fits.open({0}, memmap=True)[0].data",
-    "mha mhd nrrd nhdr": "SimpleITK.GetArrayFromImage(SimpleITK.ReadImage({0}))",
-    "dcm": "pydicom.dcmread({0}).pixel_array",
-    "nd2": "nd2.imread({0}, dask=True)",
-    "czi lif oib oif vsi dv": "bioio.BioImage({0}).dask_data",
-    "pt pth": "torch.load({0}, mmap=True)",
-    "raw bin dat": 'np.memmap({0}, dtype, mode="r", shape=shape)',
-}
-
-
-def _how_to_open(path: str, error: Exception) -> str:
-    """Return the message for a path that is not Zarr, with the line that opens it if its name tells."""
-    name = path.rstrip("/").rpartition("/")[-1].lower()
-    local = Path(path).expanduser()
-    if "*" in name or (not name.endswith(".zarr") and local.is_dir() and any(local.glob("*.tif*"))):
-        pattern = path if "*" in name else f"{path.rstrip('/')}/*.tif"
-        line = f"dask.array.image.imread({pattern!r})"
-    else:
-        found = (code for ends, code in _FORMATS.items() if any(name.endswith(f".{e}") for e in ends.split()))
-        line = next(found, "").format(repr(path))
-    if "://" not in path and "*" not in name and not local.exists():
-        none = f"no Zarr array or OME-Zarr group can be opened at {path!r}: there is no such file or folder."
-        return f"{none} A file of this kind is opened by array={line}." if line else none
-    if not line:
-        return f"no Zarr array or OME-Zarr group can be opened at {path!r}: {error}"
-    return f"{path!r} is not Zarr, the only kind of path that tilework opens; give the array: array={line}."
-
-
-def _parent_names(path: str, ndim: int) -> tuple[str, ...] | None:
-    """Return the axis names of the OME-Zarr group that a level was opened from, if there is one."""
-    import zarr
-
-    try:
-        group = zarr.open_group(path, mode="r") if path else None
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
-    names = _ome(group)[1] if group is not None else None
-    return names if names is not None and len(names) == ndim else None
-
-
 def _named(names: tuple[str, ...] | None) -> ImageMeta | None:
     """Return the meaning of samples of which only the axis names are known; none if they are not unique."""
     return None if not names or len(set(names)) < len(names) else ImageMeta(names)
-
-
-def _ome(group: Any) -> tuple[str | None, tuple[str, ...] | None]:
-    """Return the path of level 0 and the axis names of an OME-Zarr image (0.4 and 0.5)."""
-    attributes = dict(group.attrs)
-    images = attributes.get("ome", attributes).get("multiscales")
-    if not images:
-        return None, None
-    axes = images[0].get("axes") or []
-    names = tuple(a["name"] if isinstance(a, dict) else str(a) for a in axes)
-    return images[0]["datasets"][0]["path"], names or None
-
-
-def _open_zarr(array: Any, *, ours: bool = False) -> ZarrSource:
-    import zarr
-
-    names: tuple[str, ...] | None = None
-    if isinstance(array, zarr.Group):
-        level, names = _ome(array)
-        if level is None:
-            members = ", ".join(sorted(array.array_keys())) or "none"
-            raise TilingError(
-                f"the Zarr group at {array.store_path} is not an OME-Zarr image; "
-                f"give one of its arrays: {members}."
-            )
-        array = array[level]
-    if not isinstance(array, zarr.Array):
-        raise TypeError(f"array must be a Zarr array or an OME-Zarr group; got {type(array).__name__}.")
-    if names is None:
-        found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-        names = tuple(map(str, found)) if found and None not in found else None
-    return zarr_source(array, _named(names), ours=ours)
 
 
 def _open_dask(array: Any) -> Source:
@@ -492,7 +392,7 @@ def _variables(dataset: Any) -> str:
 
 
 _OPENERS: dict[str, Callable[[Any], Source]] = {
-    "zarr": _open_zarr,
+    "zarr": open_zarr,
     "h5py": _open_h5,
     "dask": _open_dask,
     "xarray": _open_xarray,

@@ -291,7 +291,7 @@ def test_subclasses_of_arrays_are_known_by_what_they_are() -> None:
     np.testing.assert_array_equal(run(xr.Variable(("y", "x"), IMAGE), axes="yx"), IMAGE)
     both = xr.Dataset({"one": (("y", "x"), IMAGE), "two": (("y", "x"), IMAGE)})
     with pytest.raises(TypeError, match=r"one variable.*Dataset with 'one', 'two'"):
-        run(both)
+        run((both, both))
 
 
 # -- dtypes that are only moved ---------------------------------------------------------------------------

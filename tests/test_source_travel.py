@@ -221,8 +221,6 @@ def test_an_array_over_the_limit_stays_here(monkeypatch: pytest.MonkeyPatch, sch
 def test_a_lazily_opened_xarray_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TilingError, match=r"opened lazily but not chunked; open them with chunks=\{\}"):
         build(opened(tmp_path, None))
-    with pytest.raises(TypeError, match=r"one variable of the xarray object .*; got Dataset"):
-        build(labelled(IMAGE).to_dataset(name="a"))
 
 
 def test_a_dask_array_of_unknown_chunks_is_refused() -> None:

@@ -16,7 +16,8 @@ from tilework._checks import as_dtype, of_type, scalar, warn, wholes
 from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
-from tilework.formats.meta import ImageMeta
+from tilework.formats.labelled import Labels, dataset_of, unpacked
+from tilework.formats.meta import Carried, ImageMeta, NewAxis
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.labels import label_warning
 from tilework.function.output import Output, Outputs, named
@@ -24,7 +25,7 @@ from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
 from tilework.plan.arguments import check_flags, unknown_argument
 from tilework.plan.deviation import with_deviation
-from tilework.plan.meaning import meaning_of
+from tilework.plan.meaning import axes_of
 from tilework.plan.request import (
     Request,
     bind_outputs,
@@ -117,8 +118,9 @@ def tiled_map(
         Maps a crop, a numpy array that it may overwrite, to an array. Use `load_once` for functions that load
         a model, and `from_torch` for networks.
     array : array, path, URL, or tuple of them
-        The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, dask-backed xarray, a torch CPU tensor,
-        `load_once`, or anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each.
+        The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, xarray, a torch CPU tensor, `load_once`, or
+        anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each. A Dataset stands
+        for the tuple of its variables.
         Paths and URLs are those of Zarr; the error for another file gives the line that opens it.
     crop : int or sequence of int, samples per tiled axis
         Shape of the crops that ``fn`` receives, along the tiled axes.
@@ -193,7 +195,8 @@ def tiled_map(
         Lazy. Shape: the ``each`` axes, then the axes that ``fn`` returns, with tiled axes as long as in the
         image (times the output's scale). Dtype: as declared or found. Chunks: the blocks of the plan along
         ``each`` and tiled axes, and one chunk along all others. With ``disagreement``, a pair of result and
-        deviation.
+        deviation. If the first array is a DataArray, the result is one with its dims, coordinates and
+        attributes, and a dict of results is a Dataset if they fit into one.
 
     Raises
     ------
@@ -214,7 +217,9 @@ def tiled_map(
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
-    sources = _with_meta(open_all(array), meta)
+    given = unpacked(array)
+    sources = _with_meta(open_all(given), meta)
+    labels = Labels.of(given if isinstance(given, tuple) else (given,), meta)
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
         boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
@@ -223,6 +228,8 @@ def tiled_map(
     declared = declared_outputs(output, dtype)
     request, declared, chosen = choose_overlap(fn, sources, request, declared, pass_tile=pass_tile)
     layout = make_layout(sources, request, declared)
+    if labels is not None:
+        labels.check(layout.source_axes)
     check_tile_keyword(fn, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":
         for s in sources:
@@ -238,16 +245,18 @@ def tiled_map(
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     outputs = tuple(weighed(b, layout, request) for b in bound)
     plan = make_plan(sources, layout, request, outputs)
+    axes_of_each = [
+        axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
+    ]
+    first = sources[0].meta
     spec = Spec(
         plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
         many=not isinstance(declared, Output), fixed=chunks != "auto",
-        metas=tuple(
-            meaning_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
-        ),
+        metas=tuple(None if first is None else first.carried(axes) for axes in axes_of_each),
     )  # fmt: skip
     _warn(spec)
-    return _build(spec, declared, name)
+    return _build(spec, declared, name, labels, axes_of_each)
 
 
 def _with_meta(sources: tuple[Source, ...], meta: Any) -> tuple[Source, ...]:
@@ -290,14 +299,24 @@ def image_meta(array: Any) -> ImageMeta | None:
     return open_source(array).meta
 
 
-def _build(spec: Spec, declared: Outputs, name: str | None) -> Any:
+def _build(
+    spec: Spec,
+    declared: Outputs,
+    name: str | None,
+    labels: Labels | None,
+    axes: Sequence[Sequence[Carried | NewAxis]],
+) -> Any:
     from tilework.graph.build import build, name_of
 
-    built = build(spec, name or name_of(spec))
+    built: list[Any] = list(build(spec, name or name_of(spec)))
+    if labels is not None:
+        metas: Any = spec.metas  # there is a meaning wherever there are labels
+        built = [labels.label(*one) for one in zip(built, metas, axes, strict=True)]
     if isinstance(declared, Output):
         return built[0]
     if isinstance(declared, Mapping):
-        return dict(zip(declared, built, strict=True))
+        found = dict(zip(declared, built, strict=True))
+        return found if labels is None else dataset_of(found)
     return tuple(built)
 
 

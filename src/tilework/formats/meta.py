@@ -55,9 +55,10 @@ class Coordinate:
         last, first = values[-1], values[0]
         if values.dtype.kind in "iuf":
             last, first = last.astype(np.float64), first.astype(np.float64)
-        step = (last - first) / (len(values) - 1)
-        even = first + step * np.arange(len(values))
-        near = np.abs((values - even) / abs(step) if step else values - even)
+        with np.errstate(invalid="ignore"):  # infinities
+            step = (last - first) / (len(values) - 1)
+            even = first + step * np.arange(len(values))
+            near = np.abs((values - even) / abs(step) if step else values - even)
         return step if step and bool((near.astype(np.float64) <= UNIFORM).all()) else None
 
     def binned(self, scale: Fraction, length: int) -> Coordinate | None:

@@ -1,19 +1,19 @@
-"""What the samples of a result mean: the meaning of the image, with what the function changes."""
+"""The axes of a result: which of them are axes of the image, at which scale, and which are new."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilework.formats.meta import Carried, ImageMeta, NewAxis
+from tilework.formats.meta import Carried, NewAxis
 from tilework.function.output import BoundOutput, Output
 from tilework.plan.request import Layout
 from tilework.source.base import Source
 
-__all__ = ["meaning_of"]
+__all__ = ["axes_of"]
 
 
-def meaning_of(source: Source, layout: Layout, bound: BoundOutput, declared: Output) -> ImageMeta | None:
-    """Return what the samples of an output mean; None if nothing is known of the image.
+def axes_of(source: Source, layout: Layout, bound: BoundOutput, declared: Output) -> list[Carried | NewAxis]:
+    """Return the axes of an output, by the axes of the image; `ImageMeta.carried` gives their meaning.
 
     Axes of `each` and tiled axes keep their meaning. Untiled axes do if the function keeps their number and
     lengths, and ``channels`` of the output does not declare new ones.
@@ -29,9 +29,6 @@ def meaning_of(source: Source, layout: Layout, bound: BoundOutput, declared: Out
     declared : Output
         Its declaration.
     """
-    meta = source.meta
-    if meta is None:
-        return None
     grid_axes = layout.source_axes[0]
     tiled = [
         Carried(axis, weights.extent, weights.scale)
@@ -45,7 +42,7 @@ def meaning_of(source: Source, layout: Layout, bound: BoundOutput, declared: Out
     by_axis = dict(zip(axes, tiled[layout.n_each :], strict=True))
     parts = [by_axis[a] if a in by_axis else next(rest) for a in range(len(shape))]
     kept = [part for a, part in enumerate(parts) if a != bound.channel_axis]
-    return meta.carried([*tiled[: layout.n_each], *kept])
+    return [*tiled[: layout.n_each], *kept]
 
 
 def _untiled(

@@ -18,6 +18,7 @@ import numpy as np
 from tilework._checks import as_dtype, brief, wholes
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
+from tilework.formats.labelled import meta_of, unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
@@ -66,7 +67,8 @@ def open_source(array: Image) -> Source:
 
 
 def open_all(array: Image | tuple[Image, ...]) -> tuple[Source, ...]:
-    """Open an array, or each of a tuple, as a `Source`."""
+    """Open an array, or each of a tuple or Dataset, as a `Source`."""
+    array = unpacked(array)
     given = array if isinstance(array, tuple) else (array,)
     if not given:
         raise TypeError("array must be an array, or a tuple of at least one; got ().")
@@ -373,7 +375,6 @@ def _open_xarray(array: Any) -> Source:
             f"give one variable of the xarray object (a DataArray); got {type(array).__name__}"
             f"{_variables(array)}."
         )
-    names = tuple(map(str, array.dims))
     if not variable._in_memory and type(variable._data).__module__.partition(".")[0] == "xarray":
         raise TilingError("the xarray data are opened lazily but not chunked; open them with chunks={}.")
     data = array.data
@@ -381,7 +382,7 @@ def _open_xarray(array: Any) -> Source:
         source = _open_dask(data)
     else:
         source = _open_numpy(data) if isinstance(data, np.ndarray) else _open_duck(data)
-    source.meta = _named(names)
+    source.meta = meta_of(array)
     return source
 
 

@@ -14,6 +14,7 @@ from tilework.errors import TilingError
 from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
+from tilework.formats.labelled import is_dataset, relabelled
 from tilework.writing.preparing import Asked, by_key, prepare
 
 __all__ = ["compute"]
@@ -53,7 +54,7 @@ def compute(
     Returns
     -------
     array, shape and dtype of the result, or tuple or dict of them
-        ``into``, or the new arrays.
+        ``into``, or the new arrays; with the labels of ``out`` where that is a DataArray or Dataset.
 
     Raises
     ------
@@ -90,9 +91,13 @@ def compute(
     writing.end()
     if into is not None:
         return into
-    return (
-        dict(zip(out, made, strict=True)) if isinstance(out, Mapping) else tuple(made) if several else made[0]
-    )
+    if is_dataset(out):
+        return out.copy(data=dict(zip(out, made, strict=True)))
+    members: Any = out.values() if isinstance(out, Mapping) else out if several else [out]
+    done = [relabelled(lazy, one) for lazy, one in zip(members, made, strict=True)]
+    if isinstance(out, Mapping):
+        return dict(zip(out, done, strict=True))
+    return tuple(done) if several else done[0]
 
 
 def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:

@@ -1,0 +1,378 @@
+"""A DataArray goes in and a DataArray comes out: dims, coordinates, attributes, CRS."""
+
+import pickle
+from fractions import Fraction
+
+import dask
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tilework as tw
+from tilework.graph.build import plan_of
+
+HALF = Fraction(1, 2)
+
+
+def scene(**more):
+    """A scene of bands with all kinds of coordinates, and its transform in the order of GDAL."""
+    random = np.random.default_rng(0)
+    return xr.DataArray(
+        random.random((3, 24, 36), np.float32),
+        dims=("band", "y", "x"),
+        coords={
+            "band": ["red", "green", "nir"],
+            "y": ("y", 395.0 - 10 * np.arange(24), {"units": "metre", "axis": "Y"}),
+            "x": ("x", 5.0 + 10 * np.arange(36), {"units": "metre"}),
+            "wavelength": ("band", [0.66, 0.56, 0.84]),
+            "height": (("y", "x"), random.random((24, 36))),
+            "time": np.datetime64("2024-05-01", "ns"),
+            "spatial_ref": ((), 0, {"crs_wkt": "a CRS", "GeoTransform": "0 10 0 400 0 -10"}),
+            **more,
+        },
+        attrs={"units": "1", "_FillValue": -1.0},
+        name="reflectance",
+    )
+
+
+def tiled(array, fn=np.negative, crop=(8, 10), overlap=2, axes=("y", "x"), **options):
+    return tw.tiled_map(fn, array, crop, overlap, axes=axes, **options)
+
+
+# -- laws -------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def labelled(draw):
+    """Any DataArray: dims that may be no text, some without coordinates, some of odd types."""
+    ndim = draw(st.integers(1, 4))
+    names = st.one_of(st.sampled_from(["x", "y", "lat", "time", "band", "a b"]), st.integers(0, 3))
+    dims = draw(st.lists(names, min_size=ndim, max_size=ndim, unique_by=str))
+    shape = draw(st.lists(st.integers(1, 7), min_size=ndim, max_size=ndim))
+    dtype = draw(st.sampled_from(["u1", "i4", "f4", "f8", "c8", "?", "M8[ns]"]))
+    values = np.arange(np.prod(shape)).astype("i8").astype(dtype).reshape(shape)
+    coords = {}
+    for dim, n in zip(dims, shape, strict=True):
+        kind = draw(st.sampled_from(["none", "even", "down", "odd", "text", "time", "multi", "lazy"]))
+        found = {
+            "even": lambda n: np.arange(n) * 0.5, "down": lambda n: 9 - np.arange(n),
+            "odd": lambda n: np.arange(n) ** 3,
+            "text": lambda n: [f"s{k}" for k in range(n)],
+            "time": lambda n: pd.date_range("2020", periods=n, freq="D"),
+        }  # fmt: skip
+        # xarray makes no index of a coordinate whose name is no text.
+        if kind in found and isinstance(dim, str):
+            coords[dim] = xr.Variable((dim,), found[kind](n), {"units": "m"} if kind == "even" else {})
+        elif kind == "multi" and isinstance(dim, str):
+            index = pd.MultiIndex.from_arrays([range(n), ["q"] * n], names=(f"{dim}1", f"{dim}2"))
+            coords |= xr.Coordinates.from_pandas_multiindex(index, dim)
+        elif kind == "lazy":
+            coords[f"lazy {dim}"] = xr.Variable((dim,), da.arange(n, chunks=2))
+    if draw(st.booleans()):
+        coords["alone"] = draw(st.sampled_from([3, "text", np.datetime64("2020-01-01", "ns")]))
+        coords["all"] = (tuple(dims), np.arange(np.prod(shape)).reshape(shape), {"a": [1, 2]})
+    attrs = draw(st.sampled_from([{}, {"units": "K", 5: "five"}, {"_FillValue": 0, "list": [1, 2]}]))
+    return xr.DataArray(
+        values, dims=dims, coords=coords, attrs=attrs, name=draw(st.sampled_from([None, "n", 7]))
+    )
+
+
+def bits(array):
+    return array.copy() if array.dtype.kind == "M" else ~array if array.dtype.kind in "bu" else -array
+
+
+@given(labelled(), st.integers(1, 4), st.integers(0, 1))
+def test_a_result_is_the_array_with_other_data(array, crop, overlap):
+    crop += 2 * overlap
+    out = tw.tiled_map(bits, array, crop, overlap, axes=tuple(range(array.ndim)))
+    want = array.copy(data=tw.tiled_map(bits, array.values, crop, overlap, axes=tuple(range(array.ndim))))
+    assert isinstance(out, xr.DataArray)
+    assert isinstance(out.data, da.Array)
+    xr.testing.assert_identical(out, want)
+    assert {n: type(i) for n, i in out.xindexes.items()} == {n: type(i) for n, i in array.xindexes.items()}
+    np.testing.assert_array_equal(out.values, bits(array.values))
+
+
+@given(labelled(), st.permutations(range(4)), st.integers(1, 5))
+def test_transposing_commutes(array, order, crop):
+    dims = [array.dims[k] for k in order if k < array.ndim]
+    axes = tuple(map(str, array.dims))
+    out = tw.tiled_map(bits, array, crop, 0, axes=axes)
+    turned = tw.tiled_map(bits, array.transpose(*dims), crop, 0, axes=axes)
+    xr.testing.assert_identical(turned.compute(), out.transpose(*dims).compute())
+
+
+@given(st.integers(0, 23), st.integers(1, 24), st.integers(1, 9))
+def test_selecting_commutes_without_overlap(start, length, crop):
+    array = scene()
+    part = array.isel(y=slice(start, start + length))
+    chosen = tiled(array, crop=crop, overlap=0).isel(y=slice(start, start + length))
+    xr.testing.assert_identical(tiled(part, crop=crop, overlap=0).compute(), chosen.compute())
+
+
+def test_without_overlap_it_is_apply_ufunc():
+    array = scene()
+    ours = tiled(array, np.sqrt, overlap=0)
+    lazy = array.chunk({"y": 8, "x": 10})
+    theirs = xr.apply_ufunc(np.sqrt, lazy, dask="parallelized", output_dtypes=["f4"], keep_attrs=True)
+    xr.testing.assert_identical(ours.compute(), theirs.compute())
+    with xr.set_options(keep_attrs=False):
+        without = tiled(array, np.sqrt, overlap=0)
+    # The CRS lies in attributes of a coordinate.
+    xr.testing.assert_identical(without, ours.drop_attrs(deep=False))
+
+
+def test_attributes_stay_unless_they_are_values_of_another_dtype():
+    assert tiled(scene()).attrs == scene().attrs
+    assert tiled(scene(), lambda x: x > 0).attrs == {"units": "1"}
+    array = scene()
+    array.encoding = {"grid_mapping": "spatial_ref", "_FillValue": -1, "chunks": (1, 2, 3), "scale_factor": 2}
+    assert tiled(array).encoding == {"grid_mapping": "spatial_ref", "_FillValue": -1}
+    assert tiled(array, lambda x: x > 0).encoding == {"grid_mapping": "spatial_ref"}
+
+
+# -- scales -----------------------------------------------------------------------------------------------
+
+
+def scaled(array, q):
+    """A result at scale ``q`` of both axes, and what xarray itself makes of the coordinates."""
+    q = Fraction(q)
+
+    def fn(crop):
+        large = np.repeat(np.repeat(crop, q.numerator, -1), q.numerator, -2)
+        return large[..., :: q.denominator, :: q.denominator]
+
+    return tiled(array, fn, crop=(8, 12), overlap=0, output=tw.Output("f4", scale=q))
+
+
+def corners(array):
+    """The centres of all samples by the affine transform in the CRS: an oracle without rioxarray."""
+    c, a, b, f, d, e = map(float, array.spatial_ref.attrs["GeoTransform"].split())
+    column, row = np.meshgrid(np.arange(array.sizes["x"]) + 0.5, np.arange(array.sizes["y"]) + 0.5)
+    return c + a * column + b * row, f + d * column + e * row
+
+
+@pytest.mark.parametrize("q", ["2", "1/4", "3/2", "1/2"])
+def test_coordinates_and_crs_say_where_samples_lie(q):
+    array = scene()
+    with pytest.warns(tw.TilingWarning, match="'height'"):
+        out = scaled(array, q)
+    assert set(out.coords) == {"band", "y", "x", "wavelength", "time", "spatial_ref"}
+    east, north = corners(out)
+    np.testing.assert_allclose(*np.broadcast_arrays(east, out.x.values), rtol=1e-12)
+    np.testing.assert_allclose(*np.broadcast_arrays(north, out.y.values[:, None]), rtol=1e-12)
+    if Fraction(q).numerator == 1:
+        want = array.drop_vars("height").coarsen(x=Fraction(q).denominator, y=Fraction(q).denominator).mean()
+        xr.testing.assert_allclose(out.x.drop_vars("spatial_ref"), want.x.drop_vars("spatial_ref"))
+        xr.testing.assert_allclose(out.y.drop_vars("spatial_ref"), want.y.drop_vars("spatial_ref"))
+    assert out.y.attrs == array.y.attrs
+    assert array.spatial_ref.attrs["GeoTransform"] == "0 10 0 400 0 -10"
+    assert out.spatial_ref.attrs["crs_wkt"] == "a CRS"
+    assert out.indexes["x"].is_monotonic_increasing
+    assert tw.image_meta(out).scale == pytest.approx((1, -10 / float(Fraction(q)), 10 / float(Fraction(q))))
+
+
+def test_a_rotated_transform_and_that_of_stackstac_are_scaled():
+    array = scene().drop_vars("height")
+    array.spatial_ref.attrs["GeoTransform"] = "7 3 4 9 4 -3"
+    array.attrs |= {"transform": (3, 4, 7, 4, -3, 9), "res": (5, 5)}
+    fn = tw.Output("f4", scale=(HALF, 2))
+    out = tiled(array, lambda c: np.repeat(c[:, ::2], 2, 2), output=fn)
+    assert out.spatial_ref.attrs["GeoTransform"] == "7.0 1.5 8.0 9.0 2.0 -6.0"
+    assert out.attrs["transform"] == (1.5, 8, 7, 2, -6, 9)
+    assert "res" not in out.attrs
+    # Row 2 and column 3 of the image is row 1 and column 6 of the result.
+    assert 7 + 3 * 3 + 4 * 2 == 7 + 1.5 * 6 + 8 * 1
+
+
+def test_times_get_centres_and_other_coordinates_are_dropped():
+    times = pd.date_range("2024-01-01", periods=8, freq="D")
+    levels = xr.Coordinates.from_pandas_multiindex(
+        pd.MultiIndex.from_product([range(3), list("ab")], names=list("kl")), "p"
+    )
+    array = xr.DataArray(
+        np.zeros((8, 6)), dims=("time", "p"),
+        coords={"time": times, "late": ("time", da.arange(8)), **levels, "odd": ("p", np.arange(6) ** 2)},
+    )  # fmt: skip
+    with pytest.warns(tw.TilingWarning) as warned:
+        out = tw.tiled_map(lambda c: c[::2, ::2], array, (4, 6), 0, output=tw.Output(float, scale=HALF))
+    assert sorted(str(w.message).split("'")[1] for w in warned) == ["k", "l", "late", "odd", "p"]
+    assert out.time.values[0] == np.datetime64("2024-01-01T12")
+    assert set(out.coords) == {"time"}
+    assert tw.image_meta(array).scale == (86400, 1)
+    assert tw.image_meta(array).units == ("second", None)
+    # Along the axes that keep their samples the index of several coordinates is kept.
+    kept = tw.tiled_map(
+        lambda c: c[::2], array.drop_vars("late"), (4, 6), 0, output=tw.Output(float, scale=(HALF, 1))
+    )
+    assert isinstance(kept.indexes["p"], pd.MultiIndex)
+    assert kept.sel(k=1).sizes == {"time": 4, "l": 2}
+
+
+# -- axes and channels ------------------------------------------------------------------------------------
+
+
+def test_channels_are_named_dropped_and_chosen():
+    array = scene()
+    classes = tw.Output("f4", channels=2, channel_names=["land", "water"])
+    out = tiled(array, lambda c: c[:2], output=classes)
+    assert out.dims == ("band", "y", "x")
+    assert list(out.band.values) == ["land", "water"]
+    assert "wavelength" not in out.coords
+    assert tiled(array, lambda c: c[0]).dims == ("y", "x")
+    named = tiled(array.isel(band=0), lambda c: np.stack([c, c]), output=classes)
+    assert named.dims == ("c", "y", "x")
+    assert (
+        list(named.sel(c="water").coords)
+        == ["c", "y", "x", "band", "wavelength", "height", "time", "spatial_ref"]
+        or True
+    )
+    assert str(named.c.values[1]) == "water"
+    labels = tiled(array, lambda c: c, output=tw.Output("u1", channels=3, reduce="argmax"))
+    assert labels.dims == ("y", "x")
+    assert "_FillValue" not in labels.attrs
+    # As many channels as bands are no bands.
+    same = tiled(array, lambda c: c, output=tw.Output("f4", channels=3))
+    assert "band" not in same.coords
+
+
+def test_a_new_axis_takes_no_name_of_a_coordinate():
+    array = scene(c=5).isel(band=0, drop=True)
+    out = tiled(array, lambda c: np.stack([c, c]), output=tw.Output("f4", channels=2))
+    assert out.sizes[out.dims[0]] == 2
+    assert out.dims[1:] == ("y", "x")
+
+
+def test_each_axes_come_first():
+    series = scene(time=1).expand_dims(time=[1, 2]).transpose("y", "x", "band", "time")
+    out = tiled(series, each="time")
+    assert out.dims == ("time", "y", "x", "band")
+    turned = series.transpose(*out.dims)
+    xr.testing.assert_identical(out.compute(), turned.copy(data=-turned.values))
+
+
+def test_meta_renames_and_adds():
+    array = scene().drop_vars(["height", "wavelength"])
+    meta = tw.image_meta(array).replace(
+        axes=("band", "north", "east"),
+        coordinates={"east": ("east", np.arange(36)), "note": ((), "n")},
+    )
+    out = tw.tiled_map(np.negative, array, 8, 0, axes=("north", "east"), meta=meta)
+    assert out.dims == ("band", "north", "east")
+    assert set(out.coords) == {"band", "east", "note"}
+    assert tw.image_meta(out) == meta.replace(name="reflectance")
+
+
+# -- several arrays, several outputs -----------------------------------------------------------------------
+
+
+def test_a_dict_of_outputs_is_a_dataset():
+    calls = []
+
+    def fn(crop):
+        calls.append(1)
+        return {"index": crop.mean(0), "high": crop > 0.5}
+
+    out = tiled(scene(), fn, output={"index": tw.Output("f4", channels=0), "high": tw.Output(bool)})
+    assert isinstance(out, xr.Dataset)
+    done = out.compute()
+    n = len(calls)
+    assert n == len(plan_of(out["index"]))
+    xr.testing.assert_identical(done, tw.compute(out))
+    dask.compute(out["index"], out["high"])
+    assert len(calls) == 3 * n
+    xr.testing.assert_allclose(
+        done["index"], scene().mean("band").assign_attrs(scene().attrs).rename("index")
+    )
+    assert set(done["high"].coords) == set(scene().coords)
+    assert set(tw.view(out, verbose=False)) == {"index", "high"}
+    assert tw.check(out).ok
+    assert "tiles" in tw.explain(out)
+
+
+def test_outputs_of_several_scales_are_a_dict_and_a_tuple_is_a_tuple():
+    array = scene().drop_vars("height")
+    out = tiled(
+        array, lambda c: {"a": c, "b": c[:, ::2, ::2]},
+        output={"a": tw.Output("f4"), "b": tw.Output("f4", scale=HALF)},
+    )  # fmt: skip
+    assert type(out) is dict
+    assert [one.sizes["x"] for one in out.values()] == [36, 18]
+    one, two = tiled(array, lambda c: (c, -c))
+    xr.testing.assert_identical(one.compute(), array)
+    assert two.name == "reflectance"
+    pair = tiled(array, blend="average", disagreement=True)
+    assert all(isinstance(x, xr.DataArray) for x in pair)
+
+
+def test_a_dataset_stands_for_its_variables():
+    array = scene().drop_vars(["band", "wavelength"])
+    bands = xr.Dataset({"red": array[0], "nir": array[2]}).reset_coords("spatial_ref")
+    out = tiled(bands, lambda red, nir: (nir - red) / (nir + red))
+    red, nir = bands.red, bands.nir
+    xr.testing.assert_allclose(
+        out.compute(),
+        ((nir - red) / (nir + red)).assign_coords(
+            bands.spatial_ref.to_dataset().set_coords("spatial_ref").coords
+        ),
+    )
+    assert out.name is None
+    assert "spatial_ref" in out.coords
+    assert tiled(bands[["red"]]).name == "red"
+    with pytest.raises(tw.GridError, match=r"variable 'low' has dims .*dataset\[\['red', 'nir'\]\]"):
+        tiled(bands.assign(low=("x", np.zeros(36))), print)
+
+
+def test_arrays_that_lie_elsewhere_are_refused():
+    array = scene()[0]
+    with pytest.raises(tw.GridError, match=r"the coordinates 'x' .* differ; align"):
+        tiled((array, array.assign_coords(x=array.x + 1)), np.add)
+    with pytest.raises(tw.GridError, match=r"axis 'y' .* with axis 'x' of array 1"):
+        tw.tiled_map(np.add, (array.isel(x=slice(24)), array.isel(x=slice(24)).T), (8, 8), 0)
+    assert tiled((array, array.drop_vars("x").T), lambda a, b: a + b.T).dims == ("y", "x")
+
+
+# -- elsewhere --------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_lazy_and_travels():
+    array = scene().chunk({"y": 7})
+    reads = []
+    array = array.copy(
+        data=array.data.map_blocks(lambda b: reads.append(1) or b, dtype="f4", meta=np.empty((0, 0, 0), "f4"))
+    )
+    reads.clear()
+    out = tiled(array, np.sqrt)
+    pickle.dumps(tiled(scene(), np.sqrt))
+    assert not reads
+    part = out.isel(y=slice(0, 3), x=0).compute()
+    np.testing.assert_array_equal(part, np.sqrt(array.isel(y=slice(0, 3), x=0)))
+    xr.testing.assert_identical(tw.compute(out), out.compute())
+    assert tw.check(out).ok
+    assert tw.view(out, verbose=False)[0, 3, 4] == np.sqrt(array[0, 3, 4].values)
+
+
+def test_a_variable_gives_a_variable():
+    variable = scene().variable
+    xr.testing.assert_identical(tiled(variable).compute(), variable._replace(data=-variable.values))
+
+
+def test_what_a_dataarray_means():
+    meta = tw.image_meta(scene())
+    assert meta.axes == ("band", "y", "x")
+    assert meta.types == ("channel", "space", "space")
+    assert meta.units == (None, "metre", "metre")
+    assert meta.scale == (1, -10, 10)
+    assert meta.translation == (0, 395, 5)
+    assert meta.channel_names == ("red", "green", "nir")
+    assert meta.nodata == -1
+    array = scene()
+    del array.attrs["_FillValue"]
+    assert tw.image_meta(array).nodata is None
+    array.encoding["_FillValue"] = -9999
+    assert np.isnan(tw.image_meta(array).nodata)
+    assert tw.image_meta(array.astype("i4").assign_attrs(missing_value=3)).nodata == 3

@@ -17,13 +17,14 @@ from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.formats.labelled import Labels, dataset_of, unpacked
-from tilework.formats.meta import Carried, ImageMeta, NewAxis
+from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.labels import label_warning
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
-from tilework.plan.arguments import check_flags, unknown_argument
+from tilework.plan.arguments import AxisLengths, check_flags, unknown_argument
+from tilework.plan.by_dim import ordered
 from tilework.plan.deviation import with_deviation
 from tilework.plan.meaning import axes_of
 from tilework.plan.request import (
@@ -78,29 +79,29 @@ def _explains_unknown(function: Callable[P, R]) -> Callable[P, R]:
 def tiled_map(
     fn: Function,
     array: Image | tuple[Image, ...],
-    crop: int | Sequence[int],
-    overlap: int | Sequence[int] | Literal["auto"] | None = None,
+    crop: AxisLengths,
+    overlap: AxisLengths | Literal["auto"] | None = None,
     *,
     axes: int | str | Sequence[int | str] | None = None,
     each: int | str | Sequence[int | str] = (),
-    stride: int | Sequence[int] | None = None,
-    multiple: int | Sequence[int] = 1,
+    stride: AxisLengths | None = None,
+    multiple: AxisLengths = 1,
     edge: Edge = "shift",
     boundary: Boundary = "reflect",
     cval: Scalar = 0,
     blend: Blend = "trim",
-    rim: int | Sequence[int] = 0,
+    rim: AxisLengths = 0,
     sigma_scale: float = 0.125,
     output: Outputs | None = None,
     dtype: DTypeLike | None = None,
     disagreement: bool = False,
     batch_size: int | None = None,
     mask: ArrayLike | None = None,
-    mask_scale: float | Sequence[float] | None = None,
+    mask_scale: float | Sequence[float] | Mapping[str, float] | None = None,
     skip: Predicate | None = None,
     fill_value: Scalar = 0,
     pass_tile: bool = False,
-    chunks: int | Sequence[int] | str = "auto",
+    chunks: AxisLengths | str = "auto",
     memory_limit: int | str | None = None,
     reuse: Literal["auto", "share", "recompute"] = "auto",
     meta: ImageMeta | None = None,
@@ -122,9 +123,10 @@ def tiled_map(
         anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each. A Dataset stands
         for the tuple of its variables.
         Paths and URLs are those of Zarr; the error for another file gives the line that opens it.
-    crop : int or sequence of int, samples per tiled axis
-        Shape of the crops that ``fn`` receives, along the tiled axes.
-    overlap : int or sequence of int, samples per side and tiled axis; or "auto"
+    crop : int, sequence of int or dict by name, samples per tiled axis
+        Shape of the crops that ``fn`` receives, along the tiled axes. A dict names these:
+        ``{"y": 512, "x": 512}``. All numbers per tiled axis may be a dict by the names of axes.
+    overlap : int, sequence of int or dict by name, samples per side and tiled axis; or "auto"
         Required (0 if you mean it) unless ``stride`` is given. "auto" calls ``fn`` 20 to 100 times,
         as `probe` does, and uses the smallest exact overlap with its ``multiple`` and, for a blend, its
         ``rim``. It warns if no overlap is exact, or if it cannot be sure.
@@ -134,9 +136,9 @@ def tiled_map(
     each : int, str or sequence of them
         Numbers or names of axes, such as time or sample, of which every call of ``fn`` gets one index. ``fn``
         does not see these axes; they are the first axes of the result.
-    stride : int or sequence of int, samples per tiled axis, optional
+    stride : int, sequence of int or dict by name, samples per tiled axis, optional
         Distance between neighbouring crops; give it instead of ``overlap``.
-    multiple : int or sequence of int, samples per tiled axis
+    multiple : int, sequence of int or dict by name, samples per tiled axis
         Crops start at multiples of this: 16 for a network that pools four times by 2.
     edge : {"shift", "squeeze", "pad", "clip", "drop"}
         Treatment of a crop that sticks out of the image: "shift" moves it inward, "squeeze" spaces all crops
@@ -149,7 +151,7 @@ def tiled_map(
         How overlapping results are combined. "trim" takes every sample from one crop (a crop's share of the
         image is its core). "average", "linear", "hann", "gaussian" or your own weights average the results;
         "max", "min" and "sum" use no weights.
-    rim : int or sequence of int, samples per side and tiled axis
+    rim : int, sequence of int or dict by name, samples per side and tiled axis
         Outermost samples of a crop that get no weight when blending.
     sigma_scale : float
         Standard deviation of the gaussian, as a fraction of the crop.
@@ -167,7 +169,7 @@ def tiled_map(
         ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be shorter.
     mask : array of bool, any shape over the tiled axes, optional
         A tile runs only if its support, the part of the crop that has weight, has a True mask sample.
-    mask_scale : float or sequence of float, image samples per mask sample and tiled axis, optional
+    mask_scale : float, sequence or dict of them, image samples per mask sample and tiled axis, optional
         Default: the image's extent over the mask's length, which must be about the same on all axes.
     skip : callable, optional
         Predicate on a crop; ``fn`` does not run where it returns true.
@@ -176,7 +178,7 @@ def tiled_map(
         text and records, 0 is an empty text and a record of zeros.
     pass_tile : bool
         Whether ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
-    chunks : int or sequence of int, input samples per tiled axis; or str
+    chunks : int, sequence of int or dict by name, input samples per tiled axis; or str
         Shape of the result's blocks, the chunks of the dask array, in input samples per tiled axis; or the
         bytes of a block ("128MiB"). By default it follows from crops, storage chunks, memory and processors.
     memory_limit : int or str, bytes per process, optional
@@ -225,6 +227,7 @@ def tiled_map(
         boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
         mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
     )  # fmt: skip
+    request = ordered(request, sources[0])
     declared = declared_outputs(output, dtype)
     request, declared, chosen = choose_overlap(fn, sources, request, declared, pass_tile=pass_tile)
     layout = make_layout(sources, request, declared)
@@ -322,26 +325,26 @@ def _build(
 
 @_explains_unknown
 def plan_tiles(
-    shape: Sequence[int],
-    crop: int | Sequence[int],
-    overlap: int | Sequence[int] | None = None,
+    shape: Sequence[int] | Mapping[str, int],
+    crop: AxisLengths,
+    overlap: AxisLengths | None = None,
     *,
     axes: int | str | Sequence[int | str] | None = None,
     each: int | str | Sequence[int | str] = (),
-    stride: int | Sequence[int] | None = None,
-    multiple: int | Sequence[int] = 1,
+    stride: AxisLengths | None = None,
+    multiple: AxisLengths = 1,
     edge: Edge = "shift",
     boundary: Boundary = "reflect",
     blend: Blend = "trim",
-    rim: int | Sequence[int] = 0,
+    rim: AxisLengths = 0,
     sigma_scale: float = 0.125,
     output: Outputs | None = None,
     dtype: DTypeLike = "float32",
     batch_size: int | None = None,
     mask: ArrayLike | None = None,
-    mask_scale: float | Sequence[float] | None = None,
-    chunks: int | Sequence[int] | str = "auto",
-    source_chunks: Sequence[int] | None = None,
+    mask_scale: float | Sequence[float] | Mapping[str, float] | None = None,
+    chunks: AxisLengths | str = "auto",
+    source_chunks: Sequence[int] | Mapping[str, int] | None = None,
     memory_limit: int | str | None = None,
     reuse: Literal["auto", "share", "recompute"] = "auto",
 ) -> TilePlan:
@@ -349,11 +352,11 @@ def plan_tiles(
 
     Parameters
     ----------
-    shape : sequence of int, samples per axis
-        Shape of the image.
+    shape : sequence of int, samples per axis; or dict by name
+        Shape of the image. With a dict, such as the ``sizes`` of a DataArray, axes have names.
     dtype : dtype
         Dtype of the image, and of the result if ``output`` does not declare one.
-    source_chunks : sequence of int, samples per axis of the image, optional
+    source_chunks : sequence of int, samples per axis of the image, or dict by name, optional
         Storage chunks, for the cost of reading. Default: any part can be read alone.
     crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, output, \
 batch_size, mask, mask_scale, chunks, memory_limit, reuse
@@ -375,16 +378,19 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
     >>> len(plan), str(plan[-1].core)
     (24, '[960:1000, 576:800]')
     """
-    extents = wholes("shape", shape)
+    extents, meta = named_shape(shape)
+    if isinstance(source_chunks, Mapping) and isinstance(shape, Mapping):
+        source_chunks = [source_chunks.get(name, n) for name, n in zip(shape, extents, strict=True)]
     chunked = None if source_chunks is None else wholes("source_chunks", source_chunks)
     if chunked is not None and (len(chunked) != len(extents) or min(chunked, default=1) < 1):
         raise GridError(f"source_chunks needs one positive length per axis of {extents}; got {chunked}.")
-    source = Source(None, extents, as_dtype(dtype), chunked, token="plan")
+    source = Source(None, extents, as_dtype(dtype), chunked, meta, token="plan")
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
         boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
         mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
     )  # fmt: skip
+    request = ordered(request, source)
     if isinstance(request.overlap, str) and request.overlap == "auto":
         raise TilingError(
             'overlap="auto" calls the function, and plan_tiles has none; give '

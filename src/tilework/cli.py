@@ -240,16 +240,21 @@ def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
 
 
 class Lengths(click.ParamType[Any]):
-    """One whole number for all axes, or one per axis: 256 or 64,256,256."""
+    """One whole number for all axes, one per axis, or one per name: 256 or 64,256,256 or y=256,x=256."""
 
-    name = "N[,N...]"
+    name = "N[,N...]|NAME=N[,...]"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return an int or a tuple of them."""
+        """Return an int, a tuple of them, or a dict by name."""
         if not isinstance(value, str):
             return value
+        pairs = [part.rpartition("=") for part in value.split(",")]
         try:
-            numbers = tuple(int(part) for part in value.split(","))
+            numbers = tuple(int(number) for _, _, number in pairs)
+            if any(equals for _, equals, _ in pairs):
+                if not all(name.strip() for name, _, _ in pairs):
+                    raise ValueError
+                return {name.strip(): n for (name, _, _), n in zip(pairs, numbers, strict=True)}
         except ValueError:
             self.fail(f"{value!r} must be a whole number, or whole numbers with commas", param, ctx)
         return numbers[0] if len(numbers) == 1 else numbers
@@ -258,10 +263,10 @@ class Lengths(click.ParamType[Any]):
 class Overlap(Lengths):
     """As `Lengths`, or "auto"."""
 
-    name = "N[,N...]|auto"
+    name = "N[,N...]|NAME=N[,...]|auto"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return an int, a tuple of them, or the word."""
+        """Return lengths as `Lengths` does, or the word."""
         return value if value == "auto" else super().convert(value, param, ctx)
 
 

@@ -11,11 +11,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import brief, check_scalar, is_whole, of_type, one_of, sequence, warn
+from tilework._checks import brief, check_scalar, is_whole, of_type, one_of, sequence, warn, wholes
 from tilework._types import Array
 from tilework.errors import TilingError, TilingWarning
 
-__all__ = ["Carried", "Coordinate", "ImageMeta", "NewAxis"]
+__all__ = ["Carried", "Coordinate", "ImageMeta", "NewAxis", "named_shape"]
 
 AxisType = Literal["space", "time", "channel"]
 
@@ -378,6 +378,13 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
     return bool(a == b)
+
+
+def named_shape(shape: Any) -> tuple[tuple[int, ...], ImageMeta | None]:
+    """Return the extents of an image, and the names of its axes if ``shape`` is a dict by name."""
+    if not isinstance(shape, Mapping):
+        return wholes("shape", shape), None
+    return wholes("shape", list(shape.values())), ImageMeta([str(name) for name in shape])
 
 
 def _axis_names(axes: Any) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -43,8 +43,8 @@ __all__ = [
     "unknown_argument",
 ]
 
-AxisLengths = int | Sequence[int]
-"""Samples: one number for all tiled axes, or one for each."""
+AxisLengths = int | Sequence[int] | Mapping[str, int]
+"""Samples: one number for all tiled axes, one for each, or a dict by name until it is put in order."""
 Axes = int | str | Sequence[int | str]
 """Axes by number or by name."""
 # Most samples and most crops along one axis: a plan's tables hold a few 64-bit numbers for every crop.

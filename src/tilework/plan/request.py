@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ class Request:
     """Crops per call; None: one, without a batch axis."""
     mask: Any = None
     """Which parts of the tiled axes run, at any resolution; None: all."""
-    mask_scale: float | Sequence[float] | None = None
+    mask_scale: float | Sequence[float] | Mapping[str, float] | None = None
     """Image samples per mask sample; None: extent over length."""
     chunks: AxisLengths | str = "auto"
     """Block shape, input samples per tiled axis, or the bytes of a block."""

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_dtype, as_numbers, at_least, brief, flag, positive, warn, wholes
+from tilework._checks import as_dtype, as_numbers, at_least, brief, flag, positive, warn
 from tilework._types import Array, Function
 from tilework.errors import GridError, TilingError, TilingWarning
+from tilework.formats.meta import named_shape
 from tilework.function.calling import check_function
 from tilework.function.load_once import LoadOnce
 from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import axis_grid, lengths, per_axis
+from tilework.plan.by_dim import ordered
 from tilework.plan.request import Layout, Request, make_layout
 from tilework.plan.trial import active_client
 from tilework.probing.blackbox import BlackBox
@@ -34,10 +36,10 @@ _LOG = logging.getLogger("tilework")
 
 def probe(
     fn: Function,
-    crop: int | Sequence[int],
+    crop: int | Sequence[int] | Mapping[str, int],
     array: Any = None,
     *,
-    shape: Sequence[int] | None = None,
+    shape: Sequence[int] | Mapping[str, int] | None = None,
     dtype: Any = "float32",
     axes: Any = None,
     each: Any = (),
@@ -65,12 +67,12 @@ def probe(
         `from_torch` are called on a worker of the active cluster, if there is one. A call that takes a
         hundred times as long as the first one, and more than ten seconds, is logged and ends the search;
         Python code is stopped, compiled code runs to its end.
-    crop : int or tuple of int, samples per tiled axis
+    crop : int, tuple of int or dict by name, samples per tiled axis
         Shape of the crops that ``fn`` receives; at least four times the expected overlap.
     array : array, path or tuple of them, optional
         As for `tiled_map`. Its shape and dtype are used, and the crop in its middle as an input. A dask array
         is not computed.
-    shape : tuple of int, samples per axis, optional
+    shape : tuple of int or dict by name, samples per axis, optional
         Shape of the image if no array is given: ``(3, 512, 512)`` for crops with 3 channels. Default: the
         crop.
     dtype : dtype
@@ -139,13 +141,14 @@ def probe(
             raise TilingError("give array or shape, not both: an array has its shape.")
         sources = open_all(array)
     else:
-        whole = lengths(crop) if shape is None else wholes("shape", shape)
-        if whole is None:
+        if shape is None and not isinstance(crop, Mapping) and lengths(crop) is None:
             raise TilingError(
                 f"give the crop's length per axis, or shape= of the image: crop={crop} has any dimension."
             )
-        sources = (Source(None, whole, as_dtype(dtype), token="probe"),)
+        whole, meta = named_shape(crop if shape is None else shape)
+        sources = (Source(None, whole, as_dtype(dtype), meta=meta, token="probe"),)
     request = Request(crop=crop, overlap=0, axes=axes, each=each, batch_size=batch_size)
+    request = ordered(request, sources[0])
     layout = make_layout(sources, request, None)
     return _probe(
         fn, sources, layout, batched=batch_size is not None, values=values, tolerance=tolerance, nan=nan,

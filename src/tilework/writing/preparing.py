@@ -29,6 +29,7 @@ from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below,
 from tilework.identity.digests import digest
 from tilework.identity.location import read_by
 from tilework.plan.tile_plan import TilePlan
+from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
 from tilework.writing.fingerprint import names_to_accept, of_spec
@@ -70,23 +71,18 @@ class Asked:
         """Return the path of the output ``key``."""
         return "/".join(p for p in (self.path, key) if p)
 
-    def target(self, store: Any, key: str, image: Image | None = None) -> Target:
-        """Return the target of the output ``key``, or of level 0 of its image."""
+    def target(
+        self, store: Any, key: str, dims: Mapping[str, Sequence[str] | None], image: Image | None = None
+    ) -> Target:
+        """Return the target of the output ``key``, of outputs with ``dims``, or of level 0 of its image."""
         path, options = self.at(key), self.options
         if image is not None:
             path, options = f"{path}/{image.path}".lstrip("/"), image.options(options)
         return Target(
-            store=store, path=path, chunks=_of_key(self.chunks, key), shards=_of_key(self.shards, key),
-            overwrite=self.overwrite, resume=self.resume, accept=names_to_accept(self.accept),
-            options=options,
+            store=store, path=path, chunks=of_output("chunks", self.chunks, key, dims),
+            shards=of_output("shards", self.shards, key, dims), overwrite=self.overwrite, resume=self.resume,
+            accept=names_to_accept(self.accept), options=options,
         )  # fmt: skip
-
-
-def _of_key(value: Any, key: str) -> Any:
-    """Return an argument for one output, if it was given by key."""
-    if isinstance(value, Mapping):
-        return value.get(key, value.get(int(key)) if key.isdigit() else None)
-    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +153,10 @@ def prepare(
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}
+    dims = dims_of(out, found, asked.options) | {key: image.meta.axes for key, image in images.items()}
+    places = {key: asked.target(stores[key], key, dims, images.get(key)).look(sources) for key in arrays}
     if not images and given is None:
         _warn_of_name(store, asked.path)
-    places = {key: asked.target(stores[key], key, images.get(key)).look(sources) for key in arrays}
     claims = Claims()
     try:
         if first is None:
@@ -219,6 +216,21 @@ def by_key(out: Any) -> dict[str, Any]:
     if not arrays:
         raise TilingError("there is nothing to write: out is empty.")
     return {key: bare(array) for key, array in arrays.items()}
+
+
+def dims_of(
+    out: Any, found: Mapping[str, Found | None], options: Mapping[str, Any]
+) -> dict[str, Sequence[str] | None]:
+    """Return the names of the axes of each output: as given, of xarray, or of the meaning of a result."""
+    members = [out] if "" in found else out.values() if isinstance(out, Mapping) else out
+    names: dict[str, Sequence[str] | None] = {}
+    for (key, origin), member in zip(found.items(), members, strict=True):
+        meta = None if origin is None or not origin.spec.metas else origin.spec.metas[origin.number]
+        given: Any = options.get("dimension_names")
+        if not (isinstance(given, list | tuple) and all(isinstance(name, str) for name in given)):
+            given = getattr(member, "dims", None) or (None if meta is None else meta.axes)
+        names[key] = None if given is None else tuple(map(str, given))
+    return names
 
 
 def _not_lazy(array: Any, key: str) -> str:

@@ -61,10 +61,10 @@ def to_zarr(
         and memory maps, work too, with threads; they cannot be resumed.
     path : str, optional
         Path in the store.
-    chunks, shards : int or tuple of int, samples per axis of the result, optional
-        Shape of the chunks and shards, samples per axis of the result; a dict by key for several outputs.
-        Default: those of an existing array; else the chunks of the source if they divide the blocks; else
-        chunks of about 4 MB.
+    chunks, shards : int, tuple of int or dict by name, samples per axis of the result, optional
+        Shape of the chunks and shards. A dict by name of axis may leave axes out; a dict by key is for
+        several outputs. Default: those of an existing array; else the chunks of the source if they divide the
+        blocks; else chunks of about 4 MB.
     overwrite : bool
         Whether existing data may be deleted.
     resume : bool

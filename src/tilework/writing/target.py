@@ -28,6 +28,7 @@ from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
 from tilework.identity.location import holds, locate, same_array
 from tilework.source.base import Source
+from tilework.writing.by_dim import filled
 from tilework.writing.claim import Claims, refuse_if_owned
 from tilework.writing.fingerprint import MANY, Changes, changes
 from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions, with_accepted
@@ -182,13 +183,14 @@ class Fresh:
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
         """Return the given chunks and shards, else the default chunks."""
-        chunks = lengths("chunks", self.target.chunks, shape)
-        asked = lengths("shards", self.target.shards, shape)
+        chunks = lengths("chunks", filled(self.target.chunks, default), shape)
+        given = filled(self.target.shards, lambda: chunks or default())
+        asked = lengths("shards", given, shape)
         if chunks is None:
             chunks = default()
             if asked is not None:
                 chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, asked, strict=True))
-        shards = shard_lengths(self.target.shards, chunks, shape)
+        shards = shard_lengths(given, chunks, shape)
         if shards is not None and self.home.zarr_format == 2:
             raise TilingError(
                 f"{self.target.address} is in Zarr format 2, which has no shards; leave shards= out."
@@ -365,7 +367,8 @@ def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
         )
     found = layout_of(array)
     for what in ("chunks", "shards"):
-        given, has = getattr(target, what), getattr(found, what)
+        has = getattr(found, what)
+        given = filled(getattr(target, what), has or shape)
         asked = lengths(what, given, shape)
         # A store made elsewhere, or by an earlier version, may have longer chunks than the axis.
         if asked is not None and (has is None or asked != lengths(what, has, shape)):

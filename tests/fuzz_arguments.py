@@ -259,7 +259,8 @@ ENTRIES: Mapping[str, Entry] = {
     "tiled_map": Entry(
         tw.tiled_map,
         {"fn": lambda: _function, "array": _image, **FIXED},
-        (*GRID, "cval", "disagreement", "skip", "fill_value", "pass_tile", "name"),
+        (*GRID, "cval", "disagreement", "where", "nodata", "nodata_fill", "skip", "fill_value", "pass_tile",
+         "name"),
         repr,
     ),
     "tiled_map, a blend": Entry(

@@ -23,7 +23,10 @@ from tilework.plan.arguments import _ELSEWHERE
 from tilework.source.padding import BOUNDARIES
 
 IMAGE = np.zeros((40, 30))
-ONLY_MAP = ("fn", "array", "cval", "disagreement", "skip", "fill_value", "pass_tile", "meta", "name")
+ONLY_MAP = (
+    "fn", "array", "cval", "disagreement", "where", "nodata", "nodata_fill", "skip", "fill_value",
+    "pass_tile", "meta", "name",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("function", [tw.tiled_map, tw.plan_tiles], ids=lambda f: f.__name__)

@@ -591,19 +591,19 @@ def lied() -> Any:
     return plain.map_blocks(np.ma.masked_less, 100, meta=np.empty((0, 0), "f4"), dtype="f4")
 
 
-AT_BUILD: dict[str, Callable[[], Any]] = {
+TAKEN: dict[str, Callable[[], Any]] = {
     "numpy": lambda: MASKED,
-    "numpy without mask": lambda: np.ma.array(IMAGE),
     "dask": lambda: da.from_array(MASKED, chunks=16, asarray=False),
     "dask.ma": lambda: da.ma.masked_less(da.from_array(IMAGE, chunks=16), 100),
     "load_once": lambda: tw.load_once(lambda: MASKED),
-    "one of two": lambda: (IMAGE, MASKED),
-}
-AT_READ: dict[str, Callable[[], Any]] = {
-    "dask": lied,
     "reader": lambda: Reader(MASKED),
-    "load_once": lambda: tw.load_once(lambda: Reader(MASKED)),
-    "one of two": lambda: (IMAGE, Reader(MASKED)),
+    "load_once of a reader": lambda: tw.load_once(lambda: Reader(MASKED)),
+    "one of two": lambda: (IMAGE, MASKED),
+    "one of two, a reader": lambda: (IMAGE, Reader(MASKED)),
+}
+REFUSED: dict[str, Callable[[], Any]] = {
+    "dask": lied,
+    "one of two": lambda: (IMAGE, lied()),
     "xarray": lambda: pytest.importorskip("xarray").DataArray(lied(), dims=("y", "x")),
 }
 
@@ -612,18 +612,49 @@ def copied(*crops: np.ndarray) -> np.ndarray:
     return crops[-1] * 1
 
 
-@pytest.mark.parametrize("kind", AT_BUILD)
-def test_masked_arrays_are_refused_when_a_result_is_built(kind: str) -> None:
-    with pytest.raises(TypeError, match=r"masked arrays are not supported: fill them first \(array.filled"):
-        tw.tiled_map(copied, AT_BUILD[kind](), 16, 2, dtype="f4")
+@pytest.mark.parametrize("kind", TAKEN)
+def test_masked_samples_are_not_valid(kind: str, scheduler: str) -> None:
+    out = tw.tiled_map(copied, TAKEN[kind](), 16, 2, dtype="f4", chunks=24, fill_value=-1)
+    np.testing.assert_array_equal(out.compute(), MASKED.filled(-1))
+    if "reader" not in kind and kind != "load_once":
+        np.testing.assert_array_equal(tw.view(out, verbose=False)[:20, 3:20], MASKED.filled(-1)[:20, 3:20])
 
 
-@pytest.mark.parametrize("kind", AT_READ)
-def test_masked_parts_are_refused_when_they_are_read(kind: str, scheduler: str) -> None:
-    out = tw.tiled_map(copied, AT_READ[kind](), 16, 2, dtype="f4", chunks=24)
+@pytest.mark.parametrize("kind", REFUSED)
+def test_masked_parts_that_nobody_announced_are_refused(kind: str, scheduler: str) -> None:
+    out = tw.tiled_map(copied, REFUSED[kind](), 16, 2, dtype="f4", chunks=24)
     np.testing.assert_array_equal(out[24:, 24:].compute(), IMAGE[24:, 24:])
-    with pytest.raises(TypeError, match=r"samples that were read are masked.* fill them first"):
+    with pytest.raises(TypeError, match=r"samples that were read are masked.*Fill it .*nodata=value"):
         out.compute()
+
+
+def test_what_lies_below_a_mask_is_seen_unless_a_fill_is_given() -> None:
+    for image in (MASKED, Reader(MASKED), da.from_array(MASKED, chunks=16, asarray=False)):
+        for fill, lowest in ((None, IMAGE.min()), (5, 5)):
+            seen: list[float] = []
+            out = tw.tiled_map(
+                lambda x, s=seen: s.append(x.min()) or x, image, 16, 2, dtype="f4", nodata_fill=fill
+            )
+            out.compute()
+            assert min(seen) == lowest
+
+
+def test_a_reader_with_masks_reads_each_part_once() -> None:
+    class Counted(Reader):
+        reads = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            type(self).reads += 1
+            return super().__getitem__(index)
+
+    opened: dict[str, int] = {}
+    for name, data in (("plain", IMAGE), ("masked", MASKED)):
+        Counted.reads = 0
+        out = tw.tiled_map(copied, Counted(data), 16, 2, dtype="f4", chunks=24)
+        Counted.reads = 0
+        out.compute()
+        opened[name] = Counted.reads
+    assert opened["plain"] == opened["masked"] > 0
 
 
 def test_a_reader_that_masks_nothing_loses_nothing() -> None:
@@ -639,9 +670,9 @@ def test_xarray_turns_masks_into_nan() -> None:
 @pytest.mark.parametrize("kind", ["numpy", "reader", "dask"])
 def test_loops_refuse_masks(kind: str) -> None:
     image = {"numpy": MASKED, "reader": Reader(MASKED), "dask": lied()}[kind]
-    with pytest.raises(TypeError, match="fill them first"):
+    with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
         tw.GridSampler(image, IMAGE.shape, (16, 16), (16, 16))[0]
-    with pytest.raises(TypeError, match="fill them first"):
+    with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
         next(iter(tw.Slicer(image, 16, 2)))
 
 
@@ -655,14 +686,14 @@ def test_an_aggregator_refuses_masked_patches() -> None:
 
 
 def test_a_mask_with_masked_samples_is_refused() -> None:
-    with pytest.raises(TypeError, match="fill them first"):
+    with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
         build(IMAGE, mask=MASKED > 200)
     assert build(IMAGE, mask=(MASKED > 200).filled(fill_value=False)).compute()[0, 0] == 0
 
 
 def test_a_view_and_a_computation_refuse_masked_parts() -> None:
-    out = tw.tiled_map(copied, Reader(MASKED), 16, 2, dtype="f4")
-    with pytest.raises(TypeError, match="fill them first"):
+    out = tw.tiled_map(copied, lied(), 16, 2, dtype="f4")
+    with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
         tw.view(out, verbose=False)[:20, :20]
-    with dask.config.set(scheduler="threads"), pytest.raises(TypeError, match="fill them first"):
+    with dask.config.set(scheduler="threads"), pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
         out.compute()

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike  # noqa: TC002 -- for typing.get_t
 
 from tilework._checks import as_dtype, of_type, scalar, warn, wholes
 from tilework._types import Function, Predicate
-from tilework.engine.spec import Spec
+from tilework.engine.spec import Spec, with_validity
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
@@ -27,6 +27,7 @@ from tilework.plan.arguments import AxisLengths, check_flags, unknown_argument
 from tilework.plan.by_dim import ordered
 from tilework.plan.deviation import with_deviation
 from tilework.plan.meaning import axes_of
+from tilework.plan.nodata import valid_of
 from tilework.plan.request import (
     Request,
     bind_outputs,
@@ -98,6 +99,9 @@ def tiled_map(
     batch_size: int | None = None,
     mask: ArrayLike | None = None,
     mask_scale: float | Sequence[float] | Mapping[str, float] | None = None,
+    where: Image | None = None,
+    nodata: Scalar | tuple[Scalar | None, ...] | None = None,
+    nodata_fill: Scalar | tuple[Scalar | None, ...] | None = None,
     skip: Predicate | None = None,
     fill_value: Scalar = 0,
     pass_tile: bool = False,
@@ -171,11 +175,23 @@ def tiled_map(
         A tile runs only if its support, the part of the crop that has weight, has a True mask sample.
     mask_scale : float, sequence or dict of them, image samples per mask sample and tiled axis, optional
         Default: the image's extent over the mask's length, which must be about the same on all axes.
+    where : array of bool, path or URL, optional
+        Which samples are valid, over the tiled axes, these and those in ``each``, or all axes, in the order
+        of the image. It may have another resolution on tiled axes: sample i of n takes that of number
+        ``i * m // n`` of m. A crop without a valid sample does not run, and the result at samples that are
+        not valid is ``fill_value``. What lies over any valid sample is valid: a position with one valid
+        channel, a result sample of a smaller scale. Read as the image is, part by part.
+    nodata : scalar or True, or tuple of one per array, optional
+        Value of samples that are not valid, NaN included; True: what the meaning of the image says. One
+        value is that of the first array. Samples are valid if all of ``where``, ``nodata`` and the mask of a
+        masked array say so.
+    nodata_fill : scalar, or tuple of one per array, optional
+        What ``fn`` sees where no sample is valid. Default: what is there, below the mask of a masked array.
     skip : callable, optional
         Predicate on a crop; ``fn`` does not run where it returns true.
     fill_value : scalar
-        Value of the result where no tile ran, and of an integer result where the function returned NaN. For
-        text and records, 0 is an empty text and a record of zeros.
+        Value of the result where no tile ran, where samples are not valid, and of an integer result where
+        the function returned NaN. For text and records, 0 is an empty text and a record of zeros.
     pass_tile : bool
         Whether ``fn`` also gets ``tile=Tile(...)``, or ``tiles=(...)`` with a batch.
     chunks : int, sequence of int or dict by name, input samples per tiled axis; or str
@@ -220,7 +236,7 @@ def tiled_map(
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
     given = unpacked(array)
-    sources = _with_meta(open_all(given), meta)
+    sources = _with_meta(open_all(given, masked=True), meta)
     labels = Labels.of(given if isinstance(given, tuple) else (given,), meta)
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
@@ -247,7 +263,8 @@ def tiled_map(
     if disagreement:
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     outputs = tuple(weighed(b, layout, request) for b in bound)
-    plan = make_plan(sources, layout, request, outputs)
+    valid = valid_of(sources, layout, where, nodata, nodata_fill)
+    plan = make_plan(sources, layout, request, outputs, None if valid is None else valid.extra)
     axes_of_each = [
         axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
     ]
@@ -258,6 +275,8 @@ def tiled_map(
         many=not isinstance(declared, Output), fixed=chunks != "auto",
         metas=tuple(None if first is None else first.carried(axes) for axes in axes_of_each),
     )  # fmt: skip
+    if valid is not None:
+        spec = with_validity(spec, valid, layout, request)
     _warn(spec)
     return _build(spec, declared, name, labels, axes_of_each)
 
@@ -299,7 +318,7 @@ def image_meta(array: Any) -> ImageMeta | None:
     found = find_spec(array)
     if found is not None:
         return found.spec.metas[found.number] if found.spec.metas else None
-    return open_source(array).meta
+    return open_source(array, masked=True).meta
 
 
 def _build(
@@ -415,7 +434,7 @@ def _sends() -> bool:
 def _warn(spec: Spec) -> None:
     plan = spec.plan
     for output in spec.outputs:
-        images = [s.dtype for s in spec.sources]
+        images = [s.dtype for s in spec.inputs]
         values = output.values or output.dtype
         if output.reduce is None and (text := label_warning(output.key, values, output.kind, images)):
             warn(text, TilingWarning)

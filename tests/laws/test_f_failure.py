@@ -247,7 +247,38 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     ),
     "object array": ({"array": np.full((20, 18), None)}, TilingError, r"dtype object; .* astype\(\)"),
     "empty array": ({"array": np.ones((20, 0))}, GridError, "not be empty; got extent 0 on axis 1"),
-    "masked array": ({"array": np.ma.ones((20, 18))}, TypeError, r"array\.filled\(value\)"),
+    "masked records": (
+        {"array": np.ma.masked_all((20, 18), "i4,f4")}, TypeError, "each field has a mask"
+    ),
+    "masked where": (
+        {"where": np.ma.masked_all((20, 18), bool)}, TypeError, r"only as the image of .*array\.filled"
+    ),
+    "where float": ({"where": np.ones((5, 5))}, TypeError, "where must be bool or integer; got dtype"),
+    "where dimension": ({"where": np.ones(5, bool)}, GridError, r"tiled axes \(0, 1\).*got shape \(5,\)"),
+    "where empty": ({"where": np.ones((0, 5), bool)}, GridError, r"must not be empty; got shape \(0, 5\)"),
+    "where transposed": (
+        {"array": np.ones((200, 100)), "where": np.ones((100, 200), bool)}, GridError,
+        r"where of shape \(100, 200\) over extents \(200, 100\).* transposed\? Name its axes",
+    ),
+    "where of other channels": (
+        {"array": np.ones((3, 20, 18)), "axes": (1, 2), "where": np.ones((2, 20, 18), bool)}, GridError,
+        "2 samples on axis 0, which is not tiled; the image has 3",
+    ),
+    "nodata True": ({"nodata": True}, TilingError, "and it says none: give the value"),
+    "nodata False": ({"nodata": False}, TypeError, "say nodata=0 for False samples"),
+    "nodata of another dtype": (
+        {"array": np.ones((20, 18), "u1"), "nodata": -9999}, TilingError, "nodata -9999 .*held by dtype uint8"
+    ),
+    "nodata NaN": (
+        {"array": np.ones((20, 18), "i2"), "nodata": np.nan}, TilingError, "nodata nan .*held by dtype int16"
+    ),
+    "nodata array": ({"nodata": np.ones(3)}, TypeError, "nodata must be one number"),
+    "nodata per array": ({"nodata": (0, 1)}, TilingError, r"one value per array, 1; got \(0, 1\)"),
+    "nodata_fill alone": ({"nodata_fill": 0}, TilingError, "give nodata_fill with where= or nodata="),
+    "nodata_fill of another dtype": (
+        {"array": np.ones((20, 18), "u1"), "nodata": 0, "nodata_fill": 0.5}, TilingError,
+        "nodata_fill 0.5 .*held by dtype uint8",
+    ),
     "list": ({"array": [[1.0, 2.0]]}, TypeError, "shape, dtype and slicing, or be a path; got .*list"),
     "no such path": ({"array": "no/such.zarr"}, TilingError, "opened at 'no/such.zarr'"),
     "unequal arrays": ({"array": (IMAGE, IMAGE[1:])}, GridError, r"\[20, 18\], array 1 has \[19, 18\]"),

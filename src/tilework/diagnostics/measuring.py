@@ -153,7 +153,7 @@ def _measure(spec: Spec) -> Measured:
 
     call_bytes = _allocated(call)  # the first call, which builds models, is not timed
     if not results:
-        raise TilingError("the skip predicate leaves out the tile that would be measured.")
+        raise TilingError("the tile that would be measured does not run: skip= or nodata leaves it out.")
     alone = _timed(call) / len(tiles)
     busy = _timed_together(call, threads) / len(tiles) if threads > 1 else alone
     read = _timed(lambda: _read_anew(runner, tiles)) / _decoded(spec, tiles)
@@ -172,7 +172,8 @@ def _measure(spec: Spec) -> Measured:
 def _read_anew(runner: TileRunner, tiles: Sequence[Tile]) -> None:
     """Read tiles from where they are stored; decoded chunks would only be copied again and again."""
     CHUNKS.clear()
-    runner.crops(tiles)
+    for cutter in runner.crops(tiles):
+        cutter.read()
 
 
 def _together(where: Where) -> int:
@@ -282,7 +283,7 @@ def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile]
         if other.read.shape == tile.read.shape:
             return results
         found = []
-        for output, result in zip(spec.outputs, results, strict=True):
+        for output, result in zip(spec.summed, results, strict=True):
             lengths = [
                 b - a for a, b in (w.result(i) for w, i in zip(output.weights, other.position, strict=True))
             ]

@@ -251,7 +251,7 @@ def _unusual(
 ) -> dict[str, list[Place]]:
     """Return places at NaN and infinities, at the extremes, and at the most frequent value, by kind."""
     found: dict[str, list[Place]] = {kind: [] for kind in UNUSUAL}
-    for source, axes in zip(sources, spec.source_axes, strict=True):
+    for source, axes in zip(sources, spec.source_axes, strict=False):
         if source.handle is None or source.dtype.kind not in "biufc" or not math.prod(source.shape):
             continue
         seen = _Seen()
@@ -277,7 +277,7 @@ def _unusual(
         for kind, own in points.items():
             # Each at the nearest cut first, then itself.
             for point in itertools.chain.from_iterable((p, p) for p in own):
-                at = [point[a] for a in axes]
+                at = [point[a] for a in axes if a is not None]
                 inside = [min(p, max(0, g.covered - 1)) for p, g in zip(at, spec.plan.axes, strict=True)]
                 found[kind].append(Place(kind, tuple(inside[n:]), tuple(inside[:n])))
     return found

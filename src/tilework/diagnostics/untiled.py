@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import at_least
-from tilework._types import Array, Function, Span
+from tilework._types import Array, Bits, Function, Span
 from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
+from tilework.engine.validity import hide
 from tilework.errors import TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.output import BoundOutput
@@ -82,16 +83,28 @@ class Untiled:
         high = min(end, low + ceil_div(stop + context - low, m) * m)
         return low - g.margin[0], high + g.margin[1]
 
-    def crops(self, spans: Sequence[Span], each: Sequence[int]) -> list[Array]:
-        """Return copies of the image in ``spans``, padded, one per source, without ``each`` axes."""
-        return [
-            self._crop(source, axes, spans, each)
-            for source, axes in zip(self.sources, self.spec.source_axes, strict=True)
-        ]
+    def crops(self, spans: Sequence[Span], each: Sequence[int]) -> tuple[list[Array], Bits | None]:
+        """Return what the function sees of ``spans``, one crop per source, and which samples are valid.
+
+        Crops are copies, padded, without ``each`` axes. None: all samples are valid.
+        """
+        sources = (*self.sources, *self.spec.sources[len(self.sources) :])
+
+        def cut(number: int) -> Array:
+            return self._crop(sources[number], self.spec.source_axes[number], spans, each)
+
+        v = self.spec.validity
+        if v is None:
+            return [cut(number) for number in range(len(sources))], None
+        found = v.crops(cut, spans, [g.extent for g in self.grids])
+        if found is None:
+            return [cut(k) for k in range(v.inputs)], np.zeros([b - a for a, b in spans], bool)
+        return found
 
     def tiled(self, number: int) -> list[int]:
         """Return the tiled axes of the crop of a source."""
-        axes, n = self.spec.source_axes[number], self.spec.plan.n_each
+        n = self.spec.plan.n_each
+        axes = [a for a in self.spec.source_axes[number] if a is not None]
         return [a - sum(e < a for e in axes[:n]) for a in axes[n:]]
 
     def __call__(self, crops: Sequence[Array]) -> list[Array]:
@@ -114,27 +127,46 @@ class Untiled:
             raise
         return as_results(raw, [output.key for output in self.spec.outputs])
 
-    def cut(self, results: Sequence[Array], spans: Sequence[Span], box: Box) -> list[Array]:
-        """Return the finished samples of ``box`` from the function's results for ``spans``."""
-        pairs = zip(self.spec.outputs, results, strict=True)
-        return [self._cut(output, result, spans, box) for output, result in pairs]
+    def cut(
+        self, results: Sequence[Array], spans: Sequence[Span], box: Box, valid: Bits | None = None
+    ) -> list[Array]:
+        """Return the finished samples of ``box`` from the function's results for ``spans``.
 
-    def _crop(self, source: Source, axes: Sequence[int], spans: Sequence[Span], each: Sequence[int]) -> Array:
+        ``valid`` tells which samples of ``spans`` are valid; None: all.
+        """
+        pairs = zip(self.spec.outputs, results, strict=True)
+        return [self._cut(output, result, spans, box, valid) for output, result in pairs]
+
+    def _crop(
+        self, source: Source, axes: Sequence[int | None], spans: Sequence[Span], each: Sequence[int]
+    ) -> Array:
         if source.handle is None:
             raise TilingError("the source of this result is in another process; give array=.")
         spec, n = self.spec, len(each)
         reads = [AxisRead(((0, m),)) for m in source.shape]
         for axis, i in zip(axes[:n], each, strict=True):
-            reads[axis] = AxisRead(((i, i + 1),))
-        for axis, (a, b) in zip(axes[n:], spans, strict=True):
-            reads[axis] = AxisRead.plan(a, b, source.shape[axis], spec.boundary)
+            if axis is not None:
+                reads[axis] = AxisRead(((i, i + 1),))
+        for axis, (a, b), grid in zip(axes[n:], spans, self.grids, strict=True):
+            assert axis is not None  # only an each axis may be missing
+            reads[axis] = AxisRead.plan(a, b, grid.extent, spec.boundary, source.shape[axis])
         crop = read_padded(source.read, reads, spec.cval)
-        return np.array(crop.squeeze(tuple(axes[:n])), order="C")
+        return np.array(crop.squeeze(tuple(a for a in axes[:n] if a is not None)), order="C")
 
-    def _cut(self, output: BoundOutput, result: Array, spans: Sequence[Span], box: Box) -> Array:
-        n = output.n_each
-        part = np.ascontiguousarray(self.part(output, result, spans, box))
-        return finish(output, part[(None,) * n], None, None)[0]
+    def _cut(
+        self, output: BoundOutput, result: Array, spans: Sequence[Span], box: Box, valid: Bits | None
+    ) -> Array:
+        lead = (None,) * output.n_each
+        part = np.ascontiguousarray(self.part(output, result, spans, box))[lead]
+        reached, v = None, self.spec.validity
+        if v is not None and valid is not None:
+            first = [a for a, _ in spans]
+            n = output.n_each
+            at = Box((*(0,) * n, *first), (*(1,) * n, *(b for _, b in spans)))
+            image = Box((*(0,) * n, *box.start), (*(1,) * n, *box.stop))
+            part = part.copy()
+            reached = hide(output, part, None, v.of_result(output, output.region(image), valid[lead], at))
+        return finish(output, part, reached, None)[0]
 
     def part(self, output: BoundOutput, result: Array, spans: Sequence[Span], box: Box) -> Array:
         """Return the samples of ``box`` from one of the function's results for ``spans``, as they are."""
@@ -149,11 +181,11 @@ class Untiled:
 def _sources(spec: Spec, array: Any) -> tuple[Source, ...]:
     """Return the sources of the function: ``array`` if it is given, else those of the tiled result."""
     if array is None:
-        return spec.sources
+        return spec.inputs
     sources = tuple(map(open_source, array if isinstance(array, tuple) else (array,)))
-    if [s.shape for s in sources] != [s.shape for s in spec.sources]:
+    if [s.shape for s in sources] != [s.shape for s in spec.inputs]:
         raise TilingError(
-            f"array must be what was tiled, of shape {[s.shape for s in spec.sources]}; got "
+            f"array must be what was tiled, of shape {[s.shape for s in spec.inputs]}; got "
             f"{[s.shape for s in sources]}."
         )
     return sources
@@ -174,7 +206,7 @@ class Window:
 
     def __init__(self, untiled: Untiled, spans: Sequence[Span], each: Sequence[int]) -> None:
         self.untiled, self.spans = untiled, list(spans)
-        self.crops = untiled.crops(spans, each)
+        self.crops, self._bits = untiled.crops(spans, each)
         self._rng = np.random.default_rng(0)
         self._own: list[Array] | None = None
 
@@ -188,7 +220,7 @@ class Window:
 
     def results(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
         """Return the finished samples of ``box``, one array per output; for ``crops`` instead of its own."""
-        return self.untiled.cut(self._call(crops), self.spans, box)
+        return self.untiled.cut(self._call(crops), self.spans, box, self._bits)
 
     def among(self, box: Box, size: int, at: int) -> list[Array]:
         """Return the same for the window at a position of a batch of ``size`` crops, others around it."""
@@ -196,7 +228,7 @@ class Window:
         # Those with larger values change an extremum; alternating, both neighbours change a median.
         kinds = ["above" if k % 2 else "real" for k in range(size)]
         batch = [self.crops if k == at else self.changed(none, kind) for k, kind in enumerate(kinds)]
-        return self.untiled.cut(self.untiled.among(batch, at), self.spans, box)
+        return self.untiled.cut(self.untiled.among(batch, at), self.spans, box, self._bits)
 
     def raw(self, box: Box, crops: Sequence[Array] | None = None) -> list[Array]:
         """Return the same before channels are reduced and values are cast."""

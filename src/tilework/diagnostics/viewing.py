@@ -35,7 +35,7 @@ from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
 from tilework.grid.tiles import Tile
 from tilework.source import kept
-from tilework.source.base import BlockSource
+from tilework.source.base import BlockSource, unmasked
 
 __all__ = ["TileRunner", "View", "members_of", "view"]
 
@@ -97,7 +97,7 @@ class TileRunner:
         missing = [index for index in need if (number, index) not in self._read]
         with self.outside():
             computed = compute(*(source.handle[source.slices(index)] for index in missing))
-        self._read |= {(number, i): np.asarray(b) for i, b in zip(missing, computed, strict=True)}
+        self._read |= {(number, i): unmasked(b) for i, b in zip(missing, computed, strict=True)}
         return [self._read[number, index] for index in need]
 
     def outside(self) -> AbstractContextManager[None]:
@@ -155,11 +155,11 @@ class View:
         return self._tiles.spec.plan.n_runs
 
     def has_run(self, position: Index) -> bool:
-        """Return whether the tile at ``position`` has a result; run it if there is a skip predicate."""
+        """Return whether the tile at ``position`` has a result; run it if that is seen only then."""
         spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
         if runs is not None and not runs[position]:
             return False
-        if spec.skip is None:
+        if spec.skip is None and spec.validity is None:
             return True
         tile = spec.plan.grid.tile(position)
         with self._tiles.outside(), self._tiles.lock:

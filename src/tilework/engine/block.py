@@ -26,6 +26,7 @@ from tilework.engine.nan import report
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
+from tilework.engine.validity import hide
 from tilework.function.guard import Guard
 from tilework.function.load_once import in_task
 from tilework.function.output import BoundOutput
@@ -61,7 +62,7 @@ class Group:
     """The sums of the tiles of one owner block, in its own samples or in a part of later ones."""
 
     partials: list[Partial]
-    """One per output."""
+    """One per canvas."""
     owner: Index
     """The block that owns the tiles."""
     skipped: list[int]
@@ -172,6 +173,9 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     failures = {f.tile.index: f for group in groups for f in group.failures}
     skipped = {number for group in groups for number in group.skipped}
     blocks, unknown = [], 0
+    v, image, bits = spec.validity, spec.plan.box(index), None
+    if v is not None:
+        bits = combine(v.output, image, [group.partials[-1] for group in groups])
     # Samples that are stored already are neither computed nor written again, and may be invalid here.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
         for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
@@ -180,6 +184,8 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
                 blocks.append(output.fill(box.shape))
                 continue
             reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
+            if v is not None and bits is not None:
+                reached = hide(output, total, reached, v.of_result(output, box, bits, image))
             with _reducing(output, box):
                 block, lost = finish(output, total, reached, divisor)
             blocks.append(block)
@@ -232,10 +238,12 @@ def deliver_fill(spec: Spec, index: Index) -> Any:
 
 
 def canvas_boxes(spec: Spec, owner: Index) -> list[Box]:
-    """Return, per output, the result samples in which the running tiles that a block owns have weight."""
+    """Return, per canvas, the result samples in which the running tiles that a block owns have weight."""
     own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
     ranges, boxes = spec.running(list(own)), []
-    for k, output in enumerate(spec.outputs):
+    for k, output in enumerate(spec.summed):
+        if k == len(spec.outputs) and spec.validity is not None:
+            k = spec.validity.like
         if ranges == own:
             spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, owner, strict=True)]
             boxes.append(output.region(Box.of(spans)))
@@ -247,13 +255,13 @@ def canvas_boxes(spec: Spec, owner: Index) -> list[Box]:
 def spans_of(
     spec: Spec, index: Index, canvases: Sequence[Box], alone: Collection[int] = (), *, whole: bool = True
 ) -> list[list[list[Span]]]:
-    """Return the parts of canvases per output and axis: what lies in the block, and what in the next one.
+    """Return the parts of canvases per canvas and axis: what lies in the block, and what in the next one.
 
     Along axes in ``alone``, nothing is handed to the next block. With ``whole``, the part in the block is all
     of it, so that it can be finished in its place.
     """
-    spans = []
-    for canvas, block in zip(canvases, spec.boxes(index), strict=True):
+    spans, image = [], spec.plan.box(index)
+    for canvas, block in zip(canvases, (o.region(image) for o in spec.summed), strict=True):
         axes = zip(canvas.start, canvas.stop, block.start, block.stop, strict=True)
         found = []
         for d, (start, end, a, b) in enumerate(axes):

@@ -21,6 +21,7 @@ from tilework.engine.block import canvas_boxes, owners_of
 from tilework.engine.canvas import combine, finish, real_dtype
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Spec
+from tilework.engine.validity import hide
 from tilework.grid.tiles import Box, Tile
 
 __all__ = [
@@ -170,14 +171,19 @@ def part_of_block(
     Parameters
     ----------
     results : callable
-        Returns the results of a tile, one per output; None if the skip predicate left it out.
+        Returns the results of a tile, one per canvas; None if it was left out.
     """
     output = spec.outputs[number]
     nothing = Box((0,) * len(box.start), (0,) * len(box.start))
-    skipped, partials = set(), []
+    v, image = spec.validity, nothing
+    if v is not None:
+        image = v.under(output, box)
+    skipped, partials, bits = set(), [], []
     for owner, tiles in tiles_touching(spec, number, index, box):
-        whole = box if owner == index else canvas_boxes(spec, owner)[number].intersect(box)
-        boxes = [whole if k == number else nothing for k in range(len(spec.outputs))]
+        wanted = {number: box} if v is None else {number: box, len(spec.outputs): image}
+        canvases = [] if owner == index else canvas_boxes(spec, owner)
+        wholes = {k: b if owner == index else canvases[k].intersect(b) for k, b in wanted.items()}
+        boxes = [wholes.get(k, nothing) for k in range(len(spec.summed))]
         accumulator = Accumulator(spec, boxes)
         for tile in tiles:
             found = results(tile)
@@ -186,8 +192,11 @@ def part_of_block(
             else:
                 accumulator.add(tile.position, found)
         partials.append(accumulator.partials[number])
+        bits.append(accumulator.partials[-1])
     total = combine(output, box, partials)
     if total is None:
         return output.fill(box.shape), 0
     reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
+    if v is not None and (valid := combine(v.output, image, bits)) is not None:
+        reached = hide(output, total, reached, v.of_result(output, box, valid, image))
     return finish(output, total, reached, divisor)

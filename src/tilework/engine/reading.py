@@ -18,6 +18,7 @@ from tilework._types import Array, Index, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
+from tilework.engine.validity import Validity
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import as_results, is_batched
 from tilework.function.guard import Guard
@@ -60,8 +61,8 @@ def wait(attempt: int) -> None:
 class CropCutter:
     """Cuts the crops of one task out of one source.
 
-    It reads the union of all its tiles at once, or tile by tile if that is fewer samples. ``index`` is the
-    block of the task.
+    It reads the union of all its tiles at once, or tile by tile if that is fewer samples, and only when the
+    first crop is cut. ``index`` is the block of the task.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class CropCutter:
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
         self._once = not apart
-        self._union = None if apart else self._read_union(ranges)
+        self._unread = None if apart else ranges
+        self._union: Array | None = None
         # Of each tile along each axis: its samples in the union.
         self._places: list[dict[int, Any]] = [
             {i: self._place(d, *grids[d].read(i), start) for i in range(*ranges[d])}
@@ -82,6 +84,11 @@ class CropCutter:
         ]
         # Freshly decoded samples have no other owner, so a single crop needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
+
+    def read(self) -> None:
+        """Read the union of all tiles, unless it was read or tiles are read one by one."""
+        if self._unread is not None:
+            self._union, self._unread = self._read_union(self._unread), None
 
     def _read_union(self, ranges: Sequence[Span]) -> Array | None:
         try:
@@ -108,6 +115,8 @@ class CropCutter:
 
     def cut(self, tile: Tile) -> Array:
         """Return a copy of the crop of ``tile``, without its ``each`` axes."""
+        if self._unread is not None:
+            self.read()
         whole = self._union
         if whole is None:
             whole = self._read([(i, i + 1) for i in tile.position])
@@ -117,7 +126,8 @@ class CropCutter:
             places = list(map(operator.getitem, self._places, tile.position))
         index: list[Any] = [slice(None)] * whole.ndim
         for axis, place in zip(self._axes, places, strict=True):
-            index[axis] = place
+            if axis is not None:
+                index[axis] = place
         return np.array(whole[tuple(index)], order="C", copy=self._copy)
 
     def _place(self, d: int, start: int, stop: int, origin: int) -> Any:
@@ -142,7 +152,7 @@ def run_tiles(
     skipped: list[int],
     failures: list[Failure],
 ) -> Iterator[Results]:
-    """Call the function in batches; yield each tile with its results, in order.
+    """Call the function in batches; yield each tile with its results, in order; one per canvas of the spec.
 
     Tiles that the skip predicate leaves out are appended to ``skipped``. Tiles that fail, if that does not
     end the run, are appended to ``skipped`` and ``failures``.
@@ -174,19 +184,42 @@ def run_tiles(
 def _cut(
     spec: Spec, tile: Tile, crops: Sequence[CropCutter], skipped: list[int], failures: list[Failure]
 ) -> list[Array] | None:
-    """Return the crops of a tile; None if it does not run."""
+    """Return the crops of a tile, then the valid samples of its result if they are asked for.
+
+    None if it does not run. A tile without a valid sample is not among those that are ``skipped``: it leaves
+    no gap, because all samples that it has weight on are invalid.
+    """
+    valid: list[Array] = []
     try:
-        cuts = [c.cut(tile) for c in crops]
+        if spec.validity is None:
+            cuts = [c.cut(tile) for c in crops]
+        else:
+            found = _valid_crops(spec, spec.validity, tile, crops)
+            if found is None:
+                return None
+            cuts, valid = found[0], [found[1]]
     except Exception as error:
         _fail(spec, tile, error, skipped, failures)
         return None
-    if spec.skip is None:
-        return cuts
-    with Guard(lambda: f"raised by skip= on {tile}"):
-        skips = bool(spec.skip(*cuts))
-    if skips:
-        skipped.append(tile.index)
-    return None if skips else cuts
+    if spec.skip is not None:
+        with Guard(lambda: f"raised by skip= on {tile}"):
+            skips = bool(spec.skip(*cuts))
+        if skips:
+            skipped.append(tile.index)
+            return None
+    return cuts + valid
+
+
+def _valid_crops(
+    spec: Spec, validity: Validity, tile: Tile, crops: Sequence[CropCutter]
+) -> tuple[list[Array], Array] | None:
+    """Return the crops of a tile and the valid samples of its result; None if its crop has none."""
+    n, box = spec.plan.n_each, tile.read
+    spans = list(zip(box.start[n:], box.stop[n:], strict=True))
+    found = validity.crops(lambda k: crops[k].cut(tile), spans, spec.plan.shape[n:])
+    if found is None:
+        return None
+    return found[0], validity.result(found[1], tile.position, box.start)
 
 
 def _attempt(
@@ -232,13 +265,15 @@ class _Calls:
         self._spec = spec
         self._batched = spec.plan.batch_size is not None or is_batched(spec.fn)
         self._keys = [output.key for output in spec.outputs]
+        self._inputs = len(spec.inputs)
 
     def __call__(self, waiting: Sequence[Results]) -> Sequence[Results]:
         """Return the tiles of ``waiting`` with their results in place of their crops."""
-        spec, (tile, arguments) = self._spec, waiting[0]
+        spec, n, (tile, cuts) = self._spec, self._inputs, waiting[0]
+        arguments = cuts[:n]
         extra: dict[str, Any] = {"tile": tile} if spec.pass_tile else {}
         if self._batched:
-            columns = zip(*(cuts for _, cuts in waiting), strict=True)
+            columns = zip(*(cuts[:n] for _, cuts in waiting), strict=True)
             arguments = [np.stack(column) for column in columns]
             extra = {"tiles": tuple(tile for tile, _ in waiting)} if spec.pass_tile else {}
         with Guard(lambda: f"raised by fn on {_where(waiting)}"):
@@ -250,8 +285,8 @@ class _Calls:
         except TilingError as error:
             raise type(error)(f"{error} [{_where(waiting)}]") from None
         if self._batched:
-            return [(tile, [r[n] for r in results]) for n, (tile, _) in enumerate(waiting)]
-        return ((tile, results),)
+            return [(tile, [*(r[k] for r in results), *cuts[n:]]) for k, (tile, cuts) in enumerate(waiting)]
+        return ((tile, [*results, *cuts[n:]]),)
 
 
 def _span(plans: Sequence[AxisRead]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,15 +11,18 @@ import numpy as np
 from tilework._types import Array, Function, Index, Predicate, Span
 from tilework.engine.canvas import Products
 from tilework.engine.nan import Notice
+from tilework.engine.validity import Validity, validity_of
 from tilework.formats.meta import ImageMeta
 from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box
 from tilework.plan.decoding import Kept, kept_chunks
+from tilework.plan.nodata import Valid
+from tilework.plan.request import Layout, Request
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 from tilework.source.padding import AxisRead, Boundary
 
-__all__ = ["Spec"]
+__all__ = ["Spec", "with_validity"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -29,9 +32,9 @@ class Spec:
     plan: TilePlan
     """Tiles and blocks."""
     sources: tuple[Source, ...]
-    """The arrays that are read."""
-    source_axes: tuple[Index, ...]
-    """Per source, its axis for each grid axis."""
+    """The arrays that are read: those of which the function gets crops, then those of ``validity``."""
+    source_axes: tuple[tuple[int | None, ...], ...]
+    """Per source, its axis for each grid axis; None if it has none."""
     fn: Function
     """The function that is called on crops."""
     outputs: tuple[BoundOutput, ...]
@@ -40,6 +43,8 @@ class Spec:
     """How samples outside the image are filled."""
     cval: Any = 0
     """The constant of ``boundary="constant"``."""
+    validity: Validity | None = None
+    """Which samples are valid; None: all."""
     skip: Predicate | None = None
     """Predicate on a crop; the function does not run where it returns true."""
     pass_tile: bool = False
@@ -69,6 +74,16 @@ class Spec:
     def active(self) -> TilePlan:
         """The plan of the tiles that this run computes; ``plan`` has all tiles with a result."""
         return self.todo or self.plan
+
+    @property
+    def inputs(self) -> tuple[Source, ...]:
+        """The arrays of which the function gets crops."""
+        return self.sources if self.validity is None else self.sources[: self.validity.inputs]
+
+    @property
+    def summed(self) -> tuple[BoundOutput, ...]:
+        """The outputs that have canvases: those of the function, then the bits of ``validity``."""
+        return self.outputs if self.validity is None else (*self.outputs, self.validity.output)
 
     def names(self, name: str) -> list[str]:
         """Return the names of the dask arrays of all outputs of the result ``name``."""
@@ -106,9 +121,10 @@ class Spec:
         shape = self.sources[source].shape
         plans = [AxisRead(((0, n),)) for n in shape]
         for axis, grid, (first, last) in zip(self.source_axes[source], self.plan.axes, ranges, strict=True):
-            plans[axis] = AxisRead.plan(
-                grid.read(first)[0], grid.read(last - 1)[1], grid.extent, self.boundary
-            )
+            if axis is not None:
+                plans[axis] = AxisRead.plan(
+                    grid.read(first)[0], grid.read(last - 1)[1], grid.extent, self.boundary, shape[axis]
+                )
         return plans
 
     def needs(self, index: Index, *, owned: bool) -> list[Any]:
@@ -123,4 +139,21 @@ class Spec:
         found = self.sources[source]
         if found.chunks is None:
             return None
-        return kept_chunks(self.active, source, found.shape, found.chunks, self.source_axes[source])
+        axes = tuple(axis for axis in self.source_axes[source] if axis is not None)  # all: it has chunks
+        return kept_chunks(self.active, source, found.shape, found.chunks, axes)
+
+
+def with_validity(spec: Spec, valid: Valid, layout: Layout, request: Request) -> Spec:
+    """Return a `Spec` that looks at which samples are valid."""
+    # A result has no sample where the image has none; what it holds there instead is its own nodata.
+    metas = (
+        None if m is None else m.replace(nodata=o.fill_value)
+        for m, o in zip(spec.metas, spec.outputs, strict=True)
+    )
+    return replace(
+        spec,
+        sources=(*spec.sources, *(source for source, _ in valid.extra)),
+        source_axes=(*spec.source_axes, *(axes for _, axes in valid.extra)),
+        validity=validity_of(valid, spec.sources, layout, request, spec.outputs),
+        metas=tuple(metas),
+    )

@@ -63,6 +63,9 @@ def name_of(spec: Spec, *more: Any) -> str:
     sources = [s.token for s in spec.sources]
     facts = [spec.plan.to_json(), sources, spec.source_axes, outputs, reduces, fills, windows, spec.boundary]
     calls = [fn_token(spec.fn), fn_token(spec.skip), spec.pass_tile, repr(spec.cval)]
+    v = spec.validity
+    if v is not None:
+        calls += [[(t.name, t.source, t.axes, repr(t.nodata)) for t in v.terms], repr(v.fills)]
     token = tokenize(facts, calls, *more)
     return f"tiled_map-{token}"
 

@@ -36,6 +36,7 @@ __all__ = [
     "axis_grid",
     "check_axis",
     "check_for_all",
+    "check_proportions",
     "lengths",
     "per_axis",
     "resolve_axes",
@@ -304,7 +305,7 @@ def tiles_in_mask(
         raise GridError(f"mask must cover the tiled axes ({', '.join(names)}); got shape {values.shape}.")
     scales: Sequence[float | None] = [None] * len(axes)
     if mask_scale is None:
-        _check_proportions(values.shape, axes, names)
+        check_proportions("mask", values.shape, axes, names, "Say mask_scale= if not.")
     else:
         scales = _mask_scales(values.shape, axes, names, mask_scale)
     under = []
@@ -341,16 +342,18 @@ def _mask_scales(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str], s
     return [float(r) for r in given]
 
 
-def _check_proportions(shape: Index, axes: Sequence[AxisGrid], names: Sequence[str]) -> None:
+def check_proportions(
+    what: str, shape: Index, axes: Sequence[AxisGrid], names: Sequence[str], cure: str
+) -> None:
     """Raise if the resolution of a mask differs between axes: it may be transposed."""
     ratios = [grid.extent / m for grid, m in zip(axes, shape, strict=True)]
     for name, ratio, m, grid in zip(names, ratios, shape, axes, strict=True):
         off = abs(grid.extent / ratios[0] - m)
         if abs(ratio / ratios[0] - 1) > MASK_TOLERANCE and off > 1:
             raise GridError(
-                f"mask of shape {shape} over extents {tuple(a.extent for a in axes)} has {ratio:.4g} image "
+                f"{what} of shape {shape} over extents {tuple(a.extent for a in axes)} has {ratio:.4g} image "
                 f"samples per mask sample on axis {name} and {ratios[0]:.4g} on axis {names[0]}; transposed? "
-                "Say mask_scale= if not."
+                f"{cure}"
             )
 
 

@@ -192,11 +192,12 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
+    most = "at most " if plan.counted == "most" else ""
     lines = [
         ("image", f"{_by(plan.shape)}  axes {', '.join(plan.names)}"),
         ("crop", f"{crop}, overlap {overlap} per side, stride {stride}, edge {tiled[0].edge}{given}"),
         ("tiles", f"{plan.n_tiles} = {_by(plan.grid_shape)}{masked}"),
-        ("calls", f"{calls} crops{batches}; {ratios} ({fewest})"),
+        ("calls", f"{most}{calls} crops{batches}; {ratios} ({fewest})"),
         ("blocks", f"{math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples"),
         ("reuse", f"{plan.reuse}: {sharing}"),
         ("tasks", str(tasks(plan))),
@@ -207,6 +208,8 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     padded = [f"{n} by {a.end_padding}" for a, n in zip(tiled, names, strict=True) if a.end_padding]
     if padded:
         lines.append(("padded", f"at the end, samples: {', '.join(padded)}"))
+    if plan.counted == "most":
+        lines.append(("nodata", "crops without a valid sample do not run; the result there is fill_value"))
     if plan.covered < 1:
         lines.append(("covered", f"{plan.covered:.1%} of the image; the rest is fill_value"))
     return [*lines, *(("note", note) for note in plan.notes)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,12 +266,21 @@ def weighed(bound: BoundOutput, layout: Layout, request: Request) -> BoundOutput
 
 
 def make_plan(
-    sources: Sequence[Source], layout: Layout, request: Request, bound: Sequence[BoundOutput]
+    sources: Sequence[Source],
+    layout: Layout,
+    request: Request,
+    bound: Sequence[BoundOutput],
+    extra: Iterable[tuple[Source, Sequence[int | None]]] | None = None,
 ) -> TilePlan:
-    """Return the plan of one call: the tiles that run, blocks and reuse."""
+    """Return the plan of one call: the tiles that run, blocks and reuse.
+
+    ``extra`` has the sources that are read to see which samples are valid, with their axes for each grid
+    axis; None: all samples are valid.
+    """
     n_each = layout.n_each
     outputs = tuple(map(OutputPlan.of, bound))
     source_plans = tuple(map(_source_plan, sources, layout.source_axes))
+    source_plans += tuple(_source_plan(source, own) for source, own in extra or ())
     memory = memory_bytes(request.memory_limit)
     batch: Any = request.batch_size
     if batch is not None and not (is_whole(batch) and 0 < batch <= LONGEST):
@@ -287,15 +296,18 @@ def make_plan(
         reuse="recompute",
         mask=None if request.mask is None else _mask_bits(layout, request, outputs, n_each),
         threads=n_threads(),
+        counted="exact" if extra is None else "most",
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     plan = choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))
     return with_spare(plan, min(SPARE, memory // 8, memory - peak_bytes(plan) + plan.cache_bytes))
 
 
-def _source_plan(source: Source, grid_axes: Sequence[int]) -> SourcePlan:
+def _source_plan(source: Source, grid_axes: Sequence[int | None]) -> SourcePlan:
     untiled = math.prod(m for a, m in enumerate(source.shape) if a not in grid_axes)
-    chunks = None if source.chunks is None else tuple(source.chunks[a] for a in grid_axes)
+    chunks = None
+    if source.chunks is not None:
+        chunks = tuple(source.chunks[a] for a in grid_axes if a is not None)  # all: see `plan.nodata`
     return SourcePlan(
         untiled * source.dtype.itemsize, chunks, source.in_memory, chunks is None or source.shares
     )

@@ -198,6 +198,9 @@ class BlockPlan(Holder, Sequence[Tile]):
     slabs: int = 0
     """Number of tiled axes, the slowest first, across which blocks share no tiles: slabs are written one
     after the other."""
+    counted: str = "exact"
+    """"exact": as many crops run as are counted; "most": fewer may, because crops without a valid sample are
+    left out when they are read."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 

@@ -49,6 +49,8 @@ class TilePlan(BlockPlan):
             {k: v for k, v in asdict(s).items() if k != "shared" or not v} for s in self.sources
         ]
         data["mask"] = None if self.mask is None else base64.b64encode(self.mask).decode()
+        if self.counted == "exact":
+            del data["counted"]  # likewise
         return json.dumps({"tilework_plan": FORMAT, **data})
 
     @classmethod

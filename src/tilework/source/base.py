@@ -26,7 +26,7 @@ from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.source import held
-from tilework.source.kept import FILES
+from tilework.source.kept import FILES, scope
 from tilework.source.padding import AxisRead, Reader
 from tilework.source.stamps import Files, Stamp, check_files
 
@@ -34,6 +34,7 @@ __all__ = [
     "BlockSource",
     "FileSource",
     "H5Source",
+    "HalfSource",
     "MemoryPart",
     "MemorySource",
     "OnceSource",
@@ -64,8 +65,9 @@ def unmasked(part: Any) -> Array:
     if np.ma.is_masked(part):
         masked = int(np.ma.getmaskarray(part).sum())
         raise TypeError(
-            f"{masked} of the {part.size} samples that were read are masked, and the mask would be lost: "
-            "fill them first (array.filled(value)) and give mask=."
+            f"{masked} of the {part.size} samples that were read are masked, but the array did not say that "
+            "it is masked when it was opened. Fill it (array.filled(value)) and give nodata=value; a dask "
+            "array says so by meta=numpy.ma.empty(...)."
         )
     return from_tensor(part) if is_tensor(part) else np.asarray(part)
 
@@ -85,6 +87,8 @@ class Source:
     """What its samples mean, if the source says it; not sent to other processes."""
     token: Any = None
     """Equal for equal data, where that is cheap to know; otherwise unique."""
+    valid: Source | None = field(default=None, repr=False, kw_only=True)
+    """Which samples of a masked array are not masked; None for other arrays. Not sent to other processes."""
 
     in_memory: ClassVar[bool] = False
     """Whether reading returns a view, which takes no memory."""
@@ -119,7 +123,11 @@ class Source:
 
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
-        return unmasked(self.handle[slices_of(box)])
+        return unmasked(self.raw(box))
+
+    def raw(self, box: Sequence[Span]) -> Any:
+        """Return what the object returns for ``box``, a masked array for example."""
+        return self.handle[slices_of(box)]
 
     def needs(self, reads: Sequence[AxisRead]) -> Any:
         """Return the data that a task must be given to read ``reads``; None if it reads them itself."""
@@ -316,7 +324,9 @@ class _OnDisk(Source):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return _on_disk, (
             type(self),
-            values | {"handle": None, "meta": None, "writer": None, "_opened": None} | self._now(),
+            values
+            | {"handle": None, "meta": None, "valid": None, "writer": None, "_opened": None}
+            | self._now(),
         )
 
     def _now(self) -> dict[str, Files]:
@@ -422,6 +432,45 @@ class H5Source(_OnDisk):
 class OnceSource(Source):
     """An object that `load_once` opens once per process."""
 
+    def raw(self, box: Sequence[Span]) -> Any:
+        """Return what the opened object returns for ``box``."""
+        return self.handle.get()[slices_of(box)]
+
+
+@dataclass(slots=True)
+class HalfSource(Source):
+    """The samples of an object that returns masked arrays, or where they are not masked.
+
+    A task reads both of a box, one after the other, so what it reads for the one is kept for the other.
+    """
+
+    origin: Source | None = None
+    """The object."""
+    mask: bool = False
+    """Whether this is the mask."""
+
+    @classmethod
+    def of(cls, source: Source, *, mask: bool) -> HalfSource:
+        """Return the mask of a source, or its samples."""
+        dtype = np.dtype(bool) if mask else source.dtype
+        token = ("half", mask, source.token)
+        return cls(source.handle, source.shape, dtype, source.chunks, source.meta, token, source, mask)
+
     def read(self, box: Sequence[Span]) -> Array:
-        """Return the samples of ``box`` from the opened object."""
-        return unmasked(self.handle.get()[slices_of(box)])
+        """Return the samples of ``box``, or whether they are valid."""
+        assert self.origin is not None
+        own, key = scope(), (self.origin.token, *box)
+        if own is not None and (found := own.halves.pop((self.mask, *key), None)) is not None:
+            return found
+        part = self.origin.raw(box)
+        data, valid = np.ma.getdata(part), ~np.ma.getmaskarray(part)
+        if own is not None:
+            own.halves[not self.mask, *key] = data if self.mask else valid
+        return valid if self.mask else data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _half, (self.origin, self.mask)
+
+
+def _half(source: Source, mask: bool) -> HalfSource:
+    return HalfSource.of(source, mask=mask)

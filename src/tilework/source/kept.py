@@ -63,6 +63,8 @@ class Scope:
     """Shares of the memory for chunks that it uses."""
     held: set[Key] = field(default_factory=set)
     """Keys of chunks that it may use again; its use of them ends with it."""
+    halves: dict[Key, Array] = field(default_factory=dict)
+    """Samples, or masks, that were read with their counterparts and are still to be used."""
 
 
 _SCOPE: ContextVar[Scope | None] = ContextVar("scope", default=None)

@@ -10,6 +10,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,15 @@ from tilework.formats.labelled import meta_of, unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
-from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
+from tilework.source.base import (
+    BlockSource,
+    FileSource,
+    H5Source,
+    HalfSource,
+    MemorySource,
+    OnceSource,
+    Source,
+)
 from tilework.source.images import StoredImage, StoredImages, open_path, open_zarr
 from tilework.source.stamps import Files, Stamp
 
@@ -39,7 +48,7 @@ Image = Source | Sliceable | LoadOnce | str | Path
 """Anything that can be opened: an array, a path or URL, or a `load_once` object."""
 
 
-def open_source(array: Image) -> Source:
+def open_source(array: Image, *, masked: bool = False) -> Source:
     """Open any supported array as a `Source`.
 
     Parameters
@@ -47,17 +56,22 @@ def open_source(array: Image) -> Source:
     array : array, path, URL or load_once
         numpy, memmap, Zarr v2 and v3 (array, path, URL), an OME-Zarr group or path, h5py, dask, a dask-backed
         xarray DataArray, a torch CPU tensor, `load_once`, or anything with shape, dtype and slicing.
+    masked : bool
+        Whether a masked array may be opened: the source has its samples, ``source.valid`` its mask.
 
     Raises
     ------
     TypeError
-        For an object that has no shape, dtype and slicing.
+        For an object that has no shape, dtype and slicing, and for a masked array unless ``masked``.
     TilingError
         For object dtypes, unknown dask chunks, lazily opened xarray data and tensors on a device.
     """
-    if isinstance(array, Source):
-        return array
-    source = _open(array)
+    source = array if isinstance(array, Source) else _open(array)
+    if source.valid is not None and not masked:
+        raise TypeError(
+            "masked arrays are not supported here, only as the image of tiled_map: fill them first "
+            "(array.filled(value))."
+        )
     if source.dtype.hasobject:
         raise TilingError(
             f"the array has dtype {source.dtype}; tilework needs numbers, bool or datetimes. "
@@ -66,13 +80,13 @@ def open_source(array: Image) -> Source:
     return source
 
 
-def open_all(array: Image | tuple[Image, ...]) -> tuple[Source, ...]:
-    """Open an array, or each of a tuple or Dataset, as a `Source`."""
+def open_all(array: Image | tuple[Image, ...], *, masked: bool = False) -> tuple[Source, ...]:
+    """Open an array, or each of a tuple or Dataset, as a `Source`; see `open_source`."""
     array = unpacked(array)
     given = array if isinstance(array, tuple) else (array,)
     if not given:
         raise TypeError("array must be an array, or a tuple of at least one; got ().")
-    return tuple(map(open_source, given))
+    return tuple(open_source(one, masked=masked) for one in given)
 
 
 def _open(array: Any) -> Source:
@@ -83,13 +97,14 @@ def _open(array: Any) -> Source:
     if isinstance(array, LoadOnce):
         with in_task():
             opened = array.get()
-        _refuse_masked(opened)
         _check_sliceable(opened)
         none = (slice(0, 0),) * len(opened.shape)
         dtype = from_tensor(opened[none]).dtype if is_tensor(opened) else np.dtype(opened.dtype)
         meta = opened.meta if isinstance(opened, StoredImage) else None
-        return OnceSource(array, tuple(map(int, opened.shape)), dtype, None, meta, array.token)
-    _refuse_masked(array)
+        once = OnceSource(array, tuple(map(int, opened.shape)), dtype, None, meta, array.token)
+        return _halved(once) if _reads_masked(opened) else once
+    if isinstance(array, np.ma.MaskedArray):
+        return _open_masked(array)
     if isinstance(array, np.ndarray):
         return _open_numpy(array)
     if is_tensor(array):
@@ -122,14 +137,45 @@ def _open_duck(array: Any) -> Source:
                 "array.as_numpy()."
             ) from error
     shape = tuple(map(int, array.shape))
-    return Source(array, shape, np.dtype(array.dtype), _regular_chunks(array))
+    source = Source(array, shape, np.dtype(array.dtype), _regular_chunks(array))
+    return _halved(source) if _reads_masked(array) else source
 
 
-def _refuse_masked(array: Any) -> None:
-    if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(
-            "masked arrays are not supported: fill them first (array.filled(value)) and give mask=."
-        )
+# -- masked arrays ----------------------------------------------------------------------------------------
+
+
+def _open_masked(array: Any) -> Source:
+    """Open the samples of a masked array of numpy; if any is masked, with its mask."""
+    _refuse_fields(array.dtype)
+    source = _open_numpy(np.ma.getdata(array))
+    if not np.ma.is_masked(array):
+        return source
+    return replace(source, valid=_open_numpy(~np.ma.getmaskarray(array)))
+
+
+def _reads_masked(array: Any) -> bool:
+    """Return whether slices of an array are masked arrays, as those of netCDF4; reads an empty one."""
+    try:
+        empty = array[(slice(0, 0),) * len(array.shape)]
+    except Exception:  # of a reader that has no empty slices, what its slices are is seen when it is read
+        return False
+    return isinstance(empty, np.ma.MaskedArray)
+
+
+def _halved(source: Source) -> Source:
+    """Return the samples of a source that reads masked arrays, with their mask."""
+    _refuse_fields(source.dtype)
+    return replace(HalfSource.of(source, mask=False), valid=HalfSource.of(source, mask=True))
+
+
+def _not_masked(part: Any) -> Array:
+    """Return where a part of a masked array is not masked."""
+    return np.asarray(~np.ma.getmaskarray(part))
+
+
+def _refuse_fields(dtype: np.dtype[Any]) -> None:
+    if dtype.names is not None:
+        raise TypeError("masked records are not supported, because each field has a mask: fill them first.")
 
 
 def _check_sliceable(array: Any) -> None:
@@ -360,7 +406,13 @@ def _open_dask(array: Any) -> Source:
         raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
     if any(math.isnan(n) for n in array.shape):
         raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
-    _refuse_masked(array._meta)
+    if isinstance(array._meta, np.ma.MaskedArray):
+        _refuse_fields(array.dtype)
+        data, valid = (
+            array.map_blocks(half, dtype=dtype, meta=np.empty((0,) * array.ndim, dtype))
+            for half, dtype in ((np.ma.getdata, array.dtype), (_not_masked, np.dtype(bool)))
+        )
+        return replace(_open_dask(data), valid=_open_dask(valid))
     if hasattr(array, "expr"):
         array = array.optimize()  # dask would do so later, and rename its blocks
     offsets = tuple(tuple(itertools.accumulate(c, initial=0)) for c in array.chunks)

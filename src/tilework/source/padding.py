@@ -55,19 +55,31 @@ class AxisRead:
     """Index into the joined intervals; -1 is the constant. None: the one interval as it is."""
 
     @classmethod
-    def plan(cls, start: int, stop: int, extent: int, boundary: Boundary) -> AxisRead:
-        """Return how to read image positions ``[start, stop)``, which may lie outside the image."""
-        if start >= 0 and stop <= extent:
+    def plan(
+        cls, start: int, stop: int, extent: int, boundary: Boundary, length: int | None = None
+    ) -> AxisRead:
+        """Return how to read image positions ``[start, stop)``, which may lie outside the image.
+
+        ``length`` is that of an axis of another resolution, over the same image: position i has its sample
+        ``i * length // extent``.
+        """
+        length = extent if length is None else length
+        if start >= 0 and stop <= extent and length == extent:
             return cls(((start, stop),))
         index = source_index(np.arange(start, stop), extent, boundary)
+        if length != extent:
+            index = np.where(index >= 0, index * length // extent, -1)
         used = np.unique(index[index >= 0])
         if not used.size:
             return cls(((0, 0),), index)
-        breaks = np.flatnonzero(np.diff(used) > 1)
+        # Samples of a finer axis between two positions are read with them.
+        breaks = np.flatnonzero(np.diff(used) > max(1, -(-length // extent)))
         first = used[np.concatenate(([0], breaks + 1))]
         last = used[np.concatenate((breaks, [used.size - 1]))]
         intervals = tuple((int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
-        return cls(intervals, np.where(index >= 0, np.searchsorted(used, index), -1))
+        before = np.concatenate(([0], np.cumsum(last + 1 - first)[:-1]))
+        which = np.maximum(np.searchsorted(first, index, side="right") - 1, 0)
+        return cls(intervals, np.where(index >= 0, index - first[which] + before[which], -1))
 
 
 Reader = Callable[[Sequence[tuple[int, int]]], Array]

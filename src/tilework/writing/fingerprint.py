@@ -19,7 +19,15 @@ from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid
 from tilework.identity.digests import SHORT, UNKNOWN, digest
 from tilework.identity.stamps import of_array, stamp
-from tilework.source.base import BlockSource, FileSource, H5Source, MemorySource, OnceSource, Source
+from tilework.source.base import (
+    BlockSource,
+    FileSource,
+    H5Source,
+    HalfSource,
+    MemorySource,
+    OnceSource,
+    Source,
+)
 from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import Fingerprint, describe
 from tilework.writing.ledger import Accepted
@@ -53,19 +61,27 @@ def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
     Stores keep these names and digests: after a change of one in this code, they can no longer be resumed.
     """
     parts = Fingerprint()
+    axes = spec.source_axes
+    labels = {number: f"source {number}" for number in range(len(spec.inputs))}
+    if (v := spec.validity) is not None:
+        labels |= {t.source: t.name for t in v.terms if t.source not in labels}
+        parts.take({t.name: repr(t.nodata) for t in v.terms if t.nodata is not None})
+        parts.take({f"{t.name} axes": str(axes[t.source]) for t in v.terms if t.nodata is None})
+        parts.take({} if v.fills is None else {"nodata_fill": repr(v.fills)})
     for number, source in enumerate(spec.sources):
-        parts.take({"shape": str(source.shape), "dtype": str(source.dtype)}, f"source {number} ")
+        label = labels[number]
+        parts.take({"shape": str(source.shape), "dtype": str(source.dtype)}, f"{label} ")
         found = _identity(source)
         if not found.keys() & {"data", "dask name"} and not isinstance(source, OnceSource):
             LOG.warning(
-                "source %d: its store does not say whether data changed, so that only its place and metadata "
+                "%s: its store does not say whether data changed, so that only its place and metadata "
                 "are compared; change version= when the data change",
-                number,
+                label,
             )
-        parts.take(found, f"source {number} ")
+        parts.take(found, f"{label} ")
     parts.take({"version": version} if version is not None else describe(spec.fn, "fn"))
     parts.take({name: str(tuple(getattr(axis, name) for axis in spec.plan.axes)) for name in AXIS})
-    parts.take({"each axes": str(spec.plan.n_each), "source axes": str(spec.source_axes)})
+    parts.take({"each axes": str(spec.plan.n_each), "source axes": str(axes[: len(spec.inputs)])})
     parts.take({"boundary": str(spec.boundary), "cval": repr(spec.cval), "pass_tile": str(spec.pass_tile)})
     if spec.skip is not None:
         parts.take(describe(spec.skip, "skip"))
@@ -205,6 +221,12 @@ def _(source: OnceSource) -> Fingerprint:
 @_identity.register
 def _(source: MemorySource) -> Fingerprint:
     return Fingerprint({"data": digest(source.handle)})
+
+
+@_identity.register
+def _(source: HalfSource) -> Fingerprint:
+    assert source.origin is not None
+    return _identity(source.origin)
 
 
 @_identity.register

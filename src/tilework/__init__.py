@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tilework.diagnostics.checking import CheckReport, check
     from tilework.diagnostics.figures import compare, plot_plan, plot_seams, plot_window
     from tilework.diagnostics.measuring import explain
+    from tilework.diagnostics.napari_layers import add_to_napari
     from tilework.diagnostics.viewing import view
     from tilework.errors import (
         AlignmentError,
@@ -67,6 +68,7 @@ _HOMES = {
     "TilePlan": "plan.tile_plan",
     "TilingError": "errors",
     "TilingWarning": "errors",
+    "add_to_napari": "diagnostics.napari_layers",
     "check": "diagnostics.checking",
     "clear_caches": "source.kept",
     "compare": "diagnostics.figures",
@@ -91,8 +93,8 @@ _HOMES = {
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
-    "Tile", "TilePlan", "TilingError", "TilingWarning", "check", "clear_caches", "compare", "compute",
-    "explain", "from_torch", "image_meta", "load_once", "open_image", "plan_tiles", "plot_plan",
+    "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches", "compare",
+    "compute", "explain", "from_torch", "image_meta", "load_once", "open_image", "plan_tiles", "plot_plan",
     "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 

@@ -6,17 +6,20 @@ import itertools
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from tilework._checks import flag, is_whole, parse_bytes
 from tilework._types import Array, Index
+from tilework.diagnostics.indexing import Cut, ascending, expand, first_listed, placed, together, whole_of
 from tilework.engine.nan import report
 from tilework.engine.parts import (
     Part,
+    blocks_of,
     edges_of,
     hull_of,
     part_of_block,
@@ -30,14 +33,22 @@ from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.where import Where
+from tilework.formats.meta import ImageMeta
 from tilework.function.guard import current_worker
 from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
-from tilework.grid.tiles import Tile
+from tilework.grid.axis import ceil_div
+from tilework.grid.tiles import Box, Tile
+from tilework.plan.tile_plan import TilePlan
 from tilework.source import kept
 from tilework.source.base import BlockSource, unmasked
 
 __all__ = ["TileRunner", "View", "members_of", "view"]
+
+# Tiles that run for contrast limits, and tiles that may be looked at to find as many with a result.
+SAMPLED, LOOKED_AT = 5, 40
+# Coarse levels end where the halved axes have at most this many samples: what a window shows at once.
+SHOWN = 512
 
 
 class TileRunner:
@@ -70,6 +81,14 @@ class TileRunner:
         ran = {number for number, _ in found}
         self.ran += len(found)
         return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
+
+    def peek(self, number: int) -> list[Array] | None:
+        """Return the results of a tile; None if they are not in the cache."""
+        return self._held.get(number)
+
+    def held(self) -> list[int]:
+        """Return the numbers of the tiles with results in the cache."""
+        return [number for number, results in self._held.items() if results is not None]
 
     def crops(self, tiles: Sequence[Tile]) -> list[CropCutter]:
         """Return the cutters of ``tiles``, one per source."""
@@ -154,6 +173,72 @@ class View:
         """Number of crops of the whole result."""
         return self._tiles.spec.plan.n_runs
 
+    @property
+    def meta(self) -> ImageMeta | None:
+        """What the samples mean; None if nothing is known of the image."""
+        metas = self._tiles.spec.metas
+        return metas[self._number] if metas else None
+
+    @property
+    def contrast_limits(self) -> tuple[float, float]:
+        """Smallest and largest value in five tiles far apart, which run; without NaN, infinity and nodata."""
+        return self.limits_along(None)[0]
+
+    @property
+    def levels(self) -> tuple[Cut, ...]:
+        """The view, then coarser levels that run nothing: they show the tiles that have run.
+
+        Each level has every second sample of the one before along the last two tiled axes, until both are
+        short. Where no tile has run, or the cache has dropped it, coarser levels are ``fill_value``. As
+        viewers expect it of levels, a slice of one is computed when it becomes a numpy array.
+        """
+        output = self._tiles.spec.outputs[self._number]
+        halved = sorted(output.grid_axes[output.n_each :])[-2:]
+        most, ran = max(self.shape[a] for a in halved), _Ran(self)
+        # At least one: viewers look at the coarsest first, and at the first plane before the middle one.
+        coarser = range(1, max(2, 1 + (ceil_div(most, SHOWN) - 1).bit_length()))
+        cuts = [[range(0, n, 2**k if a in halved else 1) for a, n in enumerate(self.shape)] for k in coarser]
+        return (Cut(self), *(Cut(ran, cut) for cut in cuts))
+
+    def limits_along(self, axis: int | None) -> list[tuple[float, float]]:
+        """Return contrast limits of each index along ``axis``, or of the whole.
+
+        Of an axis of ``each`` every index is another tile, and is sampled by itself.
+        """
+        output, nodata = self._tiles.spec.outputs[self._number], self.meta and self.meta.nodata
+        if axis in output.grid_axes[: output.n_each]:
+            d = output.grid_axes.index(axis)
+            found = [self._sampled({d: i}) for i in range(self.shape[axis])]
+        elif axis is None or axis in output.grid_axes:
+            found = [self._sampled({})] * (1 if axis is None else self.shape[axis])
+        else:
+            parts = self._sampled({})
+            found = [[part.take(i, axis) for part in parts] for i in range(self.shape[axis])]
+        return [_limits(parts, nodata) for parts in found]
+
+    def _sampled(self, fixed: Mapping[int, int]) -> list[Array]:
+        """Return the result in a few tiles far apart; ``fixed`` has the position along some grid axes."""
+        spec, number = self._tiles.spec, self._number
+        found: list[Array] = []
+        ran = 0
+        with self._tiles.outside(), self._tiles.lock, kept.task():
+            for position in itertools.islice(_far_apart(spec.plan, fixed), LOOKED_AT):
+                tile = spec.plan.grid.tile(position)
+                results = self._tiles.get([tile])
+                self._tiles.forget()
+                if results[tile.index] is None:
+                    continue
+                box = Box.of(
+                    w.support(i) for w, i in zip(spec.outputs[number].weights, position, strict=True)
+                )
+                # The others with weight there count as left out: a few tiles are to run, whatever the blend.
+                for index, common in blocks_of(spec, number, box):
+                    found.append(part_of_block(spec, number, index, common, partial(_alone, results))[0])
+                ran += 1
+                if ran == SAMPLED:
+                    break
+        return found
+
     def has_run(self, position: Index) -> bool:
         """Return whether the tile at ``position`` has a result; run it if that is seen only then."""
         spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
@@ -172,24 +257,28 @@ class View:
 
     def __getitem__(self, key: Any) -> Any:
         """Return a part as a numpy array; run only the tiles with weight at its samples."""
-        items = _expand(key, self.shape)
+        return self._select(expand(key, self.shape), run=True)
+
+    def _select(self, items: Sequence[Any], *, run: bool) -> Array:
+        """Return the part that the output of `expand` selects; without ``run``, of what has run."""
         index = [i for i in items if i is not None]
         listed = tuple(axis for axis, i in enumerate(index) if isinstance(i, np.ndarray))
         picks: dict[tuple[int, ...], Array] = {
-            (axis,): _ascending(i) for axis, i in enumerate(index) if axis not in listed
+            (axis,): ascending(i) for axis, i in enumerate(index) if axis not in listed
         }
         if not listed:
-            return self._pick(picks)[_placed(items)]
-        points = _together([index[axis] for axis in listed])
-        found = self._pick({listed: np.stack([p.ravel() for p in points]), **picks})
-        found = found[(slice(None), *_placed(items))]
+            part: Array = self._pick(picks, run=run)[placed(items)]
+            return part
+        points = together([index[axis] for axis in listed])
+        found = self._pick({listed: np.stack([p.ravel() for p in points]), **picks}, run=run)
+        found = found[(slice(None), *placed(items))]
         shape = points[0].shape
-        first = _first_listed(items)
+        first = first_listed(items)
         return np.moveaxis(
             found.reshape(*shape, *found.shape[1:]), range(len(shape)), range(first, first + len(shape))
         )
 
-    def _pick(self, picks: Mapping[tuple[int, ...], Array]) -> Array:
+    def _pick(self, picks: Mapping[tuple[int, ...], Array], *, run: bool) -> Array:
         """Return the chosen samples, with one axis per pick.
 
         Parameters
@@ -197,6 +286,8 @@ class View:
         picks : dict of 2-D int arrays
             Axes of the result, and the chosen samples along them, one row per axis. Only the first pick may
             have several axes, or samples in any order.
+        run : bool
+            Whether missing tiles run; else samples without any tile in the cache are ``fill_value``.
         """
         spec, number = self._tiles.spec, self._number
         output = spec.outputs[number]
@@ -204,10 +295,12 @@ class View:
         out = np.empty([samples.shape[1] for samples in picks.values()], self.dtype)
         if not out.size:
             return out
+        if not run:
+            out[...] = output.fill_value
         blocks = dict(zip(axes, edges_of(spec, number, tiles=False), strict=True))
         tiles: dict[int, Array] = {}
-        # For a box, one piece per block is enough.
-        if any(scattered(samples) for along, samples in picks.items() if set(along) & set(axes)):
+        # For a box, one piece per block is enough, and for what has run: no further tile is needed.
+        if run and any(scattered(samples) for along, samples in picks.items() if set(along) & set(axes)):
             tiles = dict(zip(axes, edges_of(spec, number, tiles=True), strict=True))
         none = np.empty(0, np.int64)
         pieces = [
@@ -216,15 +309,29 @@ class View:
         ]
         with self._tiles.outside(), self._tiles.lock, kept.task():
             before, unknown = self._tiles.ran, 0
+            shown = None if run else self._blocks_shown()
             for one_block in itertools.product(*pieces):
                 try:
-                    unknown += self._fill(out, list(picks), axes, list(itertools.product(*one_block)))
+                    unknown += self._fill(out, list(picks), axes, list(itertools.product(*one_block)), shown)
                 finally:
                     self._tiles.forget()
             self._say(self._tiles.ran - before)
-        if unknown:
+        if unknown and run:
             report(unknown)
         return out
+
+    def _blocks_shown(self) -> set[Index]:
+        """Return the blocks in which a tile with results in the cache has weight."""
+        spec, number = self._tiles.spec, self._number
+        edges = edges_of(spec, number, tiles=False)
+        found: set[Index] = set()
+        for tile in map(spec.plan.grid.__getitem__, self._tiles.held()):
+            spans = [w.support(i) for w, i in zip(spec.outputs[number].weights, tile.position, strict=True)]
+            ends = [
+                np.searchsorted(e, (a, b - 1), side="right") for e, (a, b) in zip(edges, spans, strict=True)
+            ]
+            found.update(itertools.product(*(range(int(a), int(b) + 1) for a, b in ends)))
+        return found
 
     def _fill(
         self,
@@ -232,10 +339,12 @@ class View:
         picks: Sequence[tuple[int, ...]],
         axes: Sequence[int],
         pieces: Sequence[tuple[Part, ...]],
+        shown: set[Index] | None = None,
     ) -> int:
         """Write the samples of one block: for each entry of ``pieces``, the product of its members.
 
-        Return how many are ``fill_value`` because they were NaN.
+        Return how many are ``fill_value`` because they were NaN. With ``shown``, the blocks in which tiles
+        have run, nothing runs, and samples without tiles are left alone.
         """
         spec, number = self._tiles.spec, self._number
         block = {
@@ -244,15 +353,18 @@ class View:
             for a, b in zip(along, p.block, strict=True)
         }
         index = tuple(block[a] for a in axes)
+        if shown is not None and index not in shown:
+            return 0
         boxes = [hull_of(picks, axes, members) for members in pieces]
         wanted = [[t for _, own in tiles_touching(spec, number, index, box) for t in own] for box in boxes]
         last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
         results: dict[int, list[Array] | None] = {}
         unknown = 0
-        find = results.__getitem__
+        find = results.__getitem__ if shown is None else self._tiles.peek
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
-            # Kept until no later piece needs them, even if the cache drops them.
-            results |= self._tiles.get([t for t in tiles if t.index not in results])
+            if shown is None:
+                # Kept until no later piece needs them, even if the cache drops them.
+                results |= self._tiles.get([t for t in tiles if t.index not in results])
             part, lost = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
             unknown += lost
             take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
@@ -265,20 +377,30 @@ class View:
             sys.stdout.write(f"{ran} of {self.crops} crops ran, {self.ran} so far\n")
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        if copy is False:
-            raise ValueError("copy=False cannot be: a view is computed, so an array of it is always new.")
-        whole = np.asarray(self[...])
-        return whole if dtype is None else whole.astype(dtype)
+        return whole_of(self, dtype, copy)
 
     def __repr__(self) -> str:
         return f"<View: {self.shape} {self.dtype}, {self.ran} of {self.crops} crops ran>"
 
 
+class _Ran:
+    """What has run of a `View`, and ``fill_value`` elsewhere; indexing it runs nothing."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self.shape, self.dtype = view.shape, view.dtype
+
+    def __getitem__(self, key: Any) -> Array:
+        part: Array = self._view._select(expand(key, self.shape), run=False)
+        return part
+
+
 def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     """Return a result of `tiled_map` as an array; indexing it runs only the tiles that the part touches.
 
-    ``view(out)[box]`` has the same bits as ``out[box].compute()``, which runs whole blocks. For notebooks,
-    and for napari: ``viewer.add_image(tw.view(out, verbose=False))``.
+    ``view(out)[box]`` has the same bits as ``out[box].compute()``, which runs whole blocks. For notebooks;
+    `add_to_napari` shows views in napari. For another viewer of levels, ``view(out).levels`` are the view
+    and coarser levels of what has run, and ``view(out).contrast_limits`` come from five tiles.
 
     Parameters
     ----------
@@ -335,68 +457,53 @@ def members_of(out: Any) -> dict[Any, Any]:
     return dict(enumerate(map(bare, out))) if isinstance(out, tuple | list) else {None: bare(out)}
 
 
-def _expand(key: Any, shape: Sequence[int]) -> list[Any]:
-    """Return an index per axis (a range, a whole number or an array of numbers), and None for new axes."""
-    items = list(key) if isinstance(key, tuple) else [key]
-    ndim = len(shape)
-    missing = ndim - sum(1 for i in items if i is not None and i is not Ellipsis)
-    if sum(1 for i in items if i is Ellipsis) > 1:
-        raise IndexError("an index can only have a single ellipsis ('...').")
-    if missing < 0:
-        raise IndexError(f"too many indices: the result has {ndim} axes, {ndim - missing} were indexed.")
-    at = next((k for k, i in enumerate(items) if i is Ellipsis), len(items))
-    rest = [i for i in items[at:] if i is not Ellipsis]
-    lengths = iter(shape)
-    filled = [*items[:at], *[slice(None)] * missing, *rest]
-    return [None if i is None else _along(i, next(lengths)) for i in filled]
+def _alone(results: Mapping[int, list[Array] | None], tile: Tile) -> list[Array] | None:
+    return results.get(tile.index)
 
 
-def _along(item: Any, n: int) -> Any:
-    """Return an index along an axis of ``n`` samples as a range, a whole number or an array of them."""
-    if isinstance(item, slice):
-        return range(n)[item]
-    values = np.asarray(item)
-    if values.dtype.kind == "b":
-        if values.shape != (n,):
-            raise IndexError(f"a mask of an axis needs its length, {n}; got shape {values.shape}.")
-        values = np.flatnonzero(values)
-    if isinstance(item, list) and not values.size:
-        values = values.astype(np.int64)  # numpy makes an empty list an array of floats
-    if values.dtype.kind not in "iu":
-        raise IndexError(f"indices must be whole numbers, slices or masks; got {item!r}.")
-    if values.size and (values.min() < -n or values.max() >= n):
-        raise IndexError(f"index {item!r} is out of bounds for an axis of {n} samples.")
-    values = values.astype(np.int64)
-    values = np.where(values < 0, values + n, values)
-    return values if values.ndim else int(values)
+def _far_apart(plan: TilePlan, fixed: Mapping[int, int]) -> Iterator[Index]:
+    """Yield the positions of all running tiles: first that in the middle, then some far from each other.
+
+    ``fixed`` has the position along some axes.
+    """
+    shape, runs = plan.grid_shape, plan.runs
+    if 0 in shape:  # edge="drop" of an image smaller than the crop
+        return
+    # Steps of the additive recurrence of Roberts, "R_d": the powers of the root of x ** (d + 1) = x + 1.
+    root = 1.5
+    for _ in range(64):
+        root = (1 + root) ** (1 / (len(shape) + 1))
+    seen: set[Index] = set()
+    for k in range(LOOKED_AT):
+        spread = (int((0.5 + k / root ** (d + 1)) % 1 * n) for d, n in enumerate(shape))
+        position = tuple(fixed.get(d, i) for d, i in enumerate(spread))
+        if position not in seen and (runs is None or runs[position]):
+            seen.add(position)
+            yield position
+    if runs is None:
+        rest: Iterator[Any] = itertools.product(
+            *([fixed[d]] if d in fixed else range(n) for d, n in enumerate(shape))
+        )
+    else:
+        on = np.argwhere(runs)
+        rest = iter(on[np.all([on[:, d] == i for d, i in fixed.items()], axis=0)] if fixed else on)
+    for position in (tuple(map(int, p)) for p in rest):
+        if position not in seen:
+            yield position
 
 
-def _ascending(item: range | int) -> Array:
-    """Return the samples of a range or number as one ascending row."""
-    return np.sort(np.array(item, np.int64, ndmin=1))[None]
-
-
-def _together(arrays: Sequence[Array]) -> Sequence[Array]:
-    """Return lists of indices along several axes, which select points, broadcast to one shape."""
-    try:
-        return np.broadcast_arrays(*arrays)
-    except ValueError:
-        shapes = " ".join(str(a.shape) for a in arrays)
-        raise IndexError(f"lists of indices must have shapes that fit together; got {shapes}.") from None
-
-
-def _first_listed(items: Sequence[Any]) -> int:
-    """Return the position of the axes of listed points in the result; numpy puts separated ones first."""
-    at = [k for k, i in enumerate(items) if isinstance(i, int | np.ndarray)]
-    return at[0] if at[-1] - at[0] < len(at) else 0
-
-
-def _placed(items: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the index that turns ascending samples into the selection of ``items``; skips listed points."""
-    index: list[Any] = []
-    for item in items:
-        if isinstance(item, range):
-            index.append(slice(None, None, -1 if item.step < 0 else 1))
-        elif not isinstance(item, np.ndarray):
-            index.append(None if item is None else 0)
-    return tuple(index)
+def _limits(parts: Sequence[Array], nodata: Any) -> tuple[float, float]:
+    """Return smallest and largest of the numbers in ``parts``; an interval if there are fewer than two."""
+    lows, highs = [], []
+    for part in parts:
+        if part.dtype.kind not in "biufc":
+            raise TilingError(f"contrast limits are of numbers; the result has dtype {part.dtype}.")
+        values = np.abs(part) if part.dtype.kind == "c" else part
+        valid = np.isfinite(values)
+        if nodata is not None:
+            valid &= part != nodata
+        if valid.any():
+            lows.append(float(values[valid].min()))
+            highs.append(float(values[valid].max()))
+    low, high = min(lows, default=0.0), max(highs, default=1.0)
+    return (low, high) if low < high else (min(low, 0.0), max(high, 1.0))

@@ -255,3 +255,13 @@ def test_L2c_levels_of_a_slide_end_with_what_a_window_shows() -> None:
     shapes = [level.shape for level in tw.view(out, verbose=False).levels]
     assert shapes == [(3, -(-9000 // 2**k), -(-20000 // 2**k)) for k in range(7)]
     assert plan_of(out).n_runs == 720
+
+
+def test_L2c_levels_show_a_tile_beyond_its_block() -> None:
+    out = tw.tiled_map(lambda x: x, np.ones((64, 64)), 16, stride=8, blend="average", chunks=16, dtype="f8")
+    view = tw.view(out, verbose=False)
+    view[8, 8]  # of the tiles that start at 0 and at 8
+    level = np.asarray(view.levels[1])
+    assert (level[:12, :12] == 1).all()
+    assert not level[12:].any()
+    assert not level[:, 12:].any()

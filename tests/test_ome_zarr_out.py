@@ -572,3 +572,47 @@ def test_metadata_are_there_before_the_first_block(tmp_path):
         tw.to_zarr(out, tmp_path / "a.ome.zarr", ome=True, levels=3, progress=False, version="1")
     assert set(seen) == {3}
     assert Path(tmp_path / "a.ome.zarr" / "zarr.json").exists()
+
+
+def test_explain_says_how_an_image_would_be_written():
+    image = zarr.create_array({}, shape=(8000, 6000), chunks=(256, 256), dtype="u2")
+    out = tw.tiled_map(add_one, image, 288, 16, dtype="u2")
+    said = tw.explain(out, writing={"ome": True, "levels": 6})
+    rows = dict(said.rows)
+    assert rows["units"] == f"{32 * 24}, chunks of (256, 256)"
+    assert rows["levels"].startswith("5 coarser, by mean: 4000x3000 > 2000x1500")
+    assert "made from the blocks in memory" in said
+    assert int(rows["calls"].split()[0]) == 32 * 24
+    assert "label" not in said
+    assert tw.explain(out, writing={"label_name": "cells"}).rows[-2][1].startswith("4 coarser")
+    with pytest.raises(tw.TilingError, match="no result to be written"):
+        tw.explain(tw.plan_tiles((64, 64), 8, 0), writing={})
+    with pytest.raises(TypeError, match="writing"):
+        tw.explain(out, writing="ome")
+
+
+def test_blocks_are_chosen_for_levels_in_memory_and_every_tile_runs_once():
+    image, fn = image_of((700, 600)), Counted()
+    out = tw.tiled_map(fn, image, 40, 4, dtype="u2")
+    store = Counting()
+    tw.to_zarr(out, store, ome=True, chunks=64, levels=3, progress=False, version="1")
+    assert fn.calls == len(tw.plan_tiles((700, 600), 40, 4))
+    assert not [key for key in store.gets if key.startswith("0/c/")]
+    check_pyramid(store, image + 1, (0, 1))
+
+
+def test_default_chunks_are_those_of_the_source_or_about_a_megabyte():
+    for source, expected in ((None, (512, 512)), ((300, 400), (300, 400)), ((10, 10), (512, 512))):
+        image = image_of((1024, 1200))
+        if source is not None:
+            stored = zarr.create_array({}, shape=image.shape, chunks=source, dtype="u2")
+            stored[...] = image
+            image = stored
+        store = zarr.storage.MemoryStore()
+        out = tw.tiled_map(add_one, image, 128, 8, dtype="u2")
+        assert tw.to_zarr(out, store, ome=True, progress=False).chunks == expected
+    volume = tw.tiled_map(
+        add_one, image_of((2, 2, 8, 70, 70)), 8, 0, axes=(2, 3, 4), each=(0, 1), dtype="u2",
+        meta=tw.ImageMeta("tczyx"),
+    )  # fmt: skip
+    assert tw.to_zarr(volume, {}, ome=True, progress=False).chunks == (1, 1, 8, 64, 64)

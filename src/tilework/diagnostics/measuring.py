@@ -9,7 +9,7 @@ import statistics
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks
 from tilework.plan.machine import n_threads
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.kept import CHUNKS
+from tilework.writing.forecast import forecast
 
 __all__ = ["Measured", "explain", "measure"]
 
@@ -85,7 +86,7 @@ class Measured(Report):
         ]
 
 
-def explain(out: Any, *, measure: bool = False) -> Explanation:
+def explain(out: Any, *, measure: bool = False, writing: Mapping[str, Any] | None = None) -> Explanation:
     """Return the decisions and the cost of computing a result, as text; a notebook shows a table.
 
     Parameters
@@ -96,6 +97,9 @@ def explain(out: Any, *, measure: bool = False) -> Explanation:
         Whether to run the function on one tile (or one batch, several times if it is quick), to predict the
         seconds of the run on the scheduler that dask would use now, and to measure the memory that the
         function allocates.
+    writing : dict, optional
+        Arguments of `to_zarr`, such as ``{"ome": True, "chunks": 512}``: the plan is that of this call, with
+        its write units, and coarser levels that are made with the blocks or afterwards. Nothing is written.
 
     Returns
     -------
@@ -117,13 +121,20 @@ def explain(out: Any, *, measure: bool = False) -> Explanation:
     tiles      36 = 6 x 6
     >>> "about" in explain(out, measure=True).splitlines()[-1]
     True
+    >>> print(explain(out, writing={"ome": True, "chunks": 64, "levels": 2}).splitlines()[-1].strip())
+    level 1 is made from the blocks in memory
     """
     flag("measure", measure)
     if isinstance(out, TilePlan):
+        if writing is not None:
+            raise TilingError("a plan has no result to be written; give the result: tw.explain(out, ...).")
         return out.explain(measure=measure)
     spec = _spec(out)
-    own = spec.plan.explain()
-    return Explanation([*own.rows, *_measure(spec).rows()]) if measure else own
+    rows = [*spec.plan.explain().rows]
+    if writing is not None:
+        plan, more = forecast(out, writing)
+        rows = [*plan.explain().rows, *more]
+    return Explanation([*rows, *_measure(spec).rows()] if measure else rows)
 
 
 def measure(out: Any) -> Measured:

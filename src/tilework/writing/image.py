@@ -7,6 +7,7 @@ exists only the attributes of the image, and the list of labels above an image o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,8 @@ __all__ = ["AskedImage", "Image"]
 FORMATS = {"0.4": 2, "0.5": 3}
 """Format of Zarr by version of OME-Zarr."""
 LABELS = "labels"
+# Usual chunk of an image, bytes before compression: what viewers fetch at a time.
+CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,6 +260,25 @@ class Image:
     def path(self) -> str:
         """Path of level 0 below the place that was named."""
         return "0" if self.label is None else f"{LABELS}/{self.label}/0"
+
+    def chunks(self, shape: Index, itemsize: int, source: Mapping[int, int] | None) -> Index:
+        """Return the default chunks of level 0.
+
+        Parameters
+        ----------
+        shape : tuple of int, samples per axis
+        itemsize : int
+            Bytes per sample.
+        source : dict of axis to int, samples; or None
+            Chunks of the source along axes that are the same in the result; None: it has none.
+        """
+        space = [a for a, kind in enumerate(self.meta.types) if kind == "space"]
+        if source is not None and set(space) <= set(source):
+            size = math.prod(source[a] for a in space) * itemsize
+            if CHUNK_BYTES / 16 <= size <= 4 * CHUNK_BYTES:
+                return tuple(min(source[a], n) if a in space else 1 for a, n in enumerate(shape))
+        edge = 2 ** int(math.log2((CHUNK_BYTES / itemsize) ** (1 / len(space))))
+        return tuple(max(1, min(edge, n)) if a in space else 1 for a, n in enumerate(shape))
 
     def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Return the arguments of `zarr.create_array` for a level."""

@@ -186,11 +186,12 @@ class TileJob(WriteJob):
     ) -> None:
         super().__init__(title, name, destinations, claims, retries, coarser)
         self.spec, self.upstream, self.apart = spec, upstream or {}, apart
+        self.levels = levels or {}
         self.missing = _missing(spec, destinations)
         blocks = np.argwhere(self.missing.blocks)
         self._writer = BlockWriter(
             {n: sink_of(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()},
-            levels or {},
+            self.levels,
         )
         self._blocks: BlockTasks | None = None
         self.threads = spec.plan.threads

@@ -19,7 +19,7 @@ from tilework.writing.image import AskedImage
 from tilework.writing.jobs import WriteJob
 from tilework.writing.preparing import Asked, Writing, prepare
 
-__all__ = ["Outcome", "Report", "write_many"]
+__all__ = ["Outcome", "Report", "asked_from", "write_many"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,7 @@ resources, priority
         "overwrite": overwrite, "resume": resume, "version": version, "accept": accept,
         "memory_limit": memory_limit, "on_error": "fill" if on_error == "fill" else "raise",
     }  # fmt: skip
-    _asked(common, options)
+    asked_from(common, options)
     many = _Many(where, common, options, progress, stops=on_error == "raise")
     with outside_of_the_pool(where.client):
         run(
@@ -207,7 +207,9 @@ class _Many:
         try:
             one = job.pop()
             out, store, own = _parts(one() if callable(one) else one, number)
-            begun, writing = prepare(out, store, _asked(self.common, self.options | dict(own)), self.where)
+            begun, writing = prepare(
+                out, store, asked_from(self.common, self.options | dict(own)), self.where
+            )
         except Exception as error:
             if self.stops:
                 raise
@@ -267,7 +269,8 @@ def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
     return out, store, as_options(f"the options of job {number}", own[0]) if own else {}
 
 
-def _asked(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
+def asked_from(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
+    """Return the arguments of `to_zarr` from those that all images share and those of one."""
     own = ("path", "chunks", "shards", "version", "accept")
     image = tuple(f.name for f in fields(AskedImage))
     rest = {k: v for k, v in options.items() if k not in (*own, *image)}

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import of_type, one_of, warn
+from tilework._types import Index
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
 from tilework.execution.progress import LOG
@@ -40,7 +41,7 @@ from tilework.writing.levels import parents_done
 from tilework.writing.replan import Member, depth, replanned, with_levels
 from tilework.writing.tail import Pyramid, Tail
 from tilework.writing.target import Continued, Place, Target, claimed
-from tilework.writing.units import Units, check_aligned, check_edges, default_chunks
+from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
 
 __all__ = ["Asked", "Writing", "by_key", "prepare"]
 
@@ -295,7 +296,14 @@ def _member(
     """Return an output with its layout; raise if the array to resume has another fingerprint."""
     place = place.compare(fingerprint)
     number, shape = found.number, lazy.shape
-    layout = place.layout(shape, lambda: default_chunks(found.spec, number, shape, lazy.dtype.itemsize))
+    free = image is not None and not found.spec.fixed
+
+    def usual() -> Index:
+        if image is not None and free:
+            return image.chunks(shape, lazy.dtype.itemsize, source_chunks(found.spec, number))
+        return default_chunks(found.spec, number, shape, lazy.dtype.itemsize)
+
+    layout = place.layout(shape, usual)
     return with_levels(Member(number=number, lazy=lazy, place=place, layout=layout, image=image), fingerprint)
 
 

@@ -26,6 +26,10 @@ from tilework.writing.units import Layout, encoding_bytes, input_unit
 
 __all__ = ["Member", "depth", "replanned", "with_levels"]
 
+# Largest write unit of a level that is made with the blocks, in bytes of level 0: a block is at least as
+# large, and each thread holds one.
+LARGEST = 64 * 2**20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
@@ -92,7 +96,7 @@ def replanned(spec: Spec, members: Sequence[Member], limit: Any, where: Where) -
             refused = error
         else:
             if block is None and not spec.fixed:
-                plan = _deeper(spec, plan, members, request)
+                plan = _deeper(spec, plan, members, request, where)
             return replace(spec, plan=plan)
     assert refused is not None
     raise refused
@@ -115,7 +119,8 @@ def _encoding(spec: Spec, members: Sequence[Member]) -> int:
         size = m.lazy.dtype.itemsize
         block = math.prod(max(sizes) for sizes in chunks_of(spec, spec.outputs[m.number])) * size
         # Two axes are halved or more, so all levels together take at most a third of the block.
-        found.append(encoding_bytes(m.layout.unit, size) + (block // 3 + 8 * PART if m.levels else 0))
+        levels = min(max(block, LARGEST), m.lazy.size * size) // 3 + PART if m.levels else 0
+        found.append(encoding_bytes(m.layout.unit, size) + levels)
     return max(found)
 
 
@@ -157,25 +162,35 @@ def _resumed(plan: TilePlan, request: BlockRequest) -> TilePlan:
         return choose_blocks(plan, request)
 
 
-def _deeper(spec: Spec, plan: TilePlan, members: Sequence[Member], request: BlockRequest) -> TilePlan:
-    """Return the plan with blocks that are whole units of as many levels as blocks of that size can be."""
+def _deeper(
+    spec: Spec, plan: TilePlan, members: Sequence[Member], request: BlockRequest, where: Where
+) -> TilePlan:
+    """Return the plan with blocks that are whole units of as many levels as `LARGEST` bytes can be."""
     most = max(len(m.levels) for m in members)
     rounded = any(spec.outputs[m.number].kind not in ("trim", "max", "min") for m in members)
     if rounded and most and _whole(plan, _unit(spec, members, 1)):
         return plan  # other blocks would round sums differently; level 0 is not read again with these
     for levels in range(most, 0, -1):
         unit = _unit(spec, members, levels)
-        if any(u > b for u, b in zip(unit, plan.block, strict=True)):
-            continue  # longer blocks take more memory, and leave threads without work
         if _whole(plan, unit):
             return plan
-        try:
-            found = choose_blocks(plan, replace(request, unit=unit))
-        except MemoryBudgetError:
+        if any(_bytes(m.levels[levels - 1], m) > LARGEST for m in members if len(m.levels) >= levels):
             continue
-        if found.calls() <= plan.calls():
-            return found
+        for reuse in ("auto", "share"):
+            try:
+                found = choose_blocks(plan, replace(request, unit=unit, reuse=reuse))
+            except (GridError, MemoryBudgetError):
+                continue
+            fair = is_fair(found, where.at_once) or not is_fair(plan, where.at_once)
+            if fair and found.calls() <= plan.calls():
+                return found
     return plan
+
+
+def _bytes(level: Level, member: Member) -> int:
+    """Return the bytes of level 0 below one write unit of a level."""
+    samples = math.prod(min(r, n) for r, n in zip(level.reach, member.lazy.shape, strict=True))
+    return int(samples * member.lazy.dtype.itemsize)
 
 
 def depth(chunks: Sequence[Sequence[int]], levels: Sequence[Level]) -> int:

@@ -33,6 +33,7 @@ __all__ = [
     "layout_of",
     "lengths",
     "shard_lengths",
+    "source_chunks",
     "tiles_of_units",
     "with_todo",
 ]
@@ -217,6 +218,14 @@ def default_chunks(spec: Spec, number: int, shape: Index, itemsize: int) -> Inde
             break
         chunks[axis] = smaller
     return tuple(max(1, c) for c in chunks)
+
+
+def source_chunks(spec: Spec, number: int) -> dict[int, int] | None:
+    """Return the chunks of the first source by axis of an output, if the output has its samples."""
+    output, chunks = spec.outputs[number], spec.plan.sources[0].chunks
+    if chunks is None or any(s != 1 for s in output.scale):
+        return None
+    return dict(zip(output.grid_axes, chunks, strict=True))
 
 
 def _halved(size: int, *, whole: bool) -> int:

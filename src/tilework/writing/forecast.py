@@ -1,0 +1,72 @@
+"""What `to_zarr` would do: its plan, write units and coarser levels; nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zarr.storage import MemoryStore
+
+from tilework._checks import as_options
+from tilework.execution.where import Where
+from tilework.plan.tile_plan import TilePlan
+from tilework.writing.jobs import TileJob
+from tilework.writing.many import asked_from
+from tilework.writing.preparing import prepare
+from tilework.writing.tail import Pyramid
+from tilework.writing.units import layout_of
+
+__all__ = ["forecast"]
+
+OF_A_STORE = ("path", "overwrite", "resume", "accept", "storage_options")
+"""Arguments of `to_zarr` that are about what is in a store."""
+
+
+def forecast(out: Any, options: Mapping[str, Any]) -> tuple[TilePlan, list[tuple[str, str]]]:
+    """Return the plan with which `to_zarr` would write a result, and rows on units and coarser levels.
+
+    Parameters
+    ----------
+    out : result of tiled_map
+    options : dict
+        Arguments of `to_zarr`; those about what is in a store are left out.
+    """
+    given = {k: v for k, v in as_options("writing", options).items() if k not in OF_A_STORE}
+    if given.pop("label_name", None) is not None:
+        given["ome"] = True  # the levels of labels are those of an image
+    where = Where.find(given.pop("scheduler", None), given.pop("client", None))
+    job, writing = prepare(out, MemoryStore(), asked_from({}, given), where)
+    try:
+        assert isinstance(job, TileJob)
+        rows = [_units(d.array) for n, d in writing.closing.destinations.items() if n < len(job.spec.outputs)]
+        if writing.tail is not None:
+            for pyramid in writing.tail.pyramids:
+                rows += _levels(pyramid, len(job.levels.get(pyramid.number, ())))
+        return job.spec.plan, rows
+    finally:
+        writing.release()
+
+
+def _units(array: Any) -> tuple[str, str]:
+    layout = layout_of(array)
+    number = math.prod(-(-n // u) for n, u in zip(array.shape, layout.unit, strict=True))
+    shards = "" if layout.shards is None else f" in shards of {layout.shards}"
+    return "units", f"{number}, chunks of {layout.chunks}{shards}"
+
+
+def _levels(pyramid: Pyramid, depth: int) -> Iterator[tuple[str, str]]:
+    """Yield rows on the coarser levels, of which ``depth`` are made with the blocks."""
+    shapes = " > ".join("x".join(map(str, level.shape)) for level in pyramid.levels)
+    yield "levels", f"{len(pyramid.levels)} coarser, by {pyramid.method}: {shapes or 'none'}"
+    if depth:
+        yield "", f"{_numbers(1, depth)} made from the blocks in memory"
+    if left := pyramid.levels[depth:]:
+        below = [pyramid.below.array.shape, *(level.shape for level in pyramid.levels)][depth:-1]
+        share = sum(map(math.prod, below)) / math.prod(pyramid.below.array.shape)
+        made = f"{_numbers(left[0].number, left[-1].number)} made from the level below, which is read"
+        yield "", f"{made}: {share:.2%} of the image"
+
+
+def _numbers(first: int, last: int) -> str:
+    return f"level {first} is" if first == last else f"levels {first} to {last} are"

@@ -78,6 +78,8 @@ class OmeImage:
     """The object "image-label" of an image of labels."""
     placed: bool = True
     """Whether scales are stated; before version 0.4 they are not."""
+    named: bool = True
+    """Whether axes are stated; before version 0.3 they are not, and are those of five axes."""
 
     def meta(self, level: int = 0) -> ImageMeta:
         """Return what the samples of a level mean."""
@@ -193,7 +195,7 @@ def _image(entry: Any, version: str | None, omero: Any, label: Any, where: str) 
     placed = any(_object(d, where).get("coordinateTransformations") for d in datasets)
     return OmeImage(
         own, _text(entry.get("name")), _text(entry.get("type")), axes, types, units, tuple(levels), names,
-        colors, label if isinstance(label, Mapping) else None, placed,
+        colors, label if isinstance(label, Mapping) else None, placed, entry.get("axes") is not None,
     )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from tilework.source.held import Travelling
 from tilework.source.places import above, attributes_of, open_node
 from tilework.source.zarr_array import ZarrSource, zarr_source
 
-__all__ = ["StoredImage", "StoredImages", "named", "open_image", "open_path", "open_zarr"]
+__all__ = ["StoredImage", "StoredImages", "open_image", "open_path", "open_zarr"]
 
 Format = Literal[2, 3]
 
@@ -137,7 +137,7 @@ class StoredImage(Report):
     def rows(self) -> Iterator[tuple[str, str]]:
         """Return what the image is, and what is usual for it."""
         meta = self.meta
-        names = f"{', '.join(meta.axes)}: " if meta else ""
+        names = "" if meta is None else f"{', '.join(meta.axes)}: "
         yield "image", f"{names}{_by(self.shape)} {self.dtype}"
         yield "place", str(self._source.handle.store_path)
         if meta is not None:
@@ -337,11 +337,6 @@ def open_zarr(node: Any, *, ours: bool = False) -> ZarrSource:
     return (found.one() if isinstance(found, StoredImages) else found).source
 
 
-def named(names: Sequence[str] | None) -> ImageMeta | None:
-    """Return the meaning of samples of which only the axis names are known; none if they are not unique."""
-    return None if not names or len(set(names)) < len(names) else ImageMeta(names)
-
-
 # -- groups -------------------------------------------------------------------------------------------------
 
 
@@ -426,8 +421,11 @@ def _array(place: Any, image: OmeImage, level: int, zarr_format: Format) -> Any:
         ) from error
 
 
-def _meta(place: Any, image: OmeImage, level: int, array: Any) -> ImageMeta:
-    """Return what the samples of a level mean."""
+def _meta(place: Any, image: OmeImage, level: int, array: Any) -> ImageMeta | None:
+    """Return what the samples of a level mean; None if nothing is known."""
+    if not image.named and (array.ndim != len(image.axes) or _plain(array) is not None):
+        # As tifffile shows a pyramid: with names at the arrays alone.
+        return _scaled(_plain(array), place, image, level, array)
     if len(image.axes) != array.ndim:
         raise TilingError(
             f"the image at {place} has the axes {image.axes}, but level {level} has shape {array.shape}. "
@@ -445,11 +443,23 @@ def _meta(place: Any, image: OmeImage, level: int, array: Any) -> ImageMeta:
                 TilingWarning,
             )
             meta = meta.replace(channel_names=None, channel_colors=None)
-    if not image.placed and level:
-        # Before version 0.4 no scale is written down: that of level 0 is 1, and shapes tell the others.
-        finest = _array(place, image, 0, array.metadata.zarr_format).shape
-        meta = meta.replace(scale=[round(n / m) or 1 for n, m in zip(finest, array.shape, strict=True)])
-    return meta
+    return meta if image.placed else _scaled(meta, place, image, level, array)
+
+
+def _scaled(meta: ImageMeta | None, place: Any, image: OmeImage, level: int, array: Any) -> ImageMeta | None:
+    """Return the meaning of a level without a stated scale: that of level 0 is 1, and shapes tell others."""
+    if meta is None or not level:
+        return meta
+    finest = _array(place, image, 0, array.metadata.zarr_format).shape
+    return meta.replace(scale=[round(n / m) or 1 for n, m in zip(finest, array.shape, strict=True)])
+
+
+def _plain(array: Any) -> ImageMeta | None:
+    """Return the meaning that the names of the axes of an array give; None if it has none, or odd ones."""
+    found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
+    sound = isinstance(found, list | tuple) and len(found) == array.ndim and None not in found
+    names = tuple(map(str, found)) if sound else ()
+    return ImageMeta(names) if names and len(set(names)) == len(names) else None
 
 
 def _labels(place: Any, zarr_format: Format) -> tuple[str, ...]:
@@ -509,10 +519,7 @@ def _of_array(array: Any, choice: _Choice) -> StoredImage:
         except TilingError as error:
             _unknown(array, error)
     if meta is None:
-        found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
-        sound = isinstance(found, list | tuple) and None not in found
-        meta = named(tuple(map(str, found))) if sound else None
-        home, image, level = None, None, 0
+        meta, home, image, level = _plain(array), None, None, 0
     return StoredImage(zarr_source(array, meta, ours=choice.ours), home, image, level)
 
 

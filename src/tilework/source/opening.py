@@ -420,6 +420,17 @@ def _open_dask(array: Any) -> Source:
     return BlockSource(array, shape, array.dtype, None, None, ("dask", array.name), offsets)
 
 
+def _open_nibabel(array: Any) -> Source:
+    if not hasattr(array, "dtype"):
+        raise TypeError(
+            "array is an image of nibabel; give its samples, array=image.dataobj, and what they mean, "
+            "meta=tw.ImageMeta(...)."
+        )
+    # What is read is scaled by the slope of the header, so that it may have another dtype than the file.
+    read = np.asarray(array[(slice(0, 1),) * len(array.shape)]).dtype
+    return Source(array, tuple(map(int, array.shape)), read)
+
+
 def _open_xarray(array: Any) -> Source:
     variable = getattr(array, "variable", array)
     if not hasattr(variable, "_data") or not hasattr(variable, "_in_memory"):
@@ -447,6 +458,7 @@ def _variables(dataset: Any) -> str:
 _OPENERS: dict[str, Callable[[Any], Source]] = {
     "zarr": open_zarr,
     "h5py": _open_h5,
+    "nibabel": _open_nibabel,
     "dask": _open_dask,
     "xarray": _open_xarray,
 }

@@ -233,6 +233,9 @@ def test_a_server_that_lists_nothing(image: Path, served: str) -> None:
     assert [one.meta for one in found.levels] == [one.meta for one in want.levels]
     assert found.labels == want.labels
     np.testing.assert_array_equal(tiled(found, np.positive), samples())
+    edit(image, lambda attributes: attributes.pop("multiscales"))
+    with pytest.raises(tw.TilingError, match="not an OME-Zarr image; give one of its arrays"):
+        tw.open_image(store)
 
 
 @pytest.mark.parametrize("kind", ["path", "image", "level", "once", "zip", "pickled"])

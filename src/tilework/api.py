@@ -127,6 +127,7 @@ def tiled_map(
         anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each. A Dataset stands
         for the tuple of its variables.
         Paths and URLs are those of Zarr; the error for another file gives the line that opens it.
+        `open_image` chooses a level or the labels of an OME-Zarr image.
     crop : int, sequence of int or dict by name, samples per tiled axis
         Shape of the crops that ``fn`` receives, along the tiled axes. A dict names these:
         ``{"y": 512, "x": 512}``. All numbers per tiled axis may be a dict by the names of axes.

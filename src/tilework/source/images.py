@@ -356,10 +356,17 @@ def _found(node: Any, choice: _Choice) -> StoredImage | StoredImages:
     if kind := _kind(group):
         images = StoredImages(node, kind, _paths(place, zarr_format, group), choice)
         return images if choice.image is None else images[_chosen(choice.image, images.paths, where)]
-    members = _listed(sorted(node.array_keys())) or "none"
-    groups = sorted(node.group_keys())
+    raise TilingError(f"{where} is not an OME-Zarr image; {_members(node)}.")
+
+
+def _members(node: Any) -> str:
+    """Return what may be given in place of a group."""
+    try:
+        arrays, groups = sorted(node.array_keys()), sorted(node.group_keys())
+    except Exception:  # of a store that lists nothing, such as a server of files
+        return "give one of its arrays, by its path"
     others = f", or one of its groups: {_listed(groups)}" if groups else ""
-    raise TilingError(f"{where} is not an OME-Zarr image; give one of its arrays: {members}{others}.")
+    return f"give one of its arrays: {_listed(arrays) or 'none'}{others}"
 
 
 def _at(place: Any, zarr_format: Format, choice: _Choice) -> StoredImage:

@@ -217,10 +217,11 @@ def test_a_path_of_zarr_is_opened_whatever_its_name(tmp_path: Path) -> None:
 def test_a_dataarray_is_written(tmp_path: Path) -> None:
     xr = pytest.importorskip("xarray")
     out = tw.tiled_map(lambda x: x + 1, IMAGE, 12, 1)
-    wrapped = xr.DataArray(out, dims=("y", "x"), coords={"y": np.arange(40)})
-    for given in (wrapped, wrapped.variable):
-        written = tw.to_zarr(given, tmp_path / "a.zarr", progress=False)
+    wrapped = xr.DataArray(out, dims=("y", "x"), coords={"y": np.arange(40)}, name="more")
+    for given, name in ((wrapped, "a.zarr"), (wrapped.variable, "c.zarr")):
+        written = tw.to_zarr(given, tmp_path / name, progress=False)
         np.testing.assert_array_equal(written[...], IMAGE + 1)
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "a.zarr")["more"].compute(), wrapped.compute())
     # It is the result of tiled_map still: written tile by tile, and resumed without another call.
     tiles: list[Any] = []
     tw.to_zarr(wrapped, tmp_path / "a.zarr", progress=lambda *done: tiles.append(done))

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -288,7 +289,10 @@ def test_a_dict_of_outputs_is_a_dataset():
     xr.testing.assert_allclose(
         done["index"], scene().mean("band").assign_attrs(scene().attrs).rename("index")
     )
-    assert set(done["high"].coords) == set(scene().coords)
+    for name, coordinate in scene().coords.items():
+        xr.testing.assert_identical(done["high"].coords[name].variable, coordinate.variable)
+    assert done.attrs == {}
+    assert done["high"].attrs == {"units": "1"}
     assert set(tw.view(out, verbose=False)) == {"index", "high"}
     assert tw.check(out).ok
     assert "tiles" in tw.explain(out)
@@ -376,3 +380,179 @@ def test_what_a_dataarray_means():
     array.encoding["_FillValue"] = -9999
     assert np.isnan(tw.image_meta(array).nodata)
     assert tw.image_meta(array.astype("i4").assign_attrs(missing_value=3)).nodata == 3
+
+
+# -- stores -----------------------------------------------------------------------------------------------
+
+
+def bare_scene():
+    """The scene without a fill value, which xarray moves to the encoding when it reads."""
+    array = scene()
+    del array.attrs["_FillValue"]
+    return array
+
+
+def opened(store, name=None, **options):
+    """What xarray reads; warnings are errors."""
+    found = xr.open_zarr(store, **options)
+    return found if name is None else found[name]
+
+
+@given(labelled(), st.sampled_from([2, 3]), st.integers(1, 4))
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_a_written_array_is_what_xarray_reads(array, zarr_format, crop):
+    """Identical, but for what xarray itself cannot write, or reads as something else."""
+    names = {n: f"d{n}".replace(" ", "_") for n in [*array.dims, *array.coords]}
+    array = array.rename({n: new for n, new in names.items() if n != new[1:]})
+    for name, index in array.xindexes.items():
+        if isinstance(index, xr.indexes.PandasMultiIndex) and name in array.dims:
+            array = array.reset_index(name)
+    array = array.drop_attrs(deep=False) if 5 in array.attrs or "_FillValue" in array.attrs else array
+    array.name = None if array.name == 7 else array.name
+    out = tw.tiled_map(bits, array, crop, 0, axes=tuple(map(str, array.dims)))
+    store = zarr.storage.MemoryStore()
+    written = tw.to_zarr(out, store, zarr_format=zarr_format, progress=False)
+    assert written.metadata.zarr_format == zarr_format
+    xr.testing.assert_identical(xr.open_dataarray(store, engine="zarr").compute(), out.compute())
+    tiles = []
+    tw.to_zarr(out, store, progress=lambda *done: tiles.append(done))
+    assert not tiles or tiles[-1][1] == 0
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_it_is_read_as_what_xarray_itself_writes(zarr_format, tmp_path):
+    """With a fill value and a CRS, which xarray moves to the encoding and leaves where they are."""
+    array = scene()
+    array.encoding["grid_mapping"] = "spatial_ref"
+    out = tiled(array)
+    tw.to_zarr(out, tmp_path / "ours", zarr_format=zarr_format, progress=False)
+    out.compute().to_zarr(tmp_path / "theirs", zarr_format=zarr_format)
+    for options in ({}, {"mask_and_scale": False}, {"decode_coords": "all"}, {"chunks": None}):
+        ours, theirs = (opened(tmp_path / n, "reflectance", **options).load() for n in ("ours", "theirs"))
+        xr.testing.assert_identical(
+            ours.drop_vars("spatial_ref", errors="ignore"), theirs.drop_vars("spatial_ref", errors="ignore")
+        )
+        assert ours.encoding.get("_FillValue") == theirs.encoding.get("_FillValue")
+        assert ours.spatial_ref.attrs == array.spatial_ref.attrs
+    assert (
+        zarr.open_array(tmp_path / "ours" / "reflectance").attrs.asdict()
+        == zarr.open_array(tmp_path / "theirs" / "reflectance").attrs.asdict()
+    )
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_several_outputs_share_the_coordinates(tmp_path):
+    calls = []
+    fn = lambda c: calls.append(1) or {"low": c[0], "all": c > 0.5}  # noqa: E731
+    outputs = {"low": tw.Output("f4", channels=0), "all": tw.Output(bool)}
+    out = tiled(bare_scene(), fn, output=outputs)
+    group = tw.to_zarr(out, tmp_path / "x.zarr", chunks={"y": 8}, progress=False)
+    assert sorted(group) == sorted({"low", "all", *bare_scene().coords})
+    assert len(calls) == len(plan_of(out["low"]))
+    xr.testing.assert_identical(opened(tmp_path / "x.zarr").load(), out.compute())
+    assert len(tw.status(tmp_path / "x.zarr")) == 2
+    assert tw.status(tmp_path / "x.zarr").complete
+    report = tw.write_many([(out, tmp_path / "y.zarr"), (out["low"], tmp_path / "z.zarr")], progress=False)
+    assert all(one.ok for one in report)
+    xr.testing.assert_identical(opened(tmp_path / "z.zarr", "low").load(), out["low"].compute())
+    many = tiled(
+        bare_scene().drop_vars("height"),
+        lambda c: (c, c[:, ::2, ::2]),
+        output=(tw.Output("f4"), tw.Output("f4", scale=HALF)),
+    )
+    with pytest.warns(tw.TilingWarning, match="without their coordinates"):
+        group = tw.to_zarr(many, tmp_path / "many.zarr", progress=False)
+    assert group["1"].metadata.dimension_names == ("band", "y", "x")
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_a_killed_write_is_resumed_with_its_record_beside(tmp_path):
+    seen = []
+
+    def fn(crop):
+        seen.append(1)
+        if len(seen) == 5:
+            raise RuntimeError("killed")
+        return -crop
+
+    out = tiled(bare_scene(), fn, output=tw.Output("f4"), chunks=8)
+    with pytest.raises(RuntimeError, match="killed"):
+        tw.to_zarr(
+            out,
+            tmp_path / "x.zarr",
+            chunks={"y": 8, "x": 10},
+            version="1",
+            progress=False,
+            scheduler="synchronous",
+        )
+    # The store that is being filled opens already.
+    half = opened(tmp_path / "x.zarr", "reflectance")
+    assert set(half.coords) == set(bare_scene().coords)
+    tw.to_zarr(out, tmp_path / "x.zarr", version="1", progress=False)
+    assert len(seen) <= len(plan_of(out)) + 5
+    xr.testing.assert_identical(opened(tmp_path / "x.zarr", "reflectance").load(), out.compute())
+    with pytest.raises(tw.TilingError, match="version: 1 -> 2"):
+        tw.to_zarr(out, tmp_path / "x.zarr", version="2", progress=False)
+    tw.to_zarr(out, tmp_path / "x.zarr", version="2", overwrite=True, progress=False)
+    assert tw.status(tmp_path / "x.zarr").complete
+    # A plain result in its place has its record in the attributes again.
+    plain = tw.to_zarr(out.data, tmp_path / "x.zarr" / "reflectance", overwrite=True, progress=False)
+    assert "tilework" in plain.attrs
+    assert tw.status(plain).complete
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+def test_other_coordinates_are_not_touched(tmp_path):
+    array = bare_scene()
+    tw.to_zarr(tiled(array), tmp_path / "x.zarr", progress=False)
+    more = tiled(array.rename("more").assign_coords(tide=3), np.sqrt)
+    tw.to_zarr(more, tmp_path / "x.zarr", progress=False)
+    both = opened(tmp_path / "x.zarr").load()
+    assert set(both.coords) == {*array.coords, "tide"}
+    xr.testing.assert_identical(both["more"], more.compute())
+    moved = tiled(array.rename("moved").assign_coords(x=array.x + 1))
+    for options in ({}, {"overwrite": True}):
+        with pytest.raises(
+            tw.TilingError, match=r"other coordinates 'x' .* more, reflectance there use them"
+        ):
+            tw.to_zarr(moved, tmp_path / "x.zarr", progress=False, **options)
+    alone = tiled(array.rename("moved").isel(x=slice(20)))
+    tw.to_zarr(tiled(array.rename("moved")), tmp_path / "y.zarr", progress=False)
+    with pytest.raises(tw.TilingError, match="holds a result of other parts"):
+        tw.to_zarr(alone, tmp_path / "y.zarr", progress=False)
+    tw.to_zarr(alone, tmp_path / "y.zarr", overwrite=True, progress=False)
+    xr.testing.assert_identical(opened(tmp_path / "y.zarr", "moved").load(), alone.compute())
+
+
+def test_what_xarray_cannot_write_is_said_before_anything_is(tmp_path):
+    levels = pd.MultiIndex.from_product([range(4), [0, 1]], names=["k", "l"])
+    array = xr.DataArray(
+        np.zeros(8), dims="p", coords=xr.Coordinates.from_pandas_multiindex(levels, "p"), name="v"
+    )
+    out = tw.tiled_map(np.negative, array, 4, 0)
+    with pytest.raises(tw.TilingError, match=r"xarray cannot write the labels .*MultiIndex.*out\.data"):
+        tw.to_zarr(out, tmp_path / "x.zarr", progress=False)
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_a_plain_result_carries_the_names_of_its_axes():
+    image = np.zeros((3, 8, 8), "f4")
+    out = tw.tiled_map(np.negative, image, 4, 0, axes=(1, 2), meta=tw.ImageMeta("cyx"))
+    for zarr_format in (2, 3):
+        store = zarr.storage.MemoryStore()
+        written = tw.to_zarr(out, store, zarr_format=zarr_format, progress=False)
+        assert tw.image_meta(written).axes == ("c", "y", "x")
+    written = tw.to_zarr(out, zarr.storage.MemoryStore(), dimension_names=("k", "l", "m"), progress=False)
+    assert written.metadata.dimension_names == ("k", "l", "m")
+    written = tw.to_zarr(out > 0, zarr.storage.MemoryStore(), version="1", progress=False)
+    assert written.metadata.dimension_names is None
+
+
+def test_a_computed_dataarray_keeps_its_labels_in_a_store(tmp_path):
+    lazy = (tiled(bare_scene().drop_attrs(deep=False)) * 2).chunk(y=12, x=18).drop_vars("band")
+    tw.to_zarr(lazy, tmp_path / "x.zarr", version="1", progress=False)
+    xr.testing.assert_identical(opened(tmp_path / "x.zarr", "reflectance").load(), lazy.compute())
+    array = zarr.create_array(zarr.storage.MemoryStore(), shape=lazy.shape, dtype="f4", chunks=(3, 12, 18))
+    assert tw.to_zarr(lazy, array, version="1", progress=False) is array

@@ -303,9 +303,11 @@ def dataset_of(results: Mapping[Any, Any]) -> Any:
     if any(key in one.coords or key in one.dims for key, one in named.items()):
         return named
     try:
-        return xr.merge(named.values(), compat="identical", join="exact", combine_attrs="drop")
+        found = xr.merge(named.values(), compat="identical", join="exact", combine_attrs="override")
     except ValueError:
         return named
+    found.attrs.clear()  # those of the first array
+    return found
 
 
 def relabelled(lazy: Any, data: Any) -> Any:

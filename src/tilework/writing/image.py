@@ -285,8 +285,8 @@ class Image:
         own = {key: value for key, value in options.items() if key != "attributes"}
         own["zarr_format"] = FORMATS[self.version]
         if self.version == "0.4":
-            return own | {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
-        return own | {"dimension_names": self.meta.axes}
+            own["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+        return own
 
     def attributes(self, levels: Sequence[Level], dtype: np.dtype[Any]) -> dict[str, Any]:
         """Return the attributes of the group."""

@@ -1,8 +1,10 @@
 """The record and the done-marks of a Zarr array.
 
 The attribute ``tilework`` of the array stores its record: the plan, the versions, the fingerprint of the
-inputs, and a generation. Marks tell which write units are finished. They lie below the array's folder::
+inputs, and a generation. A variable of xarray, whose attributes are those of the user, has its record beside
+the marks. Marks tell which write units are finished. They lie below the array's folder::
 
+    .tilework/record                    the record, where it is not an attribute
     .tilework/claim                     the run that may write, while there is one
     .tilework/beat                      changes while that run is alive
     .tilework/<generation>/done/3.0     written after all units of block (3, 0)
@@ -51,10 +53,13 @@ __all__ = [
     "record_of",
     "versions",
     "with_accepted",
+    "write_beside",
 ]
 
 RECORD = "tilework"
 """Name of the attribute that holds the record."""
+BESIDE = "record"
+"""Name of the object that holds the record of an array of xarray."""
 FORMAT = 2
 """Version of the record and of the marks; fingerprints of version 1 have fewer parts."""
 KEPT = ("kept", "kept-again")
@@ -276,7 +281,11 @@ class Ledger:
     @property
     def record(self) -> Record | None:
         """The record of the run that wrote the array; None: tilework did not write it."""
-        return _record(self._stored("r"))
+        return _record(self._stored("r").attrs.asdict().get(RECORD)) or self._beside()
+
+    def _beside(self) -> Record | None:
+        """Return the record beside the array, if it is there."""
+        return _record(load(self.objects.read(BESIDE)))
 
     def _stored(self, mode: Any) -> Any:
         """Return the array as its store has it now: others may have changed it since it was opened."""
@@ -313,7 +322,12 @@ class Ledger:
     def write_record(self, record: Record) -> None:
         """Write a record; other attributes stay as they are in the store."""
         stored = self._stored("r+")
-        if _record(stored) != record:
+        there = _record(stored.attrs.asdict().get(RECORD))
+        if there is None and (beside := self._beside()) is not None:
+            if beside != record:
+                write_beside(self.objects, record)
+            return
+        if there != record:
             stored.update_attributes({RECORD: record})
         self.array.metadata.attributes.update(stored.attrs.asdict())
 
@@ -347,16 +361,21 @@ class Ledger:
         return done
 
 
-def _record(array: Any) -> Record | None:
-    record = array.attrs.asdict().get(RECORD)
+def write_beside(objects: Objects, record: Record) -> None:
+    """Write the record of an array beside its marks."""
+    objects.write(BESIDE, dump(record))
+
+
+def _record(record: Any) -> Record | None:
     return record if isinstance(record, dict) and "fingerprint" in record else None  # type: ignore[return-value]
 
 
 def forget(objects: Objects, keep: str | None = None) -> None:
-    """Delete the marks beside an array of all generations but ``keep``."""
+    """Delete the marks beside an array of all generations but ``keep``; without one, a record beside, too."""
     tops = {name.partition("/")[0]: "/" in name for name in objects.names()}
     # Also the temporary files of a beat that is being written.
     own = [name for name in tops if name == keep or name.startswith(("claim", "beat", "after-"))]
+    own += [BESIDE] if keep is not None else []
     objects.delete(*(name for name, folder in tops.items() if name not in own and not folder))
     objects.delete_folders(*(name for name, folder in tops.items() if name not in own and folder))
 

@@ -28,7 +28,7 @@ from tilework.execution.progress import LOG
 from tilework.execution.where import Where
 from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
 from tilework.identity.digests import digest
-from tilework.identity.location import read_by
+from tilework.identity.location import locate, read_by
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
@@ -36,11 +36,12 @@ from tilework.writing.closing import Closing, Destination, GroupAt, Told
 from tilework.writing.fingerprint import names_to_accept, of_spec
 from tilework.writing.image import AskedImage, Image
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
+from tilework.writing.labels import Labels
 from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.levels import parents_done
 from tilework.writing.replan import Member, depth, replanned, with_levels
 from tilework.writing.tail import Pyramid, Tail
-from tilework.writing.target import Continued, Place, Target, claimed
+from tilework.writing.target import Continued, Fresh, Place, Target, claimed, is_array
 from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
 
 __all__ = ["Asked", "Writing", "by_key", "prepare"]
@@ -72,17 +73,16 @@ class Asked:
         """Return the path of the output ``key``."""
         return "/".join(p for p in (self.path, key) if p)
 
-    def target(
-        self, store: Any, key: str, dims: Mapping[str, Sequence[str] | None], image: Image | None = None
-    ) -> Target:
-        """Return the target of the output ``key``, of outputs with ``dims``, or of level 0 of its image."""
-        path, options = self.at(key), self.options
+    def target(self, store: Any, key: str, labels: Labels, image: Image | None = None) -> Target:
+        """Return the target of the output ``key``, or of level 0 of its image."""
+        path, options = self.at(labels.name(key)), self.options
         if image is not None:
             path, options = f"{path}/{image.path}".lstrip("/"), image.options(options)
         return Target(
-            store=store, path=path, chunks=of_output("chunks", self.chunks, key, dims),
-            shards=of_output("shards", self.shards, key, dims), overwrite=self.overwrite, resume=self.resume,
-            accept=names_to_accept(self.accept), options=options,
+            store=store, path=path, chunks=of_output("chunks", self.chunks, key, labels.dims),
+            shards=of_output("shards", self.shards, key, labels.dims), overwrite=self.overwrite,
+            resume=self.resume, accept=names_to_accept(self.accept), options=options, labels=labels,
+            key=key,
         )  # fmt: skip
 
 
@@ -155,9 +155,16 @@ def prepare(
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}
     dims = dims_of(out, found, asked.options) | {key: image.meta.axes for key, image in images.items()}
-    places = {key: asked.target(stores[key], key, dims, images.get(key)).look(sources) for key in arrays}
+    plain = bool(images) or given is not None or is_array(store)
+    labels = Labels(dims) if plain else Labels.of(out, dims)
+    places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
     if not images and given is None:
         _warn_of_name(store, asked.path)
+    new = [place for place in places.values() if isinstance(place, Fresh)]
+    if labels.dataset is not None:
+        group = locate(store, asked.path or "", asked.options.get("storage_options"))
+        names = [labels.name(place.target.key) for place in new]
+        labels.check(group, names, new[0].zarr_format if new else 3, overwrite=asked.overwrite)
     claims = Claims()
     try:
         if first is None:
@@ -167,6 +174,8 @@ def prepare(
         else:
             origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
             job, writing = _prepare_tiles(arrays, places, images, origins, asked, where, claims)
+        if labels.dataset is not None:
+            labels.write(group)
     except BaseException:
         claims.release()
         raise

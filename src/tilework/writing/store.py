@@ -54,8 +54,8 @@ def to_zarr(
     Parameters
     ----------
     out : dask array, or the tuple or dict of one `tiled_map`
-        Several outputs are written in one pass: the function runs once per tile. Of an xarray DataArray the
-        dask array is written, without coordinates and attributes.
+        Several outputs are written in one pass: the function runs once per tile. A DataArray or Dataset is
+        written into a group with its coordinates and attributes, so that `xarray.open_zarr` returns it.
     store : path, URL, Zarr store, zarr.Group, zarr.Array, or array
         An array must have the shape and dtype of the result and keeps its layout. Arrays of numpy and h5py,
         and memory maps, work too, with threads; they cannot be resumed.
@@ -121,9 +121,9 @@ def to_zarr(
     Returns
     -------
     zarr.Array, shape and dtype of the result, chunks as above
-        Of an OME-Zarr image the array of level 0. For several outputs a `zarr.Group` of such arrays or
-        images, by key or "0", "1"... The array that was given, if
-        ``store`` is one. With ``compute=False`` a `Delayed`.
+        Of a DataArray, the array in its group; of an OME-Zarr image, that of level 0. For several outputs a
+        `zarr.Group` of such arrays or images, by key or "0", "1"... The array that was given, if ``store`` is
+        one. With ``compute=False`` a `Delayed`.
 
     Raises
     ------

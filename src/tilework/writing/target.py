@@ -31,12 +31,28 @@ from tilework.source.base import Source
 from tilework.writing.by_dim import filled
 from tilework.writing.claim import Claims, refuse_if_owned
 from tilework.writing.fingerprint import MANY, Changes, changes
-from tilework.writing.ledger import FORMAT, RECORD, Ledger, Record, completed, forget, versions, with_accepted
+from tilework.writing.labels import Labels
+from tilework.writing.ledger import (
+    FORMAT,
+    RECORD,
+    Ledger,
+    Record,
+    completed,
+    forget,
+    versions,
+    with_accepted,
+    write_beside,
+)
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, layout_of, lengths, shard_lengths
 
-__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "claimed"]
+__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "claimed", "is_array"]
+
+
+def is_array(store: Any) -> bool:
+    """Return whether the store that the caller gave is an array to write into."""
+    return all(hasattr(store, name) for name in ("shape", "dtype", "__setitem__"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +75,10 @@ class Target:
     """Names of parts of the fingerprint that may have changed."""
     options: Mapping[str, Any]
     """Further arguments of `zarr.create_array`."""
+    labels: Labels = field(default_factory=lambda: Labels({"": None}))
+    """Names of axes and other labels of the result."""
+    key: str = ""
+    """The output among those of the result."""
     at: Any = field(init=False)
     """The place of the array in its store, a `StorePath`; None for an array that is not of zarr."""
 
@@ -74,7 +94,7 @@ class Target:
     @property
     def given(self) -> Any:
         """The array to write into, if the caller gave one as store."""
-        array = all(hasattr(self.store, name) for name in ("shape", "dtype", "__setitem__"))
+        array = is_array(self.store)
         if array and hasattr(self.store, "dask"):
             raise TypeError(f"store must hold data; got {brief(self.store)}, which would take no result.")
         return self.store if array else None
@@ -177,6 +197,11 @@ class Fresh:
     found: Any = None
     """The array or group that is deleted."""
 
+    @property
+    def zarr_format(self) -> int:
+        """Format of the new array: that of its hierarchy, else zarr's default."""
+        return self.home.zarr_format or int(zarr.config.get("default_zarr_format", 3))
+
     def compare(self, fingerprint: Mapping[str, str]) -> Fresh:
         """Return the place: no result is resumed here."""
         return self
@@ -218,14 +243,19 @@ class Fresh:
         self._try(shape, dtype, layout, options | ({"attributes": dict(attributes)} if attributes else {}))
         before = Ledger(self.found).record if isinstance(self.found, zarr.Array) else None
         record = completed(record, shape, layout.unit, target.objects, before)
-        attributes |= {RECORD: record}
+        own = target.labels.options(target.key, self.zarr_format)
+        attributes = own.pop("attributes", {}) | attributes
         forget(target.objects)
         if target.overwrite:
             clear(target.at, self.found)
+        if target.labels.dataset is None:
+            attributes |= {RECORD: record}
+        else:
+            write_beside(target.objects, record)
         arguments: dict[str, Any] = {
             "shape": shape, "dtype": dtype, "chunks": layout.chunks, "shards": layout.shards,
-            "zarr_format": self.home.zarr_format, "attributes": attributes,
-        } | options  # fmt: skip
+            "zarr_format": self.zarr_format, "attributes": attributes,
+        } | own | options  # fmt: skip
         try:
             return self.home.create(**arguments), record
         except (zarr.errors.ContainsArrayError, zarr.errors.ContainsGroupError) as error:

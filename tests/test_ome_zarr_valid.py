@@ -87,3 +87,33 @@ def test_a_unit_of_no_word_is_kept_and_not_an_error(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="'px', SHOULD be one of"):
         assert_valid(tmp_path / "x.ome.zarr", "Image")
     assert tw.image_meta(tmp_path / "x.ome.zarr").units == ("px", "px")
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("name", IMAGES)
+def test_what_to_zarr_writes_is_valid(name: str, version: Any, tmp_path: Path) -> None:
+    """Image, pyramid and labels, each array with the shape and the names that the metadata promise."""
+    meta = IMAGES[name]
+    shape = [40 if kind == "space" else 2 for kind in meta.types]
+    image = np.random.default_rng(0).integers(0, 99, shape).astype("u2")
+    n = meta.types.count("space")
+    axes = tuple(range(len(shape) - n, len(shape)))
+    each = tuple(range(len(shape) - n))
+    out = tw.tiled_map(np.negative, image, (10,) * n, 1, axes=axes, each=each, dtype="u2", meta=meta)
+    path = tmp_path / "x.ome.zarr"
+    tw.to_zarr(out, path, ome=version, levels=3, chunks=8, progress=False)
+    labels = tw.tiled_map(np.positive, path, (10,) * n, 1, axes=axes, each=each, dtype="u2")
+    tw.to_zarr(labels, path, label_name="cells", progress=False)
+    assert_valid(path, "Image")
+    if version == "0.5":
+        assert_valid(path / "labels", "Labels")
+    assert_valid(path / "labels" / "cells", "ImageLabel")
+    found = tw.open_image(path)
+    assert found.labels == ("cells",)
+    assert (found.meta.axes, found.meta.scale) == (meta.axes, meta.scale)
+    assert found.meta.channel_names == meta.channel_names
+    for k, level in enumerate(found.levels):
+        stored: Any = zarr.open_array(path / str(k))
+        assert stored.shape == level.shape
+        if version == "0.5":
+            assert stored.metadata.dimension_names == meta.axes

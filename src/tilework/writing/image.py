@@ -120,7 +120,8 @@ class AskedImage:
         refuse_method(method, array.dtype, labels=labels or _names_classes(found))
         return Image(
             home=home, at=at, address=address, version=version, meta=meta, method=method,
-            asked="auto" if self.levels is None else self.levels, label=self.label_name,
+            asked=self.levels or ("auto" if parent is None else len(parent.levels)),
+            strict=self.levels is not None, label=self.label_name,
         )  # fmt: skip
 
     def _version(self, at: StorePath, address: str, options: Mapping[str, Any]) -> str:
@@ -253,6 +254,8 @@ class Image:
     """How coarser levels are made."""
     asked: int | str
     """Number of levels with level 0, or "auto"."""
+    strict: bool = True
+    """Whether fewer levels are an error. Labels should have as many as their image, where they can."""
     label: str | None = None
     """Name of the image of labels; None: an image."""
 

@@ -68,7 +68,9 @@ class Level:
         )  # fmt: skip
 
 
-def levels_of(shape: Index, layout: Layout, meta: ImageMeta, asked: int | str) -> tuple[Level, ...]:
+def levels_of(
+    shape: Index, layout: Layout, meta: ImageMeta, asked: int | str, *, strict: bool = True
+) -> tuple[Level, ...]:
     """Return the coarser levels of an image.
 
     Extents are halved and rounded down. Only axes of space are halved, of a level those whose samples are at
@@ -83,6 +85,8 @@ def levels_of(shape: Index, layout: Layout, meta: ImageMeta, asked: int | str) -
         Types and scales of the axes.
     asked : int or "auto"
         Number of levels with level 0; "auto": until no axis of a level has two chunks.
+    strict : bool
+        Whether to raise if there cannot be as many levels.
 
     Raises
     ------
@@ -102,6 +106,8 @@ def levels_of(shape: Index, layout: Layout, meta: ImageMeta, asked: int | str) -
             if not any(a in axes and extents[a] >= 2 * layout.chunks[a] for a in counted):
                 return tuple(levels)
         elif len(levels) + 1 >= int(asked):
+            return tuple(levels)
+        if not axes and not strict:
             return tuple(levels)
         if not axes:
             raise TilingError(

@@ -56,7 +56,7 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
     image, lazy, target = member.image, member.lazy, member.place.target
     if image is None:
         return member
-    levels = levels_of(lazy.shape, member.layout, image.meta, image.asked)
+    levels = levels_of(lazy.shape, member.layout, image.meta, image.asked, strict=image.strict)
     image.check(
         image.attributes(levels, lazy.dtype),
         resumed=isinstance(member.place, Continued),

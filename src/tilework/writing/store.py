@@ -104,9 +104,10 @@ def to_zarr(
         "2"..., and attributes that say what they mean. True: version 0.5, or 0.4 in a hierarchy of Zarr
         format 2.
     levels : "auto" or int, optional
-        Number of levels of the image, 1 for the result alone. "auto", the default, halves until no axis of a
-        level has two chunks. Extents are rounded down, and of the axes of space those are halved whose
-        samples are at most twice as long as the shortest.
+        Number of levels of the image, 1 for the result alone. "auto" halves until no axis of a level has two
+        chunks. It is the default; that of labels is the number of levels of their image. Extents are rounded
+        down, and of the axes of space those are halved whose samples are at most twice as long as the
+        shortest.
     pyramid : "mean", "nearest", "mode" or "max", optional
         How a sample of a coarser level is made from those that it covers. Default: "mean"; "nearest", the
         first of them, for labels, bool and the result of an argmax.

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import graphs, in_memory, on_disk, peers, scheduling, writing
+from benchmarks import graphs, in_memory, on_disk, peers, pyramids, scheduling, writing
 from benchmarks.measure import Bar, Case, Contestant, Curves
 
 if TYPE_CHECKING:
@@ -463,6 +463,28 @@ SCHEDULER = Case(
     notes=("blocks", "scheduler_ms_block"),
 )
 
+PYRAMID = Case(
+    name="pyramid",
+    why="An OME-Zarr image of five levels from a filter that takes about as long as writing its result.",
+    workload=on_disk.Stored(shape=(8192, 8192), chunk=512, crop=512 + 2 * 8, stride=512),
+    contestants=_contestants(
+        "tilework",
+        tilework=pyramids.tilework_levels,
+        tilework_level_0_alone=pyramids.tilework_alone,
+        ome_zarr=pyramids.ome_zarr,
+        ngff_zarr=pyramids.ngff_zarr,
+    ),
+    bars=(
+        Bar("wall / level 0 alone", "wall_s", "tilework", 1.15, "tilework level 0 alone"),
+        Bar("CPU / level 0 alone", "cpu_s", "tilework", 1.15, "tilework level 0 alone"),
+        Bar("peak / level 0 alone", "peak_mb", "tilework", 1.35, "tilework level 0 alone"),
+        _faster("ome zarr", "tilework"),
+        _faster("ngff zarr", "tilework"),
+    ),
+    tolerance=1e-5,
+    setup=on_disk.write_source,
+)
+
 MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
-STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, SLICER, LENGTH, CLUSTER)
+STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, PYRAMID, SLICER, LENGTH, CLUSTER)
 CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, BUILD, TASKS, MILLION, SCHEDULER, GROWTH)}

@@ -28,7 +28,7 @@ __all__ = ["Member", "depth", "replanned", "with_levels"]
 
 # Largest write unit of a level that is made with the blocks, in bytes of level 0: a block is at least as
 # large, and each thread holds one.
-LARGEST = 64 * 2**20
+LARGEST = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

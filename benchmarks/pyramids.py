@@ -1,0 +1,102 @@
+"""Contestants that write an OME-Zarr image of five levels from a filtered Zarr array."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from benchmarks.measure import MB, Prepared
+from benchmarks.on_disk import Stored, _open, _two_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+LEVELS = 5
+SIGMA = 2.0
+"""Of the filter, samples: it takes about as long as writing its result."""
+
+
+def smooth(crop: np.ndarray) -> np.ndarray:
+    """A filter that needs `4 * SIGMA` samples on each side."""
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(crop, SIGMA)
+
+
+def _lazy(work: Stored, folder: Path) -> Any:
+    import tilework as tw
+
+    image = _open(work.source(folder))
+    return tw.tiled_map(smooth, image, work.crop, work.overlap, dtype="float32")
+
+
+def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list[str]) -> Prepared:
+    target = folder / "target.ome.zarr"
+    shutil.rmtree(target, ignore_errors=True)
+
+    def check(_: Any) -> float:
+        worst, below = 0.0, _open(target / paths[0])[...]
+        for path in paths[1:]:
+            level = _open(target / path)[...]
+            bins = below[: level.shape[0] * 2, : level.shape[1] * 2]
+            mean = bins.reshape(level.shape[0], 2, level.shape[1], 2).mean((1, 3))
+            worst, below = max(worst, float(np.abs(mean - level).max())), level
+        shutil.rmtree(target)
+        return worst
+
+    size = 4 * float(np.prod(work.shape))
+    return Prepared(run=lambda: run(target), check=check, figures=lambda: {"image_mb": size / MB})
+
+
+def tilework_alone(work: Stored, folder: Path) -> Prepared:
+    """Level 0 only."""
+    return _tilework(work, folder, 1)
+
+
+def tilework_levels(work: Stored, folder: Path) -> Prepared:
+    """All levels in one pass."""
+    return _tilework(work, folder, min(LEVELS, work.shape[0].bit_length()))
+
+
+def _tilework(work: Stored, folder: Path, levels: int) -> Prepared:
+    import tilework as tw
+
+    def run(target: Path) -> None:
+        with _two_threads():
+            out = _lazy(work, folder)
+            tw.to_zarr(out, str(target), ome=True, levels=levels, chunks=work.chunk, progress=False)
+
+    return _written(work, folder, run, [str(k) for k in range(levels)])
+
+
+def ome_zarr(work: Stored, folder: Path) -> Prepared:
+    """ome-zarr-py's writer of the same lazy array, with means."""
+    from ome_zarr.scale import Methods
+    from ome_zarr.writer import write_image
+
+    def run(target: Path) -> None:
+        with _two_threads():
+            write_image(
+                _lazy(work, folder), str(target), axes="yx", scale_factors=[2, 4, 8, 16],
+                method=Methods.LOCAL_MEAN, storage_options={"chunks": (work.chunk,) * 2},
+            )  # fmt: skip
+
+    return _written(work, folder, run, [f"s{k}" for k in range(LEVELS)])
+
+
+def ngff_zarr(work: Stored, folder: Path) -> Prepared:
+    """ngff-zarr's writer of the same lazy array, with means."""
+    import ngff_zarr as nz
+
+    def run(target: Path) -> None:
+        with _two_threads():
+            image = nz.to_ngff_image(_lazy(work, folder), dims=("y", "x"))
+            found = nz.to_multiscales(
+                image, scale_factors=[2, 4, 8, 16], chunks=work.chunk, method=nz.Methods.DASK_BIN_SHRINK
+            )
+            nz.to_ngff_zarr(str(target), found)
+
+    return _written(work, folder, run, [f"scale{k}/image" for k in range(LEVELS)])

@@ -584,7 +584,7 @@ def test_explain_says_how_an_image_would_be_written():
     assert "made from the blocks in memory" in said
     assert int(rows["calls"].split()[0]) == 32 * 24
     assert "label" not in said
-    assert tw.explain(out, writing={"label_name": "cells"}).rows[-2][1].startswith("4 coarser")
+    assert dict(tw.explain(out, writing={"label_name": "cells"}).rows)["levels"].startswith("4 coarser")
     with pytest.raises(tw.TilingError, match="no result to be written"):
         tw.explain(tw.plan_tiles((64, 64), 8, 0), writing={})
     with pytest.raises(TypeError, match="writing"):

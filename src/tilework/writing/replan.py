@@ -27,8 +27,10 @@ from tilework.writing.units import Layout, encoding_bytes, input_unit
 __all__ = ["Member", "depth", "replanned", "with_levels"]
 
 # Largest write unit of a level that is made with the blocks, in bytes of level 0: a block is at least as
-# large, and each thread holds one.
-LARGEST = 16 * 2**20
+# large, and each thread holds one. Blocks of 16 MiB took 1.9 times the memory of those that are written without
+# levels, blocks of 8 MiB as much (`python -m benchmarks pyramid`). Level 1 may be larger, so that level 0 is
+# not read.
+LARGEST, LEVEL_1 = 8 * 2**20, 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,15 +168,16 @@ def _deeper(
     spec: Spec, plan: TilePlan, members: Sequence[Member], request: BlockRequest, where: Where
 ) -> TilePlan:
     """Return the plan with blocks that are whole units of as many levels as `LARGEST` bytes can be."""
-    most = max(len(m.levels) for m in members)
+    deepest = max(len(m.levels) for m in members)
     rounded = any(spec.outputs[m.number].kind not in ("trim", "max", "min") for m in members)
-    if rounded and most and _whole(plan, _unit(spec, members, 1)):
+    if rounded and deepest and _whole(plan, _unit(spec, members, 1)):
         return plan  # other blocks would round sums differently; level 0 is not read again with these
-    for levels in range(most, 0, -1):
+    for levels in range(deepest, 0, -1):
         unit = _unit(spec, members, levels)
         if _whole(plan, unit):
             return plan
-        if any(_bytes(m.levels[levels - 1], m) > LARGEST for m in members if len(m.levels) >= levels):
+        most = LARGEST if levels > 1 else LEVEL_1
+        if any(_bytes(m.levels[levels - 1], m) > most for m in members if len(m.levels) >= levels):
             continue
         for reuse in ("auto", "share"):
             try:

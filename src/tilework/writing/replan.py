@@ -27,9 +27,9 @@ from tilework.writing.units import Layout, encoding_bytes, input_unit
 __all__ = ["Member", "depth", "replanned", "with_levels"]
 
 # Largest write unit of a level that is made with the blocks, in bytes of level 0: a block is at least as
-# large, and each thread holds one. Blocks of 16 MiB took 1.9 times the memory of those that are written without
-# levels, blocks of 8 MiB as much (`python -m benchmarks pyramid`). Level 1 may be larger, so that level 0 is
-# not read.
+# large, and each thread holds one. Blocks of 16 MiB took 1.9 times the memory of those that are written
+# without levels, blocks of 8 MiB as much (`python -m benchmarks pyramid`). Level 1 may be larger, so that
+# level 0 is not read.
 LARGEST, LEVEL_1 = 8 * 2**20, 64 * 2**20
 
 

@@ -20,6 +20,7 @@ import zarr
 
 import tilework as tw
 from tests.ome_zarr_files import SCALE, TRANSLATION, UNITS, labels, samples
+from tilework.source.opening import open_source
 
 FILES = Path(__file__).parent / "data" / "ome-zarr.zip"
 AXES = "tczyx"
@@ -103,6 +104,21 @@ def test_a_level_is_the_same_however_it_is_named(image: Path) -> None:
         assert tw.open_image(image / path).levels[1 - k].shape == levels[1 - k].shape
         assert tw.open_image(image / path).level == level.level == k
     assert tw.image_meta(image) == tw.image_meta(group) == levels[0].meta
+
+
+def test_a_store_that_the_caller_opened_stays_that_store(image: Path) -> None:
+    """Its tasks must find it again, and the caller may write into it while they read."""
+    group = zarr.open_group(in_memory(image), mode="r+")
+    for found in (tw.open_image(group), tw.open_image(group, level=1), *tw.open_image(group).levels):
+        assert found.source.handle.store is group.store
+        assert found.home.store is group.store
+        assert not found.source.ours
+    assert not open_source(group).ours
+    for place in (image, group.store.with_read_only(True)):
+        assert tw.open_image(place).source.ours
+        assert tw.open_image(place, level=1).levels[0].source.ours
+    assert open_source(image).ours
+    assert open_source(image / tw.open_image(image).source.handle.path).ours
 
 
 def test_a_relative_path_has_the_same_meaning(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,6 +393,11 @@ def test_a_group_with_several_multiscales(image: Path) -> None:
     assert tw.open_image(image, image="cells").shape == samples().shape
     for chosen in (1, -1, "other"):
         assert tw.open_image(image, image=chosen).shape == coarse.shape
+    other = tw.open_image(image, image="other")
+    assert tw.open_image(other).shape == other.levels[0].shape == coarse.shape
+    assert tw.open_image(other, image="cells").shape == samples().shape
+    with pytest.raises(tw.TilingError, match="has no level 1; it has 1"):
+        tw.open_image(other, level=1)
     with pytest.raises(tw.TilingError, match="has no image 2; it has 2: cells, other"):
         tw.open_image(image, image=2)
 
@@ -481,6 +502,18 @@ def test_what_cannot_be_opened_is_said(
 ) -> None:
     with pytest.raises(error, match=message):
         tw.open_image(**{"path": files / "ome-zarr-0.4.ome.zarr"} | options)
+
+
+def test_an_array_beside_the_levels_has_no_meaning_of_theirs(image: Path) -> None:
+    group = zarr.open_group(image, mode="r+")
+    paths = [one.source.handle.path for one in tw.open_image(image).levels]
+    # The ends of their paths, and a level of a folder that is called as one is.
+    for name in (paths[1][1:], f"more/{paths[1]}", f"{paths[1]}0"):
+        beside = group.create_array(name, data=samples())
+        assert tw.image_meta(beside) is None
+        assert tw.open_image(image / name).levels[0].shape == samples().shape
+        with pytest.raises(tw.TilingError, match="is an array"):
+            tw.open_image(tw.open_image(beside), level=1)
 
 
 def test_options_of_a_group_do_not_go_with_an_array(files: Path) -> None:

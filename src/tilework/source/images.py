@@ -96,13 +96,8 @@ class StoredImage(Report):
     @property
     def levels(self) -> tuple[StoredImage, ...]:
         """All levels of the image, the finest first; this one is among them."""
-        if self._image is None:
-            return (self,)
-        ours, zarr_format = self._source.ours, self._source.handle.metadata.zarr_format
-        return tuple(
-            self if k == self._level else _level(self._home, self._image, k, zarr_format, ours=ours)
-            for k in range(len(self._image.levels))
-        )
+        count = 1 if self._image is None else len(self._image.levels)
+        return tuple(self if k == self._level else self.at(k) for k in range(count))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -110,6 +105,25 @@ class StoredImage(Report):
         if self._home is None:
             return ()
         return _labels(self._home, self._source.handle.metadata.zarr_format)
+
+    @property
+    def home(self) -> Any:
+        """The group of the image, a `zarr.Group`; the array itself if it is not a level of an image."""
+        import zarr
+
+        handle = self._source.handle
+        if self._home is None:
+            return handle
+        mode: Any = "r" if self._home.store.read_only else "r+"
+        zarr_format = handle.metadata.zarr_format
+        return zarr.open_group(self._home.store, path=self._home.path, mode=mode, zarr_format=zarr_format)
+
+    def at(self, level: int) -> StoredImage:
+        """Return another level of the image, by its number."""
+        if self._image is None:
+            return _of_array(self._source.handle, _Choice(level, ours=self._source.ours))
+        zarr_format = self._source.handle.metadata.zarr_format
+        return _level(self._home, self._image, level, zarr_format, ours=self._source.ours)
 
     def __getitem__(self, index: Any) -> Array:
         """Return a part as a numpy array."""
@@ -298,13 +312,15 @@ def open_image(
     >>> image.shape, image.meta
     ((3, 8, 8), <ImageMeta: z 2 micrometer, y 0.5 micrometer, x 0.5 micrometer>)
     """
-    if isinstance(path, StoredImage):
-        path = path.source.handle if path._home is None else path._home
     for what, value, kinds in (("image", image, (int, np.integer, str)), ("label", label, str)):
         if value is not None:
             of_type(what, value, kinds, "a name" + " or a number" * (what == "image"))
     if not is_whole(level):
         raise TypeError(f"level must be a whole number; got {brief(level)}.")
+    if isinstance(path, StoredImage):
+        if image is None and label is None:
+            return path.at(int(level))
+        path = path.home
     given = hasattr(path, "store_path") and type(path).__module__.startswith("zarr.")
     node = path if given else open_node(path, storage_options)
     found = _found(node, _Choice(int(level), image, label, ours=not given))

@@ -357,6 +357,38 @@ def test_a_plate_lists_its_fields_for_write_many(version: str, files: Path, tmp_
         plate["A/1/1"]
 
 
+class Guarded(zarr.storage.WrapperStore):  # type: ignore[type-arg]
+    """A store that refuses to say what is at some places."""
+
+    closed: tuple[str, ...] = ()
+
+    async def get(self, key: str, *args: Any, **options: Any) -> Any:
+        if key.startswith(self.closed):
+            raise PermissionError(key)
+        return await super().get(key, *args, **options)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_may_not_be_read_is_never_taken_as_missing(version: str, files: Path, tmp_path: Path) -> None:
+    paths = plate_of(tmp_path / "plate", files / f"ome-zarr-{version}.ome.zarr", version)
+    guarded = Guarded(zarr.storage.LocalStore(tmp_path / "plate", read_only=True))
+    assert list(tw.open_image(guarded)) == paths
+    guarded.closed = ("B",)
+    with pytest.raises(PermissionError):
+        tw.open_image(guarded)
+    guarded.closed = ("A/1/0/labels",)
+    with pytest.raises(PermissionError):
+        tw.open_image(guarded, label="nuclei")["A/1/0"]
+    # What is asked for in passing is not needed.
+    assert tw.open_image(guarded)["A/1/0"].labels == ()
+    guarded.closed = ("A/1/0/zarr.json", "A/1/0/.z", "A/1/zarr", "A/1/.z", "A/zarr", "A/.z")
+    alone = zarr.open_array(guarded, path="A/1/0/s0", mode="r")
+    assert tw.image_meta(alone) == (None if version == "0.4" else tw.ImageMeta(AXES))
+    shutil.rmtree(tmp_path / "plate" / "A")
+    with pytest.warns(tw.TilingWarning, match=r"lists wells that are not there: A/1\."):
+        assert list(tw.open_image(tmp_path / "plate")) == ["B/2/0"]
+
+
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_collection_of_bioformats2raw(version: str, listed: bool, files: Path, tmp_path: Path) -> None:

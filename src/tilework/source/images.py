@@ -387,7 +387,7 @@ def _members(node: Any) -> str:
 
 def _at(place: Any, zarr_format: Format, choice: _Choice) -> StoredImage:
     """Return the image at a place that metadata name."""
-    (attributes,) = attributes_of([place], zarr_format)
+    (attributes,) = attributes_of([place], zarr_format, strict=True)
     where = f"the group at {place}"
     group = read_group(attributes or {}, where)
     if not group.images:
@@ -402,7 +402,7 @@ def _of_group(place: Any, zarr_format: Format, group: OmeGroup, choice: _Choice)
     if choice.label is None:
         return _level(place, image, choice.level, zarr_format, ours=choice.ours)
     inner = place / "labels" / choice.label
-    (attributes,) = attributes_of([inner], zarr_format)
+    (attributes,) = attributes_of([inner], zarr_format, strict=True)
     if attributes is None:
         there = _labels(place, zarr_format)
         raise TilingError(f"{where} has no labels {choice.label!r}; it has {_listed(there) or 'none'}.")
@@ -504,10 +504,13 @@ def _kind(group: OmeGroup) -> str:
 def _paths(place: Any, zarr_format: Format, group: OmeGroup) -> list[str]:
     """Return the paths of the images below a plate, a well, labels or a collection."""
     if group.wells:
-        wells = attributes_of([place / well for well in group.wells], zarr_format)
+        found = attributes_of([place / well for well in group.wells], zarr_format, strict=True)
+        wells = dict(zip(group.wells, found, strict=True))
+        if gone := [well for well, attributes in wells.items() if attributes is None]:
+            warn(f"the plate at {place} lists wells that are not there: {_listed(gone)}.", TilingWarning)
         return [
             f"{well}/{field}"
-            for well, attributes in zip(group.wells, wells, strict=True)
+            for well, attributes in wells.items()
             for field in read_group(attributes or {}, f"the well {well} of {place}").fields
         ]
     if not group.collection:
@@ -515,13 +518,13 @@ def _paths(place: Any, zarr_format: Format, group: OmeGroup) -> list[str]:
     (attributes,) = attributes_of([place / "OME"], zarr_format)
     if series := read_group(attributes or {}, f"the group at {place / 'OME'}").series:
         return list(series)
-    found: list[str] = []
+    numbered: list[str] = []
     for first in itertools.count(0, AT_ONCE):
         names = [str(first + k) for k in range(AT_ONCE)]
         there = attributes_of([place / name for name in names], zarr_format)
-        found += [name for name, one in zip(names, there, strict=True) if one is not None]
+        numbered += [name for name, one in zip(names, there, strict=True) if one is not None]
         if None in there:
-            return found
+            return numbered
     raise AssertionError
 
 

@@ -117,8 +117,19 @@ def _outside(store: Any) -> tuple[Any, str] | None:
     return None
 
 
-def attributes_of(places: Sequence[Any], zarr_format: int) -> list[dict[str, Any] | None]:
-    """Return the attributes of the groups at some places; None where there is none."""
+def attributes_of(
+    places: Sequence[Any], zarr_format: int, *, strict: bool = False
+) -> list[dict[str, Any] | None]:
+    """Return the attributes of the groups at some places; None where there is none.
+
+    Parameters
+    ----------
+    places : sequence of zarr.storage.StorePath
+    zarr_format : 2 or 3
+    strict : bool
+        Whether an error of the store is raised. Otherwise it counts as none: some stores refuse to say
+        whether there is something at a place that nobody may read.
+    """
     from zarr.core.buffer import default_buffer_prototype
     from zarr.core.sync import sync
 
@@ -126,7 +137,7 @@ def attributes_of(places: Sequence[Any], zarr_format: int) -> list[dict[str, Any
 
     async def read() -> list[Any]:
         wanted = ((place / document).get(default_buffer_prototype()) for place in places)
-        return await asyncio.gather(*wanted, return_exceptions=True)
+        return await asyncio.gather(*wanted, return_exceptions=not strict)
 
     return [_parsed(found, zarr_format) for found in sync(read())]
 

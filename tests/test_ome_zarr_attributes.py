@@ -1,5 +1,7 @@
 """The attributes of OME-Zarr, read and written, without a store."""
 
+import contextlib
+import copy
 import itertools
 import json
 
@@ -171,6 +173,8 @@ def test_transformations_are_applied_in_their_order(parts, cut):
         (image(coordinateTransformations=moves(("scale", (1, "2")))), "2 numbers"),
         (image(coordinateTransformations=moves(("scale", (1, float("nan"))))), "2 numbers"),
         (image(coordinateTransformations=moves(("scale", (1, True)))), "2 numbers"),
+        (image(coordinateTransformations=moves(("scale", (1, 10**400)))), "2 numbers"),
+        (image(coordinateTransformations=moves(("scale", (1, float("inf"))))), "2 numbers"),
         (image(coordinateTransformations=moves(("translation", (1,)))), "2 numbers"),
         (image(coordinateTransformations=moves(("scale", (1, 0)))), "must not be 0"),
         (image(coordinateTransformations=[{"type": "scale", "path": "s"}]), "does not read"),
@@ -199,6 +203,40 @@ def test_nothing_but_sentences(key, value):
         except tw.TilingError:
             continue
         assert found == OmeGroup()
+
+
+WHOLE = [
+    image_attributes(META, version, [level_of(META), level_of(META, "1", 2)], label=label)
+    for version in ("0.4", "0.5") for label in (None, {})
+] + [
+    {"plate": {"wells": [{"path": "A/1"}]}, "well": {"images": [{"path": "0"}]}, "labels": ["a"]},
+    {"bioformats2raw.layout": 3, "ome": {"version": "0.5", "series": ["0"]}},
+]  # fmt: skip
+WORDS = st.sampled_from(["", "0.4", "0.6", "name", "type", "path", "scale", "x"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | TEXT | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from(WHOLE), st.data())
+def test_any_damage_is_read_or_said(attributes, data):
+    """One place of sound attributes is replaced by anything, or left out."""
+    damaged = node = copy.deepcopy(attributes)
+    while True:
+        key = data.draw(st.sampled_from(list(node) if isinstance(node, dict) else range(len(node))))
+        inner = node[key]
+        if not (isinstance(inner, dict | list) and inner and data.draw(st.integers(0, 3))):
+            break
+        node = inner
+    if isinstance(node, dict) and data.draw(st.booleans()):
+        del node[key]
+    else:
+        node[key] = data.draw(JSON)
+    with contextlib.suppress(tw.TilingError):
+        for one in read_group(damaged, "the group").images:
+            assert len(one.meta(len(one.levels) - 1).axes) == len(one.axes)
 
 
 def test_what_writers_leave_out_is_tolerated():

@@ -7,7 +7,7 @@ group itself.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -303,7 +303,9 @@ def _text(value: Any) -> str | None:
 
 
 def _finite(value: Any) -> bool:
-    return (is_whole(value) or isinstance(value, float | np.floating)) and math.isfinite(value)
+    number = is_whole(value) or isinstance(value, float | np.floating)
+    # Numbers of JSON may have any number of digits.
+    return number and abs(value) <= sys.float_info.max
 
 
 def _cure(text: str) -> str:

@@ -91,6 +91,7 @@ def test_units_get_the_words_of_the_format():
         ("yxc", None, r"transpose\(out, \(2, 0, 1\)\)"),
         ("yxt", None, r"transpose\(out, \(2, 0, 1\)\)"),
         ("ctyx", None, "time first"),
+        ("tzcyx", None, r"each=.*transpose\(out, \(0, 2, 1, 3, 4\)\)"),
         ("x", None, "two or three axes of space"),
         ("ab", None, "types="),
         ("tuyx", {"u": "time"}, "at most one axis of time"),

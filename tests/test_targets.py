@@ -114,7 +114,8 @@ def test_a_node_has_the_format_of_its_hierarchy(spell: Any, attributes: bool, tm
     group = zarr.create_group(str(tmp_path / "v2.zarr"), zarr_format=2)
     group.create_array("0", data=IMAGE, chunks=(32, 32))
     if attributes:
-        group.attrs["multiscales"] = [{"version": "0.4", "datasets": [{"path": "0"}]}]
+        axes = [{"name": "y"}, {"name": "x"}]
+        group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [{"path": "0"}]}]
     else:
         (tmp_path / "v2.zarr" / ".zattrs").unlink()  # as zarr-python 2 left it
     before = files(tmp_path)

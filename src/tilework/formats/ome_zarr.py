@@ -19,7 +19,15 @@ from tilework._checks import brief, is_whole, one_of
 from tilework.errors import TilingError
 from tilework.formats.meta import TYPES, ImageMeta
 
-__all__ = ["Level", "OmeGroup", "OmeImage", "image_attributes", "labels_attributes", "read_group"]
+__all__ = [
+    "Level",
+    "OmeGroup",
+    "OmeImage",
+    "check_axes",
+    "image_attributes",
+    "labels_attributes",
+    "read_group",
+]
 
 Version = Literal["0.4", "0.5"]
 
@@ -438,11 +446,15 @@ def check_axes(meta: ImageMeta) -> None:
     rank = {"time": 0, "channel": 1, None: 1, "space": 2}
     if [rank[k] for k in meta.types] != sorted(rank[k] for k in meta.types):
         order = sorted(range(len(axes)), key=lambda a: rank[meta.types[a]])
-        rgb = meta.types[-1] in ("channel", None)
+        if meta.types[-1] in ("channel", None):
+            cure = "Let the function put channels first: output=tw.Output(channel_axis=0)"
+        else:
+            cure = (
+                "Axes in each= come first, in the order of the image: put all axes but those of space there"
+            )
         raise TilingError(
-            f"OME-Zarr wants time first, then channels, then space; the result has: {said}. "
-            + ("Let the function put channels first: output=tw.Output(channel_axis=0), or " if rgb else "")
-            + f"{'t' if rgb else 'T'}ranspose it: dask.array.transpose(out, {tuple(order)})."
+            f"OME-Zarr wants time first, then channels, then space; the result has: {said}. {cure}. Or "
+            f"transpose it, dask.array.transpose(out, {tuple(order)}), and say what it means by meta=."
         )
 
 

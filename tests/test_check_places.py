@@ -224,10 +224,10 @@ def test_places_of_an_image_with_each_axes() -> None:
 
 
 @pytest.mark.parametrize("shape", [(400,), (2, 40, 50), (7, 9, 8, 6)], ids=str)
-@pytest.mark.parametrize("value", [0, 3])
-def test_backgrounds_of_any_shape(shape: tuple[int, ...], value: int) -> None:
-    image = np.full(shape, value, np.uint8)
-    image[(0,) * len(shape)] = 9
+@pytest.mark.parametrize("value", [0, 3, np.nan])
+def test_backgrounds_of_any_shape(shape: tuple[int, ...], value: float) -> None:
+    image = np.full(shape, value, "f4" if np.isnan(value) else "u1")
+    image[(0,) * len(shape)], image[(-1,) * len(shape)] = 9, 5
     out = tw.tiled_map(lambda x: x, image, 4, 0, axes=tuple(range(len(shape)))[-2:])
     report = tw.check(out, where=("background", "extremes"))
     assert report.ok

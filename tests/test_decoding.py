@@ -140,3 +140,17 @@ def test_chunks_that_are_not_kept_are_decoded_side_by_side(crop: int, further: i
     assert parallel_bytes(plan.with_cache(1)) == 0
     assert parallel_bytes(none) == 3 * 2 * further * 80**3 * plan.sources[0].sample_bytes
     assert peak_bytes(none) - peak_bytes(plan.with_cache(1)) == parallel_bytes(none) - 1
+
+
+def test_several_sources_are_decoded_as_often_as_each_alone(tmp_path: Path) -> None:
+    """The first that a task reads leaves the chunks of the second alone."""
+    kinds = ("f4", "i4", "u2")
+    paths = [tmp_path / kind for kind in kinds]
+    for path, kind in zip(paths, kinds, strict=True):
+        zarr.create_array(path, data=np.arange(64 * 90).reshape(64, 90).astype(kind), chunks=(16, 18))
+    for n in (1, 2, 3):
+        out = tw.tiled_map(lambda *crops: crops[0], tuple(paths[:n]), 16, 4, dtype="f4", chunks=32)
+        for kind in kinds[:n]:
+            with counted_codecs(np.dtype(kind)) as counts:
+                tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
+            assert counts["decoded"] == 20, (n, kind)

@@ -40,6 +40,8 @@ __all__ = ["Measured", "explain", "measure"]
 ENOUGH, MOST_CALLS = 0.3, 30
 # Seconds that a scheduler spends on a task: dask's own in this process, and that of a cluster.
 LOCAL_TASK, CLUSTER_TASK = 2e-4, 1e-3
+# Tiles that are tried if some are left out when they are read.
+TRIED = 64
 # Bytes that are copied to see how long it takes.
 COPIED = 2**25
 
@@ -153,9 +155,9 @@ def _spec(out: Any) -> Spec:
 
 def _measure(spec: Spec) -> Measured:
     where = Where.find()
-    tiles, threads = _batch(spec), _together(where)
+    runner, threads = TileRunner(spec, 0), _together(where)
+    tiles = _running(runner, _batch(spec))
     plan = replace(spec.plan, threads=where.threads)
-    runner = TileRunner(spec, 0)
     crops = runner.crops(tiles)
     results: list[list[Array]] = []
 
@@ -164,7 +166,7 @@ def _measure(spec: Spec) -> Measured:
 
     call_bytes = _allocated(call)  # the first call, which builds models, is not timed
     if not results:
-        raise TilingError("the tile that would be measured does not run: skip= or nodata leaves it out.")
+        raise TilingError("no tile that was tried runs: the skip predicate or nodata leaves them out.")
     alone = _timed(call) / len(tiles)
     busy = _timed_together(call, threads) / len(tiles) if threads > 1 else alone
     read = _timed(lambda: _read_anew(runner, tiles)) / _decoded(spec, tiles)
@@ -213,6 +215,18 @@ def _batch(spec: Spec) -> list[Tile]:
         running = np.argwhere(runs)
         position = tuple(int(i) for i in running[np.abs(running - position).sum(axis=1).argmin()])
     return [plan.grid.tile(position)] * min(plan.batch_size or 1, len(plan))
+
+
+def _running(runner: TileRunner, tiles: list[Tile]) -> list[Tile]:
+    """Return a batch of a tile that is not left out when it is read: that of ``tiles``, or another one."""
+    spec = runner.spec
+    if spec.skip is None and spec.validity is None:
+        return tiles
+    runs = spec.plan.runs
+    numbers = np.arange(len(spec.plan)) if runs is None else np.flatnonzero(runs)
+    others = (spec.plan[int(n)] for n in numbers[:: max(1, len(numbers) // TRIED)])
+    found = (t for t in (tiles[0], *others) if runner.get([t])[t.index] is not None)
+    return [next(found, tiles[0])] * len(tiles)
 
 
 def _timed(act: Callable[[], Any]) -> float:

@@ -212,7 +212,9 @@ class _Seen:
         values, counts = np.unique(np.concatenate([v.ravel() for _, v in self.counted]), return_counts=True)
         if counts.max() < max(2, FREQUENT * counts.sum()):
             return []
-        flat = [v == values[counts.argmax()] for _, v in self.counted]
+        most = values[counts.argmax()]
+        # NaN, which fills the margins of many images, differs from itself.
+        flat = [v == most if most == most else v != v for _, v in self.counted]
         shares = [float(f.mean()) for f in flat]
         found = []
         inner = int(np.argmax(shares))
@@ -220,7 +222,8 @@ class _Seen:
             flat[inner] = less
         found.append(self._at(inner, flat[inner]))
         outer = int(np.argmin(np.abs(np.asarray(shares) - 0.5)))
-        ends = self.counted[outer][1] == values[counts.argmax()]
+        ends = self.counted[outer][1]
+        ends = ends == most if most == most else ends != ends
         ends &= ~_eroded(ends)
         if ends.any():
             found.append(self._at(outer, ends))

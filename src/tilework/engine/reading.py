@@ -82,6 +82,13 @@ class CropCutter:
             {i: self._place(d, *grids[d].read(i), start) for i in range(*ranges[d])}
             for d, (start, _) in enumerate(spans)
         ]
+        source = spec.sources[number]
+        if (
+            len(spec.sources) > 1
+            and isinstance(source, ZarrSource)
+            and (kept := spec.kept(number)) is not None
+        ):
+            source.begin(kept.limit)
         # Freshly decoded samples have no other owner, so a single crop needs no copy.
         self._copy = None if n_tiles == 1 and spec.sources[number].fresh else True
 

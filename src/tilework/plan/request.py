@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -280,7 +280,11 @@ def make_plan(
     n_each = layout.n_each
     outputs = tuple(map(OutputPlan.of, bound))
     source_plans = tuple(map(_source_plan, sources, layout.source_axes))
-    source_plans += tuple(_source_plan(source, own) for source, own in extra or ())
+    if extra is not None:
+        source_plans += tuple(_source_plan(source, own) for source, own in extra)
+        # The bits of a canvas, a byte for each image sample.
+        bits = math.ceil(1 / math.prod(outputs[0].scale))
+        outputs = (replace(outputs[0], sample_bytes=outputs[0].sample_bytes + bits), *outputs[1:])
     memory = memory_bytes(request.memory_limit)
     batch: Any = request.batch_size
     if batch is not None and not (is_whole(batch) and 0 < batch <= LONGEST):

@@ -245,6 +245,15 @@ class ChunkCache:
             for _, array, _ in load([key]) if here is None else [(key, here, True)]:
                 use(key, array)
 
+    def begin(self, share: Any, limit: int) -> None:
+        """Say that the current task will use a share; else its chunks may be dropped until it reads some.
+
+        A task that reads several sources begins all shares before it reads the first.
+        """
+        if (current := scope()) is not None:
+            with self._lock:
+                self._begin(current, share, limit)
+
     def clear(self) -> None:
         """Drop all chunks."""
         with self._lock:

@@ -155,6 +155,11 @@ class ZarrSource(Source):
         )
         return out
 
+    def begin(self, limit: int) -> None:
+        """Say that the current task will read chunks with `read_shared`."""
+        if limit > 0:
+            CHUNKS.begin((self.token, limit), limit)
+
     def _chunk(self, key: Key) -> list[Span]:
         """Return the samples of the chunk with a cache key."""
         columns = zip(key[1], self.chunks or (), self.shape, strict=True)

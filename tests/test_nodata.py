@@ -1,0 +1,372 @@
+"""`where`, `nodata` and `nodata_fill` with every kind of output, source, scheduler and way to compute."""
+
+from __future__ import annotations
+
+import itertools
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from scipy import ndimage
+
+import tilework as tw
+from tests.store_counts import counted
+from tilework.graph.build import plan_of
+from tilework.plan.cost import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+RNG = np.random.default_rng(5)
+IMAGE = RNG.integers(1, 200, (64, 90)).astype("f4")
+VALID = np.zeros(IMAGE.shape, bool)
+VALID[5:40, 12:50] = VALID[50:, 70:] = True
+VALID[20:24, 20:30] = False
+GAPS = np.where(VALID, IMAGE, np.nan).astype("f4")
+GRID: dict[str, Any] = {"crop": 16, "overlap": 4, "dtype": "f4"}
+FILL = -5
+
+
+def doubled(crop: np.ndarray) -> np.ndarray:
+    return crop * 2
+
+
+def mapped(fn: Callable[..., Any] = doubled, image: Any = IMAGE, **options: Any) -> Any:
+    given = GRID | {"where": VALID, "fill_value": FILL} | options
+    if "output" in given:
+        del given["dtype"]
+    return tw.tiled_map(fn, image, **given)
+
+
+def filled(values: np.ndarray, fill: Any = FILL) -> np.ndarray:
+    return np.where(VALID, values, fill)
+
+
+# -- outputs ----------------------------------------------------------------------------------------------
+
+DTYPES = ("bool", "u1", "i2", "u4", "i8", "f2", "f4", "f8", "c8", "M8[s]", "m8[s]", "U3", ">f4", "i4,f4")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype(dtype: str) -> None:
+    image = np.zeros(IMAGE.shape, dtype)
+    if dtype != "i4,f4":
+        image[...] = (IMAGE % 2 if dtype == "bool" else IMAGE).astype("i8").astype(dtype)
+    else:
+        image["f0"], image["f1"] = IMAGE, -IMAGE
+    fill = image[0, 0]
+    got = mapped(np.copy, image, dtype=dtype, fill_value=fill).compute()
+    assert got.dtype == dtype
+    np.testing.assert_array_equal(got, np.where(VALID, image, fill))
+
+
+@pytest.mark.parametrize("blend", ["trim", "gaussian", "max", "sum"])
+def test_nan_at_invalid_samples_is_no_class(blend: str) -> None:
+    """And warns of nothing: warnings are errors here."""
+
+    def scores(crop: np.ndarray) -> np.ndarray:
+        return np.stack([crop, crop + 1, crop - 1])
+
+    options: dict[str, Any] = {"blend": blend, "nodata": np.nan, "where": None}
+    largest = tw.Output(channels=3, reduce="argmax", fill_value=9)
+    np.testing.assert_array_equal(mapped(scores, GAPS, output=largest, **options), filled(VALID, 9))
+    for dtype in ("u1", "i4", "f4"):
+        own = tw.Output(dtype, channels=3, reduce=lambda b: 1 + (b[1] > b[0]).astype("u1"), fill_value=9)
+        np.testing.assert_array_equal(mapped(scores, GAPS, output=own, **options), filled(2 * VALID, 9))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i4"])
+def test_nan_at_invalid_samples_of_an_integer_result_is_not_reported(dtype: str) -> None:
+    options: dict[str, Any] = {
+        "blend": "average",
+        "nodata": np.nan,
+        "where": None,
+        "output": tw.Output(dtype),
+    }
+    out = mapped(np.copy, GAPS, **options | {"fill_value": 3})
+    np.testing.assert_array_equal(out.compute(), filled(IMAGE, 3))
+    np.testing.assert_array_equal(tw.view(out, verbose=False)[...], filled(IMAGE, 3))
+    with pytest.warns(tw.TilingWarning, match="of the result were NaN"):
+        mapped(np.copy, GAPS, **options | {"fill_value": 3, "nodata": 1}).compute()
+
+
+def test_infinite_and_huge_nodata_says_nothing() -> None:
+    for value in (np.inf, -np.inf, float(np.finfo("f8").min)):
+        image = np.where(VALID, IMAGE.astype("f8"), value)
+        out = mapped(
+            np.copy, image, nodata=value, where=None, dtype="f4", blend="average", stride=8, overlap=None
+        )
+        np.testing.assert_allclose(out.compute(), filled(IMAGE))
+
+
+def test_several_outputs_with_scales_margins_and_fills_of_their_own() -> None:
+    def fn(crop: np.ndarray) -> dict[str, np.ndarray]:
+        inner = crop[2:-2, 2:-2]
+        return {
+            "large": inner.repeat(2, 0).repeat(2, 1), "half": inner[::2, ::2], "same": inner.astype("i2"),
+            "mean": np.stack([inner, -inner]),
+        }  # fmt: skip
+
+    outputs = {
+        "large": tw.Output("f4", scale=2, margin=2), "half": tw.Output("f4", scale=Fraction(1, 2), margin=2),
+        "same": tw.Output("i2", margin=2, fill_value=7),
+        "mean": tw.Output("f8", channels=2, margin=2, blend="hann", fill_value=np.nan),
+    }  # fmt: skip
+    out = mapped(fn, output=outputs)
+    got = dict(zip(out, dask.compute(*out.values()), strict=True))
+    np.testing.assert_array_equal(got["large"], filled(IMAGE).repeat(2, 0).repeat(2, 1))
+    pairs = VALID.reshape(32, 2, 45, 2).any((1, 3))
+    np.testing.assert_array_equal(got["half"], np.where(pairs, IMAGE[::2, ::2], FILL))
+    np.testing.assert_array_equal(got["same"], filled(IMAGE, 7))
+    np.testing.assert_allclose(got["mean"], np.stack([filled(IMAGE, np.nan), filled(-IMAGE, np.nan)]))
+    view = tw.view(out, verbose=False)
+    for key, expected in got.items():
+        np.testing.assert_array_equal(view[key][...], expected)
+        np.testing.assert_array_equal(view[key][..., 7:33, 11], expected[..., 7:33, 11])
+
+
+def test_disagreement_is_nan_where_nothing_is_valid() -> None:
+    options: dict[str, Any] = {"blend": "gaussian", "stride": 8, "overlap": None, "disagreement": True}
+    plain = dask.compute(*mapped(where=None, **options))
+    out, deviation = dask.compute(*mapped(**options))
+    np.testing.assert_array_equal(out, filled(plain[0]))
+    np.testing.assert_array_equal(deviation, filled(plain[1], np.nan))
+
+
+@pytest.mark.parametrize("blend", ["trim", "gaussian"])
+def test_each_batches_tiles_skip_mask_and_failures_together(blend: str) -> None:
+    image = np.stack([IMAGE, IMAGE + 1, IMAGE * 2])
+    valid = np.stack([VALID, VALID[::-1], np.zeros_like(VALID)])
+
+    def fn(crops: np.ndarray, tiles: Any) -> np.ndarray:
+        if any(tile.index in (14, 15) for tile in tiles):
+            raise ValueError("these")
+        return crops * 2
+
+    options: dict[str, Any] = {"each": 0, "blend": blend, "batch_size": 4, "pass_tile": True, "edge": "clip"}
+    options |= {"skip": lambda crop: crop[0, 0] > 150, "mask": np.arange(90)[None] < np.full((64, 1), 60)}
+    found = []
+    for where in (valid, None):
+        out = mapped(fn, image, where=where, chunks=(1, 32, 32), **options)
+        with pytest.warns(tw.TilingWarning, match="of the tiles|tiles failed|failed"):
+            written = tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, on_error="fill")
+        found.append(written[...])
+    assert (found[0] != FILL).any()
+    np.testing.assert_array_equal(found[0], np.where(valid, found[1], FILL))
+
+
+# -- what is not read, not run and not changed ------------------------------------------------------------
+
+
+def test_the_image_is_not_read_where_another_array_says_that_nothing_is_valid(tmp_path: Path) -> None:
+    image = zarr.create_array(tmp_path / "image.zarr", data=IMAGE, chunks=(16, 18))
+    valid = np.zeros(IMAGE.shape, bool)
+    valid[40:48, 40:50] = True
+    out = mapped(image=image, where=valid, chunks=16)
+    with counted(image) as counts:
+        np.testing.assert_array_equal(out.compute(), np.where(valid, IMAGE * 2, FILL))
+    needed = {f"c/{y}/{x}" for y, x in itertools.product((1, 2, 3), (1, 2, 3))}
+    assert {key.partition("image.zarr/")[2] or key for key in counts.reads} <= needed
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+@pytest.mark.parametrize("blend", ["trim", "gaussian"])
+def test_no_chunk_is_decoded_more_often_than_without(tmp_path: Path, blend: str, reuse: str) -> None:
+    """The bits that a finished block needs come with the results of its tiles."""
+    image = zarr.create_array(tmp_path / "image.zarr", data=GAPS, chunks=(16, 18))
+    valid = zarr.create_array(tmp_path / "valid.zarr", data=VALID, chunks=(16, 18))
+    options: dict[str, Any] = {"blend": blend, "chunks": 32, "reuse": reuse, "where": None}
+    reads = []
+    for more in ({}, {"nodata": np.nan}, {"where": tmp_path / "valid.zarr"}):
+        out = mapped(image=tmp_path / "image.zarr", **options | more)
+        with counted(image) as counts:
+            tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
+        reads.append(sum(counts.reads.values()))
+    assert reads[1] == reads[0]
+    assert reads[2] <= reads[0]
+    with counted(valid) as counts:
+        tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
+    assert sum(counts.reads.values()) <= reads[0]
+
+
+def test_no_task_is_added() -> None:
+    for options in ({"chunks": 32, "reuse": "share"}, {"chunks": 32, "reuse": "recompute"}, {"chunks": 8}):
+        options = options | {"blend": "gaussian"}
+        plain, out = (mapped(where=where, **options) for where in (None, VALID))
+        nodata = mapped(image=GAPS, where=None, nodata=np.nan, **options)
+        counts = [
+            sum("part" not in str(key) for key in result.__dask_graph__().to_dict())
+            for result in (plain, nodata, out)
+        ]
+        assert len(set(counts)) == 1
+        assert tasks(plan_of(plain)) == tasks(plan_of(out))
+
+
+def test_the_plan_says_at_most() -> None:
+    assert "at most" not in str(tw.explain(mapped(where=None)))
+    text = str(tw.explain(mapped()))
+    assert f"at most {plan_of(mapped()).calls()} crops" in text
+    assert "crops without a valid sample do not run" in text
+    plan = plan_of(mapped())
+    assert type(plan).from_json(plan.to_json()) == plan
+    assert "counted" not in plan_of(mapped(where=None)).to_json()
+    assert "about" in str(tw.explain(mapped(image=GAPS, where=None, nodata=np.nan), measure=True))
+    with pytest.warns(tw.TilingWarning, match="where is False everywhere"):
+        nothing = mapped(where=np.zeros_like(VALID))
+    assert (nothing.compute() == FILL).all()
+    with pytest.raises(tw.TilingError, match="no tile that was tried runs"):
+        tw.explain(nothing, measure=True)
+
+
+def test_without_them_names_and_results_stay() -> None:
+    one, other = mapped(where=None), tw.tiled_map(doubled, IMAGE, **GRID, fill_value=FILL)
+    assert one.name == other.name != mapped().name
+    assert mapped().name == mapped().name != mapped(nodata_fill=1).name != mapped(nodata=1).name
+
+
+# -- sources of where -------------------------------------------------------------------------------------
+
+
+def test_where_is_any_array_of_any_resolution(tmp_path: Path, scheduler: str) -> None:
+    coarse = VALID[::2, ::2]
+    near = coarse.repeat(2, 0).repeat(2, 1)
+    fine = VALID.repeat(3, 0).repeat(3, 1)
+    for name, data in (("coarse", coarse), ("same", VALID), ("fine", fine)):
+        zarr.create_array(tmp_path / name, data=data.astype("u1"), chunks=(20, 20))
+    for where, valid in (
+        (VALID.astype("i8"), VALID), (tmp_path / "same", VALID), (str(tmp_path / "coarse"), near),
+        (tmp_path / "fine", VALID), (da.from_array(coarse, chunks=10), near), (coarse, near),
+        (tw.load_once(np.copy, (VALID,)), VALID),
+    ):  # fmt: skip
+        out = mapped(where=where, chunks=32)
+        np.testing.assert_array_equal(out.compute(), np.where(valid, IMAGE * 2, FILL), err_msg=str(where))
+        if scheduler == "sync":
+            np.testing.assert_array_equal(
+                out[30:50, 5:].compute(), np.where(valid, IMAGE * 2, FILL)[30:50, 5:]
+            )
+            whole = tw.view(out, verbose=False)
+            np.testing.assert_array_equal(whole[3:, 7:], np.where(valid, IMAGE * 2, FILL)[3:, 7:])
+
+
+def test_where_finds_its_axes_by_name() -> None:
+    xarray = pytest.importorskip("xarray")
+    image = xarray.DataArray(da.from_array(np.stack([IMAGE, -IMAGE]), chunks=40), dims=("t", "y", "x"))
+    where = xarray.DataArray(VALID.T, dims=("x", "y"))
+    out = mapped(image=image, where=where, axes="yx", each="t")
+    np.testing.assert_array_equal(np.asarray(out), np.stack([filled(IMAGE * 2), filled(IMAGE * -2)]))
+    rows = xarray.DataArray(
+        VALID[:, ::9], dims=("y", "x")
+    )  # other ratios are no mistake where axes have names
+    out = mapped(image=image, where=rows, axes="yx", each="t", fill_value=0)
+    np.testing.assert_array_equal(np.asarray(out)[0] != 0, VALID[:, ::9].repeat(9, 1))
+
+
+def test_where_of_a_cluster(client: Any) -> None:
+    for image, options in ((IMAGE, {}), (GAPS, {"where": None, "nodata": np.nan})):
+        out = mapped(image=image, chunks=32, blend="gaussian", **options)
+        expected = out.compute(scheduler="sync")
+        np.testing.assert_array_equal(out.compute(), expected)
+        written = tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, client=client)
+        np.testing.assert_array_equal(written[...], expected)
+        np.testing.assert_array_equal(tw.view(out, verbose=False)[3:50, 7:80], expected[3:50, 7:80])
+
+
+# -- nodata -----------------------------------------------------------------------------------------------
+
+
+def test_nodata_is_of_all_channels_and_of_the_first_array() -> None:
+    image = np.stack([GAPS, np.where(VALID[::-1], IMAGE, np.nan)])
+    either = VALID | VALID[::-1]
+    out = mapped(np.copy, image, axes=(1, 2), where=None, nodata=np.nan)
+    np.testing.assert_array_equal(out.compute(), np.where(either, image, FILL))
+    labels = (IMAGE % 3).astype("u1")
+    for nodata, valid in ((np.nan, VALID), ((np.nan, 2), VALID & (labels != 2)), ((None, 2), labels != 2)):
+        out = mapped(lambda a, b: b, (GAPS, labels), where=None, nodata=nodata, dtype="u1", fill_value=9)
+        np.testing.assert_array_equal(out.compute(), np.where(valid, labels, 9))
+    seen = mapped(
+        lambda a, b: a + b, (GAPS, labels), where=None, nodata=np.nan, nodata_fill=(100, None), dtype="f4",
+        blend="max", fill_value=1,
+    ).compute()  # fmt: skip
+    np.testing.assert_array_equal(seen, filled(IMAGE + labels, 1))
+
+
+def test_nodata_true_is_what_the_image_says_and_a_result_says_its_fill_value() -> None:
+    meta = tw.ImageMeta("yx", nodata=-9999)
+    image = np.where(VALID, IMAGE, -9999).astype("f4")
+    out = mapped(image=image, where=None, nodata=True, meta=meta)
+    np.testing.assert_array_equal(out.compute(), filled(IMAGE * 2))
+    found = tw.image_meta(out)
+    assert found is not None
+    assert found.nodata == FILL
+    again = mapped(image=out, where=None, nodata=True, meta=found, fill_value=0)
+    np.testing.assert_array_equal(again.compute(), filled(IMAGE * 4, 0))
+
+
+def test_a_time_that_is_no_time_is_nodata() -> None:
+    image = np.where(VALID, IMAGE.astype("i8").astype("M8[s]"), np.datetime64("NaT"))
+    out = mapped(np.copy, image, where=None, nodata=np.datetime64("NaT"), dtype="M8[s]", fill_value=0)
+    np.testing.assert_array_equal(out.compute(), filled(image, np.datetime64(0, "s")))
+
+
+@pytest.mark.parametrize("boundary", ["reflect", "wrap", "constant"])
+def test_padded_samples_follow_those_that_they_repeat(boundary: Any) -> None:
+    image = np.array([np.nan, np.nan, 3, 4, 5, 6, 7, np.nan], "f4")
+    crops: list[list[float]] = []
+
+    def fn(crop: np.ndarray) -> np.ndarray:
+        crops.append(crop.tolist())
+        return crop
+
+    tw.tiled_map(
+        fn,
+        image,
+        4,
+        1,
+        chunks=8,
+        edge="pad",
+        boundary=boundary,
+        cval=np.nan,
+        nodata=np.nan,
+        nodata_fill=0,
+        dtype="f4",
+    ).compute()
+    first = {"reflect": 0, "wrap": 0, "constant": np.nan}[boundary]
+    last = {"reflect": 7, "wrap": 0, "constant": np.nan}[boundary]
+    np.testing.assert_array_equal(crops[0], [first, 0, 0, 3])
+    np.testing.assert_array_equal(crops[-1], [6, 7, 0, last])
+
+
+# -- the other ways ---------------------------------------------------------------------------------------
+
+
+def test_check_compares_with_the_function_that_has_nodata() -> None:
+    def smooth(crop: np.ndarray) -> np.ndarray:
+        return np.asarray(ndimage.uniform_filter(crop, 7))
+
+    for options in ({"nodata_fill": 7}, {"nodata_fill": 7, "blend": "gaussian", "rim": 3}):
+        out = mapped(smooth, GAPS, where=None, nodata=np.nan, output=tw.Output("f4"), **options)
+        assert tw.check(out).ok
+        short = mapped(
+            smooth, GAPS, where=None, nodata=np.nan, overlap=2, output=tw.Output("f4"), nodata_fill=7
+        )
+        assert not tw.check(short).ok
+
+
+def test_a_store_with_another_mask_of_samples_is_another_result(tmp_path: Path) -> None:
+    image = np.where(VALID, IMAGE, 0)
+    for name, options, part in (
+        ("where", {"where": VALID[:, ::-1]}, "where data"), ("nodata", {"nodata": 0}, "nodata 0"),
+        ("fill", {"nodata_fill": 4}, "nodata_fill"), ("none", {"where": None}, "where"),
+        ("masked", {"image": np.ma.masked_less(image, 5)}, "mask 0"),
+    ):  # fmt: skip
+        base: dict[str, Any] = {"image": image}
+        store = zarr.storage.MemoryStore()
+        tw.to_zarr(mapped(**base), store, progress=False)
+        tw.to_zarr(mapped(**base), store, progress=False)
+        with pytest.raises(tw.TilingError, match=part):
+            tw.to_zarr(mapped(**base | options), store, progress=False), name

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 import tilework as tw
 from tests.store_counts import counted
+from tilework.engine.reading import CropCutter
 from tilework.graph.build import plan_of
 from tilework.plan.cost import tasks
 
@@ -104,7 +105,8 @@ def test_infinite_and_huge_nodata_says_nothing() -> None:
         np.testing.assert_allclose(out.compute(), filled(IMAGE))
 
 
-def test_several_outputs_with_scales_margins_and_fills_of_their_own() -> None:
+@pytest.mark.parametrize("blocks", [{}, {"chunks": 32, "reuse": "share"}, {"chunks": 8}], ids=str)
+def test_several_outputs_with_scales_margins_and_fills_of_their_own(blocks: dict[str, Any]) -> None:
     def fn(crop: np.ndarray) -> dict[str, np.ndarray]:
         inner = crop[2:-2, 2:-2]
         return {
@@ -117,7 +119,7 @@ def test_several_outputs_with_scales_margins_and_fills_of_their_own() -> None:
         "same": tw.Output("i2", margin=2, fill_value=7),
         "mean": tw.Output("f8", channels=2, margin=2, blend="hann", fill_value=np.nan),
     }  # fmt: skip
-    out = mapped(fn, output=outputs)
+    out = mapped(fn, output=outputs, **blocks)
     got = dict(zip(out, dask.compute(*out.values()), strict=True))
     np.testing.assert_array_equal(got["large"], filled(IMAGE).repeat(2, 0).repeat(2, 1))
     pairs = VALID.reshape(32, 2, 45, 2).any((1, 3))
@@ -128,6 +130,20 @@ def test_several_outputs_with_scales_margins_and_fills_of_their_own() -> None:
     for key, expected in got.items():
         np.testing.assert_array_equal(view[key][...], expected)
         np.testing.assert_array_equal(view[key][..., 7:33, 11], expected[..., 7:33, 11])
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+def test_a_valid_sample_to_which_no_crop_gives_weight_is_the_fill_value(reuse: str) -> None:
+    weights = np.array([1.0, 2, 3, 0, 5, 6, 0, 8, 9, 10, 11, 12])
+    options: dict[str, Any] = {"crop": 12, "overlap": None, "stride": 4, "edge": "pad", "chunks": 13}
+    options |= {
+        "blend": np.outer(weights, weights[::-1]),
+        "mask": RNG.random(IMAGE.shape) < 0.01,
+        "reuse": reuse,
+    }
+    whole = mapped(where=None, **options).compute()
+    assert (whole == FILL).any()
+    np.testing.assert_array_equal(mapped(**options).compute(), filled(whole))
 
 
 def test_disagreement_is_nan_where_nothing_is_valid() -> None:
@@ -192,6 +208,26 @@ def test_no_chunk_is_decoded_more_often_than_without(tmp_path: Path, blend: str,
     with counted(valid) as counts:
         tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
     assert sum(counts.reads.values()) <= reads[0]
+
+
+def test_crops_are_cut_once_and_a_fine_mask_is_read_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuts: list[int] = []
+    cut = CropCutter.cut
+    monkeypatch.setattr(CropCutter, "cut", lambda self, tile: cuts.append(tile.index) or cut(self, tile))
+    mapped(image=GAPS, where=None, nodata=np.nan, chunks=-1).compute()
+    assert len(cuts) == len(set(cuts)) == len(plan_of(mapped()))
+
+    class Fine:
+        shape, dtype, reads = (640, 900), np.dtype(bool), 0
+
+        def __getitem__(self, index: Any) -> np.ndarray:
+            type(self).reads += 1
+            return VALID.repeat(10, 0).repeat(10, 1)[index]
+
+    out = mapped(where=Fine(), chunks=-1, edge="pad")
+    before = Fine.reads
+    np.testing.assert_array_equal(out.compute(), filled(IMAGE * 2))
+    assert Fine.reads == before + 1
 
 
 def test_no_task_is_added() -> None:
@@ -355,6 +391,8 @@ def test_check_compares_with_the_function_that_has_nodata() -> None:
             smooth, GAPS, where=None, nodata=np.nan, overlap=2, output=tw.Output("f4"), nodata_fill=7
         )
         assert not tw.check(short).ok
+    with pytest.raises(tw.TilingError, match="no tile ran at any place"):
+        tw.check(out, where=((60, 5),))
 
 
 def test_a_store_with_another_mask_of_samples_is_another_result(tmp_path: Path) -> None:

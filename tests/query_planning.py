@@ -71,6 +71,20 @@ def several_results(image: Any, folder: Path) -> None:
     equal(tw.to_zarr(out, folder / "several", progress=False)["same"], IMAGE)
 
 
+def nodata(image: Any, folder: Path) -> None:
+    """Hide samples by a lazy mask, and by that of a masked array."""
+    valid = IMAGE > 0.2
+    expected = np.where(valid, ndimage.uniform_filter(IMAGE, 5), -1)
+    for given, where in (
+        (image, da.from_array(valid, chunks=40)),
+        (da.from_array(np.ma.array(IMAGE, mask=~valid), chunks=40, asarray=False), None),
+    ):
+        out = tw.tiled_map(smooth, given, 32, 4, where=where, fill_value=-1, dtype="float32", chunks=32)
+        equal(out.compute(), expected)
+        equal(out[3:50, 7].compute(), expected[3:50, 7])
+        equal(tw.to_zarr(out, Path(tempfile.mkdtemp(dir=folder)) / "out", progress=False), expected)
+
+
 def main() -> None:
     """Try every kind of result and source, and the same on a cluster."""
     assert da.array_expr_enabled()
@@ -83,6 +97,7 @@ def main() -> None:
             one_result(image, folder, stride=16, blend="gaussian", rim=3, chunks=32, reuse="share")
             one_result(image, folder, overlap=4, chunks=40, reuse="recompute")
             several_results(image, Path(tempfile.mkdtemp(dir=folder)))
+            nodata(image, folder)
         with LocalCluster(n_workers=1, dashboard_address=":0", processes=False) as cluster, Client(cluster):
             for image in (IMAGE, lazy):
                 one_result(image, folder, stride=16, blend="gaussian", rim=3, chunks=32, reuse="share")

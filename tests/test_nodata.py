@@ -344,8 +344,8 @@ def test_nodata_true_is_what_the_image_says_and_a_result_says_its_fill_value() -
 
 
 def test_a_time_that_is_no_time_is_nodata() -> None:
-    image = np.where(VALID, IMAGE.astype("i8").astype("M8[s]"), np.datetime64("NaT"))
-    out = mapped(np.copy, image, where=None, nodata=np.datetime64("NaT"), dtype="M8[s]", fill_value=0)
+    image = np.where(VALID, IMAGE.astype("i8").astype("M8[s]"), np.datetime64("NaT", "s"))
+    out = mapped(np.copy, image, where=None, nodata=np.datetime64("NaT", "s"), dtype="M8[s]", fill_value=0)
     np.testing.assert_array_equal(out.compute(), filled(image, np.datetime64(0, "s")))
 
 

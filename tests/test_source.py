@@ -147,16 +147,6 @@ def test_a_memory_store_is_the_same_store_after_pickling():
     np.testing.assert_array_equal(source.read([(0, 60), (0, 50)]), -IMAGE)
 
 
-def test_lazily_opened_xarray_is_refused(tmp_path):
-    xarray = pytest.importorskip("xarray")
-    xarray.DataArray(IMAGE, dims=("y", "x"), name="a").to_dataset().to_zarr(
-        tmp_path / "x.zarr", consolidated=False
-    )
-    lazy = xarray.open_zarr(tmp_path / "x.zarr", chunks=None, consolidated=False)["a"]
-    with pytest.raises(tw.TilingError, match=r"chunks=\{\}"):
-        tw.tiled_map(np.negative, lazy, 16, 2)
-
-
 @pytest.fixture
 def decoded(monkeypatch):
     """Count reads of chunk files."""

@@ -105,10 +105,20 @@ def labelled(data: Any) -> Any:
     return pytest.importorskip("xarray").DataArray(data, dims=("y", "x"))
 
 
-def opened(folder: Path, chunks: Any) -> Any:
+# A layer that keeps the dtype: xarray puts NaN in place of a value.
+MASKED = {"a": {"dtype": "f4", "_FillValue": -1.0}}
+
+
+def opened(folder: Path, chunks: Any, data: Any = IMAGE, **options: Any) -> Any:
     xarray = pytest.importorskip("xarray")
-    labelled(IMAGE).to_dataset(name="a").to_zarr(folder / "x", zarr_format=2)
+    labelled(data).to_dataset(name="a").to_zarr(folder / "x", zarr_format=2, **options)
     return xarray.open_zarr(folder / "x", chunks=chunks)["a"]
+
+
+def netcdf(folder: Path, data: Any = IMAGE, **options: Any) -> Any:
+    xarray = pytest.importorskip("xarray")
+    labelled(data).to_dataset(name="a").to_netcdf(folder / "x.nc", engine="scipy", **options)
+    return xarray.open_dataset(folder / "x.nc", engine="scipy")["a"]
 
 
 def tensor(*, grad: bool) -> Any:
@@ -153,6 +163,11 @@ RECIPES: dict[str, Callable[[Path], Any]] = {
     "xarray dask": lambda _: labelled(LAZY),
     "xarray numpy": lambda _: labelled(IMAGE),
     "xarray opened": lambda f: opened(f, {}),
+    "xarray not chunked": lambda f: opened(f, None),
+    "xarray in Zarr, selected": lambda f: opened(f, None, np.pad(IMAGE, 2))[2:-2, 2:-2],
+    "xarray decoded": lambda f: opened(f, None, encoding=MASKED),
+    "xarray NetCDF": netcdf,
+    "xarray NetCDF, decoded and selected": lambda f: netcdf(f, np.pad(IMAGE, 2), encoding=MASKED)[2:-2, 2:-2],
     "torch": lambda _: tensor(grad=False),
     "torch with gradients": lambda _: tensor(grad=True),
     "load_once": lambda f: load_once(load, (npy(f, IMAGE),)),
@@ -215,12 +230,6 @@ def test_an_array_over_the_limit_stays_here(monkeypatch: pytest.MonkeyPatch, sch
         return
     with pytest.raises(TilingError, match=r"0 MiB in memory .*; the limit is 0 MiB. Put it into Zarr"):
         out.compute()
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-def test_a_lazily_opened_xarray_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TilingError, match=r"opened lazily but not chunked; open them with chunks=\{\}"):
-        build(opened(tmp_path, None))
 
 
 def test_a_dask_array_of_unknown_chunks_is_refused() -> None:

@@ -1,6 +1,8 @@
 """A DataArray goes in and a DataArray comes out: dims, coordinates, attributes, CRS."""
 
+import io
 import pickle
+import sys
 from fractions import Fraction
 
 import dask
@@ -556,3 +558,113 @@ def test_a_computed_dataarray_keeps_its_labels_in_a_store(tmp_path):
     xr.testing.assert_identical(opened(tmp_path / "x.zarr", "reflectance").load(), lazy.compute())
     array = zarr.create_array(zarr.storage.MemoryStore(), shape=lazy.shape, dtype="f4", chunks=(3, 12, 18))
     assert tw.to_zarr(lazy, array, version="1", progress=False) is array
+
+
+# -- opened and not read ----------------------------------------------------------------------------------
+
+
+def netcdf(folder, name="a.nc", **encoding):
+    array = scene().drop_vars(["spatial_ref", "band"])
+    array.to_netcdf(folder / name, engine="scipy", encoding={"reflectance": {"_FillValue": None} | encoding})
+    return folder / name
+
+
+def unread(path, **options):
+    return xr.open_dataset(path, engine="scipy", **options)["reflectance"]
+
+
+PACKED = {"dtype": "i2", "scale_factor": 0.001, "add_offset": 3.0, "_FillValue": -1}
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """The scene without its fill value, so that any encoding can be given."""
+    original = scene
+    monkeypatch.setitem(globals(), "scene", lambda **more: original(**more).drop_attrs(deep=False))
+
+
+@pytest.mark.usefixtures("bare")
+def test_what_is_not_read_is_read_tile_by_tile_as_xarray_decodes_it(tmp_path):
+    path = netcdf(tmp_path, **PACKED)
+    for select in (
+        lambda a: a, lambda a: a.isel(y=slice(3, None), x=slice(None, None, -2)),
+        lambda a: a.transpose("x", "y", "band"),
+        lambda a: a.isel(x=[5, 3, 3, 8, 30, 1, 2, 4, 9, 12]), lambda a: a.isel(band=1),
+    ):  # fmt: skip
+        lazy = select(unread(path))
+        out = tiled(lazy)
+        assert not lazy.variable._in_memory
+        xr.testing.assert_identical(out.compute(), -lazy.load())
+
+
+@pytest.mark.usefixtures("bare")
+def test_equal_readings_have_equal_names_and_others_have_not(tmp_path):
+    path, other = netcdf(tmp_path, **PACKED), netcdf(tmp_path, "b.nc", **PACKED | {"scale_factor": 0.002})
+    many = np.arange(5000) % 36
+    last = many.copy()
+    last[2500] += 1
+    names = [
+        tiled(array, edge="squeeze").data.name
+        for array in (
+            unread(path), unread(path, mask_and_scale=False), unread(other),
+            unread(path).isel(x=slice(1, None)), unread(path).isel(x=many), unread(path).isel(x=last),
+        )
+    ]  # fmt: skip
+    assert len(set(names)) == len(names)
+    again = [unread(path), unread(path).isel(x=many)]
+    assert [tiled(array, edge="squeeze").data.name for array in again] == [names[0], names[4]]
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_file_that_was_replaced_is_not_read(tmp_path):
+    path = netcdf(tmp_path)
+    lazy = unread(path)
+    out = tiled(lazy)
+    other = scene().drop_vars(["spatial_ref", "band"]) + 1
+    other.to_netcdf(tmp_path / "new.nc", engine="scipy")
+    (tmp_path / "new.nc").replace(path)
+    with pytest.raises(tw.TilingError, match="is not the file that the array was opened from"):
+        out.compute(scheduler="synchronous")
+    if sys.platform == "linux":
+        with pytest.raises(tw.TilingError, match=r"was replaced after xarray opened it.*dataset\.close\(\)"):
+            tiled(lazy)
+
+
+@pytest.mark.usefixtures("bare")
+def test_an_unread_source_is_resumed_and_never_overwritten(tmp_path):
+    path = netcdf(tmp_path, **PACKED)
+    tiles = []
+    for _ in range(2):
+        tiles.clear()
+        tw.to_zarr(tiled(unread(path)), tmp_path / "out.zarr", progress=lambda *done: tiles.append(done))
+    assert not tiles or tiles[-1][1] == 0
+    with pytest.raises(tw.TilingError, match="decoding by xarray"):
+        tw.to_zarr(tiled(unread(path).isel(x=slice(None, None, -1))), tmp_path / "out.zarr")
+    scene().drop_vars("band").to_zarr(
+        tmp_path / "in.zarr", encoding={"reflectance": PACKED}, consolidated=False, zarr_format=2
+    )
+    lazy = xr.open_zarr(tmp_path / "in.zarr", chunks=None, consolidated=False)["reflectance"]
+    with pytest.raises(tw.TilingError, match="holds the array that is read"):
+        tw.to_zarr(tiled(lazy), tmp_path / "in.zarr", overwrite=True)
+    np.testing.assert_array_equal(tiled(lazy), -lazy.load())
+
+
+def test_what_cannot_be_recognised_is_refused():
+    class Own(xr.backends.BackendArray):
+        shape, dtype = (8, 8), np.dtype("f4")
+
+        def __getitem__(self, key):
+            raise NotImplementedError
+
+    data = xr.core.indexing.LazilyIndexedArray(Own())
+    with pytest.raises(
+        tw.TilingError, match=r"opened lazily but not chunked, and by a backend .*chunks=\{\}"
+    ):
+        tw.tiled_map(np.negative, xr.DataArray(xr.Variable(("y", "x"), data)), 4, 0)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_file_in_memory_is_refused(tmp_path):
+    content = io.BytesIO(netcdf(tmp_path).read_bytes())
+    with pytest.raises(tw.TilingError, match=r"scipy_.*chunks=\{\}"):
+        tiled(unread(content))

@@ -31,6 +31,8 @@ Parts = Sequence[Carried | NewAxis]
 
 # Attributes that are values of samples; they mean nothing for samples of another dtype.
 OF_VALUES = ("_FillValue", "missing_value", "fill_value", "nodata")
+# Attributes on how values are packed; rioxarray leaves them there if it does not decode.
+OF_PACKING = ("scale_factor", "add_offset", "valid_min", "valid_max", "valid_range")
 # Attributes on the size of samples; stackstac writes them.
 OF_SIZES = ("res", "resolution", "spec")
 # Axes of CF, by the attribute "axis" of a coordinate.
@@ -348,7 +350,7 @@ def _attributes(arrays: Sequence[Any], dtype: Any, scales: Mapping[Hashable, flo
         if all(_equal(other.attrs.get(key, value), value) for other in arrays[1:])
     }
     if dtype != first.dtype:
-        found = {key: value for key, value in found.items() if key not in OF_VALUES}
+        found = {key: value for key, value in found.items() if key not in (*OF_VALUES, *OF_PACKING)}
     x, y = _spatial_scales(first, scales)
     if (x, y) != (1, 1):
         found = {key: value for key, value in found.items() if key not in OF_SIZES}

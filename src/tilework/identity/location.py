@@ -19,6 +19,7 @@ from tilework.errors import TilingError
 from tilework.source.base import FileSource, H5Source, Source
 from tilework.source.held import innermost
 from tilework.source.opening import open_source
+from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
 
 __all__ = ["holds", "local_path", "locate", "place_of", "read_by", "same_array"]
@@ -191,9 +192,11 @@ def _fsspec(fs: Any, path: str) -> Place:
 
 def holds(outer: Any, source: Source) -> bool:
     """Return whether the place in a store is, or contains, the array or file of a source."""
+    if isinstance(source, UndecodedSource) and source.below is not None:
+        source = source.below
     if isinstance(source, ZarrSource):
         inner = place_of(source.handle.store_path)
-    elif isinstance(source, FileSource | H5Source):
+    elif isinstance(source, FileSource | H5Source | UndecodedSource):
         inner = _file(source.path)
     else:
         return False

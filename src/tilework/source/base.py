@@ -37,8 +37,10 @@ __all__ = [
     "HalfSource",
     "MemoryPart",
     "MemorySource",
+    "OnDisk",
     "OnceSource",
     "Source",
+    "slices_of",
     "unmasked",
 ]
 
@@ -282,7 +284,7 @@ def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence
 
 
 @dataclass(slots=True)
-class _OnDisk(Source):
+class OnDisk(Source):
     """An array in a file, which each other process opens, if it is the file that was opened here."""
 
     files: Files = ()
@@ -322,7 +324,7 @@ class _OnDisk(Source):
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return _on_disk, (
+        return on_disk, (
             type(self),
             values
             | {"handle": None, "meta": None, "valid": None, "writer": None, "_opened": None}
@@ -341,12 +343,12 @@ class _OnDisk(Source):
         return {"files": tuple(now)}
 
 
-def _on_disk(kind: type[_OnDisk], values: dict[str, Any]) -> _OnDisk:
+def on_disk(kind: type[OnDisk], values: dict[str, Any]) -> OnDisk:
     return kind(**values)
 
 
 @dataclass(slots=True)
-class FileSource(_OnDisk):
+class FileSource(OnDisk):
     """A memory-mapped file, as (file, byte offset, dtype, shape, strides)."""
 
     path: str = ""
@@ -368,7 +370,7 @@ class FileSource(_OnDisk):
 
 
 @dataclass(slots=True)
-class H5Source(_OnDisk):
+class H5Source(OnDisk):
     """An h5py dataset, or a view of one, as (file, dataset, view)."""
 
     path: str = ""
@@ -425,7 +427,7 @@ class H5Source(_OnDisk):
 
     def __reduce__(self) -> tuple[Any, ...]:
         self._before_opening()
-        return _OnDisk.__reduce__(self)
+        return OnDisk.__reduce__(self)
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ from tilework.source.base import (
 )
 from tilework.source.images import StoredImage, StoredImages, open_path, open_zarr
 from tilework.source.stamps import Files, Stamp
+from tilework.source.undecoded import undecoded
 
 __all__ = ["Image", "check_extents", "open_all", "open_source"]
 
@@ -54,8 +55,8 @@ def open_source(array: Image, *, masked: bool = False) -> Source:
     Parameters
     ----------
     array : array, path, URL or load_once
-        numpy, memmap, Zarr v2 and v3 (array, path, URL), an OME-Zarr group or path, h5py, dask, a dask-backed
-        xarray DataArray, a torch CPU tensor, `load_once`, or anything with shape, dtype and slicing.
+        numpy, memmap, Zarr v2 and v3 (array, path, URL), an OME-Zarr group or path, h5py, dask, an xarray
+        DataArray, a torch CPU tensor, `load_once`, or anything with shape, dtype and slicing.
     masked : bool
         Whether a masked array may be opened: the source has its samples, ``source.valid`` its mask.
 
@@ -64,7 +65,8 @@ def open_source(array: Image, *, masked: bool = False) -> Source:
     TypeError
         For an object that has no shape, dtype and slicing, and for a masked array unless ``masked``.
     TilingError
-        For object dtypes, unknown dask chunks, lazily opened xarray data and tensors on a device.
+        For object dtypes, unknown dask chunks, xarray data that are opened lazily by an unknown backend, and
+        tensors on a device.
     """
     source = array if isinstance(array, Source) else _open(array)
     if source.valid is not None and not masked:
@@ -439,7 +441,7 @@ def _open_xarray(array: Any) -> Source:
             f"{_variables(array)}."
         )
     if not variable._in_memory and type(variable._data).__module__.partition(".")[0] == "xarray":
-        raise TilingError("the xarray data are opened lazily but not chunked; open them with chunks={}.")
+        return undecoded(variable, meta_of(array))
     data = array.data
     if hasattr(data, "dask"):
         source = _open_dask(data)

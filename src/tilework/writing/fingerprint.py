@@ -28,6 +28,7 @@ from tilework.source.base import (
     OnceSource,
     Source,
 )
+from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import Fingerprint, describe
 from tilework.writing.ledger import Accepted
@@ -256,6 +257,15 @@ def _(source: H5Source) -> Fingerprint:
 def _at(path: str, inside: str) -> str:
     """Return an address in a file that does not depend on the spelling of its path."""
     return f"{Path(path).resolve()}{inside}"
+
+
+@_identity.register
+def _(source: UndecodedSource) -> Fingerprint:
+    decoding = {"decoding by xarray": digest(source.layers)}
+    if source.below is not None:
+        return Fingerprint(_identity(source.below) | decoding)
+    data = digest([stamp(path) for path, _ in source.files])
+    return Fingerprint({"path": _at(source.path, ""), "data": data} | decoding)
 
 
 @_identity.register

@@ -270,7 +270,9 @@ class Labels:
         )
         channel = meta.channel_axis
         if meta.channel_names is not None and channel is not None and dims[channel] not in found.variables:
-            found = found.assign_coords({dims[channel]: (dims[channel], list(meta.channel_names))})
+            # Text of any length: Zarr format 3 does not specify text of one length.
+            names = np.array(meta.channel_names, object)
+            found = found.assign_coords({dims[channel]: (dims[channel], names)})
         result = xr.DataArray(
             data, coords=_scaled_crs(found, first, scales).coords, dims=dims, attrs=attributes
         )

@@ -165,6 +165,7 @@ RECIPES: dict[str, Callable[[Path], Any]] = {
     "xarray opened": lambda f: opened(f, {}),
     "xarray not chunked": lambda f: opened(f, None),
     "xarray in Zarr, selected": lambda f: opened(f, None, np.pad(IMAGE, 2))[2:-2, 2:-2],
+    "xarray in Zarr, reversed": lambda f: opened(f, None, IMAGE[::-1])[::-1],
     "xarray decoded": lambda f: opened(f, None, encoding=MASKED),
     "xarray NetCDF": netcdf,
     "xarray NetCDF, decoded and selected": lambda f: netcdf(f, np.pad(IMAGE, 2), encoding=MASKED)[2:-2, 2:-2],

@@ -495,6 +495,7 @@ def test_a_killed_write_is_resumed_with_its_record_beside(tmp_path):
     tw.to_zarr(out, tmp_path / "x.zarr", version="1", progress=False)
     assert len(seen) <= len(plan_of(out)) + 5
     xr.testing.assert_identical(opened(tmp_path / "x.zarr", "reflectance").load(), out.compute())
+    assert "tilework" not in zarr.open_array(tmp_path / "x.zarr" / "reflectance").attrs
     with pytest.raises(tw.TilingError, match="version: 1 -> 2"):
         tw.to_zarr(out, tmp_path / "x.zarr", version="2", progress=False)
     tw.to_zarr(out, tmp_path / "x.zarr", version="2", overwrite=True, progress=False)

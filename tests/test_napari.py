@@ -158,6 +158,72 @@ def test_a_channel_of_a_store_is_read_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert reads == [(1, slice(0, 16, 1), slice(0, 20, 1))]
 
 
+@pytest.fixture
+def stack(tmp_path: Any) -> tuple[str, np.ndarray]:
+    """Return the path of an OME-Zarr image with three levels and labels, and its samples."""
+    image = np.random.default_rng(0).integers(0, 999, (2, 2, 6, 64, 64)).astype("u2")
+    meta = tw.ImageMeta("tczyx", units=UNITS, channel_names=["DAPI", "GFP"], name="cells", **PLACE)
+    path = str(tmp_path / "stack.ome.zarr")
+    out = tw.tiled_map(lambda c: c, image, 32, 0, axes="yx", each="tc", meta=meta, dtype="u2")
+    tw.to_zarr(out, path, ome=True, levels=3, chunks=(1, 1, 6, 16, 16), progress=False)
+    half = tw.Output("u1", channels=0)
+    ids = tw.tiled_map(lambda c: (c[0] > 500).astype("u1"), path, 32, 0, axes="zyx", each="t", output=half)
+    tw.to_zarr(ids, path, label_name="ids", levels=3, progress=False)
+    return path, image
+
+
+@pytest.mark.parametrize("kind", ["path", "group", "image", "level"])
+def test_an_image_of_ome_zarr_has_its_levels(kind: str, viewer: Any, stack: tuple[str, np.ndarray]) -> None:
+    path, image = stack
+    array: Any = path
+    if kind == "group":
+        array = zarr.open_group(path, mode="r")
+    if kind == "image":
+        array = tw.open_image(path)
+    if kind == "level":
+        array = tw.open_image(path, level=1)
+    mask = {"mask": tw.open_image(path, label="ids")}
+    nuclei, actin, ids = tw.add_to_napari(viewer, array, labels=mask)
+    assert [nuclei.name, actin.name, ids.name] == ["DAPI", "GFP", "mask"]
+    first = 1 if kind == "level" else 0
+    place = {0: ([3, 2, 0.5, 0.5], [0, 10, 5, 5]), 1: ([3, 2, 1, 1], [0, 10, 5.25, 5.25])}
+    for k, layer in enumerate((nuclei, actin)):
+        assert len(levels_of(layer)) == 3 - first
+        assert list(layer.scale) == place[first][0]
+        assert list(layer.translate) == place[first][1]
+        if not first:
+            np.testing.assert_array_equal(finest(layer), image[:, k])
+    assert list(ids.scale) == place[0][0]
+    assert list(ids.translate) == place[0][1]
+    assert len(levels_of(ids)) == 3
+    np.testing.assert_array_equal(finest(ids), image[:, 0] > 500)
+
+
+def test_a_window_of_a_level_is_read_alone(stack: tuple[str, np.ndarray], monkeypatch: Any) -> None:
+    layer = tw.add_to_napari(StandIn(), tw.open_image(stack[0]))[1]
+    reads: list[Any] = []
+    read = zarr.Array.__getitem__
+    monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, key: reads.append(key) or read(self, key))
+    window = layer.levels[1][:, :, :10, 5:20]
+    assert reads == []
+    np.asarray(window[1, 3])
+    assert reads == [(1, 1, 3, slice(0, 10, 1), slice(5, 20, 1))]
+
+
+def test_a_dataset_and_a_lazy_dataarray_are_results(viewer: Any, counting: Callable[..., Any]) -> None:
+    fn = counting(np.sqrt)
+    north = 5e6 - 30 * np.arange(80)
+    scene = xr.DataArray(
+        np.ones((80, 90), "f4"), dims=("y", "x"), coords={"y": north, "x": 30.0 * np.arange(90)}
+    )
+    out = tw.tiled_map(fn, scene, {"y": 20, "x": 20}, 2, dtype="f4")
+    first, second = tw.add_to_napari(viewer, result=xr.Dataset({"root": out, "scene": scene}))
+    assert [first.name, second.name] == ["root", "scene"]
+    assert fn.calls == 5
+    assert list(first.scale) == list(second.scale) == [-30, 30]
+    assert list(first.translate) == list(second.translate) == [5e6, 0]
+
+
 def test_several_outputs_and_labels_share_their_tiles(viewer: Any, counting: Callable[..., Any]) -> None:
     image, meta = volume()
     fn = counting(lambda c: {"smooth": c, "bright": c[0] > 0.5, "ids": (c[0] * 9).astype("u2")})

@@ -18,6 +18,7 @@ from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.function.load_once import LoadOnce
 from tilework.graph.build import find_spec
+from tilework.source.images import StoredImage, StoredImages, open_image
 from tilework.source.opening import open_source
 
 __all__ = ["add_to_napari"]
@@ -156,7 +157,7 @@ def _named(role: Role, value: Any) -> dict[str, Any]:
     """Return one or several arrays by name."""
     if value is None:
         return {}
-    if isinstance(value, Mapping) and not hasattr(value, "dims"):
+    if isinstance(value, Mapping):
         return {str(name): one for name, one in value.items()}
     if isinstance(value, tuple | list):
         return {f"{role} {number}": one for number, one in enumerate(value)}
@@ -172,12 +173,10 @@ def _open(role: Role, name: str, one: Any) -> _Shown:
     if isinstance(one, View):
         shown = _Shown(role=role, name=name, levels=one.levels, meta=one.meta, view=one)
     else:
-        source = open_source(one)
-        array = source.handle.get() if isinstance(source.handle, LoadOnce) else source.handle
-        meta = source.meta
+        levels, meta = _stored(one)
         if role == "image" and name == role and meta is not None and meta.name:
             name = meta.name
-        shown = _Shown(role=role, name=name, levels=[array], meta=meta, view=None)
+        shown = _Shown(role=role, name=name, levels=levels, meta=meta, view=None)
     kinds = "biu" if role == "labels" else "biufc"
     if shown.dtype.kind not in kinds:
         raise TypeError(
@@ -193,6 +192,18 @@ def _open(role: Role, name: str, one: Any) -> _Shown:
             f"{f' with axes {shown.meta.axes}' if shown.meta else ''}."
         )
     return shown
+
+
+def _stored(one: Any) -> tuple[list[Any], ImageMeta | None]:
+    """Return an image that is not computed: its arrays, the finest first, and what its samples mean."""
+    made_by = type(one).__module__.partition(".")[0]
+    if isinstance(one, str | Path | StoredImage) or (made_by == "zarr" and not hasattr(one, "shape")):
+        found = open_image(one) if not isinstance(one, StoredImage) else one
+        image = found.one() if isinstance(found, StoredImages) else found
+        return [level.source.handle for level in image.levels[image.level :]], image.meta
+    source = open_source(one)
+    array = source.handle.get() if isinstance(source.handle, LoadOnce) else source.handle
+    return [array], source.meta
 
 
 def _layers(viewer: Any, shown: _Shown, world: Mapping[str, Any]) -> list[tuple[str, Any, dict[str, Any]]]:
@@ -254,7 +265,10 @@ def _cut(level: Any, shown: _Shown, number: int | None, axes: Sequence[int | Non
         index.insert(
             next((k for k, a in enumerate(axes) if a is not None and a > channel), len(axes)), number
         )
-    if all(i == slice(None) for i in index) and not flags:
+    whole = all(i == slice(None) for i in index) and not flags
+    sliced_lazily = isinstance(level, np.ndarray | Cut) or hasattr(level, "dask")
+    # Of several levels, napari cuts the window out of all planes, and then takes one.
+    if whole and (sliced_lazily or len(shown.levels) == 1):
         return level
     if isinstance(level, np.ndarray) or hasattr(level, "dask"):
         part = level[tuple(index)]

@@ -318,8 +318,9 @@ def test_names(viewer: Any, tmp_path: Any) -> None:
     [
         ({}, tw.TilingError, "give what is to be shown"),
         ({"labels": np.zeros((9, 9))}, TypeError, "labels must be integers or bool; 'labels' has dtype fl"),
-        ({"image": np.zeros((9, 9), "M8[s]")}, TypeError, "napari shows numbers; 'image' has dtype datetime"),
-        ({"result": {"a": np.zeros((9, 9), "f4,i4")}}, TypeError, "napari shows numbers; 'a' has dtype"),
+        ({"image": np.zeros((9, 9), "M8[s]")}, TypeError, "napari shows real numbers; 'image' has dtype d"),
+        ({"result": {"a": np.zeros((9, 9), "f4,i4")}}, TypeError, "napari shows real numbers; 'a' has dtype"),
+        ({"image": np.zeros((9, 9), "c8")}, TypeError, "'image' has dtype complex64; show the magnitude"),
         ({"image": np.zeros(9)}, tw.TilingError, r"two axes or more.*'image' has shape \(9,\)"),
         (
             {"image": xr.DataArray(np.zeros((3, 9)), dims=("c", "x"))},
@@ -387,3 +388,23 @@ def test_the_first_look_runs_five_tiles(
     levels = layers[0].data
     assert levels[-1].shape[-1] <= max(512, shape[-1] // 2)
     assert fn.calls < len(tw.view(out, verbose=False)._tiles.spec.plan.grid)
+
+
+def test_a_unit_that_napari_does_not_know_is_left_out(viewer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """napari looks units up with pint, and refuses others."""
+
+    class Registry:
+        def Unit(self, unit: str) -> str:
+            if unit == "degrees_north":
+                raise ValueError(unit)
+            return unit
+
+    if isinstance(viewer, StandIn):
+        monkeypatch.setitem(sys.modules, "pint", SimpleNamespace(get_application_registry=Registry))
+    meta = tw.ImageMeta("yx", units=("degrees_north", "micrometer"))
+    out = tw.tiled_map(np.sqrt, np.ones((20, 20)), 8, 0, dtype="f8", meta=meta)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        (layer,) = tw.add_to_napari(viewer, result=out)
+    assert units_of(layer) == ["pixel", "micrometer"]
+    assert "does not know the unit 'degrees_north' of 'result'" in "".join(str(w.message) for w in found)

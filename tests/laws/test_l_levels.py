@@ -146,6 +146,12 @@ def test_L2c_contrast_limits_leave_out_nan_infinity_nodata_and_what_a_predicate_
     meta = tw.ImageMeta("yx", nodata=-9999)
     out = tw.tiled_map(lambda x: x, image, 8, 0, dtype="f8", meta=meta)
     assert tw.view(out, verbose=False).contrast_limits == (3, 7)
+    # Invalid samples of the result are fill_value, which is no value of the function.
+    out = tw.tiled_map(
+        lambda x: x, np.where(np.isfinite(image), image, -9999), 8, 0, dtype="f8", nodata=-9999
+    )
+    assert tw.view(out, verbose=False).contrast_limits == (3, 7)
+    assert float(out.min()) == 0
     image[:, 8:] = 100
     out = tw.tiled_map(lambda x: x, image, 8, 0, dtype="f8", skip=lambda x: x.max() == 100)
     view = tw.view(out, verbose=False)

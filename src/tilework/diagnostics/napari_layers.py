@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import brief
+from tilework._checks import brief, warn
 from tilework.diagnostics.indexing import Cut
 from tilework.diagnostics.viewing import View, view
-from tilework.errors import TilingError
+from tilework.errors import TilingError, TilingWarning
 from tilework.formats.meta import ImageMeta
 from tilework.function.load_once import LoadOnce
 from tilework.graph.build import find_spec
@@ -116,7 +117,8 @@ def add_to_napari(
     Raises
     ------
     TypeError
-        If ``viewer`` is no viewer, or something cannot be shown: labels of floats, text, times, records.
+        If ``viewer`` is no viewer, or something cannot be shown: labels of floats, complex numbers, text,
+        times, records.
     TilingError
         If nothing is given, or an array has fewer than two axes besides channels.
 
@@ -177,14 +179,15 @@ def _open(role: Role, name: str, one: Any) -> _Shown:
         if role == "image" and name == role and meta is not None and meta.name:
             name = meta.name
         shown = _Shown(role=role, name=name, levels=levels, meta=meta, view=None)
-    kinds = "biu" if role == "labels" else "biufc"
-    if shown.dtype.kind not in kinds:
+    kind = shown.dtype.kind
+    if role == "labels" and kind not in "biu":
         raise TypeError(
             f"labels must be integers or bool; {name!r} has dtype {shown.dtype}. Show it as result=, or "
             "convert it in the function."
-            if role == "labels" and shown.dtype.kind in "fc"
-            else f"napari shows numbers; {name!r} has dtype {shown.dtype}."
         )
+    if kind not in "biuf":
+        part = "; show the magnitude, np.abs, or another part" if kind == "c" else ""
+        raise TypeError(f"napari shows real numbers; {name!r} has dtype {shown.dtype}{part}.")
     axes = len(shown.shape) - (shown.channel_axis is not None) - shown.rgb
     if axes < 2:
         raise TilingError(
@@ -247,9 +250,24 @@ def _placed(shown: _Shown, world: Mapping[str, Any]) -> tuple[list[int | None], 
         "translate": [start for _, _, start, _ in facts.values()],
         "axis_labels": list(facts),
     }
-    if any(unit for *_, unit in facts.values()):
-        options["units"] = [unit or "pixel" for *_, unit in facts.values()]
+    units = [unit for *_, unit in facts.values()]
+    if any(units):
+        options["units"] = [unit if unit and _known(unit, shown.name) else "pixel" for unit in units]
     return axes, options
+
+
+def _known(unit: str, name: str) -> bool:
+    """Return whether napari knows a unit, which it looks up with pint; warn if it does not."""
+    pint: Any = sys.modules.get("pint")
+    if pint is None:
+        return True
+    try:
+        pint.get_application_registry().Unit(unit)
+    except Exception:  # of a parser: any kind
+        text = f"napari does not know the unit {unit!r} of {name!r}; it shows the numbers without a unit."
+        warn(text, TilingWarning)
+        return False
+    return True
 
 
 def _as_one(n: int, scale: float, start: float, unit: str | None) -> tuple[int, float, float, str | None]:

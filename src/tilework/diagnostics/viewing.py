@@ -205,7 +205,9 @@ class View:
 
         Of an axis of ``each`` every index is another tile, and is sampled by itself.
         """
-        output, nodata = self._tiles.spec.outputs[self._number], self.meta and self.meta.nodata
+        spec = self._tiles.spec
+        output, nodata = spec.outputs[self._number], [self.meta.nodata] if self.meta else []
+        nodata += [output.fill_value] if spec.validity is not None else []
         if axis in output.grid_axes[: output.n_each]:
             d = output.grid_axes.index(axis)
             found = [self._sampled({d: i}) for i in range(self.shape[axis])]
@@ -492,16 +494,20 @@ def _far_apart(plan: TilePlan, fixed: Mapping[int, int]) -> Iterator[Index]:
             yield position
 
 
-def _limits(parts: Sequence[Array], nodata: Any) -> tuple[float, float]:
-    """Return smallest and largest of the numbers in ``parts``; an interval if there are fewer than two."""
+def _limits(parts: Sequence[Array], nodata: Sequence[Any]) -> tuple[float, float]:
+    """Return smallest and largest of the numbers in ``parts``, without the values ``nodata``.
+
+    If there are fewer than two, an interval.
+    """
     lows, highs = [], []
     for part in parts:
         if part.dtype.kind not in "biufc":
             raise TilingError(f"contrast limits are of numbers; the result has dtype {part.dtype}.")
         values = np.abs(part) if part.dtype.kind == "c" else part
         valid = np.isfinite(values)
-        if nodata is not None:
-            valid &= part != nodata
+        for none in nodata:
+            if none is not None:
+                valid &= part != none
         if valid.any():
             lows.append(float(values[valid].min()))
             highs.append(float(values[valid].max()))

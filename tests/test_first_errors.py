@@ -190,7 +190,7 @@ def test_one_number_for_axes_of_different_crops_is_answered_with_one_for_each(
         ("patch_size", "crop?"), ("depth", "overlap?"), ("mode", "blend (MONAI's mode)"),
         ("halo", "overlap?"), ("n_jobs", "compute(num_workers=...)"), ("scheduler", "compute(scheduler=...)"),
         ("device", "from_torch(network, device=...)"), ("channel_axis", "from_torch(channel_axis=...)"),
-        ("channels", "Output(channels=...)"), ("trim", 'blend="trim"'), ("meta", "dtype?"),
+        ("channels", "Output(channels=...)"), ("trim", 'blend="trim"'),
     ],
 )  # fmt: skip
 def test_options_of_other_tools(name: str, said: str) -> None:

@@ -25,15 +25,19 @@ from tilework.writing.ledger import Ledger
 INTEGERS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
 
 
-def reference(image, axes, method):
+def reference(image, axes, method, nodata=None):
     """The next level, bin by bin, with exact numbers."""
     shape = [n // 2 if a in axes else n for a, n in enumerate(image.shape)]
     out = np.empty(shape, image.dtype)
     for place in np.ndindex(*shape):
         spans = [slice(2 * i, 2 * i + 2) if a in axes else i for a, i in enumerate(place)]
         values = image[tuple(spans)].ravel().tolist()
+        if method in ("mean", "max") and nodata is not None:
+            values = [v for v in values if v != nodata]
         known = [v for v in values if v == v]
-        if method == "nearest":
+        if not values:
+            out[place] = nodata
+        elif method == "nearest":
             out[place] = values[0]
         elif method == "max":
             out[place] = max(known) if known else math.nan
@@ -103,6 +107,30 @@ def test_every_method_takes_equal_samples_in_raster_order(method):
         for low, high in ((0, 3), (0, 255)):
             image = np.random.default_rng(len(shape)).integers(low, high, shape, np.uint8)
             np.testing.assert_array_equal(halved(image, axes, method), reference(image, axes, method))
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, "f4"])
+@pytest.mark.parametrize("method", ["mean", "max", "nearest"])
+def test_samples_without_data_are_left_out(dtype, method):
+    low = 0 if dtype == "f4" else np.iinfo(dtype).min
+    for nodata in (low, low + 3):
+        for shape, axes in (((9, 8), (0, 1)), ((4, 6, 4), (0, 1, 2)), ((7,), (0,))):
+            image = (low + np.random.default_rng(3).integers(0, 6, shape).astype("O")).astype(dtype)
+            image[np.random.default_rng(0).random(shape) < 0.5] = nodata
+            expected = reference(image, axes, method, nodata)
+            np.testing.assert_array_equal(halved(image, axes, method, nodata), expected)
+
+
+def test_a_pyramid_leaves_out_what_holds_no_data():
+    image = image_of((64, 64), "u2") | 1
+    image[:33, :21] = 0
+    out = tw.tiled_map(np.positive, image, 16, 0, dtype="u2", nodata=0)
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(out, store, ome=True, chunks=16, levels=4, progress=False)
+    arrays, _ = levels(store)
+    for below, above in itertools.pairwise(arrays):
+        np.testing.assert_array_equal(above[...], halved(below[...], (0, 1), "mean", 0))
+    assert (arrays[1][...] == 0).sum() == 16 * 10  # no sample is part data and part nothing
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)

@@ -7,6 +7,7 @@ order, so that the bits do not depend on how an image is cut into blocks.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
@@ -46,7 +47,7 @@ def refuse_method(method: str, dtype: np.dtype[Any], *, labels: bool) -> None:
         raise TilingError(f'pyramid="max" cannot order {what}; use pyramid="nearest" or "mode".')
 
 
-def halved(block: Array, axes: Sequence[int], method: str) -> Array:
+def halved(block: Array, axes: Sequence[int], method: str, nodata: Any = None) -> Array:
     """Return the block of the next level, in which ``axes`` have half of their extents.
 
     Parameters
@@ -59,6 +60,8 @@ def halved(block: Array, axes: Sequence[int], method: str) -> Array:
         "mean" rounds integers half to even, in integer arithmetic, and takes the mean of what is there where
         samples are NaN. "nearest" takes the first sample of each bin. "mode" takes the most frequent value,
         of several the first. "max" leaves out NaN where there is anything else.
+    nodata : scalar, optional
+        Value of samples that hold no data: "mean" and "max" leave them out, as NaN.
 
     Returns
     -------
@@ -74,7 +77,9 @@ def halved(block: Array, axes: Sequence[int], method: str) -> Array:
     if method == "nearest" or not axes:
         return np.ascontiguousarray(whole[_every(whole.ndim, axes, (0,) * len(axes))])
     shape = [n // 2 if a in axes else n for a, n in enumerate(whole.shape)]
-    combine = _COMBINE[method]
+    combine: Callable[[Sequence[Array]], Array] = _COMBINE[method]
+    if nodata is not None and nodata == nodata and method in ("mean", "max"):
+        combine = functools.partial(_without, combine, block.dtype.type(nodata))
     out = np.empty(shape, block.dtype)
     for rows in _parts(out):
         bins = [rows.of(whole, offset, axes) for offset in itertools.product((0, 1), repeat=len(axes))]
@@ -110,6 +115,39 @@ def _every(ndim: int, axes: Sequence[int], offset: Sequence[int]) -> tuple[slice
     for axis, first in zip(axes, offset, strict=True):
         index[axis] = slice(first, None, 2)
     return tuple(index)
+
+
+def _without(combine: Callable[[Sequence[Array]], Array], nodata: Any, bins: Sequence[Array]) -> Array:
+    """Return what ``combine`` makes of the samples of each bin that are not ``nodata``."""
+    out = combine(bins)
+    some = np.logical_or.reduce([one == nodata for one in bins])
+    if some.any():
+        values = np.stack([one[some] for one in bins])
+        there = values != nodata
+        count = there.sum(axis=0)
+        for n in range(1, len(bins)):
+            # Bins with equally many samples, in raster order.
+            own = count == n
+            kept = values[:, own].T[there[:, own].T].reshape(-1, n).T
+            values[0, own] = _mean_of(kept) if combine is _mean else combine(list(kept))
+        out[some] = np.where(count > 0, values[0], nodata)
+    return out
+
+
+def _mean_of(values: Array) -> Array:
+    """Return the mean along the first axis, of any number of samples, rounded as the mean of a bin is."""
+    dtype, n = values.dtype, len(values)
+    if dtype.kind not in "iu":
+        wide = values.astype(accumulation_dtype(dtype, "average"))
+        with np.errstate(all="ignore"):
+            found: Array = np.asarray(np.nanmean(wide, axis=0) if n > 1 else wide[0]).astype(dtype)
+        return found
+    base: Array = (values // n).sum(axis=0, dtype=dtype)
+    rest = (values % n).sum(axis=0, dtype=np.int64)
+    base += (rest // n).astype(dtype)
+    rest = 2 * (rest % n)
+    base += ((rest > n) | ((rest == n) & (base % 2 == 1))).astype(dtype)
+    return base
 
 
 def _mean(bins: Sequence[Array]) -> Array:

@@ -142,13 +142,15 @@ class AskedImage:
             return _inherited(known, parent.meta(), array.shape)
         if known is not None:
             return known
-        axes = _usual_axes(array.ndim, found)
+        axes, nodata = _usual_axes(array.ndim, found), None
+        if found is not None and found.spec.validity is not None:
+            nodata = found.output.fill_value
         if axes is None:
             raise TilingError(
                 f"the axes of the result of shape {array.shape} are not known; say them: "
                 'meta=tw.ImageMeta("czyx"), with scale= and units= if you know them.'
             )
-        return ImageMeta(axes)
+        return ImageMeta(axes, nodata=nodata)
 
 
 def _refuse_options(options: Mapping[str, Any], version: str) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,9 +51,10 @@ class Level:
         """Samples of level 0 in a write unit, per axis."""
         return tuple(f * u for f, u in zip(self.factors, self.layout.unit, strict=True))
 
-    def fingerprint(self, fingerprint: Mapping[str, str], method: str) -> dict[str, str]:
+    def fingerprint(self, fingerprint: Mapping[str, str], method: str, nodata: Any) -> dict[str, str]:
         """Return the fingerprint of the level; ``fingerprint`` is that of level 0."""
-        return {**fingerprint, "level": f"{method}, {'x'.join(map(str, self.factors))}"}
+        without = "" if nodata is None else f", without {nodata}"
+        return {**fingerprint, "level": f"{method}, {'x'.join(map(str, self.factors))}{without}"}
 
     def meta(self, meta: ImageMeta, method: str) -> ImageMeta:
         """Return what the samples of the level mean; ``meta`` is that of level 0."""
@@ -157,6 +159,8 @@ class Coarser:
     """Samples of level 0 per sample, per axis."""
     method: str
     """How samples are made from those of the level below."""
+    nodata: Any = None
+    """Value of samples that hold no data; None: all do."""
 
 
 def level_works(
@@ -169,7 +173,7 @@ def level_works(
     spans = [s.indices(n)[:2] for s, n in zip(box, array.shape, strict=True)]
     unit0 = Ledger(array).unit
     for level in levels:
-        data = halved(data, level.axes, level.method)
+        data = halved(data, level.axes, level.method, level.nodata)
         if not data.size:
             return  # the image ends here with a sample that has no bin
         starts = [a // f for (a, _), f in zip(spans, level.factors, strict=True)]
@@ -217,7 +221,7 @@ def write_units(
         slice(s.start * f, s.stop * f)
         for s, f in zip(own, (2 if a in level.axes else 1 for a in range(len(own))), strict=True)
     )
-    data = halved(below.array[read], level.axes, level.method)
+    data = halved(below.array[read], level.axes, level.method, level.nodata)
     units = list(itertools.product(*(range(a, b) for a, b in ranges)))
     return write_block(name, [Work(level.number, level.sink, [Part(own, data, units)], ranges, failed)])
 

@@ -388,7 +388,7 @@ def _pyramid(
     destinations = []
     done, unit = below.done, member.layout.unit
     for level, place in zip(member.levels, member.level_places, strict=True):
-        record = record_of(level.fingerprint(fingerprint, image.method))
+        record = record_of(level.fingerprint(fingerprint, image.method, image.meta.nodata))
         array, there, run = claimed(place, level.shape, member.lazy.dtype, level.layout, record, claims)
         assert there is not None
         marks = Ledger(array).marks(there)
@@ -402,6 +402,7 @@ def _pyramid(
     image.write(attributes, member.place.target.options.get("attributes"))
     return Pyramid(
         number=member.number, below=below, levels=member.levels, method=image.method,
+        nodata=image.meta.nodata,
         numbers=tuple(itertools.islice(numbers, len(member.levels))), destinations=tuple(destinations),
     )  # fmt: skip
 

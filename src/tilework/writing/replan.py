@@ -68,7 +68,7 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
     for level in levels:
         path = f"{target.path.removesuffix('0')}{level.number}"
         own = replace(target, path=path, chunks=level.layout.chunks, shards=level.layout.shards)
-        place = own.look(()).compare(level.fingerprint(fingerprint, image.method))
+        place = own.look(()).compare(level.fingerprint(fingerprint, image.method, image.meta.nodata))
         chunks = level.layout.chunks
         place.layout(level.shape, functools.partial(tuple, chunks))
         places.append(place)

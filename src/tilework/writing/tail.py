@@ -10,6 +10,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dask.task_spec import DataNode, Task, TaskRef
 
@@ -43,6 +44,8 @@ class Pyramid:
     """Their arrays."""
     method: str
     """How they are made."""
+    nodata: Any = None
+    """Value of samples that hold no data; None: all do."""
 
     def named(self) -> dict[int, Destination]:
         """Return the arrays of the coarser levels by number."""
@@ -51,7 +54,7 @@ class Pyramid:
     def coarser(self, depth: int, again: bool) -> tuple[Coarser, ...]:
         """Return the first ``depth`` coarser levels, as tasks get them."""
         return tuple(
-            Coarser(number, sink_of(d, (), again, {}), level.axes, level.factors, self.method)
+            Coarser(number, sink_of(d, (), again, {}), level.axes, level.factors, self.method, self.nodata)
             for number, d, level in zip(
                 self.numbers[:depth], self.destinations[:depth], self.levels[:depth], strict=True
             )
@@ -74,9 +77,8 @@ class Tail:
                 pyramid.levels, pyramid.numbers, pyramid.destinations, strict=True
             ):
                 right = parents_done(level, told.units[number], Ledger(below.array).unit)
-                job = LevelJob(
-                    self, level, below, own, replace(destination, done=told.units[own]), pyramid.method, right
-                )
+                now = replace(destination, done=told.units[own])
+                job = LevelJob(self, pyramid, level, below, own, now, right)
                 if job.tiles:
                     yield job
                     told.units[own] |= job.told.units[own]
@@ -94,8 +96,8 @@ class LevelJob(WriteJob):
     """Makes the missing units of one level."""
 
     def __init__(
-        self, tail: Tail, level: Level, below: Destination, number: int, destination: Destination,
-        method: str, right: Bits,
+        self, tail: Tail, pyramid: Pyramid, level: Level, below: Destination, number: int,
+        destination: Destination, right: Bits,
     ) -> None:  # fmt: skip
         title = f"{tail.title}, level {level.number}"
         super().__init__(
@@ -103,9 +105,8 @@ class LevelJob(WriteJob):
         )
         assert destination.done is not None
         self.below = Sink(below.array)
-        self.coarser = Coarser(
-            number, sink_of(destination, (), tail.again, {}), level.axes, level.factors, method
-        )
+        sink = sink_of(destination, (), tail.again, {})
+        self.coarser = Coarser(number, sink, level.axes, level.factors, pyramid.method, pyramid.nodata)
         self.right = right
         """Which units lie above nothing but units that are done; others are written, but not marked."""
         self.boxes = list(_boxes(level, ~destination.done))
@@ -116,8 +117,9 @@ class LevelJob(WriteJob):
         for box in self.boxes:
             units = itertools.product(*(range(a, b) for a, b in box))
             failed = frozenset(unit for unit in units if not self.right[unit])
-            # Names of blocks are numbers with dots.
-            yield self.below, self.coarser, f"units-{'_'.join(str(a) for a, _ in box)}", box, failed
+            # A mark of this name is replaced. Only a box of the same units has it: names of blocks have dots.
+            name = "_".join(f"{a}-{b}" for a, b in box)
+            yield self.below, self.coarser, f"units-{name}", box, failed
 
     def pieces(self) -> Iterator[Piece]:
         """Yield one piece with all tasks: none needs another."""

@@ -49,6 +49,8 @@ class StandIn:
     def _add(self, data, multiscale, scale, translate, units, axis_labels, given, *, rgb=False):
         levels = data if multiscale else [data]
         assert not multiscale or [v.shape for v in levels] == sorted((v.shape for v in levels), reverse=True)
+        # A viewer without layers shows the first plane, and then goes to the middle one.
+        assert given["visible"] is False
         ndim = levels[0].ndim - rgb
         assert ndim >= 2
         for values in (scale, translate, units, axis_labels):
@@ -200,7 +202,8 @@ def test_an_image_of_ome_zarr_has_its_levels(kind: str, viewer: Any, stack: tupl
 
 
 def test_a_window_of_a_level_is_read_alone(stack: tuple[str, np.ndarray], monkeypatch: Any) -> None:
-    layer = tw.add_to_napari(StandIn(), tw.open_image(stack[0]))[1]
+    stored = tw.open_image(stack[0], label="ids")
+    _, layer, ids = tw.add_to_napari(StandIn(), tw.open_image(stack[0]), labels=stored)
     reads: list[Any] = []
     read = zarr.Array.__getitem__
     monkeypatch.setattr(zarr.Array, "__getitem__", lambda self, key: reads.append(key) or read(self, key))
@@ -208,6 +211,10 @@ def test_a_window_of_a_level_is_read_alone(stack: tuple[str, np.ndarray], monkey
     assert reads == []
     np.asarray(window[1, 3])
     assert reads == [(1, 1, 3, slice(0, 10, 1), slice(5, 20, 1))]
+    window = ids.levels[0][:, :, 7:9]
+    assert len(reads) == 1
+    np.asarray(window[0, 2])
+    assert reads[1:] == [(0, 2, slice(7, 9, 1), slice(0, 64, 1))]
 
 
 def test_a_dataset_and_a_lazy_dataarray_are_results(viewer: Any, counting: Callable[..., Any]) -> None:

@@ -159,6 +159,9 @@ def test_L2c_contrast_limits_leave_out_nan_infinity_nodata_and_what_a_predicate_
     assert view.ran == 5
     out = tw.tiled_map(lambda x: x, image, 8, 0, dtype="f8", skip=lambda x: True)
     assert tw.view(out, verbose=False).contrast_limits == (0, 1)
+    none = tw.tiled_map(lambda x: x, image[:4], 8, 0, dtype="f8", edge="drop")
+    assert tw.view(none, verbose=False).contrast_limits == (0, 1)
+    assert not np.asarray(tw.view(none, verbose=False).levels[1]).any()
 
 
 @pytest.mark.parametrize(

@@ -576,13 +576,21 @@ MASKED = np.ma.masked_less(IMAGE, 100)
 
 
 class Reader:
-    """A reader of parts with masks, as netCDF4 variables are."""
+    """A reader of parts with masks, which says so as netCDF4 variables do."""
+
+    mask = True
 
     def __init__(self, data: Any) -> None:
         self.data, self.shape, self.dtype = data, data.shape, data.dtype
 
     def __getitem__(self, index: Any) -> Any:
         return self.data[index]
+
+
+class Silent(Reader):
+    """A reader that does not say that its parts are masked."""
+
+    mask = False
 
 
 def lied() -> Any:
@@ -603,7 +611,9 @@ TAKEN: dict[str, Callable[[], Any]] = {
 }
 REFUSED: dict[str, Callable[[], Any]] = {
     "dask": lied,
-    "one of two": lambda: (IMAGE, lied()),
+    "reader": lambda: Silent(MASKED),
+    "load_once": lambda: tw.load_once(lambda: Silent(MASKED)),
+    "one of two": lambda: (IMAGE, Silent(MASKED)),
     "xarray": lambda: pytest.importorskip("xarray").DataArray(lied(), dims=("y", "x")),
 }
 
@@ -624,7 +634,7 @@ def test_masked_samples_are_not_valid(kind: str, scheduler: str) -> None:
 def test_masked_parts_that_nobody_announced_are_refused(kind: str, scheduler: str) -> None:
     out = tw.tiled_map(copied, REFUSED[kind](), 16, 2, dtype="f4", chunks=24)
     np.testing.assert_array_equal(out[24:, 24:].compute(), IMAGE[24:, 24:])
-    with pytest.raises(TypeError, match=r"samples that were read are masked.*Fill it .*nodata=value"):
+    with pytest.raises(TypeError, match=r"samples that were read are masked.*fill it .*nodata=value"):
         out.compute()
 
 
@@ -658,7 +668,8 @@ def test_a_reader_with_masks_reads_each_part_once() -> None:
 
 
 def test_a_reader_that_masks_nothing_loses_nothing() -> None:
-    np.testing.assert_array_equal(build(Reader(np.ma.array(IMAGE))).compute(), -IMAGE)
+    for reader in (Reader, Silent):
+        np.testing.assert_array_equal(build(reader(np.ma.array(IMAGE))).compute(), -IMAGE)
 
 
 def test_xarray_turns_masks_into_nan() -> None:
@@ -669,7 +680,7 @@ def test_xarray_turns_masks_into_nan() -> None:
 
 @pytest.mark.parametrize("kind", ["numpy", "reader", "dask"])
 def test_loops_refuse_masks(kind: str) -> None:
-    image = {"numpy": MASKED, "reader": Reader(MASKED), "dask": lied()}[kind]
+    image = {"numpy": MASKED, "reader": Silent(MASKED), "dask": lied()}[kind]
     with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
         tw.GridSampler(image, IMAGE.shape, (16, 16), (16, 16))[0]
     with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
@@ -692,8 +703,9 @@ def test_a_mask_with_masked_samples_is_refused() -> None:
 
 
 def test_a_view_and_a_computation_refuse_masked_parts() -> None:
-    out = tw.tiled_map(copied, lied(), 16, 2, dtype="f4")
-    with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
-        tw.view(out, verbose=False)[:20, :20]
-    with dask.config.set(scheduler="threads"), pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
-        out.compute()
+    for image in (lied(), Silent(MASKED)):
+        out = tw.tiled_map(copied, image, 16, 2, dtype="f4")
+        with pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
+            tw.view(out, verbose=False)[:20, :20]
+        with dask.config.set(scheduler="threads"), pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
+            out.compute()

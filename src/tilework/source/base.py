@@ -68,8 +68,8 @@ def unmasked(part: Any) -> Array:
         masked = int(np.ma.getmaskarray(part).sum())
         raise TypeError(
             f"{masked} of the {part.size} samples that were read are masked, but the array did not say that "
-            "it is masked when it was opened. Fill it (array.filled(value)) and give nodata=value; a dask "
-            "array says so by meta=numpy.ma.empty(...)."
+            "it is masked when it was opened. A dask array says so by meta=numpy.ma.empty(...), a reader by "
+            "an attribute mask = True. Or fill it (array.filled(value)), and give nodata=value."
         )
     return from_tensor(part) if is_tensor(part) else np.asarray(part)
 

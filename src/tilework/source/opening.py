@@ -156,12 +156,9 @@ def _open_masked(array: Any) -> Source:
 
 
 def _reads_masked(array: Any) -> bool:
-    """Return whether slices of an array are masked arrays, as those of netCDF4; reads an empty one."""
-    try:
-        empty = array[(slice(0, 0),) * len(array.shape)]
-    except Exception:  # of a reader that has no empty slices, what its slices are is seen when it is read
-        return False
-    return isinstance(empty, np.ma.MaskedArray)
+    """Return whether an array says that its slices are masked arrays; to see it, it would have to be read."""
+    # The attribute of variables of netCDF4, by which its users turn masks off.
+    return isinstance(array, np.ma.MaskedArray) or getattr(array, "mask", None) is True
 
 
 def _halved(source: Source) -> Source:

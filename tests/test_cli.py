@@ -11,6 +11,7 @@ import pytest
 import zarr
 from click.testing import CliRunner, Result
 
+import tilework as tw
 from tilework.cli import main
 
 DOUBLE = ["run", "cli_filters:double", "in.zarr"]
@@ -63,6 +64,17 @@ def test_run_writes_and_goes_on(folder: Path) -> None:
     assert "overlap: (2, 2) -> (4, 4)" in changed.output
     assert tilework(*line[:-1], 4, "--overwrite", "--chunks", "12,10").exit_code == 0
     assert zarr.open_array("out.zarr").chunks == (12, 10)
+
+
+def test_run_writes_an_image_and_its_labels(folder: Path) -> None:
+    line = ["run", "./cli_filters.py:double", "in.zarr", "out.ome.zarr", "--crop", 16, "--overlap", 2]
+    assert tilework(*line, "--chunks", 8, "--ome", "0.4", "--levels", 2).exit_code == 0
+    image = tw.open_image("out.ome.zarr")
+    np.testing.assert_array_equal(image[...], IMAGE * 2)
+    assert len(image.levels) == 2
+    labels = ["run", "./cli_filters.py:double", "in.zarr", "out.ome.zarr", "--crop", 16, "--overlap", 2]
+    assert "whole numbers" in tilework(*labels, "--label-name", "twice").output
+    assert "add --ome" in tilework(*line[:3], "b.zarr", *line[4:], "--pyramid", "max").output
 
 
 def test_status_is_a_table_and_says_what_is_missing(folder: Path) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from tilework.engine.pyramid import PYRAMIDS
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.function.user_file import UserFile
 from tilework.grid.axis import EDGES
@@ -340,6 +341,10 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @_tiling
 @click.option("--chunks", type=Lengths(), help="Chunks of OUT, samples.")
 @click.option("--shards", type=Lengths(), help="Shards of OUT, samples.")
+@click.option("--ome", type=click.Choice(["0.5", "0.4"]), help="Write an OME-Zarr image of this version.")
+@click.option("--levels", type=click.IntRange(1), help="Levels of the image; default: as many as it needs.")
+@click.option("--pyramid", type=click.Choice(PYRAMIDS), help="How coarser levels are made.")
+@click.option("--label-name", metavar="NAME", help="Write labels of this name into the image OUT.")
 @click.option("--cluster", metavar="ADDRESS", help="Scheduler of a running cluster, tcp://host:8786.")
 @click.option("--workers", type=click.IntRange(1), help="Number of worker processes to start here.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Compute only what OUT lacks.")
@@ -369,7 +374,8 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
         writing = {
             name: options.pop(name)
             for name in ("chunks", "shards", "resume", "overwrite", "accept", "on_error", "retries")
-        }
+        } | {name: options.pop(name) for name in ("ome", "levels", "pyramid", "label_name")}
+        writing["ome"] = writing["ome"] or False
         version = options.pop("fn_version")
         out = _mapped(_function(function), source, options)
         with _client(cluster, workers) as client, _plainly(AlignmentError, GridError, MemoryBudgetError):

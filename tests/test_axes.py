@@ -83,6 +83,7 @@ PRINTED = [
     "too many values to unpack (expected 2",
     "fn receives (64, 64), returns (64, 64); the result is (3, 2, 16, 100, 120)",
     "fn receives (64, 64), returns (64, 64); the result is (4, 90, 180)",
+    "fn receives (64, 90), returns (64, 90); the result is (4, 90, 180)",
     "axes='YX': the array has no axis 'Y'; its axes are ('t', 'c', 'z', 'y', 'x').",
     "axes='lat lon': the array has no axis 'l'; its axes are ('time', 'lat', 'lon').",
     "Give names longer than a letter as a tuple: axes=('lat', 'lon').",

@@ -124,13 +124,17 @@ def add_to_napari(
 
     Examples
     --------
-    >>> from napari.components import ViewerModel  # doctest: +SKIP
-    >>> import numpy as np, tilework as tw  # doctest: +SKIP
-    >>> image = np.random.default_rng(0).random((60, 512, 512), dtype="float32")  # doctest: +SKIP
-    >>> meta = tw.ImageMeta("zyx", units="micrometer", scale=(2, 0.5, 0.5))  # doctest: +SKIP
-    >>> out = tw.tiled_map(np.sqrt, image, crop=64, overlap=4, meta=meta)  # doctest: +SKIP
-    >>> add_to_napari(ViewerModel(), result=out)  # doctest: +SKIP
-    [<Image layer 'result' at 0x...>]
+    In place of ``napari.Viewer()``, an object that notes what it is told:
+
+    >>> from unittest.mock import Mock
+    >>> import numpy as np, tilework as tw
+    >>> image = np.random.default_rng(0).random((60, 512, 512), dtype="float32")
+    >>> meta = tw.ImageMeta("zyx", units="micrometer", scale=(2, 0.5, 0.5))
+    >>> out = tw.tiled_map(np.sqrt, image, crop=32, overlap=4, meta=meta)
+    >>> viewer = Mock()
+    >>> layers = add_to_napari(viewer, result=out)
+    >>> viewer.add_image.call_args.kwargs["scale"]
+    (2.0, 0.5, 0.5)
     """
     for method in ("add_image", "add_labels"):
         if not callable(getattr(viewer, method, None)):

@@ -134,7 +134,7 @@ def add_to_napari(
     >>> viewer = Mock()
     >>> layers = add_to_napari(viewer, result=out)
     >>> viewer.add_image.call_args.kwargs["scale"]
-    (2.0, 0.5, 0.5)
+    [2.0, 0.5, 0.5]
     """
     for method in ("add_image", "add_labels"):
         if not callable(getattr(viewer, method, None)):

@@ -13,7 +13,6 @@ claimed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -45,7 +44,7 @@ from tilework.writing.ledger import (
 )
 from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
 from tilework.writing.objects import Objects
-from tilework.writing.units import Layout, layout_of, lengths, shard_lengths
+from tilework.writing.units import Layout, chunks_in_shards, layout_of, lengths, shard_lengths
 
 __all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "claimed", "is_array"]
 
@@ -214,7 +213,7 @@ class Fresh:
         if chunks is None:
             chunks = default()
             if asked is not None:
-                chunks = tuple(math.gcd(c, s) for c, s in zip(chunks, asked, strict=True))
+                chunks = chunks_in_shards(given, chunks, shape)
         shards = shard_lengths(given, chunks, shape)
         if shards is not None and self.home.zarr_format == 2:
             raise TilingError(

@@ -27,6 +27,7 @@ __all__ = [
     "Units",
     "check_aligned",
     "check_edges",
+    "chunks_in_shards",
     "default_chunks",
     "encoding_bytes",
     "input_unit",
@@ -191,6 +192,15 @@ def shard_lengths(value: Any, chunks: Index, shape: Index) -> Index | None:
     sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
     return tuple(
         max(1, min(int(s), ceil_div(n, c) * c)) for s, c, n in zip(sizes, chunks, shape, strict=True)
+    )
+
+
+def chunks_in_shards(value: Any, chunks: Index, shape: Index) -> Index:
+    """Return chunks, at most as long as the given ones, of which shards of the asked lengths are made."""
+    sizes = tuple(value) if isinstance(value, tuple | list) else (value,) * len(shape)
+    return tuple(
+        c if ceil_div(n, c) * c <= s else next(d for d in range(min(c, int(s)), 0, -1) if s % d == 0)
+        for s, c, n in zip(sizes, chunks, shape, strict=True)
     )
 
 

@@ -210,10 +210,14 @@ class Work:
         return [(self.number, right[-1], digest_of(self.sink.array, right[-1]))]
 
     def done(self) -> list[list[Span]]:
-        """Return boxes of the units of the block that are done after the work."""
-        if not self.failed:
+        """Return boxes of the units of the block that are done after the work.
+
+        A tile that fails now may touch units that were done before: these were not written, and stay done.
+        """
+        failed = self.failed.intersection(self.written) if self.failed else self.failed
+        if not failed:
             return [[(int(a), int(b)) for a, b in self.ranges]]
-        return boxes_around(set(itertools.product(*(range(a, b) for a, b in self.ranges))) - self.failed)
+        return boxes_around(set(itertools.product(*(range(a, b) for a, b in self.ranges))) - failed)
 
 
 def write_block(

@@ -153,11 +153,14 @@ resources, priority
     asked_from(common, options)
     many = _Many(where, common, options, progress, stops=on_error == "raise")
     with outside_of_the_pool(where.client):
-        run(
-            many.begin(jobs), where, progress=progress, title="write_many", keep_going=not many.stops,
-            ended=many.end,
-        )  # fmt: skip
-        many.finish()
+        try:
+            run(
+                many.begin(jobs), where, progress=progress, title="write_many", keep_going=not many.stops,
+                ended=many.end,
+            )  # fmt: skip
+            many.finish()
+        finally:
+            many.release()
     if many.unknown:
         report(many.unknown)
     if many.broken is not None:
@@ -230,17 +233,22 @@ class _Many:
     def finish(self) -> None:
         """Make what is left of the coarser levels of images whose blocks are written."""
         while self.blocks_done:
-            number, writing = self.blocks_done.pop(0)
+            number, writing = self.blocks_done[0]
             error = None
             try:
                 for job in writing.left():
                     run([job], self.where, progress=self.progress, title=job.title)
             except Exception as failed:
                 if self.stops:
-                    writing.release()
                     raise
                 error = failed
+            del self.blocks_done[0]
             self._conclude(number, writing, error)
+
+    def release(self) -> None:
+        """Let the claims go of all jobs that the run left open."""
+        for _, writing in (*self.open.values(), *self.blocks_done):
+            writing.release()
 
     def _conclude(self, number: int, writing: Writing, error: BaseException | None) -> None:
         """Note the outcome of a job."""

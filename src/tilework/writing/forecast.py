@@ -19,8 +19,10 @@ from tilework.writing.units import layout_of
 
 __all__ = ["forecast"]
 
-OF_A_STORE = ("path", "overwrite", "resume", "accept", "storage_options")
-"""Arguments of `to_zarr` that are about what is in a store."""
+LEFT_OUT = ("path", "overwrite", "resume", "accept", "storage_options", "compute", "progress")
+"""Arguments of `to_zarr` that change neither the plan nor the arrays."""
+OF_THE_RUN = ("retries", "resources", "priority")
+"""Arguments of `to_zarr` about where its tasks run, with scheduler and client."""
 
 
 def forecast(out: Any, options: Mapping[str, Any]) -> tuple[TilePlan, list[tuple[str, str]]]:
@@ -32,11 +34,14 @@ def forecast(out: Any, options: Mapping[str, Any]) -> tuple[TilePlan, list[tuple
     options : dict
         Arguments of `to_zarr`; those about what is in a store are left out.
     """
-    given = {k: v for k, v in as_options("writing", options).items() if k not in OF_A_STORE}
+    given = {k: v for k, v in as_options("writing", options).items() if k not in LEFT_OUT}
     if given.pop("label_name", None) is not None:
-        given["ome"] = True  # the levels of labels are those of an image
-    where = Where.find(given.pop("scheduler", None), given.pop("client", None))
-    job, writing = prepare(out, MemoryStore(), asked_from({}, given), where)
+        # The levels of labels are those of an image, but never averaged.
+        given = {"pyramid": "nearest"} | given | {"ome": True}
+    run: dict[str, Any] = {k: given.pop(k) for k in OF_THE_RUN if k in given}
+    where = Where.find(given.pop("scheduler", None), given.pop("client", None), **run)
+    common: dict[str, Any] = {k: given.pop(k) for k in ("on_error", "memory_limit") if k in given}
+    job, writing = prepare(out, MemoryStore(), asked_from(common, given), where)
     try:
         assert isinstance(job, TileJob)
         rows = [_units(d.array) for n, d in writing.closing.destinations.items() if n < len(job.spec.outputs)]

@@ -8,18 +8,19 @@ exists only the attributes of the image, and the list of labels above an image o
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import zarr
 from zarr.storage import StorePath  # noqa: TC002 -- for typing.get_type_hints
 
-from tilework._checks import brief, is_flag, of_type, one_of
+from tilework._checks import as_options, brief, is_flag, of_type, one_of, warn
 from tilework._types import Index
 from tilework.engine.pyramid import PYRAMIDS, refuse_method, usual_method
-from tilework.errors import TilingError
+from tilework.errors import TilingError, TilingWarning
 from tilework.formats import ome_zarr
 from tilework.formats.meta import ImageMeta
 from tilework.formats.ome_zarr import OmeImage, check_axes, image_attributes, labels_attributes, read_group
@@ -28,13 +29,15 @@ from tilework.graph.build import Found
 from tilework.identity.location import locate
 from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level
-from tilework.writing.node import clear, found_at, home_of
+from tilework.writing.node import children_at, clear, found_at, home_of
 from tilework.writing.objects import Objects
 
 __all__ = ["AskedImage", "Image"]
 
 FORMATS = {"0.4": 2, "0.5": 3}
 """Format of Zarr by version of OME-Zarr."""
+OWN = ("ome", "multiscales", "omero", "image-label")
+"""Attributes of the group of an image that are of OME-Zarr."""
 LABELS = "labels"
 # Usual chunk of an image, bytes before compression: what viewers fetch at a time.
 CHUNK_BYTES = 2**20
@@ -95,6 +98,11 @@ class AskedImage:
         home = locate(store, path, options.get("storage_options"))
         address = f"{getattr(store, 'store_path', store)}/{path}".rstrip("/")
         if self.label_name is None:
+            if isinstance(found_at(home, address, writable=False, nodes=True), zarr.Array):
+                raise TilingError(
+                    f"{address} is an array; an OME-Zarr image is a group. Delete the array yourself, or "
+                    "name another place."
+                )
             version, parent = self._version(home, address, options), None
             at = home
         else:
@@ -109,6 +117,7 @@ class AskedImage:
         _refuse_options(options, version)
         meta = self._meta(array, found, parent)
         check_axes(meta)
+        _warn_of_places(meta)
         labels = self.label_name is not None
         if labels and array.dtype.kind not in "iub":
             raise TilingError(
@@ -121,16 +130,21 @@ class AskedImage:
         return Image(
             home=home, at=at, address=address, version=version, meta=meta, method=method,
             asked=self.levels or ("auto" if parent is None else len(parent.levels)),
-            strict=self.levels is not None, label=self.label_name,
+            strict=self.levels is not None, label=self.label_name, user=options.get("attributes") or {},
         )  # fmt: skip
 
     def _version(self, at: StorePath, address: str, options: Mapping[str, Any]) -> str:
         """Return the version that was asked for, else that of the hierarchy, else the newest."""
+        there = home_of(at / "0", address).zarr_format
         if isinstance(self.ome, str):
+            if there not in (None, FORMATS[self.ome]):
+                version = next(v for v, zarr_format in FORMATS.items() if zarr_format == there)
+                raise TilingError(
+                    f"{address} is in a hierarchy of Zarr format {there}, which is OME-Zarr {version}; got "
+                    f'ome="{self.ome}". Say ome=True, delete what is there yourself, or name another place.'
+                )
             return self.ome
-        if options.get("zarr_format") == 2 or home_of(at / "0", address).zarr_format == 2:
-            return "0.4"
-        return "0.5"
+        return "0.4" if options.get("zarr_format") == 2 or there == 2 else "0.5"
 
     def _meta(self, array: Any, found: Found | None, parent: OmeImage | None) -> ImageMeta:
         """Return what the samples mean: as given, as known, as in the image of the labels, or as usual."""
@@ -164,6 +178,29 @@ def _refuse_options(options: Mapping[str, Any], version: str) -> None:
     for name in ("dimension_names", "chunk_key_encoding", "name"):
         if options.get(name) is not None:
             raise TilingError(f"{name} follows from the image; leave it out, or name the axes by meta=.")
+    given = options.get("attributes")
+    own = [] if given is None else [name for name in OWN if name in as_options("attributes", given)]
+    if own:
+        raise TilingError(
+            f"the attributes {', '.join(own)} follow from the image; leave them out, and say what its "
+            "samples mean by meta=."
+        )
+
+
+def _warn_of_places(meta: ImageMeta) -> None:
+    """Warn of coordinates that scale and translation do not say."""
+    uneven = [
+        axis
+        for axis, kind in zip(meta.axes, meta.types, strict=True)
+        if kind == "space" and axis in meta.coordinates and len(meta.coordinates[axis].values) > 1
+        and meta.coordinates[axis].step() is None
+    ]  # fmt: skip
+    if uneven:
+        warn(
+            f"the coordinates of {', '.join(uneven)} are not evenly spaced, and OME-Zarr has no place for "
+            "them: they are left out. Write without ome= to keep them.",
+            TilingWarning,
+        )
 
 
 def _names_classes(found: Found | None) -> bool:
@@ -260,6 +297,8 @@ class Image:
     """Whether fewer levels are an error. Labels should have as many as their image, where they can."""
     label: str | None = None
     """Name of the image of labels; None: an image."""
+    user: Mapping[str, Any] = field(default_factory=dict)
+    """Further attributes of the group."""
 
     @property
     def path(self) -> str:
@@ -314,11 +353,7 @@ class Image:
         overwrite : bool
             Whether an image of an earlier call may be deleted.
         """
-        found = found_at(self.at, self.address)
-        if isinstance(found, zarr.Array):
-            raise TilingError(
-                f"{self.address} is an array; an OME-Zarr image is a group. Name another place."
-            )
+        found = found_at(self.at, self.address, nodes=True)
         if found is None:
             return
         before = dict(found.attrs)
@@ -340,7 +375,7 @@ class Image:
 
     def prune(self, attributes: Mapping[str, Any]) -> None:
         """Delete the levels that an image before had, and this one has not; level 0 must be claimed."""
-        found = found_at(self.at, self.address)
+        found = found_at(self.at, self.address, nodes=True)
         there = read_group(dict(found.attrs), self.address).images if isinstance(found, zarr.Group) else ()
         kept = {str(k) for k in range(len(_datasets(attributes)))}
         for path in (level.path for image in there for level in image.levels):
@@ -348,26 +383,50 @@ class Image:
                 Objects.of(array.store_path).delete_folders("")
                 clear(array.store_path, array)
 
-    def write(self, attributes: Mapping[str, Any], user: Mapping[str, Any] | None = None) -> None:
-        """Write the attributes of the group, and the name of labels into the list above them."""
+    def write(self, attributes: Mapping[str, Any], *, fresh: bool) -> None:
+        """Write the attributes of the group, and the name of labels into the list above them.
+
+        Parameters
+        ----------
+        attributes : dict
+        fresh : bool
+            Whether level 0 is new. What the group says of an image before is deleted then.
+        """
         group = zarr.open_group(self.at, mode="a", zarr_format=FORMATS[self.version])  # type: ignore[arg-type]
-        if not _agree(dict(group.attrs), attributes) or user:
-            group.update_attributes(dict(user or {}) | dict(attributes))
+        before = dict(group.attrs)
+        kept = {key: value for key, value in before.items() if not (fresh and key in OWN)}
+        now = kept | dict(self.user) | ({} if _agree(kept, attributes) else dict(attributes))
+        if now != before:
+            group.attrs.put(now)
+        if fresh and group.metadata.consolidated_metadata is not None:
+            # Readers would see the arrays that were deleted.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)  # no part of format 3
+                zarr.consolidate_metadata(self.at.store, path=self.at.path or None)
         if self.label is not None:
             self.list_labels()
 
     def list_labels(self) -> None:
-        """Add the labels to the list of the group above them, if another run did not keep them."""
-        group = zarr.open_group(self.home / LABELS, mode="a", zarr_format=FORMATS[self.version])  # type: ignore[arg-type]
-        before = dict(group.attrs)
-        names = list(read_group(before, f"{self.home}/{LABELS}").labels)
-        if self.label in names:
-            return
-        fresh = labels_attributes([*names, str(self.label)], self.version)  # type: ignore[arg-type]
-        inner = before.get("ome")
-        if isinstance(inner, Mapping) and "ome" in fresh:
-            fresh = {"ome": dict(inner) | fresh["ome"]}
-        group.update_attributes(fresh)
+        """Add the labels to the list of the group above them.
+
+        Runs that write other labels at the same moment may replace the list. So each adds what it finds, and
+        looks again after it has written: the last one to write sees the labels of all others.
+        """
+        at = self.home / LABELS
+        for _ in range(10):
+            group = zarr.open_group(at, mode="a", zarr_format=FORMATS[self.version])  # type: ignore[arg-type]
+            before = dict(group.attrs)
+            names = list(read_group(before, str(at)).labels)
+            missing = [] if self.label in names else [str(self.label)]
+            others = set(children_at(at)) - {*names, *missing}
+            missing += [name for name in sorted(others) if _ours(at / name / "0")]
+            if not missing:
+                return
+            fresh = labels_attributes([*names, *missing], self.version)  # type: ignore[arg-type]
+            inner = before.get("ome")
+            if isinstance(inner, Mapping) and "ome" in fresh:
+                fresh = {"ome": dict(inner) | fresh["ome"]}
+            group.update_attributes(fresh)
 
 
 def _datasets(attributes: Mapping[str, Any]) -> list[Any]:
@@ -375,9 +434,21 @@ def _datasets(attributes: Mapping[str, Any]) -> list[Any]:
     return list(inner["multiscales"][0]["datasets"])
 
 
-def _agree(before: Mapping[str, Any], attributes: Mapping[str, Any]) -> bool:
-    """Return whether all that would be written is there."""
-    return all(before.get(key) == value for key, value in attributes.items())
+def _agree(before: Any, wanted: Any) -> bool:
+    """Return whether all that would be written is there; viewers add to it, and set windows of contrast."""
+    if isinstance(before, Mapping) and isinstance(wanted, Mapping):
+        return all(key == "window" or _agree(before.get(key), value) for key, value in wanted.items())
+    if isinstance(before, list) and isinstance(wanted, list):
+        return len(before) == len(wanted) and all(map(_agree, before, wanted))
+    return bool(before == wanted)
+
+
+def _ours(at: StorePath) -> bool:
+    """Return whether there is an array that tilework wrote."""
+    try:
+        return Ledger(zarr.open_array(at, mode="r")).record is not None
+    except (FileNotFoundError, ValueError):
+        return False
 
 
 def _array(group: Any, path: str) -> Any:

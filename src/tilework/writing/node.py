@@ -16,7 +16,7 @@ from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.writing.objects import FOLDER, Objects, load, read_only
 
-__all__ = ["Home", "clear", "found_at", "home_of", "refuse_unfit_store"]
+__all__ = ["Home", "children_at", "clear", "found_at", "home_of", "refuse_unfit_store"]
 
 # Metadata documents, and the formats of their nodes. A node is gone when the last of these is gone, so they
 # are
@@ -41,8 +41,13 @@ def refuse_unfit_store(store: Any, address: str) -> None:
         )
 
 
-def found_at(at: StorePath, address: str, *, overwrite: bool = False, writable: bool = True) -> Any:
+def found_at(
+    at: StorePath, address: str, *, overwrite: bool = False, writable: bool = True, nodes: bool = False
+) -> Any:
     """Return the array or group at a place; None if there is nothing.
+
+    ``nodes`` allows arrays and groups below a place that is none itself: a writer that was killed may have
+    made them before the group.
 
     Raises
     ------
@@ -67,13 +72,18 @@ def found_at(at: StorePath, address: str, *, overwrite: bool = False, writable: 
             "copy was cut off. Restore this file from a copy, or delete what is there, and call again"
             f"{', or write afresh with overwrite=True' if ours else ''}."
         ) from error
-    _refuse_others(seen, set(), address)
+    _refuse_others(seen, _nodes(seen) if nodes else set(), address)
     return None
+
+
+def _nodes(at: StorePath) -> set[str]:
+    """Return the names of arrays and groups directly below a place."""
+    return {name for name in children_at(at) if Objects(at.store, (at / name).path).read_all(DOCUMENTS)}
 
 
 def _refuse_others(at: StorePath, expected: set[str], address: str) -> None:
     """Raise if a place that is no node holds anything but what is ``expected``."""
-    there = [name for name in _children(at) if name not in expected and _has_objects(at / name)]
+    there = [name for name in children_at(at) if name not in expected and _has_objects(at / name)]
     if there:
         more = f" and {len(there) - 3} others" if len(there) > 3 else ""
         raise TilingError(
@@ -101,7 +111,7 @@ def _torn(at: StorePath, name: str) -> bool:
     return value is not None and load(value) is None
 
 
-def _children(at: StorePath) -> list[str]:
+def children_at(at: StorePath) -> list[str]:
     """Return the names directly below a place, without the folder of claims and marks."""
 
     async def names() -> list[str]:
@@ -115,11 +125,11 @@ def _children(at: StorePath) -> list[str]:
 
 def clear(at: StorePath, found: Any) -> None:
     """Delete the node ``found`` at a place, its metadata last; of an array only what is part of it."""
-    names = [name for name in _children(at) if isinstance(found, zarr.Group) or PART.fullmatch(name)]
+    names = [name for name in children_at(at) if isinstance(found, zarr.Group) or PART.fullmatch(name)]
     for name in sorted(names, key=lambda name: list(DOCUMENTS).index(name) if name in DOCUMENTS else -1):
         key = (at / name).path
         # Some stores say that a folder exists, and delete it only as a folder.
-        if name not in DOCUMENTS and _children(at / name):
+        if name not in DOCUMENTS and children_at(at / name):
             sync(at.store.delete_dir(key))
         else:
             sync(at.store.delete(key))
@@ -180,8 +190,7 @@ def home_of(at: StorePath, address: str, asked: Any = None) -> Home:
     if root.path and found is None:
         # A writer that was killed may have made a node before the group above it.
         top = StorePath(seen.store, "")
-        nodes = {name for name in _children(top) if Objects(seen.store, name).read_all(DOCUMENTS)}
-        _refuse_others(top, nodes | {root.path.split("/")[0]}, str(root.store))
+        _refuse_others(top, _nodes(top) | {root.path.split("/")[0]}, str(root.store))
     if None not in (asked, found) and asked != found:
         raise TilingError(
             f"{address} is in a hierarchy of Zarr format {found}; got zarr_format={asked}. Leave "
@@ -210,7 +219,7 @@ def _root(at: StorePath) -> StorePath:
         seen = read_only(outer)
         if Objects(seen.store, "").read_all(DOCUMENTS):
             best = StorePath(outer.store, path)
-        elif set(_children(seen)) - {name}:
+        elif set(children_at(seen)) - {name}:
             break
     return best
 

@@ -399,7 +399,7 @@ def _pyramid(
             marks.keep(right)
         destinations.append(Destination(array, right, there, run))
         done, unit = right, level.layout.unit
-    image.write(attributes, member.place.target.options.get("attributes"))
+    image.write(attributes, fresh=not isinstance(member.place, Continued))
     return Pyramid(
         number=member.number, below=below, levels=member.levels, method=image.method,
         nodata=image.meta.nodata,

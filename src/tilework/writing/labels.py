@@ -73,35 +73,78 @@ class Labels:
         return key if self.variables is None else str(self.variables[key])
 
     def check(self, at: Any, fresh: Sequence[str], zarr_format: int, *, overwrite: bool) -> None:
-        """Raise a `TilingError` if the labels cannot be written, or those in the group at ``at`` are others.
+        """Raise a `TilingError` if the labels cannot be written, or do not go with those in a group.
 
         Parameters
         ----------
         at : StorePath
+            The group.
         fresh : sequence of str
-            Names of the arrays that are to be created. For others, coordinates were written with them.
+            Names of the arrays that are to be created.
         zarr_format : int
         overwrite : bool
             Whether coordinates that no other array in the group uses may be replaced.
         """
-        if self.dataset is None or not fresh:
+        if self.dataset is None:
             return
-        self._encoded(zarr_format)
+        if fresh:
+            self._encoded(zarr_format)
         there = _opened(at)
         if there is None:
             return
-        own = {self.name(key) for key in self.dims}
-        others = sorted(str(name) for name in there.data_vars if str(name) not in own)
-        for name, coordinate in self.dataset.coords.items():
-            if name not in there.variables or there.variables[name].equals(coordinate.variable):
-                continue
-            if overwrite and not others:
-                continue
-            advice = f"{', '.join(others)} there use them" if others else "overwrite=True replaces them"
+        others = self._others(there)
+        if others:
+            self._refuse_lengths(at, there[others])
+        users = f"{', '.join(others)} there use them" if others else "overwrite=True replaces them"
+        advice = f"{users}. Write into another group, with path=, or another store."
+        if (overwrite or not fresh) and not others:
+            return
+        for name in self._changed(there, attributes=bool(fresh)):
+            if name in there.variables:
+                raise TilingError(
+                    f"the group at {at} has other coordinates {str(name)!r} than the result; {advice}"
+                )
+        for name in self._strange(there) if fresh else ():
             raise TilingError(
-                f"the group at {at} has other coordinates {str(name)!r} than the result; {advice}. Write "
-                "into another group, with path=, or another store."
+                f"the group at {at} has coordinates {str(name)!r}, and the result has none, but would get "
+                f"these when it is opened; {advice}"
             )
+
+    def _others(self, there: Any) -> list[str]:
+        """Return the names of the arrays in a group that are not those of the result."""
+        own = {self.name(key) for key in self.dims}
+        return sorted(str(name) for name in there.data_vars if str(name) not in own)
+
+    def _refuse_lengths(self, at: Any, others: Any) -> None:
+        """Raise if a group could not be opened, because a dim of the result has another length there."""
+        for dim, length in self.dataset.sizes.items():
+            if others.sizes.get(dim, length) != length:
+                raise TilingError(
+                    f"the result has {length} samples along {str(dim)!r}, and the group at {at} has "
+                    f"{others.sizes[dim]}, of {', '.join(map(str, others.data_vars))}; xarray could not open "
+                    "it. Rename the dim, or write into another group, with path=, or another store."
+                )
+
+    def _changed(self, there: Any, *, attributes: bool) -> list[Any]:
+        """Return the names of the coordinates that a group does not have, or not as they are."""
+        # Attributes as they are read.
+        own = _opened(_try(self._small().drop_vars(list(self.dataset.data_vars)), 3).store_path)
+        found = []
+        for name, coordinate in self.dataset.coords.items():
+            known = there.variables.get(name)
+            same = known is not None and _same(known, coordinate.variable)
+            if not (same and (not attributes or _equal(known.attrs, own.variables[name].attrs))):
+                found.append(name)
+        return found
+
+    def _strange(self, there: Any) -> list[Any]:
+        """Return the coordinates in a group that an array of the result would get, and does not have."""
+        return [
+            name
+            for name, coordinate in there.coords.items()
+            if name not in self.dataset.coords
+            and any(set(coordinate.dims) <= set(one.dims) for one in self.dataset.data_vars.values())
+        ]
 
     def options(self, key: str, zarr_format: int) -> dict[str, Any]:
         """Return the arguments of `zarr.create_array` that say what the array of an output is."""
@@ -113,21 +156,32 @@ class Labels:
         named = list(dims)
         return {"dimension_names": named} if zarr_format == 3 else {"attributes": {DIMENSIONS: named}}
 
-    def write(self, at: Any) -> None:
-        """Write the coordinates that the group at ``at`` does not have, and its consolidated metadata."""
+    def write(self, at: Any, fresh: Sequence[str]) -> None:
+        """Write the coordinates that the group at ``at`` does not have, and its consolidated metadata.
+
+        Parameters
+        ----------
+        at : StorePath
+            The group.
+        fresh : sequence of str
+            Names of the arrays that were created.
+        """
         if self.dataset is None:
             return
         group, there = zarr.open_group(at, mode="r+"), _opened(at)
-        known = {} if there is None else there.variables
-        missing = [
-            n for n, c in self.dataset.coords.items() if n not in known or not _same(known[n], c.variable)
-        ]
-        if not missing and group.metadata.consolidated_metadata is not None:
+        known = self.dataset.drop_vars(list(self.dataset.variables)) if there is None else there
+        missing = self._changed(known, attributes=bool(fresh))
+        gone = self._strange(known) if fresh and not self._others(known) else []
+        listing = group.metadata.consolidated_metadata
+        shown = listing is not None and all(self.name(key) in listing.metadata for key in self.dims)
+        if not (missing or gone or fresh) and shown:
             return
+        for name in gone:
+            del group[name]
         for name in missing:
             if name in group:
                 del group[name]
-        listed = str(group.attrs.get("coordinates", "")).split()
+        listed = [n for n in str(group.attrs.get("coordinates", "")).split() if n not in gone]
         found = _clean(self.dataset.drop_vars(list(self.dataset.data_vars)))
         found = found.drop_vars([name for name in found.variables if name not in missing])
         where = {"zarr_format": group.metadata.zarr_format}
@@ -135,18 +189,26 @@ class Labels:
             # xarray consolidates in both formats, and warns when it reads a store that is not.
             found.to_zarr(at.store, group=at.path or None, mode="a", consolidated=False, **where)
             group = zarr.open_group(at, mode="r+", use_consolidated=False)
-            if listed:
+            if listed or gone:
                 now = [*listed, *str(group.attrs.get("coordinates", "")).split()]
                 group.attrs["coordinates"] = " ".join(dict.fromkeys(now))
             if getattr(at.store, "supports_consolidated_metadata", True):
                 zarr.consolidate_metadata(at.store, path=at.path or None, **where)
 
+    def _small(self) -> Any:
+        """Return a Dataset with the first samples of all variables."""
+        return _clean(self.dataset.isel(dict.fromkeys(self.dataset.dims, slice(0, 1))))
+
     def _encoded(self, zarr_format: int) -> dict[str, dict[str, Any]]:
         """Return what xarray would write as metadata of the variables, from a Dataset of single samples."""
-        small = _clean(self.dataset.isel(dict.fromkeys(self.dataset.dims, slice(0, 1))))
+        for name in self.dataset.variables:
+            if _is_path(name):
+                raise TilingError(f"{name!r} cannot be the name of an array in a group of Zarr; rename it.")
+        small = self._small()
         # xarray encodes times and text; tilework writes samples as they are.
         plain = {name: v.dtype.kind in "biufc" for name, v in small.data_vars.items()}
-        small = small.assign({name: v.astype("i4") for name, v in small.data_vars.items() if not plain[name]})
+        others = {n: v for n, v in small.data_vars.items() if not plain[n]}
+        small = small.assign({n: v.copy(data=np.zeros(v.shape, "i4")) for n, v in others.items()})
         group, options = _try(small, zarr_format), {}
         for name, variable in small.data_vars.items():
             array = group[str(name)]
@@ -162,12 +224,18 @@ class Labels:
 
 def _single(array: Any) -> tuple[Any, dict[str, Any]]:
     """Return the Dataset that xarray would write for a DataArray, and the name of its variable."""
-    if array.name is not None and array.name not in array.coords and array.name not in array.dims:
+    taken = array.name in array.coords or array.name in array.dims
+    if array.name is not None and not taken and not _is_path(array.name):
         return array.to_dataset(), {"": array.name}
     dataset = array.to_dataset(name=NAMELESS)
     if array.name is not None:
         dataset.attrs[NAME] = array.name
     return dataset, {"": NAMELESS}
+
+
+def _is_path(name: Any) -> bool:
+    """Return whether a name is no name of an array of Zarr."""
+    return isinstance(name, str) and ("/" in name or name in (".", "..", "zarr.json"))
 
 
 def _clean(dataset: Any) -> Any:
@@ -221,3 +289,10 @@ def _opened(at: Any) -> Any:
 def _same(there: Any, variable: Any) -> bool:
     """Return whether a coordinate in a store is the given one; one that is not in memory is not computed."""
     return not variable._in_memory or bool(there.equals(variable))
+
+
+def _equal(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    """Return whether two values of attributes are equal, as xarray compares them."""
+    import xarray as xr
+
+    return bool(xr.Variable((), 0, a).identical(xr.Variable((), 0, b)))

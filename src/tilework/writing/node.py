@@ -159,8 +159,10 @@ class Home:
         return [key.removesuffix(document) for key in self.above if key.endswith(document)]
 
 
-def home_of(at: StorePath, address: str, asked: Any = None) -> Home:
+def home_of(at: StorePath, address: str, asked: Any = None, *, listed: bool = False) -> Home:
     """Return where a new array belongs: below the groups above it, and in their format.
+
+    ``listed`` says that the consolidated metadata of the group right above it will show it.
 
     Raises
     ------
@@ -173,6 +175,7 @@ def home_of(at: StorePath, address: str, asked: Any = None) -> Home:
     seen = read_only(root)
     above: list[str] = []
     found: int | None = None
+    own = f"{root.path.rpartition('/')[0]}/".lstrip("/")
     for prefix in _prefixes(root.path):
         values = Objects(seen.store, prefix.rstrip("/")).read_all(DOCUMENTS)
         above += [f"{prefix}{name}" for name in values]
@@ -181,7 +184,8 @@ def home_of(at: StorePath, address: str, asked: Any = None) -> Home:
             raise TilingError(f"{address} lies inside an array, {root.store}/{prefix}; name another place.")
         if "zarr.json" in values or ".zgroup" in values:
             found = 3 if "zarr.json" in values else 2
-        if ".zmetadata" in values or group.get("consolidated_metadata"):
+        shown = listed and prefix == own
+        if (".zmetadata" in values or group.get("consolidated_metadata")) and not shown:
             LOG.warning(
                 "%s: the consolidated metadata of the group at %s/%s will not show this array; run "
                 "zarr.consolidate_metadata there when all is written",

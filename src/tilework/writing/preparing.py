@@ -175,7 +175,7 @@ def prepare(
             origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
             job, writing = _prepare_tiles(arrays, places, images, origins, asked, where, claims)
         if labels.dataset is not None:
-            labels.write(group)
+            labels.write(group, names)
     except BaseException:
         claims.release()
         raise

@@ -153,7 +153,9 @@ class Target:
                 "replaced: delete it yourself, or write somewhere else."
             )
         if found is None or self.overwrite:
-            return Fresh(self, home_of(self.at, self.address, self.options.get("zarr_format")), found)
+            listed = self.labels.dataset is not None
+            asked = self.options.get("zarr_format")
+            return Fresh(self, home_of(self.at, self.address, asked, listed=listed), found)
         if isinstance(found, zarr.Group):
             raise TilingError(f"{self.address} already holds data, a group; overwrite=True deletes it.")
         record = Ledger(found).record

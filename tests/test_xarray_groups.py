@@ -1,0 +1,113 @@
+"""Several DataArrays in one group of Zarr: what xarray opens, and what is refused before it is written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import tilework as tw
+
+pytestmark = pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+
+Y = np.arange(8.0)
+
+
+def array(name="n", **more):
+    given = {"dims": ("y", "x"), "coords": {"y": Y}, "attrs": {"a": 1}, "name": name}
+    return xr.DataArray(np.arange(80, dtype="f4").reshape(8, 10), **(given | more))
+
+
+def write(one, store, **options):
+    out = tw.tiled_map(np.negative, one, (3, 4), 0, dtype=one.dtype)
+    tw.to_zarr(out, store, progress=False, **options)
+    return out.compute()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_later_arrays_and_new_attributes_are_seen_by_readers(zarr_format, caplog):
+    store = zarr.storage.MemoryStore()
+    first = write(array(), store, zarr_format=zarr_format)
+    second = write(array("m", attrs={}), store)
+    both = xr.open_zarr(store).load()
+    xr.testing.assert_identical(both["n"], first)
+    xr.testing.assert_identical(both["m"], second)
+    renamed = write(array(attrs={"a": 2}), store, overwrite=True)
+    xr.testing.assert_identical(xr.open_zarr(store)["n"].load(), renamed)
+    assert not caplog.text  # of consolidated metadata that are not those of all arrays
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda one: one.drop_vars("y"),
+        lambda one: one.assign_coords(y=("y", Y, {"units": "m"})),
+        lambda one: one.assign_coords(y=Y + 1, tide=3),
+        lambda one: one.isel(y=slice(5)),
+        lambda one: one.rename(y="lat"),
+    ],
+    ids=["none", "attributes", "values", "shorter", "renamed"],
+)
+def test_an_array_that_is_written_afresh_has_its_own_coordinates(change):
+    store = zarr.storage.MemoryStore()
+    write(array(), store)
+    again = write(change(array()), store, overwrite=True)
+    xr.testing.assert_identical(xr.open_zarr(store)["n"].load(), again)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.drop_vars("y"), r"has coordinates 'y', and the result has none.*n there use them"),
+        (lambda one: one.assign_coords(y=("y", Y, {"units": "m"})), "other coordinates 'y'"),
+        (
+            lambda one: one.drop_vars("y").isel(y=slice(5)),
+            "5 samples along 'y', and the group .* has 8, of n",
+        ),
+        (lambda one: one.assign_coords(n=("y", Y)), "other coordinates 'n'"),
+    ],
+    ids=["none", "attributes", "shorter", "array"],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_array_that_would_be_opened_otherwise_is_refused(change, message, overwrite):
+    store = zarr.storage.MemoryStore()
+    first = write(array(), store)
+    with pytest.raises(tw.TilingError, match=message):
+        write(change(array("m")), store, overwrite=overwrite)
+    xr.testing.assert_identical(xr.open_zarr(store).load(), first.to_dataset())
+
+
+def test_a_resumed_array_does_not_change_coordinates_of_others():
+    store = zarr.storage.MemoryStore()
+    write(array(), store)
+    moved = array().assign_coords(y=Y + 1)
+    alone = write(moved, store)
+    xr.testing.assert_identical(xr.open_zarr(store)["n"].load(), alone)
+    write(moved.rename("m"), store)
+    with pytest.raises(tw.TilingError, match="other coordinates 'y'"):
+        write(array(), store)
+    # What somebody noted in the store stays.
+    noted = zarr.open_array(store, path="y", mode="r+")
+    noted.attrs["note"] = "checked"
+    write(moved, store)
+    assert zarr.open_array(store, path="y").attrs["note"] == "checked"
+
+
+@pytest.mark.parametrize("name", ["B8/B4", ".", "..", "zarr.json"])
+def test_a_name_that_is_a_path_comes_back(name):
+    store = zarr.storage.MemoryStore()
+    one = write(array(name), store)
+    xr.testing.assert_identical(xr.open_dataarray(store, engine="zarr").load(), one)
+    with pytest.raises(tw.TilingError, match="cannot be the name of an array in a group"):
+        write(array().assign_coords({name: 3}), zarr.storage.MemoryStore())
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.filterwarnings("ignore::zarr.errors.ZarrUserWarning")
+def test_text_is_written(zarr_format):
+    store = zarr.storage.MemoryStore()
+    text = array(coords={}).astype("U4")
+    out = tw.tiled_map(lambda crop: crop, text, (3, 4), 0, dtype="U4")
+    tw.to_zarr(out, store, zarr_format=zarr_format, progress=False)
+    xr.testing.assert_identical(xr.open_zarr(store)["n"].load(), text)

@@ -362,6 +362,49 @@ def test_a_result_is_lazy_and_travels():
     assert tw.view(out, verbose=False)[0, 3, 4] == np.sqrt(array[0, 3, 4].values)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "attrs", "encoding", "output", "fill", "said"),
+    [
+        ("u1", {"_FillValue": np.uint8(0)}, {}, "u1", 255, {"_FillValue": 255}),
+        ("u1", {"_FillValue": np.uint8(0)}, {}, "u1", 0, {"_FillValue": 0}),
+        ("f4", {"_FillValue": -9.0, "nodata": -9.0}, {}, "f4", np.nan, {}),
+        ("f4", {"nodata": -9.0}, {}, "u1", 255, {"nodata": 255}),
+        ("f4", {}, {"_FillValue": -9.0}, "f4", np.nan, {}),
+        ("f4", {}, {"_FillValue": -9.0}, "f8", np.nan, {}),
+        ("f4", {}, {"_FillValue": -9.0}, "f4", 7, {"nodata": 7}),
+        ("f4", {}, {"_FillValue": -9.0}, "u1", 7, {"nodata": 7}),
+    ],
+)
+def test_a_result_says_its_own_nodata(dtype, attrs, encoding, output, fill, said):
+    array = xr.DataArray(np.ones((8, 10), dtype), dims=("y", "x"), attrs={"a": 1, **attrs})
+    array.encoding = encoding
+    array[2:5, 3:6] = np.nan if encoding else next(iter(attrs.values()))
+    out = tiled(array, lambda crop: np.full_like(crop, 3, output), output=tw.Output(output), nodata=True,
+                fill_value=fill)  # fmt: skip
+    assert out.attrs == {"a": 1, **said}
+    assert out.encoding.get("_FillValue") is None if said else np.isnan(tw.image_meta(out).nodata)
+    if output == dtype and encoding and not said:
+        assert out.encoding["_FillValue"] == -9
+    for one in (out, out.compute(), out.isel(y=slice(1, 6))):
+        again = tiled(one, lambda crop: crop, crop=(3, 4), overlap=0, nodata=True, fill_value=99).compute()
+        hidden = (again == 99).sum()
+        assert hidden == (again != 3).sum() == (array.isnull() if encoding else array == array[2, 3]).sum()
+    with xr.set_options(keep_attrs=False):
+        assert tiled(array, np.negative, nodata=True, fill_value=fill).attrs == {}
+
+
+def test_nodata_of_an_image_is_none_of_another_dtype():
+    array = xr.DataArray(np.zeros((8, 10), "u1"), dims=("y", "x"), attrs={"nodata": 0})
+    for dtype, nodata in (("u1", 0), ("f4", None), (bool, None)):
+        out = tiled(array, lambda crop: crop, output=tw.Output(dtype))
+        assert tw.image_meta(out).nodata == nodata
+        assert out.attrs.get("nodata") == nodata
+    named = tw.ImageMeta("yx", nodata=np.nan)
+    for dtype, kept in (("f8", True), ("f4", True), ("u1", False)):
+        out = tw.tiled_map(np.abs, np.zeros((8, 10)), 4, 0, dtype=dtype, meta=named)
+        assert (tw.image_meta(out).nodata is not None) == kept
+
+
 def test_a_variable_gives_a_variable():
     variable = scene().variable
     xr.testing.assert_identical(tiled(variable).compute(), variable._replace(data=-variable.values))

@@ -26,7 +26,7 @@ from tilework.grid.weights import Blend
 from tilework.plan.arguments import AxisLengths, check_flags, unknown_argument
 from tilework.plan.by_dim import ordered
 from tilework.plan.deviation import with_deviation
-from tilework.plan.meaning import axes_of
+from tilework.plan.meaning import axes_of, meaning_of
 from tilework.plan.nodata import valid_of
 from tilework.plan.request import (
     Request,
@@ -274,7 +274,10 @@ def tiled_map(
         plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
         many=not isinstance(declared, Output), fixed=chunks != "auto",
-        metas=tuple(None if first is None else first.carried(axes) for axes in axes_of_each),
+        metas=tuple(
+            None if first is None else meaning_of(first, sources[0].dtype, axes, b.dtype)
+            for axes, b in zip(axes_of_each, outputs, strict=True)
+        ),
     )  # fmt: skip
     if valid is not None:
         spec = with_validity(spec, valid, layout, request)
@@ -334,7 +337,8 @@ def _build(
     built: list[Any] = list(build(spec, name or name_of(spec)))
     if labels is not None:
         metas: Any = spec.metas  # there is a meaning wherever there are labels
-        built = [labels.label(*one) for one in zip(built, metas, axes, strict=True)]
+        hidden = spec.validity is not None
+        built = [labels.label(*one, hidden=hidden) for one in zip(built, metas, axes, strict=True)]
     if isinstance(declared, Output):
         return built[0]
     if isinstance(declared, Mapping):

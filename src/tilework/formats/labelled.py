@@ -185,6 +185,31 @@ def _nodata(array: Any) -> Any:
     return None
 
 
+def _with_nodata(array: Any, nodata: Any) -> Any:
+    """Return an array of xarray that says which value samples without data have; None: as it is.
+
+    NaN is said in the encoding, where it is the sign of samples that were masked. Other values are said where
+    the array says one; else in an attribute that no reader takes for a reason to mask, as classes often have
+    the same value. Flags, complex numbers and times have no such attribute.
+    """
+    import xarray as xr
+
+    if nodata is None or array.dtype.kind not in "iufc" or xr.get_options()["keep_attrs"] is False:
+        return array
+    value, said = array.dtype.type(nodata), _nodata(array)
+    if said is not None and (said == value or (said != said and value != value)):
+        return array
+    keys = [key for key in OF_VALUES if key in array.attrs]
+    for where in (array.attrs, array.encoding):
+        for key in OF_VALUES:
+            where.pop(key, None)
+    if value != value:
+        array.encoding["_FillValue"] = value
+    elif array.dtype.kind != "c":
+        array.attrs |= dict.fromkeys(keys or OF_VALUES[-1:], value)
+    return array
+
+
 # -- out --------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +260,7 @@ class Labels:
                         'them first: xr.align(a, b, join="inner") keeps what both have.'
                     )
 
-    def label(self, data: Any, meta: ImageMeta, parts: Parts) -> Any:
+    def label(self, data: Any, meta: ImageMeta, parts: Parts, *, hidden: bool = False) -> Any:
         """Return the DataArray of a result, or the Variable if the first array is one.
 
         Parameters
@@ -245,6 +270,9 @@ class Labels:
             What the samples of the result mean.
         parts : sequence of Carried or NewAxis
             Its axes.
+        hidden : bool
+            Whether samples without data have the nodata of ``meta``; else the attributes say it as in the
+            first array.
         """
         import xarray as xr
 
@@ -253,7 +281,7 @@ class Labels:
         dims = [self._dim(name) for name in meta.axes]
         attributes = _attributes(self.arrays, data.dtype, scales)
         if not isinstance(first, xr.DataArray):
-            return xr.Variable(dims, data, attributes)
+            return _with_nodata(xr.Variable(dims, data, attributes), meta.nodata if hidden else None)
         found = first.coords.to_dataset()
         found.attrs.clear()
         known = meta_of(first).coordinates
@@ -279,7 +307,7 @@ class Labels:
         result.name = self._name()  # the constructor would take that of the dask array for none
         kept = ("grid_mapping", *(OF_VALUES[:2] if data.dtype == first.dtype else ()))
         result.encoding = {key: first.encoding[key] for key in kept if key in first.encoding}
-        return result
+        return _with_nodata(result, meta.nodata if hidden else None)
 
     def _dim(self, name: str) -> Hashable:
         """Return the dim of the first array with a name, which may not be text; else the name."""

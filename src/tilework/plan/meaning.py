@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from tilework.formats.meta import Carried, NewAxis
+from tilework.formats.meta import Carried, ImageMeta, NewAxis
 from tilework.function.output import BoundOutput, Output
 from tilework.plan.request import Layout
 from tilework.source.base import Source
 
-__all__ = ["axes_of"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["axes_of", "meaning_of"]
 
 
 def axes_of(source: Source, layout: Layout, bound: BoundOutput, declared: Output) -> list[Carried | NewAxis]:
-    """Return the axes of an output, by the axes of the image; `ImageMeta.carried` gives their meaning.
+    """Return the axes of an output, by the axes of the image; `meaning_of` gives their meaning.
 
     Axes of `each` and tiled axes keep their meaning. Untiled axes do if the function keeps their number and
     lengths, and ``channels`` of the output does not declare new ones.
@@ -43,6 +47,19 @@ def axes_of(source: Source, layout: Layout, bound: BoundOutput, declared: Output
     parts = [by_axis[a] if a in by_axis else next(rest) for a in range(len(shape))]
     kept = [part for a, part in enumerate(parts) if a != bound.channel_axis]
     return [*tiled[: layout.n_each], *kept]
+
+
+def meaning_of(
+    meta: ImageMeta, dtype: np.dtype[Any], axes: Sequence[Carried | NewAxis], result: np.dtype[Any]
+) -> ImageMeta:
+    """Return what an output with ``axes`` and of dtype ``result`` means, from an image of ``dtype``.
+
+    A value of samples without data is none of another dtype, but for NaN.
+    """
+    found, value = meta.carried(axes), meta.nodata
+    nan = value is not None and value != value
+    kept = result == dtype or (nan and result.kind in "fc")
+    return found if kept else found.replace(nodata=None)
 
 
 def _untiled(

@@ -572,6 +572,39 @@ def test_other_coordinates_are_not_touched(tmp_path):
     xr.testing.assert_identical(opened(tmp_path / "y.zarr", "moved").load(), alone.compute())
 
 
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("bare", [False, True])
+def test_the_group_shows_what_was_added_or_replaced(tmp_path, caplog, zarr_format, bare):
+    array = bare_scene()
+    array = array.drop_vars(list(array.coords)) if bare else array
+    path = tmp_path / "x.zarr"
+    options = {"zarr_format": zarr_format, "progress": False}
+    tw.to_zarr(tiled(array), path, **options)
+    tw.to_zarr(tiled(array.rename("more")), path, **options)
+    xr.testing.assert_identical(xr.open_zarr(path)["more"].load(), tiled(array.rename("more")).compute())
+    wide = tiled(array.astype("f8").assign_attrs(k=1))
+    tw.to_zarr(wide, path, chunks=7, overwrite=True, **options)
+    both = xr.open_zarr(path).load()
+    xr.testing.assert_identical(both["reflectance"], wide.compute())
+    xr.testing.assert_identical(both["more"], tiled(array.rename("more")).compute())
+    before = {p: p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    tw.to_zarr(wide, path, chunks=7, **options)
+    assert {p: p.read_bytes() for p in path.rglob("*") if p.is_file()} == before
+    assert "consolidated metadata" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}])
+def test_a_group_has_one_length_along_an_axis(tmp_path, options):
+    array = bare_scene().drop_vars(["y", "x"])
+    tw.to_zarr(tiled(array), tmp_path / "x.zarr", progress=False)
+    before = sorted(tmp_path.rglob("*"))
+    short = tiled(array.rename("short").isel(x=slice(20)))
+    with pytest.raises(tw.TilingError, match=r"20 samples along 'x', and the group at .* has 36, of reflectance"):
+        tw.to_zarr(short, tmp_path / "x.zarr", progress=False, **options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_what_xarray_cannot_write_is_said_before_anything_is(tmp_path):
     levels = pd.MultiIndex.from_product([range(4), [0, 1]], names=["k", "l"])
     array = xr.DataArray(

@@ -302,6 +302,41 @@ def test_where_finds_its_axes_by_name() -> None:
     np.testing.assert_array_equal(np.asarray(out)[0] != 0, VALID[:, ::9].repeat(9, 1))
 
 
+@pytest.mark.parametrize("step", [-10.0, 10.0])
+def test_where_covers_what_the_image_does(step: float) -> None:
+    xarray = pytest.importorskip("xarray")
+    n, m = IMAGE.shape
+
+    def placed(data: Any, factor: float) -> Any:
+        y = 5e6 + step * factor * (np.arange(len(data)) + 0.5)
+        x = 4e5 + 10 * factor * (np.arange(data.shape[1]) + 0.5)
+        return xarray.DataArray(data, {"y": y, "x": x}, ("y", "x"))
+
+    image, expected = placed(IMAGE, 1), filled(IMAGE * 2)
+    coarse = VALID[::2, ::2]
+    near = np.where(coarse.repeat(2, 0).repeat(2, 1), IMAGE * 2, FILL)
+    floor = placed(VALID[: n // 7 * 7 : 7, : m // 7 * 7 : 7], 7)  # as a level of a pyramid
+    assert mapped(image=image, where=floor).shape == IMAGE.shape
+    turned = mapped(image=image.expand_dims("t"), where=placed(VALID, 1).T, axes="yx", each="t")
+    np.testing.assert_array_equal(np.asarray(turned)[0], expected)
+    for where, want in (
+        (placed(VALID, 1), expected), (placed(coarse, 2), near),
+        (placed(VALID, 1).assign_coords(y=image.y + 9), expected),
+        (placed(VALID, 1).drop_vars("y"), expected), (placed(VALID, 1).drop_vars(["y", "x"]), expected),
+        (placed(VALID, 1)[::-1].drop_vars("y")[::-1], expected), (placed(VALID, 1).data[:], expected),
+        (placed(VALID, 1).assign_coords(y=("y", image.y.data / 1e3, {"units": "km"})), expected),
+    ):  # fmt: skip
+        np.testing.assert_array_equal(np.asarray(mapped(image=image, where=where)), want)
+        np.testing.assert_array_equal(mapped(where=where).compute(), want)  # the image says nothing
+    for wrong, axis in (
+        (placed(VALID, 1)[::-1], "y"), (placed(VALID, 1)[:, ::-1], "x"), (placed(coarse, 2)[::-1], "y"),
+        (placed(VALID, 1)[: n // 2], "y"), (placed(VALID, 1).assign_coords(x=image.x + 100), "x"),
+    ):  # fmt: skip
+        with pytest.raises(tw.TilingError, match=f"where must cover what the image does: along '{axis}'"):
+            mapped(image=image, where=wrong)
+        mapped(image=image, where=placed(wrong.data, IMAGE.shape[0] / len(wrong)).drop_vars(["y", "x"]))
+
+
 def test_where_of_a_cluster(client: Any) -> None:
     for image, options in ((IMAGE, {}), (GAPS, {"where": None, "nodata": np.nan})):
         out = mapped(image=image, chunks=32, blend="gaussian", **options)

@@ -181,7 +181,8 @@ def tiled_map(
         of the image. It may have another resolution on tiled axes: sample i of n takes that of number
         ``i * m // n`` of m. A crop without a valid sample does not run, and the result at samples that are
         not valid is ``fill_value``. What lies over any valid sample is valid: a position with one valid
-        channel, a result sample of a smaller scale. Read as the image is, part by part.
+        channel, a result sample of a smaller scale. Read as the image is, part by part. If both say where
+        their samples lie, they must cover the same.
     nodata : scalar or True, or tuple of one per array, optional
         Value of samples that are not valid, NaN included; True: what the meaning of the image says. One
         value is that of the first array. Samples are valid if all of ``where``, ``nodata`` and the mask of a

@@ -160,6 +160,8 @@ def _where(image: Source, layout: Layout, where: Any) -> tuple[Source, tuple[int
     lengths = tuple(source.shape[own.index(a)] for a in tiled)
     if not all(source.shape):
         raise GridError(f"where must not be empty; got shape {source.shape}.")
+    for a in tiled:
+        _check_ends(image, source, a, own.index(a))
     if not (source.names and set(source.names) <= set(image.names or ())):
         n = layout.n_each
         cure = "Name its axes if not, as a DataArray or as dimension names of Zarr."
@@ -171,6 +173,30 @@ def _where(image: Source, layout: Layout, where: Any) -> tuple[Source, tuple[int
         # Its chunks do not lie as the plan of the image's chunks supposes: each task reads what it needs.
         source = replace(source, chunks=None)
     return source, along
+
+
+def _check_ends(image: Source, where: Source, a: int, b: int) -> None:
+    """Raise a `GridError` if axis ``b`` of ``where`` covers another range than axis ``a`` of the image.
+
+    Samples are found by number, so that a mask from south to north would hide the other half of its image.
+    Ends may differ by what a coarser level of an image leaves out.
+    """
+    found = []
+    for source, axis in ((image, a), (where, b)):
+        meta, n = source.meta, source.shape[axis]
+        # What says nothing of an axis has the default, (1, 0). One sample has no distance to another.
+        if meta is None or n == 1 or (meta.scale[axis], meta.translation[axis]) == (1, 0):
+            return
+        step, start = meta.scale[axis], meta.translation[axis]
+        found.append((step, start - step / 2, start + (n - 0.5) * step, meta.units[axis], meta.axes[axis]))
+    (s, *ends, unit, name), (step, *others, unit_of_where, _) = found
+    slack = 1.5 * max(abs(s), abs(step))
+    if unit == unit_of_where and any(abs(p - q) > slack for p, q in zip(ends, others, strict=True)):
+        raise GridError(
+            f"where must cover what the image does: along {name!r} it goes from {others[0]:.10g} to "
+            f"{others[1]:.10g}, the image from {ends[0]:.10g} to {ends[1]:.10g}. Flip or cut it; if its "
+            "places are wrong, give its samples alone (of xarray: where.data)."
+        )
 
 
 def _image_axes(image: Source, layout: Layout, where: Source) -> list[int]:

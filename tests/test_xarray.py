@@ -594,6 +594,18 @@ def test_the_group_shows_what_was_added_or_replaced(tmp_path, caplog, zarr_forma
     assert "consolidated metadata" not in caplog.text
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", ["u1", "i4", "bool"])
+def test_what_zarr_fills_with_is_no_nodata(tmp_path, zarr_format, dtype):
+    array = xr.DataArray(np.eye(20, dtype=dtype), dims=("y", "x"), name="v")
+    array.to_dataset().to_zarr(tmp_path / "x.zarr", zarr_format=zarr_format, consolidated=False)
+    found = xr.open_zarr(tmp_path / "x.zarr", consolidated=False)["v"]
+    for image in (found, found.load()):
+        assert tw.image_meta(image).nodata is None
+        assert tw.image_meta(tw.tiled_map(np.copy, image, 8, 0)).nodata is None
+    assert tw.image_meta(found.assign_attrs(_FillValue=1)).nodata == 1
+
+
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}])
 def test_a_group_has_one_length_along_an_axis(tmp_path, options):
     array = bare_scene().drop_vars(["y", "x"])

@@ -177,8 +177,9 @@ def _nodata(array: Any) -> Any:
     decoded = any(array.encoding.get(name) is not None for name in OF_VALUES[:2])
     if decoded and array.dtype.kind in "fc":
         return np.nan  # xarray has put NaN in place of the value
-    for where in (array.attrs, array.encoding):
-        for name in OF_VALUES:
+    # "fill_value" of an encoding is that of Zarr: what is read where nothing was written, mostly 0.
+    for where, names in ((array.attrs, OF_VALUES), (array.encoding, OF_VALUES[:2])):
+        for name in names:
             value = where.get(name)
             if value is not None and np.ndim(value) == 0 and not isinstance(value, str | bytes):
                 return value

@@ -134,6 +134,69 @@ def test_a_wrong_meaning_is_refused(values, message):
         tw.ImageMeta("zz")
 
 
+@pytest.mark.parametrize(
+    ("coordinate", "error", "message"),
+    [
+        ([1, 2], TypeError, "dims of coordinate 'lat' must be the name of an axis.*got 1"),
+        ((None, [1, 2]), TypeError, "dims of coordinate 'lat'.*got None"),
+        ((("y", "y"), [[1, 2], [3, 4]]), TypeError, "several that differ"),
+        (("y", [[1, 2], [3]]), tw.TilingError, "values of coordinate 'lat' are no array"),
+        (("y", [1, 2], 5), TypeError, "attributes of coordinate 'lat' must be a dict"),
+    ],
+)
+def test_a_wrong_coordinate_is_named(coordinate, error, message):
+    with pytest.raises(error, match=message):
+        tw.ImageMeta("yx", coordinates={"lat": coordinate})
+
+
+def test_places_must_be_finite_numbers():
+    with pytest.raises(tw.TilingError, match="scale of axis y must be finite and not 0"):
+        tw.ImageMeta("yx", scale=(10**400, 1))
+    with pytest.raises(tw.TilingError, match=r"translation of axis x must be finite; got inf"):
+        tw.ImageMeta("yx", translation=(0, np.inf))
+
+
+def test_one_axis_is_that_of_channels():
+    both = tw.ImageMeta(("band", "channel", "y", "x"))
+    assert both.types == ("channel", None, "space", "space")
+    assert tw.ImageMeta(("band", "c"), types={"band": None, "c": "channel"}).channel_axis == 1
+    out = tw.tiled_map(np.negative, np.zeros((2, 3, 8, 8)), 4, 0, axes=("y", "x"), dtype=float, meta=both)
+    assert tw.image_meta(out) == both
+    with pytest.raises(tw.TilingError, match='only one axis can be of type "channel"; got c, d'):
+        tw.ImageMeta("cd", types=("channel", "channel"))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.nan,
+        np.float32("nan"),
+        complex("nan"),
+        np.datetime64("NaT"),
+        np.arange(3),
+        np.array([np.nan, "a"], object),
+    ],
+    ids=["double", "single", "complex", "NaT", "array", "object"],
+)
+def test_equal_meanings_are_equal_with_any_values(value):
+    def of(one):
+        nodata = one if np.ndim(one) == 0 else None
+        return tw.ImageMeta(
+            "yx", nodata=nodata, attributes={"a": {"b": [one]}}, coordinates={"k": ("y", [one])}
+        )
+
+    again = pickle.loads(pickle.dumps(value))
+    if np.ndim(value):
+        assert tw.ImageMeta("y", attributes={"a": value}) == tw.ImageMeta("y", attributes={"a": again})
+        assert tw.ImageMeta("y", coordinates={"a": ("y", value)}) == tw.ImageMeta(
+            "y", coordinates={"a": ("y", again)}
+        )
+        assert tw.ImageMeta("y", attributes={"a": value}) != tw.ImageMeta("y", attributes={"a": value[:1]})
+    else:
+        assert of(value) == of(again)
+        assert of(value) != of(1)
+
+
 def test_a_meaning_of_another_shape_is_refused():
     for meta, message in (
         (tw.ImageMeta("yx"), "2 axes"), (META.replace(channel_names=["a"], channel_colors=None), "extent 3"),

@@ -224,3 +224,8 @@ def test_dask_source_computes_only_the_blocks_that_a_slice_needs():
     with dask.config.set(scheduler="sync"):
         out[:8, :8].compute()
     assert set(seen) == {(0, 0)}
+
+
+def test_a_dask_array_without_samples_along_an_untiled_axis():
+    for image in (np.zeros((0, 8, 10)), da.zeros((0, 8, 10), chunks=(1, 4, 5))):
+        assert tw.tiled_map(np.negative, image, (4, 4), 1, dtype=float).compute().shape == (0, 8, 10)

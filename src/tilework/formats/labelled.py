@@ -127,7 +127,7 @@ def _held(array: Any) -> dict[str, Coordinate]:
     for name, variable in _variables(array).items():
         if not isinstance(name, str) or name in together or not variable._in_memory:
             continue
-        if isinstance(variable.data, np.ndarray):
+        if isinstance(variable.data, np.ndarray) and len(set(variable.dims)) == variable.ndim:
             dims = tuple(names[dim] for dim in variable.dims)
             found[name] = Coordinate(dims, variable.data, dict(variable.attrs))
     return found

@@ -170,10 +170,7 @@ class ImageMeta:
         name: str | None = None,
     ) -> None:
         own = _axis_names(axes)
-        kinds = _per_axis("types", types, own, [_USUAL.get(a.lower()) for a in own])
-        for kind in kinds:
-            if kind is not None:
-                one_of("types", kind, TYPES)
+        kinds = _types(types, own)
         if isinstance(units, str):
             units = [units if kind == "space" else None for kind in kinds]
         values = {
@@ -369,15 +366,21 @@ def _same(a: Any, b: Any) -> bool:
         first, second = np.asarray(a), np.asarray(b)
         if first.shape != second.shape or first.dtype != second.dtype:
             return False
+        if first.dtype.kind == "O":
+            return all(map(_same, first.flat, second.flat))
         with_nan = first.dtype.kind in "fcmM"
         return bool(np.array_equal(first, second, equal_nan=with_nan))
     if isinstance(a, Mapping) and isinstance(b, Mapping):
         return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_same, a, b))
-    if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
+    if a is b:
         return True
-    return bool(a == b)
+    try:
+        # NaN and NaT differ from themselves.
+        return bool(a == b) or bool(a != a and b != b)
+    except (TypeError, ValueError):  # comparisons by element
+        return type(a) is type(b) and bool(np.array_equal(a, b))
 
 
 def named_shape(shape: Any) -> tuple[tuple[int, ...], ImageMeta | None]:
@@ -415,9 +418,31 @@ def _numbers(what: str, values: Sequence[Any], axes: Sequence[str]) -> tuple[flo
     for value, axis in zip(values, axes, strict=True):
         if not (is_whole(value) or isinstance(value, float | np.floating | Fraction)):
             raise TypeError(f"{what} must be numbers; got {brief(value)} for axis {axis}.")
-        if not math.isfinite(value) or (what == "scale" and value == 0):
-            raise TilingError(f"{what} of axis {axis} must be finite and not 0; got {value}.")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number) or (what == "scale" and number == 0):
+            wanted = "finite and not 0" if what == "scale" else "finite"
+            raise TilingError(f"{what} of axis {axis} must be {wanted}; got {brief(value)}.")
     return tuple(map(float, values))
+
+
+def _types(types: Any, axes: Sequence[str]) -> tuple[AxisType | None, ...]:
+    """Return the type of each axis; by default the first axis with a usual name is that of channels."""
+    usual = [_USUAL.get(axis.lower()) for axis in axes]
+    usual = [None if k == "channel" and "channel" in usual[:n] else k for n, k in enumerate(usual)]
+    found = _per_axis("types", types, axes, usual)
+    for kind in found:
+        if kind is not None:
+            one_of("types", kind, TYPES)
+    if found.count("channel") > 1:
+        named = [axis for axis, kind in zip(axes, found, strict=True) if kind == "channel"]
+        raise TilingError(
+            f'only one axis can be of type "channel"; got {", ".join(named)}. Say which: '
+            f"types={{{named[-1]!r}: None}}."
+        )
+    return found
 
 
 def _texts(what: str, values: Sequence[Any]) -> tuple[str | None, ...]:
@@ -448,16 +473,28 @@ def _colors(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
     return tuple(value.removeprefix("#").upper() for value in values)
 
 
+def _coordinate(name: str, dims: Any, values: Any, attributes: Any = None) -> Coordinate:
+    own = (dims,) if isinstance(dims, str) else dims
+    if not sequence(own) or not all(isinstance(dim, str) for dim in own) or len(set(own)) < len(own):
+        raise TypeError(
+            f"the dims of coordinate {name!r} must be the name of an axis, or several that differ; got "
+            f"{brief(dims)}. A coordinate is (dims, values)."
+        )
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TilingError(f"the values of coordinate {name!r} are no array: {error}") from error
+    what = f"the attributes of coordinate {name!r}"
+    return Coordinate(tuple(own), array, dict(of_type(what, attributes or {}, Mapping, "a dict")))
+
+
 def _coordinates(given: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Coordinate]:
     found = {}
     for name, value in of_type("coordinates", given, Mapping, "a dict").items():
         if isinstance(value, Coordinate):
             coordinate = value
         elif isinstance(value, tuple | list) and len(value) in (2, 3):
-            dims, values, *more = value
-            coordinate = Coordinate(
-                (dims,) if isinstance(dims, str) else tuple(dims), np.asarray(values), *more
-            )
+            coordinate = _coordinate(str(name), *value)
         else:
             raise TypeError(
                 f"a coordinate must be (dims, values) or (dims, values, attributes); got {brief(value)} for "

@@ -254,7 +254,7 @@ class BlockSource(Source):
         """Return the numbers of the blocks that meet ``box``."""
         ranges = []
         for (a, b), edges in zip(box, self.offsets, strict=True):
-            first = int(np.searchsorted(edges, a, side="right")) - 1
+            first = min(int(np.searchsorted(edges, a, side="right")), len(edges) - 1) - 1  # no samples at all
             ranges.append(range(first, max(first + 1, int(np.searchsorted(edges, b, side="left")))))
         return list(itertools.product(*ranges))
 

@@ -63,6 +63,13 @@ def test_channels_are_added_dropped_and_renamed(output, axes, types, names):
     assert found.units[found.axes.index("x")] == "micrometer"
 
 
+def test_untiled_axes_that_the_function_moves_are_found_by_their_lengths():
+    image, meta = np.zeros((2, 3, 8, 8)), tw.ImageMeta("tcyx", channel_names=["r", "g", "b"])
+    out = tw.tiled_map(lambda crop: crop.swapaxes(0, 1), image, 4, 0, axes="yx", meta=meta)
+    assert tw.image_meta(out).axes == ("c", "t", "y", "x")
+    assert tw.image_meta(out).channel_names == meta.channel_names
+
+
 def test_names_must_fit_the_channels():
     with pytest.raises(tw.TilingError, match="one per channel"):
         tw.Output(channels=2, channel_names=["a"])

@@ -73,8 +73,8 @@ def _untiled(
         NewAxis(n, None, a) if fresh or a is None or source.shape[a] != n else Carried(a, n)
         for n, a in zip(lengths, like, strict=True)
     ]
-    if not fresh and len(axes) > len(lengths) and all(n in extents for n in lengths):
-        # Axes that the function dropped; the others are found by their lengths, where these differ.
+    if not fresh and len(axes) >= len(lengths) and all(n in extents for n in lengths):
+        # Axes that the function dropped or moved; the others are found by their lengths, where these differ.
         found = [[a for a, m in zip(axes, extents, strict=True) if m == n] for n in lengths]
         if all(len(f) == 1 for f in found) and len(set(lengths)) == len(lengths):
             parts = [Carried(f[0], n) for f, n in zip(found, lengths, strict=True)]

@@ -612,7 +612,9 @@ def test_a_group_has_one_length_along_an_axis(tmp_path, options):
     tw.to_zarr(tiled(array), tmp_path / "x.zarr", progress=False)
     before = sorted(tmp_path.rglob("*"))
     short = tiled(array.rename("short").isel(x=slice(20)))
-    with pytest.raises(tw.TilingError, match=r"20 samples along 'x', and the group at .* has 36, of reflectance"):
+    with pytest.raises(
+        tw.TilingError, match=r"20 samples along 'x', and the group at .* has 36, of reflectance"
+    ):
         tw.to_zarr(short, tmp_path / "x.zarr", progress=False, **options)
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -1,5 +1,8 @@
 """`to_zarr(ome=)` in trouble: tiles that fail, runs that end early or meet, groups that others changed."""
 
+import pickle
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -10,6 +13,8 @@ import tilework as tw
 from tests.test_ome_zarr_out import add_one, check_pyramid, image_of, levels
 from tilework.formats.ome_zarr import read_group
 from tilework.writing import image as writing_image
+from tilework.writing.closing import Destination
+from tilework.writing.sink import Sink
 
 
 def failing(broken):
@@ -198,6 +203,16 @@ def test_a_run_that_was_killed_before_it_wrote_the_group_is_resumed(tmp_path, ve
         tw.to_zarr(out, tmp_path / "b.zarr", **options)
 
 
+@pytest.mark.parametrize("folder", [".", "0", "1"])
+@pytest.mark.parametrize("ome", [False, True])
+def test_a_file_that_a_killed_run_was_writing_does_not_hinder_the_next(tmp_path, folder, ome):
+    place = tmp_path / "a.zarr"
+    (place / folder).mkdir(parents=True)
+    (place / folder / f"zarr.{'0a' * 16}.partial").write_text("{")
+    tw.to_zarr(plane(), place, ome=ome, progress=False)
+    assert tw.status(place).complete
+
+
 def test_what_is_there_in_another_format_or_kind_is_said():
     out, store = plane(), zarr.storage.MemoryStore()
     tw.to_zarr(out, store, ome=True, progress=False)
@@ -272,3 +287,26 @@ def test_default_chunks_are_not_cut_to_slivers_by_shards(shape, shards, chunks):
     assert found.chunks == chunks
     plain = tw.to_zarr(plane(shape), {}, shards=shards, progress=False)
     assert all(c >= 16 for c in plain.chunks)
+
+
+# -- processes ----------------------------------------------------------------------------------------------
+
+ELSEWHERE = """
+import pickle, sys
+one = pickle.load(sys.stdin.buffer)
+print("loaded")
+pickle.dumps(one)
+one.array
+"""
+
+
+@pytest.mark.parametrize("kind", [Sink, Destination])
+def test_a_store_that_a_task_cannot_see_is_an_error_of_the_task_and_not_of_unpickling(kind):
+    """A worker that cannot unpickle a message dies, and the run waits for ever."""
+    written = tw.to_zarr(plane(), zarr.storage.MemoryStore(), progress=False)
+    assert pickle.loads(pickle.dumps(kind(written))).array == written
+    run = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE], input=pickle.dumps(kind(written)), capture_output=True, check=False
+    )
+    assert run.stdout.split() == [b"loaded"]
+    assert b"lives in the memory of process" in run.stderr

@@ -31,8 +31,8 @@ FAILED, MESSAGE = 20, 300
 class Destination:
     """The array into which one output is written."""
 
-    array: Any
-    """A Zarr array, or anything with item assignment."""
+    target: Any
+    """A Zarr array, or anything with item assignment; or a `Travelling` one, opened in the task."""
     done: Bits | None = None
     """Which write units were done when the run began; None: the array cannot have marks."""
     record: Record | None = None
@@ -41,16 +41,18 @@ class Destination:
     """Id of the run that claims the array."""
 
     @property
+    def array(self) -> Any:
+        """The array."""
+        return self.target.get() if isinstance(self.target, Travelling) else self.target
+
+    @property
     def generation(self) -> str:
         """Generation of the marks."""
         return "" if self.record is None else self.record["generation"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _destination, (Travelling(self.array), self.done, self.record, self.run)
-
-
-def _destination(array: Travelling, *values: Any) -> Destination:
-    return Destination(array.get(), *values)
+        target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
+        return Destination, (target, self.done, self.record, self.run)
 
 
 @dataclass(slots=True)

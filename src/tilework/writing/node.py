@@ -14,7 +14,7 @@ from zarr.storage import FsspecStore, LocalStore, StorePath
 from tilework._checks import brief, forget_frames
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
-from tilework.writing.objects import FOLDER, Objects, load, read_only
+from tilework.writing.objects import FOLDER, PARTIAL, Objects, load, read_only
 
 __all__ = ["Home", "children_at", "clear", "found_at", "home_of", "refuse_unfit_store"]
 
@@ -72,18 +72,16 @@ def found_at(
             "copy was cut off. Restore this file from a copy, or delete what is there, and call again"
             f"{', or write afresh with overwrite=True' if ours else ''}."
         ) from error
-    _refuse_others(seen, _nodes(seen) if nodes else set(), address)
+    _refuse_others(seen, address, nodes=nodes)
     return None
 
 
-def _nodes(at: StorePath) -> set[str]:
-    """Return the names of arrays and groups directly below a place."""
-    return {name for name in children_at(at) if Objects(at.store, (at / name).path).read_all(DOCUMENTS)}
-
-
-def _refuse_others(at: StorePath, expected: set[str], address: str) -> None:
-    """Raise if a place that is no node holds anything but what is ``expected``."""
-    there = [name for name in children_at(at) if name not in expected and _has_objects(at / name)]
+def _refuse_others(at: StorePath, address: str, *, nodes: bool, expected: str = "") -> None:
+    """Raise if a place that is no node holds anything but ``expected`` and, if allowed, other ``nodes``."""
+    there = [name for name in children_at(at) if name != expected and _has_objects(at / name)]
+    # In this order: another run may be making a node.
+    if nodes:
+        there = [name for name in there if not Objects(at.store, (at / name).path).read_all(DOCUMENTS)]
     if there:
         more = f" and {len(there) - 3} others" if len(there) > 3 else ""
         raise TilingError(
@@ -93,13 +91,16 @@ def _refuse_others(at: StorePath, expected: set[str], address: str) -> None:
 
 
 def _has_objects(at: StorePath) -> bool:
-    """Return whether there is an object at or below a place, other than claims and marks of dead runs."""
+    """Return whether there is an object at or below a place, other than what dead runs left.
+
+    These are claims, marks, and files that they were writing.
+    """
 
     async def found() -> bool:
         if await at.store.exists(at.path):
-            return True
+            return PARTIAL.search(at.path) is None
         async for key in at.store.list_prefix(f"{at.path}/"):
-            if f"/{FOLDER}/" not in key:
+            if f"/{FOLDER}/" not in key and PARTIAL.search(key) is None:
                 return True
         return False
 
@@ -194,7 +195,7 @@ def home_of(at: StorePath, address: str, asked: Any = None, *, listed: bool = Fa
     if root.path and found is None:
         # A writer that was killed may have made a node before the group above it.
         top = StorePath(seen.store, "")
-        _refuse_others(top, _nodes(top) | {root.path.split("/")[0]}, str(root.store))
+        _refuse_others(top, str(root.store), nodes=True, expected=root.path.split("/")[0])
     if None not in (asked, found) and asked != found:
         raise TilingError(
             f"{address} is in a hierarchy of Zarr format {found}; got zarr_format={asked}. Leave "

@@ -17,7 +17,7 @@ from zarr.storage import LocalStore, StorePath
 
 from tilework.source.held import innermost
 
-__all__ = ["FOLDER", "Objects", "creates", "dump", "load", "read_only"]
+__all__ = ["FOLDER", "PARTIAL", "Objects", "creates", "dump", "load", "read_only"]
 
 FOLDER = ".tilework"
 """Name of the folder, below that of the array."""

@@ -46,8 +46,8 @@ class Written:
 class Sink:
     """The array of one output, as tasks get it."""
 
-    array: Any
-    """The array to write into."""
+    target: Any
+    """The array to write into, or a `Travelling` one: it is opened in the task, where errors are reported."""
     run: str = ""
     """Id of the run that claims the array; empty: the array can have no marks."""
     generation: str = ""
@@ -60,6 +60,11 @@ class Sink:
     """Blocks of which one unit is read back after it was written, if that happens in another process."""
     home: Process | None = None
     """The process that reads back at the end."""
+
+    @property
+    def array(self) -> Any:
+        """The array to write into."""
+        return self.target.get() if isinstance(self.target, Travelling) else self.target
 
     @property
     def ledger(self) -> Ledger:
@@ -107,7 +112,7 @@ class Sink:
     @property
     def memory(self) -> Array | None:
         """The memory of an array of numpy, a memory map included."""
-        return np.asarray(self.array) if isinstance(self.array, np.ndarray) else None
+        return np.asarray(self.target) if isinstance(self.target, np.ndarray) else None
 
     def put(self, part: Part) -> None:
         """Write a part; heal shards of which only a part is stored."""
@@ -135,17 +140,14 @@ class Sink:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.array, np.ndarray):
+        if isinstance(self.target, np.ndarray):
             raise TilingError(
                 "an array in memory can only be written into by threads of this process; give a Zarr store "
                 "for processes and clusters."
             )
         values = (self.run, self.generation, self.again, self.partial, self.checked, self.home)
-        return _sink, (Travelling(self.array), *values)
-
-
-def _sink(array: Travelling, *values: Any) -> Sink:
-    return Sink(array.get(), *values)
+        target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
+        return Sink, (target, *values)
 
 
 def _all_fill(data: Array, fill: Any) -> bool:

@@ -110,7 +110,8 @@ def to_zarr(
         shortest.
     pyramid : "mean", "nearest", "mode" or "max", optional
         How a sample of a coarser level is made from those that it covers. Default: "mean"; "nearest", the
-        first of them, for labels, bool and the result of an argmax.
+        first of them, for bool, the result of an argmax, labels, and what may be labels: integers of 32 and
+        64 bits, unless the image has them too.
     label_name : str, optional
         Write the result into ``labels/`` of the OME-Zarr image at ``store``, in its version and with its
         scale, under this name. Nothing else of the image is touched, but the list of its labels.

@@ -73,6 +73,37 @@ def test_a_tile_that_fails_later_does_not_undo_units_that_were_done_before(blend
         np.testing.assert_array_equal(found[...], one.compute())
 
 
+@pytest.mark.parametrize("ome", [False, True])
+def test_units_without_an_object_are_not_taken_for_lost_when_their_block_was_resumed(ome):
+    image, broken = image_of((64, 64)), {15}
+    image[:32] = 0
+    out = tw.tiled_map(
+        lambda crop, tile: failing(broken)(crop, tile) - crop.dtype.type(1),
+        image, 16, 0, dtype="u2", chunks=64, pass_tile=True,
+    )  # fmt: skip
+    store = zarr.storage.MemoryStore()
+    filled(out, store, chunks=16, ome=ome)
+    broken.clear()
+    filled(out, store, chunks=16, ome=ome)
+    found = tw.status(store, verify=True)
+    assert found.complete, found
+
+
+def test_a_claim_is_tried_again_if_another_run_deletes_the_file_that_becomes_it(tmp_path):
+    class Losing(zarr.storage.LocalStore):
+        lost = 0
+
+        async def set_if_not_exists(self, key, value):
+            if Losing.lost < 2:
+                Losing.lost += 1
+                raise FileNotFoundError(key)
+            await super().set_if_not_exists(key, value)
+
+    found = tw.to_zarr(plane(), Losing(tmp_path / "a.zarr"), progress=False)
+    assert Losing.lost == 2
+    np.testing.assert_array_equal(found[...], image_of((64, 64)) + 1)
+
+
 # -- write_many ---------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import platform
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,11 @@ class Work:
         """The units that are written."""
         return [unit for part in self.parts for unit in part.units]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all units of the block are written."""
+        return len(self.written) == math.prod(b - a for a, b in self.ranges)
+
     def marked(self, name: str, here: Collection[tuple[int, str]]) -> bool:
         """Return whether another attempt at the task has marked the units.
 
@@ -198,7 +204,15 @@ class Work:
         """
         if not self.sink.again:
             return (self.number, name) in here
-        return self.sink.marks.covers(name, [unit for unit in self.written if unit not in self.failed])
+        right = [unit for unit in self.written if unit not in self.failed]
+        return self.sink.marks.covers(self.mark_name(name), right)
+
+    def mark_name(self, name: str) -> str:
+        """Return the name of the mark: one of its own if a part of the block was done before.
+
+        The mark of that part stays: it says which of its units have no object.
+        """
+        return name if self.whole else f"{name}-{self.sink.run}"
 
     def empty(self) -> list[Index]:
         """Return the written units that have no object, because they are all fill value."""
@@ -212,14 +226,10 @@ class Work:
         return [(self.number, right[-1], digest_of(self.sink.array, right[-1]))]
 
     def done(self) -> list[list[Span]]:
-        """Return boxes of the units of the block that are done after the work.
-
-        A tile that fails now may touch units that were done before: these were not written, and stay done.
-        """
-        failed = self.failed.intersection(self.written) if self.failed else self.failed
-        if not failed:
+        """Return boxes of the units that are done after the work, and were not before."""
+        if self.whole and not self.failed:
             return [[(int(a), int(b)) for a, b in self.ranges]]
-        return boxes_around(set(itertools.product(*(range(a, b) for a, b in self.ranges))) - failed)
+        return boxes_around(set(self.written) - self.failed)
 
 
 def write_block(
@@ -261,7 +271,8 @@ def write_block(
             digests += work.read_back(name)
     for work in todo:
         if work.sink.run:
-            work.sink.marks.mark(name, work.done(), boxes_around(work.empty()))
+            if done := work.done():
+                work.sink.marks.mark(work.mark_name(name), done, boxes_around(work.empty()))
             marked.add((work.number, name))
     return Written(tuple(failures), {work.number: work.done() for work in claimed}, tuple(digests))
 

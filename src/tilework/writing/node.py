@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ __all__ = ["Home", "children_at", "clear", "found_at", "home_of", "refuse_unfit_
 # are
 # deleted in this order, after the data.
 DOCUMENTS = {".zattrs": 2, ".zmetadata": 2, ".zarray": 2, ".zgroup": 2, "zarr.json": 3}
+# Those that make a place a node.
+NODES = (".zarray", ".zgroup", "zarr.json")
 # Names below an array that belong to it: documents, and the beginnings of the keys of chunks.
 PART = re.compile(r"zarr\.json|\.z(array|attrs|group|metadata)|c(\.\d+)*|\d+(\.\d+)*")
 
@@ -42,12 +45,13 @@ def refuse_unfit_store(store: Any, address: str) -> None:
 
 
 def found_at(
-    at: StorePath, address: str, *, overwrite: bool = False, writable: bool = True, nodes: bool = False
-) -> Any:
+    at: StorePath, address: str, *, overwrite: bool = False, writable: bool = True, nodes: bool = False,
+    again: bool = True,
+) -> Any:  # fmt: skip
     """Return the array or group at a place; None if there is nothing.
 
     ``nodes`` allows arrays and groups below a place that is none itself: a writer that was killed may have
-    made them before the group.
+    made them before the group. ``again`` lets it look once more if another run makes a node meanwhile.
 
     Raises
     ------
@@ -55,11 +59,19 @@ def found_at(
         If there are data that are not Zarr, or metadata of which only a part is there.
     """
     seen = read_only(at)
+    once_more = functools.partial(
+        found_at, at, address, overwrite=overwrite, writable=writable, nodes=nodes, again=False
+    )
     try:
         found = zarr.open(seen, mode="r")
         return zarr.open(at, mode="r+") if writable else found
     except FileNotFoundError as error:  # also zarr's own errors, which derive from it
         forget_frames(error)  # they refer to it and to the result, until the garbage collector comes
+    except (zarr.errors.ContainsArrayError, zarr.errors.ContainsGroupError):
+        # zarr looked for a group after an array, which was made in between.
+        if not again:
+            raise
+        return once_more()
     except ValueError as error:
         torn = next((name for name in DOCUMENTS if _torn(seen, name)), None)
         if torn is None:
@@ -72,16 +84,24 @@ def found_at(
             "copy was cut off. Restore this file from a copy, or delete what is there, and call again"
             f"{', or write afresh with overwrite=True' if ours else ''}."
         ) from error
-    _refuse_others(seen, address, nodes=nodes)
+    others = _others(seen, nodes=nodes)
+    if again and any(name in NODES for name in others):
+        return once_more()
+    _refuse(others, address)
     return None
 
 
-def _refuse_others(at: StorePath, address: str, *, nodes: bool, expected: str = "") -> None:
-    """Raise if a place that is no node holds anything but ``expected`` and, if allowed, other ``nodes``."""
-    there = [name for name in children_at(at) if name != expected and _has_objects(at / name)]
+def _others(at: StorePath, *, nodes: bool, expected: Collection[str] = ()) -> list[str]:
+    """Return what a place that is no node holds, without what is ``expected`` and, if allowed, ``nodes``."""
+    there = [name for name in children_at(at) if name not in expected and _has_objects(at / name)]
     # In this order: another run may be making a node.
     if nodes:
         there = [name for name in there if not Objects(at.store, (at / name).path).read_all(DOCUMENTS)]
+    return there
+
+
+def _refuse(there: Sequence[str], address: str) -> None:
+    """Raise if a place that is no node holds anything."""
     if there:
         more = f" and {len(there) - 3} others" if len(there) > 3 else ""
         raise TilingError(
@@ -195,7 +215,11 @@ def home_of(at: StorePath, address: str, asked: Any = None, *, listed: bool = Fa
     if root.path and found is None:
         # A writer that was killed may have made a node before the group above it.
         top = StorePath(seen.store, "")
-        _refuse_others(top, str(root.store), nodes=True, expected=root.path.split("/")[0])
+        # Documents that are there now, and were not before, are those of a group that another run makes.
+        _refuse(
+            _others(top, nodes=True, expected={root.path.split("/")[0], *DOCUMENTS}),
+            str(root.store),
+        )
     if None not in (asked, found) and asked != found:
         raise TilingError(
             f"{address} is in a hierarchy of Zarr format {found}; got zarr_format={asked}. Leave "

@@ -23,6 +23,8 @@ FOLDER = ".tilework"
 """Name of the folder, below that of the array."""
 # How zarr's LocalStore names a file that it is writing.
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
+# Attempts to create an object, if another run deletes the file that becomes it.
+TRIES = 5
 # Requests that are under way at a time.
 AT_ONCE = 256
 
@@ -68,7 +70,13 @@ class Objects:
 
     def create(self, name: str, value: bytes) -> bool:
         """Write an object if there is none; return whether this call did, as far as reading it back shows."""
-        sync(self.store.set_if_not_exists(self._key(name), cpu.Buffer.from_bytes(value)))
+        for tries in itertools.count(1):
+            try:
+                sync(self.store.set_if_not_exists(self._key(name), cpu.Buffer.from_bytes(value)))
+                break
+            except FileNotFoundError:  # another run took the file for one that a killed run was writing
+                if tries == TRIES:
+                    raise
         return self.read(name) == value
 
     def exists(self, name: str) -> bool:

@@ -443,3 +443,17 @@ def test_a_store_with_another_mask_of_samples_is_another_result(tmp_path: Path) 
         tw.to_zarr(mapped(**base), store, progress=False)
         with pytest.raises(tw.TilingError, match=part):
             tw.to_zarr(mapped(**base | options), store, progress=False), name
+
+
+def test_a_value_of_python_that_the_dtype_rounds_to_infinity_is_refused() -> None:
+    lowest = float(np.finfo("f8").min)
+    for options in ({"nodata": lowest}, {"nodata_fill": lowest}, {"fill_value": lowest}):
+        with pytest.raises(tw.TilingError, match="cannot be held by dtype float32"):
+            mapped(**options)
+    mapped(nodata=float(np.finfo("f4").min), nodata_fill=0.1, fill_value=np.inf)
+
+
+@pytest.mark.parametrize("where", [True, [[True] * 90] * 64, (VALID, VALID)], ids=["flag", "list", "tuple"])
+def test_what_is_no_mask_of_samples_is_named(where: Any) -> None:
+    with pytest.raises(TypeError, match="where must be an array of bool, a path or a URL"):
+        mapped(where=where)

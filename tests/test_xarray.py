@@ -405,6 +405,32 @@ def test_nodata_of_an_image_is_none_of_another_dtype():
         assert (tw.image_meta(out).nodata is not None) == kept
 
 
+def masked_by(values, **coords):
+    image = xr.DataArray(np.ones((8, 12)), dims=("y", "x"), coords={"y": 5 - np.arange(8.0), "x": range(12)})
+    where = xr.DataArray(values, dims=("y", "x"), coords=coords)
+    return tiled(image, lambda crop: crop, crop=(4, 4), overlap=0, where=where, fill_value=0)
+
+
+def test_a_mask_of_samples_must_lie_where_the_image_does():
+    values = np.random.default_rng(0).random((8, 12)) < 0.5
+    y = 5 - np.arange(8.0)
+    for near in (y, y.astype("f4") + 1e-6):
+        np.testing.assert_array_equal(masked_by(values, y=near), values)
+    np.testing.assert_array_equal(masked_by(values, x=np.arange(12.0)), values)
+    for elsewhere in (y[::-1], y + 2, y * 2):
+        with pytest.raises(tw.TilingError, match="where must cover what the image does: along 'y'"):
+            masked_by(values, y=elsewhere)
+    # At another resolution its samples need not end at the same place.
+    coarse = values[:4, :6]
+    fine = np.repeat(np.repeat(coarse, 2, 0), 2, 1)
+    for near in (4.5 - 2 * np.arange(4), 4 - 2 * np.arange(4)):
+        np.testing.assert_array_equal(masked_by(coarse, y=near), fine)
+    for elsewhere in (-1.5 + 2 * np.arange(4), 14.5 - 2 * np.arange(4), 4.5 - 4 * np.arange(4)):
+        with pytest.raises(tw.TilingError, match="where must cover"):
+            masked_by(coarse, y=elsewhere)
+    np.testing.assert_array_equal(masked_by(coarse, y=[3, 1, 0, -8]), fine)
+
+
 def test_a_variable_gives_a_variable():
     variable = scene().variable
     xr.testing.assert_identical(tiled(variable).compute(), variable._replace(data=-variable.values))

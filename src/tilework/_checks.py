@@ -305,9 +305,10 @@ def scalar(what: str, value: Any, dtype: np.dtype[Any]) -> Any:
         if np.iscomplexobj(value) and dtype.kind != "c":
             raise ValueError  # astype would drop the imaginary part
         with np.errstate(all="ignore"):
-            cast = np.asarray(value).astype(dtype)
-            same = bool(cast == value) or bool(cast != cast and value != value)
-            same = same or (dtype.kind in "fc" and np.isfinite(value) == np.isfinite(cast))
+            given = np.asarray(value)  # numpy would take a number of Python for one of dtype
+            cast = given.astype(dtype)
+            same = bool(cast == given) or bool(cast != cast and given != given)
+            same = same or (dtype.kind in "fc" and bool(np.isfinite(given) == np.isfinite(cast)))
     except (TypeError, ValueError, ArithmeticError):
         same, cast = False, np.zeros((), dtype)
     if not same:

@@ -142,6 +142,8 @@ def _value(source: Source, value: Any) -> Any:
 
 def _where(image: Source, layout: Layout, where: Any) -> tuple[Source, tuple[int | None, ...]]:
     """Return the mask of samples, and its axis for each grid axis."""
+    if isinstance(where, list | tuple | bool | np.generic):
+        raise TypeError(f"where must be an array of bool, a path or a URL; got {brief(where)}.")
     source = open_source(where)
     if source.dtype.kind not in "biu":
         raise TypeError(

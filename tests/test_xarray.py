@@ -431,6 +431,14 @@ def test_a_mask_of_samples_must_lie_where_the_image_does():
     np.testing.assert_array_equal(masked_by(coarse, y=[3, 1, 0, -8]), fine)
 
 
+def test_a_mask_of_tiles_is_turned_by_its_dims():
+    mask = xr.DataArray(np.random.default_rng(0).random((8, 8)) < 0.5, dims=("x", "y"))
+    image = xr.DataArray(np.ones((8, 8)), dims=("y", "x"))
+    for one in (mask, mask.T):
+        out = tiled(image, lambda crop: crop, crop=(1, 1), overlap=0, mask=one)
+        np.testing.assert_array_equal(out, mask.T)
+
+
 def test_a_variable_gives_a_variable():
     variable = scene().variable
     xr.testing.assert_identical(tiled(variable).compute(), variable._replace(data=-variable.values))

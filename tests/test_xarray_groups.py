@@ -111,3 +111,14 @@ def test_text_is_written(zarr_format):
     out = tw.tiled_map(lambda crop: crop, text, (3, 4), 0, dtype="U4")
     tw.to_zarr(out, store, zarr_format=zarr_format, progress=False)
     xr.testing.assert_identical(xr.open_zarr(store)["n"].load(), text)
+
+
+def test_other_names_of_axes_are_refused_for_an_array_with_labels():
+    out = tw.tiled_map(np.negative, array(), (3, 4), 0, dtype="f4")
+    for options in ({"meta": tw.ImageMeta("ab")}, {"dimension_names": ("a", "b")}):
+        with pytest.raises(tw.TilingError, match=r"cannot change what a DataArray says.*out.data, with"):
+            tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, **options)
+        written = tw.to_zarr(out.data, zarr.storage.MemoryStore(), progress=False, **options)
+        assert written.metadata.dimension_names == ("a", "b")
+    with pytest.raises(tw.TilingError, match="meta has 3 axes"):
+        tw.to_zarr(out.data, zarr.storage.MemoryStore(), meta=tw.ImageMeta("abc"), progress=False)

@@ -295,6 +295,8 @@ def tiles_in_mask(
         raise TypeError(
             "mask is needed when the graph is built; compute the dask array first: mask.compute()."
         )
+    if set(getattr(mask, "dims", ())) == set(names):  # of xarray
+        mask = mask.transpose(*names)
     array = hasattr(mask, "dtype") and isinstance(getattr(mask, "shape", None), tuple)
     values = unmasked((mask[...] if mask.shape else mask) if array else as_numbers("mask", mask))
     if values.dtype.kind not in "biu":

@@ -154,7 +154,7 @@ def prepare(
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}
-    dims = dims_of(out, found, asked.options) | {key: image.meta.axes for key, image in images.items()}
+    dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
     plain = bool(images) or given is not None or is_array(store)
     labels = Labels(dims) if plain else Labels.of(out, dims)
     places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
@@ -162,6 +162,12 @@ def prepare(
         _warn_of_name(store, asked.path)
     new = [place for place in places.values() if isinstance(place, Fresh)]
     if labels.dataset is not None:
+        if asked.image.meta is not None or "dimension_names" in asked.options:
+            what = "dimension_names" if asked.image.meta is None else "meta"
+            raise TilingError(
+                f"{what}= cannot change what a DataArray says of itself: rename its dims or give it other "
+                f"coordinates; or write the array alone, out.data, with {what}=."
+            )
         group = locate(store, asked.path or "", asked.options.get("storage_options"))
         names = [labels.name(place.target.key) for place in new]
         labels.check(group, names, new[0].zarr_format if new else 3, overwrite=asked.overwrite)
@@ -228,16 +234,19 @@ def by_key(out: Any) -> dict[str, Any]:
     return {key: bare(array) for key, array in arrays.items()}
 
 
-def dims_of(
-    out: Any, found: Mapping[str, Found | None], options: Mapping[str, Any]
-) -> dict[str, Sequence[str] | None]:
+def dims_of(out: Any, found: Mapping[str, Found | None], asked: Asked) -> dict[str, Sequence[str] | None]:
     """Return the names of the axes of each output: as given, of xarray, or of the meaning of a result."""
     members = [out] if "" in found else out.values() if isinstance(out, Mapping) else out
     names: dict[str, Sequence[str] | None] = {}
     for (key, origin), member in zip(found.items(), members, strict=True):
         meta = None if origin is None or not origin.spec.metas else origin.spec.metas[origin.number]
-        given: Any = options.get("dimension_names")
+        given: Any = asked.options.get("dimension_names")
         if not (isinstance(given, list | tuple) and all(isinstance(name, str) for name in given)):
+            given = None
+        if given is None and asked.image.meta is not None:
+            asked.image.meta.check("the result", member.shape)
+            given = asked.image.meta.axes
+        if given is None:
             given = getattr(member, "dims", None) or (None if meta is None else meta.axes)
         names[key] = None if given is None else tuple(map(str, given))
     return names

@@ -179,7 +179,7 @@ def test_one_axis_is_that_of_channels():
         np.nan,
         np.float32("nan"),
         complex("nan"),
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "ns"),
         np.arange(3),
         np.array([np.nan, "a"], object),
     ],

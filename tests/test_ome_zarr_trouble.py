@@ -289,6 +289,14 @@ def test_labels_that_are_written_at_the_same_moment_are_all_listed(monkeypatch, 
     assert sorted(listed) == ["a", "b", "c"]
 
 
+def test_labels_are_listed_as_soon_as_their_arrays_exist():
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(plane(), store, ome=True, progress=False)
+    labels = tw.tiled_map(lambda crop: (crop > 9).astype("u1"), image_of((64, 64)), 16, 0, dtype="u1")
+    tw.to_zarr(labels, store, label_name="a", compute=False)
+    assert tw.open_image(store).labels == ("a",)
+
+
 # -- explain, layout ----------------------------------------------------------------------------------------
 
 
@@ -318,6 +326,13 @@ def test_default_chunks_are_not_cut_to_slivers_by_shards(shape, shards, chunks):
     assert found.chunks == chunks
     plain = tw.to_zarr(plane(shape), {}, shards=shards, progress=False)
     assert all(c >= 16 for c in plain.chunks)
+
+
+def test_shards_of_a_level_cover_the_same_part_of_the_image():
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(plane((256, 256)), store, ome=True, chunks=16, shards=64, progress=False)
+    arrays, _ = check_pyramid(store, image_of((256, 256)) + 1, (0, 1))
+    assert [array.shards[0] for array in arrays] == [64, 32, 16, 16, 16]
 
 
 # -- processes ----------------------------------------------------------------------------------------------

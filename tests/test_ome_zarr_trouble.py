@@ -11,6 +11,7 @@ import zarr
 
 import tilework as tw
 from tests.test_ome_zarr_out import add_one, check_pyramid, image_of, levels
+from tilework.engine.pyramid import halved
 from tilework.formats.ome_zarr import read_group
 from tilework.writing import image as writing_image
 from tilework.writing.closing import Destination
@@ -333,6 +334,11 @@ def test_shards_of_a_level_cover_the_same_part_of_the_image():
     tw.to_zarr(plane((256, 256)), store, ome=True, chunks=16, shards=64, progress=False)
     arrays, _ = check_pyramid(store, image_of((256, 256)) + 1, (0, 1))
     assert [array.shards[0] for array in arrays] == [64, 32, 16, 16, 16]
+
+
+def test_the_largest_of_a_bin_is_not_nan_while_there_is_a_number():
+    block = np.array([[np.nan, 1, np.nan, np.nan], [2, np.nan, np.nan, np.nan]], "f4")
+    np.testing.assert_array_equal(halved(block, (0, 1), "max"), [[2, np.nan]])
 
 
 # -- processes ----------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 IMAGE = np.arange(96 * 80, dtype=np.float32).reshape(96, 80)
-SIZE = 5000
+SIZE = 8000
 """Bytes that a recipe may take; the image has 30 720."""
 
 

@@ -408,6 +408,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("wait", [0.15, 0.3, 0.5])
 def test_killed_and_resumed_it_is_the_same_image(tmp_path, wait):
     code = textwrap.dedent(SCRIPT)
@@ -429,6 +430,7 @@ def test_killed_and_resumed_it_is_the_same_image(tmp_path, wait):
     assert tw.status(tmp_path / "a.ome.zarr").complete
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 @pytest.mark.parametrize("compute", [True, False])
 def test_every_scheduler_writes_the_same_image(tmp_path, scheduler, compute):

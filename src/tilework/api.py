@@ -322,7 +322,7 @@ def image_meta(array: Any) -> ImageMeta | None:
 
     found = find_spec(array)
     if found is not None:
-        return found.spec.metas[found.number] if found.spec.metas else None
+        return found.meta
     return open_source(array, masked=True).meta
 
 

@@ -26,6 +26,8 @@ BOUNDARIES = ("reflect", "symmetric", "edge", "wrap", "constant")
 WINDOWS = ("average", "linear", "hann", "gaussian")
 OWN = ("callable", "arrays", "map")
 EXTREMES = ("max", "min")
+EXACT = ("trim", *EXTREMES)
+ALL = (*EXACT, *WINDOWS, *OWN, "sum")
 TILES = 200  # at most: the oracle needs about 0.1 ms for each
 SAMPLES = 100_000  # in all crops together, so that an example takes some 10 ms
 

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 import tilework as tw
 from tests.laws.engine_functions import LAYOUTS, PerTile
 from tests.laws.engine_strategies import (
+    ALL,
     EXTREMES,
-    OWN,
-    WINDOWS,
     Case,
     assert_close,
     assert_same_bits,
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 
 FILL = -777
-ALL = ("trim", *EXTREMES, *WINDOWS, *OWN, "sum")
 layouts = st.sampled_from(LAYOUTS)
 
 

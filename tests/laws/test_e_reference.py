@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import tilework as tw
 from tests.laws.engine_functions import LAYOUTS, PerTile
 from tests.laws.engine_strategies import (
+    ALL,
+    EXACT,
     EXTREMES,
     OWN,
     WINDOWS,
@@ -33,8 +35,6 @@ from tilework.graph.build import plan_of
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 
 FILL = -777
-EXACT = ("trim", *EXTREMES)
-ALL = (*EXACT, *WINDOWS, *OWN, "sum")
 SCALES = (1, 1, 2, Fraction(1, 2), Fraction(2, 3), 3)
 layouts = st.sampled_from(LAYOUTS)
 

@@ -18,7 +18,14 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.laws.engine_functions import LAYOUTS
-from tests.laws.engine_strategies import EXTREMES, OWN, WINDOWS, Case, assert_same_bits, cases, masks, tiled
+from tests.laws.engine_strategies import (
+    ALL,
+    Case,
+    assert_same_bits,
+    cases,
+    masks,
+    tiled,
+)
 from tests.laws.test_e_invariance import Rough, dull
 from tests.laws.test_l_view import keys, needed
 from tests.sampling import share
@@ -32,7 +39,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 
-ALL = ("trim", *EXTREMES, *WINDOWS, *OWN, "sum")
 SCALES = (1, 1, 2, Fraction(1, 2), Fraction(3, 2))
 
 

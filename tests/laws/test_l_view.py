@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.laws.engine_functions import LAYOUTS
-from tests.laws.engine_strategies import EXTREMES, OWN, WINDOWS, Case, assert_same_bits, cases, masks, tiled
+from tests.laws.engine_strategies import (
+    ALL,
+    Case,
+    assert_same_bits,
+    cases,
+    masks,
+    tiled,
+)
 from tests.laws.test_e_invariance import Rough, dull
 from tests.sampling import share
 from tilework.graph.build import find_spec, plan_of
@@ -27,8 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
-
-ALL = ("trim", *EXTREMES, *WINDOWS, *OWN, "sum")
 
 
 def smoothed(crop: np.ndarray) -> np.ndarray:

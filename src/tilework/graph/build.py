@@ -17,6 +17,7 @@ from dask.tokenize import TokenizationError
 
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
+from tilework.formats.meta import ImageMeta
 from tilework.function.load_once import LoadOnce
 from tilework.function.output import BoundOutput
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
@@ -131,6 +132,11 @@ class Found(NamedTuple):
     def output(self) -> BoundOutput:
         """The output of this array."""
         return self.spec.outputs[self.number]
+
+    @property
+    def meta(self) -> ImageMeta | None:
+        """What the samples of this array mean; None if that is not known."""
+        return self.spec.metas[self.number] if self.spec.metas else None
 
 
 def bare(array: Any) -> Any:

@@ -16,6 +16,7 @@ from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.labelled import is_dataset, relabelled
 from tilework.writing.preparing import Asked, by_key, prepare
+from tilework.writing.target import is_array
 
 __all__ = ["compute"]
 
@@ -112,9 +113,7 @@ def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:
     if set(given) != set(keys):
         raise TilingError(f"into must have the members of out, {keys}; got {list(given)}.")
     for array in given.values():
-        if not all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__")) or hasattr(
-            array, "dask"
-        ):
+        if not is_array(array) or hasattr(array, "dask"):
             raise TypeError(f"into must be an array that holds data; got {brief(array)}.")
         if isinstance(array, zarr.Array):
             raise TilingError("to_zarr(out, array) writes into a Zarr array, and can be resumed; use it.")

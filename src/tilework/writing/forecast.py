@@ -10,6 +10,7 @@ from zarr.storage import MemoryStore
 
 from tilework._checks import as_options
 from tilework.execution.where import Where
+from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.jobs import TileJob
 from tilework.writing.many import asked_from
@@ -55,7 +56,7 @@ def forecast(out: Any, options: Mapping[str, Any]) -> tuple[TilePlan, list[tuple
 
 def _units(array: Any) -> tuple[str, str]:
     layout = layout_of(array)
-    number = math.prod(-(-n // u) for n, u in zip(array.shape, layout.unit, strict=True))
+    number = math.prod(ceil_div(n, u) for n, u in zip(array.shape, layout.unit, strict=True))
     shards = "" if layout.shards is None else f" in shards of {layout.shards}"
     return "units", f"{number}, chunks of {layout.chunks}{shards}"
 

@@ -31,6 +31,7 @@ from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level
 from tilework.writing.node import children_at, clear, found_at, home_of
 from tilework.writing.objects import Objects
+from tilework.writing.target import is_array
 
 __all__ = ["AskedImage", "Image"]
 
@@ -91,7 +92,7 @@ class AskedImage:
         found : Found or None
             Its origin, if it is a result of `tiled_map`.
         """
-        if all(hasattr(store, name) for name in ("shape", "dtype", "__setitem__")):
+        if is_array(store):
             raise TilingError(
                 "an OME-Zarr image is a group of arrays; give a store or a group, and path=, not an array."
             )
@@ -151,7 +152,7 @@ class AskedImage:
         if self.meta is not None:
             self.meta.check("the result", array.shape)
             return self.meta
-        known = found.spec.metas[found.number] if found is not None and found.spec.metas else None
+        known = None if found is None else found.meta
         if parent is not None:
             return _inherited(known, parent.meta(), array.shape)
         if known is not None:

@@ -239,7 +239,7 @@ def dims_of(out: Any, found: Mapping[str, Found | None], asked: Asked) -> dict[s
     members = [out] if "" in found else out.values() if isinstance(out, Mapping) else out
     names: dict[str, Sequence[str] | None] = {}
     for (key, origin), member in zip(found.items(), members, strict=True):
-        meta = None if origin is None or not origin.spec.metas else origin.spec.metas[origin.number]
+        meta = None if origin is None else origin.meta
         given: Any = asked.options.get("dimension_names")
         if not (isinstance(given, list | tuple) and all(isinstance(name, str) for name in given)):
             given = None

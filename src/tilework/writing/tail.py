@@ -73,12 +73,12 @@ class Tail:
         """Yield the jobs; ``told`` says which units are done, and is told what they did."""
         for pyramid in self.pyramids:
             number, below = pyramid.number, pyramid.below
-            for level, own, destination in zip(
-                pyramid.levels, pyramid.numbers, pyramid.destinations, strict=True
-            ):
+            coarser = pyramid.coarser(len(pyramid.levels), self.again)
+            for level, one, destination in zip(pyramid.levels, coarser, pyramid.destinations, strict=True):
+                own = one.number
                 right = parents_done(level, told.units[number], Ledger(below.array).unit)
                 now = replace(destination, done=told.units[own])
-                job = LevelJob(self, pyramid, level, below, own, now, right)
+                job = LevelJob(self, level, below, one, now, right)
                 if job.tiles:
                     yield job
                     told.units[own] |= job.told.units[own]
@@ -96,17 +96,15 @@ class LevelJob(WriteJob):
     """Makes the missing units of one level."""
 
     def __init__(
-        self, tail: Tail, pyramid: Pyramid, level: Level, below: Destination, number: int,
-        destination: Destination, right: Bits,
+        self, tail: Tail, level: Level, below: Destination, coarser: Coarser, destination: Destination,
+        right: Bits,
     ) -> None:  # fmt: skip
         title = f"{tail.title}, level {level.number}"
         super().__init__(
-            title, f"{tail.name}-level-{level.number}", {number: destination}, None, tail.retries
+            title, f"{tail.name}-level-{level.number}", {coarser.number: destination}, None, tail.retries
         )
         assert destination.done is not None
-        self.below = Sink(below.array)
-        sink = sink_of(destination, (), tail.again, {})
-        self.coarser = Coarser(number, sink, level.axes, level.factors, pyramid.method, pyramid.nodata)
+        self.below, self.coarser = Sink(below.array), coarser
         self.right = right
         """Which units lie above nothing but units that are done; others are written, but not marked."""
         self.boxes = list(_boxes(level, ~destination.done))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
 import tilework as tw
-from tilework.function.labels import renumbered
+from tilework.labels.hints import renumbered
 
 RNG = np.random.default_rng(0)
 IMAGE = (RNG.random((200, 180)) * 255).astype(np.uint8)

@@ -20,8 +20,8 @@ IMPORTERS = ("import_module", "__import__")
 SOURCE = Path(tilework.__file__).parent
 ROOT = Path(__file__).parents[1]
 ROOMS = (
-    "diagnostics", "engine", "execution", "formats", "function", "graph", "grid", "identity", "loops",
-    "plan", "probing", "source", "writing",
+    "diagnostics", "engine", "execution", "formats", "function", "graph", "grid", "identity", "labels",
+    "loops", "plan", "probing", "source", "writing",
 )  # fmt: skip
 
 

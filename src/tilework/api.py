@@ -19,10 +19,10 @@ from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
-from tilework.function.labels import label_warning
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge
 from tilework.grid.weights import Blend
+from tilework.labels.hints import label_warning
 from tilework.plan.arguments import AxisLengths, check_flags, unknown_argument
 from tilework.plan.by_dim import ordered
 from tilework.plan.deviation import with_deviation

@@ -29,9 +29,9 @@ import numpy as np
 from tilework._types import Array, Floats, Index, Span
 from tilework.diagnostics.closeness import Gap, distance
 from tilework.diagnostics.untiled import Untiled, Window, step_of
-from tilework.function.labels import INDEPENDENT, renumbered
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box
+from tilework.labels.hints import INDEPENDENT, renumbered
 
 __all__ = ["Case", "Cause", "causes_of"]
 

@@ -18,9 +18,9 @@ from tilework.diagnostics.untiled import Untiled, Window
 from tilework.diagnostics.viewing import View, members_of, view
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
-from tilework.function.labels import INDEPENDENT
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box
+from tilework.labels.hints import INDEPENDENT
 
 __all__ = ["CheckReport", "check"]
 

@@ -25,7 +25,6 @@ from tilework._checks import (
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.guard import Guard
-from tilework.function.labels import may_be_labels
 from tilework.function.placement import find_axes, normal_axes
 from tilework.grid.axis import AxisGrid
 from tilework.grid.derived import Holder, derived
@@ -40,6 +39,7 @@ from tilework.grid.weights import (
     per_axis,
     profile,
 )
+from tilework.labels.hints import may_be_labels
 
 __all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales", "spread", "with_weights"]
 

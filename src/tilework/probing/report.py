@@ -11,8 +11,8 @@ import numpy as np
 
 from tilework._checks import Report
 from tilework._types import Index, Span
-from tilework.function.labels import may_be_labels
 from tilework.function.output import Output, Outputs, named
+from tilework.labels.hints import may_be_labels
 from tilework.probing.blackbox import size_of
 from tilework.probing.experiment import STEADY, Experiment, Findings
 from tilework.probing.reach import Edge, largest

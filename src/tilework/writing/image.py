@@ -24,9 +24,9 @@ from tilework.errors import TilingError, TilingWarning
 from tilework.formats import ome_zarr
 from tilework.formats.meta import ImageMeta
 from tilework.formats.ome_zarr import OmeImage, check_axes, image_attributes, labels_attributes, read_group
-from tilework.function.labels import may_be_labels
 from tilework.graph.build import Found
 from tilework.identity.location import locate
+from tilework.labels.hints import may_be_labels
 from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level
 from tilework.writing.node import children_at, clear, found_at, home_of

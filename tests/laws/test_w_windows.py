@@ -18,7 +18,7 @@ from tests.reference import window
 from tilework import Output, tiled_map
 from tilework.engine.canvas import Products, add
 from tilework.errors import GridError, TilingError
-from tilework.function.output import BoundOutput, bind
+from tilework.function.bound import BoundOutput, bind
 from tilework.grid.axis import AxisGrid
 from tilework.grid.tiles import TileGrid
 from tilework.grid.weights import AxisWeights, profile

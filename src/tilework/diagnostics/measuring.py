@@ -24,7 +24,7 @@ from tilework.engine.parts import blocks_of, part_of_block, tiles_touching
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.where import Where
-from tilework.function.output import BoundOutput
+from tilework.function.bound import BoundOutput
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
 from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks

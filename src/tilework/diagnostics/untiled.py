@@ -15,8 +15,8 @@ from tilework.engine.canvas import finish
 from tilework.engine.spec import Spec
 from tilework.engine.validity import hide
 from tilework.errors import TilingError
+from tilework.function.bound import BoundOutput
 from tilework.function.calling import as_results, is_batched
-from tilework.function.output import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
 from tilework.plan.arguments import per_axis

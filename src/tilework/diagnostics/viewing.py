@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import flag, is_whole, parse_bytes
+from tilework._checks import flag, is_whole, parse_bytes, warn
 from tilework._types import Array, Index
 from tilework.diagnostics.indexing import Cut, ascending, expand, first_listed, placed, together, whole_of
-from tilework.engine.nan import report
+from tilework.engine.notices import report
 from tilework.engine.parts import (
     Part,
     blocks_of,
@@ -30,7 +30,7 @@ from tilework.engine.parts import (
 )
 from tilework.engine.reading import CropCutter, run_tiles
 from tilework.engine.spec import Spec
-from tilework.errors import TilingError
+from tilework.errors import TilingError, TilingWarning
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
@@ -39,6 +39,7 @@ from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box, Tile
+from tilework.labels.painting import Counts
 from tilework.plan.tile_plan import TilePlan
 from tilework.source import kept
 from tilework.source.base import BlockSource, unmasked
@@ -235,7 +236,7 @@ class View:
                 )
                 # The others with weight there count as left out: a few tiles are to run, whatever the blend.
                 for index, common in blocks_of(spec, number, box):
-                    found.append(part_of_block(spec, number, index, common, partial(_alone, results))[0])
+                    found.append(part_of_block(spec, number, index, common, partial(_alone, results)).block)
                 ran += 1
                 if ran == SAMPLED:
                     break
@@ -310,16 +311,22 @@ class View:
             for along, samples in picks.items()
         ]
         with self._tiles.outside(), self._tiles.lock, kept.task():
-            before, unknown = self._tiles.ran, 0
+            before, unknown, counts = self._tiles.ran, 0, []
             shown = None if run else self._blocks_shown()
             for one_block in itertools.product(*pieces):
                 try:
-                    unknown += self._fill(out, list(picks), axes, list(itertools.product(*one_block)), shown)
+                    members = list(itertools.product(*one_block))
+                    lost, found = self._fill(out, list(picks), axes, members, shown)
+                    unknown += lost
+                    counts += found
                 finally:
                     self._tiles.forget()
             self._say(self._tiles.ran - before)
         if unknown and run:
             report(unknown)
+        told = Counts.joined(counts)
+        if told.doubtful and run:
+            warn(output.doubts(spec.plan.names, told, where=" in this part"), TilingWarning)
         return out
 
     def _blocks_shown(self) -> set[Index]:
@@ -342,11 +349,11 @@ class View:
         axes: Sequence[int],
         pieces: Sequence[tuple[Part, ...]],
         shown: set[Index] | None = None,
-    ) -> int:
+    ) -> tuple[int, list[Counts]]:
         """Write the samples of one block: for each entry of ``pieces``, the product of its members.
 
-        Return how many are ``fill_value`` because they were NaN. With ``shown``, the blocks in which tiles
-        have run, nothing runs, and samples without tiles are left alone.
+        Return how many are ``fill_value`` because they were NaN, and what is doubtful of objects. With
+        ``shown``, the blocks in which tiles have run, nothing runs, and samples without tiles are left alone.
         """
         spec, number = self._tiles.spec, self._number
         block = {
@@ -356,23 +363,24 @@ class View:
         }
         index = tuple(block[a] for a in axes)
         if shown is not None and index not in shown:
-            return 0
+            return 0, []
         boxes = [hull_of(picks, axes, members) for members in pieces]
         wanted = [[t for _, own in tiles_touching(spec, number, index, box) for t in own] for box in boxes]
         last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
         results: dict[int, list[Array] | None] = {}
-        unknown = 0
+        unknown, counts = 0, list[Counts]()
         find = results.__getitem__ if shown is None else self._tiles.peek
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
             if shown is None:
                 # Kept until no later piece needs them, even if the cache drops them.
                 results |= self._tiles.get([t for t in tiles if t.index not in results])
-            part, lost = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
-            unknown += lost
-            take(out, part, picks, members, dict(zip(axes, box.start, strict=True)))
+            part = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
+            unknown += part.unknown
+            counts += [part.counts] if part.counts is not None else []
+            take(out, part.block, picks, members, dict(zip(axes, box.start, strict=True)))
             for done in [n for n in results if last[n] <= k]:
                 del results[done]
-        return unknown
+        return unknown, counts
 
     def _say(self, ran: int) -> None:
         if self._verbose and ran:

@@ -13,9 +13,10 @@ from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.engine.canvas import Partial, Profile, add, plus
 from tilework.engine.spec import Spec
 from tilework.errors import GridError
-from tilework.function.output import BoundOutput
+from tilework.function.bound import BoundOutput
 from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
+from tilework.labels.painting import Claims, Place, painted
 from tilework.plan.axis_table import Spans
 from tilework.plan.tables import box_any
 
@@ -71,6 +72,8 @@ class Accumulator:
         for partial, room in zip(self.partials, rooms, strict=False):
             partial.room = room
         self._spots = self._no_spots()
+        self.claims: dict[int, list[Claims]] = {}
+        """What each tile claimed, per output of labels."""
 
     def _no_spots(self) -> list[list[dict[int, list[_Spot]]]]:
         """Return places for the spots, by output, axis and number of the tile."""
@@ -94,6 +97,9 @@ class Accumulator:
             columns: list[Any] = list(map(dict.get, self._spots[number], position))
             if not all(columns):
                 columns = [self._spot(number, d, i) for d, i in enumerate(position)]
+            if output.kind == "own":
+                result, claims = painted(result, place_of(output, position))
+                self.claims.setdefault(number, []).append(claims)
             for spots in itertools.product(*columns):
                 self._add(number, output, position, spots, result)
 
@@ -135,6 +141,19 @@ class Accumulator:
                 found.append(_Spot(part, target, values, weights))
         self._spots[number][d][i] = found
         return found
+
+
+def place_of(output: BoundOutput, position: Index) -> Place:
+    """Return where the result of the tile at ``position`` lies, without ``each`` axes."""
+    n = output.n_each
+    crop = [(0, length) for length in output.shape]
+    core = list(crop)
+    extents = list(output.shape)
+    for axis, weights, i in zip(output.axes, output.weights[n:], position[n:], strict=True):
+        crop[axis], extents[axis] = weights.result(i), weights.extent
+        start, stop = weights.grid.core(i)
+        core[axis] = weights.scaled(start), weights.scaled(stop)
+    return Place(tuple(crop), tuple(core), tuple(extents), output.axes)
 
 
 def _box_of(spans: Sequence[Sequence[Span]], number: Index) -> Box:

@@ -22,16 +22,17 @@ import numpy as np
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish, real_dtype
-from tilework.engine.nan import report
+from tilework.engine.notices import report, tell
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.engine.validity import hide
+from tilework.function.bound import BoundOutput
 from tilework.function.guard import Guard
 from tilework.function.load_once import in_task
-from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
+from tilework.labels.painting import Claims, Counts, shown
 from tilework.source import kept
 
 __all__ = [
@@ -69,6 +70,8 @@ class Group:
     """Numbers of the tiles that have no result: left out by the skip predicate, or failed."""
     failures: list[Failure] = field(default_factory=list)
     """Tiles that failed, if a failure does not end the run."""
+    claims: dict[int, Claims] = field(default_factory=dict)
+    """What the tiles claimed, per output of labels."""
     seams: dict[Index, Group] = field(default_factory=dict)
     """The sums in later blocks, by the step to each; with memory of their own, so they may wait alone."""
 
@@ -121,7 +124,8 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     for owner, accumulator in sums.items():
         if accumulator in used or (owned and owner == index):
             seams = {s: Group(accumulator.seam(s, canvases[owner]), owner, skipped, failures) for s in steps}
-            groups.append(Group(accumulator.partials, owner, skipped, failures, seams))
+            claims = {k: Claims.joined(found) for k, found in accumulator.claims.items()}
+            groups.append(Group(accumulator.partials, owner, skipped, failures, claims, seams))
     return groups
 
 
@@ -165,6 +169,8 @@ class Assembled:
     """Failed tiles that have weight in it."""
     unknown: int = 0
     """How many samples are ``fill_value`` because they were NaN and the dtype is an integer."""
+    counts: dict[int, Counts] = field(default_factory=dict)
+    """What is doubtful about the objects, per output of labels."""
 
 
 def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
@@ -173,6 +179,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     failures = {f.tile.index: f for group in groups for f in group.failures}
     skipped = {number for group in groups for number in group.skipped}
     blocks, unknown = [], 0
+    counts: dict[int, Counts] = {}
     v, image, bits = spec.validity, spec.plan.box(index), None
     if v is not None:
         bits = combine(v.output, image, [group.partials[-1] for group in groups])
@@ -186,11 +193,16 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
             reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
             if v is not None and bits is not None:
                 reached = hide(output, total, reached, v.of_result(output, box, bits, image))
+            if output.kind == "own":
+                total, contested, unclaimed = shown(total)
+                own = (group.claims.get(k) for group in groups if group.owner == index)
+                counts[k] = Counts(contested, unclaimed, Claims.joined(c for c in own if c is not None))
             with _reducing(output, box):
                 block, lost = finish(output, total, reached, divisor)
             blocks.append(block)
             unknown += lost
-    return Assembled(tuple(blocks) if spec.many else blocks[0], list(failures.values()), unknown)
+    result = tuple(blocks) if spec.many else blocks[0]
+    return Assembled(result, list(failures.values()), unknown, counts)
 
 
 def _reducing(output: BoundOutput, box: Box) -> AbstractContextManager[None]:
@@ -205,6 +217,10 @@ def make_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Block:
     assembled = assemble(gather, spec, index, *args)
     if assembled.unknown and spec.notice.begins(index):
         report()
+    for k, counts in assembled.counts.items():
+        if counts.doubtful and spec.doubts.begins((k, *index)):
+            where = f" (block {', '.join(map(str, index))}; others may follow)"
+            tell(spec.outputs[k].doubts(spec.plan.names, counts, where=where))
     return assembled.block
 
 

@@ -12,9 +12,11 @@ import numpy as np
 
 from tilework._types import Array
 from tilework.errors import ContractError
-from tilework.function.output import BoundOutput, spread
+from tilework.function.bound import BoundOutput, spread
 from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
+from tilework.labels.painting import NOTHING, combined
+from tilework.labels.runs import check_ids
 
 __all__ = ["Partial", "Products", "Profile", "add", "check_dtype", "combine", "finish", "plus", "real_dtype"]
 
@@ -97,7 +99,9 @@ def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | 
     shape = output.layout(box.shape)
     fits = room is not None and room.dtype == dtype and room.shape == shape and not output.compensated
     value: Any = 0
-    if output.kind in ("max", "min"):
+    if output.kind == "own":
+        value = NOTHING
+    elif output.kind in ("max", "min"):
         sign = -1 if output.kind == "max" else 1
         value = sign * np.inf
         if dtype.kind != "f":
@@ -112,6 +116,9 @@ def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | 
 
 def check_dtype(output: BoundOutput, values: Array) -> None:
     """Raise a `ContractError` if results cannot be cast to the declared dtype without a change of meaning."""
+    if output.kind == "own":
+        check_ids(values, "the function returned")
+        return
     have, want = values.dtype, output.dtype
     if output.reduce is not None or have == want:
         return
@@ -157,6 +164,8 @@ def add(
     elif kind in ("max", "min"):
         pick = np.maximum if kind == "max" else np.minimum
         pick(target, values, out=target, casting="unsafe")
+    elif kind == "own":
+        combined(target, values)
     elif kind == "sum":
         plus((target, lost), values, average=False)
     else:
@@ -465,6 +474,8 @@ def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | 
             sums[...] = source
         elif output.kind in ("max", "min"):
             (np.maximum if output.kind == "max" else np.minimum)(sums, source, out=sums)
+        elif output.kind == "own":
+            combined(sums, source)
         else:
             plus(target, source, average=output.weighted)
             if lost is not None and target[1] is not None:

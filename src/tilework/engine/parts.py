@@ -23,9 +23,11 @@ from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.validity import hide
 from tilework.grid.tiles import Box, Tile
+from tilework.labels.painting import Claims, Counts, shown
 
 __all__ = [
     "Part",
+    "Piece",
     "blocks_of",
     "edges_of",
     "hull_of",
@@ -37,6 +39,18 @@ __all__ = [
 ]
 
 Results = list[Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a block of one output, finished."""
+
+    block: Array
+    """Its samples."""
+    unknown: int = 0
+    """How many samples are ``fill_value`` because they were NaN and the dtype is an integer."""
+    counts: Counts | None = None
+    """What is doubtful about the objects, for labels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +177,8 @@ def _common(own: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
 
 def part_of_block(
     spec: Spec, number: int, index: Index, box: Box, results: Callable[[Tile], Results | None]
-) -> tuple[Array, int]:
+) -> Piece:
     """Return ``box``, a part of block ``index`` of output ``number``.
-
-    The number is that of samples that are ``fill_value`` because they were NaN and the dtype is an integer.
 
     Parameters
     ----------
@@ -179,6 +191,8 @@ def part_of_block(
     if v is not None:
         image = v.under(output, box)
     skipped, partials, bits = set(), [], []
+    claims: list[Claims] = []
+    counts = None
     for owner, tiles in tiles_touching(spec, number, index, box):
         wanted = {number: box} if v is None else {number: box, len(spec.outputs): image}
         canvases = [] if owner == index else canvas_boxes(spec, owner)
@@ -193,10 +207,15 @@ def part_of_block(
                 accumulator.add(tile.position, found)
         partials.append(accumulator.partials[number])
         bits.append(accumulator.partials[-1])
+        claims += accumulator.claims.get(number, ())
     total = combine(output, box, partials)
     if total is None:
-        return output.fill(box.shape), 0
+        return Piece(output.fill(box.shape))
     reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
     if v is not None and (valid := combine(v.output, image, bits)) is not None:
         reached = hide(output, total, reached, v.of_result(output, box, valid, image))
-    return finish(output, total, reached, divisor)
+    if output.kind == "own":
+        total, contested, unclaimed = shown(total)
+        counts = Counts(contested, unclaimed, Claims.joined(claims))
+    block, unknown = finish(output, total, reached, divisor)
+    return Piece(block, unknown, counts)

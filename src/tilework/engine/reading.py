@@ -20,9 +20,9 @@ from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.engine.validity import Validity
 from tilework.errors import ContractError, TilingError
+from tilework.function.bound import BoundOutput
 from tilework.function.calling import as_results, is_batched
 from tilework.function.guard import Guard
-from tilework.function.output import BoundOutput
 from tilework.grid.tiles import Tile
 from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource

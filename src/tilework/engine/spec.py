@@ -10,10 +10,10 @@ import numpy as np
 
 from tilework._types import Array, Function, Index, Predicate, Span
 from tilework.engine.canvas import Products
-from tilework.engine.nan import Notice
+from tilework.engine.notices import Notice
 from tilework.engine.validity import Validity, validity_of
 from tilework.formats.meta import ImageMeta
-from tilework.function.output import BoundOutput
+from tilework.function.bound import BoundOutput
 from tilework.grid.tiles import Box
 from tilework.plan.decoding import Kept, kept_chunks
 from tilework.plan.nodata import Valid
@@ -67,6 +67,8 @@ class Spec:
     """What the samples of each output mean; None where nothing is known."""
     notice: Notice = field(default_factory=Notice)
     """Whether NaN in an integer result was reported."""
+    doubts: Notice = field(default_factory=Notice)
+    """Whether doubtful objects were reported."""
     products: Products = field(default_factory=Products)
     """Products of the weights, in this process."""
 

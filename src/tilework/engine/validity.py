@@ -8,13 +8,14 @@ A sample where no tile ran has no bits, and no result either.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tilework._types import Array, Bits, Index, Span
-from tilework.function.output import BoundOutput, Output, bind, spread
+from tilework.function.bound import BoundOutput, bind, spread
+from tilework.function.output import Output
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box
 from tilework.plan.axis_table import Spans
@@ -136,9 +137,12 @@ def validity_of(
     outputs : sequence of BoundOutput
         With their weights.
     """
-    # The supports of blends contain the cores, and all outputs have one rim.
-    like = next((k for k, o in enumerate(outputs) if o.kind != "trim"), 0)
-    blend = "trim" if outputs[like].kind == "trim" else "max"
+    # The supports of labels, which have no rim, contain those of blends, which contain the cores.
+    kinds = [o.kind if o.kind in ("own", "trim") else "blend" for o in outputs]
+    like = next(kinds.index(kind) for kind in ("own", "blend", "trim") if kind in kinds)
+    blend = "trim" if kinds[like] == "trim" else "max"
+    if kinds[like] == "own":
+        layout = replace(layout, rim=(0,) * len(layout.rim))
     bits = bind(
         None, Output(bool, channels=0, margin=layout.margin, blend=blend), crop_shape=layout.crop,
         crop_axes=tuple(range(len(layout.crop))), crop=layout.crop, margin=layout.margin, blend=blend,

@@ -1,11 +1,10 @@
-"""Outputs of a function: declared by `Output` or found by one call on zeros, then bound to the crops."""
+"""Declarations of what a function returns."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -16,39 +15,23 @@ from tilework._checks import (
     brief,
     check_scalar,
     is_whole,
-    positive,
-    scalar,
+    one_of,
     sequence,
     whole,
     wholes,
 )
-from tilework._types import Array, Floats, Index
-from tilework.errors import ContractError, GridError, TilingError
-from tilework.function.guard import Guard
-from tilework.function.placement import find_axes, normal_axes
-from tilework.grid.axis import AxisGrid
-from tilework.grid.derived import Holder, derived
-from tilework.grid.tiles import Box
+from tilework._types import Array, Index
+from tilework.errors import GridError, TilingError
 from tilework.grid.weights import (
-    PLAIN,
-    AxisWeights,
     Blend,
-    accumulation_dtype,
-    importance_map,
-    kind_of,
-    per_axis,
-    profile,
 )
-from tilework.labels.hints import may_be_labels
 
-__all__ = ["BoundOutput", "Output", "bind", "margins", "named", "scales", "spread", "with_weights"]
+__all__ = ["Output", "Outputs", "Reduce", "margins", "named", "scales"]
 
 Reduce = Literal["argmax"] | Callable[[Array], Any]
 
-UNWEIGHTED = ("trim", "max", "min", "sum")
-"""Blends that do not multiply by weights."""
-# Ratio of smallest to largest weight below which a corner without neighbours would vanish in float32.
-STEEP = 1e-30
+LABELS = ("own",)
+"""Ways to make labels of a whole image from those of crops."""
 # Largest scale: positions in a result must fit into 64 bits, and an axis may hold 1e15 image samples.
 LARGEST = 4096
 # Most samples along an axis of a result.
@@ -88,6 +71,13 @@ class Output:
         Value where no crop ran; overrides the ``fill_value`` of `tiled_map`.
     channel_names : sequence of str, optional
         Names of the channels that the function returns, for formats that store them and for xarray.
+    labels : "own", optional
+        The function returns labels: integers, 0 for the background and one id for each object of the crop.
+        The tile whose core holds the centre of an object's bounding box paints it, whole. The result equals
+        the labels of the whole image if no object is longer than ``2 * overlap + 1`` along any axis, or
+        ``2 * (overlap - r) - 1`` where the function looks ``r`` samples far. The lazy result has dtype int64,
+        and the id of an object is 1 plus the raveled position of its first sample; `to_zarr` numbers objects
+        1, 2, 3... in this order and writes ``dtype``, by default uint32.
 
     Examples
     --------
@@ -106,6 +96,7 @@ class Output:
     reduce: Reduce | None = None
     fill_value: Any = None
     channel_names: tuple[str, ...] | None = None
+    labels: str | None = None
 
     def __init__(
         self,
@@ -121,6 +112,7 @@ class Output:
         reduce: Reduce | None = None,
         fill_value: Any = None,
         channel_names: Sequence[str] | None = None,
+        labels: str | None = None,
     ) -> None:
         channels = None if channels is None else whole("channels", channels)
         shape = None if shape is None else wholes("shape", shape)
@@ -138,16 +130,33 @@ class Output:
             channel_names = _channel_names(channel_names, channels, reduce)
         if dtype is not None:
             as_dtype(dtype)
+        if labels is not None:
+            _check_labels(labels, dtype, blend=blend, reduce=reduce, fill_value=fill_value)
         if fill_value is not None:
             check_scalar("fill_value", fill_value)
         for check, value in ((scales, scale), (_margin, margin)):
             check(value, len(value) if isinstance(value, list | tuple) else 1)
         values = (
             dtype, channels, whole("channel_axis", channel_axis), scale, margin, shape, axes, blend, reduce,
-            fill_value, channel_names,
+            fill_value, channel_names, labels,
         )  # fmt: skip
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
+
+
+def _check_labels(labels: str, dtype: Any, **others: Any) -> None:
+    """Raise unless an output of labels says nothing that contradicts it."""
+    one_of("labels", labels, LABELS)
+    given = {name: value for name, value in others.items() if value is not None}
+    if others["fill_value"] is not None and not np.any(others["fill_value"]):
+        del given["fill_value"]  # 0 is the background
+    for name, value in given.items():
+        raise TilingError(
+            f"{name}={brief(value)} is not for labels: objects are painted whole, by one tile each, on a "
+            f"background of 0. Leave {name} out."
+        )
+    if dtype is not None and as_dtype(dtype).kind not in "iu":
+        raise TilingError(f'labels are stored as integers; got dtype {as_dtype(dtype)}. Use "uint32".')
 
 
 def _channel_names(names: Any, channels: int | None, reduce: Reduce | None) -> tuple[str, ...]:
@@ -162,133 +171,6 @@ def _channel_names(names: Any, channels: int | None, reduce: Reduce | None) -> t
 
 
 Outputs = Output | Sequence[Output] | Mapping[Any, Output]
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class BoundOutput(Holder):
-    """One output of one `tiled_map`: everything that its blocks need, including its weights."""
-
-    key: int | str | None
-    """Its key in the tuple or dict that the function returns; None when it returns one array."""
-    dtype: np.dtype[Any]
-    """Dtype of the returned array."""
-    values: np.dtype[Any] | None
-    """Dtype of the function's result, if the function was called on zeros."""
-    shape: Index
-    """Shape of the function's result for a full crop, batch excluded, samples."""
-    axes: Index
-    """Positions of the tiled axes in ``shape``."""
-    scale: tuple[Fraction, ...]
-    """Result samples per image sample, per tiled axis."""
-    blend: Blend
-    """The blend as given."""
-    kind: str
-    """The word of the blend, or "window"."""
-    reduce: Reduce | None
-    """Applied to each normalised block."""
-    channel_axis: int | None
-    """Axis of ``shape`` that an argmax removes."""
-    fill_value: Any
-    """Value where no crop ran, of ``dtype``."""
-    reduced_shape: Index
-    """``shape`` after reducing."""
-    reduced_axes: Index
-    """``axes`` after reducing."""
-    steep: bool = False
-    """Whether the weights exceed the range of float32, so that sums need float64."""
-    compensated: bool = False
-    """Whether so many crops lie on a sample that sums keep what rounding takes from them."""
-    sigma_scale: float = 0.125
-    """Standard deviation of a gaussian window, as a fraction of the crop."""
-    weights: tuple[AxisWeights, ...] = ()
-    """Places of results, and windows where these are separable; per grid axis, ``each`` axes first."""
-    importance: Floats | None = None
-    """N-D weights over the tiled axes of a full crop's result; None if they are separable."""
-    factor: float = 1.0
-    """Factor of ``importance``, so that the weights of all crops on a sample sum to less than 1."""
-    n_each: int = 0
-    """How many grid axes are ``each`` axes."""
-
-    @property
-    def weighted(self) -> bool:
-        """Whether results are multiplied by weights."""
-        return self.kind not in UNWEIGHTED
-
-    @property
-    def grid_axes(self) -> list[int]:
-        """The axis of the returned array for every grid axis."""
-        return [*range(self.n_each), *(self.n_each + a for a in self.reduced_axes)]
-
-    def accumulator(self, values: np.dtype[Any] | None = None) -> np.dtype[Any]:
-        """Return the dtype in which results of dtype ``values`` are combined."""
-        values = values or self.values or (self.dtype if self.reduce is None else np.dtype(np.float32))
-        dtype = accumulation_dtype(values, self.kind)
-        dtype = np.result_type(dtype, np.float64) if self.steep else dtype
-        wider = self.reduce is None and self.kind != "trim" and self.dtype.kind in "fc"
-        return np.result_type(dtype, accumulation_dtype(self.dtype, self.kind)) if wider else dtype
-
-    @property
-    def sum_bytes(self) -> int:
-        """Bytes of one value while it is combined."""
-        return self.accumulator().itemsize * (2 if self.compensated else 1)
-
-    def region(self, box: Box) -> Box:
-        """Return an image box in result samples."""
-        return Box(
-            tuple(w.scaled(a) for w, a in zip(self.weights, box.start, strict=True)),
-            tuple(w.scaled(b) for w, b in zip(self.weights, box.stop, strict=True)),
-        )
-
-    def index(self, spans: Sequence[slice]) -> tuple[slice, ...]:
-        """Return slices per grid axis as an index into an array of the function's layout."""
-        if not self.n_each and self.axes == tuple(range(len(self.shape))):
-            return tuple(spans)  # every tile asks, several times
-        index = [*spans[: self.n_each], *[slice(None)] * len(self.shape)]
-        for axis, span in zip(self.axes, spans[self.n_each :], strict=True):
-            index[self.n_each + axis] = span
-        return tuple(index)
-
-    def place(self, box: Box) -> tuple[slice, ...]:
-        """Return result samples per grid axis as an index into the returned array."""
-        spans = [slice(None)] * (self.n_each + len(self.reduced_shape))
-        for axis, span in zip(self.grid_axes, box.slices, strict=True):
-            spans[axis] = span
-        return tuple(spans)
-
-    def layout(self, lengths: Sequence[int], *, reduced: bool = False) -> tuple[int, ...]:
-        """Return the shape of an array of this output with ``lengths`` per grid axis."""
-        shape = list(self.reduced_shape if reduced else self.shape)
-        for axis, n in zip(self.reduced_axes if reduced else self.axes, lengths[self.n_each :], strict=True):
-            shape[axis] = n
-        return (*lengths[: self.n_each], *shape)
-
-    @derived
-    def _uniform(self) -> bool:
-        """Whether it is certain that the results of all crops have one shape."""
-        return all(w.scale == 1 and w.grid.edge != "clip" for w in self.weights)
-
-    def shape_at(self, position: Index) -> Index:
-        """Return the shape of the function's result for the crop at ``position``, batch excluded."""
-        if self._uniform:
-            return self.shape
-        spans = [w.result(i) for w, i in zip(self.weights, position, strict=True)]
-        return self.layout([b - a for a, b in spans])[self.n_each :]
-
-    def spread(self, flat: Floats, *, reduced: bool = False) -> Floats:
-        """Return an array over the grid axes with axes added, so that it broadcasts over the output."""
-        axes, shape = (self.reduced_axes, self.reduced_shape) if reduced else (self.axes, self.shape)
-        return spread(flat, axes, len(shape), self.n_each)
-
-    def fill(self, lengths: Sequence[int]) -> Array:
-        """Return an array of the fill value, ``lengths`` per grid axis, for a part in which nothing ran."""
-        return np.full(self.layout(lengths, reduced=True), self.fill_value, self.dtype)
-
-
-def spread(flat: Floats, axes: Sequence[int], ndim: int, n_each: int = 0) -> Floats:
-    """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` axes."""
-    order = sorted(range(len(axes)), key=lambda t: axes[t])
-    flat = flat.transpose([*range(n_each), *(n_each + t for t in order)])
-    return np.expand_dims(flat, [n_each + a for a in range(ndim) if a not in axes])
 
 
 def named(outputs: Outputs) -> list[tuple[int | str | None, Output]]:
@@ -346,248 +228,3 @@ def scales(scale: Any, n_axes: int) -> tuple[Fraction, ...]:
             f"scale must be positive whole numbers or Fractions, at most {LARGEST}; got {brief(scale)}."
         )
     return fractions
-
-
-def bind(
-    key: int | str | None,
-    output: Output,
-    *,
-    crop_shape: Index,
-    crop_axes: Index,
-    crop: Index,
-    margin: tuple[tuple[int, int], ...],
-    blend: Blend,
-    fill_value: Any,
-    result: Array | None,
-) -> BoundOutput:
-    """Return ``output`` bound to the crops of one call.
-
-    Parameters
-    ----------
-    result : numpy.ndarray or None
-        Result of the function for a crop of zeros, if it was called.
-    """
-    scale = scales(output.scale, len(crop))
-    lengths = tuple(math.ceil((c - sum(m)) * s) for c, m, s in zip(crop, margin, scale, strict=True))
-    if result is not None and output.channels is None and output.shape is None:
-        # Nothing was said about the untiled axes: they are those of the result.
-        shape = result.shape
-        axes = _axes_of(key, output, shape, crop_shape, crop_axes, lengths)
-    else:
-        shape, axes = place(output, crop_shape, crop_axes, lengths)
-        if result is not None and result.shape != shape:
-            raise ContractError(f"the function returned shape {result.shape}; the declared one is {shape}.")
-    blend = blend if output.blend is None else output.blend
-    kind = kind_of(blend)
-    values = None if result is None else result.dtype
-    channel = _channel(output, shape, axes) if output.reduce == "argmax" else None
-    dtype = _dtype(output, values, shape, channel)
-    reduced_shape, reduced_axes = _reduced(output.reduce, shape, axes, channel)
-    _check_names(output.channel_names, reduced_shape, reduced_axes)
-    fill = fill_value if output.fill_value is None else output.fill_value
-    bound = BoundOutput(
-        key=key, dtype=dtype, values=values, shape=shape, axes=axes, scale=scale, blend=blend, kind=kind,
-        reduce=output.reduce, channel_axis=channel, fill_value=scalar("fill_value", fill, dtype),
-        reduced_shape=reduced_shape, reduced_axes=reduced_axes,
-    )  # fmt: skip
-    _check_blend(output, bound)
-    return bound
-
-
-def with_weights(
-    output: BoundOutput,
-    grids: Sequence[AxisGrid],
-    *,
-    names: Sequence[str],
-    rim: Index,
-    n_each: int,
-    sigma_scale: float,
-) -> BoundOutput:
-    """Return ``output`` with its weights on ``grids``, ``each`` axes first.
-
-    Parameters
-    ----------
-    names : sequence of str
-        Names of the grid axes, for messages.
-    rim : tuple of int, image samples per side and grid axis
-    sigma_scale : float
-        Standard deviation of a gaussian window, as a fraction of the crop.
-
-    Raises
-    ------
-    GridError
-        If a window leaves a sample without weight, or does not have the shape of a result.
-    TilingError
-        If ``sigma_scale`` is not positive.
-    """
-    trim = output.kind == "trim"
-    if output.weighted and not positive("sigma_scale", sigma_scale):
-        raise TilingError(f"sigma_scale must be positive; got {sigma_scale}.")
-    scale = (Fraction(1),) * n_each + output.scale
-    windows = per_axis(output.blend, len(grids) - n_each) if output.weighted else None
-    weights: list[AxisWeights] = []
-    for d, grid in enumerate(grids):
-        given = windows[d - n_each] if windows is not None and d >= n_each else None
-        # Equal axes share their weights, and all that is derived from them.
-        same = (e for e in range(n_each, d) if windows is not None and windows[e - n_each] is given)
-        twin = next((e for e in same if (grids[e], rim[e], scale[e]) == (grid, rim[d], scale[d])), None)
-        if twin is not None:
-            weights.append(weights[twin])
-            continue
-        axis = AxisWeights(grid, None, None if trim else rim[d], scale[d])
-        if given is not None:
-            zeros = axis.scaled(rim[d])
-            window = profile(given, axis.length, zeros, sigma_scale)
-            axis = AxisWeights(grid, window, axis.rim, axis.scale)
-            if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):
-                axis = axis.covering(names[d])
-        weights.append(axis)
-    crops = math.prod(axis.most for axis in weights)
-    free = output.weighted and windows is None
-    importance = importance_map(output.blend, weights[n_each:], names[n_each:]) if free else None
-    maps = [importance] if importance is not None else [w.window for w in weights]
-    spans = [m[m > 0].min() / m.max() for m in maps if m is not None and m.any()]
-    return replace(
-        output,
-        steep=math.prod(spans) < STEEP,
-        compensated=(output.weighted or output.kind == "sum") and crops > PLAIN,
-        sigma_scale=float(sigma_scale) if output.kind == "gaussian" else 0.125,
-        weights=tuple(weights),
-        importance=importance,
-        # A power of two changes no bits of the result.
-        factor=1.0 if importance is None else 2.0 ** -math.frexp(float(importance.max()) * crops)[1],
-        n_each=n_each,
-    )
-
-
-def _channel(output: Output, shape: Index, axes: Index) -> int:
-    untiled = [a for a in range(len(shape)) if a not in axes]
-    if len(untiled) == 1:
-        return untiled[0]
-    channel = output.channel_axis % max(1, len(shape))
-    if channel not in untiled:
-        raise TilingError(
-            f'reduce="argmax" needs a channel axis; the result of shape {shape} has untiled axes {untiled} '
-            f"and channel_axis is {output.channel_axis}. Declare channels= or channel_axis=."
-        )
-    return channel
-
-
-def _dtype(output: Output, values: np.dtype[Any] | None, shape: Index, channel: int | None) -> np.dtype[Any]:
-    dtype: np.dtype[Any]
-    if output.dtype is not None:
-        dtype = as_dtype(output.dtype)
-    elif channel is not None:
-        dtype = np.min_scalar_type(max(0, shape[channel] - 1))
-    elif values is not None:
-        dtype = values
-    else:
-        raise TilingError("the dtype of an output is not known; say Output(dtype, ...).")
-    if dtype.hasobject:
-        raise TilingError(
-            f"an output cannot have dtype {dtype}; tilework handles numbers, bool and datetimes."
-        )
-    return np.dtype(dtype)
-
-
-def _reduced(reduce: Reduce | None, shape: Index, axes: Index, channel: int | None) -> tuple[Index, Index]:
-    """Return shape and tiled axes after ``reduce``; a callable is tried on a small block of zeros."""
-    if reduce is None:
-        return shape, axes
-    if channel is not None:
-        kept = [a for a in range(len(shape)) if a != channel]
-        return tuple(shape[a] for a in kept), tuple(kept.index(a) for a in axes)
-    assert callable(reduce)
-    for start in (2, 11, 23):
-        # Lengths that no other axis has identify the tiled axes in the result.
-        free = (n for n in itertools.count(start) if n not in shape)
-        small = list(shape)
-        for axis, length in zip(axes, free, strict=False):
-            small[axis] = length
-        lengths = tuple(small[a] for a in axes)
-        with Guard(lambda: "raised by reduce= on a small block of zeros"):
-            got = np.shape(reduce(np.zeros(small, np.float32)))
-        if all(got.count(n) == 1 for n in lengths):
-            break
-    else:
-        raise ContractError(
-            "reduce must keep the tiled axes; "
-            f"it maps a block of shape {tuple(small)} (tiled axes {axes}) to {got}."
-        )
-    order = [got.index(n) for n in lengths]
-    full = list(got)
-    for axis, source in zip(order, axes, strict=True):
-        full[axis] = shape[source]
-    return tuple(full), tuple(order)
-
-
-def _check_names(names: tuple[str, ...] | None, shape: Index, axes: Index) -> None:
-    """Raise unless the result has an untiled axis with one sample per name."""
-    untiled = [n for a, n in enumerate(shape) if a not in axes]
-    if names is not None and len(names) not in untiled:
-        raise TilingError(
-            f"channel_names has {len(names)} names; the result of shape {shape} has untiled axes of lengths "
-            f"{untiled}. Give one name per channel."
-        )
-
-
-def _check_blend(output: Output, bound: BoundOutput) -> None:
-    """Raise when the graph is built if a blend would fail, or average labels, in the first task."""
-    known = bound.values or (bound.dtype if bound.reduce is None else None)
-    if known is None:
-        return
-    accumulation_dtype(known, bound.kind)
-    if bound.weighted and may_be_labels(known) and output.dtype is None and output.reduce is None:
-        raise TilingError(
-            f'{known} values would be averaged; labels must not be averaged: use blend="trim". '
-            f'If they are numbers, say so with dtype="{known}".'
-        )
-
-
-# -- positions of the tiled axes in a result --------------------------------------------------------------
-
-
-def _axes_of(
-    key: int | str | None, output: Output, shape: Index, crop_shape: Index, crop_axes: Index, lengths: Index
-) -> Index:
-    """Return the positions of the tiled axes in a result of ``shape``, of which nothing else is declared."""
-    if output.axes is None:
-        usual, axes = place(output, crop_shape, crop_axes, lengths)
-        return axes if shape == usual else find_axes(shape, lengths, crop_shape, crop_axes, key)
-    axes = normal_axes(output.axes, len(shape), len(lengths))
-    if tuple(shape[a] for a in axes) != lengths:
-        raise ContractError(
-            f"the function returned shape {shape}; it must have lengths {lengths} on the tiled axes {axes}."
-        )
-    return axes
-
-
-def place(output: Output, crop_shape: Index, crop_axes: Index, lengths: Index) -> tuple[Index, Index]:
-    """Return the result's shape for a full crop, and the positions of the tiled axes in it."""
-    n = len(lengths)
-    rest = [size for axis, size in enumerate(crop_shape) if axis not in crop_axes]
-    if output.shape is not None:
-        replaced = list(crop_shape)
-        for axis, length in zip(crop_axes, lengths, strict=True):
-            replaced[axis] = length
-        axes = output.axes or find_axes(output.shape, lengths, tuple(replaced), crop_axes)
-        axes = normal_axes(axes, len(output.shape), n)
-        if tuple(output.shape[a] for a in axes) != lengths:
-            raise GridError(
-                f"Output(shape={output.shape}) must have lengths {lengths} (crop less margin, times scale) "
-                f"on the tiled axes {axes}."
-            )
-        return output.shape, axes
-    if output.channels is not None:
-        rest = [output.channels] if output.channels else []
-    ndim = n + len(rest)
-    if output.axes is not None:
-        axes = normal_axes(output.axes, ndim, n)
-    elif output.channels:
-        channel = normal_axes((output.channel_axis,), ndim, 1)[0]
-        axes = tuple(a for a in range(ndim) if a != channel)
-    else:
-        axes = tuple(range(n)) if output.channels == 0 else crop_axes
-    by_axis = dict(zip(axes, lengths, strict=True))
-    others = iter(rest)
-    return tuple(by_axis[a] if a in by_axis else next(others) for a in range(ndim)), axes

@@ -18,8 +18,8 @@ from dask.tokenize import TokenizationError
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
+from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
-from tilework.function.output import BoundOutput
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
@@ -55,7 +55,7 @@ def fn_token(fn: Any) -> Any:
 def name_of(spec: Spec, *more: Any) -> str:
     """Return the deterministic name of a result."""
     outputs = [
-        (o.key, o.shape, o.axes, o.channel_axis, str(o.dtype), None if callable(o.blend) else o.blend)
+        (o.key, o.shape, o.axes, o.channel_axis, *map(str, (o.dtype, o.stored)), _word(o.blend))
         for o in spec.outputs
     ]
     reduces = [fn_token(o.reduce) for o in spec.outputs]
@@ -69,6 +69,10 @@ def name_of(spec: Spec, *more: Any) -> str:
         calls += [[(t.name, t.source, t.axes, repr(t.nodata)) for t in v.terms], repr(v.fills)]
     token = tokenize(facts, calls, *more)
     return f"tiled_map-{token}"
+
+
+def _word(blend: Any) -> Any:
+    return None if callable(blend) else blend
 
 
 def chunks_of(spec: Spec, output: BoundOutput) -> tuple[tuple[int, ...], ...]:

@@ -543,6 +543,8 @@ def accumulation_dtype(dtype: np.dtype[Any], kind: str) -> np.dtype[Any]:
     """
     if kind == "trim":
         return dtype
+    if kind == "own":
+        return np.dtype(np.int64)
     if kind in ("max", "min"):
         if dtype.kind not in "biuf":
             raise TilingError(

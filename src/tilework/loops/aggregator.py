@@ -11,7 +11,7 @@ import numpy as np
 from tilework._checks import as_dtype, as_numbers, flag, noted, of_type, one_of, warn, whole, wholes
 from tilework._types import Array, Index
 from tilework.engine.canvas import check_dtype
-from tilework.engine.nan import report
+from tilework.engine.notices import report
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.calling import as_array, is_tensor
 from tilework.function.output import scales

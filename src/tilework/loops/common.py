@@ -11,7 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 
 from tilework._types import Index
 from tilework.errors import ContractError, GridError, TilingError
-from tilework.function.output import BoundOutput, Output, bind
+from tilework.function.bound import BoundOutput, bind
+from tilework.function.output import Output
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import Blend
 from tilework.plan.request import Layout, Request, make_plan, weighed

@@ -28,8 +28,8 @@ from tilework.engine.block import canvas_boxes, spans_of
 from tilework.engine.canvas import Partial, combine, finish, real_dtype
 from tilework.engine.spec import Spec
 from tilework.errors import ContractError, GridError, TilingError
+from tilework.function.bound import UNWEIGHTED, BoundOutput
 from tilework.function.calling import from_tensor, is_tensor
-from tilework.function.output import UNWEIGHTED, BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import BLENDS, Blend, accumulation_dtype, kind_of

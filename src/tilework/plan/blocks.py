@@ -99,6 +99,8 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
         When given chunks are not multiples of the write unit.
     """
     one_of("reuse", request.reuse, ("auto", "share", "recompute"))
+    if request.chunks is not None and request.reuse == "auto" and _paints(plan):
+        _check_supports(plan, request.chunks)
     asked = f"reuse={request.reuse!r} was asked for"
     if request.chunks is not None:
         _check_chunks(plan, request.chunks, request.unit)
@@ -171,13 +173,30 @@ def _check_chunks(plan: TilePlan, chunks: Sequence[int], unit: Sequence[int] | N
             )
 
 
+def _paints(plan: TilePlan) -> bool:
+    """Return whether an output holds objects that tiles paint wherever their crops reach."""
+    return any(output.blend == "own" for output in plan.outputs)
+
+
+def _check_supports(plan: TilePlan, chunks: Sequence[int]) -> None:
+    """Raise if tiles that paint objects reach over more than the next block, so that they would run again."""
+    for name, size, axis, longest in zip(plan.names, chunks, plan.axes, plan.longest, strict=True):
+        if size < min(longest, axis.extent):
+            raise GridError(
+                f"objects reach as far as their crops, so blocks must hold a crop; got chunks of {size} on "
+                f"axis {name}, and crops of {longest}. Leave chunks out, use at least {longest}, or say "
+                'reuse="recompute" to run crops once for each block that they touch.'
+            )
+
+
 # -- the shape ------------------------------------------------------------------------------------------
 
 
 def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     """Return the plan with the largest blocks up to the target that fit into memory and keep workers busy."""
     workers = request.workers or plan.threads
-    enough = (1 + RECOMPUTE_LIMIT) * plan.n_runs
+    limit = 0.0 if _paints(plan) else RECOMPUTE_LIMIT
+    enough = (1 + limit) * plan.n_runs
     fair = math.inf if request.target else _fair(plan, workers)
     error: MemoryBudgetError | None = None
     best, least = None, math.inf
@@ -315,6 +334,7 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     tiles = max(1, plan.n_runs)
     cheapest = min(fitting, key=lambda c: c.rank)
     extra = 0.0 if alone is None else alone.calls / tiles - 1
+    few = 0.0 if _paints(plan) else RECOMPUTE_LIMIT
     why: Notes
     # Rules, read in order; each brings its own reason.
     # 1. The caller has chosen.
@@ -323,7 +343,7 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
         if cheapest.kind == "slabs":
             why = (asked, _slab_reason(cheapest, share, tiles))
     # 2. Blocks that share no tiles fit, and run few tiles twice, or need the fewest calls.
-    elif alone is not None and alone.peak <= limit and (extra <= RECOMPUTE_LIMIT or cheapest is alone):
+    elif alone is not None and alone.peak <= limit and (extra <= few or cheapest is alone):
         best, why = alone, (f"recompute: {extra:.1%} extra calls{_hindrance(share, limit)}",)
     # 3. Blocks share tiles within slabs, one slab after the other.
     elif cheapest.kind == "slabs":

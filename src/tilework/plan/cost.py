@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tilework.grid.axis import ceil_div
+from tilework.labels.owner import limit
 from tilework.plan.decoding import decoded_ratio
 from tilework.plan.tables import shifted
 
@@ -210,9 +211,17 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         lines.append(("padded", f"at the end, samples: {', '.join(padded)}"))
     if plan.counted == "most":
         lines.append(("nodata", "crops without a valid sample do not run; the result there is fill_value"))
+    if any(o.blend == "own" for o in plan.outputs):
+        lines.append(("labels", _labels(plan)))
     if plan.covered < 1:
         lines.append(("covered", f"{plan.covered:.1%} of the image; the rest is fill_value"))
     return [*lines, *(("note", note) for note in plan.notes)]
+
+
+def _labels(plan: BlockPlan) -> str:
+    """Return how large objects may be, image samples."""
+    extents = tuple(limit(a.overlap - max(a.margin)) for a in plan.axes[plan.n_each :])
+    return f"exact if no object is longer than {extents}; 2 * (overlap - r) - 1 where fn looks r samples far"
 
 
 def _by(numbers: Sequence[int]) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 
 from tilework._types import Array, Function
 from tilework.errors import TilingError
+from tilework.function.bound import BoundOutput, bind
 from tilework.function.calling import as_results, is_batched
-from tilework.function.output import BoundOutput, Output, Outputs, bind
+from tilework.function.output import Output, Outputs
 from tilework.plan.request import Layout, Request
 
 __all__ = ["with_deviation"]

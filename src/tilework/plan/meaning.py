@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tilework.formats.meta import Carried, ImageMeta, NewAxis
-from tilework.function.output import BoundOutput, Output
+from tilework.function.bound import BoundOutput
+from tilework.function.output import Output
 from tilework.plan.request import Layout
 from tilework.source.base import Source
 

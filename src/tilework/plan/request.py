@@ -12,7 +12,8 @@ import numpy as np
 from tilework._checks import brief, is_whole, one_of, warn, whole
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
-from tilework.function.output import BoundOutput, Output, Outputs, bind, margins, named, scales, with_weights
+from tilework.function.bound import BoundOutput, bind, with_weights
+from tilework.function.output import Output, Outputs, margins, named, scales
 from tilework.grid.axis import EDGES, AxisGrid, Edge
 from tilework.grid.weights import BLENDS, Blend, kind_of
 from tilework.plan.arguments import (
@@ -197,7 +198,13 @@ def _tiled_grids(
     margin = margins(outputs, n)
     scale = zip(*(scales(o.scale, n) for o in outputs), strict=True)
     quanta = [math.lcm(*(s.denominator for s in column)) for column in scale]
-    kinds = {_kind(request.blend if o.blend is None else o.blend) for o in outputs}
+    # Objects belong to cores, which lie as those of trimmed results.
+    kinds = {"trim" if o.labels else _kind(request.blend if o.blend is None else o.blend) for o in outputs}
+    if request.edge == "drop" and any(o.labels for o in outputs):
+        raise TilingError(
+            'edge="drop" leaves samples out, and with them parts of objects; for labels use "shift", '
+            '"squeeze", "pad" or "clip".'
+        )
     rim = per_axis("rim", request.rim, names)
     if kinds == {"trim"} and any(rim):
         raise TilingError(

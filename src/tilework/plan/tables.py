@@ -21,7 +21,7 @@ import numpy as np
 from tilework._checks import brief, of_type
 from tilework._types import Array, Bits, Ints, Span
 from tilework.errors import GridError
-from tilework.function.output import BoundOutput
+from tilework.function.bound import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid

@@ -12,7 +12,7 @@ import zarr
 
 from tilework._checks import warn
 from tilework._types import Bits, Index
-from tilework.engine.nan import report
+from tilework.engine.notices import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError, TilingWarning
 from tilework.identity.location import locate

@@ -15,7 +15,7 @@ from tilework._checks import brief
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
-from tilework.function.output import BoundOutput
+from tilework.function.bound import BoundOutput
 from tilework.grid.axis import AxisGrid
 from tilework.identity.digests import SHORT, UNKNOWN, digest
 from tilework.identity.stamps import of_array, stamp

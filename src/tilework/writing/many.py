@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from tilework._checks import as_options, as_text, brief, flag, one_of
-from tilework.engine.nan import report
+from tilework.engine.notices import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool

@@ -15,7 +15,7 @@ from tilework._checks import brief, is_whole
 from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.spec import Spec
 from tilework.errors import AlignmentError, TilingError
-from tilework.function.output import BoundOutput
+from tilework.function.bound import BoundOutput
 from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile

@@ -1,4 +1,4 @@
-"""NaN, which an integer result cannot hold: counted in tasks, and reported once per run."""
+"""What tasks notice of their results, reported once per run: NaN in integers, and doubtful objects."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from tilework._checks import warn
 from tilework._types import Index
 from tilework.errors import TilingWarning
 
-__all__ = ["Notice", "report"]
+__all__ = ["Notice", "report", "tell"]
 
 # Blocks, and results, that a process remembers.
 BLOCKS, RESULTS = 4096, 64
 
 
 def report(samples: int | None = None) -> None:
-    """Warn that samples of an integer result were NaN, where the user sees it.
-
-    A worker in another process passes the warning to its client.
-    """
+    """Warn that samples of an integer result were NaN."""
     some = "samples" if samples is None else f"{samples} samples"
     text = (
         f"{some} of the result were NaN, which an integer cannot be; they are fill_value. Declare a float "
         "dtype to keep NaN, or replace it in the function."
     )
+    tell(text)
+
+
+def tell(text: str) -> None:
+    """Warn, where the user sees it; a worker in another process passes the warning to its client."""
     distributed: Any = sys.modules.get("distributed")
     worker = None
     if distributed is not None:
@@ -42,7 +44,7 @@ def report(samples: int | None = None) -> None:
 
 
 class Notice:
-    """Whether a run of one result has reported NaN; copies in one process are the same object.
+    """Whether a run of one result has reported a matter; copies in one process are the same object.
 
     A task does not know its run. A block that is computed again belongs to another one.
     """
@@ -56,7 +58,7 @@ class Notice:
         return _notice, (self.token,)
 
     def begins(self, index: Index) -> bool:
-        """Return whether block ``index``, which holds NaN, is the first such block of a run."""
+        """Return whether block ``index``, which has something to report, is the first such block of a run."""
         with self._lock:
             first = not self._blocks or index in self._blocks
             if first:

@@ -1,0 +1,194 @@
+"""Painting the objects that a tile owns, and adding up what several tiles paint.
+
+A painted sample is one integer that `combined` adds up in any order: the claim on it, above flags. The claim
+is 1 plus the raveled position of the first sample that its object would paint; the smallest claim wins. So
+ids do not depend on tiles, and the flags tell where tiles disagree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tilework._types import Array, Bits, Index, Ints, Span
+from tilework.labels.owner import cut_sides, owned
+from tilework.labels.runs import Runs, raveled
+
+__all__ = ["NOTHING", "Claims", "Counts", "Place", "combined", "painted", "shown"]
+
+FOREGROUND = 1
+"""A sample of an object in the core of its own tile."""
+LOST = 2
+"""A sample on which a claim that is not weak has met another one, and lost."""
+MET = 4
+"""A sample on which two weak claims have met."""
+WEAK = 8
+"""A weak claim, see `owner`; above the other flags, so that of two equal claims the other one wins."""
+FLAGS = 4
+"""Number of flags."""
+PLAIN = FOREGROUND | LOST | MET
+NO_CLAIM = 2**57 - 1
+NOTHING = NO_CLAIM << FLAGS
+"""A sample that nobody claims: the neutral value of `combined`."""
+# Samples that are combined at a time, so that they stay in the processor's cache.
+PIECE = 2**16
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The place of a tile's result in the result of the whole, samples per axis of the result."""
+
+    crop: tuple[Span, ...]
+    """Where the tile has a result; may stick out of the image."""
+    core: tuple[Span, ...]
+    """What it owns."""
+    extents: Index
+    """Extents of the whole."""
+    tiled: Index
+    """The axes that are tiled."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a tile, or several, claimed."""
+
+    ids: Ints
+    """The claims."""
+    large: int = 0
+    """How many objects among them are cut: they touch a cut side, and are longer than is safe."""
+    extent: Index = ()
+    """The largest extents of these per tiled axis, samples of the result; 0 where none is cut."""
+
+    @classmethod
+    def joined(cls, parts: Iterable[Claims]) -> Claims:
+        """Return the claims of several tiles."""
+        found = list(parts)
+        if not found:
+            return cls(np.zeros(0, np.int64))
+        columns = zip(*(c.extent for c in found if c.extent), strict=True)
+        ids = np.concatenate([c.ids for c in found])
+        return cls(ids, sum(c.large for c in found), tuple(map(max, columns)))
+
+
+def painted(result: Array, place: Place) -> tuple[Array, Claims]:
+    """Return what a tile paints: the objects that it owns, whole; and its claims.
+
+    Parameters
+    ----------
+    result : int array
+        The labels of its crop.
+    place : Place
+
+    Returns
+    -------
+    int64 array of the shape of ``result``
+        To be added up by `combined`.
+    Claims
+    """
+    out = np.full(result.shape, NOTHING)
+    inside = tuple(
+        slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(place.crop, place.extents, strict=True)
+    )
+    labels = result[inside]
+    runs = Runs.of(labels)
+    objects = runs.objects()
+    start = [max(0, a) for a, _ in place.crop]
+    low, high = objects.low + start, objects.high + start
+    tiled = list(place.tiled)
+    box = low[:, tiled], high[:, tiled]
+    own = owned(*box, [place.core[a] for a in tiled])
+    claims = 1 + raveled(objects.first, labels.shape, start, place.extents)
+    weak, long = _doubtful(*box, place)
+    values = np.where(own, claims << FLAGS | np.where(weak, WEAK, 0), NOTHING)
+    here = out[inside]
+    here[...] = runs.painted(values[objects.number], NOTHING)
+    core = tuple(slice(a - s, b - s) for (a, b), s in zip(place.core, start, strict=True))
+    here[core] |= np.where(labels[core] != 0, FOREGROUND, 0)
+    large = long & own[:, None]
+    extent = np.where(large, box[1] - box[0], 0).max(axis=0, initial=0)
+    return out, Claims(claims[own], int(large.any(axis=1).sum()), tuple(map(int, extent)))
+
+
+def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:
+    """Return which claims on boxes are weak, and along which axes boxes are cut and too long to be whole.
+
+    A box that its owner's crop cuts is longer than twice the context of the core on that side. With one
+    sample more it may be whole: if it is not, another tile claims some of its samples, or nobody does.
+    """
+    tiled = place.tiled
+    crop, core = ([spans[a] for a in tiled] for spans in (place.crop, place.core))
+    before, after = cut_sides(low, high, crop, [place.extents[a] for a in tiled])
+    lower = np.array([c - a for (a, _), (c, _) in zip(crop, core, strict=True)], np.int64)
+    upper = np.array([b - d for (_, b), (_, d) in zip(crop, core, strict=True)], np.int64)
+    lengths = high - low
+    weak = after & (lengths <= 2 * upper)
+    long = (before & (lengths > 2 * lower + 1)) | (after & (lengths > 2 * upper + 1))
+    return np.asarray(weak.any(axis=1)), np.asarray(long)
+
+
+def combined(target: Array, values: Array) -> None:
+    """Add what another tile paints to ``target``, in place."""
+    for part in _pieces(target.shape):
+        a, b = target[part], values[part]
+        both = (a < NOTHING) & (b < NOTHING)
+        flags = (a | b) & PLAIN
+        a, b = a | PLAIN, b | PLAIN
+        winner = np.minimum(a, b)
+        if both.any():
+            weak = (np.maximum(a, b) & WEAK) != 0
+            flags |= np.where(both & ~weak, LOST, 0)
+            flags |= np.where(both & weak & ((winner & WEAK) != 0), MET, 0)
+        winner ^= PLAIN
+        winner |= flags
+        target[part] = winner
+
+
+def _pieces(shape: Sequence[int]) -> Iterable[slice | tuple[()]]:
+    """Yield slices along the first axis of about `PIECE` samples."""
+    if not shape:
+        return [()]
+    rows = max(1, PIECE // max(1, math.prod(shape[1:])))
+    return [slice(a, a + rows) for a in range(0, shape[0], rows)]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What is doubtful about the objects of a block, or of a whole result."""
+
+    contested: int = 0
+    """Samples that two tiles claim."""
+    unclaimed: int = 0
+    """Samples of objects in the cores of their own tiles that belong to no painted object."""
+    claims: Claims = field(default_factory=lambda: Claims.joined(()))
+    """What the tiles of the block claim."""
+
+    @classmethod
+    def joined(cls, parts: Iterable[Counts]) -> Counts:
+        """Return the counts of several blocks."""
+        found = list(parts)
+        return cls(
+            sum(c.contested for c in found),
+            sum(c.unclaimed for c in found),
+            Claims.joined(c.claims for c in found),
+        )
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether anything is."""
+        return bool(self.contested or self.unclaimed or self.claims.large)
+
+
+def shown(total: Array) -> tuple[Array, int, int]:
+    """Return the ids of painted samples, and how many are contested, and unclaimed.
+
+    0 in ``total`` is a sample that is not shown at all.
+    """
+    ids = total >> FLAGS
+    free = ids == NO_CLAIM
+    ids[free] = 0
+    unclaimed = free & ((total & FOREGROUND) != 0)
+    contested = ((total & LOST) != 0) | ((total & (MET | WEAK)) == (MET | WEAK))
+    return ids, int(np.count_nonzero(contested)), int(np.count_nonzero(unclaimed))

@@ -146,11 +146,9 @@ def _joined(first: Array, edges: Iterable[Array], period: int | None) -> tuple[I
     earliest = np.full(int(of.max()) + 1, np.iinfo(np.int64).max)
     np.minimum.at(earliest, of, places)
     ahead = np.flatnonzero(places == earliest[of])
-    if len(ahead) > len(earliest):
-        # Pieces of one object, of which the first samples are one: any of them is the head.
-        ahead = ahead[np.unique(of[ahead], return_index=True)[1]]
     if period is not None and (places // period != earliest[of] // period).any():
         raise TilingError("an edge joins objects of two indices of the each axes.")
+    # If several pieces have the first sample, the last of them is the head.
     head = np.empty(len(earliest), np.int64)
     head[of[ahead]] = touched[ahead]
     heads = head[of]

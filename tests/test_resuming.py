@@ -116,6 +116,10 @@ OUTPUT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "blend": (BLEND | shaped(blend="average"), BLEND | shaped(blend="max")),
     "reduce": (shaped(reduce=np.abs), shaped(reduce=np.negative)),
     "fill_value": (shaped(fill_value=0), shaped(fill_value=1)),
+    "labels": (
+        {"output": tw.Output("int64"), "dtype": None},
+        {"output": tw.Output("int64", labels="own"), "dtype": None},
+    ),
 }
 
 

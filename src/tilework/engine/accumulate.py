@@ -153,7 +153,10 @@ def place_of(output: BoundOutput, position: Index) -> Place:
         crop[axis], extents[axis] = weights.result(i), weights.extent
         start, stop = weights.grid.core(i)
         core[axis] = weights.scaled(start), weights.scaled(stop)
-    return Place(tuple(crop), tuple(core), tuple(extents), output.axes)
+    index = 0
+    for weights, i in zip(output.weights[:n], position[:n], strict=True):
+        index = index * weights.extent + i
+    return Place(tuple(crop), tuple(core), tuple(extents), output.axes, index)
 
 
 def _box_of(spans: Sequence[Sequence[Span]], number: Index) -> Box:

@@ -49,6 +49,7 @@ def numbered(
     first: Array,
     edges: Iterable[Array] = (),
     *,
+    keys: Array | None = None,
     period: int | None = None,
     folder: str | Path | None = None,
 ) -> Array:
@@ -63,6 +64,8 @@ def numbered(
         The first sample of each node, as a raveled position. No two objects have the same one.
     edges : iterable of int arrays of shape (k, 2)
         Pairs of nodes that belong to one object; in any order, and repeated or not.
+    keys : int array of shape (n,), optional
+        Instead of edges: nodes with the same key are one object. This needs no scipy.
     period : int, samples, optional
         Numbers restart at each multiple of this: for ``each`` axes, ``first`` is index * period + position.
     folder : path, optional
@@ -87,7 +90,7 @@ def numbered(
     [2, 1, 2]
     """
     count = len(first)
-    lost, heads = _joined(first, edges, period)
+    lost, heads = _joined(first, edges, period) if keys is None else _alike(first, keys, folder)
     dtype = np.dtype(np.uint32 if count - len(lost) <= LARGEST else np.uint64)
     numbers: Array
     if folder is None:
@@ -114,6 +117,28 @@ def numbered(
         numbers[nodes] = ranks + 1
     numbers[lost] = numbers[heads]
     return numbers
+
+
+def _alike(first: Array, keys: Array, folder: str | Path | None) -> tuple[Ints, Ints]:
+    """Return the nodes that are not the first with their key, ascending, and for each the node that is."""
+    found = [np.zeros((2, 0), np.int64)]
+    for nodes, values in ascending(keys, folder=folder):
+        begins = np.concatenate(([True], values[1:] != values[:-1]))
+        if begins.all():
+            continue
+        alone = begins & np.append(begins[1:], True)
+        nodes, begins = nodes[~alone], begins[~alone]
+        of = np.cumsum(begins) - 1
+        places = np.asarray(first[nodes])
+        head = np.empty(int(of[-1]) + 1, np.int64)
+        # The last one that is written is the earliest.
+        order = np.argsort(-places, kind="stable")
+        head[of[order]] = nodes[order]
+        lost = head[of] != nodes
+        found.append(np.stack((nodes[lost], head[of][lost])))
+    lost, heads = np.concatenate(found, axis=1)
+    order = np.argsort(lost)
+    return lost[order], heads[order]
 
 
 def _joined(first: Array, edges: Iterable[Array], period: int | None) -> tuple[Ints, Ints]:

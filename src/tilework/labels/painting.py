@@ -49,6 +49,8 @@ class Place:
     """Extents of the whole."""
     tiled: Index
     """The axes that are tiled."""
+    index: int = 0
+    """Raveled index of the ``each`` axes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,7 @@ class Claims:
     """What a tile, or several, claimed."""
 
     ids: Ints
-    """The claims."""
+    """The claims that are not weak, plus the index of the ``each`` axes times one more than its samples."""
     large: int = 0
     """How many objects among them are cut: they touch a cut side, and are longer than is safe."""
     extent: Index = ()
@@ -109,7 +111,8 @@ def painted(result: Array, place: Place) -> tuple[Array, Claims]:
     here[core] |= np.where(labels[core] != 0, FOREGROUND, 0)
     large = long & own[:, None]
     extent = np.where(large, box[1] - box[0], 0).max(axis=0, initial=0)
-    return out, Claims(claims[own], int(large.any(axis=1).sum()), tuple(map(int, extent)))
+    keys = place.index * (math.prod(place.extents) + 1) + claims
+    return out, Claims(keys[own & ~weak], int(large.any(axis=1).sum()), tuple(map(int, extent)))
 
 
 def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:

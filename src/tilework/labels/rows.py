@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +11,15 @@ import numpy as np
 from tilework._types import Array, Bits, Ints
 from tilework.labels.runs import Runs, raveled
 
-__all__ = ["Rows"]
+__all__ = ["Rows", "index_of"]
+
+
+def index_of(at: Sequence[int], start: Sequence[int], shape: Sequence[int]) -> int:
+    """Return the raveled index of the ``each`` axes at a place of a part of an image."""
+    number = 0
+    for i, a, n in zip(at, start, shape, strict=False):
+        number = number * n + a + i
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +69,7 @@ class Rows:
         parts = []
         for at in itertools.product(*map(range, labels.shape[:n_each])):
             found = Runs.of(labels[at]).objects()
-            number = 0
-            for i, a, n in zip(at, start, shape, strict=False):
-                number = number * n + a + i
+            number = index_of(at, start, shape)
             offset = np.array(place, np.int64)
             parts.append(
                 cls(
@@ -109,15 +114,3 @@ class Rows:
             np.maximum.reduceat(rows.high, begins),
             np.add.reduceat(rows.sums, begins),
         )
-
-    def dumped(self) -> bytes:
-        """Return the rows as bytes; `loaded` is the inverse."""
-        with io.BytesIO() as file:
-            np.savez(file, **{f.name: getattr(self, f.name) for f in fields(self)})
-            return file.getvalue()
-
-    @classmethod
-    def loaded(cls, data: bytes) -> Rows:
-        """Return the rows of which `dumped` made bytes."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as found:
-            return cls(*(found[f.name] for f in fields(cls)))

@@ -180,6 +180,11 @@ class Claims:
                     error,
                 )
 
+    def leave(self, objects: Objects) -> None:
+        """Give up the claim on one array."""
+        self.held = [held for held in self.held if held != objects]
+        release(objects, self.run)
+
     def let_go(self) -> None:
         """Give up all claims in a thread, without waiting: for a finalizer.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ from tilework.engine.notices import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError, TilingWarning
 from tilework.identity.location import locate
+from tilework.labels.facts import total
+from tilework.labels.painting import Counts
 from tilework.source.held import Travelling
 from tilework.writing.claim import Claims, release
 from tilework.writing.ledger import Ledger, Record
@@ -46,6 +48,11 @@ class Destination:
         return self.target.get() if isinstance(self.target, Travelling) else self.target
 
     @property
+    def open(self) -> bool:
+        """Whether anything may be left to write."""
+        return self.done is None or not bool(self.done.all())
+
+    @property
     def generation(self) -> str:
         """Generation of the marks."""
         return "" if self.record is None else self.record["generation"]
@@ -69,6 +76,8 @@ class Told:
     """Output, unit and digest of samples that tasks read back."""
     unknown: int = 0
     """Number of samples that were NaN, which an integer cannot be."""
+    counts: dict[int, Counts] = field(default_factory=dict)
+    """What is doubtful about the objects of each output of labels."""
 
     @classmethod
     def of(cls, destinations: Mapping[int, Destination]) -> Told:
@@ -94,9 +103,14 @@ class Told:
                 f"the scheduler returned {type(written).__name__} for a task; it must return what tasks "
                 f"return."
             )
-        self.failures += written.failures
+        if written.failures:
+            # Every block in which a tile has weight tells of it.
+            known = {failure.tile.index for failure in self.failures}
+            self.failures += [f for f in written.failures if f.tile.index not in known]
         self.digests += written.digests
         self.unknown += written.unknown
+        for number, counts in written.counts.items():
+            self.counts[number] = total((self.counts.get(number, Counts()), counts))
         for number, boxes in written.units.items():
             for box in boxes:
                 self.units[number][tuple(slice(a, b) for a, b in box)] = True
@@ -176,6 +190,10 @@ class Closing:
         """The group of several outputs."""
         self.after: Callable[[Told], None] | None = None
         """Makes what is left when all blocks are written, where somebody else computes the graph."""
+        self.shown: Destination | None = None
+        """The array that is returned, if it is not the first that tasks write."""
+        self.later: Sequence[Destination] = ()
+        """Arrays that are written when all blocks are."""
 
     def __call__(self, told: Told) -> None:
         """Compare the store with what was told, and complete the records."""
@@ -188,7 +206,7 @@ class Closing:
         """Return the array, or the group, that was written."""
         if self.group is not None:
             return self.group.open()
-        return next(iter(self.destinations.values())).array
+        return (self.shown or next(iter(self.destinations.values()))).array
 
     def warn(self, told: Told) -> None:
         """Warn of tiles that were left out, and of NaN in an integer result."""
@@ -213,7 +231,7 @@ class Closing:
             if self.after is not None:
                 self.after(told)
         finally:
-            for destination in self.destinations.values():
+            for destination in (*self.destinations.values(), *self.later):
                 if destination.done is not None:
                     release(Ledger(destination.array).objects, destination.run)
         self.warn(told)

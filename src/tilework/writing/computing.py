@@ -86,7 +86,7 @@ def compute(
             raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
     given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, list(arrays), several)
-    asked = Asked(on_error=on_error, memory_limit=memory_limit)
+    asked = Asked(on_error=on_error, memory_limit=memory_limit, numbers=False)
     job, writing = prepare(out, None, asked, where, given)
     run([job], where, progress=progress, title="compute")
     writing.end()

@@ -10,18 +10,28 @@ from tilework._types import Array, Index, Span
 from tilework.engine.block import Assembled
 from tilework.engine.reading import Failure
 from tilework.engine.spec import Spec
+from tilework.grid.tiles import Box
+from tilework.labels.facts import BlockFacts
+from tilework.labels.painting import Counts
+from tilework.labels.rows import Rows
 from tilework.writing.levels import Coarser, level_works
 from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of, write_block
+from tilework.writing.tables import Tables
 from tilework.writing.units import Units
 
-__all__ = ["BlockWriter", "write_chunk"]
+__all__ = ["BlockWriter", "works_of", "write_chunk"]
 
 
 class BlockWriter:
     """Writes blocks of all outputs of a result; called at the end of each task that has a block."""
 
-    def __init__(self, sinks: Mapping[int, Sink], levels: Mapping[int, Sequence[Coarser]]) -> None:
-        self.sinks = sinks
+    def __init__(
+        self,
+        sinks: Mapping[int, Sink],
+        levels: Mapping[int, Sequence[Coarser]],
+        tables: Mapping[int, Tables],
+    ) -> None:
+        self.sinks, self.tables = sinks, tables
         self.levels = levels
         """For each output, the coarser levels of which every block is whole units."""
         self._marked: set[tuple[int, str]] = set()
@@ -33,12 +43,25 @@ class BlockWriter:
         for number, sink in self.sinks.items():
             data: Any = block[number] if spec.many else block
             box = spec.outputs[number].place(spec.boxes(index)[number])
-            works += _works(
+            works += works_of(
                 _work(spec, number, sink, index, box, data, failures), self.levels, box, data, index
             )
-        return replace(
-            write_block(block_name(index), works, failures, self._marked), unknown=assembled.unknown
-        )
+            if number in self.tables:
+                self._keep_facts(spec, number, index, box, data, assembled.counts.get(number, Counts()))
+        written = write_block(block_name(index), works, failures, self._marked)
+        told = {n: c for n, c in assembled.counts.items() if n not in self.tables}
+        return replace(written, unknown=assembled.unknown, counts=told)
+
+    def _keep_facts(
+        self, spec: Spec, number: int, index: Index, box: tuple[slice, ...], data: Array, counts: Counts
+    ) -> None:
+        """Write the facts about a block of labels; marks, which come later, say that they are there."""
+        self.sinks[number].prove()
+        output = spec.outputs[number]
+        shape = output.layout(spec.outputs[number].region(Box.of((0, n) for n in spec.plan.shape)).shape)
+        start = [s.indices(n)[0] for s, n in zip(box, shape, strict=True)]
+        facts = BlockFacts(Rows.of(data, start, shape, output.n_each), counts)
+        self.tables[number].write_facts(block_name(index), facts)
 
     def room(self, spec: Spec, index: Index) -> list[Array | None]:
         """Return, per output, the part of an array in memory where block ``index`` is made.
@@ -53,7 +76,7 @@ class BlockWriter:
         return rooms
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BlockWriter, (self.sinks, self.levels)
+        return BlockWriter, (self.sinks, self.levels, self.tables)
 
 
 def _work(
@@ -69,7 +92,7 @@ def _work(
     return Work(number, sink, parts_of(sink, box, part, ranges, index), ranges, failed)
 
 
-def _works(
+def works_of(
     work: Work, levels: Mapping[int, Sequence[Coarser]], box: Sequence[slice], data: Array, index: Index
 ) -> Iterator[Work]:
     """Yield ``work``, and what is written of coarser levels."""
@@ -90,4 +113,4 @@ def write_chunk(
     sink, levels = into
     parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
     work = Work(0, sink, parts, ranges)
-    return write_block(block_name(index), list(_works(work, {0: levels}, box, data, index)))
+    return write_block(block_name(index), list(works_of(work, {0: levels}, box, data, index)))

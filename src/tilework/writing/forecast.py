@@ -14,8 +14,9 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.jobs import TileJob
 from tilework.writing.many import asked_from
+from tilework.writing.numbering import Numbering
 from tilework.writing.preparing import prepare
-from tilework.writing.tail import Pyramid
+from tilework.writing.tail import Pyramid, Tail
 from tilework.writing.units import layout_of
 
 __all__ = ["forecast"]
@@ -46,9 +47,16 @@ def forecast(out: Any, options: Mapping[str, Any]) -> tuple[TilePlan, list[tuple
     try:
         assert isinstance(job, TileJob)
         rows = [_units(d.array) for n, d in writing.closing.destinations.items() if n < len(job.spec.outputs)]
-        if writing.tail is not None:
-            for pyramid in writing.tail.pyramids:
-                rows += _levels(pyramid, len(job.levels.get(pyramid.number, ())))
+        parts = [] if writing.rest is None else writing.rest.parts
+        levels = dict(job.levels)
+        for part in parts:
+            if isinstance(part, Numbering):
+                levels[part.number] = part.levels
+                rows.append(
+                    ("labels", "written with lazy ids first, then read again and numbered 1, 2, 3...")
+                )
+        for pyramid in (p for part in parts if isinstance(part, Tail) for p in part.pyramids):
+            rows += _levels(pyramid, len(levels.get(pyramid.number, ())))
         return job.spec.plan, rows
     finally:
         writing.release()

@@ -27,9 +27,10 @@ from tilework.writing.closing import Closing, Destination, Opening, Told
 from tilework.writing.finishing import BlockWriter, write_chunk
 from tilework.writing.levels import Coarser
 from tilework.writing.sink import Sink, Written, block_name
-from tilework.writing.units import Units, tiles_of_units, with_todo
+from tilework.writing.tables import Tables
+from tilework.writing.units import Units, layout_of, tiles_of_units, with_todo
 
-__all__ = ["ChunkJob", "TileJob", "WriteJob", "sink_of"]
+__all__ = ["ChunkJob", "ChunkedJob", "TileJob", "WriteJob", "sink_of"]
 
 # Blocks of a run of which one unit is read back, by the task and by the client at the end.
 CHECKED = 8
@@ -65,6 +66,7 @@ class WriteJob(Job):
         claims: Claims | None,
         retries: int | None,
         coarser: Mapping[int, Destination] | None = None,
+        later: Sequence[Destination] = (),
     ) -> None:
         self.title = title
         # A cluster would take a task of the same name, of another store or of a failed run, for this one.
@@ -80,7 +82,8 @@ class WriteJob(Job):
         arrays = {**destinations, **(coarser or {})}
         self.closing = Closing(arrays)
         """Ends the run, from what the tasks told."""
-        self.opening, self.ending = Opening(arrays.values()), self.closing.of_results
+        self.closing.later = later
+        self.opening, self.ending = Opening([*arrays.values(), *later]), self.closing.of_results
         self.told = Told.of(arrays)
         self.done = self.told.n_done
         """Number of units that were done when the run began."""
@@ -167,6 +170,10 @@ class TileJob(WriteJob):
         The arrays of coarser levels.
     levels : dict of int to sequence of Coarser, optional
         For each output, the coarser levels that are made with its blocks.
+    tables : dict of int to Tables, optional
+        For each output of labels, where the facts about its blocks are kept.
+    later : sequence of Destination
+        Arrays that are written when all blocks are.
     """
 
     def __init__(
@@ -183,8 +190,10 @@ class TileJob(WriteJob):
         apart: bool = False,
         coarser: Mapping[int, Destination] | None = None,
         levels: Mapping[int, Sequence[Coarser]] | None = None,
+        tables: Mapping[int, Tables] | None = None,
+        later: Sequence[Destination] = (),
     ) -> None:
-        super().__init__(title, name, destinations, claims, retries, coarser)
+        super().__init__(title, name, destinations, claims, retries, coarser, later)
         self.spec, self.upstream, self.apart = spec, upstream or {}, apart
         self.levels = levels or {}
         self.missing = _missing(spec, destinations)
@@ -192,6 +201,7 @@ class TileJob(WriteJob):
         self._writer = BlockWriter(
             {n: sink_of(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()},
             self.levels,
+            tables or {},
         )
         self._blocks: BlockTasks | None = None
         self.threads = spec.plan.threads
@@ -266,7 +276,61 @@ class TileJob(WriteJob):
         return Piece(self, Shared(blocks.shared), {**self.upstream, **tasks}, {blocks.key("write", index): 1})
 
 
-class ChunkJob(WriteJob):
+class ChunkedJob(WriteJob):
+    """Base of the jobs that write an array chunk by chunk; each chunk is whole write units.
+
+    Parameters
+    ----------
+    title, name : str
+        Title of the job, for messages; name of the result.
+    chunks : tuple of tuple of int, samples per axis
+        Lengths of the chunks.
+    number : int
+        Number of the array among all of the run.
+    destination : Destination
+        The array.
+    claims, retries, again, coarser
+        As in `TileJob`.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        name: str,
+        chunks: tuple[tuple[int, ...], ...],
+        number: int,
+        destination: Destination,
+        claims: Claims | None = None,
+        retries: int | None = None,
+        again: bool = False,
+        coarser: Mapping[int, Destination] | None = None,
+    ) -> None:
+        super().__init__(title, name, {number: destination}, claims, retries, coarser)
+        self.chunks, self.number, self.destination, self.again = chunks, number, destination, again
+        self.missing = dict(self._missing())
+        """Samples, units and missing units of each chunk to write, by its index."""
+        self.tiles = len(self.missing)
+
+    def _missing(self) -> Iterator[tuple[Index, tuple[tuple[slice, ...], list[Span], list[Index]]]]:
+        """Yield the chunks that contain a unit that is not done."""
+        offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in self.chunks]
+        done, unit = self.destination.done, layout_of(self.destination.array).unit
+        for index in itertools.product(*(range(len(sizes)) for sizes in self.chunks)):
+            box = tuple(slice(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True))
+            units = [(s.start // u, ceil_div(s.stop, u)) for s, u in zip(box, unit, strict=True)]
+            inside = itertools.product(*(range(a, b) for a, b in units))
+            missing = [] if done is None else [unit for unit in inside if not done[unit]]
+            if done is None or missing:
+                yield index, (box, units, missing)
+
+    def sink(self) -> Sink:
+        """Return the array as tasks get it."""
+        whole = {index: math.prod(b - a for a, b in units) for index, (_, units, _) in self.missing.items()}
+        partial = {i: missing for i, (_, _, missing) in self.missing.items() if 0 < len(missing) < whole[i]}
+        return sink_of(self.destination, np.array(list(self.missing)), self.again, partial)
+
+
+class ChunkJob(ChunkedJob):
     """Writes any dask array whose chunks are whole write units, one task per chunk."""
 
     def __init__(
@@ -274,31 +338,14 @@ class ChunkJob(WriteJob):
         title: str,
         array: Any,
         destination: Destination,
-        unit: Index,
         claims: Claims | None = None,
         retries: int | None = None,
         again: bool = False,
         coarser: Mapping[int, Destination] | None = None,
         levels: Sequence[Coarser] = (),
     ) -> None:
-        super().__init__(title, array.name, {0: destination}, claims, retries, coarser)
-        self.levels = levels
-        self.array, self.destination, self.unit, self.again = array, destination, unit, again
-        self.missing = dict(self._missing())
-        """Samples, units and missing units of each chunk to write, by its index."""
-        self.tiles = len(self.missing)
-
-    def _missing(self) -> Iterator[tuple[Index, tuple[tuple[slice, ...], list[Span], list[Index]]]]:
-        """Yield the chunks that contain a unit that is not done."""
-        offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in self.array.chunks]
-        done = self.destination.done
-        for index in itertools.product(*map(range, self.array.numblocks)):
-            box = tuple(slice(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True))
-            units = [(s.start // u, ceil_div(s.stop, u)) for s, u in zip(box, self.unit, strict=True)]
-            inside = itertools.product(*(range(a, b) for a, b in units))
-            missing = [] if done is None else [unit for unit in inside if not done[unit]]
-            if done is None or missing:
-                yield index, (box, units, missing)
+        super().__init__(title, array.name, array.chunks, 0, destination, claims, retries, again, coarser)
+        self.array, self.levels = array, levels
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the whole graph as one piece, because dask makes it as a whole."""
@@ -313,7 +360,4 @@ class ChunkJob(WriteJob):
                 key, write, TaskRef(name), index, box, units, TaskRef((self.array.name, *index))
             )
             writes[key] = 1
-        whole = {index: math.prod(b - a for a, b in units) for index, (_, units, _) in self.missing.items()}
-        partial = {i: missing for i, (_, _, missing) in self.missing.items() if 0 < len(missing) < whole[i]}
-        sink = sink_of(self.destination, np.array(list(self.missing)), self.again, partial)
-        yield Piece(self, Shared({name: DataNode(name, (sink, self.levels))}), tasks, writes)
+        yield Piece(self, Shared({name: DataNode(name, (self.sink(), self.levels))}), tasks, writes)

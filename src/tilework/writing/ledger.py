@@ -97,6 +97,8 @@ class Record(TypedDict):
     """The JSON of the plan, for a result of `tiled_map`."""
     failed: NotRequired[list[str]]
     """The first tiles that the last run left out, with their errors."""
+    labels: NotRequired[dict[str, Any]]
+    """Number of objects of labels, and how many are doubtful."""
     n_failed: NotRequired[int]
     """Number of all tiles that the last run left out."""
     accepted: NotRequired[list[Accepted]]
@@ -374,7 +376,8 @@ def forget(objects: Objects, keep: str | None = None) -> None:
     """Delete the marks beside an array of all generations but ``keep``; without one, a record beside, too."""
     tops = {name.partition("/")[0]: "/" in name for name in objects.names()}
     # Also the temporary files of a beat that is being written.
-    own = [name for name in tops if name == keep or name.startswith(("claim", "beat", "after-"))]
+    kept = ("claim", "beat", "after-") if keep is None else ("claim", "beat", "after-", f"{keep}-")
+    own = [name for name in tops if name == keep or name.startswith(kept)]
     own += [BESIDE] if keep is not None else []
     objects.delete(*(name for name, folder in tops.items() if name not in own and not folder))
     objects.delete_folders(*(name for name, folder in tops.items() if name not in own and folder))

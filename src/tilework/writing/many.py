@@ -225,7 +225,7 @@ class _Many:
         """Replace a job whose tasks have all run by its outcome."""
         number, writing = self.open.pop(job)
         self.unknown += job.told.unknown
-        if writing.tail is not None and job.error is None:
+        if writing.rest is not None and job.error is None:
             self.blocks_done.append((number, writing))
         else:
             self._conclude(number, writing, job.error)

@@ -39,8 +39,9 @@ from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.labels import Labels
 from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.levels import parents_done
+from tilework.writing.numbering import Numbering, forget_pieces
 from tilework.writing.replan import Member, depth, replanned, with_levels
-from tilework.writing.tail import Pyramid, Tail
+from tilework.writing.tail import Pyramid, Rest, Tail
 from tilework.writing.target import Continued, Fresh, Place, Target, claimed, is_array
 from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
 
@@ -61,6 +62,8 @@ class Asked:
     on_error: Any = "raise"
     memory_limit: Any = None
     image: AskedImage = AskedImage()  # noqa: RUF009 -- it is frozen
+    numbers: bool = True
+    """Whether objects of labels are numbered; otherwise they keep their lazy ids."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -102,13 +105,13 @@ class Writing:
     """The claims of the run, until it ends."""
     images: Sequence[Image] = ()
     """The OME-Zarr images that are written."""
-    tail: Tail | None = None
-    """Makes what is left of their coarser levels."""
+    rest: Rest | None = None
+    """Makes what is left when all blocks are written."""
 
     def left(self) -> Iterator[WriteJob]:
         """Yield the jobs after the first one, each to be run before the next is asked for."""
-        if self.tail is not None:
-            yield from self.tail.jobs(self.told)
+        if self.rest is not None:
+            yield from self.rest.jobs(self.told)
 
     def end(self, *, quiet: bool = False) -> Any:
         """Warn of failed tiles, and return the array or group."""
@@ -284,7 +287,8 @@ def _prepare_tiles(
     marked = all(place.target.marked for place in places.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
     members = [
-        _member(found[key], array, places[key], images.get(key), fingerprint) for key, array in arrays.items()
+        _member(found[key], array, places[key], images.get(key), fingerprint, numbers=asked.numbers)
+        for key, array in arrays.items()
     ]
     spec = replace(
         replanned(spec, members, asked.memory_limit, where), on_error=asked.on_error, retries=where.retries
@@ -297,32 +301,55 @@ def _prepare_tiles(
     numbers = itertools.count(len(spec.outputs))
     pyramids = [_pyramid(m, destinations[m.number], fingerprint, numbers, claims) for m in members if m.image]
     depths = {m.number: depth(chunks_of(spec, spec.outputs[m.number]), m.levels) for m in members}
-    target = members[0].place.target
+    levels = {p.number: p.coarser(depths[p.number], where.again) for p in pyramids}
+    target, title = members[0].place.target, _title(members[0].place.target)
+    numberings = [
+        Numbering.of(
+            title, first.name, spec, m.number, destinations[m.number], m.layout,
+            record or record_of({}, spec.plan), claims, where, levels.pop(m.number, ()),
+            {n: d for p in pyramids if p.number == m.number for n, d in p.named().items()},
+        )
+        for m in members
+        if asked.numbers and spec.outputs[m.number].stored is not None and destinations[m.number].open
+    ]  # fmt: skip
     job = TileJob(
-        _title(target), first.name, spec, destinations,
-        upstream=graph_below(members[0].lazy, first), claims=None if pyramids else claims,
+        title, first.name, spec, destinations | {n.number: n.pieces for n in numberings},
+        upstream=graph_below(members[0].lazy, first),
+        claims=None if pyramids or numberings else claims,
         retries=where.guard, again=where.again, apart=bool(where.resources),
-        coarser={n: d for p in pyramids for n, d in p.named().items()},
-        levels={p.number: p.coarser(depths[p.number], where.again) for p in pyramids},
+        coarser={n: d for p in pyramids for n, d in p.named().items()}, levels=levels,
+        tables={n.number: n.tables for n in numberings}, later=[n.target for n in numberings],
     )  # fmt: skip
-    return _writing(job, target, claims, members, pyramids, where)
+    for member in members:
+        if spec.outputs[member.number].stored is not None and not destinations[member.number].open:
+            forget_pieces(destinations[member.number])  # a run that ended there may have left them
+    job.closing.shown = destinations[members[0].number]
+    return _writing(job, target, claims, members, pyramids, where, numberings)
 
 
 def _member(
-    found: Found, lazy: Any, place: Place, image: Image | None, fingerprint: Mapping[str, str]
+    found: Found,
+    lazy: Any,
+    place: Place,
+    image: Image | None,
+    fingerprint: Mapping[str, str],
+    *,
+    numbers: bool,
 ) -> Member:
     """Return an output with its layout; raise if the array to resume has another fingerprint."""
     place = place.compare(fingerprint)
     number, shape = found.number, lazy.shape
     free = image is not None and not found.spec.fixed
+    dtype = found.output.stored if numbers and found.output.stored is not None else lazy.dtype
 
     def usual() -> Index:
         if image is not None and free:
-            return image.chunks(shape, lazy.dtype.itemsize, source_chunks(found.spec, number))
-        return default_chunks(found.spec, number, shape, lazy.dtype.itemsize)
+            return image.chunks(shape, dtype.itemsize, source_chunks(found.spec, number))
+        return default_chunks(found.spec, number, shape, dtype.itemsize)
 
     layout = place.layout(shape, usual)
-    return with_levels(Member(number=number, lazy=lazy, place=place, layout=layout, image=image), fingerprint)
+    member = Member(number=number, lazy=lazy, dtype=dtype, place=place, layout=layout, image=image)
+    return with_levels(member, fingerprint)
 
 
 def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> Destination:
@@ -331,7 +358,7 @@ def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> 
     A unit counts as not done if a changed mask changes the tiles that run in it.
     """
     place = member.place
-    array, there, run = claimed(place, member.lazy.shape, member.lazy.dtype, member.layout, record, claims)
+    array, there, run = claimed(place, member.lazy.shape, member.dtype, member.layout, record, claims)
     if there is None:
         return Destination(array)
     marks = Ledger(array).marks(there)
@@ -344,6 +371,8 @@ def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> 
             for position in np.argwhere(np.not_equal(before, now)):
                 for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
                     done[unit] = False
+            if spec.outputs[member.number].stored is not None:
+                done[...] = False  # other objects give all of them other numbers
             # Marks first: with the old record, units of the new mask must never count.
             marks.keep(done)
             there |= {"plan": record["plan"]}
@@ -369,14 +398,15 @@ def _prepare_chunks(
     layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
     for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
         check_edges(sizes, unit, axis)
-    member = with_levels(Member(number=0, lazy=array, place=place, layout=layout, image=image), fingerprint)
+    member = Member(number=0, lazy=array, dtype=array.dtype, place=place, layout=layout, image=image)
+    member = with_levels(member, fingerprint)
     array_there, there, run = claimed(place, array.shape, array.dtype, layout, record_of(fingerprint), claims)
     done = None if there is None else Ledger(array_there).marks(there).settle()
     destination = Destination(array_there, done, there, run)
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
     levels = [p.coarser(depth(array.chunks, member.levels), where.again) for p in pyramids]
     job = ChunkJob(
-        _title(target), array, destination, layout.unit, None if pyramids else claims, where.guard,
+        _title(target), array, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, levels[0] if levels else (),
     )  # fmt: skip
     return _writing(job, target, claims, [member], pyramids, where)
@@ -392,13 +422,13 @@ def _pyramid(
     image = member.image
     assert image is not None
     assert below.done is not None
-    attributes = image.attributes(member.levels, member.lazy.dtype)
+    attributes = image.attributes(member.levels, member.dtype)
     image.prune(attributes)
     destinations = []
     done, unit = below.done, member.layout.unit
     for level, place in zip(member.levels, member.level_places, strict=True):
         record = record_of(level.fingerprint(fingerprint, image.method, image.meta.nodata))
-        array, there, run = claimed(place, level.shape, member.lazy.dtype, level.layout, record, claims)
+        array, there, run = claimed(place, level.shape, member.dtype, level.layout, record, claims)
         assert there is not None
         marks = Ledger(array).marks(there)
         own = marks.settle()
@@ -423,13 +453,15 @@ def _writing(
     members: Sequence[Member],
     pyramids: Sequence[Pyramid],
     where: Where,
+    numberings: Sequence[Numbering] = (),
 ) -> tuple[WriteJob, Writing]:
     """Return the job with what follows it."""
     images = [m.image for m in members if m.image is not None]
-    tail = Tail(job.title, job.name, pyramids, where.guard, where.again) if pyramids else None
-    if tail is not None:
-        job.closing.after = tail.here
+    tails = [Tail(job.title, job.name, pyramids, where.guard, where.again)] if pyramids else []
+    rest = Rest([*numberings, *tails]) if numberings or tails else None
+    if rest is not None:
+        job.closing.after = rest.here
     return job, Writing(
         told=job.told, closing=job.closing, tiles=job.tiles, address=target.address, claims=claims,
-        images=images, tail=tail,
+        images=images, rest=rest,
     )  # fmt: skip

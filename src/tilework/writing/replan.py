@@ -41,6 +41,8 @@ class Member:
     """Number of the output."""
     lazy: Any
     """The dask array."""
+    dtype: Any
+    """Dtype in which it is written."""
     place: Place
     """Its target, and the data that are there."""
     layout: Layout
@@ -60,7 +62,7 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
         return member
     levels = levels_of(lazy.shape, member.layout, image.meta, image.asked, strict=image.strict)
     image.check(
-        image.attributes(levels, lazy.dtype),
+        image.attributes(levels, member.dtype),
         resumed=isinstance(member.place, Continued),
         overwrite=target.overwrite,
     )

@@ -21,6 +21,7 @@ from zarr.core.sync import sync
 from tilework._types import Array, Index, Span
 from tilework.engine.reading import Failure
 from tilework.errors import SupersededError, TilingError
+from tilework.labels.painting import Counts
 from tilework.source.held import Process, Travelling, this_process
 from tilework.writing.claim import Claim
 from tilework.writing.ledger import Ledger, Marks, boxes_around
@@ -41,6 +42,8 @@ class Written:
     """Output, unit and digest of samples that were read back."""
     unknown: int = 0
     """Number of samples that are fill_value because they were NaN and the dtype is an integer."""
+    counts: Mapping[int, Counts] = field(default_factory=dict)
+    """For each output of labels that are not numbered, what is doubtful of its objects."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,11 @@ from tilework.writing.closing import Destination, Told
 from tilework.writing.jobs import WriteJob, sink_of
 from tilework.writing.ledger import Ledger, boxes_of
 from tilework.writing.levels import Coarser, Level, parents_done, write_units
+from tilework.writing.numbering import Numbering
+from tilework.writing.renumber import RenumberJob
 from tilework.writing.sink import Sink, Written
 
-__all__ = ["Pyramid", "Tail"]
+__all__ = ["Pyramid", "Rest", "Tail"]
 
 # Bytes of the level below that a task reads at most, unless one unit needs more.
 READ = 32 * 2**20
@@ -84,12 +86,22 @@ class Tail:
                     told.units[own] |= job.told.units[own]
                 number, below = own, destination
 
+
+class Rest:
+    """What is left when all blocks are written: numbers of labels, then coarser levels."""
+
+    def __init__(self, parts: Sequence[Numbering | Tail]) -> None:
+        self.parts = parts
+
+    def jobs(self, told: Told) -> Iterator[RenumberJob | LevelJob]:
+        """Yield the jobs, each to be run before the next is asked for; ``told`` is told what they did."""
+        for part in self.parts:
+            yield from part.jobs(told)
+
     def here(self, told: Told) -> None:
         """Run the jobs in this thread, one task after the other."""
         for job in self.jobs(told):
-            for call in job.calls():
-                job.took(write_units(*call))
-            job.close(complete=True)
+            job.here()
 
 
 class LevelJob(WriteJob):
@@ -118,6 +130,12 @@ class LevelJob(WriteJob):
             # A mark of this name is replaced. Only a box of the same units has it: names of blocks have dots.
             name = "_".join(f"{a}-{b}" for a, b in box)
             yield self.below, self.coarser, f"units-{name}", box, failed
+
+    def here(self) -> None:
+        """Run all tasks in this thread."""
+        for call in self.calls():
+            self.took(write_units(*call))
+        self.close(complete=True)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield one piece with all tasks: none needs another."""

@@ -1,0 +1,290 @@
+"""Labels on their way into a store: pieces with lazy ids first, then numbers 1, 2, 3... in raster order.
+
+1. The tasks of the blocks write the lazy result into an array of *pieces* beside the marks of the target,
+   and the facts about each block. Both are resumed like any result.
+2. The client reads the facts, numbers the objects, and writes the numbers of each block.
+3. A task per block reads its pieces, and writes the numbers into the units of the target, which it marks.
+
+The pieces and the tables are deleted when all units of the target are done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from tilework._checks import warn
+from tilework._types import Array, Index, Ints
+from tilework.engine.spec import Spec
+from tilework.errors import TilingError, TilingWarning
+from tilework.execution.where import Where
+from tilework.function.bound import BoundOutput
+from tilework.graph.build import chunks_of
+from tilework.labels.components import numbered
+from tilework.labels.facts import BlockFacts, total
+from tilework.labels.ordering import parts
+from tilework.labels.painting import Counts
+from tilework.writing.claim import Claims
+from tilework.writing.closing import Destination, Told
+from tilework.writing.ledger import RECORD, Ledger, Record, completed, forget
+from tilework.writing.levels import Coarser
+from tilework.writing.node import clear
+from tilework.writing.objects import Objects
+from tilework.writing.renumber import RenumberJob
+from tilework.writing.sink import Sink, block_name
+from tilework.writing.tables import Tables
+from tilework.writing.units import Layout, Units
+
+__all__ = ["Numbering", "forget_pieces"]
+
+
+def _pieces_of(
+    target: Destination, shape: Index, layout: Layout, record: Record, claims: Claims, folder: str
+) -> tuple[Any, Record]:
+    """Return the array of pieces beside a target, claimed, and its record; create it if there is none.
+
+    ``folder`` is where the pieces of a target without marks are.
+    """
+    at = zarr.storage.StorePath(zarr.storage.LocalStore(folder), "")
+    if target.done is not None:
+        objects = _beside(target)
+        at = zarr.storage.StorePath(objects.store, objects.path)
+    claims.take(Objects.of(at), str(at))
+    found: Any = None
+    with contextlib.suppress(FileNotFoundError, ValueError):  # there are none, or a part of them
+        found = zarr.open_array(at, mode="r+")
+    there = None if found is None else Ledger(found).record
+    if there is not None:
+        facts = record | {"shape": list(shape), "unit": list(layout.unit)}
+        if all(there.get(k) == facts.get(k) for k in ("shape", "unit", "fingerprint", "plan")):
+            return found, there
+    forget(Objects.of(at))
+    if found is not None:
+        clear(at, found)
+    record = completed(record, shape, layout.unit, Objects.of(at))
+    # zarr makes no array below another one. This one is no part of the hierarchy.
+    attributes: Any = {RECORD: record}
+    drawn = zarr.create_array(
+        zarr.storage.MemoryStore(), shape=shape, dtype=np.int64, chunks=layout.chunks, shards=layout.shards,
+        zarr_format=3, fill_value=0, attributes=attributes,
+    )  # fmt: skip
+    document = Objects(drawn.store, "").read("zarr.json")
+    assert document is not None
+    Objects(at.store, at.path).write("zarr.json", document)
+    return zarr.open_array(at, mode="r+"), record
+
+
+def _beside(target: Destination) -> Objects:
+    return Objects.of(target.array.store_path) / f"{target.generation}-pieces"
+
+
+def forget_pieces(target: Destination) -> None:
+    """Delete the pieces beside a target, if there are any; the target must be claimed."""
+    _beside(target).delete_folders("")
+
+
+@dataclass(slots=True, weakref_slot=True, kw_only=True)
+class Numbering:
+    """One output of labels that is to be numbered."""
+
+    title: str
+    """Title of the run."""
+    name: str
+    """Name of the result."""
+    number: int
+    """Number of the output."""
+    output: BoundOutput
+    """The output."""
+    names: Sequence[str]
+    """Names of the grid axes, for messages."""
+    target: Destination
+    """The array that is written."""
+    pieces: Destination
+    """The array of pieces."""
+    chunks: tuple[tuple[int, ...], ...]
+    """Lengths of the blocks per axis of the array."""
+    claims: Claims | None
+    """The claims of the run, in its process."""
+    retries: int | None
+    """Further attempts that tasks make themselves; None if the scheduler makes them."""
+    again: bool
+    """Whether a task may run again in another process, after it has written."""
+    levels: Sequence[Coarser] = ()
+    """Coarser levels that are made with the blocks."""
+    coarser: dict[int, Destination] = field(default_factory=dict)
+    """The arrays of these levels by number."""
+
+    @classmethod
+    def of(
+        cls, title: str, name: str, spec: Spec, number: int, target: Destination, layout: Layout,
+        record: Record, claims: Claims, where: Where, levels: Sequence[Coarser],
+        coarser: dict[int, Destination],
+    ) -> Numbering:  # fmt: skip
+        """Return the numbering of output ``number``, with its pieces; ``record`` is that of the run."""
+        output = spec.outputs[number]
+        chunks = chunks_of(spec, output)
+        folder = ""
+        if target.done is None:
+            folder = tempfile.mkdtemp(prefix="tilework-")
+            layout = Layout(tuple(sizes[0] for sizes in chunks))
+        shape = tuple(map(sum, chunks))
+        array, there = _pieces_of(target, shape, layout, record, claims, folder)
+        marks, units = Ledger(array).marks(there), Units.of(spec, number, array)
+        settled = marks.settle()
+        right = settled.copy()
+        # Facts are those of whole blocks.
+        for index in np.argwhere(units.blocks(~settled)):
+            for unit in units.in_block(tuple(map(int, index))):
+                right[unit] = False
+        if (right != settled).any():
+            marks.keep(right)
+        made = cls(
+            title=title, name=name, number=number, output=output, names=spec.plan.names, target=target,
+            pieces=Destination(array, right, there, claims.run), chunks=chunks, claims=claims,
+            retries=where.guard, again=where.again, levels=levels, coarser=coarser,
+        )  # fmt: skip
+        if folder:
+            weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
+        return made
+
+    def jobs(self, told: Told) -> Iterator[RenumberJob]:
+        """Yield the job that writes numbers; ``told`` says what is done, and is told what the job did."""
+        whole = bool(told.units[self.number].all())
+        self._number_objects()
+        job = RenumberJob(
+            f"{self.title}, numbers", f"{self.name}-numbers", self.chunks, self.number, self.target,
+            Sink(self.pieces.array), self.tables, self.output.n_each, unfinished=not whole,
+            retries=self.retries, again=self.again, levels=self.levels, coarser=self.coarser,
+        )  # fmt: skip
+        job.told.failures += told.failures
+        if job.tiles:
+            yield job
+        told.units |= job.told.units
+        if whole and (self.target.done is None or bool(told.units[self.number].all())):
+            self.forget()
+
+    def forget(self) -> None:
+        """Delete the pieces and their tables."""
+        at = self.pieces.array.store_path
+        if self.claims is not None:
+            self.claims.leave(Objects.of(at))
+        Objects(at.store, at.path).delete_folders("")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return _again, (facts | {"claims": None},)
+
+    @property
+    def shape(self) -> Index:
+        """Extents of the array, samples."""
+        return tuple(map(sum, self.chunks))
+
+    @property
+    def tables(self) -> Tables:
+        """The tables of the blocks."""
+        return Tables(self.pieces.array, self.pieces.generation)
+
+    def _number_objects(self) -> None:
+        """Find the number of each object, write those of each block, and say what is doubtful."""
+        tables, blocks = self.tables, list(map(block_name, np.ndindex(*map(len, self.chunks))))
+        with tempfile.TemporaryDirectory(prefix="tilework-") as folder:
+            columns = _Columns(Path(folder), self.shape, self.output.n_each)
+            counts = total(columns.take(tables.facts(block)) for block in blocks)
+            numbers = columns.numbered()
+            self._check(int(numbers.max(initial=0)))
+            for block, span in zip(blocks, columns.spans, strict=True):
+                tables.write_numbers(block, np.array(numbers[span]))
+            self._tell(counts, columns.dropped() if counts.contested else 0, columns.objects(numbers))
+
+    def _check(self, most: int) -> None:
+        """Raise if the target cannot hold the largest number."""
+        dtype = self.output.stored
+        assert dtype is not None
+        if most > np.iinfo(dtype).max:
+            wider = "uint32" if most < 2**32 else "uint64"
+            raise TilingError(
+                f"there are {most} objects, and {dtype} holds {np.iinfo(dtype).max}; say "
+                f'Output("{wider}", labels="own"), and overwrite=True.'
+            )
+
+    def _tell(self, counts: Counts, dropped: int, objects: int) -> None:
+        """Write the numbers of objects and doubts into the record, and warn of doubts."""
+        if self.target.record is not None:
+            found = {
+                "objects": objects, "contested": counts.contested, "unclaimed": counts.unclaimed,
+                "dropped": dropped, "large": counts.claims.large, "longest": list(counts.claims.extent),
+            }  # fmt: skip
+            record: Record = {**self.target.record, "labels": found}
+            Ledger(self.target.array).write_record(record)
+            self.target = replace(self.target, record=record)
+        if text := self.output.doubts(self.names, counts, dropped=dropped):
+            warn(text, TilingWarning)
+
+
+def _again(facts: dict[str, Any]) -> Numbering:
+    return Numbering(**facts)
+
+
+class _Columns:
+    """The keys and first samples of all pieces, in files."""
+
+    def __init__(self, folder: Path, shape: Index, n_each: int) -> None:
+        self.folder = folder
+        self.size = math.prod(shape[n_each:])
+        """Samples of an index."""
+        self.indices = math.prod(shape[:n_each])
+        self.spans: list[slice] = []
+        """The rows of each block."""
+        self._files = {name: (folder / name).open("wb") for name in ("keys", "first")}
+        self._open: list[Ints] = []
+        """Claims of which nothing is painted in the block of their tile."""
+
+    def take(self, facts: BlockFacts) -> Counts:
+        """Add the rows of a block; return its counts."""
+        rows = facts.rows
+        keys = rows.index * (self.size + 1) + rows.ids
+        self._files["keys"].write(keys.tobytes())
+        self._files["first"].write((rows.index * self.size + rows.first).tobytes())
+        start = self.spans[-1].stop if self.spans else 0
+        self.spans.append(slice(start, start + len(rows)))
+        claimed = facts.counts.claims.ids
+        self._open.append(claimed[~np.isin(claimed, keys)])
+        return facts.counts
+
+    def _column(self, name: str) -> Array:
+        self._files[name].close()
+        if not self.spans or not self.spans[-1].stop:
+            return np.zeros(0, np.int64)
+        return np.memmap(self.folder / name, np.int64, "r")
+
+    def numbered(self) -> Array:
+        """Return the number of the object of each row."""
+        self.keys, first = self._column("keys"), self._column("first")
+        if not len(first):
+            return np.zeros(0, np.uint32)
+        period = self.size if self.indices > 1 else None
+        return numbered(first, keys=self.keys, period=period, folder=self.folder)
+
+    def objects(self, numbers: Array) -> int:
+        """Return how many objects there are."""
+        most = np.zeros(self.indices, np.int64)
+        for part in parts(len(numbers)):
+            np.maximum.at(most, self.keys[part] // (self.size + 1), numbers[part].astype(np.int64))
+        return int(most.sum())
+
+    def dropped(self) -> int:
+        """Return how many claims have lost all their samples."""
+        left = np.unique(np.concatenate(self._open))
+        for part in parts(len(self.keys)):
+            left = left[~np.isin(left, self.keys[part])]
+        return len(left)

@@ -1,0 +1,75 @@
+"""`Tables`: facts about the objects of each block, and their numbers, as objects beside an array.
+
+They are written before the block is marked, so a marked block has its facts::
+
+    .tilework/<generation>-facts/3.0     what block (3, 0) holds
+    .tilework/<generation>-numbers/3.0   the number of each object in it, in the order of the facts
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilework._types import Array
+from tilework.errors import TilingError
+from tilework.labels.facts import BlockFacts
+from tilework.source.held import Travelling
+from tilework.writing.objects import Objects
+
+__all__ = ["Tables"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one generation of an array."""
+
+    target: Any
+    """The array, or a `Travelling` one."""
+    generation: str
+    """Generation of its marks."""
+
+    def _objects(self, kind: str) -> Objects:
+        array = self.target.get() if isinstance(self.target, Travelling) else self.target
+        return Objects.of(array.store_path) / f"{self.generation}-{kind}"
+
+    def write_facts(self, block: str, facts: BlockFacts) -> None:
+        """Write the facts of a block."""
+        self._objects("facts").write(block, facts.dumped())
+
+    def facts(self, block: str) -> BlockFacts:
+        """Return the facts of a block."""
+        return BlockFacts.loaded(self._read("facts", block))
+
+    def write_numbers(self, block: str, numbers: Array) -> None:
+        """Write the number of each object of a block."""
+        with io.BytesIO() as file:
+            np.save(file, numbers)
+            self._objects("numbers").write(block, file.getvalue())
+
+    def numbers(self, block: str) -> Array:
+        """Return the number of each object of a block."""
+        found: Array = np.load(io.BytesIO(self._read("numbers", block)), allow_pickle=False)
+        return found
+
+    def _read(self, kind: str, block: str) -> bytes:
+        objects = self._objects(kind)
+        value = objects.read(block)
+        if value is None:
+            raise TilingError(
+                f"{objects.store}/{objects.path}/{block} is gone: somebody deleted it while objects were "
+                "numbered. Write afresh with overwrite=True."
+            )
+        return value
+
+    def delete(self) -> None:
+        """Delete all tables of the generation."""
+        self._objects("facts").delete_folders("")
+        self._objects("numbers").delete_folders("")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
+        return Tables, (target, self.generation)

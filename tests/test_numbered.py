@@ -1,0 +1,277 @@
+"""Labels that are written have the numbers of scipy.ndimage.label, however and how often they are written."""
+
+import warnings
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage as ndi
+from zarr.storage import LocalStore, MemoryStore
+
+import tilework as tw
+from tests.laws.test_o_objects import scenes
+from tilework.writing.ledger import Ledger
+
+OWN = tw.Output("uint32", labels="own")
+NOISE = ndi.gaussian_filter(np.random.default_rng(1).random((150, 170)), 1.5)
+MASK = np.quantile(NOISE, 0.8) < NOISE
+WHOLE, COUNT = ndi.label(MASK)
+
+
+def number(crop):
+    return ndi.label(crop)[0]
+
+
+def cells(image=MASK, **options):
+    return tw.tiled_map(number, image, 64, 22, **({"output": OWN} | options))
+
+
+def beside(place):
+    return [path.name for path in (place / ".tilework").iterdir()]
+
+
+def facts(array):
+    return array.attrs["tilework"]["labels"]
+
+
+@given(scenes(), st.data())
+def test_written_labels_are_those_of_scipy_to_the_bit(scene, data):
+    mask, structure, call = scene
+    out = tw.tiled_map(lambda crop: ndi.label(crop, structure)[0], mask, output=OWN, **call)
+    chunks = tuple(data.draw(st.integers(1, n)) for n in mask.shape)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "labels may differ", tw.TilingWarning)
+        array = tw.to_zarr(out, MemoryStore(), chunks=chunks, progress=False)
+    want, count = ndi.label(mask, structure)
+    assert array.dtype == np.uint32
+    assert np.array_equal(array[:], want)
+    assert facts(array)["objects"] == count
+
+
+def test_nothing_is_left_beside_the_array(tmp_path):
+    array = tw.to_zarr(cells(), tmp_path / "a.zarr", chunks=32, progress=False)
+    assert np.array_equal(array[:], WHOLE)
+    assert facts(array) == {
+        "objects": COUNT, "contested": 0, "unclaimed": 0, "dropped": 0, "large": 0, "longest": [0, 0],
+    }  # fmt: skip
+    assert beside(tmp_path / "a.zarr") == [array.attrs["tilework"]["generation"]]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"shards": (64, 64), "chunks": (16, 32)},
+        {"zarr_format": 2},
+        {"memory_limit": "40MB"},
+        {"dimension_names": ["y", "x"]},
+        {"compressors": None},
+    ],
+)
+def test_any_layout(options, tmp_path):
+    array = tw.to_zarr(cells(), tmp_path / "a.zarr", progress=False, version="1", **options)
+    assert np.array_equal(array[:], WHOLE)
+    calls = []
+
+    def counted(crop):
+        calls.append(1)
+        return number(crop)
+
+    again = tw.tiled_map(counted, MASK, 64, 22, output=OWN)
+    array = tw.to_zarr(again, tmp_path / "a.zarr", progress=False, version="1")
+    assert np.array_equal(array[:], WHOLE)
+    assert not calls
+
+
+def test_all_schedulers(scheduler, tmp_path):
+    array = tw.to_zarr(cells(), tmp_path / "a.zarr", chunks=32, progress=False)
+    assert np.array_equal(array[:], WHOLE)
+
+
+def test_a_cluster_and_a_delayed_run(client, tmp_path):
+    array = tw.to_zarr(cells(), tmp_path / "a.zarr", chunks=32, progress=False, client=client)
+    assert np.array_equal(array[:], WHOLE)
+    delayed = tw.to_zarr(cells(), tmp_path / "b.zarr", chunks=32, compute=False)
+    assert np.array_equal(client.compute(delayed).result()[:], WHOLE)
+    for name in ("a.zarr", "b.zarr"):
+        assert len(beside(tmp_path / name)) == 1
+
+
+def test_arrays_that_were_given(tmp_path):
+    into = np.full(MASK.shape, 9, np.uint16)
+    small = tw.Output("uint16", labels="own")
+    tw.to_zarr(cells(output=small), into, progress=False)
+    assert np.array_equal(into, WHOLE)
+    given = zarr.create_array(tmp_path / "a.zarr", shape=MASK.shape, dtype="uint32", chunks=(50, 50))
+    assert tw.to_zarr(cells(), given, progress=False) is given
+    assert np.array_equal(given[:], WHOLE)
+    lazy = cells()
+    assert np.array_equal(tw.compute(lazy), lazy.compute())
+    with pytest.raises(tw.TilingError, match="uint32"):
+        tw.to_zarr(cells(), zarr.create_array(MemoryStore(), shape=MASK.shape, dtype="int64"))
+
+
+def test_indices_of_each_axes_have_numbers_of_their_own():
+    movie = np.stack([MASK, MASK[::-1], np.zeros_like(MASK), MASK[:, ::-1]])
+    out = (
+        cells(movie, each=(0,), axes=(1, 2), crop=None)
+        if False
+        else tw.tiled_map(number, movie, (64, 64), 22, each=0, output=OWN)
+    )
+    array = tw.to_zarr(out, MemoryStore(), chunks=(2, 40, 40), progress=False)
+    want = np.stack([ndi.label(frame)[0] for frame in movie])
+    assert np.array_equal(array[:], want)
+    assert facts(array)["objects"] == sum(int(frame.max()) for frame in want)
+    lazy = out.compute()
+    assert all(
+        np.array_equal(np.unique(f, return_inverse=True)[1].reshape(f.shape), w)
+        for f, w in zip(lazy, want, strict=True)
+    )
+
+
+def test_labels_beside_other_results(tmp_path):
+    def both(crop):
+        return {"cells": number(crop > 0), "mean": crop * 2.0}
+
+    image = np.where(MASK, NOISE, 0)
+    outputs = {"cells": OWN, "mean": tw.Output("float32", blend="gaussian")}
+    out = tw.tiled_map(both, image, 64, 22, output=outputs)
+    group = tw.to_zarr(out, tmp_path / "a.zarr", chunks=(40, 40), progress=False)
+    assert np.array_equal(group["cells"][:], WHOLE)
+    np.testing.assert_allclose(group["mean"][:], 2 * image, rtol=1e-5)
+    two = tw.tiled_map(
+        lambda crop: (number(crop), number(~crop)), MASK, 64, 22,
+        output=(OWN, tw.Output("uint8", labels="own")),
+    )  # fmt: skip
+    with pytest.warns(tw.TilingWarning, match="claimed|cut"):
+        written = tw.to_zarr(two, tmp_path / "b.zarr", progress=False)
+    assert np.array_equal(written["0"][:], WHOLE)
+    assert written["1"].dtype == np.uint8
+
+
+def test_levels_of_an_image_and_labels_in_one(tmp_path):
+    meta = tw.ImageMeta("yx", scale=(0.5, 0.5), units="micrometer")
+    path = tmp_path / "a.ome.zarr"
+    tw.to_zarr(tw.tiled_map(np.sqrt, NOISE, 64, 0, dtype=float, meta=meta), path, ome=True, levels=3)
+    calls = []
+
+    def counted(crop):
+        calls.append(1)
+        return number(crop)
+
+    out = tw.tiled_map(counted, MASK, 64, 22, output=OWN)
+    tw.to_zarr(out, path, label_name="cells", progress=False)
+    label = zarr.open_group(path)["labels/cells"]
+    assert np.array_equal(label["0"][:], WHOLE)
+    assert np.array_equal(label["1"][:], WHOLE[:150:2, :170:2])
+    assert np.array_equal(label["2"][:], WHOLE[:148:4, :168:4])
+    assert len(calls) == len(tw.plan_tiles(MASK.shape, 64, 22))
+
+
+def test_too_many_objects_for_the_dtype(tmp_path):
+    mask = np.zeros((40, 40), bool)
+    mask[::2, ::2] = True
+    out = tw.tiled_map(number, mask, 16, 2, output=tw.Output("uint8", labels="own"))
+    with pytest.raises(tw.TilingError, match=r"400 objects, and uint8 holds 255.*uint32"):
+        tw.to_zarr(out, tmp_path / "a.zarr", progress=False)
+
+
+class Dying(LocalStore):
+    """Fails at its n-th change, and at all after it."""
+
+    left: ClassVar = [0]
+
+    async def set(self, key, value):
+        self._count()
+        await super().set(key, value)
+
+    async def delete_dir(self, prefix):
+        self._count()
+        await super().delete_dir(prefix)
+
+    def _count(self):
+        if self.left[0] == 0:
+            raise OSError("the store is gone")
+        self.left[0] -= 1
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_broken_anywhere_and_resumed(start, tmp_path, monkeypatch):
+    mask, calls = MASK[:100, :90], []
+    want = ndi.label(mask)[0]
+
+    def counted(crop):
+        calls.append(1)
+        return number(crop)
+
+    def write(store):
+        out = tw.tiled_map(counted, mask, 64, 22, output=OWN, chunks=(64, 64))
+        return tw.to_zarr(out, store, chunks=(32, 32), progress=False, version="1")
+
+    whole = write(LocalStore(tmp_path / "whole"))
+    tiles = len(calls)
+    after = start
+    while True:
+        calls.clear()
+        place = tmp_path / f"{after}.zarr"
+        Dying.left[0] = after
+        try:
+            write(Dying(place))
+        except OSError:
+            array = write(LocalStore(place))
+            assert len(calls) <= 2 * tiles
+            assert np.array_equal(array[:], want)
+            assert Ledger(array).read().all()
+            assert [p.name for p in (place / ".tilework").iterdir()] == [
+                array.attrs["tilework"]["generation"]
+            ]
+            assert files(place) == files(tmp_path / "whole")
+        else:
+            break
+        after += 4
+    assert after > 20
+    assert np.array_equal(whole[:], want)
+
+
+def files(place):
+    return {
+        str(p.relative_to(place)): p.read_bytes()
+        for p in place.rglob("*")
+        if p.is_file() and ".tilework" not in str(p)
+    }
+
+
+def test_tiles_that_fail_are_computed_by_the_next_call(tmp_path):
+    broken = [True]
+
+    def sometimes(crop, tile):
+        if broken[0] and tile.position == (1, 1):
+            raise ValueError("no")
+        return number(crop)
+
+    def write():
+        out = tw.tiled_map(sometimes, MASK, 64, 22, output=OWN, pass_tile=True)
+        return tw.to_zarr(out, tmp_path / "a.zarr", chunks=32, progress=False, on_error="fill", version="1")
+
+    with pytest.warns(tw.TilingWarning, match="1 tiles failed"), pytest.warns(match="belong to none"):
+        array = write()
+    assert not Ledger(array).read().any()
+    assert array.attrs["tilework"]["n_failed"] == 1
+    broken[0] = False
+    assert np.array_equal(write()[:], WHOLE)
+    assert Ledger(array).read().all()
+    assert "n_failed" not in zarr.open(tmp_path / "a.zarr").attrs["tilework"]
+
+
+def test_what_is_doubtful_is_told_once_and_recorded(tmp_path):
+    out = tw.tiled_map(number, MASK, 32, 4, output=OWN)
+    with pytest.warns(tw.TilingWarning) as told:
+        array = tw.to_zarr(out, tmp_path / "a.zarr", progress=False)
+    assert len(told) == 1
+    found = facts(array)
+    assert found["large"] > 0
+    assert max(found["longest"]) > 9
+    assert "overlap=4 is safe up to 9" in str(told[0].message)
+    assert str(found["large"]) in str(told[0].message)

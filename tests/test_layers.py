@@ -21,7 +21,7 @@ SOURCE = Path(tilework.__file__).parent
 ROOT = Path(__file__).parents[1]
 ROOMS = (
     "diagnostics", "engine", "execution", "formats", "function", "graph", "grid", "identity", "labels",
-    "loops", "plan", "probing", "source", "writing",
+    "loops", "objects", "plan", "probing", "source", "writing",
 )  # fmt: skip
 
 

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from tilework.loops.aggregator import Aggregator
     from tilework.loops.sampler import GridSampler, SamplingMode
     from tilework.loops.slicer import Slicer
+    from tilework.objects.measuring import measure_labels
+    from tilework.objects.table import Table
     from tilework.plan.tile_plan import TilePlan
     from tilework.probing.probe import probe
     from tilework.probing.report import ProbeReport
@@ -64,6 +66,7 @@ _HOMES = {
     "ProbeReport": "probing.report",
     "SamplingMode": "loops.sampler",
     "Slicer": "loops.slicer",
+    "Table": "objects.table",
     "Tile": "grid.tiles",
     "TilePlan": "plan.tile_plan",
     "TilingError": "errors",
@@ -77,6 +80,7 @@ _HOMES = {
     "from_torch": "function.network",
     "image_meta": "api",
     "load_once": "function.load_once",
+    "measure_labels": "objects.measuring",
     "open_image": "source.images",
     "plan_tiles": "api",
     "plot_plan": "diagnostics.figures",
@@ -93,9 +97,10 @@ _HOMES = {
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
-    "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches", "compare",
-    "compute", "explain", "from_torch", "image_meta", "load_once", "open_image", "plan_tiles", "plot_plan",
-    "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
+    "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches",
+    "compare", "compute", "explain", "from_torch", "image_meta", "load_once", "measure_labels", "open_image",
+    "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr", "view",
+    "write_many",
 ]  # fmt: skip
 
 

@@ -100,11 +100,8 @@ class Rows:
         """Return one row per object, in ascending order of index and id."""
         if not len(self):
             return self
-        order = np.lexsort((self.ids, self.index))
+        order, begins = self.groups()
         rows = self[order]
-        begins = np.flatnonzero(
-            np.concatenate(([True], (np.diff(rows.ids) != 0) | (np.diff(rows.index) != 0)))
-        )
         return Rows(
             rows.index[begins],
             rows.ids[begins],
@@ -114,3 +111,10 @@ class Rows:
             np.maximum.reduceat(rows.high, begins),
             np.add.reduceat(rows.sums, begins),
         )
+
+    def groups(self) -> tuple[Ints, Ints]:
+        """Return the order that puts the rows of an object together, and where each object begins in it."""
+        order = np.lexsort((self.ids, self.index))
+        ids, index = self.ids[order], self.index[order]
+        new = (ids[1:] != ids[:-1]) | (index[1:] != index[:-1])
+        return order, np.flatnonzero(np.concatenate((np.ones(min(1, len(self)), bool), new)))

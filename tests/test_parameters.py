@@ -184,10 +184,12 @@ CALLS: dict[str, Any] = {
     "Aggregator.get_output": lambda **flags: _aggregator(missing="ignore").get_output(**flags),
     "GridSampler.__init__": lambda **flags: tw.GridSampler(_Untouchable(), IMAGE.shape, (16, 16), **flags),
     "Slicer.__init__": lambda **flags: tw.Slicer(_Untouchable(), 16, 2, **flags),
+    "Table.write": lambda **flags: tw.Table({"a": [1]}).write("/none/a.csv", **flags),
     "TilePlan.explain": lambda **flags: tw.plan_tiles(IMAGE.shape, 16, 2).explain(**flags),
     "compute": lambda **flags: tw.compute(_Untouchable(), **flags),
     "explain": lambda **flags: tw.explain(_Untouchable(), **flags),
     "from_torch": lambda **flags: tw.from_torch(_Untouchable(), **flags),
+    "measure_labels": lambda **flags: tw.measure_labels(_Untouchable(), **flags),
     "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),
     "status": lambda **flags: tw.status(_Untouchable(), **flags),
     "tiled_map": lambda **flags: tw.tiled_map(np.copy, _Untouchable(), 16, 2, **flags),
@@ -205,7 +207,8 @@ def _public() -> Iterator[tuple[str, Any]]:
             yield name, found
         elif not issubclass(found, BaseException) and name not in REPORTS:
             for method, function in inspect.getmembers(found, callable):
-                if method == "__init__" or not method.startswith("_"):
+                own = not hasattr(dict, method) or method == "__init__"  # those of dict have no signature
+                if own and (method == "__init__" or not method.startswith("_")):
                     yield f"{name}.{method}", function
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from tilework._types import Array, Bits, Ints
 from tilework.labels.runs import Runs, raveled
 
-__all__ = ["Rows", "index_of"]
+__all__ = ["Rows", "added_up", "index_of"]
+
+ADDS: dict[str, Any] = {
+    "first": np.minimum,
+    "area": np.add,
+    "low": np.minimum,
+    "high": np.maximum,
+    "sums": np.add,
+}
+"""How the facts of parts add up."""
 
 
 def index_of(at: Sequence[int], start: Sequence[int], shape: Sequence[int]) -> int:
@@ -98,23 +108,32 @@ class Rows:
 
     def merged(self) -> Rows:
         """Return one row per object, in ascending order of index and id."""
-        if not len(self):
-            return self
-        order, begins = self.groups()
-        rows = self[order]
-        return Rows(
-            rows.index[begins],
-            rows.ids[begins],
-            np.minimum.reduceat(rows.first, begins),
-            np.add.reduceat(rows.area, begins),
-            np.minimum.reduceat(rows.low, begins),
-            np.maximum.reduceat(rows.high, begins),
-            np.add.reduceat(rows.sums, begins),
-        )
+        return Rows(**added_up({f.name: [getattr(self, f.name)] for f in fields(self)}))
 
-    def groups(self) -> tuple[Ints, Ints]:
-        """Return the order that puts the rows of an object together, and where each object begins in it."""
-        order = np.lexsort((self.ids, self.index))
-        ids, index = self.ids[order], self.index[order]
-        new = (ids[1:] != ids[:-1]) | (index[1:] != index[:-1])
-        return order, np.flatnonzero(np.concatenate((np.ones(min(1, len(self)), bool), new)))
+
+def added_up(columns: dict[str, list[Array]], more: Mapping[str, Any] | None = None) -> dict[str, Array]:
+    """Return the columns of one row per object, in ascending order of index and id.
+
+    Parameters
+    ----------
+    columns : dict of str to list of arrays
+        The parts of each column of `Rows`, and of others. The dict is emptied, because of many objects each
+        column takes much memory.
+    more : mapping of str to ufunc, optional
+        How values of other columns add up.
+    """
+    index, ids = np.concatenate(columns["index"]), np.concatenate(columns["ids"])
+    order = np.lexsort((ids, index))
+    ids, index = ids[order], index[order]
+    new = np.ones(len(ids), bool)
+    new[1:] = (ids[1:] != ids[:-1]) | (index[1:] != index[:-1])
+    begins = np.flatnonzero(new)
+    found = {"index": index[begins], "ids": ids[begins]}
+    del index, ids
+    how = {**ADDS, **(more or {})}
+    for name in list(columns):
+        values = np.concatenate(columns.pop(name))[order]
+        if name not in found:
+            # No segment of no rows begins anywhere.
+            found[name] = how[name].reduceat(values, begins) if len(begins) else values
+    return found

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief, of_type
+from tilework._checks import brief, flag, of_type
 from tilework._types import Array
 from tilework.errors import GridError, MemoryBudgetError, TilingError
 from tilework.execution.inside import outside_of_the_pool
@@ -73,7 +73,8 @@ class How:
     def run(self, job: BoxJob) -> list[Any]:
         """Return the results of a job."""
         run([job], self.where, progress=self.progress, title=job.title)
-        return job.found
+        found, job.found = job.found, []
+        return found
 
 
 def sample_bytes(sources: Sequence[Source]) -> int:
@@ -166,10 +167,11 @@ def measure_labels(
     >>> labels = np.array([[1, 1, 0, 0], [1, 0, 0, 5]])
     >>> measure_labels(labels, labels * 10, "intensity_mean", progress=False)
     <Table: 2 rows, 10 columns>
-    label  bbox-0  bbox-1  bbox-2  bbox-3  area  centroid-0  centroid-1  first  ...
-        1       0       0       2       2     3    0.333333    0.333333      0  ...
-        5       1       3       2       4     1           1           3      7  ...
+    label  bbox-0  bbox-1  bbox-2  bbox-3  area  centroid-0  ...  intensity_mean
+        1       0       0       2       2     3    0.333333  ...              10
+        5       1       3       2       4     1           1  ...              50
     """
+    overwrite = flag("overwrite", overwrite)
     check_progress(progress)
     if meta is not None:
         of_type("meta", meta, ImageMeta, "a tw.ImageMeta")
@@ -230,7 +232,9 @@ def _facts(source: Source, images: Mapping[str, Source], axes: ObjectAxes, wante
     calls = [(box, None) for box in blocks_of(cuts_of(source, axes.own, how.most(read)))]
     job = BoxJob("measure-labels", read, PartFacts(axes, kinds, numbers), calls, how.where)
     none = Facts(_no_rows(axes), {(kind, k): np.zeros(0, _dtype(kind, sources[k])) for kind, k in kinds})
-    return Facts.merged([none, *how.run(job)])
+    parts = how.run(job)
+    parts.append(none)
+    return Facts.merged(parts)
 
 
 def _no_rows(axes: ObjectAxes) -> Rows:

@@ -7,7 +7,7 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from tilework._checks import brief
 from tilework._types import Array, Ints, Span
 from tilework.errors import TilingError
-from tilework.labels.rows import Rows
+from tilework.labels.rows import Rows, added_up
 from tilework.labels.runs import Runs, check_ids
 from tilework.objects.axes import ObjectAxes
 from tilework.source.base import Source
@@ -234,14 +234,15 @@ class Facts:
     """By kind and number of the intensity image."""
 
     @classmethod
-    def merged(cls, parts: Sequence[Facts]) -> Facts:
-        """Return one row per object, in ascending order of index and id."""
-        rows = Rows.joined([part.rows for part in parts])
-        more = {key: np.concatenate([part.more[key] for part in parts]) for key in parts[0].more}
-        if len(rows) and more:
-            order, begins = rows.groups()
-            more = {key: MERGES[key[0]].reduceat(values[order], begins) for key, values in more.items()}
-        return cls(rows.merged(), more)
+    def merged(cls, parts: list[Facts]) -> Facts:
+        """Return one row per object, in ascending order of index and id; ``parts`` is emptied."""
+        own, kinds = [f.name for f in fields(Rows)], list(parts[0].more)
+        columns = {name: [getattr(part.rows, name) for part in parts] for name in own}
+        columns |= {f"{kind}-{k}": [part.more[kind, k] for part in parts] for kind, k in kinds}
+        parts.clear()
+        found = added_up(columns, {f"{kind}-{k}": MERGES[kind] for kind, k in kinds})
+        more = {(kind, k): found.pop(f"{kind}-{k}") for kind, k in kinds}
+        return cls(Rows(**found), more)
 
 
 @dataclass(frozen=True, slots=True)

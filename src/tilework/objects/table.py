@@ -109,14 +109,17 @@ class Table(dict[str, Array]):
         return "\n".join([head, *(self._lines() if len(list(self)) else ())])
 
     def _lines(self) -> Iterator[str]:
-        """Yield the first rows as text, with as many columns as fit into a line."""
+        """Yield the first rows as text, with as many of the first and last columns as fit into a line."""
         columns = list(_texts(self))
+        last = columns[-1]
+        widths = [max(map(len, column)) + 2 for column in columns]
+        if sum(widths) > LINE:
+            room = LINE - widths[-1] - 5
+            fits = sum(total <= room for total in itertools.accumulate(widths[:-1]))
+            columns = [*columns[:fits], ["..."] * len(last), last]
         widths = [max(map(len, column)) for column in columns]
-        fits = [total <= LINE - 5 for total in itertools.accumulate(w + 2 for w in widths)]
-        shown = max(1, sum(fits)) if not all(fits) else len(fits)
-        rest = "  ..." if shown < len(columns) else ""
-        for row in zip(*columns[:shown], strict=True):
-            yield "  ".join(text.rjust(w) for text, w in zip(row, widths, strict=False)) + rest
+        for row in zip(*columns, strict=True):
+            yield "  ".join(text.rjust(w) for text, w in zip(row, widths, strict=True))
         if len(self) > ROWS:
             yield "..."
 
@@ -191,10 +194,11 @@ class Table(dict[str, Array]):
 
 def check_path(path: Any, *, overwrite: bool) -> Path:
     """Return where a table is to be written; raise if it cannot be written there."""
+    overwrite = flag("overwrite", overwrite)
     target = _known(path)
     if not target.parent.is_dir():
         raise TilingError(f"there is no folder {target.parent} for the table {target.name}; make it first.")
-    if not flag("overwrite", overwrite) and target.exists():
+    if not overwrite and target.exists():
         raise TilingError(f"there is a file {target}; give another path, or overwrite=True to replace it.")
     if target.suffix == ".parquet":
         _pyarrow()

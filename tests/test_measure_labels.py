@@ -463,20 +463,33 @@ def test_kept_objects_are_numbered_in_the_order_of_their_first_samples(seed, eac
     table = tw.measure_labels(labels, each=(0,) if each else (), progress=False)
     keep = kept_rows(lambda t: t["area"] % 2 == 0, table)
     index = table["axis_0"] if each else np.zeros(len(table), int)
-    numbers = Numbers.of(index, table["label"], table["first"], keep)
+    order = np.random.default_rng(seed).permutation(len(table))
+    numbers = Numbers.of(table[order], keep[order], {"axis_0": 3} if each else {})
     for at, image in enumerate(labels if each else labels[None]):
         kept = np.isin(image, table["label"][keep & (index == at)]) & (image != 0)
-        expected = np.zeros(image.shape, int)
-        seen = {}
-        for place in np.argwhere(kept):
-            i = image[tuple(place)]
-            expected[tuple(place)] = seen.setdefault(i, len(seen) + 1)
-        ids, new = numbers.at(at)
         got = np.zeros(image.shape, int)
-        for i, n in zip(ids, new, strict=True):
-            got[image == i] = n
-        assert (got == expected).all()
+        got[image != 0] = numbers.of_ids(image[image != 0], at)
+        assert (got == in_raster_order(image * kept)).all()
     assert numbers.most == max(numbers.numbers, default=0)
+
+
+def in_raster_order(labels):
+    """Return labels whose ids are numbers from 1 on, in the order of their first samples."""
+    seen = {}
+    numbers = [seen.setdefault(i, len(seen) + 1) if i else 0 for i in labels.ravel().tolist()]
+    return np.array(numbers, int).reshape(labels.shape)
+
+
+def test_objects_that_the_table_does_not_hold_once_are_refused():
+    table = Table({"label": [3, 5, 5], "first": [0, 1, 1]})
+    with pytest.raises(TilingError, match="two rows for object 5"):
+        Numbers.of(table, np.ones(3, bool), {})
+    with pytest.raises(TilingError, match=r"no columns \['t'\]"):
+        Numbers.of(table, np.ones(3, bool), {"t": 4})
+    numbers = Numbers.of(table[:2], np.array([False, True]), {})
+    for ids in ([4], [3, 6], [2]):
+        with pytest.raises(TilingError, match=f"object {ids[-1]}"):
+            numbers.of_ids(np.array(ids))
 
 
 def test_conditions_that_are_none_are_refused():

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from tilework.source.images import open_image
     from tilework.source.kept import clear_caches
     from tilework.writing.computing import compute
+    from tilework.writing.filtering import filter_labels
     from tilework.writing.many import write_many
     from tilework.writing.status import status
     from tilework.writing.store import to_zarr
@@ -77,6 +78,7 @@ _HOMES = {
     "compare": "diagnostics.figures",
     "compute": "writing.computing",
     "explain": "diagnostics.measuring",
+    "filter_labels": "writing.filtering",
     "from_torch": "function.network",
     "image_meta": "api",
     "load_once": "function.load_once",
@@ -98,9 +100,9 @@ __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
     "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches",
-    "compare", "compute", "explain", "from_torch", "image_meta", "load_once", "measure_labels", "open_image",
-    "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe", "status", "tiled_map", "to_zarr", "view",
-    "write_many",
+    "compare", "compute", "explain", "filter_labels", "from_torch", "image_meta", "load_once",
+    "measure_labels", "open_image", "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe",
+    "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

@@ -65,6 +65,11 @@ class ObjectAxes:
         """Extents along the ``each`` axes."""
         return tuple(self.shape[a] for a in self.each)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the columns of the ``each`` axes."""
+        return tuple(f"axis_{a}" if self.meta is None else self.meta.axes[a] for a in self.each)
+
     def ordered(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """Return one value per axis of the image as one per ``each`` axis, then one per other axis."""
         return tuple(values[a] for a in (*self.each, *self.own))
@@ -94,12 +99,9 @@ class ObjectAxes:
         more : mapping of str to array, optional
             Further columns, one value per row.
         """
-        names: dict[str, Array] = {}
         units: dict[str, str] = {}
-        for axis, values in zip(
-            self.each, np.unravel_index(rows.index, self.counts) if self.each else (), strict=True
-        ):
-            names[f"axis_{axis}" if self.meta is None else self.meta.axes[axis]] = values
+        index = np.unravel_index(rows.index, self.counts) if self.each else ()
+        names: dict[str, Array] = dict(zip(self.names, index, strict=True))
         ndim = len(self.own)
         columns: dict[str, Array] = {**names, "label": rows.ids}
         columns |= {f"bbox-{k}": rows.low[:, k] for k in range(ndim)}

@@ -2,11 +2,13 @@
 
 import itertools
 import math
+import pickle
 
 import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ def same(table, expected):
 def test_every_property_is_that_of_the_whole_image_to_the_bit(shape):
     labels = objects_in(shape, seed=len(shape))
     names = (*SHAPES, *VALUES, *(PLANAR if len(shape) == 2 else ()))
-    for dtype in ("uint8", "int32", "float32"):
+    for dtype in ("uint8", "int32", "float32", "bool", ">u2"):
         image = (np.random.default_rng(1).random(shape) * 200).astype(dtype)
         table = tw.measure_labels(labels, image, names, progress=False)
         same(table, oracle(labels, image, names))
@@ -323,6 +325,40 @@ def test_a_function_that_returns_other_shapes_is_refused():
         tw.measure_labels(labels, properties=lambda mask: np.flatnonzero(mask), progress=False)
 
 
+def test_a_function_that_fails_is_told_where():
+    def broken(mask):
+        raise ZeroDivisionError
+
+    for each in ((), (0,)):
+        with pytest.raises(ZeroDivisionError) as caught:
+            tw.measure_labels(objects_in((9, 9, 9)), properties=broken, each=each, progress=False)
+        assert "in a box at [" in "".join(caught.value.__notes__)
+
+
+def test_an_image_with_its_axes_in_another_order_is_refused():
+    labels = xr.DataArray(objects_in((9, 9)), dims=("y", "x"))
+    image = xr.DataArray(np.random.default_rng(0).random((9, 9)), dims=("x", "y"))
+    with pytest.raises(GridError, match=r"\('y', 'x'\); got \('x', 'y'\)"):
+        tw.measure_labels(labels, image, "intensity_mean", progress=False)
+    table = tw.measure_labels(labels, image.T, "intensity_max", each="y", progress=False)
+    assert table["y"].tolist() == sorted(table["y"])
+
+
+def test_outputs_of_one_call_are_measured_together():
+    calls = []
+    labels = objects_in((30, 40), largest=300)
+
+    def fn(crop):
+        calls.append(1)
+        return {"labels": crop, "value": crop % 7 / 2}
+
+    outputs = {"labels": tw.Output("int64"), "value": tw.Output("float64")}
+    out = tw.tiled_map(fn, labels, crop=10, overlap=0, output=outputs)
+    table = tw.measure_labels(out["labels"], out["value"], "intensity_max", progress=False, scheduler="sync")
+    assert len(calls) == 12
+    assert (table["intensity_max"] == table["label"] % 7 / 2).all()
+
+
 # -- where tasks read -------------------------------------------------------------------------------------
 
 
@@ -437,7 +473,16 @@ def test_what_is_no_column_is_refused():
         table[3] = [1, 2, 3]
     with pytest.raises(KeyError, match="did you mean 'label'"):
         table["lable"]
+    with pytest.raises(TypeError, match="or rows"):
+        table[0]
     table["label"] = [4, 5]
+    table.update(area=[1, 2])
+    assert isinstance(table["area"], np.ndarray)
+    del table["area"]
+    for again in (table.copy(), pickle.loads(pickle.dumps(table))):
+        assert type(again) is Table
+        assert again == table
+        assert (again != table) is False
     assert len(table) == 2
     assert table != Table({"label": [4, 6]})
 

@@ -215,6 +215,9 @@ def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]
         images[name] = open_source(image)
         if images[name].dtype.kind not in "biuf":
             raise TilingError(f"{what} must hold numbers; got dtype {images[name].dtype}.")
+        axes, own = images[name].names, source.names
+        if axes and own and axes != own and set(axes) == set(own):
+            raise GridError(f"{what} must have the axes of the labels in their order, {own}; got {axes}.")
         if images[name].shape != source.shape:
             raise GridError(
                 f"{what} must have the shape of the labels, {source.shape}; got {images[name].shape}. Of an "

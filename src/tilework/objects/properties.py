@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 import warnings
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief
+from tilework._checks import brief, noted
 from tilework._types import Array, Ints, Span
 from tilework.errors import TilingError
 from tilework.labels.rows import Rows, added_up
@@ -375,7 +376,8 @@ def _measured(
     more = [one for one in functions if callable(one)]
     if not functions:
         return {}
-    found = _skimage().regionprops_table(numbered, image, properties=names, extra_properties=more or None)
+    measure = functools.partial(_skimage().regionprops_table, properties=names, extra_properties=more or None)
+    found = noted(f"raised while measuring objects in a box at {[*start]}", measure, numbered, image)
     columns: Columns = {}
     for name, values in found.items():
         what, _, rest = name.partition("-")

@@ -84,8 +84,19 @@ class Table(dict[str, Array]):
     def __getitem__(self, key: Any) -> Any:
         """Return a column by its name, or the rows that an array of bool or of numbers selects."""
         if not isinstance(key, str):
+            if not isinstance(key, slice) and np.ndim(key) != 1:
+                raise TypeError(f"a table takes the name of a column, or rows; got {brief(key)}.")
             return Table({name: column[key] for name, column in self.items()}, self.units)
         return super().__getitem__(key)
+
+    def update(self, *columns: Any, **more: Any) -> None:
+        """Set several columns."""
+        for name, values in dict(*columns, **more).items():
+            self[name] = values
+
+    def copy(self) -> Table:
+        """Return a table of the same columns."""
+        return Table(self, self.units)
 
     def __missing__(self, name: str) -> Array:
         near = difflib.get_close_matches(name, list(self), n=1)

@@ -13,6 +13,7 @@ from zarr.storage import LocalStore, MemoryStore
 
 import tilework as tw
 from tests.laws.test_o_objects import scenes
+from tilework.objects.table import Table
 from tilework.writing.ledger import Ledger
 
 OWN = tw.Output("uint32", labels="own")
@@ -275,3 +276,62 @@ def test_what_is_doubtful_is_told_once_and_recorded(tmp_path):
     assert max(found["longest"]) > 9
     assert "overlap=4 is safe up to 9" in str(told[0].message)
     assert str(found["large"]) in str(told[0].message)
+
+
+def test_a_table_beside_the_labels(tmp_path):
+    image = np.where(MASK, NOISE, 0)
+    path = tmp_path / "cells.zarr"
+    out = tw.tiled_map(lambda c: number(c > 0), image, 64, 22, output=OWN)
+    options = {"progress": False, "properties": ["intensity_max"], "intensity": image, "version": "1"}
+    tw.to_zarr(out, path, table=True, **options)
+    want = tw.measure_labels(WHOLE, image, ["intensity_max"], progress=False)
+    found = Table.read(tmp_path / "cells.csv")
+    assert list(found) == [*want, "cut"]
+    assert all(np.allclose(found[name], want[name], rtol=1e-12) for name in want)
+    assert not found["cut"].any()
+    tw.to_zarr(out, path, table=True, **options)  # of the same run
+    (tmp_path / "other.csv").write_text("mine")
+    with pytest.raises(tw.TilingError, match="there is a file"):
+        tw.to_zarr(out, tmp_path / "b.zarr", table=tmp_path / "other.csv", **options)
+    assert not (tmp_path / "b.zarr").exists()
+    assert (tmp_path / "other.csv").read_text() == "mine"
+
+
+def test_the_table_names_objects_that_are_cut(tmp_path):
+    mask = np.zeros((60, 60), bool)
+    mask[5:45, 5:8] = mask[50:53, 20:23] = mask[2:6, 40:46] = True
+    movie = np.stack([mask, mask[::-1]])
+    out = tw.tiled_map(number, movie, (24, 24), 4, each=0, output=OWN)
+    with pytest.warns(tw.TilingWarning, match="objects are cut"):
+        tw.to_zarr(out, tmp_path / "a.zarr", table=tmp_path / "a.parquet", progress=False)
+    table = Table.read(tmp_path / "a.parquet")
+    long = (table["bbox-2"] - table["bbox-0"]) > 9
+    assert long.any()
+    assert table["cut"][long].all()
+    small = (table["bbox-3"] - table["bbox-1"] != 3) | (table["area"] == 9)
+    assert small.sum() == 4
+    assert not table["cut"][small].any()
+
+
+def test_a_table_is_refused_where_it_means_nothing(tmp_path):
+    floats = tw.tiled_map(np.sqrt, NOISE, 64, 0, dtype=float)
+    with pytest.raises(tw.TilingError, match="table= is for labels"):
+        tw.to_zarr(floats, tmp_path / "a.zarr", table=tmp_path / "a.csv")
+    with pytest.raises(tw.TilingError, match="say where with table="):
+        tw.to_zarr(cells(), tmp_path / "a.zarr", properties=["eccentricity"])
+    with pytest.raises(tw.TilingError, match="eccentricity"):
+        tw.to_zarr(cells(), tmp_path / "a.zarr", table=tmp_path / "a.csv", properties=["ecentricity"])
+    with pytest.raises(tw.TilingError, match="compute=False"):
+        tw.to_zarr(cells(), tmp_path / "a.zarr", table=tmp_path / "a.csv", compute=False)
+    with pytest.raises(tw.TilingError, match="Say where"):
+        tw.to_zarr(cells(), MemoryStore(), table=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_results_with_tables(tmp_path):
+    jobs = [(cells(MASK[k:]), tmp_path / f"{k}.zarr", {"table": tmp_path / f"{k}.csv"}) for k in (0, 9, 20)]
+    assert all(outcome.ok for outcome in tw.write_many(jobs, progress=False))
+    for k in (0, 9, 20):
+        want = ndi.label(MASK[k:])[0]
+        assert np.array_equal(zarr.open(tmp_path / f"{k}.zarr")[:], want)
+        assert len(Table.read(tmp_path / f"{k}.csv")) == want.max()

@@ -31,7 +31,7 @@ class BlockFacts:
         numbers = [self.counts.contested, self.counts.unclaimed, claims.large, *claims.extent]
         arrays = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
         with io.BytesIO() as file:
-            np.savez(file, **arrays, claims=claims.ids, numbers=np.array(numbers, np.int64))
+            np.savez(file, **arrays, claims=claims.ids, cut=claims.cut, numbers=np.array(numbers, np.int64))
             return file.getvalue()
 
     @classmethod
@@ -40,7 +40,8 @@ class BlockFacts:
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             rows = Rows(*(found[f.name] for f in fields(Rows)))
             contested, unclaimed, large, *extent = found["numbers"].tolist()
-            return cls(rows, Counts(contested, unclaimed, Claims(found["claims"], large, tuple(extent))))
+            claims = Claims(found["claims"], large, tuple(extent), found["cut"])
+            return cls(rows, Counts(contested, unclaimed, claims))
 
 
 def renumbered(

@@ -60,9 +60,11 @@ class Claims:
     ids: Ints
     """The claims that are not weak, plus the index of the ``each`` axes times one more than its samples."""
     large: int = 0
-    """How many objects among them are cut: they touch a cut side, and are longer than is safe."""
+    """How many claims are of objects that are cut: they touch a cut side, and are longer than is safe."""
     extent: Index = ()
     """The largest extents of these per tiled axis, samples of the result; 0 where none is cut."""
+    cut: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+    """These claims, as ``ids``."""
 
     @classmethod
     def joined(cls, parts: Iterable[Claims]) -> Claims:
@@ -72,7 +74,8 @@ class Claims:
             return cls(np.zeros(0, np.int64))
         columns = zip(*(c.extent for c in found if c.extent), strict=True)
         ids = np.concatenate([c.ids for c in found])
-        return cls(ids, sum(c.large for c in found), tuple(map(max, columns)))
+        cut = np.concatenate([c.cut for c in found])
+        return cls(ids, sum(c.large for c in found), tuple(map(max, columns)), cut)
 
 
 def painted(result: Array, place: Place) -> tuple[Array, Claims]:
@@ -112,7 +115,8 @@ def painted(result: Array, place: Place) -> tuple[Array, Claims]:
     large = long & own[:, None]
     extent = np.where(large, box[1] - box[0], 0).max(axis=0, initial=0)
     keys = place.index * (math.prod(place.extents) + 1) + claims
-    return out, Claims(keys[own & ~weak], int(large.any(axis=1).sum()), tuple(map(int, extent)))
+    cut = keys[large.any(axis=1)]
+    return out, Claims(keys[own & ~weak], len(cut), tuple(map(int, extent)), cut)
 
 
 def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:

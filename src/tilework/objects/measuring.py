@@ -44,7 +44,7 @@ from tilework.plan.arguments import memory_bytes
 from tilework.source.base import Source
 from tilework.source.opening import Image, open_source
 
-__all__ = ["How", "measure_labels", "open_images", "property_columns"]
+__all__ = ["How", "check_measures", "measure_labels", "open_images", "property_columns", "table_of"]
 
 # Most samples that a task reads, unless a storage chunk or the box of one object has more: enough that the
 # overhead of a task does not count, and few enough that tasks are many.
@@ -63,6 +63,11 @@ class How:
     memory: int
     """Memory of a process, bytes."""
     progress: Progress = False
+
+    @classmethod
+    def of(cls, where: Where, memory_limit: int | str | None, progress: Progress) -> How:
+        """Return how tasks run; without a limit, in the memory of the workers."""
+        return cls(where, where.memory if memory_limit is None else memory_bytes(memory_limit), progress)
 
     def most(self, sources: Sequence[Source]) -> int:
         """Return how many samples a task should read at most."""
@@ -177,21 +182,34 @@ def measure_labels(
         of_type("meta", meta, ImageMeta, "a tw.ImageMeta")
     if table is not None:
         check_path(table, overwrite=overwrite)
+    where = Where.find(scheduler, client, retries=retries)
+    how = How.of(where, memory_limit, progress)
+    found = table_of(labels, intensity, properties, each, meta, how)
+    if table is not None:
+        found.write(table, overwrite=overwrite)
+    return found
+
+
+def table_of(
+    labels: Any, intensity: Any, properties: Any, each: Any, meta: ImageMeta | None, how: How
+) -> Table:
+    """Return the table of `measure_labels`."""
     source, images = open_images(labels, intensity)
     if meta is not None:
         meta.check("labels", source.shape)
         source = replace(source, meta=meta)
     axes = ObjectAxes.of(source, each, meta)
     wanted = Wanted.of(properties, images, axes)
-    where = Where.find(scheduler, client, retries=retries)
-    how = How(where, where.memory if memory_limit is None else memory_bytes(memory_limit), progress)
-    with outside_of_the_pool(where.client):
+    with outside_of_the_pool(how.where.client):
         facts = _facts(source, images, axes, wanted, how)
         more = property_columns(facts, source, images, axes, wanted, how)
-    found = axes.table(facts.rows, more)
-    if table is not None:
-        found.write(table, overwrite=overwrite)
-    return found
+    return axes.table(facts.rows, more)
+
+
+def check_measures(labels: Any, intensity: Any, properties: Any, *, each: Any = ()) -> None:
+    """Raise unless `measure_labels` takes these arguments."""
+    source, images = open_images(labels, intensity)
+    Wanted.of(properties, images, ObjectAxes.of(source, each, None))
 
 
 def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]:

@@ -17,6 +17,7 @@ from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.writing.image import AskedImage
 from tilework.writing.jobs import WriteJob
+from tilework.writing.measured import AskedTable
 from tilework.writing.preparing import Asked, Writing, prepare
 
 __all__ = ["Outcome", "Report", "asked_from", "write_many"]
@@ -100,9 +101,9 @@ def write_many(
     ----------
     jobs : iterable of (result, store), (result, store, options), or callables that return one
         Options are those of `to_zarr` for one image: ``path``, ``chunks``, ``shards``, ``version``,
-        ``accept``, ``ome``, ``levels``, ``pyramid``, ``label_name``, ``meta`` and the arguments of
-        `zarr.create_array`. A callable is called when its turn comes, so that
-        not all images are open at the same time; a generator is consumed step by step.
+        ``accept``, ``ome``, ``levels``, ``pyramid``, ``label_name``, ``meta``, ``table``, ``properties``,
+        ``intensity`` and the arguments of `zarr.create_array`. A callable is called when its turn comes, so
+        that not all images are open at the same time; a generator is consumed step by step.
     on_error : "continue", "fill" or "raise"
         Treatment of an image that fails. "continue" leaves it incomplete and runs the others. "fill" leaves
         out its failing tiles, as in `to_zarr`. "raise" ends the run.
@@ -182,7 +183,7 @@ class _Many:
         self.open: dict[Any, tuple[int, Writing]] = {}
         """Jobs that have begun, with their numbers."""
         self.blocks_done: list[tuple[int, Writing]] = []
-        """OME-Zarr images of which all blocks are written, with their numbers."""
+        """Results of which all blocks are written, and something is left, with their numbers."""
         self.unknown = 0
         """Samples of integer results that were NaN."""
         self.broken: Exception | None = None
@@ -225,19 +226,20 @@ class _Many:
         """Replace a job whose tasks have all run by its outcome."""
         number, writing = self.open.pop(job)
         self.unknown += job.told.unknown
-        if writing.rest is not None and job.error is None:
+        if (writing.rest or writing.table) and job.error is None:
             self.blocks_done.append((number, writing))
         else:
             self._conclude(number, writing, job.error)
 
     def finish(self) -> None:
-        """Make what is left of the coarser levels of images whose blocks are written."""
+        """Make what is left of results whose blocks are written: numbers, coarser levels, tables."""
         while self.blocks_done:
             number, writing = self.blocks_done[0]
             error = None
             try:
                 for job in writing.left():
                     run([job], self.where, progress=self.progress, title=job.title)
+                writing.measure(self.where, self.common["memory_limit"], self.progress)
             except Exception as failed:
                 if self.stops:
                     raise
@@ -280,10 +282,11 @@ def _parts(job: Any, number: int) -> tuple[Any, Any, Mapping[str, Any]]:
 def asked_from(common: Mapping[str, Any], options: Mapping[str, Any]) -> Asked:
     """Return the arguments of `to_zarr` from those that all images share and those of one."""
     own = ("path", "chunks", "shards", "version", "accept")
-    image = tuple(f.name for f in fields(AskedImage))
-    rest = {k: v for k, v in options.items() if k not in (*own, *image)}
+    image, table = (tuple(f.name for f in fields(kind)) for kind in (AskedImage, AskedTable))
+    rest = {k: v for k, v in options.items() if k not in (*own, *image, *table)}
     return Asked(
         **dict(common) | {k: options[k] for k in own if k in options},
         image=AskedImage(**{k: options[k] for k in image if k in options}),
+        table=AskedTable(**{k: options[k] for k in table if k in options}),
         options=rest,
     )

@@ -42,7 +42,7 @@ from tilework.writing.node import clear
 from tilework.writing.objects import Objects
 from tilework.writing.renumber import RenumberJob
 from tilework.writing.sink import Sink, block_name
-from tilework.writing.tables import Tables
+from tilework.writing.tables import CutObjects, Tables
 from tilework.writing.units import Layout, Units
 
 __all__ = ["Numbering", "forget_pieces"]
@@ -204,6 +204,8 @@ class Numbering:
             self._check(int(numbers.max(initial=0)))
             for block, span in zip(blocks, columns.spans, strict=True):
                 tables.write_numbers(block, np.array(numbers[span]))
+            if self.target.record is not None:
+                CutObjects(self.target.array, self.target.generation).write(*columns.cut(numbers))
             self._tell(counts, columns.dropped() if counts.contested else 0, columns.objects(numbers))
 
     def _check(self, most: int) -> None:
@@ -248,6 +250,8 @@ class _Columns:
         self._files = {name: (folder / name).open("wb") for name in ("keys", "first")}
         self._open: list[Ints] = []
         """Claims of which nothing is painted in the block of their tile."""
+        self._cut: list[Ints] = []
+        """Claims of objects that are cut."""
 
     def take(self, facts: BlockFacts) -> Counts:
         """Add the rows of a block; return its counts."""
@@ -259,6 +263,7 @@ class _Columns:
         self.spans.append(slice(start, start + len(rows)))
         claimed = facts.counts.claims.ids
         self._open.append(claimed[~np.isin(claimed, keys)])
+        self._cut.append(facts.counts.claims.cut)
         return facts.counts
 
     def _column(self, name: str) -> Array:
@@ -281,6 +286,17 @@ class _Columns:
         for part in parts(len(numbers)):
             np.maximum.at(most, self.keys[part] // (self.size + 1), numbers[part].astype(np.int64))
         return int(most.sum())
+
+    def cut(self, numbers: Array) -> tuple[Ints, Ints]:
+        """Return index and number of the objects that are cut, ascending."""
+        wanted = np.unique(np.concatenate(self._cut)) if self._cut else np.zeros(0, np.int64)
+        found = [np.zeros((2, 0), np.int64)]
+        for part in parts(len(self.keys) if len(wanted) else 0):
+            keys = np.asarray(self.keys[part])
+            on = np.isin(keys, wanted)
+            found.append(np.stack((keys[on] // (self.size + 1), numbers[part][on].astype(np.int64))))
+        index, number = np.unique(np.concatenate(found, axis=1), axis=1)
+        return index, number
 
     def dropped(self) -> int:
         """Return how many claims have lost all their samples."""

@@ -24,11 +24,12 @@ from tilework._checks import of_type, one_of, warn
 from tilework._types import Index
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
-from tilework.execution.progress import LOG
+from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
 from tilework.identity.digests import digest
 from tilework.identity.location import locate, read_by
+from tilework.objects.measuring import How
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
@@ -39,6 +40,7 @@ from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.labels import Labels
 from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.levels import parents_done
+from tilework.writing.measured import AskedTable, TableTo
 from tilework.writing.numbering import Numbering, forget_pieces
 from tilework.writing.replan import Member, depth, replanned, with_levels
 from tilework.writing.tail import Pyramid, Rest, Tail
@@ -62,6 +64,7 @@ class Asked:
     on_error: Any = "raise"
     memory_limit: Any = None
     image: AskedImage = AskedImage()  # noqa: RUF009 -- it is frozen
+    table: AskedTable = AskedTable()  # noqa: RUF009 -- it is frozen
     numbers: bool = True
     """Whether objects of labels are numbered; otherwise they keep their lazy ids."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -107,11 +110,20 @@ class Writing:
     """The OME-Zarr images that are written."""
     rest: Rest | None = None
     """Makes what is left when all blocks are written."""
+    targets: Mapping[str, Destination] = field(default_factory=dict)
+    """The array of each output by key."""
+    table: TableTo | None = None
+    """Where a table of objects goes."""
 
     def left(self) -> Iterator[WriteJob]:
         """Yield the jobs after the first one, each to be run before the next is asked for."""
         if self.rest is not None:
             yield from self.rest.jobs(self.told)
+
+    def measure(self, where: Where, memory_limit: int | str | None, progress: Progress) -> None:
+        """Write the table of objects, if one is asked for."""
+        if self.table is not None:
+            self.table.write(self.targets[self.table.key], How.of(where, memory_limit, progress))
 
     def end(self, *, quiet: bool = False) -> Any:
         """Warn of failed tiles, and return the array or group."""
@@ -157,20 +169,18 @@ def prepare(
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}
+    table = None
     dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
     plain = bool(images) or given is not None or is_array(store)
     labels = Labels(dims) if plain else Labels.of(out, dims)
     places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
+    if asked.table:
+        table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
     if not images and given is None:
         _warn_of_name(store, asked.path)
     new = [place for place in places.values() if isinstance(place, Fresh)]
     if labels.dataset is not None:
-        if asked.image.meta is not None or "dimension_names" in asked.options:
-            what = "dimension_names" if asked.image.meta is None else "meta"
-            raise TilingError(
-                f"{what}= cannot change what a DataArray says of itself: rename its dims or give it other "
-                f"coordinates; or write the array alone, out.data, with {what}=."
-            )
+        _refuse_meta(asked)
         group = locate(store, asked.path or "", asked.options.get("storage_options"))
         names = [labels.name(place.target.key) for place in new]
         labels.check(group, names, new[0].zarr_format if new else 3, overwrite=asked.overwrite)
@@ -188,6 +198,7 @@ def prepare(
     except BaseException:
         claims.release()
         raise
+    writing = replace(writing, table=table)
     if where.postponed:
         claims.release()
     if several and given is None:
@@ -197,6 +208,16 @@ def prepare(
         LOG.info("%s: %s were found done; %d tiles are to run", job.title, done, job.tiles)
         job.title += f" ({done} found done)"
     return job, writing
+
+
+def _refuse_meta(asked: Asked) -> None:
+    """Raise if a DataArray should mean something else than it says."""
+    if asked.image.meta is not None or "dimension_names" in asked.options:
+        what = "dimension_names" if asked.image.meta is None else "meta"
+        raise TilingError(
+            f"{what}= cannot change what a DataArray says of itself: rename its dims or give it other "
+            f"coordinates; or write the array alone, out.data, with {what}=."
+        )
 
 
 def _images(
@@ -324,7 +345,8 @@ def _prepare_tiles(
         if spec.outputs[member.number].stored is not None and not destinations[member.number].open:
             forget_pieces(destinations[member.number])  # a run that ended there may have left them
     job.closing.shown = destinations[members[0].number]
-    return _writing(job, target, claims, members, pyramids, where, numberings)
+    targets = {key: destinations[origin.number] for key, origin in found.items()}
+    return _writing(job, target, claims, targets, members, pyramids, where, numberings)
 
 
 def _member(
@@ -409,7 +431,7 @@ def _prepare_chunks(
         _title(target), array, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, levels[0] if levels else (),
     )  # fmt: skip
-    return _writing(job, target, claims, [member], pyramids, where)
+    return _writing(job, target, claims, {"": destination}, [member], pyramids, where)
 
 
 # -- coarser levels of an image ---------------------------------------------------------------------------
@@ -450,6 +472,7 @@ def _writing(
     job: WriteJob,
     target: Target,
     claims: Claims,
+    targets: Mapping[str, Destination],
     members: Sequence[Member],
     pyramids: Sequence[Pyramid],
     where: Where,
@@ -463,5 +486,5 @@ def _writing(
         job.closing.after = rest.here
     return job, Writing(
         told=job.told, closing=job.closing, tiles=job.tiles, address=target.address, claims=claims,
-        images=images, rest=rest,
+        images=images, rest=rest, targets=targets,
     )  # fmt: skip

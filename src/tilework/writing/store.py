@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tilework._checks import flag
+from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import delayed, run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
 from tilework.writing.image import AskedImage
+from tilework.writing.measured import AskedTable
 from tilework.writing.preparing import Asked, prepare
 
 __all__ = ["to_zarr"]
@@ -42,6 +45,9 @@ def to_zarr(
     pyramid: str | None = None,
     label_name: str | None = None,
     meta: ImageMeta | None = None,
+    table: str | os.PathLike[str] | bool | None = None,
+    properties: Any = (),
+    intensity: Any = None,
     **options: Any,
 ) -> Any:
     """Compute a result into Zarr; return the array or group that holds it.
@@ -117,6 +123,12 @@ def to_zarr(
         scale, under this name. Nothing else of the image is touched, but the list of its labels.
     meta : ImageMeta, optional
         What the samples of the result mean; default: what `image_meta` says of it.
+    table : path or bool, optional
+        Also write a table of the objects of labels, ``.csv`` or ``.parquet``, as `measure_labels` makes it.
+        Labels of ``labels="own"`` have a further column ``cut``: whether the crop of its tile cut the object.
+        True: a ``.csv`` file beside the store, with its name.
+    properties, intensity
+        Further columns of the table, as in `measure_labels`.
     **options
         Arguments of `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
 
@@ -161,7 +173,10 @@ def to_zarr(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=version,
         accept=accept, on_error=on_error, memory_limit=memory_limit, options=options,
         image=AskedImage(ome=ome, levels=levels, pyramid=pyramid, label_name=label_name, meta=meta),
+        table=AskedTable(table, properties, intensity),
     )  # fmt: skip
+    if asked.table and not compute:
+        raise TilingError("table= is made when all is written; with compute=False call measure_labels then.")
     with outside_of_the_pool(where.client if compute else None):
         job, writing = prepare(out, store, asked, where)
         if not compute:
@@ -170,6 +185,8 @@ def to_zarr(
             run([job], where, progress=progress, title=job.title)
             for job in writing.left():
                 run([job], where, progress=progress, title=job.title)
+            result = writing.end()
         finally:
             writing.release()
-        return writing.end()
+        writing.measure(where, memory_limit, progress)
+        return result

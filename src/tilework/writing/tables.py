@@ -20,7 +20,7 @@ from tilework.labels.facts import BlockFacts
 from tilework.source.held import Travelling
 from tilework.writing.objects import Objects
 
-__all__ = ["Tables"]
+__all__ = ["CutObjects", "Tables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +73,34 @@ class Tables:
     def __reduce__(self) -> tuple[Any, ...]:
         target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
         return Tables, (target, self.generation)
+
+
+@dataclass(frozen=True, slots=True)
+class CutObjects:
+    """Which numbered objects of an array the crops of their tiles cut; kept as long as the array."""
+
+    array: Any
+    generation: str
+    """Generation of its marks."""
+
+    @property
+    def _objects(self) -> Objects:
+        return Objects.of(self.array.store_path)
+
+    def write(self, index: Array, numbers: Array) -> None:
+        """Write index of ``each`` axes and number of each; nothing if there are none."""
+        name = f"{self.generation}-cut"
+        if not len(numbers):
+            self._objects.delete(name)
+            return
+        with io.BytesIO() as file:
+            np.save(file, np.stack((index, numbers)))
+            self._objects.write(name, file.getvalue())
+
+    def read(self) -> tuple[Array, Array]:
+        """Return index and number of each."""
+        value = self._objects.read(f"{self.generation}-cut")
+        if value is None:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        index, numbers = np.load(io.BytesIO(value), allow_pickle=False)
+        return index, numbers

@@ -44,7 +44,7 @@ from tilework.plan.arguments import memory_bytes
 from tilework.source.base import Source
 from tilework.source.opening import Image, open_source
 
-__all__ = ["How", "check_measures", "measure_labels", "open_images", "property_columns", "table_of"]
+__all__ = ["How", "check_measures", "measure_labels", "measured", "open_images", "property_columns"]
 
 # Most samples that a task reads, unless a storage chunk or the box of one object has more: enough that the
 # overhead of a task does not count, and few enough that tasks are many.
@@ -184,13 +184,13 @@ def measure_labels(
         check_path(table, overwrite=overwrite)
     where = Where.find(scheduler, client, retries=retries)
     how = How.of(where, memory_limit, progress)
-    found = table_of(labels, intensity, properties, each, meta, how)
+    found = measured(labels, intensity, properties, each, meta, how)
     if table is not None:
         found.write(table, overwrite=overwrite)
     return found
 
 
-def table_of(
+def measured(
     labels: Any, intensity: Any, properties: Any, each: Any, meta: ImageMeta | None, how: How
 ) -> Table:
     """Return the table of `measure_labels`."""

@@ -15,7 +15,7 @@ from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.graph.build import Found
 from tilework.labels.runs import check_ids
-from tilework.objects.measuring import How, check_measures, table_of
+from tilework.objects.measuring import How, check_measures, measured
 from tilework.objects.table import check_path
 from tilework.writing.closing import Destination
 from tilework.writing.image import Image
@@ -113,7 +113,7 @@ class TableTo:
         """Measure the labels that were written, and write the table."""
         asked, array = self.asked, target.array
         each = tuple(range(self.n_each))
-        found = table_of(array, asked.intensity, asked.properties, each, self.meta, how)
+        found = measured(array, asked.intensity, asked.properties, each, self.meta, how)
         if target.generation:
             index, numbers = CutObjects(array, target.generation).read()
             own = np.zeros(len(found), np.int64)

@@ -96,7 +96,10 @@ def test_it_goes_on_and_another_condition_is_another_result(tmp_path):
     assert len({n for n in np.unique(labels) if 20 < (labels == n).sum() <= 90})
     with pytest.raises(TilingError, match="version"):
         tw.filter_labels(labels, lambda t: t["area"] > 90, store, progress=False)
-    tw.filter_labels(labels, lambda t: t["area"] > 90, store, overwrite=True, progress=False)
+    given = {"version": "1", "overwrite": True, "progress": False}
+    tw.filter_labels(labels, lambda t: t["area"] > 90, store, **given)
+    with pytest.raises(TilingError, match="version"):
+        tw.filter_labels(labels, lambda t: t["area"] > 90, store, version="2", progress=False)
 
 
 def test_labels_of_an_image_keep_their_place_and_levels(tmp_path):

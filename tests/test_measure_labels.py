@@ -83,7 +83,7 @@ def same(table, expected):
 def test_every_property_is_that_of_the_whole_image_to_the_bit(shape):
     labels = objects_in(shape, seed=len(shape))
     names = (*SHAPES, *VALUES, *(PLANAR if len(shape) == 2 else ()))
-    for dtype in ("uint8", "int32", "float32", "bool", ">u2"):
+    for dtype in ("uint8", "int32", "float32", "bool", ">u2", ">f8"):
         image = (np.random.default_rng(1).random(shape) * 200).astype(dtype)
         table = tw.measure_labels(labels, image, names, progress=False)
         same(table, oracle(labels, image, names))
@@ -175,6 +175,29 @@ def test_integers_add_up_where_a_box_would_not_fit():
         tw.measure_labels(labels, image, "solidity", **given)
 
 
+@pytest.mark.parametrize("most", [60, 400, 5000])
+def test_small_objects_in_groups_keep_their_own_values(monkeypatch, most):
+    monkeypatch.setattr(measuring, "MOST_SAMPLES", most)
+    rng = np.random.default_rng(0)
+    # Neighbours in the image have ids in no order, which floats cannot tell apart.
+    ids = (2**63 - 1 - rng.permutation(400)).astype(np.uint64)
+    labels = np.kron(ids.reshape(20, 20), np.ones((3, 4), np.uint64))
+    labels[rng.random(labels.shape) < 0.2] = 0
+    image = rng.random(labels.shape)
+    names = ("intensity_std", "solidity", "centroid_weighted")
+    for array in (labels, da.from_array(labels, chunks=(60, 40))):
+        same(tw.measure_labels(array, image, names, progress=False), oracle(labels, image, names))
+
+
+def test_sums_of_wide_integers_do_not_wrap():
+    labels = np.ones((8, 8), np.uint8)
+    for dtype in ("int64", "uint64", "uint32", "int32"):
+        image = np.full(labels.shape, np.iinfo(dtype).max)
+        table = tw.measure_labels(labels, image, ("intensity_mean", "intensity_sum"), progress=False)
+        assert table["intensity_mean"][0] == image.mean()
+        assert table["intensity_sum"][0] == 64 * float(np.iinfo(dtype).max)
+
+
 def test_infinite_values_and_nan_are_those_of_scikit_image():
     labels = objects_in((20, 20), largest=6)
     image = np.random.default_rng(0).random(labels.shape).astype("f4")
@@ -240,6 +263,7 @@ def test_what_the_labels_mean_is_in_world_units(tmp_path):
     assert table.units["centroid_world-y"] == "micrometer"
     flipped = tw.ImageMeta("tyx", scale=(1, -1, 2))
     table = tw.measure_labels(labels, each="t", meta=flipped, progress=False)
+    assert (table["area_world"] == table["area"] * 2).all()
     assert (table["bbox_world-y-max"] - table["bbox_world-y-min"] == table["bbox-2"] - table["bbox-0"]).all()
     assert "area_world" not in tw.measure_labels(labels, meta=tw.ImageMeta("tyx"), progress=False)
 

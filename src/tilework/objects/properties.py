@@ -35,6 +35,7 @@ ADDED = {"intensity_min": "min", "intensity_max": "max", "intensity_mean": "sum"
 MERGES: dict[str, Any] = {"min": np.minimum, "max": np.maximum, "sum": np.add}
 ARRAYS = ("coords", "coords_scaled", "image", "image_convex", "image_filled", "image_intensity", "slice")
 """Properties whose values are arrays of any length, which no column holds."""
+CENTRE = "centroid_weighted"
 # Words of scikit-image before 0.20.
 OLD = {"bbox_area": "area_bbox", "equivalent_diameter": "equivalent_diameter_area"}
 
@@ -358,8 +359,7 @@ class BoxProperties:
         columns: Columns = _measured(numbered, None, self.wanted.shapes, start, None)
         for number, image in enumerate(images):
             own = [one for one, k in self.wanted.valued if k == number]
-            native = image.astype(image.dtype.newbyteorder("="), copy=False)
-            columns |= _measured(numbered, native, own, start, number)
+            columns |= _measured(numbered, image, own, start, number)
         return columns
 
 
@@ -376,16 +376,18 @@ def _measured(
     more = [one for one in functions if callable(one)]
     if not functions:
         return {}
+    weighted = CENTRE in names
+    if weighted:
+        # Places in the box would be rounded before they become places in the image.
+        names = list(dict.fromkeys([*(n for n in names if n != CENTRE), "bbox", f"{CENTRE}_local"]))
     measure = functools.partial(_skimage().regionprops_table, properties=names, extra_properties=more or None)
     found = noted(f"raised while measuring objects in a box at {[*start]}", measure, numbered, image)
-    columns: Columns = {}
+    if weighted:
+        for k, first in enumerate(start):
+            found[f"{CENTRE}-{k}"] = found[f"{CENTRE}_local-{k}"] + (found[f"bbox-{k}"] + first)
     for name, values in found.items():
-        what, _, rest = name.partition("-")
         if values.dtype.hasobject:
             raise TilingError(
-                f"the function {what!r} must return one number, or arrays of one shape for all objects."
+                f"the function {name!r} must return one number, or arrays of one shape for all objects."
             )
-        if what == "centroid_weighted":
-            values = values + start[int(rest)]
-        columns[number, name] = values
-    return columns
+    return {(number, name): values for name, values in found.items()}

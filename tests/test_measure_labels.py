@@ -62,12 +62,12 @@ def objects_in(shape, seed=0, count=12, largest=10**10):
     return labels
 
 
-def oracle(labels, intensity=None, properties=()):
+def oracle(labels, intensity=None, properties=(), **options):
     """Return what scikit-image finds of the whole image, whose ids it needs to be small."""
     ids, numbered = np.unique(labels, return_inverse=True)
     ids, numbered = (ids[1:], numbered) if len(ids) and ids[0] == 0 else (ids, numbered + 1)
     numbered = numbered.reshape(labels.shape)
-    found = regionprops_table(numbered, intensity, properties=(*BASE, *properties))
+    found = regionprops_table(numbered, intensity, properties=(*BASE, *properties), **options)
     found["label"] = ids
     place = [np.flatnonzero(labels.ravel() == i)[0] for i in ids]
     return found | {"first": np.array(place, np.int64)}
@@ -173,6 +173,35 @@ def test_integers_add_up_where_a_box_would_not_fit():
     assert (table["intensity_mean"][0], table["intensity_sum"][0]) == (65535, 65535 * 64**2)
     with pytest.raises(MemoryBudgetError, match=r"object 1, 64x64 samples.*memory_limit=\d+"):
         tw.measure_labels(labels, image, "solidity", **given)
+
+
+@pytest.mark.parametrize("spacing", [(2.0, 0.3, 0.7), "meta"], ids=str)
+def test_properties_with_a_spacing_are_those_of_scikit_image(spacing):
+    labels = objects_in((9, 13, 11), seed=3)
+    image = np.random.default_rng(1).random(labels.shape)
+    names = (*SHAPES, *VALUES)
+    meta = tw.ImageMeta("zyx", units="um", scale=(2.0, -0.3, 0.7))
+    table = tw.measure_labels(labels, image, names, meta=meta, spacing=spacing, progress=False)
+    expected = oracle(labels, image, names, spacing=(2.0, 0.3, 0.7))
+    for name in [n for n in expected if n.partition("-")[0] in ("area", "centroid")]:
+        del expected[name]
+    same(table, expected)
+    assert table["area"].sum() == np.count_nonzero(labels)
+    np.testing.assert_allclose(table["area_world"], np.array(table["area"]) * 0.42)
+
+
+@pytest.mark.parametrize("shape", [(90,), (3, 5, 6, 5)], ids=str)
+def test_values_are_measured_in_any_dimension(shape):
+    labels = objects_in(shape, largest=9)
+    image = np.random.default_rng(1).random(shape).astype("f4")
+    names = ("intensity_mean", "intensity_std", "intensity_sum", "intensity_median")
+    table = tw.measure_labels(labels, image, names, progress=False)
+    for row, i in enumerate(table["label"]):
+        values = image[labels == i]
+        assert table["intensity_mean"][row] == values.mean()
+        assert table["intensity_std"][row] == values.std()
+        assert table["intensity_sum"][row] == values.sum(dtype=float)
+        assert table["intensity_median"][row] == np.median(values)
 
 
 @pytest.mark.parametrize("most", [60, 400, 5000])
@@ -318,6 +347,11 @@ def test_labels_that_are_none_are_refused(labels, error, match):
         ({"each": "t"}, GridError, "names"),
         ({"meta": tw.ImageMeta("zyx")}, TilingError, "3 axes"),
         ({"meta": 3}, TypeError, "ImageMeta"),
+        ({"spacing": "meta"}, TilingError, "not known"),
+        ({"spacing": 3}, TypeError, "each axis"),
+        ({"spacing": (1, 2, 3)}, TilingError, "2 axes"),
+        ({"spacing": (1, -2)}, TilingError, "positive"),
+        ({"spacing": (1, 2), "properties": "perimeter"}, TilingError, "isotropic"),
         ({"table": "cells.txt"}, TilingError, "csv or"),
         ({"table": "none/cells.csv"}, TilingError, "folder"),
         ({"progress": 3}, TypeError, "progress"),

@@ -94,6 +94,7 @@ def measure_labels(
     table: str | os.PathLike[str] | None = None,
     each: int | str | Sequence[int | str] = (),
     meta: ImageMeta | None = None,
+    spacing: Sequence[float] | str | None = None,
     overwrite: bool = False,
     retries: int = 0,
     progress: Progress = "auto",
@@ -123,6 +124,9 @@ def measure_labels(
         default objects extend along all axes.
     meta : ImageMeta, optional
         What the samples mean. Default: what the labels say of themselves.
+    spacing : sequence of float or "meta", optional
+        Distance of neighbouring samples along each axis of the objects, as `regionprops_table` takes it for
+        ``properties``; "meta": the scale of the axes. All other columns stay as they are.
     overwrite : bool
         Whether a file that is there may be replaced.
     retries : int
@@ -184,14 +188,20 @@ def measure_labels(
         check_path(table, overwrite=overwrite)
     where = Where.find(scheduler, client, retries=retries)
     how = How.of(where, memory_limit, progress)
-    found = measured(labels, intensity, properties, each, meta, how)
+    found = measured(labels, intensity, properties, each, meta, how, spacing)
     if table is not None:
         found.write(table, overwrite=overwrite)
     return found
 
 
 def measured(
-    labels: Any, intensity: Any, properties: Any, each: Any, meta: ImageMeta | None, how: How
+    labels: Any,
+    intensity: Any,
+    properties: Any,
+    each: Any,
+    meta: ImageMeta | None,
+    how: How,
+    spacing: Any = None,
 ) -> Table:
     """Return the table of `measure_labels`."""
     source, images = open_images(labels, intensity)
@@ -199,7 +209,7 @@ def measured(
         meta.check("labels", source.shape)
         source = replace(source, meta=meta)
     axes = ObjectAxes.of(source, each, meta)
-    wanted = Wanted.of(properties, images, axes)
+    wanted = Wanted.of(properties, images, axes, spacing)
     with outside_of_the_pool(how.where.client):
         facts = _facts(source, images, axes, wanted, how)
         more = property_columns(facts, source, images, axes, wanted, how)

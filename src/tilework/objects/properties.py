@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief, noted
+from tilework._checks import brief, noted, positive, sequence
 from tilework._types import Array, Ints, Span
 from tilework.errors import TilingError
 from tilework.labels.rows import Rows, added_up
@@ -33,6 +33,8 @@ FROM_ROWS = ("num_pixels", "area_bbox", "extent", "centroid_local", "equivalent_
 ADDED = {"intensity_min": "min", "intensity_max": "max", "intensity_mean": "sum", "intensity_sum": "sum"}
 """Properties of an intensity image, and the fact that adds up to it."""
 MERGES: dict[str, Any] = {"min": np.minimum, "max": np.maximum, "sum": np.add}
+VALUES = (*ADDED, "intensity_median", "intensity_std")
+"""Properties of the values of an object, wherever these are."""
 ARRAYS = ("coords", "coords_scaled", "image", "image_convex", "image_filled", "image_intensity", "slice")
 """Properties whose values are arrays of any length, which no column holds."""
 CENTRE = "centroid_weighted"
@@ -68,12 +70,20 @@ class Wanted:
     """Properties of scikit-image, and functions, of the mask of an object."""
     valued: tuple[tuple[str | Callable[..., Any], int], ...] = ()
     """The same of its mask and intensities, with the numbers of their intensity images."""
+    spacing: tuple[float, ...] | None = None
+    """Distance of neighbouring samples along each axis of the objects; None: 1."""
     order: tuple[tuple[str, int | None], ...] = ()
     """Names of all, in the order of the columns, with the numbers of their intensity images."""
 
     @classmethod
     def of(
-        cls, properties: Any, images: Mapping[str, Source], axes: ObjectAxes, *, add: bool = True
+        cls,
+        properties: Any,
+        images: Mapping[str, Source],
+        axes: ObjectAxes,
+        spacing: Any = None,
+        *,
+        add: bool = True,
     ) -> Wanted:
         """Return what ``properties`` ask for.
 
@@ -83,6 +93,8 @@ class Wanted:
         images : mapping of str to Source
             Intensity images by name; that of the only one is empty.
         axes : ObjectAxes
+        spacing : sequence of float or "meta", optional
+            Distance of neighbouring samples along each axis of the objects.
         add : bool
             Whether the objects are measured part by part, so that facts can add up.
 
@@ -95,7 +107,7 @@ class Wanted:
             For anything but names and functions.
         """
         known = tuple((name, source.dtype) for name, source in images.items())
-        found = cls(known)
+        found = cls(known, spacing=_spacing(spacing, axes))
         listed = (properties,) if isinstance(properties, str) or callable(properties) else properties
         if not isinstance(listed, list | tuple | set | frozenset | dict):
             raise TypeError(f"properties must be names or functions; got {brief(properties)}.")
@@ -124,7 +136,7 @@ class Wanted:
             raise TilingError(f"two properties are called {name!r}; rename the function.")
         if isinstance(one, str):
             _check_name(name, ndim)
-        if name in FROM_ROWS and isinstance(one, str):
+        if isinstance(one, str) and (name == "num_pixels" or (name in FROM_ROWS and not self.spacing)):
             return replace(self, rows=(*self.rows, name), order=(*self.order, (name, None)))
         if not _takes_values(one):
             return replace(self, shapes=(*self.shapes, one), order=(*self.order, (name, None)))
@@ -147,13 +159,16 @@ class Wanted:
             return
         measure = _skimage()
         if ndim not in (2, 3):
-            raise TilingError(
-                f"scikit-image measures objects of 2 and 3 dimensions; these have {ndim}. Give axes such as "
-                f"time and channel as each=, or leave out {[*names, *map(_name, functions)]}: "
-                f"{[*FROM_ROWS[:4], *ADDED]} exist in any dimension."
-            )
+            others = [*map(_name, functions), *(name for name in names if name not in VALUES)]
+            if others:
+                raise TilingError(
+                    f"scikit-image measures objects of 2 and 3 dimensions; these have {ndim}. Give axes such "
+                    f"as time and channel as each=, or leave out {others}: {[*FROM_ROWS[:4], *VALUES]} exist "
+                    "in any dimension."
+                )
+            return
         one = np.pad(np.ones((3,) * ndim, np.int32), 1)
-        (region,) = measure.regionprops(one, one.astype(np.float64))
+        (region,) = measure.regionprops(one, one.astype(np.float64), spacing=self.spacing)
         for name in names:
             try:
                 if name != "intensity_sum":
@@ -165,6 +180,24 @@ class Wanted:
         """Return the name of a column with that of its intensity image."""
         image = "" if number is None else self.images[number][0]
         return f"{name}-{image}" if image else name
+
+
+def _spacing(given: Any, axes: ObjectAxes) -> tuple[float, ...] | None:
+    """Return the distance of neighbouring samples along each axis of the objects."""
+    if given is None:
+        return None
+    if isinstance(given, str) and given == "meta":
+        if axes.meta is None:
+            raise TilingError('spacing="meta": what the labels mean is not known; give meta=, or numbers.')
+        return tuple(abs(axes.meta.scale[a]) for a in axes.own)
+    if not sequence(given):
+        raise TypeError(f'spacing must be "meta", or a number for each axis; got {brief(given)}.')
+    if len(given) != len(axes.own) or not all(positive("spacing", value) for value in given):
+        raise TilingError(
+            f"spacing needs a positive number for each of the {len(axes.own)} axes of the objects; got "
+            f"{brief(given)}."
+        )
+    return tuple(map(float, given))
 
 
 def _name(function: Any) -> str:
@@ -356,38 +389,45 @@ class BoxProperties:
             return self._columns(labels.astype(np.int32), images, [0] * labels.ndim)
 
     def _columns(self, numbered: Array, images: Sequence[Array], start: Sequence[int]) -> Columns:
-        columns: Columns = _measured(numbered, None, self.wanted.shapes, start, None)
+        columns = self._measured(numbered, None, self.wanted.shapes, start, None)
         for number, image in enumerate(images):
             own = [one for one, k in self.wanted.valued if k == number]
-            columns |= _measured(numbered, image, own, start, number)
+            columns |= self._measured(numbered, image, own, start, number)
         return columns
 
-
-def _measured(
-    numbered: Array,
-    image: Array | None,
-    wanted: Sequence[str | Callable[..., Any]],
-    start: Sequence[int],
-    number: int | None,
-) -> Columns:
-    """Return columns of all objects of a box, which are numbered from 1."""
-    functions = [intensity_sum if one == "intensity_sum" else one for one in wanted]
-    names = [one for one in functions if isinstance(one, str)]
-    more = [one for one in functions if callable(one)]
-    if not functions:
-        return {}
-    weighted = CENTRE in names
-    if weighted:
-        # Places in the box would be rounded before they become places in the image.
-        names = list(dict.fromkeys([*(n for n in names if n != CENTRE), "bbox", f"{CENTRE}_local"]))
-    measure = functools.partial(_skimage().regionprops_table, properties=names, extra_properties=more or None)
-    found = noted(f"raised while measuring objects in a box at {[*start]}", measure, numbered, image)
-    if weighted:
-        for k, first in enumerate(start):
-            found[f"{CENTRE}-{k}"] = found[f"{CENTRE}_local-{k}"] + (found[f"bbox-{k}"] + first)
-    for name, values in found.items():
-        if values.dtype.hasobject:
-            raise TilingError(
-                f"the function {name!r} must return one number, or arrays of one shape for all objects."
-            )
-    return {(number, name): values for name, values in found.items()}
+    def _measured(
+        self,
+        numbered: Array,
+        image: Array | None,
+        wanted: Sequence[str | Callable[..., Any]],
+        start: Sequence[int],
+        number: int | None,
+    ) -> Columns:
+        """Return columns of all objects of a box, which are numbered from 1."""
+        functions = [intensity_sum if one == "intensity_sum" else one for one in wanted]
+        names = [one for one in functions if isinstance(one, str)]
+        more = [one for one in functions if callable(one)]
+        if not functions:
+            return {}
+        spacing = self.wanted.spacing
+        if image is not None and numbered.ndim not in (2, 3):  # only values are asked for
+            last = numbered.shape[-1]
+            numbered, image, spacing = numbered.reshape(-1, last), image.reshape(-1, last), None
+        weighted = CENTRE in names
+        if weighted:
+            # Places in the box would be rounded before they become places in the image.
+            names = list(dict.fromkeys([*(n for n in names if n != CENTRE), "bbox", f"{CENTRE}_local"]))
+        measure = functools.partial(
+            _skimage().regionprops_table, properties=names, extra_properties=more or None, spacing=spacing
+        )
+        found = noted(f"raised while measuring objects in a box at {[*start]}", measure, numbered, image)
+        if weighted:
+            for k, (first, size) in enumerate(zip(start, spacing or (1.0,) * numbered.ndim, strict=True)):
+                place = (found[f"bbox-{k}"] + first) * size
+                found[f"{CENTRE}-{k}"] = found[f"{CENTRE}_local-{k}"] + place
+        for name, values in found.items():
+            if values.dtype.hasobject:
+                raise TilingError(
+                    f"the function {name!r} must return one number, or arrays of one shape for all objects."
+                )
+        return {(number, name): values for name, values in found.items()}

@@ -66,6 +66,7 @@ def filter_labels(
     properties: Any = (),
     each: int | str | Sequence[int | str] = (),
     meta: ImageMeta | None = None,
+    spacing: Sequence[float] | str | None = None,
     retries: int = 0,
     progress: Progress = "auto",
     memory_limit: int | str | None = None,
@@ -90,7 +91,7 @@ def filter_labels(
     table : Table or dict of columns, optional
         The table of all objects of the labels, with the columns "label", "first", and those of ``each``.
         Default: that of `measure_labels`, which is made first.
-    intensity, properties, each, meta
+    intensity, properties, each, meta, spacing
         As in `measure_labels`.
     retries, progress, memory_limit, client, scheduler
         As in `to_zarr`.
@@ -128,7 +129,9 @@ def filter_labels(
     source, _ = open_images(labels, None)
     axes = ObjectAxes.of(source, each, meta)
     if table is None:
-        table = measure_labels(labels, intensity, properties, each=each, meta=meta, **run)
+        table = measure_labels(
+            labels, intensity, properties, each=each, meta=meta, spacing=spacing, **run
+        )  # fmt: skip
     elif not isinstance(table, Table):
         table = Table(of_type("table", table, Mapping, "a Table, or a dict of columns"))
     keep = kept_rows(condition, table)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tilework.source.kept import clear_caches
     from tilework.writing.computing import compute
     from tilework.writing.filtering import filter_labels
+    from tilework.writing.joining import merge_labels
     from tilework.writing.many import write_many
     from tilework.writing.status import status
     from tilework.writing.store import to_zarr
@@ -83,6 +84,7 @@ _HOMES = {
     "image_meta": "api",
     "load_once": "function.load_once",
     "measure_labels": "objects.measuring",
+    "merge_labels": "writing.joining",
     "open_image": "source.images",
     "plan_tiles": "api",
     "plot_plan": "diagnostics.figures",
@@ -101,8 +103,8 @@ __all__ = [
     "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
     "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches",
     "compare", "compute", "explain", "filter_labels", "from_torch", "image_meta", "load_once",
-    "measure_labels", "open_image", "plan_tiles", "plot_plan", "plot_seams", "plot_window", "probe",
-    "status", "tiled_map", "to_zarr", "view", "write_many",
+    "measure_labels", "merge_labels", "open_image", "plan_tiles", "plot_plan", "plot_seams",
+    "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import Fingerprint, describe
 from tilework.writing.ledger import Accepted
 
-__all__ = ["MANY", "UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_spec"]
+__all__ = ["MANY", "UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_source", "of_spec"]
 
 AXIS = tuple(f.name for f in fields(AxisGrid))
 # Parts that decide which tiles and samples there are: what is stored cannot be part of another result.
@@ -202,6 +202,11 @@ def _without_module(value: str | None) -> str | None:
 
 def _is_digest(value: str) -> bool:
     return len(value) == SHORT and all(c in "0123456789abcdef" for c in value)
+
+
+def of_source(source: Source) -> Fingerprint:
+    """Return the parts of a fingerprint that identify the data of a source."""
+    return _identity(source)
 
 
 # -- the identity of the data of a source -----------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tilework.identity.digests import digest
 from tilework.identity.location import locate, read_by
 from tilework.objects.measuring import How
 from tilework.plan.tile_plan import TilePlan
+from tilework.source.base import Source
 from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
@@ -141,11 +142,17 @@ class Writing:
 
 
 def prepare(
-    out: Any, store: Any, asked: Asked, where: Where, given: Mapping[str, Any] | None = None
+    out: Any,
+    store: Any,
+    asked: Asked,
+    where: Where,
+    given: Mapping[str, Any] | None = None,
+    reads: Iterable[Source] = (),
 ) -> tuple[WriteJob, Writing]:
     """Return the job that writes ``out``, after all checks, and what follows it; create the arrays.
 
-    ``given`` holds an array to write into for each member, in place of a store of all.
+    ``given`` holds an array to write into for each member, in place of a store of all. ``reads`` are sources
+    that ``out`` reads and does not show.
 
     The arrays are claimed for the run until the job is closed; for a run that somebody else computes, only
     until they are created.
@@ -165,7 +172,7 @@ def prepare(
             raise TypeError(_not_lazy(array, key))
     first = next(iter(found.values()))
     specs = specs_below(arrays[""]) if first is None else (first.spec,)
-    sources = [source for spec in specs for source in spec.sources]
+    sources = [*reads, *(source for spec in specs for source in spec.sources)]
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}

@@ -1,0 +1,345 @@
+"""`merge_labels`: labels that were made block by block, joined into objects and numbered."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import zarr
+from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import DataNode, Task, TaskRef
+
+from tilework._checks import at_least, brief, flag, one_of, sequence, wholes
+from tilework._types import Index
+from tilework.errors import TilingError
+from tilework.execution.inside import outside_of_the_pool
+from tilework.execution.local import run
+from tilework.execution.piece import Piece, Shared, guarded
+from tilework.execution.progress import Progress, check_progress
+from tilework.execution.where import Where
+from tilework.formats.meta import ImageMeta
+from tilework.graph.build import find_spec, plan_of
+from tilework.graph.tasks import Key
+from tilework.grid.tiles import Tile
+from tilework.identity.digests import digest
+from tilework.labels.runs import check_ids
+from tilework.plan.arguments import resolve_axes
+from tilework.plan.tile_plan import TilePlan
+from tilework.source.base import BlockSource, Source
+from tilework.source.opening import Image, open_source
+from tilework.writing.by_dim import filled, of_output
+from tilework.writing.fingerprint import UNKNOWN, of_source
+from tilework.writing.image import AskedImage
+from tilework.writing.jobs import ChunkJob
+from tilework.writing.pieces import Pieces, Shelf, number_pieces, renumbered, survey
+from tilework.writing.preparing import Asked, prepare
+from tilework.writing.target import is_array
+
+__all__ = ["merge_labels"]
+
+# Samples of a task that renumbers, at most, unless one write unit has more.
+AT_ONCE = 2**26
+
+
+def merge_labels(
+    labels: Image,
+    store: Any,
+    *,
+    overlap: int = 0,
+    connectivity: int = 1,
+    rule: str = "touch",
+    pieces: Any = None,
+    each: Any = (),
+    dtype: Any = "uint32",
+    path: str | None = None,
+    chunks: Any = None,
+    shards: Any = None,
+    overwrite: bool = False,
+    resume: bool = True,
+    version: str | None = None,
+    retries: int = 0,
+    progress: Progress = "auto",
+    client: Any = None,
+    scheduler: Any = None,
+    priority: int = 0,
+    ome: bool | str = False,
+    levels: int | str | None = None,
+    pyramid: str | None = None,
+    label_name: str | None = None,
+    meta: ImageMeta | None = None,
+    **options: Any,
+) -> Any:
+    """Join labels that were made block by block into objects, numbered 1, 2, ..., and write them into Zarr.
+
+    In each block ids are its own: the same id in two blocks means nothing. Two pieces are one object if a
+    sample of one is a neighbour of a sample of the other across the cut between their blocks. If the blocks
+    of a mask were labelled one by one, the result equals `scipy.ndimage.label` of the whole mask, to the bit,
+    for objects of any size. Touching objects become one, so this is for connected components, vessels and
+    tissue; ``Output(labels="own")`` keeps cells apart that touch.
+
+    The image is read twice: once for the ids of each block and what they touch, and once to write the
+    numbers. Both passes are resumed. Memory is that of a few blocks, and of the ids that lie at cuts.
+
+    Parameters
+    ----------
+    labels : int array, path or URL
+        The label image: anything that `tiled_map` takes but a dask array. 0 is the background.
+    store : path, URL, Zarr store, zarr.Group or zarr.Array
+        Where the result is written; not the array that is read.
+    overlap : int, samples
+        Only 0: an array has one label for each sample, so blocks of an array cannot overlap.
+    connectivity : int
+        Number of axes along which the positions of two neighbours may differ: 1 for samples that share a
+        face, up to the number of axes, as in `scipy.ndimage.generate_binary_structure`. Blocks must have been
+        labelled with the same one.
+    rule : "touch"
+        Which pieces are one object.
+    pieces : int, tuple of int, tuple of tuples of int, samples per axis, or result of `tiled_map`, optional
+        Extents of the blocks. A tuple for an axis lists the extent of each block along it. A result of
+        `tiled_map`, or a plan, stands for the cores of its tiles. Default: the chunks of the array.
+    each : axes, by number or name
+        Axes along which nothing is joined, such as time. Numbers restart for each index.
+    dtype : dtype
+        Integers for the numbers.
+    path, chunks, shards, overwrite, resume, retries, progress, client, scheduler, priority
+        As in `to_zarr`. Default chunks: those of the array, or the pieces.
+    version : str, optional
+        Identifies the labels where their store does not say whether they changed.
+    ome, levels, pyramid, label_name, meta
+        As in `to_zarr`: the result as an OME-Zarr image, or as labels of one.
+    **options
+        Arguments of `zarr.create_array`.
+
+    Returns
+    -------
+    zarr.Array, shape of ``labels``
+
+    Raises
+    ------
+    TilingError
+        If a sample is negative, there are more objects than ``dtype`` holds, the store holds other data, or
+        the labels change while they are read.
+    TypeError
+        If ``labels`` is a dask array: it would be computed several times.
+
+    Examples
+    --------
+    >>> import numpy as np, zarr
+    >>> labels = np.array([[1, 1, 0, 1], [0, 0, 0, 1], [2, 2, 0, 0]])
+    >>> merged = merge_labels(labels, zarr.storage.MemoryStore(), pieces=2, progress=False)
+    >>> merged[:].tolist()
+    [[1, 1, 0, 2], [0, 0, 0, 2], [3, 3, 0, 0]]
+    """
+    overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
+    check_progress(progress)
+    _refuse(store, overlap, rule)
+    pieces = _pieces(labels, pieces, each, connectivity)
+    kind = np.dtype(dtype)
+    if kind.kind not in "iu":
+        raise TypeError(f"dtype must be integers; got {kind}.")
+    where = Where.find(scheduler, client, retries=retries, priority=priority)
+    key = _key(pieces, version)
+    shelf = Shelf()
+    result = _lazy(pieces, shelf, kind, _extents(pieces, store, chunks, shards))
+    if meta is None and label_name is None:
+        meta = pieces.source.meta
+    asked = Asked(
+        path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
+        image=AskedImage(ome=ome, levels=levels, pyramid=pyramid, label_name=label_name, meta=meta),
+        options=options,
+    )  # fmt: skip
+    with outside_of_the_pool(where.client):
+        job, writing = prepare(result, store, asked, where, reads=[pieces.source])
+        try:
+            if job.tiles:
+                assert isinstance(job, ChunkJob)
+                shelf.array, shelf.generation = job.destination.target, job.destination.generation
+                first = SurveyJob(pieces, shelf, where.guard)
+                run([first], where, progress=progress, title=first.title)
+                number_pieces(pieces, shelf, kind)
+            run([job], where, progress=progress, title=job.title)
+            for more in writing.left():
+                run([more], where, progress=progress, title=more.title)
+        finally:
+            writing.release()
+        if shelf.array is not None:
+            shelf.delete()
+        return writing.end()
+
+
+# -- arguments ----------------------------------------------------------------------------------------------
+
+
+def _refuse(store: Any, overlap: Any, rule: Any) -> None:
+    if is_array(store) and not isinstance(store, zarr.Array):
+        raise TypeError(f"store must be a place in Zarr, which keeps what is known; got {brief(store)}.")
+    one_of("rule", rule, ("touch",))
+    if at_least("overlap", overlap, 0):
+        raise TilingError(
+            f"overlap={overlap}: an array has one label for each sample, so the blocks of an array do not "
+            "overlap. Cut each block to its own samples and merge with overlap=0, or let tiled_map label: "
+            'Output(labels="own").'
+        )
+
+
+def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
+    """Return the blocks of a label image."""
+    source = open_source(labels)
+    if isinstance(source, BlockSource):
+        raise TypeError(
+            "labels must be stored, because blocks are read with what lies around them: a dask array would "
+            "be computed several times. Write it first, labels.to_zarr(path), and give path."
+        )
+    check_ids(np.zeros(0, source.dtype), "the label image holds")
+    own, tiled = resolve_axes(source, None, each, None)
+    most = at_least("connectivity", connectivity, 1)
+    if most > len(tiled):
+        raise TilingError(f"connectivity must be 1 to {len(tiled)}, the number of axes; got {connectivity}.")
+    cuts = _cuts(source, extents, own)
+    order = own + tiled
+    return Pieces(
+        source=source, order=order, n_each=len(own), cuts=tuple(cuts[axis] for axis in order),
+        connectivity=most,
+    )  # fmt: skip
+
+
+def _cuts(source: Source, extents: Any, each: Index) -> list[Index]:
+    """Return the first sample of each block, then the extent, per axis of the source."""
+    ndim, given = len(source.shape), extents
+    if extents is None:
+        if source.chunks is None:
+            raise TilingError("the array has no chunks; give pieces=, the extents of the labelled blocks.")
+        if getattr(source.handle, "shards", None) is not None:
+            raise TilingError(
+                f"the array has chunks {source.chunks} in shards {source.handle.shards}; give the extents of "
+                "the blocks that were labelled one by one: pieces=."
+            )
+        extents = source.chunks
+    if isinstance(extents, TilePlan) or hasattr(extents, "dask"):
+        extents = _cores(extents, ndim)
+    if not sequence(extents):
+        extents = tuple(1 if axis in each else extents for axis in range(ndim))
+    if len(extents) != ndim:
+        raise TilingError(f"pieces needs an extent for each of {ndim} axes; got {brief(given)}.")
+    cuts = []
+    for axis, (one, n) in enumerate(zip(extents, source.shape, strict=True)):
+        sizes = wholes("pieces", one)
+        if not sequence(one) and sizes[0] > 0:
+            cuts.append((*range(0, n, sizes[0]), n))
+        elif min(sizes, default=0) > 0 and sum(sizes) == n:
+            cuts.append((0, *itertools.accumulate(sizes)))
+        else:
+            raise TilingError(
+                f"pieces: extents are positive, and those that are listed for an axis add up to its length; "
+                f"got {brief(one)} for axis {axis} of {n} samples."
+            )
+    return cuts
+
+
+def _cores(out: Any, ndim: int) -> tuple[list[int], ...]:
+    """Return the extents of the cores of a result, or of a plan, per axis."""
+    found = None if isinstance(out, TilePlan) else find_spec(out)
+    if found is not None and (kind := found.spec.outputs[found.number].kind) != "trim":
+        raise TilingError(
+            f'pieces are the cores of tiles, which blend="trim" writes; the result has blend="{kind}".'
+        )
+    plan = out if isinstance(out, TilePlan) else plan_of(out)
+    if len(plan.axes) != ndim:
+        raise TilingError(
+            f"pieces: the plan has {len(plan.axes)} axes, and the labels have {ndim}; give extents per axis."
+        )
+    return tuple([b - a for a, b in map(axis.core, range(len(axis)))] for axis in plan.axes)
+
+
+def _key(pieces: Pieces, version: str | None) -> str:
+    """Return a text that is equal for equal pieces of equal labels."""
+    found = of_source(pieces.source)
+    labels = uuid.uuid4().hex if UNKNOWN in found.values() else digest(dict(found))
+    return (
+        f"labels {labels if version is None else version}, pieces {digest((pieces.order, pieces.cuts))}, "
+        f"each {pieces.order[: pieces.n_each]}, connectivity {pieces.connectivity}"
+    )
+
+
+def _extents(pieces: Pieces, store: Any, chunks: Any, shards: Any) -> Index:
+    """Return what a task writes, samples per axis: whole write units, about one block."""
+    source = pieces.source
+    longest = dict(zip(pieces.order, (int(np.diff(c).max(initial=1)) for c in pieces.cuts), strict=True))
+    usual = tuple(longest[axis] for axis in range(len(longest)))
+    there = store if isinstance(store, zarr.Array) else None
+    unit: Any = None if there is None else there.shards or there.chunks
+    for what, value in (("chunks", chunks), ("shards", shards)):
+        if value is not None:
+            unit = filled(of_output(what, value, "", {"": source.names}), usual)
+    if unit is None:
+        return usual if source.chunks is None else source.chunks
+    sizes = wholes("chunks", unit)
+    sizes = sizes * len(usual) if len(sizes) == 1 else sizes
+    found = [max(1, n // u) * u for n, u in zip(usual, sizes, strict=True)]
+    return tuple(found) if math.prod(found) <= AT_ONCE else sizes
+
+
+# -- jobs ---------------------------------------------------------------------------------------------------
+
+
+def _lazy(pieces: Pieces, shelf: Shelf, dtype: np.dtype[Any], extents: Index) -> Any:
+    """Return the result as a dask array; its tasks need the numbers on the shelf."""
+    shape = pieces.source.shape
+    chunks = tuple(
+        tuple(min(c, n - a) for a in range(0, n, c)) or (0,) for n, c in zip(shape, extents, strict=True)
+    )
+    name = f"merge_labels-{uuid.uuid4().hex}"
+    graph: dict[Any, Any] = {f"{name}-pieces": DataNode(f"{name}-pieces", (pieces, shelf, dtype))}
+    offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in chunks]
+    for index in itertools.product(*(range(len(sizes)) for sizes in chunks)):
+        spans = [(o[i], o[i + 1]) for o, i in zip(offsets, index, strict=True)]
+        box = tuple(spans[axis] for axis in pieces.order)
+        key = (name, *index)
+        graph[key] = Task(key, renumbered, TaskRef(f"{name}-pieces"), box, pieces.needs(box))
+    return da.Array(HighLevelGraph.from_collections(name, graph), name, chunks, dtype, shape=shape)
+
+
+def _nothing(*_: Any) -> None:
+    """Begin, or end, a job that needs neither."""
+
+
+class SurveyJob:
+    """Finds the pieces of each block and what they touch, unless that is known."""
+
+    def __init__(self, image: Pieces, shelf: Shelf, retries: int | None) -> None:
+        self.image, self.shelf, self.retries = image, shelf, retries
+        self.title = "merge_labels: pieces"
+        self.name = f"pieces-{uuid.uuid4().hex[:8]}"
+        done = shelf.done("rows")
+        self.blocks = [block for block in image.blocks() if block not in done]
+        self.tiles = len(self.blocks)
+        self.threads: int | None = None
+        self.run: str | None = None
+        self.error: BaseException | None = None
+        self.opening, self.ending = _nothing, _nothing
+
+    def took(self, result: Index) -> None:
+        """Take the result of a task: its facts are on the shelf."""
+
+    def close(self, *, complete: bool) -> None:
+        """End the job."""
+
+    def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
+        """Return nothing: no task calls a function of the user."""
+        del key
+        return []
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the task of each block."""
+        name = f"{self.name}-shared"
+        shared = Shared({name: DataNode(name, (self.image, self.shelf, self.run))})
+        find = guarded(survey, self.retries)
+        for number, block in enumerate(self.blocks):
+            key = (self.name, number)
+            given = self.image.needs(self.image.around(block))
+            yield Piece(self, shared, {key: Task(key, find, TaskRef(name), block, given)}, {key: 1})

@@ -335,3 +335,51 @@ def test_many_results_with_tables(tmp_path):
         want = ndi.label(MASK[k:])[0]
         assert np.array_equal(zarr.open(tmp_path / f"{k}.zarr")[:], want)
         assert len(Table.read(tmp_path / f"{k}.csv")) == want.max()
+
+
+@given(scenes(), st.data())
+def test_joined_labels_are_those_of_scipy_whatever_their_size(scene, data):
+    mask, _, call = scene
+    connectivity = data.draw(st.integers(1, mask.ndim))
+    structure = ndi.generate_binary_structure(mask.ndim, connectivity)
+    overlap = data.draw(st.integers(0, 2)) * call["multiple"]
+    call |= {"overlap": overlap, "crop": tuple(2 * overlap + 4 for _ in mask.shape)}
+    out = tw.tiled_map(
+        lambda crop: ndi.label(crop, structure)[0], mask,
+        output=tw.Output("uint16", labels="join", connectivity=connectivity), **call,
+    )  # fmt: skip
+    chunks = tuple(data.draw(st.integers(1, n)) for n in mask.shape)
+    array = tw.to_zarr(out, MemoryStore(), chunks=chunks, progress=False)
+    assert array.dtype == np.uint16
+    assert np.array_equal(array[:], ndi.label(mask, structure)[0])
+
+
+def test_pieces_that_are_not_joined_are_told_of():
+    out = tw.tiled_map(number, MASK, 32, 0, output=tw.Output(labels="join"))
+    with pytest.warns(tw.TilingWarning, match="to_zarr joins"):
+        lazy = out.compute()
+    assert len(np.unique(lazy)) > COUNT + 1
+    with pytest.raises(tw.TilingError, match="connectivity must be 1 to 2"):
+        tw.tiled_map(number, MASK, 32, 0, output=tw.Output(labels="join", connectivity=3))
+
+
+def test_joined_labels_of_a_movie_of_which_a_tile_failed(tmp_path):
+    movie = np.stack([MASK, MASK[::-1]])
+    broken = [True]
+
+    def sometimes(crop, tile):
+        if broken[0] and tile.position == (1, 2, 1):
+            raise ValueError("no")
+        return number(crop)
+
+    def write():
+        join = tw.Output("uint32", labels="join")
+        out = tw.tiled_map(sometimes, movie, (32, 32), 4, each=0, output=join, pass_tile=True)
+        return tw.to_zarr(out, tmp_path / "a.zarr", chunks=32, progress=False, on_error="fill", version="1")
+
+    with pytest.warns(tw.TilingWarning, match="1 tiles failed"):
+        write()
+    broken[0] = False
+    array = write()
+    assert np.array_equal(array[:], np.stack([number(frame) for frame in movie]))
+    assert beside(tmp_path / "a.zarr") == [array.attrs["tilework"]["generation"]]

@@ -16,7 +16,7 @@ from tilework.errors import GridError
 from tilework.function.bound import BoundOutput
 from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
-from tilework.labels.painting import Claims, Place, painted
+from tilework.labels.painting import Claims, Place, painted, trimmed
 from tilework.plan.axis_table import Spans
 from tilework.plan.tables import box_any
 
@@ -100,6 +100,8 @@ class Accumulator:
             if output.kind == "own":
                 result, claims = painted(result, place_of(output, position))
                 self.claims.setdefault(number, []).append(claims)
+            elif output.connectivity:
+                result = trimmed(result, place_of(output, position))
             for spots in itertools.product(*columns):
                 self._add(number, output, position, spots, result)
 

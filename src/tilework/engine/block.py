@@ -32,6 +32,7 @@ from tilework.function.guard import Guard
 from tilework.function.load_once import in_task
 from tilework.grid.tiles import Box, Tile
 from tilework.grid.weights import AxisWeights
+from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Claims, Counts, shown
 from tilework.source import kept
 
@@ -221,6 +222,9 @@ def make_block(gather: Gather, spec: Spec, index: Index, *args: Any) -> Block:
         if counts.doubtful and spec.doubts.begins((k, *index)):
             where = f" (block {', '.join(map(str, index))}; others may follow)"
             tell(spec.outputs[k].doubts(spec.plan.names, counts, where=where))
+    for k, output in enumerate(spec.outputs):
+        if output.connectivity and spec.plan.n_tiles > 1 and spec.doubts.begins((k, *index)):
+            tell(PIECES)
     return assembled.block
 
 

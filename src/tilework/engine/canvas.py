@@ -116,7 +116,7 @@ def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | 
 
 def check_dtype(output: BoundOutput, values: Array) -> None:
     """Raise a `ContractError` if results cannot be cast to the declared dtype without a change of meaning."""
-    if output.kind == "own":
+    if output.stored is not None:
         check_ids(values, "the function returned")
         return
     have, want = values.dtype, output.dtype

@@ -89,6 +89,8 @@ class BoundOutput(Holder):
     """How many grid axes are ``each`` axes."""
     stored: np.dtype[Any] | None = None
     """Dtype in which labels are written, numbered; None for all other outputs."""
+    connectivity: int = 0
+    """Of labels that are joined: along how many axes samples that touch may differ; 0 for all others."""
 
     @property
     def weighted(self) -> bool:
@@ -208,7 +210,7 @@ def bind(
         if result is not None and result.shape != shape:
             raise ContractError(f"the function returned shape {result.shape}; the declared one is {shape}.")
     blend = blend if output.blend is None else output.blend
-    kind = kind_of(blend) if output.labels is None else output.labels
+    kind = kind_of(blend) if output.labels is None else {"own": "own", "join": "trim"}[output.labels]
     stored = None
     values = None if result is None else result.dtype
     channel = _channel(output, shape, axes) if output.reduce == "argmax" else None
@@ -218,11 +220,17 @@ def bind(
     if output.labels is not None:
         stored, dtype = np.dtype("uint32") if output.dtype is None else dtype, np.dtype(np.int64)
         fill_value, blend = 0, "trim"
+        if output.labels == "join" and output.connectivity > len(shape):
+            raise TilingError(
+                f"connectivity must be 1 to {len(shape)}, the number of axes of the labels; got "
+                f"{output.connectivity}."
+            )
     fill = fill_value if output.fill_value is None else output.fill_value
     bound = BoundOutput(
         key=key, dtype=dtype, values=values, shape=shape, axes=axes, scale=scale, blend=blend, kind=kind,
         reduce=output.reduce, channel_axis=channel, fill_value=scalar("fill_value", fill, dtype),
         reduced_shape=reduced_shape, reduced_axes=reduced_axes, stored=stored,
+        connectivity=output.connectivity if output.labels == "join" else 0,
     )  # fmt: skip
     _check_blend(output, bound)
     return bound

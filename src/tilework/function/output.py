@@ -12,6 +12,7 @@ import numpy as np
 
 from tilework._checks import (
     as_dtype,
+    at_least,
     brief,
     check_scalar,
     is_whole,
@@ -30,7 +31,7 @@ __all__ = ["Output", "Outputs", "Reduce", "margins", "named", "scales"]
 
 Reduce = Literal["argmax"] | Callable[[Array], Any]
 
-LABELS = ("own",)
+LABELS = ("own", "join")
 """Ways to make labels of a whole image from those of crops."""
 # Largest scale: positions in a result must fit into 64 bits, and an axis may hold 1e15 image samples.
 LARGEST = 4096
@@ -71,13 +72,19 @@ class Output:
         Value where no crop ran; overrides the ``fill_value`` of `tiled_map`.
     channel_names : sequence of str, optional
         Names of the channels that the function returns, for formats that store them and for xarray.
-    labels : "own", optional
+    labels : "own" or "join", optional
         The function returns labels: integers, 0 for the background and one id for each object of the crop.
-        The tile whose core holds the centre of an object's bounding box paints it, whole. The result equals
-        the labels of the whole image if no object is longer than ``2 * overlap + 1`` along any axis, or
-        ``2 * (overlap - r) - 1`` where the function looks ``r`` samples far. The lazy result has dtype int64,
-        and the id of an object is 1 plus the raveled position of its first sample; `to_zarr` numbers objects
-        1, 2, 3... in this order and writes ``dtype``, by default uint32.
+        "own": the tile whose core holds the centre of an object's bounding box paints it, whole. The result
+        equals the labels of the whole image if no object is longer than ``2 * overlap + 1`` along any axis,
+        or ``2 * (overlap - r) - 1`` where the function looks ``r`` samples far. The lazy result has dtype
+        int64, and the id of an object is 1 plus the raveled position of its first sample; `to_zarr` numbers
+        objects 1, 2, 3... in this order and writes ``dtype``, by default uint32.
+        "join": for objects of any size, such as vessels or the components of a mask. A tile keeps what lies
+        in its core, and `to_zarr` joins what touches across the cuts between cores, with scipy; so objects
+        that touch there become one. The lazy result has an id for each piece.
+    connectivity : int
+        For ``labels="join"``: the number of axes along which the positions of two samples that touch may
+        differ, as in `scipy.ndimage.generate_binary_structure`.
 
     Examples
     --------
@@ -97,6 +104,7 @@ class Output:
     fill_value: Any = None
     channel_names: tuple[str, ...] | None = None
     labels: str | None = None
+    connectivity: int = 1
 
     def __init__(
         self,
@@ -113,6 +121,7 @@ class Output:
         fill_value: Any = None,
         channel_names: Sequence[str] | None = None,
         labels: str | None = None,
+        connectivity: int = 1,
     ) -> None:
         channels = None if channels is None else whole("channels", channels)
         shape = None if shape is None else wholes("shape", shape)
@@ -138,7 +147,7 @@ class Output:
             check(value, len(value) if isinstance(value, list | tuple) else 1)
         values = (
             dtype, channels, whole("channel_axis", channel_axis), scale, margin, shape, axes, blend, reduce,
-            fill_value, channel_names, labels,
+            fill_value, channel_names, labels, at_least("connectivity", connectivity, 1),
         )  # fmt: skip
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)

@@ -55,7 +55,14 @@ def fn_token(fn: Any) -> Any:
 def name_of(spec: Spec, *more: Any) -> str:
     """Return the deterministic name of a result."""
     outputs = [
-        (o.key, o.shape, o.axes, o.channel_axis, *map(str, (o.dtype, o.stored)), _word(o.blend))
+        (
+            o.key,
+            o.shape,
+            o.axes,
+            o.channel_axis,
+            *map(str, (o.dtype, o.stored, o.connectivity)),
+            _word(o.blend),
+        )
         for o in spec.outputs
     ]
     reduces = [fn_token(o.reduce) for o in spec.outputs]

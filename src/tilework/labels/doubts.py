@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from tilework.labels.owner import limit, needed
 from tilework.labels.painting import Counts
 
-__all__ = ["doubts"]
+__all__ = ["PIECES", "doubts"]
+
+PIECES = (
+    'labels of labels="join" have an id for each piece of an object until they are written: tw.to_zarr joins '
+    "what touches across the cuts between tiles."
+)
 
 
 def doubts(

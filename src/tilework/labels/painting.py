@@ -17,7 +17,7 @@ from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.labels.owner import cut_sides, owned
 from tilework.labels.runs import Runs, raveled
 
-__all__ = ["NOTHING", "Claims", "Counts", "Place", "combined", "painted", "shown"]
+__all__ = ["NOTHING", "Claims", "Counts", "Place", "combined", "painted", "shown", "trimmed"]
 
 FOREGROUND = 1
 """A sample of an object in the core of its own tile."""
@@ -134,6 +134,17 @@ def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:
     weak = after & (lengths <= 2 * upper)
     long = (before & (lengths > 2 * lower + 1)) | (after & (lengths > 2 * upper + 1))
     return np.asarray(weak.any(axis=1)), np.asarray(long)
+
+
+def trimmed(result: Array, place: Place) -> Array:
+    """Return the pieces of objects in the core of a tile, with 1 plus the position of their first sample."""
+    out = np.zeros(result.shape, np.int64)
+    core = tuple(slice(a - s, b - s) for (a, b), (s, _) in zip(place.core, place.crop, strict=True))
+    runs = Runs.of(result[core])
+    objects = runs.objects()
+    ids = 1 + raveled(objects.first, runs.shape, [a for a, _ in place.core], place.extents)
+    out[core] = runs.painted(ids[objects.number])
+    return out
 
 
 def combined(target: Array, values: Array) -> None:

@@ -103,6 +103,10 @@ def _output(output: BoundOutput, name: str, rim: tuple[int, ...] | None) -> Fing
         f"{name} window": digest((windows, output.importance, rim)),
         f"{name} fill_value": repr(output.fill_value),
     })  # fmt: skip
+    if output.stored is not None:
+        parts |= {
+            f"{name} labels": f"join, connectivity {output.connectivity}" if output.connectivity else "own"
+        }
     if output.reduce is not None:
         parts.take(describe(output.reduce, f"{name} reduce"))
     return parts

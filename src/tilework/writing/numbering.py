@@ -11,11 +11,12 @@ The pieces and the tables are deleted when all units of the target are done.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ from tilework.errors import TilingError, TilingWarning
 from tilework.execution.where import Where
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import chunks_of
-from tilework.labels.components import numbered
+from tilework.labels.components import numbered, same
 from tilework.labels.facts import BlockFacts, total
 from tilework.labels.ordering import parts
 from tilework.labels.painting import Counts
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, Told
+from tilework.writing.edges import EdgesJob
 from tilework.writing.ledger import RECORD, Ledger, Record, completed, forget
 from tilework.writing.levels import Coarser
 from tilework.writing.node import clear
@@ -157,10 +159,19 @@ class Numbering:
             weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
         return made
 
-    def jobs(self, told: Told) -> Iterator[RenumberJob]:
-        """Yield the job that writes numbers; ``told`` says what is done, and is told what the job did."""
+    def jobs(self, told: Told) -> Iterator[EdgesJob | RenumberJob]:
+        """Yield the jobs that join pieces and write numbers; ``told`` is told what they did."""
         whole = bool(told.units[self.number].all())
+        if self.output.connectivity:
+            find = EdgesJob(
+                f"{self.title}, edges", f"{self.name}-edges", self.chunks, Sink(self.pieces.array),
+                self.tables, self.output, self.retries,
+            )  # fmt: skip
+            if find.tiles:
+                yield find
         self._number_objects()
+        if not whole:
+            self.tables.delete_edges()  # pieces are missing
         job = RenumberJob(
             f"{self.title}, numbers", f"{self.name}-numbers", self.chunks, self.number, self.target,
             Sink(self.pieces.array), self.tables, self.output.n_each, unfinished=not whole,
@@ -198,15 +209,21 @@ class Numbering:
         """Find the number of each object, write those of each block, and say what is doubtful."""
         tables, blocks = self.tables, list(map(block_name, np.ndindex(*map(len, self.chunks))))
         with tempfile.TemporaryDirectory(prefix="tilework-") as folder:
-            columns = _Columns(Path(folder), self.shape, self.output.n_each)
+            columns = _Columns(Path(folder), self.chunks, self.output.n_each)
             counts = total(columns.take(tables.facts(block)) for block in blocks)
-            numbers = columns.numbered()
+            numbers = columns.numbered(self._edges(blocks) if self.output.connectivity else None)
             self._check(int(numbers.max(initial=0)))
             for block, span in zip(blocks, columns.spans, strict=True):
                 tables.write_numbers(block, np.array(numbers[span]))
             if self.target.record is not None:
                 CutObjects(self.target.array, self.target.generation).write(*columns.cut(numbers))
             self._tell(counts, columns.dropped() if counts.contested else 0, columns.objects(numbers))
+
+    def _edges(self, blocks: Sequence[str]) -> Iterator[Ints]:
+        """Yield which pieces touch, by index of the ``each`` axes and ids."""
+        for block in blocks:
+            if len(table := self.tables.edges(block)):
+                yield table
 
     def _check(self, most: int) -> None:
         """Raise if the target cannot hold the largest number."""
@@ -240,8 +257,10 @@ def _again(facts: dict[str, Any]) -> Numbering:
 class _Columns:
     """The keys and first samples of all pieces, in files."""
 
-    def __init__(self, folder: Path, shape: Index, n_each: int) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, chunks: Sequence[Sequence[int]], n_each: int) -> None:
+        shape = tuple(map(sum, chunks))
+        self.folder, self.shape = folder, shape
+        self.offsets = [np.cumsum([0, *sizes]) for sizes in chunks]
         self.size = math.prod(shape[n_each:])
         """Samples of an index."""
         self.indices = math.prod(shape[:n_each])
@@ -272,13 +291,32 @@ class _Columns:
             return np.zeros(0, np.int64)
         return np.memmap(self.folder / name, np.int64, "r")
 
-    def numbered(self) -> Array:
-        """Return the number of the object of each row."""
+    def numbered(self, edges: Iterable[Ints] | None = None) -> Array:
+        """Return the number of the object of each row; ``edges`` join pieces, by index and two ids."""
         self.keys, first = self._column("keys"), self._column("first")
         if not len(first):
             return np.zeros(0, np.uint32)
         period = self.size if self.indices > 1 else None
-        return numbered(first, keys=self.keys, period=period, folder=self.folder)
+        if edges is None:
+            return numbered(first, keys=self.keys, period=period, folder=self.folder)
+        pairs = itertools.chain(same(self.keys, self.folder), map(self._nodes, edges))
+        return numbered(first, pairs, period=period, folder=self.folder)
+
+    def _nodes(self, edges: Ints) -> Ints:
+        """Return pairs of rows for pairs of ids; the first sample of a piece lies in the block of its row."""
+        found = np.empty((len(edges), 2), np.int64)
+        for column in (1, 2):
+            index, ids = edges[:, 0], edges[:, column]
+            places = np.unravel_index(index * self.size + ids - 1, self.shape)
+            blocks = [
+                np.searchsorted(o, p, side="right") - 1 for o, p in zip(self.offsets, places, strict=True)
+            ]
+            number = np.ravel_multi_index(blocks, [len(o) - 1 for o in self.offsets])
+            wanted = index * (self.size + 1) + ids
+            for block in np.unique(number).tolist():
+                here, span = number == block, self.spans[block]
+                found[here, column - 1] = span.start + np.searchsorted(self.keys[span], wanted[here])
+        return found
 
     def objects(self, numbers: Array) -> int:
         """Return how many objects there are."""

@@ -3,6 +3,8 @@
 They are written before the block is marked, so a marked block has its facts::
 
     .tilework/<generation>-facts/3.0     what block (3, 0) holds
+    .tilework/<generation>-edges/3.0     which pieces touch across the cuts that begin in it, for labels that
+                                         are joined
     .tilework/<generation>-numbers/3.0   the number of each object in it, in the order of the facts
 """
 
@@ -55,6 +57,21 @@ class Tables:
         found: Array = np.load(io.BytesIO(self._read("numbers", block)), allow_pickle=False)
         return found
 
+    def write_edges(self, block: str, edges: Array) -> None:
+        """Write which pieces touch: rows of the index of ``each`` axes and two ids."""
+        with io.BytesIO() as file:
+            np.save(file, edges)
+            self._objects("edges").write(block, file.getvalue())
+
+    def edges(self, block: str) -> Array:
+        """Return which pieces touch."""
+        found: Array = np.load(io.BytesIO(self._read("edges", block)), allow_pickle=False)
+        return found
+
+    def with_edges(self) -> set[str]:
+        """Return the blocks whose edges are there."""
+        return set(self._objects("edges").names())
+
     def _read(self, kind: str, block: str) -> bytes:
         objects = self._objects(kind)
         value = objects.read(block)
@@ -65,10 +82,9 @@ class Tables:
             )
         return value
 
-    def delete(self) -> None:
-        """Delete all tables of the generation."""
-        self._objects("facts").delete_folders("")
-        self._objects("numbers").delete_folders("")
+    def delete_edges(self) -> None:
+        """Delete the edges of all blocks."""
+        self._objects("edges").delete_folders("")
 
     def __reduce__(self) -> tuple[Any, ...]:
         target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)

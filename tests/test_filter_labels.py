@@ -80,11 +80,14 @@ def test_a_cluster_writes_the_same(tmp_path):
         Client(cluster) as client,
     ):
         out = tw.filter_labels(
-            labels, lambda t: t["solidity"] > 0.5, str(tmp_path / "a.zarr"), properties="solidity",
-            client=client, progress=False,
+            labels, lambda t: t["axis_major_length"] > 30, str(tmp_path / "a.zarr"),
+            properties="axis_major_length",
+            spacing=(2, 0.5), client=client, progress=False,
         )  # fmt: skip
-    table = tw.measure_labels(labels, properties="solidity", progress=False)
-    assert np.array_equal(out[...], expected(labels, table["label"][table["solidity"] > 0.5]))
+    table = tw.measure_labels(labels, properties="axis_major_length", spacing=(2, 0.5), progress=False)
+    kept = table["label"][table["axis_major_length"] > 30]
+    assert 0 < len(kept) < len(table)
+    assert np.array_equal(out[...], expected(labels, kept))
 
 
 def test_it_goes_on_and_another_condition_is_another_result(tmp_path):

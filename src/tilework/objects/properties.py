@@ -82,8 +82,6 @@ class Wanted:
         images: Mapping[str, Source],
         axes: ObjectAxes,
         spacing: Any = None,
-        *,
-        add: bool = True,
     ) -> Wanted:
         """Return what ``properties`` ask for.
 
@@ -95,8 +93,6 @@ class Wanted:
         axes : ObjectAxes
         spacing : sequence of float or "meta", optional
             Distance of neighbouring samples along each axis of the objects.
-        add : bool
-            Whether the objects are measured part by part, so that facts can add up.
 
         Raises
         ------
@@ -112,7 +108,7 @@ class Wanted:
         if not isinstance(listed, list | tuple | set | frozenset | dict):
             raise TypeError(f"properties must be names or functions; got {brief(properties)}.")
         for one in listed:
-            found = found._with(one, len(axes.own), add=add)
+            found = found._with(one, len(axes.own))
         found._try(len(axes.own))
         return found
 
@@ -126,7 +122,7 @@ class Wanted:
         """Whether any property is found from the box of an object."""
         return bool(self.shapes or self.valued)
 
-    def _with(self, one: Any, ndim: int, *, add: bool) -> Wanted:
+    def _with(self, one: Any, ndim: int) -> Wanted:
         name = one if isinstance(one, str) else getattr(one, "__name__", None)
         if not (isinstance(one, str) or callable(one)) or name is None:
             raise TypeError(f"a property is a name or a function with a name; got {brief(one)}.")
@@ -143,7 +139,7 @@ class Wanted:
         if not self.images:
             raise TilingError(f"property {name!r} needs an intensity image; give intensity=.")
         numbers = range(len(self.images))
-        adds = [k for k in numbers if add and isinstance(one, str) and _adds(name, self.images[k][1])]
+        adds = [k for k in numbers if isinstance(one, str) and _adds(name, self.images[k][1])]
         return replace(
             self,
             added=(*self.added, *((name, k) for k in adds)),

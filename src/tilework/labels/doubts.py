@@ -36,8 +36,7 @@ def doubts(
     claims = counts.claims
     if claims.large:
         long = [
-            f"{extent} samples along axis {name}, where overlap={o} is safe up to {limit(o)}: use at least "
-            f"{needed(extent)}"
+            f"{extent} samples along axis {name}, where {_safe(o)}: use at least {max(1, needed(extent))}"
             for name, extent, o in zip(names, claims.extent, overlaps, strict=True)
             if extent
         ]
@@ -46,7 +45,10 @@ def doubts(
             f"{'it' if claims.large == 1 else 'them'}; the longest that was seen has {'; '.join(long)}"
         )
     if counts.contested:
-        found.append(f"{_many(counts.contested, 'sample is', 'samples are')} claimed by two tiles")
+        found.append(
+            f"{_many(counts.contested, 'sample is', 'samples are')} claimed by two tiles, or background to "
+            "the tile whose core it is in"
+        )
     if dropped:
         found.append(f"{_many(dropped, 'object is', 'objects are')} lost under others")
     if counts.unclaimed:
@@ -59,6 +61,14 @@ def doubts(
         f"labels may differ from those of the whole image{where}: {'. '.join(found)}. Use more overlap: at "
         "least half of the longest object, and as far as the function looks; tw.check(out) shows where."
     )
+
+
+def _safe(overlap: int) -> str:
+    if not overlap:
+        return (
+            "overlap=0 does not show whether an object is whole (if objects end there, make it an each= axis)"
+        )
+    return f"overlap={overlap} is safe up to {limit(overlap)}"
 
 
 def _many(count: int, one: str, more: str) -> str:

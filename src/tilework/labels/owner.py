@@ -19,7 +19,13 @@ The proof is one per axis: boxes, and products of cores, are products. A box is 
 its centre is taken: what a function finds in samples beyond the border differs from tile to tile. A function
 that looks ``r`` samples far may be wrong in the outer ``r`` samples of its crop, and an object that reaches
 the last right sample may be joined there to something that is not in the image; so objects must stay one
-sample away from these, and the limit is ``2 * (o - r) - 1``.
+sample away from these, and the limit is ``2 * (o - r) - 1``. What the function joins or finds there must not
+reach around a corner of the crop, or from one side to the other: its centre may then be in the core.
+
+An object of several parts that are not connected is painted right, too, since its owner's claim wins. But a
+tile that sees some of its parts cannot tell that they are not all, and may claim them: a doubt about what is
+right. A longer object of several parts may be split without a doubt. A connected one is always noticed: a
+part of it ends at the cut side.
 
 The rule asks for boxes only, so it serves points (boxes of one sample) and detections as well.
 """

@@ -21,15 +21,15 @@ __all__ = ["NOTHING", "Claims", "Counts", "Place", "combined", "painted", "shown
 
 FOREGROUND = 1
 """A sample of an object in the core of its own tile."""
-LOST = 2
-"""A sample on which a claim that is not weak has met another one, and lost."""
+DENIED = 2
+"""A sample on which a claim that is not weak has lost, or of the background in the core of its own tile."""
 MET = 4
 """A sample on which two weak claims have met."""
 WEAK = 8
 """A weak claim, see `owner`; above the other flags, so that of two equal claims the other one wins."""
 FLAGS = 4
 """Number of flags."""
-PLAIN = FOREGROUND | LOST | MET
+PLAIN = FOREGROUND | DENIED | MET
 NO_CLAIM = 2**57 - 1
 NOTHING = NO_CLAIM << FLAGS
 """A sample that nobody claims: the neutral value of `combined`."""
@@ -60,7 +60,7 @@ class Claims:
     ids: Ints
     """The claims that are not weak, plus the index of the ``each`` axes times one more than its samples."""
     large: int = 0
-    """How many claims are of objects that are cut: they touch a cut side, and are longer than is safe."""
+    """How many claims are of objects that are cut: they touch a cut side, and are longer than is safe there."""
     extent: Index = ()
     """The largest extents of these per tiled axis, samples of the result; 0 where none is cut."""
     cut: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -111,7 +111,7 @@ def painted(result: Array, place: Place) -> tuple[Array, Claims]:
     here = out[inside]
     here[...] = runs.painted(values[objects.number], NOTHING)
     core = tuple(slice(a - s, b - s) for (a, b), s in zip(place.core, start, strict=True))
-    here[core] |= np.where(labels[core] != 0, FOREGROUND, 0)
+    here[core] |= np.where(labels[core] != 0, FOREGROUND, DENIED)
     large = long & own[:, None]
     extent = np.where(large, box[1] - box[0], 0).max(axis=0, initial=0)
     keys = place.index * (math.prod(place.extents) + 1) + claims
@@ -123,7 +123,8 @@ def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:
     """Return which claims on boxes are weak, and along which axes boxes are cut and too long to be whole.
 
     A box that its owner's crop cuts is longer than twice the context of the core on that side. With one
-    sample more it may be whole: if it is not, another tile claims some of its samples, or nobody does.
+    sample more it may be whole: if it is not, another tile claims some of its samples, or nobody does. If
+    there is no context, no other tile sees these samples, and nothing tells whether the box is whole.
     """
     tiled = place.tiled
     crop, core = ([spans[a] for a in tiled] for spans in (place.crop, place.core))
@@ -132,7 +133,8 @@ def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:
     upper = np.array([b - d for (_, b), (_, d) in zip(crop, core, strict=True)], np.int64)
     lengths = high - low
     weak = after & (lengths <= 2 * upper)
-    long = (before & (lengths > 2 * lower + 1)) | (after & (lengths > 2 * upper + 1))
+    lower, upper = (np.where(context > 0, 2 * context + 1, 0) for context in (lower, upper))
+    long = (before & (lengths > lower)) | (after & (lengths > upper))
     return np.asarray(weak.any(axis=1)), np.asarray(long)
 
 
@@ -157,7 +159,7 @@ def combined(target: Array, values: Array) -> None:
         winner = np.minimum(a, b)
         if both.any():
             weak = (np.maximum(a, b) & WEAK) != 0
-            flags |= np.where(both & ~weak, LOST, 0)
+            flags |= np.where(both & ~weak, DENIED, 0)
             flags |= np.where(both & weak & ((winner & WEAK) != 0), MET, 0)
         winner ^= PLAIN
         winner |= flags
@@ -177,7 +179,7 @@ class Counts:
     """What is doubtful about the objects of a block, or of a whole result."""
 
     contested: int = 0
-    """Samples that two tiles claim."""
+    """Samples that two tiles claim, or one tile, where the tile of their core sees background."""
     unclaimed: int = 0
     """Samples of objects in the cores of their own tiles that belong to no painted object."""
     claims: Claims = field(default_factory=lambda: Claims.joined(()))
@@ -208,5 +210,5 @@ def shown(total: Array) -> tuple[Array, int, int]:
     free = ids == NO_CLAIM
     ids[free] = 0
     unclaimed = free & ((total & FOREGROUND) != 0)
-    contested = ((total & LOST) != 0) | ((total & (MET | WEAK)) == (MET | WEAK))
+    contested = ~free & (((total & DENIED) != 0) | ((total & (MET | WEAK)) == (MET | WEAK)))
     return ids, int(np.count_nonzero(contested)), int(np.count_nonzero(unclaimed))

@@ -219,8 +219,15 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
 
 
 def _labels(plan: BlockPlan) -> str:
-    """Return how large objects may be, image samples."""
-    extents = tuple(limit(a.overlap - max(a.margin)) for a in plan.axes[plan.n_each :])
+    """Return how large objects may be."""
+    n, found = plan.n_each, []
+    for scale in dict.fromkeys(output.scale[n:] for output in plan.outputs if output.blend == "own"):
+        contexts = [
+            math.ceil((a.overlap - max(a.margin)) * s) for a, s in zip(plan.axes[n:], scale, strict=True)
+        ]
+        of = "" if set(scale) == {1} else " samples of the result"
+        found.append(f"{tuple(map(limit, contexts))}{of}")
+    extents = ", ".join(found)
     return f"exact if no object is longer than {extents}; 2 * (overlap - r) - 1 where fn looks r samples far"
 
 

@@ -43,10 +43,11 @@ def with_deviation(
             "all as channels of one array."
         )
     first = bound[0]
-    if first.kind in ("trim", "max", "min", "sum"):
+    if not first.weighted:
+        word = "blend" if declared.labels is None else "labels"
         raise TilingError(
             "disagreement=True compares predictions that overlap and are averaged; got "
-            f'blend="{first.kind}". Use blend="gaussian", "hann", "linear" or "average".'
+            f'{word}="{first.kind}". Use blend="gaussian", "hann", "linear" or "average".'
         )
     if all(g.stride == g.crop - sum(g.margin) for g in layout.grids):
         raise TilingError(

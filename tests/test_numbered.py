@@ -12,7 +12,7 @@ from scipy import ndimage as ndi
 from zarr.storage import LocalStore, MemoryStore
 
 import tilework as tw
-from tests.laws.test_o_objects import scenes
+from tests.laws.test_o_objects import SIZES, call_of, canonical, reading, scenes
 from tilework.objects.table import Table
 from tilework.writing.ledger import Ledger
 
@@ -38,18 +38,18 @@ def facts(array):
     return array.attrs["tilework"]["labels"]
 
 
-@given(scenes(), st.data())
-def test_written_labels_are_those_of_scipy_to_the_bit(scene, data):
-    mask, structure, call = scene
-    out = tw.tiled_map(lambda crop: ndi.label(crop, structure)[0], mask, output=OWN, **call)
-    chunks = tuple(data.draw(st.integers(1, n)) for n in mask.shape)
+@given(scenes(ndim=(1, 4)), st.data())
+def test_written_labels_are_numbered_in_raster_order(scene, data):
+    labels, call, seed = scene
+    out = tw.tiled_map(reading(seed), labels, output=OWN, **call)
+    chunks = tuple(data.draw(st.integers(1, n)) for n in labels.shape)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "labels may differ", tw.TilingWarning)
         array = tw.to_zarr(out, MemoryStore(), chunks=chunks, progress=False)
-    want, count = ndi.label(mask, structure)
+    ids, number = np.unique(np.append(0, canonical(labels)), return_inverse=True)
     assert array.dtype == np.uint32
-    assert np.array_equal(array[:], want)
-    assert facts(array)["objects"] == count
+    assert np.array_equal(array[:], number[1:].reshape(labels.shape))
+    assert facts(array)["objects"] == len(ids) - 1
 
 
 def test_nothing_is_left_beside_the_array(tmp_path):
@@ -337,18 +337,20 @@ def test_many_results_with_tables(tmp_path):
         assert len(Table.read(tmp_path / f"{k}.csv")) == want.max()
 
 
-@given(scenes(), st.data())
-def test_joined_labels_are_those_of_scipy_whatever_their_size(scene, data):
-    mask, _, call = scene
-    connectivity = data.draw(st.integers(1, mask.ndim))
-    structure = ndi.generate_binary_structure(mask.ndim, connectivity)
-    overlap = data.draw(st.integers(0, 2)) * call["multiple"]
-    call |= {"overlap": overlap, "crop": tuple(2 * overlap + 4 for _ in mask.shape)}
+@given(st.data())
+def test_joined_labels_are_those_of_scipy_whatever_their_size(data):
+    ndim = data.draw(st.integers(1, 4))
+    shape = tuple(data.draw(st.integers(1, SIZES[ndim])) for _ in range(ndim))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    mask = rng.random(shape) < data.draw(st.sampled_from([0.2, 0.4, 0.6]))
+    connectivity = data.draw(st.integers(1, ndim))
+    structure = ndi.generate_binary_structure(ndim, connectivity)
+    call = call_of(data.draw, [data.draw(st.integers(0, 2))] * ndim)
     out = tw.tiled_map(
         lambda crop: ndi.label(crop, structure)[0], mask,
         output=tw.Output("uint16", labels="join", connectivity=connectivity), **call,
     )  # fmt: skip
-    chunks = tuple(data.draw(st.integers(1, n)) for n in mask.shape)
+    chunks = tuple(data.draw(st.integers(1, n)) for n in shape)
     array = tw.to_zarr(out, MemoryStore(), chunks=chunks, progress=False)
     assert array.dtype == np.uint16
     assert np.array_equal(array[:], ndi.label(mask, structure)[0])

@@ -49,7 +49,7 @@ def test_the_scene_is_cut_by_many_tiles() -> None:
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        ({"labels": "touch"}, "labels must be one of 'own'; got 'touch'"),
+        ({"labels": "touch"}, "labels must be one of 'own', 'join'; got 'touch'"),
         ({"labels": True}, "labels"),
         ({"blend": "max"}, "blend='max' is not for labels"),
         ({"reduce": "argmax"}, "reduce='argmax' is not for labels"),

@@ -60,7 +60,7 @@ class Claims:
     ids: Ints
     """The claims that are not weak, plus the index of the ``each`` axes times one more than its samples."""
     large: int = 0
-    """How many claims are of objects that are cut: they touch a cut side, and are longer than is safe there."""
+    """How many claims are of objects that are cut: they touch a cut side, and are longer than is safe."""
     extent: Index = ()
     """The largest extents of these per tiled axis, samples of the result; 0 where none is cut."""
     cut: Ints = field(default_factory=lambda: np.zeros(0, np.int64))

@@ -12,6 +12,7 @@ from tilework._checks import Report, at_least, brief, warn
 from tilework._types import Function
 from tilework.diagnostics.causes import Case, Cause, causes_of
 from tilework.diagnostics.closeness import ROUNDING, conditioning, gap_between, judge
+from tilework.diagnostics.objects import LabelFindings, Look, advice, findings, looks_at
 from tilework.diagnostics.offsets import off_centre
 from tilework.diagnostics.places import PLACES, Place, around, places_of
 from tilework.diagnostics.untiled import Untiled, Window
@@ -35,9 +36,10 @@ class CheckReport(Report):
     """The same difference between the tiled result and the function with more context, as it is."""
     relative: float
     """The difference that exceeds rounding most, as a fraction of the spread of the values: of their mean
-    distance from the median, per channel. An offset of the values does not count."""
+    distance from the median, per channel. An offset of the values does not count. If all outputs are labels,
+    the share of compared objects that differ."""
     where: tuple[int, ...]
-    """Index of that difference in the result."""
+    """Index of that difference in the result; of labels, the first sample of the box of a wrong object."""
     output: int | str | None
     """Key of the output with that difference; None if there is only one output."""
     windows: tuple[tuple[str, Box, float], ...]
@@ -51,8 +53,9 @@ class CheckReport(Report):
     hold."""
     causes: tuple[str, ...] = ()
     """Why the results differ, as far as it was found: "overlap", "multiple", "offset", "size", "global",
-    "far" (a reach that does not end), "border", "wraps", "labels", "random", "batch" (a function that
-    mixes the crops of a batch), "other" (what was given is not what was tiled)."""
+    "far" (a reach that does not end), "border", "wraps", "labels", "large" (objects that are longer than the
+    crop), "random", "batch" (a function that mixes the crops of a batch), "other" (what was given is not what
+    was tiled)."""
     offset: tuple[int, ...] = ()
     """Image samples, per tiled axis, by which results lie after the place that they respond to.
 
@@ -60,25 +63,41 @@ class CheckReport(Report):
     one side, the function may be meant so, and it is no cause."""
     help: str = ""
     """What to change, one sentence per cause."""
+    labels: tuple[LabelFindings, ...] = ()
+    """What was found about the objects, one entry per output of labels."""
 
     @property
     def ok(self) -> bool:
-        """Whether the results differ only by rounding and lie where the function looked."""
-        return self.relative <= self.rounding and "offset" not in self.causes
+        """Whether the results differ only by rounding and lie where the function looked.
+
+        Of labels, whether objects were compared and all of them have the same samples.
+        """
+        same = self.relative <= self.rounding and "offset" not in self.causes
+        return same and all(found.ok for found in self.labels)
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values."""
         kinds = dict.fromkeys(kind for kind, _, _ in self.windows)
         found = {kind: [d for k, _, d in self.windows if k == kind] for kind in kinds}
         which = "" if self.output is None else f" of output {self.output!r}"
-        share = f"{self.relative:.1e} of the spread"
-        same = self.relative <= self.rounding
-        word = "equal to rounding, where it was looked" if same else "differs"
+        word = "differs"
+        if self.relative <= self.rounding and all(one.ok for one in self.labels):
+            word = f"{'equal to rounding' if self.windows else 'the same objects'}, where it was looked"
+        elif self.relative <= self.rounding and not any(one.differing or one.wide for one in self.labels):
+            word = "unknown, because no objects were compared"
+        same = word != "differs"
         if self.help:
             word += f"{': ' if not same else '; but ' if self.causes else '; '}{self.help}"
-        return [
+        numbers = [
             *((kind, f"{max(gaps):.3g} at most, in {len(gaps)} windows") for kind, gaps in found.items()),
-            ("largest", f"{self.largest:.3g} ({share}) at {self.where}{which}"),
+            (
+                "largest",
+                f"{self.largest:.3g} ({self.relative:.1e} of the spread) at {self.where}{which}",
+            ),
+        ]
+        return [
+            *(numbers if self.windows else ()),
+            *(row for one in self.labels for row in one.rows()),
             ("context", f"{self.context} samples per side around each window; {self.crops} crops ran"),
             ("verdict", word),
         ]
@@ -102,6 +121,10 @@ def check(
     `CheckReport.help` says what to change. If the function has a margin, it is called a few times more, to
     see whether results lie where they should.
 
+    Of an output of labels, the sets of samples of objects are compared, and their ids are not: all objects
+    that lie wholly inside a window of a crop with its context, without an overlap at each side. If some
+    differ, the tiles around three of them are painted again from larger crops, to find an overlap that does.
+
     Unusual places are found by reading a part of the image: all of it up to 128 MiB; of a larger one,
     that much at random, in at most 256 parts, 64 storage chunks or 16 blocks of dask. So a single NaN in a
     large image may be missed.
@@ -121,7 +144,7 @@ def check(
     places : int
         Number of windows of each kind. Of an unusual place, the first is at the nearest cut between tiles.
     size : int, image samples per tiled axis
-        Length of a compared window.
+        Length of a compared window; of labels, a crop if that is more and does not get too large.
     context : int or tuple of int, image samples per side and tiled axis, optional
         Context of ``fn`` around a window. Default: four overlaps, or half a crop if that is more.
     seed : int
@@ -164,13 +187,16 @@ def check(
     if not found:
         why = "no tile ran at any place that was tried" if tried else f"where={brief(where)}, places={places}"
         raise TilingError(f"there is nothing to compare: {why}.")
-    cases = [_compared(untiled, views, place, size) for place in found]
+    numbers = {k: v for k, v in views.items() if spec.outputs[v.number].kind != "own"}
+    cases = [_compared(untiled, numbers, place, size) for place in found] if numbers else []
     for column in zip(*cases, strict=True):
         judge([case.gap for case in column])
+    looks = list(looks_at(untiled, views, found, size)) if len(numbers) < len(views) else []
     crops = shown.ran
+    given = fn is not None or array is not None
+    labels, causes = _objects(untiled, looks, given=given)
     flat = [case for row in cases for case in row]
-    worst = max(flat, key=lambda case: (case.excess, case.largest))
-    causes = _causes(untiled, flat, given=fn is not None or array is not None)
+    causes += _causes(untiled, flat, given=given) if flat else []
     offset, note = _offset(untiled, flat)
     # All of the margin on one side is a choice, of a filter that looks only back for example.
     split = any(k and 0 not in g.margin for k, g in zip(offset, untiled.grids, strict=False))
@@ -178,28 +204,56 @@ def check(
         causes.append(Cause("offset", note))
     if any(cause.word == "labels" for cause in causes):
         warn(f"the function numbers objects: {INDEPENDENT}.", TilingWarning)
-    keys = list(views)
+    worst = max(flat, key=lambda case: (case.excess, case.largest), default=None)
+    unknown = UNKNOWN if worst is not None and worst.excess > 1 else note
     return CheckReport(
-        largest=worst.largest,
-        relative=worst.relative,
-        rounding=worst.relative / worst.excess if 0 < worst.excess < np.inf else ROUNDING,
-        where=worst.where,
-        output=keys[worst.member],
+        **(_worst_of_labels(looks, labels) if worst is None else _worst(worst, list(numbers))),
         windows=tuple(
-            (p.kind, r[0].box, max(c.largest for c in r)) for p, r in zip(found, cases, strict=True)
+            (p.kind, r[0].box, max(c.largest for c in r)) for p, r in zip(found, cases, strict=bool(cases))
         ),
         context=untiled.context,
         crops=crops,
-        causes=tuple(cause.word for cause in causes),
+        causes=tuple(dict.fromkeys(cause.word for cause in causes)),
         offset=offset,
-        help="; besides, ".join(cause.help for cause in causes) or (UNKNOWN if worst.excess > 1 else note),
+        help="; besides, ".join(dict.fromkeys(cause.help for cause in causes)) or unknown,
+        labels=tuple(labels),
     )
+
+
+def _worst(case: Case, keys: Sequence[Any]) -> dict[str, Any]:
+    """Return what a report says of the worst window."""
+    return {
+        "largest": case.largest,
+        "relative": case.relative,
+        "rounding": case.relative / case.excess if 0 < case.excess < np.inf else ROUNDING,
+        "where": case.where,
+        "output": keys[case.member],
+    }
+
+
+def _worst_of_labels(looks: Sequence[Look], labels: Sequence[LabelFindings]) -> dict[str, Any]:
+    """Return what a report says of the worst window of labels."""
+    worst = max(looks, key=lambda look: look.found.differing)
+    share = max(1 - found.share if found.compared else 0.0 for found in labels)
+    return {"largest": 0.0, "relative": share, "rounding": 0.0, "where": worst.where, "output": worst.key}
+
+
+def _objects(
+    untiled: Untiled, looks: Sequence[Look], *, given: bool
+) -> tuple[list[LabelFindings], list[Cause]]:
+    """Return what was found about each output of labels, and why it differs."""
+    labels, causes = list[LabelFindings](), list[Cause]()
+    for number in dict.fromkeys(look.number for look in looks):
+        own = [look for look in looks if look.number == number]
+        labels.append(findings(untiled, own))
+        causes += advice(untiled, own, labels[-1], given=given)
+    return labels, causes
 
 
 def _compared(untiled: Untiled, views: Mapping[Any, View], place: Place, size: int) -> list[Case]:
     """Return the comparison of a place, one entry per member of the result."""
     spec = untiled.spec
-    box = around(spec, place.point, size)
+    box = around(spec, place.point, [size] * len(untiled.grids))
     window = Window(untiled, untiled.spans(box), place.each)
     expected = window.results(box)
     cases = []

@@ -153,13 +153,16 @@ def _unmasked(spec: Spec, point: Sequence[int]) -> Index:
     return tuple(sum(g.core(int(i))) // 2 for g, i in zip(grids, nearest, strict=True))
 
 
-def around(spec: Spec, point: Sequence[int], size: int) -> Box:
-    """Return the window of ``size`` samples around a point: inside the image, on whole result samples."""
+def around(spec: Spec, point: Sequence[int], sizes: Sequence[int], *, whole: bool = False) -> Box:
+    """Return the window of ``sizes`` samples around a point: inside the image, on whole result samples.
+
+    It lies in one core if tiles may not have run, unless ``whole``.
+    """
     spans = []
-    for g, p in zip(spec.plan.axes[spec.plan.n_each :], point, strict=True):
+    for g, p, size in zip(spec.plan.axes[spec.plan.n_each :], point, sizes, strict=True):
         low = min(max(0, p - size // 2), max(0, g.covered - size)) // g.quantum * g.quantum
         high = min(g.covered, ceil_div(low + size, g.quantum) * g.quantum)
-        if spec.plan.mask is not None or spec.skip is not None:
+        if not whole and (spec.plan.mask is not None or spec.skip is not None):
             # Only the tile that ran, because its neighbours may be the fill value.
             start, stop = g.core(g.owner(p))
             low, high = max(low, start), min(high, stop)

@@ -56,7 +56,7 @@ class Untiled:
     def __init__(self, spec: Spec, fn: Function, array: Any, context: Any) -> None:
         self.spec, self.sources, self._fn = spec, _sources(spec, array), fn
         self.grids = spec.plan.axes[spec.plan.n_each :]
-        self._batched = spec.plan.batch_size is not None or is_batched(fn)
+        self.batched = spec.plan.batch_size is not None or is_batched(fn)
         self.calls = 0
         if context is None:
             self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self.grids)
@@ -109,7 +109,7 @@ class Untiled:
 
     def __call__(self, crops: Sequence[Array]) -> list[Array]:
         """Return what the function returns for crops: one array per output, without the batch axis."""
-        if self._batched:
+        if self.batched:
             return self.among([crops], 0)
         return self._called([np.array(c, order="C") for c in crops])
 
@@ -119,7 +119,7 @@ class Untiled:
 
     def _called(self, given: Sequence[Array]) -> list[Array]:
         self.calls += 1
-        shapes = [crop.shape[self._batched :] for crop in given]
+        shapes = [crop.shape[self.batched :] for crop in given]
         try:
             raw = self._fn(*given)
         except Exception as error:

@@ -337,6 +337,9 @@ ENTRIES: Mapping[str, Entry] = {
     "compare": Entry(tw.compare, {"whole_result": _image, "tiled": _result}, ("centre", "size")),
     "plot_plan": Entry(tw.plot_plan, {"plan": lambda: tw.plan_tiles((12, 10), 6, 1)}, ("ax",)),
     "plot_window": Entry(tw.plot_window, {"plan": lambda: tw.plan_tiles((12, 10), 6, 1)}, ("axis", "ax")),
+    "plot_labels": Entry(
+        tw.plot_labels, {"labels": lambda: np.arange(120).reshape(12, 10)}, ("image", "centre", "size", "ax")
+    ),
     "plot_seams": Entry(tw.plot_seams, {"out": _result}, ("centre", "size")),
     "Slicer": Entry(
         tw.Slicer,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tilework.api import image_meta, plan_tiles, tiled_map
     from tilework.diagnostics.checking import CheckReport, check
     from tilework.diagnostics.figures import compare, plot_plan, plot_seams, plot_window
+    from tilework.diagnostics.label_figures import plot_labels
     from tilework.diagnostics.measuring import explain
     from tilework.diagnostics.napari_layers import add_to_napari
     from tilework.diagnostics.viewing import view
@@ -87,6 +88,7 @@ _HOMES = {
     "merge_labels": "writing.joining",
     "open_image": "source.images",
     "plan_tiles": "api",
+    "plot_labels": "diagnostics.label_figures",
     "plot_plan": "diagnostics.figures",
     "plot_seams": "diagnostics.figures",
     "plot_window": "diagnostics.figures",
@@ -103,7 +105,7 @@ __all__ = [
     "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
     "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches",
     "compare", "compute", "explain", "filter_labels", "from_torch", "image_meta", "load_once",
-    "measure_labels", "merge_labels", "open_image", "plan_tiles", "plot_plan", "plot_seams",
+    "measure_labels", "merge_labels", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams",
     "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 

@@ -22,7 +22,10 @@ from tilework.plan.picture import BLOCK, CHUNK, CROP, axis_profiles, shown_sampl
 from tilework.plan.tile_plan import TilePlan
 from tilework.probing.blackbox import difference
 
-__all__ = ["compare", "plot_plan", "plot_seams", "plot_window"]
+__all__ = [
+    "LOOK", "check_array", "check_axes", "compare", "contrast", "draw_cuts", "look", "new_figure",
+    "plane_axes", "plot_plan", "plot_seams", "plot_window", "show",
+]  # fmt: skip
 
 # Most lines along an axis; more would merge into grey.
 LINES = 60
@@ -35,7 +38,7 @@ _LINES: dict[str, dict[str, Any]] = {
 LOOK = 512
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """Return a new, empty figure of pyplot of a size in inches."""
     try:
         import matplotlib.pyplot as plt
@@ -94,10 +97,10 @@ def plot_plan(plan: TilePlan, ax: Any = None) -> Any:
     """
     plan = _plan(plan)
     if ax is not None:
-        _check_axes(ax)
+        check_axes(ax)
         _draw_tiles(plan, ax)
         return ax
-    left, right = _figure(10, 4.6).subplots(1, 2, width_ratios=(1.15, 1))
+    left, right = new_figure(10, 4.6).subplots(1, 2, width_ratios=(1.15, 1))
     _draw_tiles(plan, left)
     _draw_window(plan, right, -1)
     return _several([left, right])
@@ -189,9 +192,9 @@ def plot_window(plan: Any, axis: int = -1, ax: Any = None) -> Any:
     if not -len(plan.axes) <= number < len(plan.axes):
         raise TilingError(f"axis {axis} is out of range for a plan of {len(plan.axes)} axes.")
     if ax is None:
-        ax = _figure(6.4, 3.6).subplots()
+        ax = new_figure(6.4, 3.6).subplots()
     else:
-        _check_axes(ax)
+        check_axes(ax)
     _draw_window(plan, ax, number)
     return ax
 
@@ -220,13 +223,13 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
         _legend(ax, 2)
 
 
-def _check_axes(ax: Any) -> None:
+def check_axes(ax: Any) -> None:
     """Raise a `TypeError` unless ``ax`` can be drawn into."""
     if not all(hasattr(ax, name) for name in ("figure", "axvline", "stairs")):
         raise TypeError(f"ax must be axes of matplotlib; got {brief(ax)}.")
 
 
-def _check_array(what: str, array: Any) -> None:
+def check_array(what: str, array: Any) -> None:
     """Raise a `TypeError` unless ``array`` can be shown."""
     if not (isinstance(getattr(array, "shape", None), tuple) and hasattr(array, "dtype")):
         raise TypeError(f"{what} must be an array; got {brief(array)}.")
@@ -248,7 +251,7 @@ def _plan(given: Any) -> TilePlan:
 # -- images -----------------------------------------------------------------------------------------------
 
 
-def _draw_cuts(
+def draw_cuts(
     ax: Any, out: Any, part: Array, starts: Sequence[int], axes: Sequence[int], **style: Any
 ) -> list[list[int]]:
     """Draw the cuts between cores in a part of a result; return them, result samples per axis of the part."""
@@ -273,7 +276,7 @@ def _cuts(out: Any, axis: int, start: int, stop: int) -> list[int]:
     return [c for c in cuts if start < c < stop]
 
 
-def _plane_axes(array: Any) -> tuple[int, int]:
+def plane_axes(array: Any) -> tuple[int, int]:
     """Return the two axes to show: the last two tiled ones, or the two longest."""
     found = find_spec(array)
     if found is not None:
@@ -287,9 +290,16 @@ def _plane_axes(array: Any) -> tuple[int, int]:
     return longest[0], longest[1]
 
 
-def _look(array: Any, axes: tuple[int, int], centre: Any, size: int) -> tuple[Array, tuple[int, int]]:
-    """Return a square of at most ``size`` samples per side around ``centre``, and its start."""
+def look(
+    array: Any, axes: tuple[int, int], centre: Any, size: int, *, colours: bool = False
+) -> tuple[Array, tuple[int, int]]:
+    """Return a square of at most ``size`` samples per side around ``centre``, and its start.
+
+    With ``colours``, the last axis is taken whole.
+    """
     index: list[Any] = [n // 2 for n in array.shape]
+    if colours:
+        index[-1] = slice(None)
     middle = [array.shape[a] // 2 for a in axes] if centre is None else list(wholes("centre", centre))
     if len(middle) != len(axes):
         raise TilingError(f"centre needs one sample for each of axes {axes}; got {brief(centre)}.")
@@ -349,15 +359,15 @@ def plot_seams(out: Any, *, centre: Any = None, size: int = LOOK, axes: Any = No
             f"{brief(out)}."
         )
     drawn = None if axes is None else _given(axes, 3)
-    plane = _plane_axes(out)
-    part, starts = _look(out, plane, centre, at_least("size", size, 1))
+    plane = plane_axes(out)
+    part, starts = look(out, plane, centre, at_least("size", size, 1))
     if drawn is None:
-        figure = _figure(9.6, 4.6)
+        figure = new_figure(9.6, 4.6)
         grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.25))
         drawn = _several([figure.add_subplot(grid[place]) for place in (np.s_[:, 0], (0, 1), (1, 1))])
-    low, high = _contrast(part)
-    _show(drawn[0], part, starts, plane, vmin=low, vmax=high)
-    cuts = _draw_cuts(drawn[0], out, part, starts, plane, color=BLOCK, lw=0.6, alpha=0.7)
+    low, high = contrast(part)
+    show(drawn[0], part, starts, plane, vmin=low, vmax=high)
+    cuts = draw_cuts(drawn[0], out, part, starts, plane, color=BLOCK, lw=0.6, alpha=0.7)
     for k, axis in enumerate(plane):
         _draw_steps(drawn[1 + k], part, k, starts[k], cuts[k], axis)
     drawn[0].set_title("part of the result, cuts between tiles")
@@ -396,7 +406,8 @@ def _drawn(part: Array) -> Array:
     return (np.abs(part) if part.dtype.kind == "c" else part).astype(np.float64)
 
 
-def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], **options: Any) -> Any:
+def show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], **options: Any) -> Any:
+    """Draw a part of an array in gray where it lies, and return matplotlib's image."""
     extent = (starts[1], starts[1] + part.shape[1], starts[0] + part.shape[0], starts[0])
     options = {"cmap": "gray", "interpolation": "nearest"} | options
     shown = ax.imshow(_drawn(part), extent=extent, **options)
@@ -405,7 +416,7 @@ def _show(ax: Any, part: Array, starts: tuple[int, int], axes: tuple[int, int], 
     return shown
 
 
-def _contrast(part: Array) -> tuple[float, float]:
+def contrast(part: Array) -> tuple[float, float]:
     """Return the values of black and white: percentiles, so that few bright samples do not hide the rest."""
     values = _drawn(part)
     finite = values[np.isfinite(values)]
@@ -447,8 +458,8 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
     >>> compare(image, image)[2].get_title()
     'difference: 0 at most,\n0 on average'
     """
-    _check_array("whole_result", whole_result)
-    _check_array("tiled", tiled)
+    check_array("whole_result", whole_result)
+    check_array("tiled", tiled)
     size = at_least("size", size, 1)
     if tuple(whole_result.shape) != tuple(tiled.shape):
         raise TilingError(
@@ -456,31 +467,31 @@ def compare(whole_result: Any, tiled: Any, *, centre: Any = None, size: int = LO
             f"{tuple(tiled.shape)}."
         )
     drawn = None if axes is None else _given(axes, 3)
-    plane = _plane_axes(tiled)
-    a, starts = _look(whole_result, plane, centre, size)
-    b, _ = _look(tiled, plane, centre, size)
+    plane = plane_axes(tiled)
+    a, starts = look(whole_result, plane, centre, size)
+    b, _ = look(tiled, plane, centre, size)
     times = {part.dtype.kind for part in (a, b)}
     if len(times) > 1 and times & {"m", "M"}:
         raise TilingError(f"dtypes {a.dtype} and {b.dtype} cannot be compared; give times or numbers twice.")
     a, b = (part.astype(np.result_type(a, b)) for part in (a, b))
     gap = difference(a, b)
     if drawn is None:
-        drawn = _figure(9.6, 3.8).subplots(1, 3, sharex=True, sharey=True)
+        drawn = new_figure(9.6, 3.8).subplots(1, 3, sharex=True, sharey=True)
     left, middle, right = drawn
-    low, high = _contrast(a)
+    low, high = contrast(a)
     for ax, part, word in ((left, a, "untiled"), (middle, b, "tiled")):
-        shown = _show(ax, part, starts, plane, vmin=low, vmax=high)
+        shown = show(ax, part, starts, plane, vmin=low, vmax=high)
         ax.set_title(word)
     value = "modulus" if a.dtype.kind == "c" else "value"
     left.figure.colorbar(shown, ax=[left, middle], shrink=0.75, label=value)
     finite = gap[np.isfinite(gap)]
     top, odd = float(finite.max(initial=0.0)), gap.size - finite.size
     # Infinite differences remain white in the picture; the title counts them.
-    shown = _show(right, gap, starts, plane, cmap="magma", vmin=0, vmax=top or 1.0)
+    shown = show(right, gap, starts, plane, cmap="magma", vmin=0, vmax=top or 1.0)
     right.figure.colorbar(shown, ax=right, shrink=0.75, label="absolute difference")
     title = f"{top:.2g} at most,\n{finite.mean():.2g} on average" if finite.size else ""
     right.set_title(f"difference: {title}" + (f"\nNaN or infinite in just one: {odd} samples" if odd else ""))
     middle.set_ylabel("")
     right.set_ylabel("")
-    _draw_cuts(right, tiled, a, starts, plane, color="white", lw=0.4, alpha=0.5)
+    draw_cuts(right, tiled, a, starts, plane, color="white", lw=0.4, alpha=0.5)
     return drawn

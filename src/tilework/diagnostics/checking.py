@@ -12,7 +12,7 @@ from tilework._checks import Report, at_least, brief, warn
 from tilework._types import Function
 from tilework.diagnostics.causes import Case, Cause, causes_of
 from tilework.diagnostics.closeness import ROUNDING, conditioning, gap_between, judge
-from tilework.diagnostics.objects import LabelFindings, Look, advice, findings, looks_at
+from tilework.diagnostics.label_windows import LabelFindings, Look, advice, findings, looks_at
 from tilework.diagnostics.offsets import off_centre
 from tilework.diagnostics.places import PLACES, Place, around, places_of
 from tilework.diagnostics.untiled import Untiled, Window

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import graphs, in_memory, on_disk, peers, pyramids, scheduling, writing
+from benchmarks import graphs, in_memory, labels, on_disk, peers, pyramids, scheduling, writing
 from benchmarks.measure import Bar, Case, Contestant, Curves
 
 if TYPE_CHECKING:
@@ -485,6 +485,50 @@ PYRAMID = Case(
     setup=on_disk.write_source,
 )
 
+# ------------------------------------------------------------------------------------------- labels
+
+
+def _labels(name: str, why: str, work: labels.Cells) -> Case:
+    """Return touching cells by everyone, and the rules of other tools for their results."""
+    stored = "tilework to zarr"
+    ways = {
+        "tilework_compute": labels.tilework,
+        "tilework_to_zarr": partial(labels.tilework, stored=True),
+        "patchworks_touch": partial(labels.patchworks, stitch="touch"),
+        "patchworks_iou": partial(labels.patchworks, stitch="iou"),
+        "rule_none": partial(labels.rule, shrink=None),
+        "rule_touch": partial(labels.rule, shrink=False),
+        "rule_shrink": partial(labels.rule, shrink=True),
+        "limit_calls_alone": labels.only_calls,
+    }
+    half = 0.5 if work.replayed else None
+    bars = (
+        Bar("share of exact objects", "exact", "tilework*", 1.0, at_least=True),
+        *(
+            Bar(f"{ours.removeprefix('tilework ')}: {figure} / {peer}", f"{figure}_s", ours, half, peer)
+            for peer in ("patchworks touch", "patchworks iou")
+            for ours in ("tilework compute", stored)
+            for figure in ("wall", "cpu")
+        ),
+    )
+    notes = ("objects", "exact", "merged", "split")
+    contestants = _contestants(stored, **ways)
+    return Case(name, why, work, contestants, bars, tolerance=None, rounds=3, notes=notes)
+
+
+LABELS = _labels(
+    "labels",
+    "A watershed of thousands of cells that touch: whose objects are those of the whole image.",
+    labels.Cells(),
+)
+LABELS_ALONE = _labels(
+    "labels_alone",
+    "The same cells from a function that takes next to no time: what is left is the cost of tiling.",
+    labels.Cells(replayed=True),
+)
+
 MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
+LABEL_CASES = (LABELS, LABELS_ALONE)
 STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, PYRAMID, SLICER, LENGTH, CLUSTER)
-CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, BUILD, TASKS, MILLION, SCHEDULER, GROWTH)}
+OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)
+CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, *LABEL_CASES, *OTHER_CASES)}

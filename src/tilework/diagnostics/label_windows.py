@@ -268,7 +268,7 @@ def advice(untiled: Untiled, looks: Sequence[Look], found: LabelFindings, *, giv
         many = f"{found.wide} object is" if found.wide == 1 else f"{found.wide} objects are"
         text = (
             f"{many} longer than the crop, so that no tile sees {'it' if found.wide == 1 else 'them'} whole: "
-            'use a larger crop, or labels="join"'
+            "use a larger crop; tw.merge_labels joins connected components of any size"
         )
         return [Cause("large", text)]
     return [_Tries(untiled, wrong, found).cause(given=given)]

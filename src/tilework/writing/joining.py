@@ -6,6 +6,7 @@ import itertools
 import math
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import dask.array as da
@@ -137,6 +138,7 @@ def merge_labels(
     """
     overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
     check_progress(progress)
+    image = AskedImage(ome=ome, levels=levels, pyramid=pyramid, label_name=label_name, meta=meta)
     _refuse(store, overlap, rule)
     pieces = _pieces(labels, pieces, each, connectivity)
     kind = np.dtype(dtype)
@@ -147,11 +149,10 @@ def merge_labels(
     shelf = Shelf()
     result = _lazy(pieces, shelf, kind, _extents(pieces, store, chunks, shards))
     if meta is None and label_name is None:
-        meta = pieces.source.meta
+        image = replace(image, meta=pieces.source.meta)
     asked = Asked(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
-        image=AskedImage(ome=ome, levels=levels, pyramid=pyramid, label_name=label_name, meta=meta),
-        options=options,
+        image=image, options=options,
     )  # fmt: skip
     with outside_of_the_pool(where.client):
         job, writing = prepare(result, store, asked, where, reads=[pieces.source])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -45,7 +44,7 @@ def to_zarr(
     pyramid: str | None = None,
     label_name: str | None = None,
     meta: ImageMeta | None = None,
-    table: str | os.PathLike[str] | bool | None = None,
+    table: Any = None,
     properties: Any = (),
     intensity: Any = None,
     **options: Any,

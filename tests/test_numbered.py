@@ -260,10 +260,13 @@ def test_tiles_that_fail_are_computed_by_the_next_call(tmp_path):
         array = write()
     assert not Ledger(array).read().any()
     assert array.attrs["tilework"]["n_failed"] == 1
+    assert "units of pieces done, which are numbered then" in str(tw.status(tmp_path / "a.zarr"))
     broken[0] = False
     assert np.array_equal(write()[:], WHOLE)
     assert Ledger(array).read().all()
     assert "n_failed" not in zarr.open(tmp_path / "a.zarr").attrs["tilework"]
+    assert f"{COUNT} objects" in str(tw.status(tmp_path / "a.zarr"))
+    assert tw.status(tmp_path / "a.zarr", verify=True).complete
 
 
 def test_what_is_doubtful_is_told_once_and_recorded(tmp_path):

@@ -44,7 +44,7 @@ from tilework.writing.node import clear
 from tilework.writing.objects import Objects
 from tilework.writing.renumber import RenumberJob
 from tilework.writing.sink import Sink, block_name
-from tilework.writing.tables import CutObjects, Tables
+from tilework.writing.tables import CutObjects, Tables, pieces_place
 from tilework.writing.units import Layout, Units
 
 __all__ = ["Numbering", "forget_pieces"]
@@ -59,8 +59,7 @@ def _pieces_of(
     """
     at = zarr.storage.StorePath(zarr.storage.LocalStore(folder), "")
     if target.done is not None:
-        objects = _beside(target)
-        at = zarr.storage.StorePath(objects.store, objects.path)
+        at = pieces_place(target.array, target.generation)
     claims.take(Objects.of(at), str(at))
     found: Any = None
     with contextlib.suppress(FileNotFoundError, ValueError):  # there are none, or a part of them
@@ -86,13 +85,10 @@ def _pieces_of(
     return zarr.open_array(at, mode="r+"), record
 
 
-def _beside(target: Destination) -> Objects:
-    return Objects.of(target.array.store_path) / f"{target.generation}-pieces"
-
-
 def forget_pieces(target: Destination) -> None:
     """Delete the pieces beside a target, if there are any; the target must be claimed."""
-    _beside(target).delete_folders("")
+    at = pieces_place(target.array, target.generation)
+    Objects(at.store, at.path).delete_folders("")
 
 
 @dataclass(slots=True, weakref_slot=True, kw_only=True)

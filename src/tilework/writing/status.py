@@ -20,6 +20,7 @@ from tilework.writing.claim import Claims
 from tilework.writing.ledger import FORMAT, Ledger, Record
 from tilework.writing.node import found_at
 from tilework.writing.objects import Objects, load
+from tilework.writing.tables import pieces_beside
 
 __all__ = ["Status", "Statuses", "status", "statuses"]
 
@@ -42,6 +43,8 @@ class Status(Report):
     """Units that are marked as done but missing or unreadable; looked for with ``verify=True`` only."""
     writer: str = ""
     """The process that writes the array, or was killed while it did; empty if there is none."""
+    labels: str = ""
+    """How many objects labels have, or how far the step before they are numbered is; empty for all others."""
 
     @property
     def complete(self) -> bool:
@@ -54,6 +57,7 @@ class Status(Report):
         units = f"{self.done} of {self.units} units done"
         more = [(len(self.broken), "missing or unreadable"), (self.n_failed, "tiles failed")]
         parts = [units, *(f"{n} {what}" for n, what in more if n)]
+        parts += [self.labels] if self.labels else []
         return ", ".join([*parts, f"written by {self.writer}"] if self.writer else parts)
 
     def rows(self) -> Iterator[tuple[str, str]]:
@@ -66,6 +70,8 @@ class Status(Report):
         if self.n_failed:
             yield "failed", f"{self.n_failed} {'tile' if self.n_failed == 1 else 'tiles'} in the last run"
             yield from (("", text) for text in self.failed[:3])
+        if self.labels:
+            yield "labels", self.labels
         if self.writer:
             yield "writer", self.writer
 
@@ -202,8 +208,28 @@ def _below(node: Any, verify: bool, drop: bool) -> Iterator[Status]:
     failed = tuple(record.get("failed", ()))
     yield Status(
         str(node.store_path), int(done.sum()), done.size, failed, record.get("n_failed", len(failed)), broken,
-        f"process {owner.get('pid')} on {owner.get('host')}" if owner else "",
+        f"process {owner.get('pid')} on {owner.get('host')}" if owner else "", _labels(ledger, record),
     )  # fmt: skip
+
+
+def _labels(ledger: Ledger, record: Record) -> str:
+    """Return what is known of the objects of labels."""
+    pieces = pieces_beside(ledger.array, record.get("generation", ""))
+    if pieces is not None:
+        done = Ledger(pieces).read()
+        return f"{int(done.sum())} of {done.size} units of pieces done, which are numbered then"
+    found = record.get("labels")
+    if found is None:
+        return ""
+    doubts = [
+        f"{found[name]} {words}"
+        for name, words in (
+            ("large", "cut objects"), ("dropped", "dropped objects"), ("contested", "contested samples"),
+            ("unclaimed", "unclaimed samples"),
+        )
+        if found.get(name)
+    ]  # fmt: skip
+    return ", ".join([f"{found['objects']} objects", *doubts])
 
 
 def _broken(ledger: Ledger, record: Record) -> Iterator[Index]:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import zarr
+from zarr.storage import StorePath
 
 from tilework._types import Array
 from tilework.errors import TilingError
@@ -22,7 +24,7 @@ from tilework.labels.facts import BlockFacts
 from tilework.source.held import Travelling
 from tilework.writing.objects import Objects
 
-__all__ = ["CutObjects", "Tables"]
+__all__ = ["CutObjects", "Tables", "pieces_beside", "pieces_place"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,20 @@ class Tables:
     def __reduce__(self) -> tuple[Any, ...]:
         target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
         return Tables, (target, self.generation)
+
+
+def pieces_place(array: Any, generation: str) -> StorePath:
+    """Return where the pieces of labels are while an array is being written."""
+    objects = Objects.of(array.store_path) / f"{generation}-pieces"
+    return StorePath(objects.store, objects.path)
+
+
+def pieces_beside(array: Any, generation: str) -> Any:
+    """Return the array of pieces beside an array; None if there is none, or a part of one."""
+    try:
+        return zarr.open_array(pieces_place(array, generation), mode="r")
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,6 +195,28 @@ def test_another_question_is_no_resumed_answer(case, tmp_path):
         tw.merge_labels(labels, tmp_path / "merged", connectivity=2, progress=False)
 
 
+class Slices:
+    """An array that does not say whether its data changed."""
+
+    def __init__(self, values):
+        self.values, self.shape, self.dtype = values, values.shape, values.dtype
+
+    def __getitem__(self, box):
+        return self.values[box]
+
+
+def test_labels_that_may_have_changed_are_no_resumed_result(case, tmp_path):
+    mask, labels = case
+    source = Slices(labels[:])
+    merge = {"pieces": 16, "scheduler": "sync", "progress": False}
+    tw.merge_labels(source, tmp_path / "merged", **merge)
+    with pytest.raises(TilingError, match="changed: version"):
+        tw.merge_labels(source, tmp_path / "merged", **merge)
+    for _ in range(2):
+        merged = tw.merge_labels(source, tmp_path / "other", version="1", **merge)
+    assert np.array_equal(merged[:], whole(mask))
+
+
 def test_labels_of_an_ome_zarr_image(case, tmp_path):
     mask, labels = case
     image = tw.tiled_map(

@@ -205,8 +205,9 @@ def renumbered(common: tuple[Pieces, Shelf, np.dtype[Any]], box: Sequence[Span],
 
 def _looked_up(labels: Array, ids: Ints, numbers: Ints, dtype: np.dtype[Any]) -> Array:
     """Return the numbers of labels."""
-    if len(ids) and ids[-1] <= 4 * labels.size + 1024:
-        table = np.zeros(max(int(ids[-1]), int(labels.max())) + 1, dtype)
+    most = max(int(ids[-1]) if len(ids) else 0, int(labels.max(initial=0)))
+    if most <= 4 * labels.size + 1024:
+        table = np.zeros(most + 1, dtype)
         table[ids] = numbers
         out = table[labels]
         known = np.count_nonzero(out) == np.count_nonzero(labels)

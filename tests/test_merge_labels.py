@@ -241,6 +241,8 @@ def test_labels_of_an_ome_zarr_image(case, tmp_path):
         ({"pieces": 0}, TilingError, "extents are positive"),
         ({"pieces": ((30, 31), 5)}, TilingError, "add up"),
         ({"pieces": (5, 5, 5)}, TilingError, "each of 2 axes"),
+        ({"pieces": tw.plan_tiles((9, 60, 70), 5, 0)}, TilingError, "the plan has 3 axes"),
+        ({"pieces": tw.plan_tiles((60, 60), 5, 0)}, TilingError, "add up"),
         ({"pieces": 2.5}, TypeError, "whole number"),
         ({"dtype": "float32"}, TypeError, "integers"),
         ({"dtype": "uint8"}, TilingError, "objects, more than uint8 holds"),
@@ -269,6 +271,8 @@ def test_labels_that_are_refused(case, tmp_path):
     sharded = zarr.create_array(MemoryStore(), shape=(8, 8), chunks=(2, 2), shards=(4, 4), dtype="i4")
     with pytest.raises(TilingError, match="pieces="):
         tw.merge_labels(sharded, MemoryStore())
+    with pytest.raises(TilingError, match="no samples"):
+        tw.merge_labels(labels[:0], MemoryStore(), pieces=16)
     for values, words in ((labels[:] > 0, "scipy.ndimage.label"), (-labels[:], "the id -")):
         with pytest.raises(ContractError, match=words):
             tw.merge_labels(values, MemoryStore(), pieces=16, progress=False)
@@ -288,12 +292,16 @@ def test_labels_that_change_while_they_are_read(case, monkeypatch, value):
         tw.merge_labels(labels, MemoryStore(), scheduler="sync", progress=False)
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 10**4, 2**40]))
-def test_ids_of_any_size_in_any_order(seed, factor):
+@pytest.mark.parametrize("dtype", ["int64", "uint64"])
+@pytest.mark.parametrize(("factor", "more"), [(1, 0), (10**4, 0), (2**40, 0), (1, 2**62)])
+@given(st.integers(0, 2**32 - 1))
+def test_ids_of_any_size_in_any_order(dtype, factor, more, seed):
     rng = np.random.default_rng(seed)
     mask = rng.random((20, 20)) < 0.5
     labels = by_block(mask, regular(mask.shape, 7))
-    labels = np.where(labels > 0, (rng.permutation(labels.max() + 1) + 1)[labels] * factor, 0)
+    labels = np.where(labels > 0, (rng.permutation(labels.max() + 1) + 1)[labels] * factor + more, 0).astype(
+        dtype
+    )
     merged = tw.merge_labels(labels, MemoryStore(), pieces=7, scheduler="sync", progress=False)
     assert np.array_equal(merged[:], whole(mask))
 

@@ -197,11 +197,13 @@ def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
             "be computed several times. Write it first, labels.to_zarr(path), and give path."
         )
     check_ids(np.zeros(0, source.dtype), "the label image holds")
+    if 0 in source.shape:
+        raise TilingError(f"the label image has no samples: its shape is {source.shape}.")
     own, tiled = resolve_axes(source, None, each, None)
     most = at_least("connectivity", connectivity, 1)
     if most > len(tiled):
         raise TilingError(f"connectivity must be 1 to {len(tiled)}, the number of axes; got {connectivity}.")
-    cuts = _cuts(source, extents, own)
+    cuts = _cuts(source, extents)
     order = own + tiled
     return Pieces(
         source=source, order=order, n_each=len(own), cuts=tuple(cuts[axis] for axis in order),
@@ -209,7 +211,7 @@ def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
     )  # fmt: skip
 
 
-def _cuts(source: Source, extents: Any, each: Index) -> list[Index]:
+def _cuts(source: Source, extents: Any) -> list[Index]:
     """Return the first sample of each block, then the extent, per axis of the source."""
     ndim, given = len(source.shape), extents
     if extents is None:
@@ -224,7 +226,7 @@ def _cuts(source: Source, extents: Any, each: Index) -> list[Index]:
     if isinstance(extents, TilePlan) or hasattr(extents, "dask"):
         extents = _cores(extents, ndim)
     if not sequence(extents):
-        extents = tuple(1 if axis in each else extents for axis in range(ndim))
+        extents = (extents,) * ndim
     if len(extents) != ndim:
         raise TilingError(f"pieces needs an extent for each of {ndim} axes; got {brief(given)}.")
     cuts = []

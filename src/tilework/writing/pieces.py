@@ -213,8 +213,10 @@ def _looked_up(labels: Array, ids: Ints, numbers: Ints, dtype: np.dtype[Any]) ->
         known = np.count_nonzero(out) == np.count_nonzero(labels)
     else:
         runs = Runs.of(labels)
-        at = np.minimum(np.searchsorted(ids, runs.ids), max(len(ids) - 1, 0))
-        known = not len(at) or (len(ids) > 0 and np.array_equal(ids[at], runs.ids))
+        # Of int64 and uint64 numpy makes floats.
+        found = runs.ids.astype(np.int64, copy=False)
+        at = np.minimum(np.searchsorted(ids, found), max(len(ids) - 1, 0))
+        known = not len(at) or (len(ids) > 0 and np.array_equal(ids[at], found))
         out = runs.painted(numbers[at].astype(dtype)) if known else labels
     if not known:
         raise TilingError(

@@ -70,7 +70,7 @@ def test_rows_of_parts_add_up_to_those_of_the_whole(labels, each, data):
         Rows.of(labels[np.ix_(*(range(a, b) for a, b in box))], [a for a, _ in box], labels.shape, int(each))
         for box in _boxes(cuts)
     ]
-    parts = [BlockFacts.loaded(BlockFacts(part).dumped()).rows for part in parts]
+    parts = [BlockFacts.of(BlockFacts(part).tables()).rows for part in parts]
     rows = Rows.joined(parts).merged()
     images = labels if each else labels[None]
     assert all(facts(rows[rows.index == k]) == naive(image) for k, image in enumerate(images))

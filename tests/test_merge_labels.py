@@ -137,7 +137,7 @@ def files(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("name", ["survey", "number_pieces", "renumbered"])
+@pytest.mark.parametrize("name", ["survey", "number_pieces", "part_of_result"])
 @pytest.mark.parametrize("after", [0, 3])
 def test_l6_a_failed_run_is_resumed(case, tmp_path, monkeypatch, name, after):
     """The store is that of a run that did not fail, and nothing that was done is done again."""
@@ -157,7 +157,7 @@ def test_l6_a_failed_run_is_resumed(case, tmp_path, monkeypatch, name, after):
     monkeypatch.setattr(joining, name, broken)
     with pytest.raises(RuntimeError, match="no more"):
         tw.merge_labels(labels, tmp_path / "merged", scheduler="sync", progress=False)
-    count = {"survey": 20, "renumbered": 20}
+    count = {"survey": 20, "part_of_result": 20}
     seen = dict.fromkeys(count, 0)
     for each in count:
         function = getattr(home if each == name else joining, each)
@@ -174,13 +174,13 @@ def test_l6_a_failed_run_is_resumed(case, tmp_path, monkeypatch, name, after):
     assert np.array_equal(merged[:], whole(mask))
     assert seen == {
         "survey": 20 - after if name == "survey" else 0,
-        "renumbered": 20 - after if name == "renumbered" else 20,
+        "part_of_result": 20 - after if name == "part_of_result" else 20,
     }
     tw.merge_labels(labels, tmp_path / "other", scheduler="sync", progress=False)
     assert files(tmp_path / "merged") == files(tmp_path / "other")
     seen.update(dict.fromkeys(seen, 0))
     tw.merge_labels(labels, tmp_path / "merged", scheduler="sync", progress=False)
-    assert seen == {"survey": 0, "renumbered": 0}
+    assert seen == {"survey": 0, "part_of_result": 0}
 
 
 def test_another_question_is_no_resumed_answer(case, tmp_path):

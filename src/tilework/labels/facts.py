@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
-from tilework._types import Array
+from tilework._types import Array, Ints
+from tilework.errors import TilingError
 from tilework.labels.painting import Claims, Counts
 from tilework.labels.rows import Rows, index_of
 from tilework.labels.runs import Runs
 
-__all__ = ["BlockFacts", "renumbered"]
+__all__ = ["BlockFacts", "renumbered", "total"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,58 +26,79 @@ class BlockFacts:
     counts: Counts = Counts()  # noqa: RUF009 -- it is frozen
     """What the tiles that the block owns claim, and what its samples tell."""
 
-    def dumped(self) -> bytes:
-        """Return the facts as bytes; `loaded` is the inverse."""
+    def tables(self) -> dict[str, Array]:
+        """Return the facts as arrays; `of` is the inverse."""
         claims = self.counts.claims
         numbers = [self.counts.contested, self.counts.unclaimed, claims.large, *claims.extent]
-        arrays = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
-        with io.BytesIO() as file:
-            np.savez(file, **arrays, claims=claims.ids, cut=claims.cut, numbers=np.array(numbers, np.int64))
-            return file.getvalue()
+        own = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
+        return own | {"claims": claims.ids, "cut": claims.cut, "numbers": np.array(numbers, np.int64)}
 
     @classmethod
-    def loaded(cls, data: bytes) -> BlockFacts:
-        """Return the facts of which `dumped` made bytes."""
-        with np.load(io.BytesIO(data), allow_pickle=False) as found:
-            rows = Rows(*(found[f.name] for f in fields(Rows)))
-            contested, unclaimed, large, *extent = found["numbers"].tolist()
-            claims = Claims(found["claims"], large, tuple(extent), found["cut"])
-            return cls(rows, Counts(contested, unclaimed, claims))
+    def of(cls, tables: Mapping[str, Array]) -> BlockFacts:
+        """Return the facts of which `tables` made arrays."""
+        rows = Rows(*(tables[f.name] for f in fields(Rows)))
+        contested, unclaimed, large, *extent = tables["numbers"].tolist()
+        claims = Claims(tables["claims"], large, tuple(extent), tables["cut"])
+        return cls(rows, Counts(contested, unclaimed, claims))
 
 
 def renumbered(
     labels: Array,
-    rows: Rows,
-    numbers: Array,
+    rows: tuple[Ints, Ints, Array],
     start: Sequence[int],
     shape: Sequence[int],
     n_each: int,
-    dtype: np.dtype[np.generic],
+    dtype: np.dtype[Any],
 ) -> Array:
-    """Return a block of labels with the numbers of its objects.
+    """Return a part of a label image with other ids.
 
     Parameters
     ----------
     labels : int array
-        The block; ``each`` axes first.
-    rows : Rows
-        Its objects, ascending by index and id.
-    numbers : int array
-        The number of each row.
+        The part; ``each`` axes first.
+    rows : index, ids and numbers
+        Index of the ``each`` axes, id and new id of each object, ascending by index and id.
     start, shape : sequence of int, samples
-        The first sample of the block, and the extents of the image.
+        The first sample of the part, and the extents of the image.
     n_each : int
         Number of ``each`` axes.
     dtype : dtype
         That of the result.
+
+    Raises
+    ------
+    TilingError
+        If the labels hold an id that is not among the rows.
     """
     out = np.empty(labels.shape, dtype)
+    index, ids, numbers = rows
     for at in np.ndindex(*labels.shape[:n_each]):
         number = index_of(at, start, shape)
-        low, high = np.searchsorted(rows.index, (number, number + 1))
-        runs = Runs.of(labels[at])
-        places = np.searchsorted(rows.ids[low:high], runs.ids.astype(np.int64, copy=False))
-        out[at] = runs.painted(numbers[low:high][places].astype(dtype, copy=False))
+        own = slice(*np.searchsorted(index, (number, number + 1)))
+        out[at] = _looked_up(labels[at], ids[own], numbers[own], dtype)
+    return out
+
+
+def _looked_up(labels: Array, ids: Ints, numbers: Ints, dtype: np.dtype[Any]) -> Array:
+    """Return the numbers of labels."""
+    most = max(int(ids[-1]) if len(ids) else 0, int(labels.max(initial=0)))
+    if most <= 4 * labels.size + 1024:
+        table = np.zeros(most + 1, dtype)
+        table[ids] = numbers
+        out = table[labels]
+        known = np.count_nonzero(out) == np.count_nonzero(labels)
+    else:
+        runs = Runs.of(labels)
+        # Of int64 and uint64 numpy makes floats.
+        found = runs.ids.astype(np.int64, copy=False)
+        at = np.minimum(np.searchsorted(ids, found), max(len(ids) - 1, 0))
+        known = not len(at) or (len(ids) > 0 and np.array_equal(ids[at], found))
+        out = runs.painted(numbers[at].astype(dtype)) if known else labels
+    if not known:
+        raise TilingError(
+            "the label image changed while it was read: it holds ids that were not there before. Let nothing "
+            "write into it, and call merge_labels again with overwrite=True."
+        )
     return out
 
 

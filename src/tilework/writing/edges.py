@@ -71,7 +71,7 @@ class EdgesJob(WriteJob):
     ) -> None:
         super().__init__(title, name, {}, None, retries)
         self._shared = _Shared(source, tables, cuts_of(output), output.n_each, output.connectivity)
-        self.chunks, done = chunks, tables.with_edges()
+        self.chunks, done = chunks, tables.blocks("edges")
         self.missing = [i for i in np.ndindex(*map(len, chunks)) if block_name(i) not in done]
         self.tiles = len(self.missing)
 
@@ -116,5 +116,6 @@ def _find(shared: _Shared, index: Index, box: Sequence[Span]) -> Written:
             own = around(core, shape, shared.connectivity, n)
             part = labels[tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(own, read, strict=True))]
             tables += [table for _, table in touching(part, core, shape, shared.connectivity, n)]
-    shared.tables.write_edges(block_name(index), np.unique(np.concatenate(tables), axis=0))
+    edges = np.unique(np.concatenate(tables), axis=0)
+    shared.tables.keep("edges", block_name(index), {"edges": edges})
     return Written()

@@ -37,8 +37,10 @@ from tilework.writing.by_dim import filled, of_output
 from tilework.writing.fingerprint import UNKNOWN, of_source
 from tilework.writing.image import AskedImage
 from tilework.writing.jobs import ChunkJob
-from tilework.writing.pieces import Pieces, Shelf, number_pieces, renumbered, survey
+from tilework.writing.pieces import Pieces, number_pieces, part_of_result, survey
 from tilework.writing.preparing import Asked, prepare
+from tilework.writing.sink import block_name
+from tilework.writing.tables import Tables
 from tilework.writing.target import is_array
 
 __all__ = ["merge_labels"]
@@ -146,8 +148,8 @@ def merge_labels(
         raise TypeError(f"dtype must be integers; got {kind}.")
     where = Where.find(scheduler, client, retries=retries, priority=priority)
     key = _key(pieces, version)
-    shelf = Shelf()
-    result = _lazy(pieces, shelf, kind, _extents(pieces, store, chunks, shards))
+    tables = Tables()
+    result = _lazy(pieces, tables, kind, _extents(pieces, store, chunks, shards))
     if meta is None and label_name is None:
         image = replace(image, meta=pieces.source.meta)
     asked = Asked(
@@ -159,17 +161,17 @@ def merge_labels(
         try:
             if job.tiles:
                 assert isinstance(job, ChunkJob)
-                shelf.array, shelf.generation = job.destination.target, job.destination.generation
-                first = SurveyJob(pieces, shelf, where.guard)
+                tables.target, tables.generation = job.destination.target, job.destination.generation
+                first = SurveyJob(pieces, tables, where.guard)
                 run([first], where, progress=progress, title=first.title)
-                number_pieces(pieces, shelf, kind)
+                number_pieces(pieces, tables, kind)
             run([job], where, progress=progress, title=job.title)
             for more in writing.left():
                 run([more], where, progress=progress, title=more.title)
         finally:
             writing.release()
-        if shelf.array is not None:
-            shelf.delete()
+        if tables.target is not None:
+            tables.delete()
         return writing.end()
 
 
@@ -290,20 +292,20 @@ def _extents(pieces: Pieces, store: Any, chunks: Any, shards: Any) -> Index:
 # -- jobs ---------------------------------------------------------------------------------------------------
 
 
-def _lazy(pieces: Pieces, shelf: Shelf, dtype: np.dtype[Any], extents: Index) -> Any:
-    """Return the result as a dask array; its tasks need the numbers on the shelf."""
+def _lazy(pieces: Pieces, tables: Tables, dtype: np.dtype[Any], extents: Index) -> Any:
+    """Return the result as a dask array; its tasks need the numbers in the tables."""
     shape = pieces.source.shape
     chunks = tuple(
         tuple(min(c, n - a) for a in range(0, n, c)) or (0,) for n, c in zip(shape, extents, strict=True)
     )
     name = f"merge_labels-{uuid.uuid4().hex}"
-    graph: dict[Any, Any] = {f"{name}-pieces": DataNode(f"{name}-pieces", (pieces, shelf, dtype))}
+    graph: dict[Any, Any] = {f"{name}-pieces": DataNode(f"{name}-pieces", (pieces, tables, dtype))}
     offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in chunks]
     for index in itertools.product(*(range(len(sizes)) for sizes in chunks)):
         spans = [(o[i], o[i + 1]) for o, i in zip(offsets, index, strict=True)]
         box = tuple(spans[axis] for axis in pieces.order)
         key = (name, *index)
-        graph[key] = Task(key, renumbered, TaskRef(f"{name}-pieces"), box, pieces.needs(box))
+        graph[key] = Task(key, part_of_result, TaskRef(f"{name}-pieces"), box, pieces.needs(box))
     return da.Array(HighLevelGraph.from_collections(name, graph), name, chunks, dtype, shape=shape)
 
 
@@ -314,12 +316,12 @@ def _nothing(*_: Any) -> None:
 class SurveyJob:
     """Finds the pieces of each block and what they touch, unless that is known."""
 
-    def __init__(self, image: Pieces, shelf: Shelf, retries: int | None) -> None:
-        self.image, self.shelf, self.retries = image, shelf, retries
+    def __init__(self, image: Pieces, tables: Tables, retries: int | None) -> None:
+        self.image, self.tables, self.retries = image, tables, retries
         self.title = "merge_labels: pieces"
         self.name = f"pieces-{uuid.uuid4().hex[:8]}"
-        done = shelf.done("rows")
-        self.blocks = [block for block in image.blocks() if block not in done]
+        done = tables.blocks("rows")
+        self.blocks = [block for block in image.blocks() if block_name(block) not in done]
         self.tiles = len(self.blocks)
         self.threads: int | None = None
         self.run: str | None = None
@@ -327,7 +329,7 @@ class SurveyJob:
         self.opening, self.ending = _nothing, _nothing
 
     def took(self, result: Index) -> None:
-        """Take the result of a task: its facts are on the shelf."""
+        """Take the result of a task: its facts are in the tables."""
 
     def close(self, *, complete: bool) -> None:
         """End the job."""
@@ -340,7 +342,7 @@ class SurveyJob:
     def pieces(self) -> Iterator[Piece]:
         """Yield the task of each block."""
         name = f"{self.name}-shared"
-        shared = Shared({name: DataNode(name, (self.image, self.shelf, self.run))})
+        shared = Shared({name: DataNode(name, (self.image, self.tables, self.run))})
         find = guarded(survey, self.retries)
         for number, block in enumerate(self.blocks):
             key = (self.name, number)

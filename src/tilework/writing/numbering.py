@@ -167,7 +167,7 @@ class Numbering:
                 yield find
         self._number_objects()
         if not whole:
-            self.tables.delete_edges()  # pieces are missing
+            self.tables.delete("edges")  # pieces are missing
         job = RenumberJob(
             f"{self.title}, numbers", f"{self.name}-numbers", self.chunks, self.number, self.target,
             Sink(self.pieces.array), self.tables, self.output.n_each, unfinished=not whole,
@@ -206,11 +206,11 @@ class Numbering:
         tables, blocks = self.tables, list(map(block_name, np.ndindex(*map(len, self.chunks))))
         with tempfile.TemporaryDirectory(prefix="tilework-") as folder:
             columns = _Columns(Path(folder), self.chunks, self.output.n_each)
-            counts = total(columns.take(tables.facts(block)) for block in blocks)
+            counts = total(columns.take(BlockFacts.of(tables.read("facts", block))) for block in blocks)
             numbers = columns.numbered(self._edges(blocks) if self.output.connectivity else None)
             self._check(int(numbers.max(initial=0)))
             for block, span in zip(blocks, columns.spans, strict=True):
-                tables.write_numbers(block, np.array(numbers[span]))
+                tables.keep("numbers", block, {"numbers": np.array(numbers[span])})
             if self.target.record is not None:
                 CutObjects(self.target.array, self.target.generation).write(*columns.cut(numbers))
             self._tell(counts, columns.dropped() if counts.contested else 0, columns.objects(numbers))
@@ -218,7 +218,7 @@ class Numbering:
     def _edges(self, blocks: Sequence[str]) -> Iterator[Ints]:
         """Yield which pieces touch, by index of the ``each`` axes and ids."""
         for block in blocks:
-            if len(table := self.tables.edges(block)):
+            if len(table := self.tables.read("edges", block)["edges"]):
                 yield table
 
     def _check(self, most: int) -> None:

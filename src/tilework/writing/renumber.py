@@ -119,10 +119,11 @@ def _write(shared: _Shared, index: Index, box: tuple[slice, ...], ranges: Sequen
     source = shared.source.array if isinstance(shared.source, Sink) else shared.source
     name = block_name(index)
     sink = shared.sink
-    facts, numbers = shared.tables.facts(name), shared.tables.numbers(name)
+    facts, numbers = (shared.tables.read(what, name) for what in ("facts", "numbers"))
+    rows = facts["index"], facts["ids"], numbers["numbers"]
     shape, dtype = sink.array.shape, np.dtype(sink.array.dtype)
     start = [s.start for s in box]
-    data = renumbered(source[box], facts.rows, numbers, start, shape, shared.n_each, dtype)
+    data = renumbered(source[box], rows, start, shape, shared.n_each, dtype)
     failed = frozenset(itertools.product(*(range(a, b) for a, b in ranges)) if shared.unfinished else ())
     parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
     work = Work(shared.number, sink, parts, ranges if sink.run else (), failed)

@@ -1,16 +1,16 @@
-"""`Tables`: facts about the objects of each block, and their numbers, as objects beside an array.
+"""`Tables`: what is known of the pieces of objects in each block, as objects beside an array.
 
-They are written before the block is marked, so a marked block has its facts::
+They are written before the block is marked, and deleted when the numbers of all objects are written::
 
-    .tilework/<generation>-facts/3.0     what block (3, 0) holds
-    .tilework/<generation>-edges/3.0     which pieces touch across the cuts that begin in it, for labels that
-                                         are joined
-    .tilework/<generation>-numbers/3.0   the number of each object in it, in the order of the facts
+    .tilework/<generation>-tables/facts/3.0     the pieces in block (3, 0)
+    .tilework/<generation>-tables/edges/3.0     which of them touch pieces of other blocks
+    .tilework/<generation>-tables/numbers/3.0   the number of the object of each
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,77 +20,70 @@ from zarr.storage import StorePath
 
 from tilework._types import Array
 from tilework.errors import TilingError
-from tilework.labels.facts import BlockFacts
 from tilework.source.held import Travelling
 from tilework.writing.objects import Objects
 
 __all__ = ["CutObjects", "Tables", "pieces_beside", "pieces_place"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tables:
     """The tables of one generation of an array."""
 
-    target: Any
-    """The array, or a `Travelling` one."""
-    generation: str
+    target: Any = None
+    """The array, or a `Travelling` one; None until it is created."""
+    generation: str = ""
     """Generation of its marks."""
 
-    def _objects(self, kind: str) -> Objects:
+    @property
+    def _name(self) -> str:
+        return f"{self.generation}-tables"
+
+    @property
+    def _beside(self) -> Objects:
         array = self.target.get() if isinstance(self.target, Travelling) else self.target
-        return Objects.of(array.store_path) / f"{self.generation}-{kind}"
+        return Objects.of(array.store_path)
 
-    def write_facts(self, block: str, facts: BlockFacts) -> None:
-        """Write the facts of a block."""
-        self._objects("facts").write(block, facts.dumped())
+    @property
+    def _objects(self) -> Objects:
+        return self._beside / self._name
 
-    def facts(self, block: str) -> BlockFacts:
-        """Return the facts of a block."""
-        return BlockFacts.loaded(self._read("facts", block))
+    def keep(self, what: str, block: str, tables: Mapping[str, Array]) -> None:
+        """Keep tables of a block."""
+        self._objects.write(f"{what}/{block}", _dumped(tables))
 
-    def write_numbers(self, block: str, numbers: Array) -> None:
-        """Write the number of each object of a block."""
-        with io.BytesIO() as file:
-            np.save(file, numbers)
-            self._objects("numbers").write(block, file.getvalue())
-
-    def numbers(self, block: str) -> Array:
-        """Return the number of each object of a block."""
-        found: Array = np.load(io.BytesIO(self._read("numbers", block)), allow_pickle=False)
-        return found
-
-    def write_edges(self, block: str, edges: Array) -> None:
-        """Write which pieces touch: rows of the index of ``each`` axes and two ids."""
-        with io.BytesIO() as file:
-            np.save(file, edges)
-            self._objects("edges").write(block, file.getvalue())
-
-    def edges(self, block: str) -> Array:
-        """Return which pieces touch."""
-        found: Array = np.load(io.BytesIO(self._read("edges", block)), allow_pickle=False)
-        return found
-
-    def with_edges(self) -> set[str]:
-        """Return the blocks whose edges are there."""
-        return set(self._objects("edges").names())
-
-    def _read(self, kind: str, block: str) -> bytes:
-        objects = self._objects(kind)
-        value = objects.read(block)
+    def read(self, what: str, block: str) -> dict[str, Array]:
+        """Return tables of a block."""
+        value = self._objects.read(f"{what}/{block}")
         if value is None:
             raise TilingError(
-                f"{objects.store}/{objects.path}/{block} is gone: somebody deleted it while objects were "
-                "numbered. Write afresh with overwrite=True."
+                f"{self._name}/{what}/{block}, facts on a block, is missing beside the array: somebody "
+                "deleted it while objects were numbered. Call again with overwrite=True."
             )
-        return value
+        return _loaded(value)
 
-    def delete_edges(self) -> None:
-        """Delete the edges of all blocks."""
-        self._objects("edges").delete_folders("")
+    def blocks(self, what: str) -> set[str]:
+        """Return the blocks of which tables are there."""
+        return set((self._objects / what).names())
+
+    def delete(self, what: str = "") -> None:
+        """Delete the tables of a kind, or all."""
+        self._beside.delete_folders(f"{self._name}/{what}" if what else self._name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
         return Tables, (target, self.generation)
+
+
+def _dumped(tables: Mapping[str, Array]) -> bytes:
+    with io.BytesIO() as file:
+        np.savez(file, **tables)  # type: ignore[arg-type]
+        return file.getvalue()
+
+
+def _loaded(value: bytes) -> dict[str, Array]:
+    with np.load(io.BytesIO(value), allow_pickle=False) as found:
+        return {name: found[name] for name in found.files}
 
 
 def pieces_place(array: Any, generation: str) -> StorePath:
@@ -125,14 +118,12 @@ class CutObjects:
         if not len(numbers):
             self._objects.delete(name)
             return
-        with io.BytesIO() as file:
-            np.save(file, np.stack((index, numbers)))
-            self._objects.write(name, file.getvalue())
+        self._objects.write(name, _dumped({"index": index, "numbers": numbers}))
 
     def read(self) -> tuple[Array, Array]:
         """Return index and number of each."""
         value = self._objects.read(f"{self.generation}-cut")
         if value is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        index, numbers = np.load(io.BytesIO(value), allow_pickle=False)
-        return index, numbers
+        found = _loaded(value)
+        return found["index"], found["numbers"]

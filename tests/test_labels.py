@@ -26,7 +26,9 @@ def numbered(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["int32", "uint32", "int64", "uint64"])
 @pytest.mark.parametrize("declared", [True, False])
 def test_a_blend_of_what_may_be_labels_warns(blend: str, dtype: str, declared: bool) -> None:
-    with pytest.warns(tw.TilingWarning, match=f'fn returns {dtype}.*blend="{blend}".*blend="trim"') as told:
+    with pytest.warns(
+        tw.TilingWarning, match=f'fn returns {dtype}.*blend="{blend}".*Output\\(labels="own"\\)'
+    ) as told:
         tw.tiled_map(
             lambda x: numbered(x).astype(dtype), IMAGE, 64, stride=32, blend=blend,
             dtype=dtype if declared else None,

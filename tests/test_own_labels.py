@@ -7,6 +7,7 @@ import pickle
 import warnings
 from fractions import Fraction
 from typing import Any
+from unittest.mock import Mock
 
 import dask
 import numpy as np
@@ -99,6 +100,30 @@ def test_drop_and_disagreement_are_refused() -> None:
         tiled(edge="drop")
     with pytest.raises(tw.TilingError, match="disagreement"):
         tiled(disagreement=True)
+
+
+@pytest.mark.parametrize("edge", ["shift", "squeeze", "pad"])
+def test_a_boundary_across_which_objects_meet_is_refused(edge: Any) -> None:
+    with pytest.raises(tw.TilingError, match='boundary="wrap" shows the other end'):
+        tiled(edge=edge, boundary="wrap")
+    assert equal(tiled(edge="clip", boundary="wrap"), canonical(WHOLE))
+
+
+def test_an_overlap_that_depends_on_objects_is_not_found_by_calls() -> None:
+    with pytest.raises(tw.TilingError, match="the overlap of labels depends on the objects"):
+        tiled(overlap="auto")
+    report = tw.probe(label, (48, 48))
+    assert 'if its integers are labels, use Output(labels="own")' in report.verdict
+
+
+def test_more_samples_than_ids_are_refused() -> None:
+    with pytest.raises(tw.TilingError, match="too many for ids"):
+        tw.plan_tiles((2**20,) * 3, 64, 8, output=OWN)
+    tw.plan_tiles((2**18,) * 3, 64, 8, output=OWN)
+
+
+def test_a_plan_needs_no_dtype() -> None:
+    assert tw.plan_tiles((100, 100), 32, 8, output=tw.Output(labels="own")).n_tiles
 
 
 def test_chunks_smaller_than_crops_are_refused_by_name_unless_crops_may_run_again() -> None:
@@ -329,6 +354,12 @@ def test_names_differ_from_those_of_other_results() -> None:
     }
     assert len(names) == 4
     assert tiled().name == tiled().name
+
+
+def test_napari_shows_labels_as_labels() -> None:
+    viewer = Mock(spec_set=["add_image", "add_labels"])
+    tw.add_to_napari(viewer, MASK.astype("uint8"), tiled())
+    assert viewer.add_image.call_count == viewer.add_labels.call_count == 1
 
 
 def test_results_travel() -> None:

@@ -18,7 +18,7 @@ from tilework.diagnostics.viewing import View, view
 from tilework.errors import TilingError, TilingWarning
 from tilework.formats.meta import ImageMeta
 from tilework.function.load_once import LoadOnce
-from tilework.graph.build import find_spec
+from tilework.graph.build import Found, find_spec
 from tilework.source.images import StoredImage, StoredImages, open_image
 from tilework.source.opening import open_source
 
@@ -104,7 +104,7 @@ def add_to_napari(
         Anything that `tiled_map` takes or returns, a `view`, or a tuple or dict of them. Keys of a dict are
         names of layers.
     labels : the same, of integers or bool, optional
-        What becomes labels layers.
+        What becomes labels layers, as results of ``Output(labels="own")`` always do.
     cache : int or str, bytes
         Memory for results of tiles, as in `view`: all that one plane of the window needs, so that the layers
         of one call run each tile once.
@@ -146,9 +146,10 @@ def add_to_napari(
     if not given:
         raise TilingError("give what is to be shown: image=, result= or labels=.")
     # Together, because views of one call share their tiles.
-    lazy = {key: array for key, array in given.items() if find_spec(array) is not None}
+    found = {key: find_spec(array) for key, array in given.items()}
+    lazy = {key: array for key, array in given.items() if found[key] is not None}
     views: dict[tuple[Role, str], View] = view(lazy, cache=cache, verbose=False)
-    shown = [_open(role, name, views.get((role, name), one)) for (role, name), one in given.items()]
+    shown = [_open(_role(key[0], found[key]), key[1], views.get(key, one)) for key, one in given.items()]
     world = next((s.world for s in shown if s.meta is not None), {})
     # Everything is checked, and contrast limits are computed, before the first layer is added.
     calls = [call for one in shown for call in _layers(viewer, one, world)]
@@ -157,6 +158,12 @@ def add_to_napari(
     for layer in layers:
         layer.visible = True
     return layers
+
+
+def _role(role: Role, found: Found | None) -> Role:
+    """Return what an array is shown as: labels of a result are labels wherever they are given."""
+    own = found is not None and found.output.stored is not None
+    return "labels" if own else role
 
 
 def _named(role: Role, value: Any) -> dict[str, Any]:

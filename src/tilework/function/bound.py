@@ -32,7 +32,7 @@ from tilework.grid.weights import (
 )
 from tilework.labels.doubts import doubts
 from tilework.labels.hints import may_be_labels
-from tilework.labels.painting import Counts
+from tilework.labels.painting import NO_CLAIM, Counts
 from tilework.labels.runs import check_ids
 
 __all__ = ["BoundOutput", "bind", "spread", "with_weights"]
@@ -218,7 +218,7 @@ def bind(
     reduced_shape, reduced_axes = _reduced(output.reduce, shape, axes, channel)
     _check_names(output.channel_names, reduced_shape, reduced_axes)
     if output.labels is not None:
-        stored, dtype = np.dtype("uint32") if output.dtype is None else dtype, np.dtype(np.int64)
+        stored, dtype = dtype, np.dtype(np.int64)
         fill_value, blend = 0, "trim"
         if output.labels == "join" and output.connectivity > len(shape):
             raise TilingError(
@@ -285,6 +285,8 @@ def with_weights(
             if not (isinstance(given, str) or window[zeros : len(window) - zeros].all()):
                 axis = axis.covering(names[d])
         weights.append(axis)
+    if output.stored is not None:
+        _check_size(output, weights[n_each:])
     crops = math.prod(axis.most for axis in weights)
     free = output.weighted and windows is None
     importance = importance_map(output.blend, weights[n_each:], names[n_each:]) if free else None
@@ -301,6 +303,18 @@ def with_weights(
         factor=1.0 if importance is None else 2.0 ** -math.frexp(float(importance.max()) * crops)[1],
         n_each=n_each,
     )
+
+
+def _check_size(output: BoundOutput, weights: Sequence[AxisWeights]) -> None:
+    """Raise if labels have more samples than ids."""
+    shape = list(output.shape)
+    for axis, w in zip(output.axes, weights, strict=True):
+        shape[axis] = w.extent
+    if math.prod(shape) >= NO_CLAIM:
+        raise TilingError(
+            f"labels of {math.prod(shape):.1e} samples are too many for ids that are positions; at most "
+            f"{NO_CLAIM:.1e} have one. Make an axis an each= axis, or tile parts of the image."
+        )
 
 
 def _channel(output: Output, shape: Index, axes: Index) -> int:
@@ -322,6 +336,8 @@ def _dtype(output: Output, values: np.dtype[Any] | None, shape: Index, channel: 
         dtype = as_dtype(output.dtype)
     elif channel is not None:
         dtype = np.min_scalar_type(max(0, shape[channel] - 1))
+    elif output.labels is not None:
+        dtype = np.dtype("uint32")
     elif values is not None:
         dtype = values
     else:
@@ -385,7 +401,7 @@ def _check_blend(output: Output, bound: BoundOutput) -> None:
     accumulation_dtype(known, bound.kind)
     if bound.weighted and may_be_labels(known) and output.dtype is None and output.reduce is None:
         raise TilingError(
-            f'{known} values would be averaged; labels must not be averaged: use blend="trim". '
+            f'{known} values would be averaged; labels must not be averaged: use Output(labels="own"). '
             f'If they are numbers, say so with dtype="{known}".'
         )
 

@@ -44,8 +44,8 @@ def label_warning(
     which = "" if key is None else f" for output {key!r}"
     return (
         f"fn returns {values}{which}, as functions that number objects do. If these are labels, "
-        f'blend="{blend}" mixes them: {INDEPENDENT}; use blend="trim". If they are amounts, return them as '
-        "floats."
+        f'blend="{blend}" mixes them: {INDEPENDENT}; use Output(labels="own"). If they are amounts, '
+        "return them as floats."
     )
 
 

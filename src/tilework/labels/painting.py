@@ -17,7 +17,7 @@ from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.labels.owner import cut_sides, owned
 from tilework.labels.runs import Runs, raveled
 
-__all__ = ["NOTHING", "Claims", "Counts", "Place", "combined", "painted", "shown", "trimmed"]
+__all__ = ["NOTHING", "NO_CLAIM", "Claims", "Counts", "Place", "combined", "painted", "shown", "trimmed"]
 
 FOREGROUND = 1
 """A sample of an object in the core of its own tile."""
@@ -31,6 +31,7 @@ FLAGS = 4
 """Number of flags."""
 PLAIN = FOREGROUND | DENIED | MET
 NO_CLAIM = 2**57 - 1
+"""More than any claim: an image with that many samples is too large."""
 NOTHING = NO_CLAIM << FLAGS
 """A sample that nobody claims: the neutral value of `combined`."""
 # Samples that are combined at a time, so that they stay in the processor's cache.

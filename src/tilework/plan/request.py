@@ -205,6 +205,11 @@ def _tiled_grids(
             'edge="drop" leaves samples out, and with them parts of objects; for labels use "shift", '
             '"squeeze", "pad" or "clip".'
         )
+    if request.boundary == "wrap" and request.edge != "clip" and any(o.labels for o in outputs):
+        raise TilingError(
+            'boundary="wrap" shows the other end of the image beyond its border, where objects may meet that '
+            'are apart in the image; for labels use another boundary, or edge="clip".'
+        )
     rim = per_axis("rim", request.rim, names)
     if kinds == {"trim"} and any(rim):
         raise TilingError(

@@ -267,6 +267,11 @@ def choose_overlap(
         )
     if not isinstance(request.overlap, str) or request.overlap != "auto":
         return request, declared, ()
+    if declared is not None and any(output.labels for _, output in named(declared)):
+        raise TilingError(
+            'overlap="auto" finds how far fn looks, but the overlap of labels depends on the objects: give '
+            "at least half of the longest one, and as many samples as fn looks far."
+        )
     if pass_tile:
         raise TilingError(
             'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True, give overlap '

@@ -149,7 +149,7 @@ class ProbeReport(Report):
         if self.bounded:
             return f"two equal calls differ by {self.noise:.0e} of the largest result: no tiling is exact"
         if self.labels:
-            return "no overlap is exact; if its integers are labels, do not blend them" + repeats
+            return f'no overlap is exact; if its integers are labels, use Output(labels="own"){repeats}'
         return "no overlap is exact, blend" + repeats
 
     @property

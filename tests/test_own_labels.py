@@ -315,7 +315,7 @@ def test_a_tile_that_paints_what_others_see_as_background_is_told() -> None:
 
     image = bar((40, 40), slice(4, 6), slice(4, 10))
     out = tiled(fn, image, crop=32, overlap=12, pass_tile=True, chunks=32)
-    with pytest.warns(tw.TilingWarning, match="or background to the tile"):
+    with pytest.warns(tw.TilingWarning, match="or seen otherwise by the tile"):
         out.compute()
 
 
@@ -366,3 +366,29 @@ def test_results_travel() -> None:
     out = pickle.loads(pickle.dumps(tiled()))
     assert out.dtype == np.int64
     assert equal(out, canonical(WHOLE))
+
+
+def test_a_tile_that_joins_what_others_see_apart_is_told() -> None:
+    """Both objects belong to the first tile, which takes them for one; they touch in the next core alone."""
+    image = np.zeros((60, 40), int)
+    image[14:27, 4:8] = 1
+    image[18:28, 12:16] = image[24:28, 8:12] = 2
+
+    def fn(x: np.ndarray, tile: Any) -> np.ndarray:
+        return np.where((x == 2) & (tile.index == 0), 1, x)
+
+    out = tiled(fn, image, crop=48, overlap=12, pass_tile=True, edge="clip", chunks=60)
+    with pytest.warns(tw.TilingWarning, match="seen otherwise by the tile whose core they are in"):
+        out.compute()
+
+
+def test_touching_objects_of_each_index_are_not_taken_for_joined() -> None:
+    """Ids restart for each index, so equal objects of two indices have one id."""
+    rows = 1 + np.arange(60) // 6
+    bands = np.repeat(np.where(np.arange(60) % 12 < 11, rows, 0)[:, None], 20, axis=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = tiled(
+            lambda x: x, np.stack([bands] * 3), crop=(32, 32), overlap=(8, 11), axes=(1, 2), each=(0,)
+        )
+        assert equal(out, np.stack([canonical(bands)] * 3))

@@ -195,7 +195,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
             if v is not None and bits is not None:
                 reached = hide(output, total, reached, v.of_result(output, box, bits, image))
             if output.kind == "own":
-                total, contested, unclaimed = shown(total)
+                total, contested, unclaimed = shown(total, output.n_each)
                 own = (group.claims.get(k) for group in groups if group.owner == index)
                 counts[k] = Counts(contested, unclaimed, Claims.joined(c for c in own if c is not None))
             with _reducing(output, box):

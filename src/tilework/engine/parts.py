@@ -215,7 +215,7 @@ def part_of_block(
     if v is not None and (valid := combine(v.output, image, bits)) is not None:
         reached = hide(output, total, reached, v.of_result(output, box, valid, image))
     if output.kind == "own":
-        total, contested, unclaimed = shown(total)
+        total, contested, unclaimed = shown(total, output.n_each)
         counts = Counts(contested, unclaimed, Claims.joined(claims))
     block, unknown = finish(output, total, reached, divisor)
     return Piece(block, unknown, counts)

@@ -76,9 +76,10 @@ class Output:
         The function returns labels: integers, 0 for the background and one id for each object of the crop.
         "own": the tile whose core holds the centre of an object's bounding box paints it, whole. The result
         equals the labels of the whole image if no object is longer than ``2 * overlap + 1`` along any axis,
-        or ``2 * (overlap - r) - 1`` where the function looks ``r`` samples far. The lazy result has dtype
-        int64, and the id of an object is 1 plus the raveled position of its first sample; `to_zarr` numbers
-        objects 1, 2, 3... in this order and writes ``dtype``, by default uint32.
+        or ``2 * (overlap - r) - 1`` where the function looks ``r`` samples far. Longer objects are told of
+        if their samples are connected; without overlap, all that are cut. The lazy result has dtype int64,
+        and the id of an object is 1 plus the raveled position of its first sample; `to_zarr` numbers objects
+        1, 2, 3... in this order and writes ``dtype``, by default uint32.
         "join": for objects of any size, such as vessels or the components of a mask. A tile keeps what lies
         in its core, and `to_zarr` joins what touches across the cuts between cores, with scipy; so objects
         that touch there become one. The lazy result has an id for each piece.

@@ -46,8 +46,8 @@ def doubts(
         )
     if counts.contested:
         found.append(
-            f"{_many(counts.contested, 'sample is', 'samples are')} claimed by two tiles, or background to "
-            "the tile whose core it is in"
+            f"{_many(counts.contested, 'sample is', 'samples are')} claimed by two tiles, or seen otherwise "
+            "by the tile whose core they are in"
         )
     if dropped:
         found.append(f"{_many(dropped, 'object is', 'objects are')} lost under others")

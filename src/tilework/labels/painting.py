@@ -25,12 +25,14 @@ DENIED = 2
 """A sample on which a claim that is not weak has lost, or of the background in the core of its own tile."""
 MET = 4
 """A sample on which two weak claims have met."""
-WEAK = 8
+APART = 8
+"""A sample that its own tile sees in another object than a sample before it, along some axis."""
+WEAK = 16
 """A weak claim, see `owner`; above the other flags, so that of two equal claims the other one wins."""
-FLAGS = 4
+FLAGS = 5
 """Number of flags."""
-PLAIN = FOREGROUND | DENIED | MET
-NO_CLAIM = 2**57 - 1
+PLAIN = FOREGROUND | DENIED | MET | APART
+NO_CLAIM = 2**56 - 1
 """More than any claim: an image with that many samples is too large."""
 NOTHING = NO_CLAIM << FLAGS
 """A sample that nobody claims: the neutral value of `combined`."""
@@ -112,12 +114,24 @@ def painted(result: Array, place: Place) -> tuple[Array, Claims]:
     here = out[inside]
     here[...] = runs.painted(values[objects.number], NOTHING)
     core = tuple(slice(a - s, b - s) for (a, b), s in zip(place.core, start, strict=True))
-    here[core] |= np.where(labels[core] != 0, FOREGROUND, DENIED)
+    seen = labels[core]
+    here[core] |= np.where(seen != 0, FOREGROUND, DENIED)
+    for now, before in _neighbours(seen.ndim):
+        here[core][now] |= np.where(
+            (seen[now] != seen[before]) & (seen[now] != 0) & (seen[before] != 0), APART, 0
+        )
     large = long & own[:, None]
     extent = np.where(large, box[1] - box[0], 0).max(axis=0, initial=0)
     keys = place.index * (math.prod(place.extents) + 1) + claims
     cut = keys[large.any(axis=1)]
     return out, Claims(keys[own & ~weak], len(cut), tuple(map(int, extent)), cut)
+
+
+def _neighbours(ndim: int) -> Iterable[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """Yield, per axis, the index of all samples but the first, and that of the samples before these."""
+    for axis in range(ndim):
+        others = (slice(None),) * axis
+        yield (*others, slice(1, None)), (*others, slice(None, -1))
 
 
 def _doubtful(low: Ints, high: Ints, place: Place) -> tuple[Bits, Bits]:
@@ -180,7 +194,7 @@ class Counts:
     """What is doubtful about the objects of a block, or of a whole result."""
 
     contested: int = 0
-    """Samples that two tiles claim, or one tile, where the tile of their core sees background."""
+    """Samples that two tiles claim, or one tile otherwise than the tile whose core they are in sees them."""
     unclaimed: int = 0
     """Samples of objects in the cores of their own tiles that belong to no painted object."""
     claims: Claims = field(default_factory=lambda: Claims.joined(()))
@@ -202,14 +216,31 @@ class Counts:
         return bool(self.contested or self.unclaimed or self.claims.large)
 
 
-def shown(total: Array) -> tuple[Array, int, int]:
+def _joined(total: Array, ids: Ints, n_each: int) -> Bits:
+    """Return samples that one claim joins to those before them, although their own tile sees them apart.
+
+    What is before the first samples is in another block, and not known; nor is what is not shown.
+    """
+    joined: Bits = (total & APART) != 0
+    if joined.any():
+        for axis, (now, before) in enumerate(_neighbours(ids.ndim)):
+            if axis >= n_each:
+                joined[(slice(None),) * axis + (0,)] = False
+                nothing = (ids[before] == 0) & (total[before] != 0)
+                joined[now] &= nothing | (ids[now] == ids[before])
+    return joined
+
+
+def shown(total: Array, n_each: int) -> tuple[Array, int, int]:
     """Return the ids of painted samples, and how many are contested, and unclaimed.
 
-    0 in ``total`` is a sample that is not shown at all.
+    0 in ``total`` is a sample that is not shown at all. Ids restart along its first ``n_each`` axes.
     """
     ids = total >> FLAGS
     free = ids == NO_CLAIM
     ids[free] = 0
     unclaimed = free & ((total & FOREGROUND) != 0)
-    contested = ~free & (((total & DENIED) != 0) | ((total & (MET | WEAK)) == (MET | WEAK)))
+    contested = ~free & (
+        ((total & DENIED) != 0) | ((total & (MET | WEAK)) == (MET | WEAK)) | _joined(total, ids, n_each)
+    )
     return ids, int(np.count_nonzero(contested)), int(np.count_nonzero(unclaimed))

@@ -136,7 +136,8 @@ def test_enough_overlap_is_ok(edge: str, fn: Any) -> None:
     (found,) = report.labels
     assert report.ok, report
     assert not report.causes
-    assert found.compared > 20
+    # Each is counted once, although windows overlap.
+    assert 20 < found.compared <= ndi.label(SMALL)[1]
     assert found.identical == found.compared
     assert found.share == 1
     assert "the same objects" in str(report)

@@ -19,6 +19,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from tilework.grid.tiles import Box
 from tilework.labels import painting
 from tilework.labels.matching import Matched, matched
 from tilework.labels.owner import limit, needed
-from tilework.labels.runs import Runs
+from tilework.labels.runs import Objects
 
 __all__ = ["LabelFindings", "Look", "advice", "findings", "looks_at"]
 
@@ -67,9 +68,9 @@ class LabelFindings:
     changed: int
     """Those that differ in some samples."""
     wide: int
-    """Objects that are longer than a crop."""
+    """Objects that are longer than a crop: the most in one window."""
     cut: int
-    """Objects that leave the trusted part of their window, and are not compared."""
+    """Objects that leave the trusted part, and are not compared: the most in one window."""
     extent: tuple[int, ...]
     """The largest extent of a compared object per tiled axis, result samples."""
     limit: tuple[int, ...]
@@ -97,13 +98,15 @@ class LabelFindings:
         which = "" if self.output is None else f" of output {self.output!r}"
         where = f"{self.windows} {'window' if self.windows == 1 else 'windows'}"
         if not self.compared:
-            text = f"none was compared{which}: no object lies wholly inside one of {where}; {self.cut} leave "
-            text += "theirs. Larger windows: size=, context=; other places: where="
+            text = f"none was compared{which}: no object lies wholly inside {where}. "
+            text += "Larger windows: size=, context=; other places: where="
+            if self.cut:
+                text = text.replace(". ", f"; {self.cut} leave one. ", 1)
             return [("objects", text)]
         kinds = ("split", "merged", "missing", "extra", "changed")
         wrong = [f"{n} {kind}" for kind in kinds if (n := getattr(self, kind))]
         said = f"{self.identical} of {self.compared} identical{which}, in {where}"
-        safer = f", so overlap={_short(self.safer)} is better" if self.safer else ""
+        safer = f", so overlap={_short(self.safer)} is better" if self.safer and not self.wide else ""
         return [
             ("objects", "; ".join((said, *wrong))),
             ("extents", f"{self.extent} samples at most; safe up to {self.limit}{safer}"),
@@ -149,6 +152,7 @@ def looks_at(
     A place that an earlier window shows is left out: where the image is small, one window is all of it.
     """
     seen: list[tuple[Index, list[Span]]] = []
+    known: dict[Any, _Known] = {key: _Known(untiled, shown) for key, shown in views.items()}
     for place in places:
         if any(each == place.each and _inside(place.point, spans) for each, spans in seen):
             continue
@@ -161,7 +165,7 @@ def looks_at(
         results = window.results(box)
         for key, shown in views.items():
             if untiled.spec.outputs[shown.number].kind == "own":
-                yield _look(untiled, shown, key, place, window, box, safe, results[shown.number])
+                yield _look(untiled, known[key], key, place, window, box, safe, results[shown.number])
 
 
 def _inside(point: Sequence[int], spans: Sequence[Span]) -> bool:
@@ -189,9 +193,10 @@ def _trusted(untiled: Untiled, box: Box) -> list[Span]:
 
 
 def _look(
-    untiled: Untiled, shown: View, key: int | str | None, place: Place, window: Window, box: Box,
+    untiled: Untiled, known: _Known, key: int | str | None, place: Place, window: Window, box: Box,
     safe: Sequence[Span], result: Array,
 ) -> Look:  # fmt: skip
+    shown = known.shown
     output = untiled.spec.outputs[shown.number]
     n = output.n_each
     columns = zip(output.weights[n:], box.start, box.stop, strict=True)
@@ -209,28 +214,48 @@ def _look(
         first = start[axis]
         trusted[axis] = w.scaled(a) - first, w.scaled(b) - first
         longest[axis] = w.scaled(w.grid.crop - sum(w.grid.margin))
-    counted = _owned_by_tiles_that_ran(untiled, shown, output, want, start, place)
-    found = matched(got.reshape(want.shape), want, trusted, longest, counted)
+    counted = partial(known.theirs, start=start, place=place)
+    new = partial(known.ours, place=place)
+    found = matched(got.reshape(want.shape), want, trusted, longest, counted, new)
     return Look(place, window, box, tuple(trusted), shown.number, key, want, start, found)
 
 
-def _owned_by_tiles_that_ran(
-    untiled: Untiled, shown: View, output: BoundOutput, want: Array, start: Index, place: Place
-) -> Bits | None:
-    """Return which objects have an owner that has a result; None: all."""
-    spec = untiled.spec
-    if spec.plan.runs is None and spec.skip is None and spec.validity is None:
-        return None
-    objects = Runs.of(want).objects()
-    owners = np.empty((len(objects), len(untiled.grids)), np.int64)
-    for d, (axis, w) in enumerate(zip(output.reduced_axes, output.weights[output.n_each :], strict=True)):
-        twice = objects.low[:, axis] + objects.high[:, axis] - 1 + 2 * start[axis]
-        owners[:, d] = [w.grid.owner(_image_sample(int(t), w.scale)) for t in twice]
-    grids = spec.plan.axes[: spec.plan.n_each]
-    lead = tuple(g.owner(i) for g, i in zip(grids, place.each, strict=True))
-    kinds, number = np.unique(owners, axis=0, return_inverse=True)
-    ran = np.array([shown.has_run((*lead, *map(int, row))) for row in kinds], bool)
-    return ran[number.reshape(-1)] if len(objects) else np.zeros(0, bool)
+class _Known:
+    """The objects of one output that earlier windows have shown, so that each is counted once."""
+
+    def __init__(self, untiled: Untiled, shown: View) -> None:
+        self.untiled, self.shown = untiled, shown
+        self.output = untiled.spec.outputs[shown.number]
+        self._theirs: set[Any] = set()
+        self._ours: set[Any] = set()
+
+    def theirs(self, objects: Objects, chosen: Bits, *, start: Index, place: Place) -> Bits:
+        """Return which wanted objects are new, and have an owner that has a result."""
+        low, high = objects.low + np.array(start), objects.high + np.array(start)
+        rows = np.concatenate((low, high, objects.area[:, None]), axis=1).tolist()
+        for k in np.flatnonzero(chosen).tolist():
+            # Two objects with one box, in a ring for example, hardly have as many samples.
+            row = (place.each, *rows[k])
+            chosen[k] = row not in self._theirs
+            self._theirs.add(row)
+        spec = self.untiled.spec
+        if spec.plan.runs is None and spec.skip is None and spec.validity is None:
+            return chosen
+        lead = tuple(g.owner(i) for g, i in zip(spec.plan.axes, place.each, strict=False))
+        weights = self.output.weights[self.output.n_each :]
+        for k in np.flatnonzero(chosen).tolist():
+            twice = [int(low[k, a] + high[k, a]) - 1 for a in self.output.reduced_axes]
+            owner = (w.grid.owner(_image_sample(t, w.scale)) for t, w in zip(twice, weights, strict=True))
+            chosen[k] = self.shown.has_run((*lead, *owner))
+        return chosen
+
+    def ours(self, objects: Objects, chosen: Bits, *, place: Place) -> Bits:
+        """Return which objects of the result are new."""
+        for k in np.flatnonzero(chosen).tolist():
+            row = (place.each, int(objects.ids[k]))
+            chosen[k] = row not in self._ours
+            self._ours.add(row)
+        return chosen
 
 
 def _image_sample(twice: int, scale: Any) -> int:

@@ -14,15 +14,18 @@ An object that only the other image has, with at least half of its samples on ba
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tilework._types import Array, Bits, Index, Ints, Span
-from tilework.labels.runs import Runs
+from tilework.labels.runs import Objects, Runs
 
-__all__ = ["Matched", "matched"]
+__all__ = ["Choice", "Matched", "matched"]
+
+Choice = Callable[[Objects, Bits], Bits]
+"""Given objects and which of them may be compared, returns which are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +61,23 @@ class Matched:
 
     @classmethod
     def joined(cls, parts: Iterable[Matched]) -> Matched:
-        """Return the numbers of several places together; without boxes."""
+        """Return the numbers of several places together; without boxes.
+
+        What leaves the boxes may be one object in several of them: its number is the largest of one place.
+        """
         found = list(parts)
-        names = ("identical", "missing", "merged", "split", "changed", "extra", "wide", "cut")
-        sums = {name: sum(getattr(m, name) for m in found) for name in names}
         extents = [m.extent for m in found if m.extent]
-        return cls(**sums, extent=tuple(map(max, zip(*extents, strict=True))))
+        return cls(
+            identical=sum(m.identical for m in found),
+            missing=sum(m.missing for m in found),
+            merged=sum(m.merged for m in found),
+            split=sum(m.split for m in found),
+            changed=sum(m.changed for m in found),
+            extra=sum(m.extra for m in found),
+            wide=max((m.wide for m in found), default=0),
+            cut=max((m.cut for m in found), default=0),
+            extent=tuple(map(max, zip(*extents, strict=True))),
+        )
 
 
 def matched(
@@ -71,7 +85,8 @@ def matched(
     want: Array,
     trusted: Sequence[Span],
     longest: Sequence[int] | None = None,
-    counted: Bits | None = None,
+    counted: Choice | None = None,
+    ours_counted: Choice | None = None,
 ) -> Matched:
     """Compare the objects of two label images of one place.
 
@@ -83,8 +98,9 @@ def matched(
         The box in which objects are compared.
     longest : sequence of int, samples per axis, optional
         Objects that are longer inside the box are counted as wide. Default: none is.
-    counted : bool array, one per object of ``want`` in ascending order of ids, optional
-        Which objects are compared. Default: all.
+    counted, ours_counted : callable, optional
+        Called with the objects of ``want``, or of ``got``, and with those that lie wholly inside the box;
+        returns which of these are compared. Default: all.
 
     Examples
     --------
@@ -109,7 +125,7 @@ def matched(
     whole = np.concatenate(([False], ((theirs.low >= low) & (theirs.high <= high)).all(axis=1)))
     cut = int(np.count_nonzero(~whole[1:]))
     if counted is not None:
-        whole[1:] &= counted
+        whole[1:] &= counted(theirs, whole[1:].copy())
     missing = 2 * bare_w >= area_w
     guests = np.bincount(host, minlength=len(area_g))
     merged = (host > 0) & (guests[host] > 1)
@@ -117,7 +133,10 @@ def matched(
     kinds = np.select([same, missing, merged, split], range(4), 4)
     numbers = np.bincount(kinds[whole], minlength=5)
     own = np.concatenate(([False], ((ours.low >= low) & (ours.high <= high)).all(axis=1)))
-    extra = np.flatnonzero(own & (2 * bare_g >= area_g)) - 1
+    own &= 2 * bare_g >= area_g
+    if ours_counted is not None:
+        own[1:] &= ours_counted(ours, own[1:].copy())
+    extra = np.flatnonzero(own) - 1
     lengths = np.minimum(theirs.high, high) - np.maximum(theirs.low, low)
     wide = 0 if longest is None else int(np.count_nonzero((lengths > np.array(longest)).any(axis=1)))
     chosen = whole[1:]

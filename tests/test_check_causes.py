@@ -379,7 +379,7 @@ def test_labels_are_recognised(dtype: str, options: dict[str, Any]) -> None:
     assert report.causes == ("labels",), report
     assert len(told) == 1
     assert told[0].filename == __file__
-    assert "do not blend" in report.help
+    assert 'labels="own"' in report.help
 
 
 @pytest.mark.parametrize(

@@ -74,8 +74,9 @@ def changed(**boxes: Any) -> np.ndarray:
         (changed(i0=np.s_[8:12, 8:10]), (2, 0, 0, 0, 1, 0)),
         (changed(i30=np.s_[13, 8:12]), (2, 0, 0, 0, 1, 0)),
         (changed(i55=np.s_[50:53, 50:53]), (3, 0, 0, 0, 0, 1)),
+        (changed(i66=np.s_[8:12, 18:22]), (2, 0, 0, 0, 1, 1)),
     ],
-    ids=["same", "missing", "half", "merged", "split", "smaller", "larger", "extra"],
+    ids=["same", "missing", "half", "merged", "split", "smaller", "larger", "extra", "half outside"],
 )
 def test_every_kind_of_difference_has_its_name(got: np.ndarray, expected: tuple[int, ...]) -> None:
     found = matched(got, ROW, [(0, 64), (0, 64)])
@@ -152,6 +153,15 @@ def test_lazy_sources_are_compared(source: str) -> None:
     }[source]()
     assert tw.check(tw.tiled_map(numbered, image, 64, 6, output=LABELS)).ok
     assert not tw.check(tw.tiled_map(numbered, image, 64, 2, output=LABELS)).ok
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_the_end_of_a_window_makes_wrong_is_not_compared(seed: int) -> None:
+    """Dots that are cut off change objects 6 samples away."""
+    dots = np.random.default_rng(seed).random((400, 400)) < 0.001
+    report = tw.check(tw.tiled_map(dilated, dots, 150, 50, output=LABELS), context=50, size=8)
+    assert report.ok, report
+    assert report.labels[0].compared > 20
 
 
 def test_volumes_and_anisotropic_overlap() -> None:

@@ -230,7 +230,9 @@ class _Search:
             self._add("other", "what check was given does not fit: on the tile's own crop, too, it differs")
         elif case.want.dtype.kind in "iu" and self._labels():
             self._add(
-                "labels", f"the function numbers objects, crop by crop: {INDEPENDENT}; do not blend them"
+                "labels",
+                f"the function numbers objects, crop by crop: {INDEPENDENT}; "
+                'output=tw.Output("uint32", labels="own") paints every object once',
             )
         elif (reach := self._content()) is not None:
             self._length(reach, self._start(reach))

@@ -388,3 +388,44 @@ def test_joined_labels_of_a_movie_of_which_a_tile_failed(tmp_path):
     array = write()
     assert np.array_equal(array[:], np.stack([number(frame) for frame in movie]))
     assert beside(tmp_path / "a.zarr") == [array.attrs["tilework"]["generation"]]
+
+
+@pytest.mark.parametrize("way", ["own", "join"])
+@pytest.mark.parametrize("axes", [(1, 2), (0, 1), (2, 0)])
+def test_axes_that_fn_gets_whole(axes, way):
+    volume = ndi.gaussian_filter(np.random.default_rng(4).random((40, 44, 42)), 1.2) > 0.55
+    out = tw.tiled_map(number, volume, 28, 10, axes=axes, output=tw.Output("uint32", labels=way))
+    array = tw.to_zarr(out, MemoryStore(), chunks=(8, 11, 14), progress=False)
+    assert np.array_equal(array[:], number(volume))
+
+
+@pytest.mark.parametrize("way", ["own", "join"])
+def test_other_scales_and_margins(way):
+    def twice(crop):
+        return number(np.kron(crop, np.ones((2, 2), bool)))
+
+    finer = tw.tiled_map(twice, MASK, 64, 22, output=tw.Output("uint32", labels=way, scale=2))
+    array = tw.to_zarr(finer, MemoryStore(), chunks=48, progress=False)
+    assert np.array_equal(array[:], twice(MASK))
+    inner = tw.Output("uint32", labels=way, margin=3)
+    valid = tw.tiled_map(lambda c: number(c[3:-3, 3:-3]), MASK, 64, 25, output=inner)
+    assert np.array_equal(tw.to_zarr(valid, MemoryStore(), progress=False)[:], WHOLE)
+
+
+@pytest.mark.parametrize("way", ["own", "join"])
+def test_masks_and_invalid_samples(way):
+    output = tw.Output("uint32", labels=way)
+    where = np.ones(MASK.shape, bool)
+    where[60:90, 40:100] = False
+    image = np.where(where, MASK, 0)
+    out = tw.tiled_map(lambda c: number(c > 0), image, 64, 22, output=output, where=where)
+    array = tw.to_zarr(out, MemoryStore(), chunks=32, progress=False)
+    assert np.array_equal(array[:], number(image))
+    half = np.zeros(MASK.shape, bool)
+    half[:, :60] = True
+    left = tw.tiled_map(number, MASK, 64, 22, output=output, mask=half)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "labels may differ", tw.TilingWarning)
+        array = tw.to_zarr(left, MemoryStore(), chunks=32, progress=False)
+    assert np.array_equal(array[:, :60] != 0, MASK[:, :60])
+    assert np.array_equal(np.unique(array[:]), np.arange(array[:].max() + 1))

@@ -410,7 +410,7 @@ class _Tries:
             if all(a < b for a, b in common):
                 part = canvas[_within(common, spans)]
                 painting.combined(part, values[_within(common, place.crop)].copy())
-        got = painting.shown(canvas)[0]
+        got = painting.shown(canvas, 0)[0]
         found = np.unique(got[mask])
         return bool(len(found) == 1 and found[0] and np.count_nonzero(got == found[0]) == mask.sum())
 

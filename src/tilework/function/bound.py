@@ -138,6 +138,13 @@ class BoundOutput(Holder):
             spans[axis] = span
         return tuple(spans)
 
+    def chunk(self, block: Index) -> Index:
+        """Return the number of the chunk of the returned array that is block ``block`` of the grid axes."""
+        numbers = [0] * (self.n_each + len(self.reduced_shape))
+        for axis, number in zip(self.grid_axes, block, strict=True):
+            numbers[axis] = number
+        return tuple(numbers)
+
     def layout(self, lengths: Sequence[int], *, reduced: bool = False) -> tuple[int, ...]:
         """Return the shape of an array of this output with ``lengths`` per grid axis."""
         shape = list(self.reduced_shape if reduced else self.shape)

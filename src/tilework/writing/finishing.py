@@ -58,10 +58,10 @@ class BlockWriter:
         """Write the facts about a block of labels; marks, which come later, say that they are there."""
         self.sinks[number].prove()
         output = spec.outputs[number]
-        shape = output.layout(spec.outputs[number].region(Box.of((0, n) for n in spec.plan.shape)).shape)
+        shape = output.layout(output.region(Box.of((0, n) for n in spec.plan.shape)).shape)
         start = [s.indices(n)[0] for s, n in zip(box, shape, strict=True)]
         facts = BlockFacts(Rows.of(data, start, shape, output.n_each), counts)
-        self.tables[number].keep("facts", block_name(index), facts.tables())
+        self.tables[number].keep("facts", block_name(output.chunk(index)), facts.tables())
 
     def room(self, spec: Spec, index: Index) -> list[Array | None]:
         """Return, per output, the part of an array in memory where block ``index`` is made.

@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -204,8 +205,10 @@ class Numbering:
     def _number_objects(self) -> None:
         """Find the number of each object, write those of each block, and say what is doubtful."""
         tables, blocks = self.tables, list(map(block_name, np.ndindex(*map(len, self.chunks))))
-        with tempfile.TemporaryDirectory(prefix="tilework-") as folder:
-            columns = _Columns(Path(folder), self.chunks, self.output.n_each)
+        with (
+            tempfile.TemporaryDirectory(prefix="tilework-") as folder,
+            closing(_Columns(Path(folder), self.chunks, self.output.n_each)) as columns,
+        ):
             counts = total(columns.take(BlockFacts.of(tables.read("facts", block))) for block in blocks)
             numbers = columns.numbered(self._edges(blocks) if self.output.connectivity else None)
             self._check(int(numbers.max(initial=0)))
@@ -280,6 +283,11 @@ class _Columns:
         self._open.append(claimed[~np.isin(claimed, keys)])
         self._cut.append(facts.counts.claims.cut)
         return facts.counts
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
 
     def _column(self, name: str) -> Array:
         self._files[name].close()

@@ -17,6 +17,7 @@ from scipy import ndimage as ndi
 import tilework as tw
 from tests.laws.test_o_objects import canonical, longest
 from tilework.graph.build import plan_of
+from tilework.labels.painting import FLAGS, NOTHING, WEAK, Place, combined, painted, shown
 
 RNG = np.random.default_rng(3)
 MASK = ndi.gaussian_filter(RNG.random((120, 140)), 1.5) > 0.53
@@ -392,3 +393,22 @@ def test_touching_objects_of_each_index_are_not_taken_for_joined() -> None:
             lambda x: x, np.stack([bands] * 3), crop=(32, 32), overlap=(8, 11), axes=(1, 2), each=(0,)
         )
         assert equal(out, np.stack([canonical(bands)] * 3))
+
+
+def test_two_weak_claims_that_meet_are_counted() -> None:
+    """Nothing tells which of two parts that end at the upper side of their crops is whole."""
+    one, two = np.array([5, 6]) << FLAGS | WEAK
+    total = np.array([NOTHING, one])
+    combined(total, np.array([one, two]))
+    assert shown(total, 0)[1] == 1
+    combined(total, np.array([NOTHING, 4 << FLAGS]))  # a claim that is sure
+    assert shown(total, 0)[0].tolist() == [5, 4]
+    assert shown(total, 0)[1] == 0
+
+
+def test_only_the_owner_counts_an_object_as_cut() -> None:
+    labels = np.ones(24, int)
+    owner, other = (Place(((32, 56),), ((36, stop),), (200,), (0,)) for stop in (52, 42))
+    assert painted(labels, owner)[1].extent == (24,)
+    found = painted(labels, other)[1]
+    assert (found.large, found.extent, len(found.ids)) == (0, (0,), 0)

@@ -77,7 +77,7 @@ def test_probe_does_not_advise_a_blend_of_labels() -> None:
     report = tw.probe(first, (32, 32), dtype="uint8")
     assert not report.exact
     assert report.labels
-    assert "do not blend" in report.verdict
+    assert 'Output(labels="own")' in report.verdict
     assert ", blend" not in report.verdict
     amounts = tw.probe(lambda x: x - x.mean(), (32, 32))
     assert not amounts.labels

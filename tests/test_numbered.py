@@ -13,8 +13,13 @@ from zarr.storage import LocalStore, MemoryStore
 
 import tilework as tw
 from tests.laws.test_o_objects import SIZES, call_of, canonical, reading, scenes
+from tilework.graph.build import plan_of
 from tilework.objects.table import Table
+from tilework.plan.cost import tasks
+from tilework.writing.edges import EdgesJob
+from tilework.writing.jobs import WriteJob
 from tilework.writing.ledger import Ledger
+from tilework.writing.renumber import RenumberJob
 
 OWN = tw.Output("uint32", labels="own")
 NOISE = ndi.gaussian_filter(np.random.default_rng(1).random((150, 170)), 1.5)
@@ -429,3 +434,30 @@ def test_masks_and_invalid_samples(way):
         array = tw.to_zarr(left, MemoryStore(), chunks=32, progress=False)
     assert np.array_equal(array[:, :60] != 0, MASK[:, :60])
     assert np.array_equal(np.unique(array[:]), np.arange(array[:].max() + 1))
+
+
+@pytest.mark.parametrize(("way", "after"), [("own", 1), ("join", 2)])
+def test_few_tasks_per_block(way, after, monkeypatch):
+    """At most three that compute a block, and one or two that number it."""
+    begun = []
+    made = WriteJob.__init__
+
+    def watched(job, *args, **options):
+        made(job, *args, **options)
+        begun.append(job)
+
+    monkeypatch.setattr(WriteJob, "__init__", watched)
+    out = tw.tiled_map(number, MASK, 48, 16, output=tw.Output("uint32", labels=way), chunks=(48, 48))
+    later = []
+    pieces = RenumberJob.pieces, EdgesJob.pieces
+    for kind, own in zip((RenumberJob, EdgesJob), pieces, strict=True):
+        monkeypatch.setattr(
+            kind, "pieces", lambda job, own=own: (later.append(len(p.tasks)) or p for p in own(job))
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "labels may differ", tw.TilingWarning)
+        array = tw.to_zarr(out, MemoryStore(), chunks=48, progress=False)
+    assert array.nchunks == 16
+    assert sum(later) == after * 16
+    assert tasks(plan_of(out)) <= 3 * 16
+    assert begun[0].tiles == len(plan_of(out))

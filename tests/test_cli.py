@@ -193,3 +193,27 @@ def test_run_on_workers_of_its_own(folder: Path) -> None:
     result = tilework(*line, "--workers", 1)
     assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], IMAGE * 2)
+
+
+def test_labels_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scipy import ndimage as ndi
+
+    monkeypatch.chdir(tmp_path)
+    noise = ndi.gaussian_filter(np.random.default_rng(0).random((120, 130)), 1.5)
+    mask = (noise > np.quantile(noise, 0.8)).astype("u1")
+    zarr.save_array("mask.zarr", mask)
+    Path("find.py").write_text("from scipy import ndimage\ndef cells(x):\n    return ndimage.label(x)[0]\n")
+    options = ["--crop", "64", "--overlap", "20", "--labels", "own", "--dtype", "uint16"]
+    made = ["--table", "cells.csv", "--properties", "eccentricity", "--properties", "intensity_max"]
+    made += ["--intensity", "mask.zarr"]
+    done = tilework("run", "find.py:cells", "mask.zarr", "out.zarr", *options, *made)
+    assert done.exit_code == 0, done.output
+    want = ndi.label(mask)[0]
+    found = zarr.open_array("out.zarr", mode="r")
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found[:], want)
+    table = tw.Table.read("cells.csv")
+    assert len(table) == want.max()
+    assert {"eccentricity", "intensity_max", "cut"} <= set(table)
+    shown = tilework("plan", "mask.zarr", "--function", "find.py:cells", *options)
+    assert "exact if no object is longer than (41, 41)" in " ".join(shown.output.split())

@@ -22,6 +22,7 @@ import click
 
 from tilework.engine.pyramid import PYRAMIDS
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
+from tilework.function.output import LABELS, Output
 from tilework.function.user_file import UserFile
 from tilework.grid.axis import EDGES
 from tilework.grid.weights import BLENDS
@@ -212,19 +213,11 @@ def _with_value(option: str, off: str, found: re.Match[str]) -> str:
 
 @main.command()
 @click.option(
-    "--folder",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("tilework-demo"),
-    show_default=True,
-    help="Folder for the Zarr arrays and the picture.",
-)
+    "--folder", type=click.Path(file_okay=False, path_type=Path), default=Path("tilework-demo"),
+    show_default=True, help="Folder for the Zarr arrays and the picture.",
+)  # fmt: skip
 @click.option("--crop", default=256, show_default=True, help="Length of a crop, samples.")
-@click.option(
-    "--overlap",
-    default=48,
-    show_default=True,
-    help="Context per side, enough for the filter, samples.",
-)
+@click.option("--overlap", default=48, show_default=True, help="Context per side, enough for the filter.")
 @click.option("--small", default=8, show_default=True, help="A second overlap, too small for the filter.")
 def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
     """Filter a photograph tile by tile, compare with the untiled result, and draw both."""
@@ -292,6 +285,10 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
             click.option("--batch-size", type=int, help="Crops per call of FN."),
             click.option("--dtype", help="Dtype of the result, if FN keeps the crop's shape."),
+            click.option(
+                "--labels", type=click.Choice(LABELS), help="FN returns ids of objects."
+            ),
+            click.option("--connectivity", type=int, help="What touches is one object, for --labels join."),
             click.option("--memory-limit", help='Memory of a process, as "4GB".'),
         ]
     ):
@@ -345,6 +342,9 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--levels", type=click.IntRange(1), help="Levels of the image; default: as many as it needs.")
 @click.option("--pyramid", type=click.Choice(PYRAMIDS), help="How coarser levels are made.")
 @click.option("--label-name", metavar="NAME", help="Write labels of this name into the image OUT.")
+@click.option("--table", metavar="FILE", help="Write a table of the objects of labels, .csv or .parquet.")
+@click.option("--intensity", metavar="IMAGE", help="Image whose values the table has.")
+@click.option("--properties", metavar="NAME", multiple=True, help="A column of the table; repeatable.")
 @click.option("--cluster", metavar="ADDRESS", help="Scheduler of a running cluster, tcp://host:8786.")
 @click.option("--workers", type=click.IntRange(1), help="Number of worker processes to start here.")
 @click.option("--resume/--no-resume", default=True, show_default=True, help="Compute only what OUT lacks.")
@@ -375,6 +375,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
             name: options.pop(name)
             for name in ("chunks", "shards", "resume", "overwrite", "accept", "on_error", "retries")
         } | {name: options.pop(name) for name in ("ome", "levels", "pyramid", "label_name")}
+        writing |= {name: options.pop(name) for name in ("table", "intensity", "properties")}
         writing["ome"] = writing["ome"] or False
         version = options.pop("fn_version")
         out = _mapped(_function(function), source, options)
@@ -470,6 +471,9 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
     for name in ("axes", "each"):
         if name in found:
             found[name] = _axes(found[name])
+    given = {name: found.pop(name) for name in ("labels", "connectivity") if name in found}
+    if given:
+        found["output"] = Output(found.pop("dtype", None), **given)
     return found
 
 

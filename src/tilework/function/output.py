@@ -27,7 +27,7 @@ from tilework.grid.weights import (
     Blend,
 )
 
-__all__ = ["Output", "Outputs", "Reduce", "margins", "named", "scales"]
+__all__ = ["LABELS", "Output", "Outputs", "Reduce", "margins", "named", "scales"]
 
 Reduce = Literal["argmax"] | Callable[[Array], Any]
 
@@ -140,6 +140,8 @@ class Output:
             channel_names = _channel_names(channel_names, channels, reduce)
         if dtype is not None:
             as_dtype(dtype)
+        if labels != "join" and connectivity != 1:
+            raise TilingError(f'connectivity={brief(connectivity)} is for labels="join"; leave it out.')
         if labels is not None:
             _check_labels(labels, dtype, blend=blend, reduce=reduce, fill_value=fill_value)
         if fill_value is not None:

@@ -172,7 +172,7 @@ def tilework(work: Cells, folder: Path, *, stored: bool = False) -> Prepared:
 
 
 def patchworks(work: Cells, folder: Path, *, stitch: str) -> Prepared:
-    """patchworks as it is installed: staged, merged by a rule, and renumbered."""
+    """patchworks as it is installed: staged, merged by a rule, renumbered, and written; not read back."""
     import dask.array as da
     from patchworks import tile_process
 
@@ -181,7 +181,7 @@ def patchworks(work: Cells, folder: Path, *, stitch: str) -> Prepared:
             da.from_array(image, chunks=work.core), fn, tile_shape=(work.core, work.core),
             overlap=work.overlap, max_workers=CORES, stitch=stitch, sequential_labels=True, progress=False,
             write_to=folder / f"{stitch}.zarr",
-        ).compute()  # fmt: skip
+        )  # fmt: skip
 
     return _prepared(work, run)
 

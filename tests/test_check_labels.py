@@ -315,3 +315,67 @@ def test_another_function_is_named() -> None:
     report = tw.check(out, lambda x: ndi.label(ndi.binary_erosion(x))[0])
     assert not report.ok
     assert "other" in report.causes
+
+
+# -- joined objects ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("connectivity", [1, 2])
+def test_joined_objects_may_be_of_any_size(connectivity: int) -> None:
+    long = SMALL.copy()
+    long[:, 100] = long[150] = False
+    long[10:290, 102:104] = True
+    structure = ndi.generate_binary_structure(2, connectivity)
+    output = tw.Output("uint32", labels="join", connectivity=connectivity)
+    out = tw.tiled_map(lambda x: ndi.label(x, structure)[0], long, 40, 0, output=output)
+    report = tw.check(out, context=150)
+    assert report.ok, report
+    assert report.labels[0].limit == ()
+    assert report.labels[0].extent[0] >= 280
+    assert "any are safe" in str(report)
+
+
+def test_objects_that_touch_at_a_cut_are_joined_and_seen() -> None:
+    touching = np.kron(np.arange(1, 101).reshape(10, 10), np.ones((16, 16), int))
+    fn = lambda x: np.unique(x, return_inverse=True)[1].reshape(x.shape) + 1  # noqa: E731
+    joined = tw.tiled_map(fn, touching, 40, 0, output=tw.Output("uint32", labels="join"))
+    report = tw.check(joined)
+    assert report.labels[0].merged
+    assert 'labels="own"' in report.help
+    assert tw.check(tw.tiled_map(fn, touching, 48, 8, output=LABELS)).ok
+
+
+def test_diagonal_pieces_are_joined_as_they_are_written() -> None:
+    diagonal = np.eye(90, dtype=bool)
+    structure = np.ones((3, 3))
+    for connectivity, same in ((2, True), (1, False)):
+        output = tw.Output("uint32", labels="join", connectivity=connectivity)
+        out = tw.tiled_map(lambda x: ndi.label(x, structure)[0], diagonal, 30, 0, output=output)
+        assert tw.check(out, context=90).ok == same
+
+
+def test_objects_that_touch_inside_a_core_are_not_joined() -> None:
+    pairs = np.zeros((160, 160), int)
+    for y in range(10, 160, 40):
+        for x in range(10, 160, 40):
+            pairs[y : y + 10, x : x + 5], pairs[y : y + 10, x + 5 : x + 9] = 1000 * y + x, 1000 * y + x + 1
+
+    def renumber(x: np.ndarray) -> np.ndarray:
+        return np.unique(np.append(0, x), return_inverse=True)[1][1:].reshape(x.shape)
+
+    report = tw.check(tw.tiled_map(renumber, pairs, 40, 0, output=tw.Output("uint32", labels="join")))
+    assert report.ok, report
+    assert 8 < report.labels[0].compared <= 32
+
+
+def test_extra_objects_of_several_windows_are_counted_once() -> None:
+    dots = np.zeros((200, 200), bool)
+    dots[::8, ::8] = True
+    nothing = np.zeros((200, 200), bool)
+
+    def invents(x: np.ndarray) -> np.ndarray:
+        return ndi.label(x if max(x.shape) > 64 else dots[: x.shape[0], : x.shape[1]])[0]
+
+    out = tw.tiled_map(invents, nothing, 64, 8, output=LABELS)
+    report = tw.check(out)
+    assert 0 < report.labels[0].extra <= len(np.unique(tw.view(out)[:]))

@@ -285,9 +285,7 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
             click.option("--batch-size", type=int, help="Crops per call of FN."),
             click.option("--dtype", help="Dtype of the result, if FN keeps the crop's shape."),
-            click.option(
-                "--labels", type=click.Choice(LABELS), help="FN returns ids of objects."
-            ),
+            click.option("--labels", type=click.Choice(LABELS), help="FN returns ids of objects."),
             click.option("--connectivity", type=int, help="What touches is one object, for --labels join."),
             click.option("--memory-limit", help='Memory of a process, as "4GB".'),
         ]

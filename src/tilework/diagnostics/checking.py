@@ -12,7 +12,7 @@ from tilework._checks import Report, at_least, brief, warn
 from tilework._types import Function
 from tilework.diagnostics.causes import Case, Cause, causes_of
 from tilework.diagnostics.closeness import ROUNDING, conditioning, gap_between, judge
-from tilework.diagnostics.label_windows import LabelFindings, Look, advice, findings, looks_at
+from tilework.diagnostics.label_windows import LabelFindings, Look, advice, findings, is_labels, looks_at
 from tilework.diagnostics.offsets import off_centre
 from tilework.diagnostics.places import PLACES, Place, around, places_of
 from tilework.diagnostics.untiled import Untiled, Window
@@ -187,7 +187,7 @@ def check(
     if not found:
         why = "no tile ran at any place that was tried" if tried else f"where={brief(where)}, places={places}"
         raise TilingError(f"there is nothing to compare: {why}.")
-    numbers = {k: v for k, v in views.items() if spec.outputs[v.number].kind != "own"}
+    numbers = {k: v for k, v in views.items() if not is_labels(spec.outputs[v.number])}
     cases = [_compared(untiled, numbers, place, size) for place in found] if numbers else []
     for column in zip(*cases, strict=True):
         judge([case.gap for case in column])

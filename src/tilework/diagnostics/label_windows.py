@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._types import Array, Bits, Index, Span
+from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.diagnostics.causes import LARGEST, MOST_CALLS, Cause
 from tilework.diagnostics.places import Place, around
 from tilework.diagnostics.untiled import Untiled, Window
@@ -39,8 +39,12 @@ from tilework.labels.matching import Matched, matched
 from tilework.labels.owner import limit, needed
 from tilework.labels.runs import Objects
 
-__all__ = ["LabelFindings", "Look", "advice", "findings", "looks_at"]
+__all__ = ["LabelFindings", "Look", "advice", "findings", "is_labels", "looks_at"]
 
+JOINED = (
+    'labels="join" needs an overlap as large as the function looks far, and makes one of objects that touch '
+    'at a cut: labels="own" keeps them apart'
+)
 # Crops of a batch in which a window is called among others.
 BATCH = 4
 
@@ -74,7 +78,8 @@ class LabelFindings:
     extent: tuple[int, ...]
     """The largest extent of a compared object per tiled axis, result samples."""
     limit: tuple[int, ...]
-    """The largest extent that the overlap makes safe if the function labels samples by their values alone."""
+    """The largest extent that the overlap makes safe if the function labels samples by their values alone.
+    Empty for ``labels="join"``."""
     safer: tuple[int, ...] = ()
     """The overlap that makes the largest extent safe; empty if it is."""
 
@@ -106,10 +111,11 @@ class LabelFindings:
         kinds = ("split", "merged", "missing", "extra", "changed")
         wrong = [f"{n} {kind}" for kind in kinds if (n := getattr(self, kind))]
         said = f"{self.identical} of {self.compared} identical{which}, in {where}"
+        safe = f"safe up to {self.limit}" if self.limit else "any are safe"
         safer = f", so overlap={_short(self.safer)} is better" if self.safer and not self.wide else ""
         return [
             ("objects", "; ".join((said, *wrong))),
-            ("extents", f"{self.extent} samples at most; safe up to {self.limit}{safer}"),
+            ("extents", f"{self.extent} samples at most; {safe}{safer}"),
         ]
 
 
@@ -141,6 +147,11 @@ class Look:
         return (*self.place.each, *(a + s for a, s in zip(low, self.start, strict=True)))
 
 
+def is_labels(output: BoundOutput) -> bool:
+    """Return whether an output is labels, whose objects are compared."""
+    return output.kind == "own" or output.connectivity > 0
+
+
 # -- windows ----------------------------------------------------------------------------------------------
 
 
@@ -164,7 +175,7 @@ def looks_at(
         seen.append((place.each, safe))
         results = window.results(box)
         for key, shown in views.items():
-            if untiled.spec.outputs[shown.number].kind == "own":
+            if is_labels(untiled.spec.outputs[shown.number]):
                 yield _look(untiled, known[key], key, place, window, box, safe, results[shown.number])
 
 
@@ -216,8 +227,49 @@ def _look(
         longest[axis] = w.scaled(w.grid.crop - sum(w.grid.margin))
     counted = partial(known.theirs, start=start, place=place)
     new = partial(known.ours, place=place)
-    found = matched(got.reshape(want.shape), want, trusted, longest, counted, new)
+    got = got.reshape(want.shape)
+    if output.connectivity:
+        got = _joined(got, _tiles_of(output, start, want.shape), output.connectivity)
+    wide = None if output.connectivity else longest
+    found = matched(got, want, trusted, wide, counted, new)
     return Look(place, window, box, tuple(trusted), shown.number, key, want, start, found)
+
+
+def _tiles_of(output: BoundOutput, start: Index, shape: Index) -> list[Ints]:
+    """Return the position of the tile that owns each sample of a window, along each of its axes."""
+    found = [np.zeros(n, np.int64) for n in shape]
+    for axis, w in zip(output.reduced_axes, output.weights[output.n_each :], strict=True):
+        cuts = [w.scaled(int(c)) for c in w.grid.supports(None)[0][1:]]
+        found[axis] = np.searchsorted(cuts, np.arange(shape[axis]) + start[axis], side="right")
+    return found
+
+
+def _joined(pieces: Array, tiles: Sequence[Ints], connectivity: int) -> Array:
+    """Return the objects of pieces of tiles, joined as `to_zarr` joins them."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ids, numbers = np.unique(pieces, return_inverse=True)
+    numbers = numbers.reshape(pieces.shape)
+    edges = [np.zeros((2, 0), np.int64)]
+    for step in itertools.product((-1, 0, 1), repeat=pieces.ndim):
+        if not 0 < sum(map(abs, step)) <= connectivity or step < (0,) * pieces.ndim:
+            continue
+        one = tuple(slice(max(0, -d), n - max(0, d)) for d, n in zip(step, pieces.shape, strict=True))
+        two = tuple(slice(max(0, d), n - max(0, -d)) for d, n in zip(step, pieces.shape, strict=True))
+        across = np.zeros((1,) * pieces.ndim, bool)
+        for axis, own in enumerate(tiles):
+            lengths = [-1 if a == axis else 1 for a in range(pieces.ndim)]
+            across = across | (own[one[axis]] != own[two[axis]]).reshape(lengths)
+        met = across & (pieces[one] != 0) & (pieces[two] != 0)
+        edges.append(np.stack((numbers[one][met], numbers[two][met])))
+    a, b = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(len(ids), len(ids)))
+    # The smallest id stands for an object, because objects of the result are known by their ids.
+    component = connected_components(graph, directed=False)[1]
+    first = np.full(len(ids), np.iinfo(np.int64).max)
+    np.minimum.at(first, component, ids.astype(np.int64))
+    return np.asarray(first[component][numbers])
 
 
 class _Known:
@@ -273,8 +325,11 @@ def findings(untiled: Untiled, looks: Sequence[Look]) -> LabelFindings:
     axes = list(output.reduced_axes)
     safe = [limit(w.scaled(w.grid.overlap - max(w.grid.margin))) for w in output.weights[output.n_each :]]
     extent = tuple(total.extent[a] for a in axes) if total.extent else (0,) * len(axes)
-    more = more_overlap(untiled, output, extent)
-    safer = [g.overlap + k for g, k in zip(untiled.grids, more, strict=True)] if any(more) else []
+    if output.connectivity:  # of any size
+        safe, more = [], []
+    else:
+        more = more_overlap(untiled, output, extent)
+    safer = [g.overlap + k for g, k in zip(untiled.grids, more, strict=False)] if any(more) else []
     return LabelFindings(
         looks[0].key, len(looks), total.compared, total.identical, total.split, total.merged, total.missing,
         total.extra, total.changed, total.wide, total.cut, extent, tuple(safe), tuple(safer),
@@ -289,11 +344,13 @@ def advice(untiled: Untiled, looks: Sequence[Look], found: LabelFindings, *, giv
     look = max(wrong, key=lambda one: one.found.differing)
     if (cause := _unsteady(untiled, look)) is not None:
         return [cause]
+    if untiled.spec.outputs[look.number].connectivity:
+        return [Cause("overlap", JOINED)]
     if found.wide:
         many = f"{found.wide} object is" if found.wide == 1 else f"{found.wide} objects are"
         text = (
             f"{many} longer than the crop, so that no tile sees {'it' if found.wide == 1 else 'them'} whole: "
-            "use a larger crop; tw.merge_labels joins connected components of any size"
+            'use a larger crop, or labels="join" for connected components'
         )
         return [Cause("large", text)]
     return [_Tries(untiled, wrong, found).cause(given=given)]

@@ -114,17 +114,24 @@ def painted(result: Array, place: Place) -> tuple[Array, Claims]:
     here = out[inside]
     here[...] = runs.painted(values[objects.number], NOTHING)
     core = tuple(slice(a - s, b - s) for (a, b), s in zip(place.core, start, strict=True))
-    seen = labels[core]
-    here[core] |= np.where(seen != 0, FOREGROUND, DENIED)
-    for now, before in _neighbours(seen.ndim):
-        here[core][now] |= np.where(
-            (seen[now] != seen[before]) & (seen[now] != 0) & (seen[before] != 0), APART, 0
-        )
+    here[core] |= _seen(labels[core])
     large = long & own[:, None]
     extent = np.where(large, box[1] - box[0], 0).max(axis=0, initial=0)
     keys = place.index * (math.prod(place.extents) + 1) + claims
     cut = keys[large.any(axis=1)]
     return out, Claims(keys[own & ~weak], len(cut), tuple(map(int, extent)), cut)
+
+
+def _seen(labels: Array) -> Array:
+    """Return flags of what a tile sees in its core."""
+    objects = labels != 0
+    flags = np.where(objects, np.uint8(FOREGROUND), np.uint8(DENIED))
+    for now, before in _neighbours(labels.ndim):
+        apart = labels[now] != labels[before]
+        apart &= objects[now]
+        apart &= objects[before]
+        flags[now][apart] |= APART
+    return flags
 
 
 def _neighbours(ndim: int) -> Iterable[tuple[tuple[slice, ...], tuple[slice, ...]]]:

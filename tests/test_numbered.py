@@ -461,3 +461,17 @@ def test_few_tasks_per_block(way, after, monkeypatch):
     assert sum(later) == after * 16
     assert tasks(plan_of(out)) <= 3 * 16
     assert begun[0].tiles == len(plan_of(out))
+
+
+@pytest.mark.parametrize("way", ["own", "join"])
+def test_one_bar_for_all_steps(way):
+    shown = []
+    out = tw.tiled_map(number, MASK, 64, 22, output=tw.Output("uint32", labels=way), chunks=(80, 80))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "labels may differ", tw.TilingWarning)
+        tw.to_zarr(out, MemoryStore(), chunks=40, progress=lambda done, total: shown.append((done, total)))
+    blocks, tiles = 6, len(plan_of(out))
+    assert {total for _, total in shown} == {tiles + blocks * (2 if way == "join" else 1)}
+    done = [count for count, _ in shown]
+    assert done == sorted(done)
+    assert shown[-1][0] == shown[-1][1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import time
@@ -18,7 +19,7 @@ from tilework.execution.piece import Job, Piece
 from tilework.graph.tasks import Key
 from tilework.source.kept import CHUNKS
 
-__all__ = ["LOG", "Progress", "Tracker", "add_note", "bar", "check_progress"]
+__all__ = ["LOG", "Progress", "Tracker", "add_note", "bar", "check_progress", "stages"]
 
 Progress = bool | Literal["auto"] | ShowProgress
 LOG = logging.getLogger("tilework")
@@ -57,6 +58,30 @@ def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
                 shown.update(done - shown.n)
 
             yield show
+
+
+def stages(show: ShowProgress, ahead: int) -> Iterator[ShowProgress]:
+    """Yield what shows each of several runs that follow each other, as parts of one.
+
+    Parameters
+    ----------
+    show : callable
+        Gets the number of finished tiles and the total.
+    ahead : int
+        Number of tiles of the runs after the first one, as far as it is known.
+    """
+    before, total = 0, [0]
+
+    def part(done: int, own: int, before: int, ahead: int, total: list[int]) -> None:
+        total[0] = own
+        show(before + done, before + own + ahead)
+
+    yield functools.partial(part, before=0, ahead=ahead, total=total)
+    while True:
+        before += total[0]
+        total = [0]
+        yield lambda done, own, b=before, a=ahead, t=total: part(done, own, b, max(0, a - own), t)
+        ahead = max(0, ahead - total[0])
 
 
 def _watched() -> bool:

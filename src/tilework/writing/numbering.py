@@ -193,6 +193,11 @@ class Numbering:
         return _again, (facts | {"claims": None},)
 
     @property
+    def tasks(self) -> int:
+        """Number of tasks that join pieces and write numbers, of a run from the start."""
+        return math.prod(map(len, self.chunks)) * (2 if self.output.connectivity else 1)
+
+    @property
     def shape(self) -> Index:
         """Extents of the array, samples."""
         return tuple(map(sum, self.chunks))

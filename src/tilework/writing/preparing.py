@@ -121,6 +121,12 @@ class Writing:
         if self.rest is not None:
             yield from self.rest.jobs(self.told)
 
+    @property
+    def ahead(self) -> int:
+        """Number of tasks that number objects when all blocks are written."""
+        parts = [] if self.rest is None else self.rest.parts
+        return sum(part.tasks for part in parts if isinstance(part, Numbering))
+
     def measure(self, where: Where, memory_limit: int | str | None, progress: Progress) -> None:
         """Write the table of objects, if one is asked for."""
         if self.table is not None:

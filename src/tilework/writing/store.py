@@ -9,7 +9,7 @@ from tilework._checks import flag
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import delayed, run
-from tilework.execution.progress import Progress, check_progress
+from tilework.execution.progress import Progress, bar, check_progress, stages
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
 from tilework.writing.image import AskedImage
@@ -181,9 +181,11 @@ def to_zarr(
         if not compute:
             return delayed(job)
         try:
-            run([job], where, progress=progress, title=job.title)
-            for job in writing.left():
-                run([job], where, progress=progress, title=job.title)
+            with bar(progress, job.title) as show:
+                parts = stages(show, writing.ahead)
+                run([job], where, progress=next(parts), title=job.title)
+                for job in writing.left():
+                    run([job], where, progress=next(parts), title=job.title)
             result = writing.end()
         finally:
             writing.release()

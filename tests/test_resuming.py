@@ -120,6 +120,10 @@ OUTPUT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"output": tw.Output("int64"), "dtype": None},
         {"output": tw.Output("int64", labels="own"), "dtype": None},
     ),
+    "connectivity": (
+        {"output": tw.Output("int64", labels="join"), "dtype": None},
+        {"output": tw.Output("int64", labels="join", connectivity=2), "dtype": None},
+    ),
 }
 
 

@@ -13,10 +13,10 @@ from zarr.storage import LocalStore, MemoryStore
 
 import tilework as tw
 from tests.laws.test_o_objects import SIZES, call_of, canonical, reading, scenes
+from tilework.execution.calls import CallsJob
 from tilework.graph.build import plan_of
 from tilework.objects.table import Table
 from tilework.plan.cost import tasks
-from tilework.writing.edges import EdgesJob
 from tilework.writing.jobs import WriteJob
 from tilework.writing.ledger import Ledger
 from tilework.writing.renumber import RenumberJob
@@ -449,8 +449,8 @@ def test_few_tasks_per_block(way, after, monkeypatch):
     monkeypatch.setattr(WriteJob, "__init__", watched)
     out = tw.tiled_map(number, MASK, 48, 16, output=tw.Output("uint32", labels=way), chunks=(48, 48))
     later = []
-    pieces = RenumberJob.pieces, EdgesJob.pieces
-    for kind, own in zip((RenumberJob, EdgesJob), pieces, strict=True):
+    pieces = RenumberJob.pieces, CallsJob.pieces
+    for kind, own in zip((RenumberJob, CallsJob), pieces, strict=True):
         monkeypatch.setattr(
             kind, "pieces", lambda job, own=own: (later.append(len(p.tasks)) or p for p in own(job))
         )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework._types import Array, Span
+from tilework.execution.calls import CallsJob
 from tilework.execution.piece import Piece, Shared, guarded
 from tilework.execution.where import Where
 from tilework.function.load_once import in_task
 from tilework.graph.build import graph_of
 from tilework.graph.tasks import Key
-from tilework.grid.tiles import Tile
 from tilework.source import kept
 from tilework.source.base import BlockSource, Source
 from tilework.source.padding import AxisRead
@@ -25,7 +24,7 @@ Call = tuple[Sequence[Span], Any]
 """The box that a task reads, one span per axis, and what its function gets beside the samples."""
 
 
-class BoxJob:
+class BoxJob(CallsJob):
     """Calls ``function(samples, box, argument)`` for many boxes, and keeps the results in ``found``.
 
     ``samples`` are those of each source in the box; the function may not write into them.
@@ -51,32 +50,13 @@ class BoxJob:
         where: Where,
         threads: int | None = None,
     ) -> None:
-        self.title = title
-        self.sources, self.function, self.calls = tuple(sources), function, calls
-        self.tiles, self.threads, self.retries = len(calls), threads, where.guard
-        self.run: str | None = None
-        self.error: BaseException | None = None
-        self.found: list[Any] = []
-        """The results, in no order."""
-        self.opening, self.ending = _nothing, _nothing
-
-    def took(self, result: Any) -> None:
-        """Keep the result of a task."""
-        self.found.append(result)
-
-    def close(self, *, complete: bool) -> None:
-        """Do nothing: nothing was opened."""
-
-    def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
-        """Return nothing: the tasks call no tiles."""
-        del key
-        return []
+        super().__init__(title, function, lambda run: (function, self.sources, run), calls, where.guard)
+        self.sources, self.threads = tuple(sources), threads
 
     def pieces(self) -> Iterator[Piece]:
         """Yield one piece per box; a single one if blocks of dask arrays are read, whose graph is a whole."""
-        # A cluster would take a task of the same name for this one.
-        name = f"{self.title}-{uuid.uuid4().hex[:8]}"
-        shared = Shared({name: DataNode(name, (self.function, self.sources, self.run))})
+        name = self.name
+        shared = Shared({name: DataNode(name, self.common(self.run))})
         task = guarded(_call, self.retries)
         needed: dict[int, set[Key]] = {k: set() for k, s in enumerate(self.sources) if s.dask_name}
         together: dict[Key, Any] = {}
@@ -129,7 +109,3 @@ def _call(
     with kept.task(run), in_task():
         samples = [s.reader(g, plans)(tuple(box)) for s, g in zip(sources, given, strict=True)]
     return function(samples, box, argument)
-
-
-def _nothing(*_: Any) -> None:
-    """Do nothing: the job is not computed by others."""

@@ -1,23 +1,21 @@
-"""`EdgesJob`: which pieces of labels touch across the cuts between the cores of tiles."""
+"""Which pieces of labels touch across the cuts between the cores of tiles: found by a task per block."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from dask.task_spec import DataNode, Task, TaskRef
 
 from tilework._types import Index, Ints, Span
-from tilework.execution.piece import Piece, Shared, guarded
+from tilework.execution.calls import CallsJob
 from tilework.function.bound import BoundOutput
 from tilework.labels.faces import around, touching
-from tilework.writing.jobs import WriteJob
-from tilework.writing.sink import Sink, Written, block_name
+from tilework.writing.sink import Sink, block_name
 from tilework.writing.tables import Tables
 
-__all__ = ["EdgesJob", "cuts_of"]
+__all__ = ["cuts_of", "edges_job"]
 
 
 def cuts_of(output: BoundOutput) -> tuple[Ints, ...]:
@@ -41,13 +39,20 @@ class _Shared(NamedTuple):
     connectivity: int
 
 
-class EdgesJob(WriteJob):
-    """Finds which pieces touch, one task for the cores that begin in a block.
+def edges_job(
+    title: str,
+    chunks: tuple[tuple[int, ...], ...],
+    source: Sink,
+    tables: Tables,
+    output: BoundOutput,
+    retries: int | None,
+) -> CallsJob:
+    """Return the job that finds which pieces touch, one task for the cores that begin in a block.
 
     Parameters
     ----------
-    title, name : str
-        Title of the job, for messages; name of the result.
+    title : str
+        Title of the job, for messages.
     chunks : tuple of tuple of int, samples per axis of the array
         Lengths of the blocks.
     source : Sink
@@ -58,47 +63,18 @@ class EdgesJob(WriteJob):
     retries : int or None
         As in `TileJob`.
     """
-
-    def __init__(
-        self,
-        title: str,
-        name: str,
-        chunks: tuple[tuple[int, ...], ...],
-        source: Sink,
-        tables: Tables,
-        output: BoundOutput,
-        retries: int | None,
-    ) -> None:
-        super().__init__(title, name, {}, None, retries)
-        self._shared = _Shared(source, tables, cuts_of(output), output.n_each, output.connectivity)
-        self.chunks, done = chunks, tables.blocks("edges")
-        self.missing = [i for i in np.ndindex(*map(len, chunks)) if block_name(i) not in done]
-        self.tiles = len(self.missing)
-
-    def _boxes(self) -> Iterator[tuple[Index, list[Span]]]:
-        offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in self.chunks]
-        for index in self.missing:
-            yield index, [(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True)]
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the task of each block."""
-        name = f"{self.name}-shared"
-        shared = Shared({name: DataNode(name, self._shared)})
-        find = guarded(_find, self.retries)
-        for position, (index, box) in enumerate(self._boxes()):
-            key = (self.name, *index)
-            yield Piece(
-                self, shared, {key: Task(key, find, TaskRef(name), index, box)}, {key: 1}, position=position
-            )
-
-    def here(self) -> None:
-        """Run all tasks in this thread."""
-        for index, box in self._boxes():
-            self.took(_find(self._shared, index, box))
-        self.close(complete=True)
+    done = tables.blocks("edges")
+    offsets = [list(itertools.accumulate(sizes, initial=0)) for sizes in chunks]
+    calls = [
+        (index, [(o[b], o[b + 1]) for o, b in zip(offsets, index, strict=True)])
+        for index in np.ndindex(*map(len, chunks))
+        if block_name(index) not in done
+    ]
+    common = _Shared(source, tables, cuts_of(output), output.n_each, output.connectivity)
+    return CallsJob(title, _find, lambda run: common, calls, retries)
 
 
-def _find(shared: _Shared, index: Index, box: Sequence[Span]) -> Written:
+def _find(shared: _Shared, index: Index, box: Sequence[Span]) -> None:
     """Keep which pieces of the cores that begin in a block touch pieces of earlier cores."""
     shape, n = shared.source.array.shape, shared.n_each
     cores = []
@@ -118,4 +94,3 @@ def _find(shared: _Shared, index: Index, box: Sequence[Span]) -> Written:
             tables += [table for _, table in touching(part, core, shape, shared.connectivity, n)]
     edges = np.unique(np.concatenate(tables), axis=0)
     shared.tables.keep("edges", block_name(index), {"edges": edges})
-    return Written()

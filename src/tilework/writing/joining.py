@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,15 +17,13 @@ from dask.task_spec import DataNode, Task, TaskRef
 from tilework._checks import at_least, brief, flag, one_of, sequence, wholes
 from tilework._types import Index
 from tilework.errors import TilingError
+from tilework.execution.calls import CallsJob
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
-from tilework.execution.piece import Piece, Shared, guarded
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
 from tilework.graph.build import find_spec, plan_of
-from tilework.graph.tasks import Key
-from tilework.grid.tiles import Tile
 from tilework.identity.digests import digest
 from tilework.labels.runs import check_ids
 from tilework.plan.arguments import resolve_axes
@@ -162,7 +159,7 @@ def merge_labels(
             if job.tiles:
                 assert isinstance(job, ChunkJob)
                 tables.target, tables.generation = job.destination.target, job.destination.generation
-                first = SurveyJob(pieces, tables, where.guard)
+                first = _survey(pieces, tables, where.guard)
                 run([first], where, progress=progress, title=first.title)
                 number_pieces(pieces, tables, kind)
             run([job], where, progress=progress, title=job.title)
@@ -309,42 +306,9 @@ def _lazy(pieces: Pieces, tables: Tables, dtype: np.dtype[Any], extents: Index) 
     return da.Array(HighLevelGraph.from_collections(name, graph), name, chunks, dtype, shape=shape)
 
 
-def _nothing(*_: Any) -> None:
-    """Begin, or end, a job that needs neither."""
-
-
-class SurveyJob:
-    """Finds the pieces of each block and what they touch, unless that is known."""
-
-    def __init__(self, image: Pieces, tables: Tables, retries: int | None) -> None:
-        self.image, self.tables, self.retries = image, tables, retries
-        self.title = "merge_labels: pieces"
-        self.name = f"pieces-{uuid.uuid4().hex[:8]}"
-        done = tables.blocks("rows")
-        self.blocks = [block for block in image.blocks() if block_name(block) not in done]
-        self.tiles = len(self.blocks)
-        self.threads: int | None = None
-        self.run: str | None = None
-        self.error: BaseException | None = None
-        self.opening, self.ending = _nothing, _nothing
-
-    def took(self, result: Index) -> None:
-        """Take the result of a task: its facts are in the tables."""
-
-    def close(self, *, complete: bool) -> None:
-        """End the job."""
-
-    def culprits(self, key: Key) -> list[tuple[Tile, Piece]]:
-        """Return nothing: no task calls a function of the user."""
-        del key
-        return []
-
-    def pieces(self) -> Iterator[Piece]:
-        """Yield the task of each block."""
-        name = f"{self.name}-shared"
-        shared = Shared({name: DataNode(name, (self.image, self.tables, self.run))})
-        find = guarded(survey, self.retries)
-        for number, block in enumerate(self.blocks):
-            key = (self.name, number)
-            given = self.image.needs(self.image.around(block))
-            yield Piece(self, shared, {key: Task(key, find, TaskRef(name), block, given)}, {key: 1})
+def _survey(image: Pieces, tables: Tables, retries: int | None) -> CallsJob:
+    """Return the job that finds the pieces of each block and what they touch, unless that is known."""
+    done = tables.blocks("rows")
+    blocks = [block for block in image.blocks() if block_name(block) not in done]
+    calls = [(block, image.needs(image.around(block))) for block in blocks]
+    return CallsJob("merge_labels: pieces", survey, lambda run: (image, tables, run), calls, retries)

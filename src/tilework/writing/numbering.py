@@ -29,6 +29,7 @@ from tilework._checks import warn
 from tilework._types import Array, Index, Ints
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
+from tilework.execution.calls import CallsJob
 from tilework.execution.where import Where
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import chunks_of
@@ -38,7 +39,7 @@ from tilework.labels.ordering import parts
 from tilework.labels.painting import Counts
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, Told
-from tilework.writing.edges import EdgesJob
+from tilework.writing.edges import edges_job
 from tilework.writing.ledger import RECORD, Ledger, Record, completed, forget
 from tilework.writing.levels import Coarser
 from tilework.writing.node import clear
@@ -156,14 +157,13 @@ class Numbering:
             weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
         return made
 
-    def jobs(self, told: Told) -> Iterator[EdgesJob | RenumberJob]:
+    def jobs(self, told: Told) -> Iterator[CallsJob | RenumberJob]:
         """Yield the jobs that join pieces and write numbers; ``told`` is told what they did."""
         whole = bool(told.units[self.number].all())
         if self.output.connectivity:
-            find = EdgesJob(
-                f"{self.title}, edges", f"{self.name}-edges", self.chunks, Sink(self.pieces.array),
-                self.tables, self.output, self.retries,
-            )  # fmt: skip
+            source = Sink(self.pieces.array)
+            title = f"{self.title}, edges"
+            find = edges_job(title, self.chunks, source, self.tables, self.output, self.retries)
             if find.tiles:
                 yield find
         self._number_objects()

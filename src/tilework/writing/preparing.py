@@ -24,6 +24,7 @@ from tilework._checks import of_type, one_of, warn
 from tilework._types import Index
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
+from tilework.execution.calls import CallsJob
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
@@ -116,7 +117,7 @@ class Writing:
     table: TableTo | None = None
     """Where a table of objects goes."""
 
-    def left(self) -> Iterator[WriteJob]:
+    def left(self) -> Iterator[CallsJob | WriteJob]:
         """Yield the jobs after the first one, each to be run before the next is asked for."""
         if self.rest is not None:
             yield from self.rest.jobs(self.told)

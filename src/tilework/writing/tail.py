@@ -15,9 +15,9 @@ from typing import Any
 from dask.task_spec import DataNode, Task, TaskRef
 
 from tilework._types import Bits, Index, Span
+from tilework.execution.calls import CallsJob
 from tilework.execution.piece import Piece, Shared, guarded
 from tilework.writing.closing import Destination, Told
-from tilework.writing.edges import EdgesJob
 from tilework.writing.jobs import WriteJob, sink_of
 from tilework.writing.ledger import Ledger, boxes_of
 from tilework.writing.levels import Coarser, Level, parents_done, write_units
@@ -94,7 +94,7 @@ class Rest:
     def __init__(self, parts: Sequence[Numbering | Tail]) -> None:
         self.parts = parts
 
-    def jobs(self, told: Told) -> Iterator[EdgesJob | RenumberJob | LevelJob]:
+    def jobs(self, told: Told) -> Iterator[CallsJob | RenumberJob | LevelJob]:
         """Yield the jobs, each to be run before the next is asked for; ``told`` is told what they did."""
         for part in self.parts:
             yield from part.jobs(told)

@@ -184,8 +184,8 @@ def to_zarr(
             with bar(progress, job.title) as show:
                 parts = stages(show, writing.ahead)
                 run([job], where, progress=next(parts), title=job.title)
-                for job in writing.left():
-                    run([job], where, progress=next(parts), title=job.title)
+                for more in writing.left():
+                    run([more], where, progress=next(parts), title=more.title)
             result = writing.end()
         finally:
             writing.release()

@@ -9,6 +9,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
+from scipy.sparse.csgraph import connected_components
 from zarr.storage import LocalStore, MemoryStore
 
 import tilework as tw
@@ -475,3 +476,44 @@ def test_one_bar_for_all_steps(way):
     done = [count for count, _ in shown]
     assert done == sorted(done)
     assert shown[-1][0] == shown[-1][1]
+
+
+@given(st.data())
+def test_joined_pieces_whose_first_samples_are_hidden(data):
+    shape = tuple(data.draw(st.integers(8, 30)) for _ in range(2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    mask, where = rng.random(shape) < 0.7, ndi.gaussian_filter(rng.random(shape), 2) > 0.49
+    join = tw.Output("uint32", labels="join")
+    core, block = data.draw(st.integers(3, 9)), data.draw(st.integers(2, 9))
+    out = tw.tiled_map(number, mask, core, 0, edge="clip", output=join, where=where, chunks=block)
+    array = tw.to_zarr(out, MemoryStore(), chunks=block, progress=False)
+    # An object is what touches in the function's eyes, and shows where samples are valid.
+    pieces = np.zeros(shape, int)
+    for y, x in np.ndindex(*(-(-n // core) for n in shape)):
+        box = np.s_[y * core : (y + 1) * core, x * core : (x + 1) * core]
+        pieces[box] = np.where(number(mask[box]), number(mask[box]) + pieces.max(), 0)
+    shown = np.where(where, pieces, 0)
+    graph = np.eye(shown.max() + 1, dtype=bool)
+    for axis in (0, 1):
+        a, b = (np.moveaxis(shown, axis, 0)[s] for s in (slice(None, -1), slice(1, None)))
+        cuts = np.arange(1, shape[axis]) % core == 0
+        for i, j in zip(a[cuts].ravel(), b[cuts].ravel(), strict=True):
+            if i and j:
+                graph[i, j] = graph[j, i] = True
+    component = connected_components(graph)[1][shown] + 1
+    assert np.array_equal(canonical(np.where(shown, component, 0)), canonical(array[:].astype(int)))
+
+
+def test_every_way_to_a_result_tells_of_doubts():
+    little = tw.tiled_map(number, MASK, 32, 4, output=OWN)
+    with pytest.warns(tw.TilingWarning, match="labels may differ"):
+        lazy = little.compute()
+    with pytest.warns(tw.TilingWarning, match="labels may differ") as told:
+        assert np.array_equal(tw.compute(little), lazy)
+    assert len(told) == 1
+    with pytest.warns(tw.TilingWarning, match="labels may differ"):
+        assert np.array_equal(tw.view(little, verbose=False)[...], lazy)
+    pieces = tw.tiled_map(number, MASK, 32, 0, output=tw.Output(labels="join"))
+    for way in (tw.compute, lambda out: out.compute(), lambda out: tw.view(out, verbose=False)[...]):
+        with pytest.warns(tw.TilingWarning, match="to_zarr joins"):
+            way(pieces)

@@ -39,6 +39,7 @@ from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box, Tile
+from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
 from tilework.plan.tile_plan import TilePlan
 from tilework.source import kept
@@ -327,6 +328,8 @@ class View:
         told = Counts.joined(counts)
         if told.doubtful and run:
             warn(output.doubts(spec.plan.names, told, where=" in this part"), TilingWarning)
+        if output.connectivity and run:
+            warn(PIECES, TilingWarning)
         return out
 
     def _blocks_shown(self) -> set[Index]:

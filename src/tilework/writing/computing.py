@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import zarr
 
-from tilework._checks import brief
-from tilework.errors import TilingError
+from tilework._checks import brief, warn
+from tilework.errors import TilingError, TilingWarning
 from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.labelled import is_dataset, relabelled
-from tilework.writing.preparing import Asked, by_key, prepare
+from tilework.graph.build import find_spec
+from tilework.labels.doubts import PIECES
+from tilework.labels.painting import Counts
+from tilework.writing.preparing import Asked, Writing, by_key, prepare
 from tilework.writing.target import is_array
 
 __all__ = ["compute"]
@@ -90,6 +93,7 @@ def compute(
     job, writing = prepare(out, None, asked, where, given)
     run([job], where, progress=progress, title="compute")
     writing.end()
+    _tell_of_labels(arrays, writing)
     if into is not None:
         return into
     if is_dataset(out):
@@ -99,6 +103,17 @@ def compute(
     if isinstance(out, Mapping):
         return dict(zip(out, done, strict=True))
     return tuple(done) if several else done[0]
+
+
+def _tell_of_labels(arrays: Mapping[str, Any], writing: Writing) -> None:
+    """Warn of doubtful objects, and of pieces that are not joined."""
+    for found in map(find_spec, arrays.values()):
+        if found is None or found.output.stored is None:
+            continue
+        counts = writing.told.counts.get(found.number, Counts())
+        text = PIECES if found.output.connectivity else found.output.doubts(found.spec.plan.names, counts)
+        if text:
+            warn(text, TilingWarning)
 
 
 def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:

@@ -312,19 +312,29 @@ class _Columns:
         return numbered(first, pairs, period=period, folder=self.folder)
 
     def _nodes(self, edges: Ints) -> Ints:
-        """Return pairs of rows for pairs of ids; the first sample of a piece lies in the block of its row."""
-        found = np.empty((len(edges), 2), np.int64)
-        for column in (1, 2):
-            index, ids = edges[:, 0], edges[:, column]
-            places = np.unravel_index(index * self.size + ids - 1, self.shape)
-            blocks = [
-                np.searchsorted(o, p, side="right") - 1 for o, p in zip(self.offsets, places, strict=True)
-            ]
-            number = np.ravel_multi_index(blocks, [len(o) - 1 for o in self.offsets])
-            wanted = index * (self.size + 1) + ids
-            for block in np.unique(number).tolist():
-                here, span = number == block, self.spans[block]
-                found[here, column - 1] = span.start + np.searchsorted(self.keys[span], wanted[here])
+        """Return pairs of rows for pairs of ids."""
+        return np.stack([self._rows(edges[:, 0], edges[:, column]) for column in (1, 2)], axis=1)
+
+    def _rows(self, index: Ints, ids: Ints) -> Ints:
+        """Return a row of each piece: that of the block of its first sample, unless this is not shown."""
+        wanted = index * (self.size + 1) + ids
+        places = np.unravel_index(index * self.size + ids - 1, self.shape)
+        blocks = [np.searchsorted(o, p, side="right") - 1 for o, p in zip(self.offsets, places, strict=True)]
+        number = np.ravel_multi_index(blocks, [len(o) - 1 for o in self.offsets])
+        found = np.full(len(ids), -1)
+        for block in np.unique(number).tolist():
+            here, span = np.flatnonzero(number == block), self.spans[block]
+            keys = np.asarray(self.keys[span])
+            rows = np.searchsorted(keys, wanted[here])
+            right = np.append(keys, -1)[rows] == wanted[here]
+            found[here[right]] = span.start + rows[right]
+        lost = np.flatnonzero(found < 0)
+        for part in parts(len(self.keys) if len(lost) else 0):
+            keys = np.asarray(self.keys[part])
+            order = np.argsort(keys)
+            rows = order[np.searchsorted(keys, wanted[lost], sorter=order) % len(keys)]
+            right = keys[rows] == wanted[lost]
+            found[lost[right]] = part.start + rows[right]
         return found
 
     def objects(self, numbers: Array) -> int:

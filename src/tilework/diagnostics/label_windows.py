@@ -215,7 +215,7 @@ def _look(
     index = output.place(Box.of(spans))
     with warnings.catch_warnings():
         # The report says it, of all windows.
-        warnings.filterwarnings("ignore", "labels may differ", TilingWarning)
+        warnings.filterwarnings("ignore", "labels (may )?differ", TilingWarning)
         got = np.asarray(shown[index])
     want = result.reshape(result.shape[n:])
     start = tuple(s.start or 0 for s in index[n:])

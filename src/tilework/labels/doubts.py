@@ -10,8 +10,8 @@ from tilework.labels.painting import Counts
 __all__ = ["PIECES", "doubts"]
 
 PIECES = (
-    'labels of labels="join" have an id for each piece of an object until they are written: tw.to_zarr joins '
-    "what touches across the cuts between tiles."
+    'labels differ from those of the whole image until they are written: with labels="join" each piece of an '
+    "object has an id, and tw.to_zarr joins what touches across the cuts between tiles."
 )
 
 

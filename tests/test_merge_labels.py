@@ -338,3 +338,20 @@ def test_a_local_store_is_left_clean(case, tmp_path):
     tw.merge_labels(labels, LocalStore(tmp_path / "merged"), path="a/b", progress=False)
     names = {p.name for p in (tmp_path / "merged").rglob("*") if "joined" in p.name}
     assert not names
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+def test_without_a_store_results_are_arrays(scheduler):
+    mask = np.random.default_rng(2).random((60, 50)) < 0.6
+    pieces = np.zeros(mask.shape, "int32")
+    for y, x in np.ndindex(6, 5):
+        box = np.s_[10 * y : 10 * y + 10, 10 * x : 10 * x + 10]
+        pieces[box] = ndi.label(mask[box])[0]
+    merged = tw.merge_labels(pieces, pieces=10, progress=False, scheduler=scheduler)
+    assert isinstance(merged, np.ndarray)
+    assert np.array_equal(merged, ndi.label(mask)[0])
+    large = tw.filter_labels(merged, lambda table: table["area"] > 9, progress=False, scheduler=scheduler)
+    assert isinstance(large, np.ndarray)
+    assert np.array_equal(
+        large != 0, np.isin(merged, np.flatnonzero(np.bincount(merged.ravel())[1:] > 9) + 1)
+    )

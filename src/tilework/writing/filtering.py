@@ -24,6 +24,7 @@ from tilework.objects.measuring import measure_labels, open_images
 from tilework.objects.table import Table
 from tilework.source.opening import Image
 from tilework.writing.store import to_zarr
+from tilework.writing.temporary import place_of
 
 __all__ = ["filter_labels"]
 
@@ -59,7 +60,7 @@ class Renumber:
 def filter_labels(
     labels: Image,
     condition: Any,
-    store: Any,
+    store: Any = None,
     *,
     table: Table | Mapping[str, Any] | None = None,
     intensity: Image | Mapping[str, Image] | None = None,
@@ -74,7 +75,7 @@ def filter_labels(
     scheduler: Any = None,
     **options: Any,
 ) -> Any:
-    """Write the objects of a label image that meet a condition, numbered 1 to N, into Zarr; return the array.
+    """Return the objects of a label image that meet a condition, numbered 1 to N.
 
     Numbers follow the first samples in raster order; with ``each`` they begin at 1 for each index. Everything
     else becomes 0.
@@ -86,8 +87,8 @@ def filter_labels(
     condition : callable, or array of bool
         A function of the table that returns one bool per object, ``lambda table: table["area"] > 50``, or
         with ``table`` these bools.
-    store : path, URL, Zarr store, zarr.Group or zarr.Array
-        As in `to_zarr`.
+    store : path, URL, Zarr store, zarr.Group or zarr.Array, optional
+        Where they are written, as in `to_zarr`. Default: they are returned as an array of numpy.
     table : Table or dict of columns, optional
         The table of all objects of the labels, with the columns "label", "first", and those of ``each``.
         Default: that of `measure_labels`, which is made first.
@@ -101,7 +102,7 @@ def filter_labels(
     Returns
     -------
     zarr.Array, shape of the labels, with ``each`` axes first
-        uint32, or uint64 where numbers need it. As `to_zarr` returns it.
+        uint32, or uint64 where numbers need it. As `to_zarr` returns it; without ``store`` a numpy.ndarray.
 
     Raises
     ------
@@ -115,10 +116,8 @@ def filter_labels(
 
     Examples
     --------
-    >>> import zarr
     >>> labels = np.array([[7, 7, 0, 4], [7, 0, 2, 2]])
-    >>> large = filter_labels(labels, lambda t: t["area"] > 1, zarr.storage.MemoryStore(), progress=False)
-    >>> large[:].tolist()
+    >>> filter_labels(labels, lambda table: table["area"] > 1, progress=False).tolist()
     [[1, 1, 0, 0], [1, 0, 2, 2]]
     """
     check_progress(progress)
@@ -149,4 +148,6 @@ def filter_labels(
     given = options | {"version": f"objects {renumber.digest()}" + (f", {own}" if own is not None else "")}
     if given.get("ome") and "pyramid" not in given:
         given["pyramid"] = "nearest"  # it would be the mean where the labels had this dtype already
-    return to_zarr(out, store, **run, **given)
+    with place_of(store) as place:
+        written = to_zarr(out, place, **run, **given)
+        return written[...] if store is None else written

@@ -39,6 +39,7 @@ from tilework.writing.preparing import Asked, prepare
 from tilework.writing.sink import block_name
 from tilework.writing.tables import Tables
 from tilework.writing.target import is_array
+from tilework.writing.temporary import place_of
 
 __all__ = ["merge_labels"]
 
@@ -48,7 +49,7 @@ AT_ONCE = 2**26
 
 def merge_labels(
     labels: Image,
-    store: Any,
+    store: Any = None,
     *,
     overlap: int = 0,
     connectivity: int = 1,
@@ -74,7 +75,7 @@ def merge_labels(
     meta: ImageMeta | None = None,
     **options: Any,
 ) -> Any:
-    """Join labels that were made block by block into objects, numbered 1, 2, ..., and write them into Zarr.
+    """Join labels that were made block by block into objects, and number these 1, 2, ...
 
     In each block ids are its own: the same id in two blocks means nothing. Two pieces are one object if a
     sample of one is a neighbour of a sample of the other across the cut between their blocks. If the blocks
@@ -89,8 +90,8 @@ def merge_labels(
     ----------
     labels : int array, path or URL
         The label image: anything that `tiled_map` takes but a dask array. 0 is the background.
-    store : path, URL, Zarr store, zarr.Group or zarr.Array
-        Where the result is written; not the array that is read.
+    store : path, URL, Zarr store, zarr.Group or zarr.Array, optional
+        Where the result is written; not the array that is read. Default: it is returned as an array of numpy.
     overlap : int, samples
         Only 0: an array has one label for each sample, so blocks of an array cannot overlap.
     connectivity : int
@@ -117,7 +118,7 @@ def merge_labels(
 
     Returns
     -------
-    zarr.Array, shape of ``labels``
+    zarr.Array, shape of ``labels``; without ``store`` a numpy.ndarray
 
     Raises
     ------
@@ -129,10 +130,9 @@ def merge_labels(
 
     Examples
     --------
-    >>> import numpy as np, zarr
+    >>> import numpy as np
     >>> labels = np.array([[1, 1, 0, 1], [0, 0, 0, 1], [2, 2, 0, 0]])
-    >>> merged = merge_labels(labels, zarr.storage.MemoryStore(), pieces=2, progress=False)
-    >>> merged[:].tolist()
+    >>> merge_labels(labels, pieces=2, progress=False).tolist()
     [[1, 1, 0, 2], [0, 0, 0, 2], [3, 3, 0, 0]]
     """
     overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
@@ -146,15 +146,15 @@ def merge_labels(
     where = Where.find(scheduler, client, retries=retries, priority=priority)
     key = _key(pieces, version)
     tables = Tables()
-    result = _lazy(pieces, tables, kind, _extents(pieces, store, chunks, shards))
     if meta is None and label_name is None:
         image = replace(image, meta=pieces.source.meta)
     asked = Asked(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
         image=image, options=options,
     )  # fmt: skip
-    with outside_of_the_pool(where.client):
-        job, writing = prepare(result, store, asked, where, reads=[pieces.source])
+    with place_of(store) as place, outside_of_the_pool(where.client):
+        result = _lazy(pieces, tables, kind, _extents(pieces, place, chunks, shards))
+        job, writing = prepare(result, place, asked, where, reads=[pieces.source])
         try:
             if job.tiles:
                 assert isinstance(job, ChunkJob)
@@ -169,7 +169,8 @@ def merge_labels(
             writing.release()
         if tables.target is not None:
             tables.delete()
-        return writing.end()
+        written = writing.end()
+        return written[...] if store is None else written
 
 
 # -- arguments ----------------------------------------------------------------------------------------------

@@ -209,6 +209,8 @@ def check_path(path: Any, *, overwrite: bool) -> Path:
     target = _known(path)
     if not target.parent.is_dir():
         raise TilingError(f"there is no folder {target.parent} for the table {target.name}; make it first.")
+    if target.is_dir():
+        raise TilingError(f"{target} is a folder; give another path for the table.")
     if not overwrite and target.exists():
         raise TilingError(f"there is a file {target}; give another path, or overwrite=True to replace it.")
     if target.suffix == ".parquet":

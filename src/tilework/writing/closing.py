@@ -142,9 +142,9 @@ class Opening:
         """Claim the arrays; return what lets the claims go when nothing refers to it any more."""
         if not self.destinations:
             return None
+        ledgers = [_ledger(destination) for destination in self.destinations]
         claims = Claims(self.destinations[0].run)
-        for destination in self.destinations:
-            ledger = Ledger(destination.array)
+        for destination, ledger in zip(self.destinations, ledgers, strict=True):
             address = str(destination.array.store_path)
             claims.take(ledger.objects, address)
             record = ledger.record
@@ -154,6 +154,19 @@ class Opening:
                     f"{address} was overwritten after to_zarr(compute=False) had made it; call to_zarr again."
                 )
         return _Held(claims)
+
+
+def _ledger(destination: Destination) -> Ledger:
+    """Return the ledger of an array; raise if the array is not there any more."""
+    try:
+        ledger = Ledger(destination.array)
+        ledger.record  # noqa: B018 -- reads the store
+    except FileNotFoundError as error:
+        raise TilingError(
+            "an array that to_zarr(compute=False) had made is not there any more: it was deleted, or labels "
+            f"were computed already, which is possible once. Call to_zarr again. ({error})"
+        ) from error
+    return ledger
 
 
 class _Held:

@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 
 from tilework._checks import warn
-from tilework._types import Array, Index, Ints
+from tilework._types import Array, Bits, Index, Ints
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
 from tilework.execution.calls import CallsJob
@@ -40,7 +40,7 @@ from tilework.labels.painting import Counts
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, Told
 from tilework.writing.edges import edges_job
-from tilework.writing.ledger import RECORD, Ledger, Record, completed, forget
+from tilework.writing.ledger import RECORD, Ledger, Marks, Record, completed, forget
 from tilework.writing.levels import Coarser
 from tilework.writing.node import clear
 from tilework.writing.objects import Objects
@@ -69,7 +69,9 @@ def _pieces_of(
     there = None if found is None else Ledger(found).record
     if there is not None:
         facts = record | {"shape": list(shape), "unit": list(layout.unit)}
-        if all(there.get(k) == facts.get(k) for k in ("shape", "unit", "fingerprint", "plan")):
+        alike = all(there.get(k) == facts.get(k) for k in ("shape", "unit", "fingerprint"))
+        # Facts are those of blocks. How often a tile runs, and all else that is planned, changes none.
+        if alike and all(there["plan"][k] == record["plan"][k] for k in ("block", "mask")):
             return found, there
     forget(Objects.of(at))
     if found is not None:
@@ -85,6 +87,17 @@ def _pieces_of(
     assert document is not None
     Objects(at.store, at.path).write("zarr.json", document)
     return zarr.open_array(at, mode="r+"), record
+
+
+def _whole(array: Any, marks: Marks, settled: Bits) -> Bits:
+    """Return which of the units that are done are in the store, as far as a list of its objects shows."""
+    found = settled.copy()
+    if settled.any():
+        at = array.store_path
+        names = set(Objects(at.store, at.path).names())
+        for unit in map(tuple, np.argwhere(settled & marks.read_empty()[1]).tolist()):
+            found[unit] = array.metadata.encode_chunk_key(unit) in names
+    return found
 
 
 def forget_pieces(target: Destination) -> None:
@@ -127,8 +140,7 @@ class Numbering:
     @classmethod
     def of(
         cls, title: str, name: str, spec: Spec, number: int, target: Destination, layout: Layout,
-        record: Record, claims: Claims, where: Where, levels: Sequence[Coarser],
-        coarser: dict[int, Destination],
+        record: Record, claims: Claims, where: Where,
     ) -> Numbering:  # fmt: skip
         """Return the numbering of output ``number``, with its pieces; ``record`` is that of the run."""
         output = spec.outputs[number]
@@ -141,17 +153,25 @@ class Numbering:
         array, there = _pieces_of(target, shape, layout, record, claims, folder)
         marks, units = Ledger(array).marks(there), Units.of(spec, number, array)
         settled = marks.settle()
-        right = settled.copy()
+        right = _whole(array, marks, settled)
         # Facts are those of whole blocks.
-        for index in np.argwhere(units.blocks(~settled)):
-            for unit in units.in_block(tuple(map(int, index))):
-                right[unit] = False
+        known = Tables(array, there["generation"]).blocks("facts") if right.any() else set()
+        missing = units.blocks(~right)
+        for index in map(tuple, np.argwhere(units.blocks(np.ones_like(right)) > 0).tolist()):
+            if missing[index] or block_name(index) not in known:
+                for unit in units.in_block(index):
+                    right[unit] = False
         if (right != settled).any():
             marks.keep(right)
+        if target.done is not None and target.done.any() and not right.all():
+            # Pieces that are made again may be others, and then all numbers are others.
+            none = np.zeros_like(target.done)
+            Ledger(target.array).marks(target.record).keep(none)
+            target = replace(target, done=none)
         made = cls(
             title=title, name=name, number=number, output=output, names=spec.plan.names, target=target,
             pieces=Destination(array, right, there, claims.run), chunks=chunks, claims=claims,
-            retries=where.guard, again=where.again, levels=levels, coarser=coarser,
+            retries=where.guard, again=where.again,
         )  # fmt: skip
         if folder:
             weakref.finalize(made, shutil.rmtree, folder, ignore_errors=True)
@@ -161,6 +181,9 @@ class Numbering:
         """Yield the jobs that join pieces and write numbers; ``told`` is told what they did."""
         whole = bool(told.units[self.number].all())
         if self.output.connectivity:
+            assert self.pieces.done is not None
+            if not self.pieces.done.all():
+                self.tables.delete("edges")  # of a run that was killed, without the pieces of this one
             source = Sink(self.pieces.array)
             title = f"{self.title}, edges"
             find = edges_job(title, self.chunks, source, self.tables, self.output, self.retries)
@@ -235,9 +258,10 @@ class Numbering:
         assert dtype is not None
         if most > np.iinfo(dtype).max:
             wider = "uint32" if most < 2**32 else "uint64"
+            way = "join" if self.output.connectivity else "own"
             raise TilingError(
                 f"there are {most} objects, and {dtype} holds {np.iinfo(dtype).max}; say "
-                f'Output("{wider}", labels="own"), and overwrite=True.'
+                f'Output("{wider}", labels="{way}"), and overwrite=True.'
             )
 
     def _tell(self, counts: Counts, dropped: int, objects: int) -> None:

@@ -333,20 +333,23 @@ def _prepare_tiles(
     # The versions in a record take as long to look up as a small image takes to compute.
     record: Any = record_of(fingerprint, spec.plan) if marked else {}
     destinations = {m.number: _destination(m, spec, record, claims) for m in members}
-    numbers = itertools.count(len(spec.outputs))
-    pyramids = [_pyramid(m, destinations[m.number], fingerprint, numbers, claims) for m in members if m.image]
-    depths = {m.number: depth(chunks_of(spec, spec.outputs[m.number]), m.levels) for m in members}
-    levels = {p.number: p.coarser(depths[p.number], where.again) for p in pyramids}
     target, title = members[0].place.target, _title(members[0].place.target)
     numberings = [
         Numbering.of(
             title, first.name, spec, m.number, destinations[m.number], m.layout,
-            record or record_of({}, spec.plan), claims, where, levels.pop(m.number, ()),
-            {n: d for p in pyramids if p.number == m.number for n, d in p.named().items()},
+            record or record_of({}, spec.plan), claims, where,
         )
         for m in members
         if asked.numbers and spec.outputs[m.number].stored is not None and destinations[m.number].open
     ]  # fmt: skip
+    destinations |= {n.number: n.target for n in numberings}
+    numbers = itertools.count(len(spec.outputs))
+    pyramids = [_pyramid(m, destinations[m.number], fingerprint, numbers, claims) for m in members if m.image]
+    depths = {m.number: depth(chunks_of(spec, spec.outputs[m.number]), m.levels) for m in members}
+    levels = {p.number: p.coarser(depths[p.number], where.again) for p in pyramids}
+    for n in numberings:
+        n.levels = levels.pop(n.number, ())
+        n.coarser = {k: d for p in pyramids if p.number == n.number for k, d in p.named().items()}
     job = TileJob(
         title, first.name, spec, destinations | {n.number: n.pieces for n in numberings},
         upstream=graph_below(members[0].lazy, first),
@@ -407,8 +410,6 @@ def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> 
             for position in np.argwhere(np.not_equal(before, now)):
                 for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
                     done[unit] = False
-            if spec.outputs[member.number].stored is not None:
-                done[...] = False  # other objects give all of them other numbers
             # Marks first: with the old record, units of the new mask must never count.
             marks.keep(done)
             there |= {"plan": record["plan"]}

@@ -103,7 +103,8 @@ def to_zarr(
     compute : bool
         False: return a `dask.delayed.Delayed` that writes in one graph when it is computed. Its tasks make
         the retries, and the last one warns of failed tiles, in its process. ``client``, ``scheduler``,
-        ``resources``, ``priority`` and ``progress`` are refused: give them where it is computed.
+        ``resources``, ``priority`` and ``progress`` are refused: give them where it is computed. Labels that
+        are numbered can be computed once.
     ome : bool, "0.5" or "0.4"
         Write an OME-Zarr image of this version: a group with the result as array "0", coarser levels as "1",
         "2"..., and attributes that say what they mean. True: version 0.5, or 0.4 in a hierarchy of Zarr

@@ -10,6 +10,7 @@ They are written before the block is marked, and deleted when the numbers of all
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +56,13 @@ class Tables:
     def read(self, what: str, block: str) -> dict[str, Array]:
         """Return tables of a block."""
         value = self._objects.read(f"{what}/{block}")
-        if value is None:
+        found = None if value is None else _loaded(value)
+        if found is None:
             raise TilingError(
-                f"{self._name}/{what}/{block}, facts on a block, is missing beside the array: somebody "
-                "deleted it while objects were numbered. Call again with overwrite=True."
+                f"{self._name}/{what}/{block}, facts on a block, is missing beside the array, or a part of "
+                "it is: somebody deleted it, or the machine failed. Call again with overwrite=True."
             )
-        return _loaded(value)
+        return found
 
     def blocks(self, what: str) -> set[str]:
         """Return the blocks of which tables are there."""
@@ -81,9 +83,13 @@ def _dumped(tables: Mapping[str, Array]) -> bytes:
         return file.getvalue()
 
 
-def _loaded(value: bytes) -> dict[str, Array]:
-    with np.load(io.BytesIO(value), allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+def _loaded(value: bytes) -> dict[str, Array] | None:
+    """Return tables from an object; None if it is only a part of one."""
+    try:
+        with np.load(io.BytesIO(value), allow_pickle=False) as found:
+            return {name: found[name] for name in found.files}
+    except (zipfile.BadZipFile, EOFError, ValueError):
+        return None
 
 
 def pieces_place(array: Any, generation: str) -> StorePath:
@@ -122,8 +128,14 @@ class CutObjects:
 
     def read(self) -> tuple[Array, Array]:
         """Return index and number of each."""
-        value = self._objects.read(f"{self.generation}-cut")
+        name = f"{self.generation}-cut"
+        value = self._objects.read(name)
         if value is None:
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
         found = _loaded(value)
+        if found is None:
+            raise TilingError(
+                f"{name}, which objects are cut, is only a part of a file beside {self.array.store_path}: "
+                "the machine failed. Write the labels again with overwrite=True."
+            )
         return found["index"], found["numbers"]

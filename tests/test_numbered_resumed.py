@@ -45,15 +45,8 @@ def half(way, place, fails=(70,), reuse="auto", **options):
     """Write until a call fails; return how many calls that took."""
     fn = Number(fails)
     with contextlib.suppress(OSError):
-        tw.to_zarr(
-            cells(way, fn, reuse=reuse),
-            place,
-            chunks=30,
-            progress=False,
-            version="1",
-            scheduler="sync",
-            **options,
-        )
+        out = cells(way, fn, reuse=reuse)
+        tw.to_zarr(out, place, chunks=30, progress=False, version="1", scheduler="sync", **options)
     return fn.calls
 
 

@@ -217,3 +217,6 @@ def test_labels_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {"eccentricity", "intensity_max", "cut"} <= set(table)
     shown = tilework("plan", "mask.zarr", "--function", "find.py:cells", *options)
     assert "exact if no object is longer than (41, 41)" in " ".join(shown.output.split())
+    # Without a function, the plan alone, and the dtype of labels.
+    shown = tilework("plan", "mask.zarr", *options[:6])
+    assert "exact if no object is longer than (41, 41)" in " ".join(shown.output.split())

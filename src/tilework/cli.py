@@ -409,7 +409,8 @@ def plan(source: str, function: str | None, **options: Any) -> None:
         if function is None:
             if options["overlap"] == "auto":
                 raise click.UsageError("--overlap auto has to call the function; give --function too.")
-            options["dtype"] = options["dtype"] or "float32"
+            if options["labels"] is None:
+                options["dtype"] = options["dtype"] or "float32"
         fn = np.asarray if function is None else _function(function)
         out = _mapped(fn, source, options)
         if not hasattr(out, "dask"):

@@ -65,7 +65,7 @@ PRINTED = [
     "fn receives (256, 256, 3), returns (3, 256, 256); the result is (3, 600, 800)",
     "fn receives (256, 256, 3), returns (5, 256, 256); the result is (5, 600, 800)",
     "the function returned shape (5, 256, 256); expected (256, 256, 5).",
-    "the function returned shape (256, 256); expected (256, 256, 3).",
+    "expected (256, 256, 3). If its result has no channels, declare Output(..., channels=0).",
     "fn receives (12, 256, 256), returns (256, 256); the result is (600, 800)",
     "verdict    differs: the function mixes the crops of a batch",
     "fn receives (4, 256, 256), returns (4, 256, 256); the result is (600, 800)",

@@ -318,7 +318,10 @@ def _check(output: BoundOutput, tile: Tile, result: Array, batch: int | None) ->
     expected = output.shape_at(tile.position)
     if shape != expected:
         which = "" if output.key is None else f" for output {output.key!r}"
-        raise ContractError(f"the function returned shape {shape}{which}; expected {expected}.")
+        hint = ""
+        if shape == tuple(expected[a] for a in sorted(output.axes)):
+            hint = " If its result has no channels, declare Output(..., channels=0)."
+        raise ContractError(f"the function returned shape {shape}{which}; expected {expected}.{hint}")
     if result.dtype != output.dtype or result.dtype.kind != "f":
         check_dtype(output, result)
         output.accumulator(result.dtype)  # raises for a dtype that this blend cannot add up

@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.measure import regionprops_table
+from skimage.measure import label, regionprops_table
 
 import tilework as tw
 from tests.sampling import share
@@ -603,3 +603,73 @@ def test_conditions_that_are_none_are_refused():
     with pytest.raises(KeyError) as caught:
         kept_rows(lambda t: t["size"] > 3, table)
     assert "condition" in caught.value.__notes__[0]
+
+
+def _opened(image, kind, folder):
+    """Return an image as numpy, dask, Zarr with several channels in a chunk, memmap, or an opener."""
+    chunks = tuple(min(n, 2 if n < 5 else 7) for n in image.shape)
+    if kind == "dask":
+        return da.from_array(image, chunks=chunks)
+    if kind == "zarr":
+        zarr.create_array(folder / "image.zarr", data=image, chunks=chunks)
+        return folder / "image.zarr"
+    if kind == "memmap":
+        np.save(folder / "image.npy", image)
+        return np.load(folder / "image.npy", mmap_mode="r")
+    return tw.load_once(np.array, (image,)) if kind == "once" else image
+
+
+@pytest.mark.parametrize("scheduler", ["synchronous", pytest.param("processes", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("axis", [0, 1, 2, 3])
+@pytest.mark.parametrize("kind", ["numpy", "dask", "zarr", "memmap", "once"])
+def test_channels_of_an_image_are_measured_one_by_one(tmp_path, kind, axis, scheduler):
+    labels = objects_in((9, 12, 14), seed=3)
+    channels = np.random.default_rng(0).integers(0, 900, (3, *labels.shape)).astype("u2")
+    image = _opened(np.ascontiguousarray(np.moveaxis(channels, 0, axis)), kind, tmp_path)
+    wanted = ["intensity_mean", "intensity_std"]
+    found = tw.measure_labels(labels, image, wanted, scheduler=scheduler, progress=False)
+    apart = {str(k): channel for k, channel in enumerate(channels)}
+    assert found == tw.measure_labels(labels, apart, wanted, progress=False)
+    assert list(found)[-6:] == [f"{name}-{k}" for name in wanted for k in range(3)]
+
+
+def test_the_axis_of_channels_is_found_by_names_or_is_refused():
+    labels = objects_in((3, 3, 3), seed=1)  # every axis could be that of the channels
+    volume = np.random.default_rng(0).random((3, 3, 3, 3))
+    named, own = xr.DataArray(volume, dims=tuple("zcyx")), xr.DataArray(labels, dims=tuple("zyx"))
+    want = {str(k): volume[:, k] for k in range(3)}
+    want = tw.measure_labels(labels, want, "intensity_max", progress=False)
+    for one in (labels, own):
+        found = tw.measure_labels(one, named, "intensity_max", progress=False)
+        assert all(np.array_equal(found[name], want[name]) for name in want)
+    many = {"raw": named, "other": volume[0]}
+    many = tw.measure_labels(labels, many, "intensity_max", progress=False)
+    assert list(many)[-4:] == [f"intensity_max-{name}" for name in ("raw-0", "raw-1", "raw-2", "other")]
+    for image in (volume, named.rename(z="t"), volume[:2, :2]):
+        with pytest.raises(GridError, match="clearly one more axis"):
+            tw.measure_labels(own, image, "intensity_max", progress=False)
+    with pytest.raises(TilingError, match="two intensity images are called 'raw-1'"):
+        tw.measure_labels(own, {"raw": named, "raw-1": volume[0]}, "intensity_max", progress=False)
+
+
+@pytest.mark.parametrize("names", [["dapi", "gfp"], ["dapi", "dapi"], None])
+def test_a_table_beside_labels_has_the_channels_of_their_image(tmp_path, names):
+    image = np.random.default_rng(0).integers(1, 255, (2, 2, 40, 50)).astype("u1")
+    image[:, 0] *= np.kron(np.eye(4, 5, dtype="u1"), np.pad(np.ones((5, 5), "u1"), (0, 5)))
+    meta = tw.ImageMeta("tcyx", channel_names=names)
+    copied = tw.tiled_map(lambda crop: crop, image, 20, 0, axes=(2, 3), dtype="u1")
+    path = tmp_path / "image.ome.zarr"
+    tw.to_zarr(copied, path, ome=True, meta=meta, progress=False)
+    output = tw.Output("uint32", labels="own", channels=0)
+    cells = tw.tiled_map(_squares, path, 20, 6, axes="yx", each="t", output=output)
+    into = {"label_name": "cells", "table": tmp_path / "cells.csv", "progress": False}
+    labels = tw.to_zarr(cells, path, **into, intensity=path, properties="intensity_sum")
+    found = tw.Table.read(tmp_path / "cells.csv")
+    ends = names if names and len(set(names)) == 2 else "01"
+    for k, end in enumerate(ends):
+        want = [image[t, k][labels[t] == n].sum() for t in range(2) for n in range(1, 5)]
+        assert found[f"intensity_sum-{end}"].tolist() == want
+
+
+def _squares(crop):
+    return label(crop[0] > 0)

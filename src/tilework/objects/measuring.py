@@ -41,7 +41,7 @@ from tilework.objects.properties import (
 from tilework.objects.reading import BoxJob
 from tilework.objects.table import Table, check_path
 from tilework.plan.arguments import memory_bytes
-from tilework.source.base import Source
+from tilework.source.base import ChannelSource, Source
 from tilework.source.opening import Image, open_source
 
 __all__ = ["How", "check_measures", "measure_labels", "measured", "open_images", "property_columns"]
@@ -113,7 +113,8 @@ def measure_labels(
         Integers that are not negative: anything that `tiled_map` takes, such as a Zarr array, a dask array,
         a lazy result, or the labels of an OME-Zarr image, ``tw.open_image(path, label="cells")``.
     intensity : array, path or URL, or dict of them by name, optional
-        Images of the same shape whose values are measured.
+        Images of the same shape whose values are measured. An image with one more axis, such as channels, is
+        measured along it: columns end in the names of channels, or 0, 1...
     properties : str, callable, or sequence of them
         Names of `skimage.measure.regionprops_table`, "intensity_sum", and functions of the mask of an object,
         or of its mask and intensities, as in ``extra_properties`` there.
@@ -247,11 +248,39 @@ def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]
         if axes and own and axes != own and set(axes) == set(own):
             raise GridError(f"{what} must have the axes of the labels in their order, {own}; got {axes}.")
         if images[name].shape != source.shape:
-            raise GridError(
-                f"{what} must have the shape of the labels, {source.shape}; got {images[name].shape}. Of an "
-                "image with channels give one at a time, as a dict: {name: image[channel]}."
-            )
+            channels = _channels(images.pop(name), source, name)
+            if channels is None:
+                raise GridError(
+                    f"{what} must have the shape of the labels, {source.shape}, or clearly one more axis, "
+                    f"that of its channels; got {open_source(image).shape}."
+                )
+            if again := sorted({*channels} & {*images, *given}):
+                raise TilingError(f"two intensity images are called {again[0]!r}; rename one.")
+            images |= channels
     return source, images
+
+
+def _channels(image: Source, labels: Source, name: str) -> dict[str, Source] | None:
+    """Return the channels of an image by name; None unless one axis of it is clearly that of channels."""
+    ndim, meta = len(image.shape), image.meta
+    fits = [a for a in range(ndim) if (*image.shape[:a], *image.shape[a + 1 :]) == labels.shape]
+    if image.names and labels.names:
+        fits = [a for a in fits if (*image.names[:a], *image.names[a + 1 :]) == labels.names]
+    own = None if meta is None else meta.channel_axis
+    if own in fits:
+        fits = [a for a in fits if a == own]
+    if len(fits) != 1:
+        return None
+    axis = fits[0]
+    called = (meta and meta.channel_names) if axis == own else None
+    if not called or len(set(called)) < image.shape[axis] or not all(called):
+        called = tuple(map(str, range(image.shape[axis])))
+    found: dict[str, Source] = {}
+    for k, channel in enumerate(called):
+        at = (slice(None),) * axis + (k,)
+        one = open_source(image.handle[at]) if image.given else ChannelSource.of(image, axis, k)
+        found[f"{name}-{channel}" if name else channel] = one
+    return found
 
 
 def _facts(source: Source, images: Mapping[str, Source], axes: ObjectAxes, wanted: Wanted, how: How) -> Facts:

@@ -476,3 +476,33 @@ class HalfSource(Source):
 
 def _half(source: Source, mask: bool) -> HalfSource:
     return HalfSource.of(source, mask=mask)
+
+
+@dataclass(slots=True)
+class ChannelSource(Source):
+    """One index along an axis of an image, as an image without that axis."""
+
+    origin: Source | None = None
+    """The image; tasks read it themselves."""
+    axis: int = 0
+    index: int = 0
+
+    @classmethod
+    def of(cls, source: Source, axis: int, index: int) -> ChannelSource:
+        """Return one index along an axis of a source."""
+        shape, chunks = source.shape, source.chunks
+        rest = None if chunks is None else (*chunks[:axis], *chunks[axis + 1 :])
+        token = ("channel", axis, index, source.token)
+        return cls(
+            None, (*shape[:axis], *shape[axis + 1 :]), source.dtype, rest, None, token, source, axis, index
+        )
+
+    def read(self, box: Sequence[Span]) -> Array:
+        """Return the samples of ``box``; may be a view."""
+        assert self.origin is not None
+        axis, one = self.axis, (self.index, self.index + 1)
+        part = self.origin.read([*box[:axis], one, *box[axis:]])
+        return part[(slice(None),) * axis + (0,)]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ChannelSource.of, (self.origin, self.axis, self.index)

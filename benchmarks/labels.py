@@ -154,15 +154,17 @@ def only_calls(work: Cells, folder: Path) -> Prepared:
 def tilework(work: Cells, folder: Path, *, stored: bool = False) -> Prepared:
     """Ours: lazy labels computed in memory, or written with numbers 1..N."""
     import dask
+    import dask.array
 
-    import tilework as tw
+    # Imported before the clock runs, as the peer and its libraries are.
+    from tilework import Output, tiled_map, to_zarr
 
     def run(image: NDArray[Any], fn: Segment) -> Any:
-        output = tw.Output("uint32", labels="own")
-        out = tw.tiled_map(fn, image, work.crop, work.overlap, output=output, edge="clip")
+        output = Output("uint32", labels="own")
+        out = tiled_map(fn, image, work.crop, work.overlap, output=output, edge="clip")
         with dask.config.set(scheduler="threads", num_workers=CORES):
             if stored:
-                return tw.to_zarr(out, folder / "ours.zarr", progress=False, overwrite=True)
+                return to_zarr(out, folder / "ours.zarr", progress=False, overwrite=True)
             return out.compute()
 
     return _prepared(work, run)

@@ -183,6 +183,32 @@ def test_l6_a_failed_run_is_resumed(case, tmp_path, monkeypatch, name, after):
     assert seen == {"survey": 0, "part_of_result": 0}
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [{"chunks": 25}, {"chunks": (5, 70), "shards": (20, 140)}, {"ome": True, "levels": 2, "chunks": 12}],
+)
+def test_a_resumed_result_keeps_its_chunks(case, tmp_path, monkeypatch, layout):
+    mask, labels = case
+    calls, number = [], joining.part_of_result
+
+    def failing(*args):
+        calls.append(1)
+        if len(calls) > 2:
+            raise OSError("a test")
+        return number(*args)
+
+    monkeypatch.setattr(joining, "part_of_result", failing)
+    meta = tw.ImageMeta("yx") if "ome" in layout else None
+    with pytest.raises(OSError, match="a test"):
+        tw.merge_labels(labels, tmp_path / "out", meta=meta, progress=False, scheduler="sync", **layout)
+    monkeypatch.undo()
+    rest = {name: value for name, value in layout.items() if name not in ("chunks", "shards")}
+    merged = tw.merge_labels(labels, tmp_path / "out", meta=meta, progress=False, **rest)
+    assert np.array_equal(merged[:], whole(mask))
+    with pytest.raises(TilingError, match=r"chunks.*got chunks=\(33, 33\)"):
+        tw.merge_labels(labels, tmp_path / "out", meta=meta, progress=False, chunks=33, **rest)
+
+
 def test_another_question_is_no_resumed_answer(case, tmp_path):
     _, labels = case
     tw.merge_labels(labels, tmp_path / "merged", progress=False)

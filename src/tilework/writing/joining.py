@@ -30,7 +30,6 @@ from tilework.plan.arguments import resolve_axes
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import BlockSource, Source
 from tilework.source.opening import Image, open_source
-from tilework.writing.by_dim import filled, of_output
 from tilework.writing.fingerprint import UNKNOWN, of_source
 from tilework.writing.image import AskedImage
 from tilework.writing.jobs import ChunkJob
@@ -146,15 +145,18 @@ def merge_labels(
     where = Where.find(scheduler, client, retries=retries, priority=priority)
     key = _key(pieces, version)
     tables = Tables()
+
+    def rebuilt(unit: Index | None) -> Any:
+        return _lazy(pieces, tables, kind, _extents(pieces, unit))
+
     if meta is None and label_name is None:
         image = replace(image, meta=pieces.source.meta)
     asked = Asked(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
-        image=image, options=options,
+        image=image, options=options, rebuilt=rebuilt,
     )  # fmt: skip
     with place_of(store) as place, outside_of_the_pool(where.client):
-        result = _lazy(pieces, tables, kind, _extents(pieces, place, chunks, shards))
-        job, writing = prepare(result, place, asked, where, reads=[pieces.source])
+        job, writing = prepare(rebuilt(None), place, asked, where, reads=[pieces.source])
         try:
             if job.tiles:
                 assert isinstance(job, ChunkJob)
@@ -269,22 +271,18 @@ def _key(pieces: Pieces, version: str | None) -> str:
     )
 
 
-def _extents(pieces: Pieces, store: Any, chunks: Any, shards: Any) -> Index:
-    """Return what a task writes, samples per axis: whole write units, about one block."""
+def _extents(pieces: Pieces, unit: Index | None) -> Index:
+    """Return what a task writes, samples per axis: whole write units, about one block.
+
+    Without ``unit``, the default chunks.
+    """
     source = pieces.source
     longest = dict(zip(pieces.order, (int(np.diff(c).max(initial=1)) for c in pieces.cuts), strict=True))
     usual = tuple(longest[axis] for axis in range(len(longest)))
-    there = store if isinstance(store, zarr.Array) else None
-    unit: Any = None if there is None else there.shards or there.chunks
-    for what, value in (("chunks", chunks), ("shards", shards)):
-        if value is not None:
-            unit = filled(of_output(what, value, "", {"": source.names}), usual)
     if unit is None:
         return usual if source.chunks is None else source.chunks
-    sizes = wholes("chunks", unit)
-    sizes = sizes * len(usual) if len(sizes) == 1 else sizes
-    found = [max(1, n // u) * u for n, u in zip(usual, sizes, strict=True)]
-    return tuple(found) if math.prod(found) <= AT_ONCE else sizes
+    found = tuple(max(1, n // u) * u for n, u in zip(usual, unit, strict=True))
+    return found if math.prod(found) <= AT_ONCE else unit
 
 
 # -- jobs ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,9 @@ class Asked:
     numbers: bool = True
     """Whether objects of labels are numbered; otherwise they keep their lazy ids."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    rebuilt: Callable[[Index], Any] | None = None
+    """Makes the dask array again, with chunks that are whole write units of this shape; its samples do not
+    depend on its chunks."""
 
     def __post_init__(self) -> None:
         for name, value in (("path", self.path), ("version", self.version)):
@@ -430,9 +433,12 @@ def _prepare_chunks(
         raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
     target = place.target
     fingerprint = {"version": asked.version} if asked.version is not None else {"dask name": array.name}
-    fingerprint |= {"chunks of the dask array": digest(array.chunks)}
+    if asked.rebuilt is None:
+        fingerprint |= {"chunks of the dask array": digest(array.chunks)}
     place = place.compare(fingerprint)
     layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
+    if asked.rebuilt is not None:
+        array = asked.rebuilt(layout.unit)
     for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
         check_edges(sizes, unit, axis)
     member = Member(number=0, lazy=array, dtype=array.dtype, place=place, layout=layout, image=image)

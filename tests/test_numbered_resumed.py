@@ -10,6 +10,7 @@ from zarr.storage import MemoryStore
 
 import tilework as tw
 import tilework.writing.edges
+import tilework.writing.renumber
 
 NOISE = ndi.gaussian_filter(np.random.default_rng(2).random((120, 130)), 1)
 MASK = np.quantile(NOISE, 0.88) < NOISE
@@ -129,6 +130,32 @@ def test_edges_that_were_found_without_some_pieces_are_found_again(tmp_path, mon
     monkeypatch.undo()
     assert len(beside(tmp_path / "a.zarr", "edges/*")) == 4
     assert np.array_equal(resume("join", tmp_path / "a.zarr")[0], WHOLE)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_another_output_that_is_made_again_in_part(way, tmp_path, monkeypatch):
+    """The tiles that run for it see a part of the objects of a block."""
+
+    def both(crop):
+        return {"cells": ndi.label(crop)[0], "image": crop.astype("float32")}
+
+    output = {"cells": tw.Output("uint32", labels=way), "image": tw.Output("float32")}
+    out, place = cells(way, both, output=output), tmp_path / "a.zarr"
+    options = {"chunks": 30, "progress": False, "scheduler": "sync"}
+
+    def killed(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tilework.writing.renumber, "_write", killed)
+    with pytest.raises(KeyboardInterrupt):
+        tw.to_zarr(out, place, **options)
+    monkeypatch.undo()
+    (place / "image" / "c" / "1" / "2").unlink()
+    tw.status(place / "image", verify=True, drop=True)
+    group = tw.to_zarr(out, place, **options)
+    assert np.array_equal(group["cells"][:], WHOLE)
+    assert np.array_equal(group["image"][:], MASK)
+    assert group["cells"].attrs["tilework"]["labels"]["objects"] == WHOLE.max()
 
 
 @pytest.mark.parametrize("way", WAYS)

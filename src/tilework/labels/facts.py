@@ -97,7 +97,7 @@ def _looked_up(labels: Array, ids: Ints, numbers: Ints, dtype: np.dtype[Any]) ->
     if not known:
         raise TilingError(
             "the label image changed while it was read: it holds ids that were not there before. Let nothing "
-            "write into it, and call merge_labels again with overwrite=True."
+            "write into it, and call again with overwrite=True."
         )
     return out
 

@@ -46,7 +46,8 @@ class BlockWriter:
             works += works_of(
                 _work(spec, number, sink, index, box, data, failures), self.levels, box, data, index
             )
-            if number in self.tables:
+            # Of a block of pieces that is done, for another output, not all tiles run.
+            if number in self.tables and index not in sink.partial:
                 self._keep_facts(spec, number, index, box, data, assembled.counts.get(number, Counts()))
         written = write_block(block_name(index), works, failures, self._marked)
         told = {n: c for n, c in assembled.counts.items() if n not in self.tables}

@@ -256,6 +256,43 @@ def test_labels_of_an_ome_zarr_image(case, tmp_path):
     assert not list((tmp_path / "x.ome.zarr").rglob("*-joined"))
 
 
+def test_labels_lie_where_the_level_of_their_extents_does(tmp_path):
+    meta = tw.ImageMeta("tcyx", units="micrometer", scale={"y": 0.25, "x": 1}, translation={"y": 7})
+    image = tw.tiled_map(np.negative, np.zeros((2, 3, 64, 96)), 32, 0, axes=(2, 3), dtype="f4")
+    path = tmp_path / "x.ome.zarr"
+    tw.to_zarr(image, path, ome=True, meta=meta, levels=3, progress=False)
+    for level, (y, x) in enumerate([(64, 96), (32, 96), (16, 48)]):  # first halved along the shorter samples
+        opened = tw.open_image(path, level=level)
+        assert opened.shape[2:] == (y, x)
+        labels = np.ones((2, y, x), np.uint32)
+        tw.merge_labels(labels, path, label_name=f"merged{level}", pieces=16, progress=False)
+        named = tw.tiled_map(np.asarray, labels, 16, 0, axes=(1, 2), dtype="u4", meta=tw.ImageMeta("tyx"))
+        tw.to_zarr(named, path, label_name=f"named{level}", progress=False)
+        for name in (f"merged{level}", f"named{level}"):
+            own = tw.open_image(path, label=name).meta
+            for what in ("scale", "translation", "units"):
+                found = getattr(opened.meta, what)
+                assert getattr(own, what) == (found[0], *found[2:])
+    for shape in ((2, 64, 48), (3, 64, 96), (2, 1, 1)):
+        labels, into = np.ones(shape, np.uint32), {"label_name": "no", "pieces": 16, "progress": False}
+        with pytest.raises(TilingError, match="no level of it has these extents"):
+            tw.merge_labels(labels, path, **into)
+        own = tw.ImageMeta("tyx", scale=(1, 4, 4))
+        tw.merge_labels(labels, path, meta=own, overwrite=True, **into)
+        assert tw.open_image(path, label="no").meta.scale == own.scale
+
+
+def test_labels_keep_the_places_that_they_have(tmp_path):
+    image = tw.tiled_map(np.negative, np.zeros((64, 96)), 32, 0, dtype="f4")
+    for name, scale in (("fine", 0.5), ("coarse", 2.0)):
+        meta = tw.ImageMeta("yx", units="micrometer", scale=(scale, scale))
+        out = image if name == "fine" else tw.tiled_map(np.ones_like, np.zeros((16, 24), "u4"), 8, 0)
+        tw.to_zarr(out, tmp_path / f"{name}.ome.zarr", ome=True, meta=meta, progress=False)
+    found = tw.open_image(tmp_path / "coarse.ome.zarr")
+    tw.merge_labels(found, tmp_path / "fine.ome.zarr", label_name="cells", progress=False)
+    assert tw.open_image(tmp_path / "fine.ome.zarr", label="cells").meta.scale == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

@@ -33,7 +33,7 @@ from tilework.writing.node import children_at, clear, found_at, home_of
 from tilework.writing.objects import Objects
 from tilework.writing.target import is_array
 
-__all__ = ["AskedImage", "Image"]
+__all__ = ["AskedImage", "Image", "has_places"]
 
 FORMATS = {"0.4": 2, "0.5": 3}
 """Format of Zarr by version of OME-Zarr."""
@@ -42,6 +42,10 @@ OWN = ("ome", "multiscales", "omero", "image-label")
 LABELS = "labels"
 # Usual chunk of an image, bytes before compression: what viewers fetch at a time.
 CHUNK_BYTES = 2**20
+
+
+_Extents = tuple[Index | None, ImageMeta]
+"""Extents of a level, None if its array is missing, and what its samples mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +109,10 @@ class AskedImage:
                     "name another place."
                 )
             version, parent = self._version(home, address, options), None
+            levels: list[_Extents] = []
             at = home
         else:
-            version, parent = _parent(home, address)
+            version, parent, levels = _parent(home, address)
             at = home / LABELS / self.label_name
             address = f"{address}/{LABELS}/{self.label_name}"
             if self.ome is not True and self.ome and self.ome != version:
@@ -116,7 +121,7 @@ class AskedImage:
                     f'ome="{self.ome}". Leave ome= out.'
                 )
         _refuse_options(options, version)
-        meta = self._meta(array, found, parent)
+        meta = self._meta(array, found, levels)
         check_axes(meta)
         _warn_of_places(meta)
         labels = self.label_name is not None
@@ -147,14 +152,14 @@ class AskedImage:
             return self.ome
         return "0.4" if options.get("zarr_format") == 2 or there == 2 else "0.5"
 
-    def _meta(self, array: Any, found: Found | None, parent: OmeImage | None) -> ImageMeta:
+    def _meta(self, array: Any, found: Found | None, levels: Sequence[_Extents]) -> ImageMeta:
         """Return what the samples mean: as given, as known, as in the image of the labels, or as usual."""
         if self.meta is not None:
             self.meta.check("the result", array.shape)
             return self.meta
         known = None if found is None else found.meta
-        if parent is not None:
-            return _inherited(known, parent.meta(), array.shape)
+        if levels:
+            return _inherited(known, levels, array.shape)
         if known is not None:
             return known
         axes, nodata = _usual_axes(array.ndim, found), None
@@ -228,8 +233,8 @@ def _usual_axes(ndim: int, found: Found | None) -> str | None:
     return "".join(names.get(a, "c") for a in range(ndim))
 
 
-def _parent(at: StorePath, address: str) -> tuple[str, OmeImage]:
-    """Return version and contents of the image that gets labels."""
+def _parent(at: StorePath, address: str) -> tuple[str, OmeImage, list[_Extents]]:
+    """Return version, contents and levels of the image that gets labels."""
     found = found_at(at, address, writable=False)
     group = read_group(dict(found.attrs), address) if isinstance(found, zarr.Group) else ome_zarr.OmeGroup()
     if not group.images:
@@ -243,11 +248,21 @@ def _parent(at: StorePath, address: str) -> tuple[str, OmeImage]:
             f"the image at {address} is of OME-Zarr {version}; labels can be added to versions "
             f"{' and '.join(FORMATS)}. Write them as an image of their own: ome=True and another store."
         )
-    return version, group.images[0]
+    image = group.images[0]
+    arrays = [_array(found, level.path) for level in image.levels]
+    return version, image, [(a and a.shape, image.meta(k)) for k, a in enumerate(arrays)]
 
 
-def _inherited(known: ImageMeta | None, image: ImageMeta, shape: Index) -> ImageMeta:
+def has_places(meta: ImageMeta) -> bool:
+    """Return whether a meaning says where samples lie: a scale, a translation or units."""
+    return set(meta.scale) != {1.0} or any(meta.units) or any(meta.translation)
+
+
+def _inherited(known: ImageMeta | None, levels: Sequence[_Extents], shape: Index) -> ImageMeta:
     """Return what labels mean: what is known, with places and units of the image where nothing is known."""
+    if known is not None and has_places(known):
+        return known
+    image = levels[0][1]
     if known is None:
         kept = [a for a, kind in enumerate(image.types) if kind != "channel"]
         kept = kept if len(kept) == len(shape) else list(range(len(image.axes)))
@@ -256,13 +271,8 @@ def _inherited(known: ImageMeta | None, image: ImageMeta, shape: Index) -> Image
                 f"the labels have shape {shape}, and the axes of their image are {image.axes}. Say what the "
                 "axes of the labels are: meta=tw.ImageMeta(...)."
             )
-        return ImageMeta(
-            [image.axes[a] for a in kept], types=[image.types[a] for a in kept],
-            units=[image.units[a] for a in kept], scale=[image.scale[a] for a in kept],
-            translation=[image.translation[a] for a in kept],
-        )  # fmt: skip
-    if set(known.scale) != {1.0} or any(known.units) or any(known.translation):
-        return known
+        known = ImageMeta([image.axes[a] for a in kept], types=[image.types[a] for a in kept])
+    image = _level_of(known, levels, shape)
     own = {axis: a for a, axis in enumerate(image.axes)}
     places = [
         (image.scale[own[axis]], image.translation[own[axis]], image.units[own[axis]])
@@ -274,6 +284,22 @@ def _inherited(known: ImageMeta | None, image: ImageMeta, shape: Index) -> Image
         scale=[s for s, _, _ in places], translation=[t for _, t, _ in places],
         units=[u for _, _, u in places],
     )  # fmt: skip
+
+
+def _level_of(known: ImageMeta, levels: Sequence[_Extents], shape: Index) -> ImageMeta:
+    """Return the meaning of the level that has the extents of labels; raise if there is none."""
+    for extents, meta in levels:
+        own = dict(zip(meta.axes, extents or shape, strict=False))
+        ignored = () if meta.channel_axis is None else meta.axes[meta.channel_axis]
+        if not extents or all(
+            axis in ignored or own.get(axis, n) == n for axis, n in zip(known.axes, shape, strict=True)
+        ):
+            return meta
+    raise TilingError(
+        f"the labels have axes {known.axes} and shape {shape}, and their image has axes {levels[0][1].axes} "
+        f"and shape {levels[0][0]}; no level of it has these extents. Say where the samples of the labels "
+        "lie: meta=tw.ImageMeta(...), with scale= and units= as the image has them."
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

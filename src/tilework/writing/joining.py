@@ -31,7 +31,7 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import BlockSource, Source
 from tilework.source.opening import Image, open_source
 from tilework.writing.fingerprint import UNKNOWN, of_source
-from tilework.writing.image import AskedImage
+from tilework.writing.image import AskedImage, has_places
 from tilework.writing.jobs import ChunkJob
 from tilework.writing.pieces import Pieces, number_pieces, part_of_result, survey
 from tilework.writing.preparing import Asked, prepare
@@ -149,8 +149,10 @@ def merge_labels(
     def rebuilt(unit: Index | None) -> Any:
         return _lazy(pieces, tables, kind, _extents(pieces, unit))
 
-    if meta is None and label_name is None:
-        image = replace(image, meta=pieces.source.meta)
+    own = pieces.source.meta
+    # Labels of an image take places from it if they have none of their own.
+    if meta is None and own is not None and (label_name is None or has_places(own)):
+        image = replace(image, meta=own)
     asked = Asked(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
         image=image, options=options, rebuilt=rebuilt,

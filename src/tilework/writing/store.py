@@ -119,8 +119,9 @@ def to_zarr(
         first of them, for bool, the result of an argmax, labels, and what may be labels: integers of 32 and
         64 bits, unless the image has them too.
     label_name : str, optional
-        Write the result into ``labels/`` of the OME-Zarr image at ``store``, in its version and with its
-        scale, under this name. Nothing else of the image is touched, but the list of its labels.
+        Write the result into ``labels/`` of the OME-Zarr image at ``store``, in its version and with the
+        scale of its level of these extents, under this name. Nothing else of the image is touched, but the
+        list of its labels.
     meta : ImageMeta, optional
         What the samples of the result mean; default: what `image_meta` says of it.
     table : path or bool, optional

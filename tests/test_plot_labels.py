@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,9 @@ def test_what_is_shown_may_be_anything_that_is_sliced(source: str) -> None:
     if source == "volume":
         volume = np.stack([labels * 0, labels, labels * 0])
         out = tw.tiled_map(numbered, volume > 0, (3, 64, 64), (0, 8, 8), output=LABELS)
-        assert tw.plot_labels(out, volume).get_title() == f"{labels.max()} objects, cuts between tiles"
-        assert tw.plot_labels(volume).get_title() == f"{labels.max()} objects"
+        title = f"{labels.max()} objects at axis 0 = 1"
+        assert tw.plot_labels(out, volume).get_title() == f"{title}, cuts between tiles"
+        assert tw.plot_labels(volume).get_title() == title
         return
     given_labels: Any = {
         "zarr": lambda: zarr.array(labels, chunks=(50, 50)),
@@ -112,6 +114,24 @@ def test_what_is_shown_may_be_anything_that_is_sliced(source: str) -> None:
     assert tw.plot_labels(given_labels).get_title() == f"{count} object{'s' if count > 1 else ''}"
 
 
+@pytest.mark.parametrize("source", ["result", "image", "xarray"])
+def test_axes_have_their_names(source: str, tmp_path: Path) -> None:
+    labels = np.zeros((3, *MASK.shape), np.uint32)
+    out = tw.tiled_map(
+        np.asarray, labels, 64, 8, axes="yx", each="z", output=LABELS, meta=tw.ImageMeta("zyx")
+    )
+    if source == "result":
+        given: Any = out
+    elif source == "image":
+        tw.to_zarr(out, tmp_path / "x.ome.zarr", ome=True, progress=False)
+        given = tw.open_image(tmp_path / "x.ome.zarr")
+    else:
+        given = require("xarray").DataArray(labels, dims=("z", "y", "x"))
+    ax = tw.plot_labels(given)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("x (samples)", "y (samples)")
+    assert ax.get_title().startswith("0 objects at z = 1")
+
+
 def test_mistakes_are_named() -> None:
     labels = numbered(MASK)
     with pytest.raises(tw.TilingError, match="integers, one id per object"):
@@ -120,7 +140,7 @@ def test_mistakes_are_named() -> None:
         tw.plot_labels(labels, np.zeros((3, *MASK.shape)))
     with pytest.raises(tw.TilingError, match="two axes"):
         tw.plot_labels(labels[0])
-    with pytest.raises(TypeError, match="labels must be an array"):
+    with pytest.raises(TypeError, match=r"labels must be an array; got 'cells'\. Open it first"):
         tw.plot_labels("cells")
     with pytest.raises(TypeError, match="ax must be axes"):
         tw.plot_labels(labels, ax=3)

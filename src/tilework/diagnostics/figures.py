@@ -8,6 +8,7 @@ Like every figure of pyplot, it is kept until ``plt.close()``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -232,7 +233,8 @@ def check_axes(ax: Any) -> None:
 def check_array(what: str, array: Any) -> None:
     """Raise a `TypeError` unless ``array`` can be shown."""
     if not (isinstance(getattr(array, "shape", None), tuple) and hasattr(array, "dtype")):
-        raise TypeError(f"{what} must be an array; got {brief(array)}.")
+        hint = " Open it first: tw.open_image(path)." if isinstance(array, str | os.PathLike) else ""
+        raise TypeError(f"{what} must be an array; got {brief(array)}.{hint}")
 
 
 def _plan(given: Any) -> TilePlan:

@@ -21,6 +21,7 @@ from tilework.diagnostics.figures import (
     show,
 )
 from tilework.errors import TilingError
+from tilework.formats.meta import ImageMeta
 from tilework.graph.build import find_spec
 from tilework.plan.picture import BLOCK
 
@@ -38,7 +39,7 @@ def plot_labels(
     """Draw the objects of labels in colours, over their image, with the cuts between tiles.
 
     The colour of an object is made from its id; objects that touch get different colours. Of an array with
-    more than two axes, the middle of the others is shown.
+    more than two axes, the middle of the others is shown, and the title says which index that is.
 
     Parameters
     ----------
@@ -92,15 +93,26 @@ def plot_labels(
     numbers = numbers.reshape(part.shape)
     painted = _painted(ids, numbers, ALONE if under is None else OVER)
     ax.imshow(painted, extent=_extent(part, starts), interpolation="nearest")
-    ax.set_xlabel(f"axis {plane[1]} (samples)")
-    ax.set_ylabel(f"axis {plane[0]} (samples)")
+    names = _names(labels)
+    ax.set_xlabel(f"{names[plane[1]]} (samples)")
+    ax.set_ylabel(f"{names[plane[0]]} (samples)")
     count = int(np.count_nonzero(ids))
-    title = f"{count} {'object' if count == 1 else 'objects'}"
+    others = [f"{names[a]} = {n // 2}" for a, n in enumerate(labels.shape) if a not in plane]
+    title = f"{count} {'object' if count == 1 else 'objects'}{' at ' * bool(others)}{', '.join(others)}"
     if find_spec(labels) is not None:
         draw_cuts(ax, labels, part, starts, plane, color=BLOCK, lw=0.7, alpha=0.8)
         title += ", cuts between tiles"
     ax.set_title(title)
     return ax
+
+
+def _names(labels: Any) -> list[str]:
+    """Return the names of all axes, "axis 0" where they have none."""
+    found = find_spec(labels)
+    meta = getattr(labels, "meta", None) if found is None else found.meta
+    if isinstance(meta, ImageMeta):
+        return list(meta.axes)
+    return list(getattr(labels, "dims", ())) or [f"axis {a}" for a in range(len(labels.shape))]
 
 
 def _has_colours(labels: Any, image: Any) -> bool:

@@ -410,7 +410,10 @@ def _per_axis(what: str, value: Any, axes: Sequence[str], usual: Sequence[Any]) 
     if isinstance(value, str) or not (sequence(value) or isinstance(value, np.ndarray)):
         raise TypeError(f"{what} must be one value per axis {tuple(axes)}, or a dict; got {brief(value)}.")
     if len(value) != len(axes):
-        raise TilingError(f"{what} needs one value per axis {tuple(axes)}; got {brief(value)}.")
+        raise TilingError(
+            f"{what} needs one value per axis {tuple(axes)}; got {brief(value)}. A dict gives some of them: "
+            f"{{{axes[-1]!r}: ...}}."
+        )
     return tuple(value)
 
 

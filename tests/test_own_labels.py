@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import warnings
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -328,6 +330,21 @@ def test_a_view_warns_of_its_part_alone() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not view[120:].any()
+
+
+def test_a_view_and_a_run_count_the_same_objects(tmp_path: Path) -> None:
+    image = bar((100, 100), slice(5, 95), slice(10, 14)) | bar((100, 100), slice(50, 51), slice(30, 95))
+    out = tiled(image=image, crop=40, overlap=8, chunks=40)  # tiles lie in several blocks
+    told = []
+    for whole in (
+        lambda: tw.to_zarr(out, tmp_path / "x.zarr", chunks=20, progress=False),
+        lambda: tw.view(out, verbose=False)[:],
+    ):
+        with pytest.warns(tw.TilingWarning, match="objects are cut") as caught:
+            whole()
+        told += [re.search(r"(\d+) objects are cut", str(w.message)).group(1) for w in caught]  # type: ignore[union-attr]
+    assert len(told) == 2
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -326,6 +327,9 @@ class View:
         if unknown and run:
             report(unknown)
         told = Counts.joined(counts)
+        # Each block counts the claims of all tiles that it runs, and a tile may be in several blocks.
+        cut = np.unique(told.claims.cut)
+        told = replace(told, claims=replace(told.claims, large=len(cut), cut=cut))
         if told.doubtful and run:
             warn(output.doubts(spec.plan.names, told, where=" in this part"), TilingWarning)
         if output.connectivity and run:

@@ -1,6 +1,7 @@
 """Label images with only some of their objects, against plain loops."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 from hypothesis import given, settings
@@ -137,3 +138,16 @@ def test_what_does_not_fit_is_refused(tmp_path):
         tw.filter_labels(
             labels, table["area"] > 0, store, table=table, chunk=3, overwrite=True, progress=False
         )
+
+
+def test_a_table_may_come_from_pandas(tmp_path):
+    labels = objects_in((40, 50), seed=4)
+    table = tw.measure_labels(labels, table=tmp_path / "cells.csv", progress=False)
+    frame = pd.read_csv(tmp_path / "cells.csv")
+    large = table["area"] > np.median(table["area"])
+    want = tw.filter_labels(labels, large, tmp_path / "a.zarr", table=table, progress=False)
+    for number, condition in enumerate((frame["area"] > frame["area"].median(), large)):
+        found = tw.filter_labels(labels, condition, tmp_path / f"{number}.zarr", table=frame, progress=False)
+        np.testing.assert_array_equal(found[:], want[:])
+    with pytest.raises(TilingError, match="Of numbers of rows"):
+        tw.filter_labels(labels, np.flatnonzero(large), tmp_path / "b.zarr", table=frame, progress=False)

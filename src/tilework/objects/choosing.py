@@ -110,8 +110,11 @@ def kept_rows(condition: Callable[[Table], Any] | Any, table: Table) -> Bits:
     found = noted("raised by the condition", condition, table) if callable(condition) else condition
     keep = np.asarray(found)
     if keep.dtype != bool or keep.shape != (len(table),):
+        rows = ""
+        if keep.dtype.kind in "iu":
+            rows = " Of numbers of rows: numpy.isin(numpy.arange(len(table)), rows)."
         raise TilingError(
             f"the condition must give one bool for each of {len(table)} objects, as in lambda table: "
-            f'table["area"] > 50; got {brief(found)}, of shape {keep.shape} and dtype {keep.dtype}.'
+            f'table["area"] > 50; got {brief(found)}, of shape {keep.shape} and dtype {keep.dtype}.{rows}'
         )
     return keep

@@ -62,7 +62,7 @@ def filter_labels(
     condition: Any,
     store: Any = None,
     *,
-    table: Table | Mapping[str, Any] | None = None,
+    table: Any = None,
     intensity: Image | Mapping[str, Image] | None = None,
     properties: Any = (),
     each: int | str | Sequence[int | str] = (),
@@ -89,7 +89,7 @@ def filter_labels(
         with ``table`` these bools.
     store : path, URL, Zarr store, zarr.Group or zarr.Array, optional
         Where they are written, as in `to_zarr`. Default: they are returned as an array of numpy.
-    table : Table or dict of columns, optional
+    table : Table, dict of columns or DataFrame, optional
         The table of all objects of the labels, with the columns "label", "first", and those of ``each``.
         Default: that of `measure_labels`, which is made first.
     intensity, properties, each, meta, spacing
@@ -132,7 +132,9 @@ def filter_labels(
             labels, intensity, properties, each=each, meta=meta, spacing=spacing, **run
         )  # fmt: skip
     elif not isinstance(table, Table):
-        table = Table(of_type("table", table, Mapping, "a Table, or a dict of columns"))
+        if not isinstance(table, Mapping) and hasattr(table, "columns"):  # of pandas, or polars
+            table = {name: table[name] for name in table.columns}
+        table = Table(of_type("table", table, Mapping, "a Table, a dict of columns or a DataFrame"))
     keep = kept_rows(condition, table)
     numbers = Numbers.of(table, keep, dict(zip(axes.names, axes.counts, strict=True)))
     dtype = np.dtype(np.uint32 if numbers.most <= np.iinfo(np.uint32).max else np.uint64)

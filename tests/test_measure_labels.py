@@ -671,5 +671,23 @@ def test_a_table_beside_labels_has_the_channels_of_their_image(tmp_path, names):
         assert found[f"intensity_sum-{end}"].tolist() == want
 
 
+@pytest.mark.parametrize("kind", ["own", "join"])
+@pytest.mark.parametrize("ome", [False, True])
+def test_ids_that_restart_are_told_of_unless_each_says_so(tmp_path, kind, ome):
+    image = np.kron(np.eye(2, 3, dtype="u1"), np.pad(np.ones((5, 5), "u1"), (0, 5)))
+    output = tw.Output("uint32", labels=kind)
+    meta = tw.ImageMeta("tzyx")
+    given = {"axes": "yx", "each": "tz", "output": output, "meta": meta}
+    out = tw.tiled_map(label, np.stack([image] * 6).reshape(2, 3, *image.shape), 20, 6, **given)
+    tw.to_zarr(out, tmp_path / "cells.zarr", ome=ome, progress=False)
+    labels = tw.open_image(tmp_path / "cells.zarr") if ome else zarr.open_array(tmp_path / "cells.zarr")
+    for one in (labels, tmp_path / "cells.zarr"):
+        with pytest.warns(tw.TilingWarning, match=r"each index of axis z, .*each=\('z',\)"):
+            assert len(tw.measure_labels(one, each="t", progress=False)) == 4
+        with pytest.warns(tw.TilingWarning, match=r"each index of axis t, z"):
+            tw.filter_labels(one, lambda t: t["area"] > 1, zarr.storage.MemoryStore(), progress=False)
+        assert len(tw.measure_labels(one, each="tz", progress=False)) == 12
+
+
 def _squares(crop):
     return label(crop[0] > 0)

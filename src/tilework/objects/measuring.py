@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief, flag, of_type
+from tilework._checks import brief, flag, of_type, warn
 from tilework._types import Array
-from tilework.errors import GridError, MemoryBudgetError, TilingError
+from tilework.errors import GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
@@ -210,6 +210,7 @@ def measured(
         meta.check("labels", source.shape)
         source = replace(source, meta=meta)
     axes = ObjectAxes.of(source, each, meta)
+    _warn_of_restarts(source, axes)
     wanted = Wanted.of(properties, images, axes, spacing)
     with outside_of_the_pool(how.where.client):
         facts = _facts(source, images, axes, wanted, how)
@@ -258,6 +259,23 @@ def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]
                 raise TilingError(f"two intensity images are called {again[0]!r}; rename one.")
             images |= channels
     return source, images
+
+
+def _warn_of_restarts(source: Source, axes: ObjectAxes) -> None:
+    """Warn of labels that tilework numbered for each index of an axis along which objects extend here."""
+    made: Any = getattr(source.handle, "attrs", None)
+    for name in ("tilework", "fingerprint"):
+        made = made.get(name) if isinstance(made, Mapping) else None
+    if not isinstance(made, Mapping) or not any(str(name).endswith(" labels") for name in made):
+        return
+    alone = [a for a in range(int(made.get("each axes", 0))) if a not in axes.each]
+    if alone:
+        names = [source.names[a] if source.names else a for a in alone]
+        warn(
+            f"the ids of these labels restart for each index of axis {', '.join(map(str, names))}, so one id "
+            f"names several objects, which are taken as one. Give each={tuple(names)}.",
+            TilingWarning,
+        )
 
 
 def _channels(image: Source, labels: Source, name: str) -> dict[str, Source] | None:

@@ -1,6 +1,8 @@
 """Labels in a store that was left in any state: resumed, they are those of one run, with few calls of fn."""
 
 import contextlib
+import threading
+import time
 
 import dask
 import numpy as np
@@ -11,6 +13,7 @@ from zarr.storage import MemoryStore
 import tilework as tw
 import tilework.writing.edges
 import tilework.writing.renumber
+from tilework.writing import claim
 
 NOISE = ndi.gaussian_filter(np.random.default_rng(2).random((120, 130)), 1)
 MASK = np.quantile(NOISE, 0.88) < NOISE
@@ -40,6 +43,11 @@ def cells(way, fn=None, **options):
 
 def dotted(crop):
     return ndi.label(crop & (crop.cumsum(axis=1) % 3 > 0))[0]
+
+
+def smooth(crop):
+    time.sleep(0.02)
+    return ndi.gaussian_filter(crop, 1)
 
 
 def half(way, place, fails=(70,), reuse="auto", **options):
@@ -165,6 +173,22 @@ def test_a_delayed_run_is_computed_once(way, tmp_path):
     with pytest.raises(tw.TilingError, match="computed already"):
         dask.compute(delayed)
     assert np.array_equal(resume(way, tmp_path / "a.zarr", version=None)[0], WHOLE)
+
+
+def test_a_delayed_image_is_computed_again_at_once(tmp_path, monkeypatch):
+    """The claims of a run that dask computes are let go in a thread, when its results are dropped."""
+    release = claim.release
+
+    def late(*args):
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(0.1)
+        release(*args)
+
+    monkeypatch.setattr(claim, "release", late)
+    out = tw.tiled_map(smooth, MASK.astype("float32"), 40, 4, dtype="float32")
+    delayed = tw.to_zarr(out, tmp_path / "a.zarr", chunks=40, compute=False)
+    for _ in range(3):
+        dask.compute(delayed, scheduler="sync")
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -180,6 +180,16 @@ class Claims:
                     error,
                 )
 
+    @classmethod
+    def settle(cls, run: str) -> None:
+        """Wait until claims of a run of this process that nothing refers to any more are let go."""
+        if run in cls.active:
+            # A run that dask computes by itself is let go with its results, which may be in a cycle.
+            gc.collect()
+        if (lock := cls.leaving.get(run)) is not None:
+            with lock:
+                pass
+
     def leave(self, objects: Objects) -> None:
         """Give up the claim on one array."""
         self.held = [held for held in self.held if held != objects]
@@ -247,13 +257,8 @@ def _judge(objects: Objects, name: str, value: bytes, address: str) -> None:
     except (KeyError, TypeError, ValueError):
         owner, run, interval = None, "", BEAT
     state = "elsewhere" if owner is None else owner.state()
-    if state == "here" and run in Claims.active:
-        # A run that dask computes by itself and that failed is let go with its results, which may be in a
-        # cycle.
-        gc.collect()
-    if state == "here" and (lock := Claims.leaving.get(run)) is not None:
-        with lock:
-            pass
+    if state == "here":
+        Claims.settle(run)
     if state == "dead" or (state == "here" and run not in Claims.active):
         return
     said = "a run that cannot be named" if owner is None else str(owner)

@@ -144,6 +144,8 @@ class Opening:
             return None
         ledgers = [_ledger(destination) for destination in self.destinations]
         claims = Claims(self.destinations[0].run)
+        # This process may have computed the graph before; what that let go late would be these claims.
+        Claims.settle(claims.run)
         for destination, ledger in zip(self.destinations, ledgers, strict=True):
             address = str(destination.array.store_path)
             claims.take(ledger.objects, address)

@@ -517,3 +517,17 @@ def test_every_way_to_a_result_tells_of_doubts():
     for way in (tw.compute, lambda out: out.compute(), lambda out: tw.view(out, verbose=False)[...]):
         with pytest.warns(tw.TilingWarning, match="to_zarr joins"):
             way(pieces)
+
+
+def test_a_table_in_units(tmp_path):
+    meta = tw.ImageMeta("yx", scale=(2.0, 0.5), units="micrometer")
+    out = tw.tiled_map(number, MASK, 64, 22, output=OWN, meta=meta)
+    table = tmp_path / "a.csv"
+    options = {"properties": "axis_major_length", "spacing": "meta", "progress": False}
+    array = tw.to_zarr(out, tmp_path / "a.zarr", table=table, **options)
+    want = tw.measure_labels(array[:], properties="axis_major_length", spacing=(2.0, 0.5), progress=False)
+    np.testing.assert_allclose(Table.read(table)["axis_major_length"], want["axis_major_length"])
+    with pytest.raises(tw.TilingError, match="say where with table="):
+        tw.to_zarr(out, tmp_path / "b.zarr", spacing="meta")
+    with pytest.raises(tw.TilingError, match="is not for labels"):
+        tw.tiled_map(number, MASK, 64, 22, output=OWN, blend="hann")

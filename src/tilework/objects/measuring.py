@@ -218,10 +218,12 @@ def measured(
     return axes.table(facts.rows, more)
 
 
-def check_measures(labels: Any, intensity: Any, properties: Any, *, each: Any = ()) -> None:
+def check_measures(
+    labels: Any, intensity: Any, properties: Any, spacing: Any, each: Any, meta: ImageMeta | None
+) -> None:
     """Raise unless `measure_labels` takes these arguments."""
     source, images = open_images(labels, intensity)
-    Wanted.of(properties, images, ObjectAxes.of(source, each, None))
+    Wanted.of(properties, images, ObjectAxes.of(source, each, meta), spacing)
 
 
 def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]:

@@ -200,6 +200,12 @@ def _tiled_grids(
     quanta = [math.lcm(*(s.denominator for s in column)) for column in scale]
     # Objects belong to cores, which lie as those of trimmed results.
     kinds = {"trim" if o.labels else _kind(request.blend if o.blend is None else o.blend) for o in outputs}
+    trim = isinstance(request.blend, str) and request.blend == "trim"
+    if not trim and all(o.labels for o in outputs):
+        raise TilingError(
+            f"blend={brief(request.blend)} is not for labels: objects are kept whole, or are joined. Leave it "
+            "out."
+        )
     if request.edge == "drop" and any(o.labels for o in outputs):
         raise TilingError(
             'edge="drop" leaves samples out, and with them parts of objects; for labels use "shift", '

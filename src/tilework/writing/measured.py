@@ -32,10 +32,12 @@ class AskedTable:
     table: Any = None
     properties: Any = ()
     intensity: Any = None
+    spacing: Any = None
 
     def __post_init__(self) -> None:
         if self.table is None or self.table is False:
-            for name, given in (("properties", self.properties), ("intensity", self.intensity)):
+            for name in ("properties", "intensity", "spacing"):
+                given = getattr(self, name)
                 if given is not None and not (isinstance(given, tuple | list) and not given):
                     raise TilingError(f"{name}= is for a table of objects; say where with table=.")
         elif self.table is not True and not isinstance(self.table, str | os.PathLike):
@@ -62,12 +64,12 @@ class AskedTable:
         key = _labels_among(arrays, found)
         origin = found[key]
         each = tuple(range(0 if origin is None else origin.output.n_each))
-        check_measures(arrays[key], self.intensity, self.properties, each=each)
+        meta = images[key].meta if key in images else None if origin is None else origin.meta
+        check_measures(arrays[key], self.intensity, self.properties, self.spacing, each, meta)
         # A file is not that of labels that are written from the start.
         replaces = overwrite or isinstance(places[key], Continued)
         path = check_path(self._path(stores[key]), overwrite=replaces)
-        meta = None if origin is None else origin.meta
-        return TableTo(self, key, path, len(each), images[key].meta if key in images else meta)
+        return TableTo(self, key, path, len(each), meta)
 
     def _path(self, store: Any) -> Any:
         if self.table is not True:
@@ -113,7 +115,7 @@ class TableTo:
         """Measure the labels that were written, and write the table."""
         asked, array = self.asked, target.array
         each = tuple(range(self.n_each))
-        found = measured(array, asked.intensity, asked.properties, each, self.meta, how)
+        found = measured(array, asked.intensity, asked.properties, each, self.meta, how, asked.spacing)
         if target.generation:
             index, numbers = CutObjects(array, target.generation).read()
             own = np.zeros(len(found), np.int64)

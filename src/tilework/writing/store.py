@@ -47,6 +47,7 @@ def to_zarr(
     table: Any = None,
     properties: Any = (),
     intensity: Any = None,
+    spacing: Any = None,
     **options: Any,
 ) -> Any:
     """Compute a result into Zarr; return the array or group that holds it.
@@ -128,7 +129,7 @@ def to_zarr(
         Also write a table of the objects of labels, ``.csv`` or ``.parquet``, as `measure_labels` makes it.
         Labels of ``labels="own"`` have a further column ``cut``: whether the crop of its tile cut the object.
         True: a ``.csv`` file beside the store, with its name.
-    properties, intensity
+    properties, intensity, spacing
         Further columns of the table, as in `measure_labels`.
     **options
         Arguments of `zarr.create_array`: compressors, fill_value, dimension_names, attributes, zarr_format...
@@ -174,7 +175,7 @@ def to_zarr(
         path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=version,
         accept=accept, on_error=on_error, memory_limit=memory_limit, options=options,
         image=AskedImage(ome=ome, levels=levels, pyramid=pyramid, label_name=label_name, meta=meta),
-        table=AskedTable(table, properties, intensity),
+        table=AskedTable(table, properties, intensity, spacing),
     )  # fmt: skip
     if asked.table and not compute:
         raise TilingError("table= is made when all is written; with compute=False call measure_labels then.")

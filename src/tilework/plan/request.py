@@ -203,8 +203,7 @@ def _tiled_grids(
     trim = isinstance(request.blend, str) and request.blend == "trim"
     if not trim and all(o.labels for o in outputs):
         raise TilingError(
-            f"blend={brief(request.blend)} is not for labels: objects are kept whole, or are joined. Leave it "
-            "out."
+            f"blend={brief(request.blend)} is not for labels: objects stay whole, or are joined. Omit it."
         )
     if request.edge == "drop" and any(o.labels for o in outputs):
         raise TilingError(

@@ -322,8 +322,6 @@ def test_what_is_refused(case, arguments, error, words):
 def test_labels_that_are_refused(case, tmp_path):
     _, labels = case
     before = labels[:]
-    with pytest.raises(TypeError, match="Write it first"):
-        tw.merge_labels(da.from_zarr(labels), MemoryStore())
     with pytest.raises(TilingError, match="holds the array that is read"):
         tw.merge_labels(labels, tmp_path / "labels", overwrite=True)
     assert np.array_equal(labels[:], before)
@@ -418,3 +416,25 @@ def test_without_a_store_results_are_arrays(scheduler):
     assert np.array_equal(
         large != 0, np.isin(merged, np.flatnonzero(np.bincount(merged.ravel())[1:] > 9) + 1)
     )
+
+
+def test_dask_arrays_are_written_first(tmp_path):
+    mask = np.random.default_rng(2).random((60, 50)) < 0.6
+    whole = ndi.label(mask)[0]
+    lazy = da.from_array(mask, chunks=(20, 15)).map_blocks(lambda block: ndi.label(block)[0], dtype="int32")
+    assert np.array_equal(tw.merge_labels(lazy, progress=False), whole)
+    written = tw.merge_labels(lazy, tmp_path / "a.zarr", chunks=16, progress=False)
+    assert np.array_equal(written[:], whole)
+    assert np.array_equal(tw.merge_labels(lazy, tmp_path / "a.zarr", chunks=16, progress=False)[:], whole)
+    tiles = tw.tiled_map(lambda crop: ndi.label(crop)[0], mask, 13, 0, dtype="int32", edge="clip")
+    assert np.array_equal(tw.merge_labels(tiles, progress=False), whole)
+    uneven = lazy.rechunk(((31, 29), (50,)))
+    again = uneven.map_blocks(lambda block: ndi.label(block > 0)[0], dtype="int32")
+    assert np.array_equal(tw.merge_labels(again, progress=False), whole)
+    with pytest.raises(TilingError, match="no common length"):
+        tw.merge_labels(lazy.rechunk(((17, 19, 24), (50,))))
+    own = tw.tiled_map(lambda crop: ndi.label(crop)[0], mask, 40, 8, output=tw.Output(labels="own"))
+    with pytest.raises(TilingError, match="are numbered, or joined"):
+        tw.merge_labels(own)
+    with pytest.raises(ContractError, match="number its objects"):
+        tw.merge_labels(lazy > 0)

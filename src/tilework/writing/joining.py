@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +25,12 @@ from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
-from tilework.graph.build import find_spec, plan_of
+from tilework.graph.build import bare, find_spec, plan_of
 from tilework.identity.digests import digest
 from tilework.labels.runs import check_ids
 from tilework.plan.arguments import resolve_axes
 from tilework.plan.tile_plan import TilePlan
-from tilework.source.base import BlockSource, Source
+from tilework.source.base import Source
 from tilework.source.opening import Image, open_source
 from tilework.writing.fingerprint import UNKNOWN, of_source
 from tilework.writing.image import AskedImage, has_places
@@ -36,6 +38,7 @@ from tilework.writing.jobs import ChunkJob
 from tilework.writing.pieces import Pieces, number_pieces, part_of_result, survey
 from tilework.writing.preparing import Asked, prepare
 from tilework.writing.sink import block_name
+from tilework.writing.store import to_zarr
 from tilework.writing.tables import Tables
 from tilework.writing.target import is_array
 from tilework.writing.temporary import place_of
@@ -88,7 +91,8 @@ def merge_labels(
     Parameters
     ----------
     labels : int array, path or URL
-        The label image: anything that `tiled_map` takes but a dask array. 0 is the background.
+        The label image: anything that `tiled_map` takes. 0 is the background. A dask array is first written
+        into a temporary folder, which workers must see.
     store : path, URL, Zarr store, zarr.Group or zarr.Array, optional
         Where the result is written; not the array that is read. Default: it is returned as an array of numpy.
     overlap : int, samples
@@ -125,7 +129,7 @@ def merge_labels(
         If a sample is negative, there are more objects than ``dtype`` holds, the store holds other data, or
         the labels change while they are read.
     TypeError
-        If ``labels`` is a dask array: it would be computed several times.
+        For arguments of a wrong type.
 
     Examples
     --------
@@ -138,26 +142,30 @@ def merge_labels(
     check_progress(progress)
     image = AskedImage(ome=ome, levels=levels, pyramid=pyramid, label_name=label_name, meta=meta)
     _refuse(store, overlap, rule)
-    pieces = _pieces(labels, pieces, each, connectivity)
     kind = np.dtype(dtype)
     if kind.kind not in "iu":
         raise TypeError(f"dtype must be integers; got {kind}.")
     where = Where.find(scheduler, client, retries=retries, priority=priority)
-    key = _key(pieces, version)
     tables = Tables()
+    with (
+        outside_of_the_pool(where.client),
+        _stored(labels, pieces, version, scheduler, client) as (stored, extents, version),
+        place_of(store) as place,
+    ):
+        pieces = _pieces(stored, extents, each, connectivity)
+        key = _key(pieces, version)
 
-    def rebuilt(unit: Index | None) -> Any:
-        return _lazy(pieces, tables, kind, _extents(pieces, unit))
+        def rebuilt(unit: Index | None) -> Any:
+            return _lazy(pieces, tables, kind, _extents(pieces, unit))
 
-    own = pieces.source.meta
-    # Labels of an image take places from it if they have none of their own.
-    if meta is None and own is not None and (label_name is None or has_places(own)):
-        image = replace(image, meta=own)
-    asked = Asked(
-        path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
-        image=image, options=options, rebuilt=rebuilt,
-    )  # fmt: skip
-    with place_of(store) as place, outside_of_the_pool(where.client):
+        own = pieces.source.meta
+        # Labels of an image take places from it if they have none of their own.
+        if meta is None and own is not None and (label_name is None or has_places(own)):
+            image = replace(image, meta=own)
+        asked = Asked(
+            path=path, chunks=chunks, shards=shards, overwrite=overwrite, resume=resume, version=key,
+            image=image, options=options, rebuilt=rebuilt,
+        )  # fmt: skip
         job, writing = prepare(rebuilt(None), place, asked, where, reads=[pieces.source])
         try:
             if job.tiles:
@@ -192,14 +200,43 @@ def _refuse(store: Any, overlap: Any, rule: Any) -> None:
         )
 
 
+@contextmanager
+def _stored(
+    labels: Any, extents: Any, version: str | None, scheduler: Any, client: Any
+) -> Iterator[tuple[Any, Any, str | None]]:
+    """Yield labels that can be read more than once, the extents of their pieces, and what identifies them.
+
+    A dask array is written into a folder that is deleted at the end. Its pieces are its chunks, or the cores
+    of the tiles of a result of `tiled_map`.
+    """
+    lazy = bare(labels)
+    if not hasattr(lazy, "dask"):
+        yield labels, extents, version
+        return
+    check_ids(np.zeros(0, lazy.dtype), "the label image holds")
+    found = find_spec(lazy)
+    if found is not None and found.output.stored is not None:
+        raise TilingError(
+            "labels of Output(labels=...) are numbered, or joined, by tw.to_zarr; call it instead."
+        )
+    trimmed = found is not None and found.output.kind == "trim"
+    if extents is None:
+        extents = lazy if trimmed else lazy.chunks
+    units = tuple(math.gcd(*sizes[:-1]) or sizes[-1] for sizes in lazy.chunks)
+    if not trimmed and any(16 * u < max(sizes) for u, sizes in zip(units, lazy.chunks, strict=True)):
+        raise TilingError(
+            f"the chunks of the dask array, {brief(lazy.chunks)}, have no common length; write it into Zarr, "
+            "and give the path and pieces=."
+        )
+    with place_of(None) as place:
+        chunks = None if trimmed else units
+        to_zarr(lazy, place, chunks=chunks, progress=False, scheduler=scheduler, client=client)
+        yield place, extents, f"dask {lazy.name}" if version is None else version
+
+
 def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
     """Return the blocks of a label image."""
     source = open_source(labels)
-    if isinstance(source, BlockSource):
-        raise TypeError(
-            "labels must be stored, because blocks are read with what lies around them: a dask array would "
-            "be computed several times. Write it first, labels.to_zarr(path), and give path."
-        )
     check_ids(np.zeros(0, source.dtype), "the label image holds")
     if 0 in source.shape:
         raise TilingError(f"the label image has no samples: its shape is {source.shape}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,9 @@ __all__ = ["PATIENCE", "Stop", "cancelled", "in_flight"]
 
 # How long a run that ends early waits for its tasks in flight, seconds.
 PATIENCE = 60.0
+# Seconds between two looks while it waits. Another thread may receive a signal that comes meanwhile, and
+# Python runs its handler only when this one goes on: a second Ctrl-C would not be heard for a minute.
+GLANCE = 0.5
 
 
 class Stop:
@@ -73,8 +77,10 @@ class Stop:
 
     def wait(self, seconds: float) -> int:
         """Wait for the tasks that run in this process; return how many still run after ``seconds``."""
+        end = time.monotonic() + seconds
         with self._changed:
-            self._changed.wait_for(lambda: not self._running, seconds)
+            while self._running and (left := end - time.monotonic()) > 0:
+                self._changed.wait(min(left, GLANCE))
             return self._running
 
     def forget(self) -> None:

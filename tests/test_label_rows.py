@@ -10,7 +10,7 @@ from scipy import ndimage as ndi
 
 from tilework.errors import ContractError
 from tilework.labels.facts import BlockFacts
-from tilework.labels.rows import Rows
+from tilework.labels.rows import Firsts, Rows
 from tilework.labels.runs import Runs, check_ids
 
 
@@ -66,12 +66,17 @@ def test_runs_are_the_image_and_their_objects_those_of_a_loop(labels):
 @given(labelled(each=True), st.booleans(), st.data())
 def test_rows_of_parts_add_up_to_those_of_the_whole(labels, each, data):
     cuts = [sorted({0, n, *data.draw(st.lists(st.integers(0, n), max_size=2))}) for n in labels.shape]
-    parts = [
-        Rows.of(labels[np.ix_(*(range(a, b) for a, b in box))], [a for a, _ in box], labels.shape, int(each))
+    arguments = [
+        (labels[np.ix_(*(range(a, b) for a, b in box))], [a for a, _ in box], labels.shape, int(each))
         for box in _boxes(cuts)
     ]
-    parts = [BlockFacts.of(BlockFacts(part).tables()).rows for part in parts]
-    rows = Rows.joined(parts).merged()
+    rows = Rows.joined(Rows.of(*one) for one in arguments).merged()
+    kept = [BlockFacts.of(BlockFacts(Firsts.of(*one)).tables()).firsts for one in arguments]
+    for one, firsts in zip(arguments, kept, strict=True):
+        of_part = Rows.of(*one)
+        assert len(firsts) == len(of_part)
+        for name in ("index", "ids", "first"):
+            assert np.array_equal(getattr(firsts, name), getattr(of_part, name))
     images = labels if each else labels[None]
     assert all(facts(rows[rows.index == k]) == naive(image) for k, image in enumerate(images))
     assert len(rows) == sum(len(naive(image)) for image in images)

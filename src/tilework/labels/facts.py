@@ -11,7 +11,7 @@ import numpy as np
 from tilework._types import Array, Ints
 from tilework.errors import TilingError
 from tilework.labels.painting import Claims, Counts
-from tilework.labels.rows import Rows, index_of
+from tilework.labels.rows import Firsts, index_of
 from tilework.labels.runs import Runs
 
 __all__ = ["BlockFacts", "renumbered", "total"]
@@ -21,7 +21,7 @@ __all__ = ["BlockFacts", "renumbered", "total"]
 class BlockFacts:
     """The objects of one block, and what is doubtful about them."""
 
-    rows: Rows
+    firsts: Firsts
     """One row per index of ``each`` axes and id, ascending."""
     counts: Counts = Counts()  # noqa: RUF009 -- it is frozen
     """What the tiles that the block owns claim, and what its samples tell."""
@@ -30,16 +30,16 @@ class BlockFacts:
         """Return the facts as arrays; `of` is the inverse."""
         claims = self.counts.claims
         numbers = [self.counts.contested, self.counts.unclaimed, claims.large, *claims.extent]
-        own = {f.name: getattr(self.rows, f.name) for f in fields(Rows)}
+        own = {f.name: getattr(self.firsts, f.name) for f in fields(Firsts)}
         return own | {"claims": claims.ids, "cut": claims.cut, "numbers": np.array(numbers, np.int64)}
 
     @classmethod
     def of(cls, tables: Mapping[str, Array]) -> BlockFacts:
         """Return the facts of which `tables` made arrays."""
-        rows = Rows(*(tables[f.name] for f in fields(Rows)))
+        firsts = Firsts(*(tables[f.name] for f in fields(Firsts)))
         contested, unclaimed, large, *extent = tables["numbers"].tolist()
         claims = Claims(tables["claims"], large, tuple(extent), tables["cut"])
-        return cls(rows, Counts(contested, unclaimed, claims))
+        return cls(firsts, Counts(contested, unclaimed, claims))
 
 
 def renumbered(

@@ -125,12 +125,16 @@ def painted(result: Array, place: Place) -> tuple[Array, Claims]:
 def _seen(labels: Array) -> Array:
     """Return flags of what a tile sees in its core."""
     objects = labels != 0
-    flags = np.where(objects, np.uint8(FOREGROUND), np.uint8(DENIED))
+    apart = np.zeros(labels.shape, bool)
     for now, before in _neighbours(labels.ndim):
-        apart = labels[now] != labels[before]
-        apart &= objects[now]
-        apart &= objects[before]
-        flags[now][apart] |= APART
+        differ = labels[now] != labels[before]
+        differ &= objects[before]
+        apart[now] |= differ
+    apart &= objects
+    # Numbers of bytes: a mask as an index takes four times as long.
+    flags: Array = objects * np.uint8(FOREGROUND ^ DENIED)
+    flags ^= np.uint8(DENIED)
+    flags |= apart * np.uint8(APART)
     return flags
 
 
@@ -175,15 +179,15 @@ def combined(target: Array, values: Array) -> None:
     """Add what another tile paints to ``target``, in place."""
     for part in _pieces(target.shape):
         a, b = target[part], values[part]
-        both = (a < NOTHING) & (b < NOTHING)
-        flags = (a | b) & PLAIN
-        a, b = a | PLAIN, b | PLAIN
-        winner = np.minimum(a, b)
+        # The flags are below the claims, so that the smaller number has the claim that wins.
+        winner, loser, flags = np.minimum(a, b), np.maximum(a, b), a | b
+        np.bitwise_and(flags, PLAIN, out=flags)
+        both = loser < NOTHING
         if both.any():
-            weak = (np.maximum(a, b) & WEAK) != 0
+            weak = (loser & WEAK) != 0
             flags |= np.where(both & ~weak, DENIED, 0)
             flags |= np.where(both & weak & ((winner & WEAK) != 0), MET, 0)
-        winner ^= PLAIN
+        np.bitwise_and(winner, ~PLAIN, out=winner)
         winner |= flags
         target[part] = winner
 
@@ -223,12 +227,12 @@ class Counts:
         return bool(self.contested or self.unclaimed or self.claims.large)
 
 
-def _joined(total: Array, ids: Ints, n_each: int) -> Bits:
+def _joined(total: Array, flags: Array, ids: Ints, n_each: int) -> Bits:
     """Return samples that one claim joins to those before them, although their own tile sees them apart.
 
     What is before the first samples is in another block, and not known; nor is what is not shown.
     """
-    joined: Bits = (total & APART) != 0
+    joined: Bits = (flags & APART) != 0
     if joined.any():
         for axis, (now, before) in enumerate(_neighbours(ids.ndim)):
             if axis >= n_each:
@@ -244,10 +248,11 @@ def shown(total: Array, n_each: int) -> tuple[Array, int, int]:
     0 in ``total`` is a sample that is not shown at all. Ids restart along its first ``n_each`` axes.
     """
     ids = total >> FLAGS
-    free = ids == NO_CLAIM
-    ids[free] = 0
-    unclaimed = free & ((total & FOREGROUND) != 0)
-    contested = ~free & (
-        ((total & DENIED) != 0) | ((total & (MET | WEAK)) == (MET | WEAK)) | _joined(total, ids, n_each)
-    )
+    claimed = ids != NO_CLAIM
+    ids *= claimed
+    flags = total.astype(np.uint8)  # the claim is cut off; a byte takes an eighth of the time
+    unclaimed = ~claimed & ((flags & FOREGROUND) != 0)
+    contested = ((flags & DENIED) != 0) | ((flags & (MET | WEAK)) == (MET | WEAK))
+    contested |= _joined(total, flags, ids, n_each)
+    contested &= claimed
     return ids, int(np.count_nonzero(contested)), int(np.count_nonzero(unclaimed))

@@ -12,7 +12,7 @@ import numpy as np
 from tilework._types import Array, Bits, Ints
 from tilework.labels.runs import Runs, raveled
 
-__all__ = ["Rows", "added_up", "index_of"]
+__all__ = ["Firsts", "Rows", "added_up", "index_of"]
 
 ADDS: dict[str, Any] = {
     "first": np.minimum,
@@ -30,6 +30,39 @@ def index_of(at: Sequence[int], start: Sequence[int], shape: Sequence[int]) -> i
     for i, a, n in zip(at, start, shape, strict=False):
         number = number * n + a + i
     return number
+
+
+@dataclass(frozen=True, slots=True)
+class Firsts:
+    """The first samples of the objects in a part of an image: all that numbering needs.
+
+    Examples
+    --------
+    >>> found = Firsts.of(np.array([[7, 7, 0], [0, 7, 2]]), (0, 0), (2, 3))
+    >>> found.ids.tolist(), found.first.tolist()
+    ([2, 7], [5, 0])
+    """
+
+    index: Ints
+    """Raveled index of the ``each`` axes; 0 without these."""
+    ids: Ints
+    """Ids, ascending within each index."""
+    first: Ints
+    """The first sample, as a raveled position in the image of the index."""
+
+    @classmethod
+    def of(cls, labels: Array, start: Sequence[int], shape: Sequence[int], n_each: int = 0) -> Firsts:
+        """Return the first samples in a part of an image; arguments as those of `Rows.of`."""
+        index, ids, first = [], [], []
+        for at in np.ndindex(*labels.shape[:n_each]):
+            found, begins, _ = Runs.of(labels[at]).firsts()
+            index.append(np.full(len(found), index_of(at, start, shape)))
+            ids.append(found.astype(np.int64, copy=False))
+            first.append(raveled(begins, labels.shape[n_each:], start[n_each:], shape[n_each:]))
+        return cls(np.concatenate(index), np.concatenate(ids), np.concatenate(first))
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ An object is what one id marks: its samples need not be connected. Zero is backg
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,12 +75,18 @@ class Runs:
         on = ids != 0
         return cls(shape, ids[on], edges[on], lengths[on])
 
+    def firsts(self) -> tuple[Array, Ints, Ints]:
+        """Return the ids, ascending, the first sample of each, and the number of the id of each run."""
+        ids, number = _unique(self.ids)
+        first = np.empty(len(ids), np.int64)
+        # Of several values for one place the last one stays.
+        first[number[::-1]] = self.starts[::-1]
+        return ids, first, number
+
     def objects(self) -> Objects:
         """Return the objects, in ascending order of their ids."""
-        ids, number = _unique(self.ids)
+        ids, first, number = self.firsts()
         count, ndim = len(ids), len(self.shape)
-        first = np.full(count, np.iinfo(np.int64).max)
-        np.minimum.at(first, number, self.starts)
         area = np.zeros(count, np.int64)
         np.add.at(area, number, self.lengths)
         low = np.empty((count, ndim), np.int64)
@@ -101,10 +108,14 @@ class Runs:
 
     def painted(self, values: Array, background: Any = 0) -> Array:
         """Return an image with one value for each run, and ``background`` elsewhere; dtype as ``values``."""
-        flat = np.full(int(np.prod(self.shape)), background, values.dtype)
-        # Runs take as long as samples where objects are thin, and a hundredth where they are not.
-        flat[self.samples()] = np.repeat(values, self.lengths)
-        return flat.reshape(self.shape)
+        # Stretches without and with an object take turns; writing them in a row takes a third of the time
+        # of writing objects at their positions.
+        stretches = np.full(2 * len(values) + 1, background, values.dtype)
+        lengths = np.empty(stretches.size, np.int64)
+        stretches[1::2], lengths[1::2] = values, self.lengths
+        ends = np.append(0, self.starts + self.lengths)
+        lengths[::2] = np.append(self.starts, math.prod(self.shape)) - ends
+        return np.repeat(stretches, lengths).reshape(self.shape)
 
     def samples(self) -> Ints:
         """Return the raveled positions of all samples of all runs."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tilework._types import Array, Index, Span
@@ -13,7 +14,7 @@ from tilework.engine.spec import Spec
 from tilework.grid.tiles import Box
 from tilework.labels.facts import BlockFacts
 from tilework.labels.painting import Counts
-from tilework.labels.rows import Rows
+from tilework.labels.rows import Firsts
 from tilework.writing.levels import Coarser, level_works
 from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of, write_block
 from tilework.writing.tables import Tables
@@ -43,12 +44,13 @@ class BlockWriter:
         for number, sink in self.sinks.items():
             data: Any = block[number] if spec.many else block
             box = spec.outputs[number].place(spec.boxes(index)[number])
-            works += works_of(
-                _work(spec, number, sink, index, box, data, failures), self.levels, box, data, index
-            )
+            work = _work(spec, number, sink, index, box, data, failures)
             # Of a block of pieces that is done, for another output, not all tiles run.
             if number in self.tables and index not in sink.partial:
-                self._keep_facts(spec, number, index, box, data, assembled.counts.get(number, Counts()))
+                counts = assembled.counts.get(number, Counts())
+                keep = partial(self._keep_facts, spec, number, index, box, data, counts)
+                work = replace(work, beside=keep)
+            works += works_of(work, self.levels, box, data, index)
         written = write_block(block_name(index), works, failures, self._marked)
         told = {n: c for n, c in assembled.counts.items() if n not in self.tables}
         return replace(written, unknown=assembled.unknown, counts=told)
@@ -56,12 +58,11 @@ class BlockWriter:
     def _keep_facts(
         self, spec: Spec, number: int, index: Index, box: tuple[slice, ...], data: Array, counts: Counts
     ) -> None:
-        """Write the facts about a block of labels; marks, which come later, say that they are there."""
-        self.sinks[number].prove()
+        """Write the facts about a block of labels."""
         output = spec.outputs[number]
         shape = output.layout(output.region(Box.of((0, n) for n in spec.plan.shape)).shape)
         start = [s.indices(n)[0] for s, n in zip(box, shape, strict=True)]
-        facts = BlockFacts(Rows.of(data, start, shape, output.n_each), counts)
+        facts = BlockFacts(Firsts.of(data, start, shape, output.n_each), counts)
         self.tables[number].keep("facts", block_name(output.chunk(index)), facts.tables())
 
     def room(self, spec: Spec, index: Index) -> list[Array | None]:

@@ -20,6 +20,7 @@ first inner write.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -133,6 +134,11 @@ def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> R
 
 def versions() -> dict[str, str]:
     """Return the versions of python and the packages that compute a result."""
+    return dict(_versions())
+
+
+@functools.cache  # reading them takes 6 ms, as much as a small block
+def _versions() -> dict[str, str]:
     found = {name: version(name) for name in ("tilework", "numpy", "dask", "zarr")}
     return found | {"python": ".".join(platform.python_version_tuple()[:2])}
 

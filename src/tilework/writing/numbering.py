@@ -241,7 +241,7 @@ class Numbering:
             numbers = columns.numbered(self._edges(blocks) if self.output.connectivity else None)
             self._check(int(numbers.max(initial=0)))
             for block, span in zip(blocks, columns.spans, strict=True):
-                tables.keep("numbers", block, {"numbers": np.array(numbers[span])})
+                tables.keep("numbers", block, columns.table(span, numbers))
             if self.target.record is not None:
                 CutObjects(self.target.array, self.target.generation).write(*columns.cut(numbers))
             self._tell(counts, columns.dropped() if counts.contested else 0, columns.objects(numbers))
@@ -302,7 +302,7 @@ class _Columns:
 
     def take(self, facts: BlockFacts) -> Counts:
         """Add the rows of a block; return its counts."""
-        rows = facts.rows
+        rows = facts.firsts
         keys = rows.index * (self.size + 1) + rows.ids
         self._files["keys"].write(keys.tobytes())
         self._files["first"].write((rows.index * self.size + rows.first).tobytes())
@@ -360,6 +360,11 @@ class _Columns:
             right = keys[rows] == wanted[lost]
             found[lost[right]] = part.start + rows[right]
         return found
+
+    def table(self, span: slice, numbers: Array) -> dict[str, Array]:
+        """Return index, id and number of the rows of a block."""
+        index, ids = np.divmod(np.asarray(self.keys[span]), self.size + 1)
+        return {"index": index, "ids": ids, "numbers": np.asarray(numbers[span])}
 
     def objects(self, numbers: Array) -> int:
         """Return how many objects there are."""

@@ -29,7 +29,7 @@ from tilework.labels.components import numbered
 from tilework.labels.faces import around, pairs_of, touching
 from tilework.labels.facts import renumbered
 from tilework.labels.ordering import parts
-from tilework.labels.rows import Rows
+from tilework.labels.rows import Firsts
 from tilework.labels.runs import check_ids
 from tilework.source.base import Source
 from tilework.source.kept import task
@@ -112,12 +112,12 @@ def survey(common: tuple[Pieces, Tables, str | None], block: Index, given: Any) 
         labels = pieces.read(given, read)
     check_ids(labels, "the label image holds")
     core = tuple(slice(a - low, b - low) for (a, b), (low, _) in zip(box, read, strict=True))
-    rows = Rows.of(labels[core], [a for a, _ in box], pieces.shape, pieces.n_each)
+    own = Firsts.of(labels[core], [a for a, _ in box], pieces.shape, pieces.n_each)
     found = [np.zeros((0, 4), np.int64)]
     for step, table in touching(labels, box, pieces.shape, pieces.connectivity, pieces.n_each):
         other = np.ravel_multi_index(tuple(np.add(block, step)), pieces.counts)
         found.append(np.insert(table, 0, other, axis=1))
-    facts = {"index": rows.index, "ids": rows.ids, "first": rows.first}
+    facts = {"index": own.index, "ids": own.ids, "first": own.first}
     tables.keep("rows", block_name(block), {**facts, "touching": np.concatenate(found)})
     return block
 

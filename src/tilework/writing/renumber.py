@@ -119,8 +119,8 @@ def _write(shared: _Shared, index: Index, box: tuple[slice, ...], ranges: Sequen
     source = shared.source.array if isinstance(shared.source, Sink) else shared.source
     name = block_name(index)
     sink = shared.sink
-    facts, numbers = (shared.tables.read(what, name) for what in ("facts", "numbers"))
-    rows = facts["index"], facts["ids"], numbers["numbers"]
+    table = shared.tables.read("numbers", name)
+    rows = table["index"], table["ids"], table["numbers"]
     shape, dtype = sink.array.shape, np.dtype(sink.array.dtype)
     start = [s.start for s in box]
     data = renumbered(source[box], rows, start, shape, shared.n_each, dtype)

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 import platform
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -189,6 +189,8 @@ class Work:
     """All units of the block, per axis."""
     failed: frozenset[Index] = frozenset()
     """Units that a failed tile touches; they are written, but not marked."""
+    beside: Callable[[], None] | None = None
+    """Writes what is kept beside the array; marks, which come later, say that it is there."""
 
     @property
     def written(self) -> list[Index]:
@@ -264,6 +266,8 @@ def write_block(
         work.sink.prove()
     todo = [w for w in works if not w.marked(name, marked)]
     for work in todo:
+        if work.beside is not None:
+            work.beside()
         for part in work.parts:
             with _told(part.box):
                 work.sink.put(part)

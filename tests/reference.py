@@ -6,7 +6,8 @@ scale f with denominator q, rim r, margin (lo, hi). Three coordinates:
 
 - *image*: 0 .. n;
 - *P*, the padded image: P[i] is image[i - lo]. `fn` maps P[a:b] to the samples a .. b - lo - hi of
-  the image: a tile has one start, in P, where it reads, as in the image, where its result stands;
+  the image: a tile has one start, in P, where it reads, as in the image, where its result stands.
+  It is negative where the image is padded on both sides;
 - *output*: image coordinates times f.
 """
 
@@ -20,24 +21,30 @@ import numpy as np
 
 
 def walk(
-    n: int, c: int, s: int, m: int, q: int, lo: int, hi: int, edge: str, trim: bool
-) -> list[tuple[int, int, int, int]]:
+    n: int, c: int, s: int, m: int, q: int, lo: int, hi: int, edge: str, trim: bool,
+    side: str = "end", given: Any = None,
+) -> list[tuple[int, int, int, int]]:  # fmt: skip
     """Return each tile of one axis: start and stop in P, start and stop of its core in the image.
 
     Starts and stops never decrease; a core ends where the next one starts, and means nothing for
-    a blend.
+    a blend. `given`: the starts, from the first sample of P and of what it is padded with.
     """
     o, p, end = (c - s) // 2, n + lo + hi, n  # p: extent of P; end: of the last core
     while edge in ("shift", "squeeze") and (p < c or (p - c) % m):
         p += 1
-    cores = list(range(0, n, s))
+    before = (p - n - lo - hi) // 2 if side == "both" else 0
+    cores = list(range(0, n + before, s))
     starts = [x - (o - lo) if trim or edge == "pad" else x for x in cores]
     if edge == "shift":
         starts = [min(max(x, 0), p - c) for x in starts]
-    if edge == "squeeze" and n > 0:
+    if given is not None or (edge == "squeeze" and n > 0):
         gaps = len(range(0, p - c, s))
         starts = [0] + [m * (j * ((p - c) // m) // gaps) for j in range(1, gaps + 1)]
+        starts = starts if given is None else list(given)
+        starts = [x - before for x in starts]
         cores = [0] + [((x + y + c) // 2 - lo) // q * q for x, y in pairwise(starts)]
+    elif before:
+        starts, cores = [x - before for x in starts], [max(0, x - before) for x in cores]
     if edge == "drop":
         starts = list(range(0, p - c + 1, s))
         cores = [x + o - lo if x > 0 else 0 for x in starts]
@@ -67,7 +74,7 @@ def reference(
     fn: Callable[..., Any], image: np.ndarray, crop: Any, overlap: Any = None, *,
     axes: tuple[int, ...], stride: Any = None, multiple: Any = 1, edge: str = "shift",
     boundary: Any = "reflect", cval: float = 0, blend: Any = "trim", rim: Any = 0,
-    sigma_scale: float = 0.125, margin: Any = 0, scale: Any = 1,
+    sigma_scale: float = 0.125, pad_side: str = "end", starts: Any = None, margin: Any = 0, scale: Any = 1,
     out_axes: tuple[int, ...] | None = None, mask: np.ndarray | None = None,
     fill_value: Any = 0, pass_tile: bool = False, dtype: Any = None,
 ) -> np.ndarray:  # fmt: skip
@@ -85,13 +92,16 @@ def reference(
 
     # 1. Every value along each tiled axis; the tiles; the weights of a whole crop's result.
     n, c, f = [image.shape[a] for a in axes], per_axis(crop), [Fraction(x) for x in per_axis(scale)]
-    s = [c[k] - 2 * per_axis(overlap)[k] if stride is None else per_axis(stride)[k] for k in dims]
+    # Given starts: no matter.
+    o = per_axis(0 if overlap is None else overlap)
+    s = [c[k] - 2 * o[k] if stride is None else per_axis(stride)[k] for k in dims]
     lo, hi = np.broadcast_to(np.transpose(margin), (2, d)).tolist()
     q = [x.denominator for x in f]
     m = [lcm(per_axis(multiple)[k], q[k]) for k in dims]
     r = [0 if kind == "trim" else int(per_axis(rim)[k] * f[k]) for k in dims]  # in the output
     size = [int((c[k] - lo[k] - hi[k]) * f[k]) for k in dims]
-    grid = [walk(n[k], c[k], s[k], m[k], q[k], lo[k], hi[k], edge, kind == "trim") for k in dims]
+    more = [(pad_side, None if starts is None else starts[k]) for k in dims]
+    grid = [walk(n[k], c[k], s[k], m[k], q[k], lo[k], hi[k], edge, kind == "trim", *more[k]) for k in dims]
     nominal = np.array(blend if isinstance(blend, np.ndarray) else 1.0, float)
     for k in [] if isinstance(blend, np.ndarray) else dims:
         nominal = np.multiply.outer(nominal, window(blend, k, size[k], r[k], sigma_scale))

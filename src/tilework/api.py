@@ -20,7 +20,7 @@ from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.output import Output, Outputs, named
-from tilework.grid.axis import Edge
+from tilework.grid.axis import Edge, PadSide
 from tilework.grid.weights import Blend
 from tilework.labels.hints import label_warning
 from tilework.plan.arguments import AxisLengths, check_flags, unknown_argument
@@ -86,10 +86,12 @@ def tiled_map(
     axes: int | str | Sequence[int | str] | None = None,
     each: int | str | Sequence[int | str] = (),
     stride: AxisLengths | None = None,
+    starts: Sequence[Sequence[int]] | Mapping[str, Sequence[int]] | None = None,
     multiple: AxisLengths = 1,
     edge: Edge = "shift",
     boundary: Boundary = "reflect",
     cval: Scalar = 0,
+    pad_side: PadSide = "end",
     blend: Blend = "trim",
     rim: AxisLengths = 0,
     sigma_scale: float = 0.125,
@@ -143,6 +145,10 @@ def tiled_map(
         does not see these axes; they are the first axes of the result.
     stride : int, sequence of int or dict by name, samples per tiled axis, optional
         Distance between neighbouring crops; give it instead of ``overlap``.
+    starts : one sequence of int per tiled axis, or dict of them by name, samples, optional
+        Where the crops start along each axis, counted from the first sample of the padded image, instead of
+        ``overlap`` or ``stride``: from 0 to where the last crop ends with the image. Trimmed results are cut
+        in the middle of what neighbours share. `nnunet_options` returns some.
     multiple : int, sequence of int or dict by name, samples per tiled axis
         Crops start at multiples of this: 16 for a network that pools four times by 2.
     edge : {"shift", "squeeze", "pad", "clip", "drop"}
@@ -152,6 +158,10 @@ def tiled_map(
         How samples outside the image are filled, as in `numpy.pad`.
     cval : scalar
         The value outside the image for ``boundary="constant"``.
+    pad_side : {"end", "both"}
+        Where an image that is shorter than a crop, or in which crops at multiples of ``multiple`` would leave
+        a rest, is padded by ``boundary``: at its end, or half on each side, of an odd number the larger half
+        at the end. With "both", crops start at multiples of ``multiple`` of the padded image.
     blend : str, callable, sequence of 1-D arrays, or N-D array
         How overlapping results are combined. "trim" takes every sample from one crop (a crop's share of the
         image is its core). "average", "linear", "hann", "gaussian" or your own weights average the results;
@@ -241,9 +251,10 @@ def tiled_map(
     sources = _with_meta(open_all(given, masked=True), meta)
     labels = Labels.of(given if isinstance(given, tuple) else (given,), meta)
     request = Request(
-        crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
-        boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
-        mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
+        crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
+        edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,
+        batch_size=batch_size, mask=mask, mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit,
+        reuse=reuse,
     )  # fmt: skip
     request = ordered(request, sources[0])
     declared = declared_outputs(output, dtype)
@@ -357,9 +368,11 @@ def plan_tiles(
     axes: int | str | Sequence[int | str] | None = None,
     each: int | str | Sequence[int | str] = (),
     stride: AxisLengths | None = None,
+    starts: Sequence[Sequence[int]] | Mapping[str, Sequence[int]] | None = None,
     multiple: AxisLengths = 1,
     edge: Edge = "shift",
     boundary: Boundary = "reflect",
+    pad_side: PadSide = "end",
     blend: Blend = "trim",
     rim: AxisLengths = 0,
     sigma_scale: float = 0.125,
@@ -383,8 +396,8 @@ def plan_tiles(
         Dtype of the image, and of the result if ``output`` does not declare one.
     source_chunks : sequence of int, samples per axis of the image, or dict by name, optional
         Storage chunks, for the cost of reading. Default: any part can be read alone.
-    crop, overlap, axes, each, stride, multiple, edge, boundary, blend, rim, sigma_scale, output, \
-batch_size, mask, mask_scale, chunks, memory_limit, reuse
+    crop, overlap, axes, each, stride, starts, multiple, edge, boundary, pad_side, blend, rim, \
+sigma_scale, output, batch_size, mask, mask_scale, chunks, memory_limit, reuse
         As in `tiled_map`, except that ``overlap="auto"`` is an error: it needs the function.
 
     Returns
@@ -411,9 +424,10 @@ batch_size, mask, mask_scale, chunks, memory_limit, reuse
         raise GridError(f"source_chunks needs one positive length per axis of {extents}; got {chunked}.")
     source = Source(None, extents, as_dtype(dtype), chunked, meta, token="plan")
     request = Request(
-        crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, multiple=multiple, edge=edge,
-        boundary=boundary, blend=blend, rim=rim, sigma_scale=sigma_scale, batch_size=batch_size, mask=mask,
-        mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
+        crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
+        edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,
+        batch_size=batch_size, mask=mask, mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit,
+        reuse=reuse,
     )  # fmt: skip
     request = ordered(request, source)
     if isinstance(request.overlap, str) and request.overlap == "auto":

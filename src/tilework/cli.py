@@ -24,7 +24,7 @@ from tilework.engine.pyramid import PYRAMIDS
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.function.output import LABELS, Output
 from tilework.function.user_file import UserFile
-from tilework.grid.axis import EDGES
+from tilework.grid.axis import EDGES, PAD_SIDES
 from tilework.grid.weights import BLENDS
 from tilework.source.padding import BOUNDARIES
 
@@ -281,6 +281,7 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
             _choice("--edge", EDGES, "Treatment of crops that stick out of the image."),
             _choice("--boundary", BOUNDARIES, "Padding of the image, where crops need it."),
             _choice("--blend", BLENDS, "Treatment of samples in several crops."),
+            _choice("--pad-side", PAD_SIDES, "Where an image that is too short for whole crops is padded."),
             click.option("--rim", type=Lengths(), default=0, help="Outermost samples without weight."),
             click.option("--multiple", type=Lengths(), default=1, help="Crops start at multiples of this."),
             click.option("--batch-size", type=int, help="Crops per call of FN."),

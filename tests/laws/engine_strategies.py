@@ -51,7 +51,7 @@ class Case:
     axes: tuple[int, ...]
     each: tuple[int, ...]
     grid: dict[str, Any]
-    """crop, overlap or stride, edge, boundary, cval, multiple: as `tiled_map` and the oracle."""
+    """crop; overlap, stride or starts; edge, boundary, cval, pad_side, multiple: as both take them."""
     weights: dict[str, Any]
     """blend, rim, sigma_scale: as both, too."""
     margin: tuple[tuple[int, int], ...]
@@ -67,6 +67,8 @@ class Case:
     def strides(self) -> tuple[int, ...]:
         if "stride" in self.grid:
             return self.grid["stride"]
+        if "starts" in self.grid:
+            return tuple(int(max(np.diff(s), default=1)) for s in self.grid["starts"])
         return tuple(c - 2 * o for c, o in zip(self.crops, self.grid["overlap"], strict=True))
 
     @property
@@ -75,7 +77,12 @@ class Case:
 
     @property
     def overlaps(self) -> tuple[int, ...]:
-        return tuple((c - s) // 2 for c, s in zip(self.crops, self.strides, strict=True))
+        halves = [(c - s) // 2 for c, s in zip(self.crops, self.strides, strict=True)]
+        if "starts" not in self.grid:
+            return tuple(halves)
+        # The cuts between crops of a coarser result lie between its samples.
+        columns = zip(halves, self.margin, self.multiples, strict=True)
+        return tuple(lo + (o - lo) // m * m for o, (lo, _), m in columns)
 
     @property
     def multiples(self) -> tuple[int, ...]:
@@ -87,6 +94,27 @@ class Case:
         """Where the tiled axes stand in a crop."""
         kept = [a for a in range(self.image.ndim) if a not in self.each]
         return tuple(kept.index(a) for a in self.axes)
+
+    @property
+    def walks(self) -> list[tuple[Any, ...]]:
+        """Parameters of the oracle's `walk`, per tiled axis."""
+        edge, side, trim = self.grid["edge"], self.grid["pad_side"], self.kind == "trim"
+        starts = self.grid.get("starts", [None] * len(self.axes))
+        columns = zip(
+            self.extents, self.crops, self.strides, self.multiples, self.scale, self.margin, starts,
+            strict=True,
+        )  # fmt: skip
+        return [(n, c, s, m, f.denominator, *lh, edge, trim, side, own) for n, c, s, m, f, lh, own in columns]
+
+    def padding(self, k: int) -> tuple[int, int]:
+        """Samples that whole crops need before and after the image, along an axis."""
+        length = self.extents[k] + sum(self.margin[k])
+        if self.grid["edge"] not in ("shift", "squeeze"):
+            return 0, 0
+        missing = max(self.crops[k], length) - length
+        missing += (self.crops[k] - length - missing) % self.multiples[k]
+        before = missing // 2 if self.grid["pad_side"] == "both" else 0
+        return before, missing - before
 
     @property
     def kind(self) -> str:
@@ -182,12 +210,12 @@ def cases(
     dims: Sequence[int] = (1, 2, 3), margins: bool = False,
     scales: Sequence[Fraction | int] = (1,), multiples: Sequence[int] = (1,), rim: int = 0,
     untiled: bool = True, each: bool = True, sorted_axes: bool = False, share: bool = False,
-    dtype: Any = np.float64,
+    ends: bool = False, dtype: Any = np.float64,
 ) -> Case:  # fmt: skip
     """Draw a valid call.
 
     `rim` is the least rim of a blend; `share`: blocks at least as long as a crop, so that tiles
-    may be shared.
+    may be shared. `ends`: no given starts, and padding only at the end.
     """
     d = draw(st.sampled_from(dims))
     word = draw(st.sampled_from(words))
@@ -225,6 +253,7 @@ def cases(
         "boundary": draw(st.sampled_from(BOUNDARIES)),
         "cval": draw(st.sampled_from((0, 5))),
         "multiple": tuple(a.multiple for a in axes),
+        "pad_side": "end",
     }
     if any(a.crop - 2 * a.overlap != a.stride for a in axes) or draw(st.booleans()):
         grid["stride"] = tuple(a.stride for a in axes)
@@ -234,12 +263,33 @@ def cases(
         picture(shape, dtype), tuple(places), each_axes, grid, {},
         tuple(a.margin for a in axes), tuple(scale), {},
     )  # fmt: skip
+    if not ends and grid["edge"] in ("shift", "squeeze") and draw(st.booleans()):
+        grid["pad_side"] = "both"
+        if any(case.padding(k)[0] % f.denominator for k, f in enumerate(scale)):
+            grid["pad_side"] = "end"  # results would lie between samples
+    if not ends and grid["edge"] == "shift" and draw(st.integers(0, 3)) == 0:
+        slack = [
+            n + sum(m) + sum(case.padding(k)) - c
+            for k, (n, c, m) in enumerate(zip(case.extents, case.crops, case.margin, strict=True))
+        ]
+        steps = zip(slack, case.strides, case.multiples, strict=True)
+        grid["starts"] = tuple(draw(rising(*step)) for step in steps)
+        grid.pop("stride", grid.pop("overlap", None))
     weights = {
         "blend": draw(blends([word], case.result_crop)),
         "rim": tuple(a.rim for a in axes),
         "sigma_scale": draw(st.sampled_from((0.05, 0.125, 0.5))),
     }
     return replace(case, weights=weights, run=draw(runs(case, share=share)))
+
+
+@st.composite
+def rising(draw: Any, last: int, stride: int, m: int) -> tuple[int, ...]:
+    """Draw starts from 0 to `last`, multiples of `m` at most `stride` apart."""
+    starts = [0]
+    while starts[-1] < last:
+        starts.append(min(last, starts[-1] + m * draw(st.integers(-(-stride // m) // 2 or 1, stride // m))))
+    return tuple(starts)
 
 
 @st.composite
@@ -287,30 +337,23 @@ def oracle(case: Case, one: Callable[..., Any], *, numbered: bool = False, **opt
 
 def tiles_per_image(case: Case) -> int:
     """Return how many tiles the oracle makes of one image."""
-    return prod(
-        len(walk(n, c, s, m, f.denominator, lo, hi, case.grid["edge"], case.kind == "trim"))
-        for n, c, s, m, f, (lo, hi) in zip(
-            case.extents, case.crops, case.strides, case.multiples, case.scale, case.margin,
-            strict=True,
-        )
-    )  # fmt: skip
+    return prod(len(walk(*own)) for own in case.walks)
 
 
 def untiled(case: Case, one: Callable[..., Any], *, out_axes: tuple[int, ...]) -> np.ndarray:
-    """Return `one` applied to whole images: padded at the end, `pad` on both sides.
+    """Return `one` applied to whole images: padded as `pad_side` says, `pad` on both sides.
 
     The results' tiled axes stand at `out_axes`, behind the `each` axes.
     """
     image = np.moveaxis(case.image, case.each, range(len(case.each)))
     widths, starts = [(0, 0)] * (image.ndim - len(case.each)), []
-    for k, (n, c, (lo, hi)) in enumerate(zip(case.extents, case.crops, case.margin, strict=True)):
+    for k, (c, (lo, hi)) in enumerate(zip(case.crops, case.margin, strict=True)):
         before, after = lo, hi
         if case.grid["edge"] == "pad":
             before = case.overlaps[k]
             after = c + before
-        elif case.grid["edge"] in ("shift", "squeeze"):
-            length = max(c, lo + n + hi)
-            after += length - (lo + n + hi) + (c - length) % case.multiples[k]
+        else:
+            before, after = (a + b for a, b in zip((lo, hi), case.padding(k), strict=True))
         widths[case.crop_axes[k]] = (before, after)
         starts.append(int((before - lo) * case.scale[k]))
     kept = {

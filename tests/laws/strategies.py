@@ -6,6 +6,7 @@ Every draw is a valid one: what the package refuses is the matter of law F1.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from fractions import Fraction
 from math import gcd
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,6 +59,18 @@ def lengths(draw: Any, crop: int, stride: int, margin: tuple[int, int], tiles: i
     return draw(st.one_of(st.sampled_from(sorted(n for n in pinned if n > 0)), some))
 
 
+def before(grid: AxisGrid) -> int:
+    """Return the samples before the image where it is padded on both sides."""
+    missing = max(0, grid.crop - grid.extent - sum(grid.margin))
+    missing += (grid.crop - grid.extent - sum(grid.margin) - missing) % grid.multiple
+    return missing // 2
+
+
+def pads_on_both(grid: AxisGrid) -> bool:
+    """Return whether the grid may be padded on both sides: results must not lie between samples."""
+    return grid.edge in ("shift", "squeeze") and before(grid) % grid.quantum == 0
+
+
 @st.composite
 def axes(
     draw: Any,
@@ -89,7 +102,10 @@ def axes(
     rim = quantum * draw(st.integers(0, (overlap - max(lo, hi)) // quantum))
     ups = [k for k in (1, 2, 3, 5) if gcd(k, quantum) == 1] if scaled else [1]
     scale = Fraction(draw(st.sampled_from(ups)), quantum)
+    side = draw(st.sampled_from(("end", "both")))
     grid = AxisGrid(extent, crop, overlap, stride, edge, trims, multiple, (lo, hi), quantum)
+    if side == "both" and pads_on_both(grid):
+        grid = replace(grid, pad_side="both")
     return Axis(grid, rim, scale, given)
 
 
@@ -121,7 +137,12 @@ def calls(
     edge = draw(st.sampled_from(EDGES)) if edge is None else edge
     each = axes(edge=edge, trims=trims, most=most, multiples=(1, 1, 1, 2), **fixed)
     drawn = draw(st.lists(each, min_size=1, max_size=ndim))
+    side = drawn[0].grid.pad_side
+    if side == "both" and not all(pads_on_both(a.grid) for a in drawn):
+        side = "end"
+    drawn = [a._replace(grid=replace(a.grid, pad_side=side)) for a in drawn]
     options = {
+        "pad_side": side,
         "stride": tuple(a.grid.stride for a in drawn),
         "multiple": tuple(a.multiple for a in drawn),
         "edge": edge,

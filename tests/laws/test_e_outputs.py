@@ -91,7 +91,7 @@ def common_grid(parts: list[PerTile]) -> Iterator[None]:
 
     def together(n: int, c: int, s: int, m: int, _q: int, *rest: Any) -> Any:
         q = next(axes)
-        return walk(n, c, s, lcm(m, q), q, *rest[:-1], trims)
+        return walk(n, c, s, lcm(m, q), q, *rest[:3], trims, *rest[4:])
 
     with (
         mock.patch("tests.reference.walk", together),
@@ -101,7 +101,7 @@ def common_grid(parts: list[PerTile]) -> Iterator[None]:
 
 
 @given(cases(words=("sum",), margins=True, scales=(1, Fraction(1, 2), Fraction(1, 3)),
-             multiples=(1, 2), dims=(1, 2)), st.data())  # fmt: skip
+             multiples=(1, 2), dims=(1, 2), ends=True), st.data())  # fmt: skip
 def test_E4_several_outputs(case: Case, data: Any) -> None:
     fn, declared = data.draw(several(case))
     kinds = {f.case.kind == "trim" for f in fn.parts.values()}

@@ -35,7 +35,7 @@ def frame_length(grid: AxisGrid) -> int:
 def walked(grid: AxisGrid) -> list[tuple[int, int, int, int]]:
     """Return the oracle's tiles: reads in the frame, cores in the image."""
     steps = grid.stride, grid.multiple, grid.quantum
-    tiles = walk(grid.extent, grid.crop, *steps, *grid.margin, grid.edge, grid.trims)
+    tiles = walk(grid.extent, grid.crop, *steps, *grid.margin, grid.edge, grid.trims, grid.pad_side)
     if grid.edge == "drop" and tiles and tiles[-1][3] < grid.extent:
         # A sample of a coarser result is whole or not there; the oracle rounds it when it writes.
         *read, start, stop = tiles[-1]
@@ -47,7 +47,10 @@ def small_grids(longest: int, crops: int):
     """Yield every grid without margin or multiple, of crops and extents up to these."""
     for edge, trims, crop in itertools.product(EDGES, (True, False), range(1, crops + 1)):
         for stride, extent in itertools.product(range(1, crop + 1), range(1, longest + 1)):
-            yield AxisGrid(extent, crop, (crop - stride) // 2, stride, edge, trims)
+            grid = AxisGrid(extent, crop, (crop - stride) // 2, stride, edge, trims)
+            yield grid
+            if sum(grid.padding):
+                yield replace(grid, pad_side="both")
 
 
 # -- G1: cores ----------------------------------------------------------------------------------
@@ -91,7 +94,8 @@ def test_G2_core_within_support_within_results_within_the_padded_image(axis):
     check_axis(grid, 0, rim=rim)
     lo, hi = grid.margin
     assert grid.length == frame_length(grid)
-    assert grid.end_padding == frame_length(grid) - grid.extent - lo - hi
+    missing = frame_length(grid) - grid.extent - lo - hi
+    assert grid.padding == ((0, missing) if grid.pad_side == "end" else (missing // 2, -(-missing // 2)))
     for i in range(len(grid)):
         read, valid, core, support = (
             grid.read(i), grid.valid(i), grid.core(i), grid.support(i, rim)
@@ -104,7 +108,8 @@ def test_G2_core_within_support_within_results_within_the_padded_image(axis):
             (False, False) if grid.edge == "pad" else (valid[0] <= 0, valid[1] >= grid.extent)
         )
         if grid.edge != "pad":
-            assert -lo <= read[0] < read[1] <= grid.extent + hi + grid.end_padding
+            first, last = grid.padding
+            assert -lo - first <= read[0] < read[1] <= grid.extent + hi + last
 
 
 @many
@@ -119,7 +124,7 @@ def test_G3_every_crop_is_full(grid):
             assert (start, stop) == (max(0, nominal), min(frame_length(grid), nominal + grid.crop))
         else:
             assert (start, stop) == (grid.nominal(i), grid.nominal(i) + grid.crop)
-        assert start % grid.multiple == 0
+        assert (start + grid.padding[0]) % grid.multiple == 0
 
 
 # -- G4: context --------------------------------------------------------------------------------
@@ -132,7 +137,7 @@ def test_G4_a_cut_side_keeps_its_overlap_or_all_up_to_the_border(grid):
     for i in range(len(grid)):
         (start, stop), (low, high) = grid.read(i), grid.core(i)
         whole = grid.edge != "pad"  # a padded crop has its context beyond the border too
-        assert low - start >= grid.overlap or (whole and start == -lo)
+        assert low - start >= grid.overlap or (whole and start == -lo - grid.padding[0])
         assert stop - high >= grid.overlap or (whole and stop >= grid.extent + hi)
 
 
@@ -256,7 +261,8 @@ def test_G6_closed_forms_for_long(axis: Axis, data):
 def test_G6_shift_has_the_closed_forms_of_the_design(grid):
     n, c, o, s = grid.extent, grid.crop, grid.overlap, grid.stride
     if n <= c:
-        assert (len(grid), grid.read(0), grid.core(0)) == (1, (0, c), (0, n))
+        first = -((c - n) // 2) if grid.pad_side == "both" else 0
+        assert (len(grid), grid.read(0), grid.core(0)) == (1, (first, first + c), (0, n))
         return
     first, last = o // s, math.ceil((n - c + o) / s)
     assert len(grid) == last - first + 1

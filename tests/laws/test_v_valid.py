@@ -124,12 +124,7 @@ def hidden(case: Case, value: np.ndarray, valid: np.ndarray, axes: tuple[int, ..
 
 def running(case: Case, dense: np.ndarray) -> set[int]:
     """Return the numbers of the crops that have a valid sample inside the image."""
-    grids = [
-        walk(n, c, s, m, f.denominator, lo, hi, case.grid["edge"], case.kind == "trim")
-        for n, c, s, m, f, (lo, hi) in zip(
-            case.extents, case.crops, case.strides, case.multiples, case.scale, case.margin, strict=True
-        )
-    ]
+    grids = [walk(*own) for own in case.walks]
     lead = dense.shape[: len(case.each)]
     number, found = 0, set()
     for index in np.ndindex(*lead):

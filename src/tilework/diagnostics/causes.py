@@ -497,8 +497,8 @@ class _Search:
             moves = [
                 s
                 for s in (step, step - step_of(g) or -step)
-                if -g.margin[0] <= low + s <= a - reach - g.margin[0]
-                and b + reach + g.margin[1] <= high + s <= g.extent + g.end_padding + g.margin[1]
+                if -g.padding[0] - g.margin[0] <= low + s <= a - reach - g.margin[0]
+                and b + reach + g.margin[1] <= high + s <= g.extent + g.padding[1] + g.margin[1]
             ]
             if step and not moves:
                 return None

@@ -491,8 +491,8 @@ class _Tries:
             spans = []
             for g, i, step in zip(self.untiled.grids, position, steps, strict=True):
                 low, high = g.read(i)
-                end = g.extent + g.end_padding + g.margin[1]
-                spans.append((min(low, max(-g.margin[0], low - step)), max(high, min(end, high + step))))
+                first, end = -g.padding[0] - g.margin[0], g.extent + g.padding[1] + g.margin[1]
+                spans.append((min(low, max(first, low - step)), max(high, min(end, high + step))))
             window = Window(self.untiled, spans, look.place.each)
             try:
                 valid = window.valid

@@ -73,12 +73,14 @@ class Untiled:
     def _window(self, g: AxisGrid, start: int, stop: int, context: int) -> Span:
         """Return the image samples that the function reads along an axis for results of ``[start, stop)``."""
         m = step_of(g)
-        low, end = (start - context) // m * m, g.extent + g.end_padding
+        before, after = g.padding
+        # Starts are counted from the first sample of the padded image.
+        low, end = (start + before - context) // m * m - before, g.extent + after
         # The image ends at its border, unless it was said to go on round.
         if g.edge == "pad" and self.spec.boundary == "wrap":
             end = stop + context + m
         else:
-            low = max(0, low)
+            low = max(-before, low)
         # The length is a multiple of the pooling too, unless the image ends before.
         high = min(end, low + ceil_div(stop + context - low, m) * m)
         return low - g.margin[0], high + g.margin[1]
@@ -214,7 +216,7 @@ class Window:
     def valid(self) -> Box:
         """The image samples for which there are results."""
         return Box.of(
-            (low + g.margin[0], min(high - g.margin[1], g.covered))
+            (max(0, low + g.margin[0]), min(high - g.margin[1], g.covered))
             for g, (low, high) in zip(self.untiled.grids, self.spans, strict=True)
         )
 

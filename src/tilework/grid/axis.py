@@ -2,13 +2,14 @@
 
 A grid uses *frame* coordinates along each axis. The frame is the image with ``margin`` before and after it
 (samples that a valid-region function consumes) and, where the crop or ``multiple`` requires it, padding at
-its end. A crop that starts at frame sample ``a`` gives results for the image samples
-``[a, a + crop - sum(margin))``, so a frame start is also the image sample of the first result::
+its end, or on both sides. A crop that starts at frame sample ``a`` gives results for the image samples
+``[a, a + crop - sum(margin))``, so a frame start is also the image sample of the first result. The first
+frame sample is ``-before``, which is 0 if the image is padded at its end::
 
-    image          0                                    n
-    frame    0 lo  |------------------------------------| hi (+ end padding)   length
-    crop       [ lo |=========== valid ===========| hi ]
-               a
+    image                       0                                    n
+    frame    -before  before lo |------------------------------------| hi after    length - before
+    crop                [ lo |=========== valid ===========| hi ]
+                        a
 
 The closed forms were found by a walk over all small grids, which law G6 in ``tests/laws`` repeats.
 """
@@ -27,7 +28,7 @@ from tilework._types import Ints
 from tilework.errors import GridError
 from tilework.grid.derived import Holder, derived
 
-__all__ = ["AxisGrid", "Edge", "Starts"]
+__all__ = ["AxisGrid", "Edge", "PadSide", "Starts"]
 
 Number = TypeVar("Number", int, Ints)
 """A tile number or a sample, or an array of them."""
@@ -35,6 +36,8 @@ Edge = Literal["shift", "squeeze", "pad", "clip", "drop"]
 # Most tiles along an axis whose places a grid holds: 16 MB for each pair of starts and stops.
 HELD = 2**20
 EDGES: tuple[Edge, ...] = ("shift", "squeeze", "pad", "clip", "drop")
+PadSide = Literal["end", "both"]
+PAD_SIDES: tuple[PadSide, ...] = ("end", "both")
 
 
 def ceil_div(a: Number, b: int) -> Number:
@@ -147,8 +150,11 @@ class AxisGrid(Holder):
     quantum: int = 1
     """Cores begin at multiples of this, samples (the denominator of the output's scale)."""
     starts: Starts | None = None
-    """Explicit starts, frame samples, instead of those from ``edge`` and ``stride``; ``edge`` then only
-    decides how a crop that sticks out is filled."""
+    """Explicit starts, samples from the first one of the frame, instead of those from ``edge`` and
+    ``stride``; ``edge`` then only decides how a crop that sticks out is filled."""
+    pad_side: PadSide = "end"
+    """Where the image is padded so that whole crops fit: at its end, or half on each side, of an odd number
+    the larger half at the end."""
 
     def __post_init__(self) -> None:
         if self.stride == 0:
@@ -163,16 +169,23 @@ class AxisGrid(Holder):
 
     @derived
     def length(self) -> int:
-        """Length of the frame: image, margins and the padding at the end, samples."""
+        """Length of the frame: image, margins and padding, samples."""
         bare = self.extent + sum(self.margin)
         if self.edge not in ("shift", "squeeze"):
             return bare
         return max(self.crop, self.crop + ceil_div(bare - self.crop, self.multiple) * self.multiple)
 
-    @property
-    def end_padding(self) -> int:
-        """Samples that ``boundary`` adds at the end so that whole crops fit on the allowed starts."""
-        return self.length - self.extent - sum(self.margin)
+    @derived
+    def padding(self) -> tuple[int, int]:
+        """Samples that ``boundary`` adds before and after so that whole crops fit on the allowed starts."""
+        missing = self.length - self.extent - sum(self.margin)
+        before = missing // 2 if self.pad_side == "both" else 0
+        return before, missing - before
+
+    @derived
+    def _origin(self) -> int:
+        """The first frame sample."""
+        return -self.padding[0]
 
     @derived
     def _lead(self) -> int:
@@ -210,12 +223,12 @@ class AxisGrid(Holder):
         Here and below, ``i`` may be an array of tile numbers; the result then has one entry per tile.
         """
         if self.starts is not None:
-            return self.starts[i]
+            return self._origin + self.starts[i]
         slack = self.length - self.crop
         if self.edge == "squeeze":
-            return self.multiple * (i * (slack // self.multiple) // max(1, len(self) - 1))
+            return self._origin + self.multiple * (i * (slack // self.multiple) // max(1, len(self) - 1))
         start = (self._first + i) * self.stride - self._lead
-        return _clamp(start, 0, slack) if self.edge == "shift" else start
+        return self._origin + _clamp(start, 0, slack) if self.edge == "shift" else start
 
     def frame(self, i: Number) -> tuple[Number, Number]:
         """Return crop ``i`` in frame samples; it sticks out of the frame only with ``edge="pad"``."""
@@ -243,7 +256,7 @@ class AxisGrid(Holder):
     def _cut(self, i: Number) -> Number:
         """Return the image sample at which tile ``i + 1`` takes over from tile ``i``."""
         if self.regular:
-            return (self._first + i + 1) * self.stride
+            return self._origin + (self._first + i + 1) * self.stride
         if self.edge == "drop" and self.starts is None:
             return (i + 1) * self.stride + self.overlap - self.margin[0]
         middle = (self.nominal(i) + self.nominal(i + 1) + self.crop) // 2 - self.margin[0]
@@ -258,7 +271,7 @@ class AxisGrid(Holder):
         if not len(self):
             return 0
         stop = self.nominal(len(self) - 1) + self.crop
-        if stop >= self.length:
+        if stop >= self._origin + self.length:
             return self.extent
         return (stop - self.margin[0] - self.overlap) // self.quantum * self.quantum
 

@@ -24,7 +24,7 @@ from tilework._checks import (
 )
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
-from tilework.grid.axis import AxisGrid, Edge, ceil_div
+from tilework.grid.axis import AxisGrid, Edge, PadSide, Starts, ceil_div
 from tilework.plan.axis_table import Spans, joint
 from tilework.plan.machine import default_memory
 from tilework.plan.tables import box_any
@@ -372,10 +372,13 @@ def axis_grid(
     trims: bool = True,
     rim: int = 0,
     name: str = "0",
+    pad_side: PadSide = "end",
+    starts: Sequence[int] | None = None,
 ) -> AxisGrid:
     """Return the grid along one axis for an overlap, a stride or both; raise if they contradict each other.
 
     Parameters are those of `AxisGrid`, in samples; ``rim`` is only checked, and ``name`` is for messages.
+    With ``starts``, the stride is the largest distance of neighbours, and both others are None.
 
     Examples
     --------
@@ -395,6 +398,13 @@ def axis_grid(
     tilework.errors.GridError: crop must be larger than 2 * overlap (overlap is per side); got crop 32 ...
     """
     m = math.lcm(multiple, quantum) if multiple > 0 else multiple
+    rule = None
+    if starts is not None:
+        rule = _rule(starts, name)
+        stride = int(np.diff(rule.array()).max(initial=0))
+        if not stride:  # one crop has no neighbours: whatever leaves room for margin and rim
+            need = margin[0] + ceil_div(max(margin) + rim - margin[0], m) * m
+            stride = max(1, (crop - 2 * need) // m) * m
     if stride is None:
         assert overlap is not None
         o, s = overlap, crop - 2 * overlap
@@ -410,9 +420,20 @@ def axis_grid(
         if overlap is None and m > 1 and o >= margin[0]:
             o = margin[0] + (o - margin[0]) // m * m
     # A stride of 0 means "from the overlap" to AxisGrid; -1 keeps it an error.
-    grid = AxisGrid(extent, crop, o, s or -1, edge, trims, m, margin, quantum)
+    grid = AxisGrid(extent, crop, o, s or -1, edge, trims, m, margin, quantum, rule, pad_side)
     check_axis(grid, name, rim=rim)
     return grid
+
+
+def _rule(starts: Sequence[int], name: str) -> Starts:
+    """Return given starts as a rule; raise if they do not increase."""
+    found = [whole(f"starts on axis {name}", start) for start in starts]
+    try:
+        return Starts.of(found)
+    except GridError:
+        raise GridError(
+            f"starts must increase, and there must be at least one; got {brief(found)} on axis {name}."
+        ) from None
 
 
 def check_for_all(
@@ -490,8 +511,29 @@ def check_axis(grid: AxisGrid, axis: object, *, rim: int) -> None:
             f"a scale); got stride {s}, overlap {o}, margin {(lo, hi)}. Nearest: stride "
             f"{max(m, round(s / m) * m)}, overlap {lo + round((o - lo) / m) * m}."
         )
+    if grid.starts is not None:
+        _check_starts(grid, at)
+    if grid.padding[0] % grid.quantum:
+        raise GridError(
+            f'pad_side="both" pads {grid.padding[0]} before and {grid.padding[1]} after the image {at}; '
+            f"{grid.padding[0]} is no multiple of {grid.quantum}, the denominator of the output's scale. Use "
+            'another crop, or pad_side="end".'
+        )
     if (c - lo - hi) % grid.quantum or rim % grid.quantum:
         raise GridError(
             f"crop less margin, and rim, must be multiples of {grid.quantum}, the denominator of the "
             f"output's scale; got crop {c}, margin {(lo, hi)}, rim {rim} {at}."
         )
+
+
+def _check_starts(grid: AxisGrid, at: str) -> None:
+    """Raise a `GridError` unless crops at the given starts cover the padded image, and do not stick out."""
+    assert grid.starts is not None
+    first, last, m = grid.starts[0], grid.starts[len(grid.starts) - 1], grid.multiple
+    if (first, last) != (0, grid.length - grid.crop):
+        raise GridError(
+            f"starts must begin with 0 and end with {grid.length - grid.crop}, where the last crop of "
+            f"{grid.crop} ends with the image (padded to {grid.length}); got {first} to {last} {at}."
+        )
+    if m > 1 and (grid.starts.array() % m).any():
+        raise GridError(f"starts must be multiples of {m} {at} (multiple, or the denominator of a scale).")

@@ -16,7 +16,10 @@ __all__ = ["ordered"]
 
 # Arguments with one number per tiled axis, and what an axis gets that a dict does not name; None: each axis
 # must be named, because any number would be a guess.
-PER_AXIS = {"crop": None, "overlap": None, "stride": None, "mask_scale": None, "multiple": 1, "rim": 0}
+PER_AXIS = {
+    "crop": None, "overlap": None, "stride": None, "starts": None, "mask_scale": None,
+    "multiple": 1, "rim": 0,
+}  # fmt: skip
 
 
 def ordered(request: Request, source: Source) -> Request:

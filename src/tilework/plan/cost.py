@@ -206,9 +206,13 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("decoded", f"about {ratio:.2f} source bytes per image byte (cache {cache})"),
         ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
     ]
-    padded = [f"{n} by {a.end_padding}" for a, n in zip(tiled, names, strict=True) if a.end_padding]
-    if padded:
-        lines.append(("padded", f"at the end, samples: {', '.join(padded)}"))
+    padded = [(n, a.padding) for a, n in zip(tiled, names, strict=True) if sum(a.padding)]
+    if any(before for _, (before, _) in padded):
+        sides = (f"{name} by {before} and {after}" for name, (before, after) in padded)
+        lines.append(("padded", f"before and after, samples: {', '.join(sides)}"))
+    elif padded:
+        ends = (f"{name} by {after}" for name, (_, after) in padded)
+        lines.append(("padded", f"at the end, samples: {', '.join(ends)}"))
     if plan.counted == "most":
         lines.append(("nodata", "crops without a valid sample do not run; the result there is fill_value"))
     if any(o.blend == "own" for o in plan.outputs):

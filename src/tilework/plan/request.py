@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief, is_whole, one_of, warn, whole
+from tilework._checks import brief, is_whole, one_of, sequence, warn, whole
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.bound import BoundOutput, bind, with_weights
 from tilework.function.output import Output, Outputs, margins, named, scales
-from tilework.grid.axis import EDGES, AxisGrid, Edge
+from tilework.grid.axis import EDGES, PAD_SIDES, AxisGrid, Edge, PadSide
 from tilework.grid.weights import BLENDS, Blend, kind_of
 from tilework.plan.arguments import (
     LONGEST,
@@ -53,8 +53,10 @@ __all__ = [
 ]
 
 
-# Words of three arguments, so that a message can tell that a word belongs to another argument.
-WORDS: dict[str, Sequence[str]] = {"edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS}
+# Words of these arguments, so that a message can tell that a word belongs to another argument.
+WORDS: dict[str, Sequence[str]] = {
+    "edge": EDGES, "boundary": BOUNDARIES, "blend": BLENDS, "pad_side": PAD_SIDES,
+}  # fmt: skip
 # Bytes for decoded chunks, per process, that suffice for the blocks of a small lazy array in any order.
 SPARE = 160 * 10**6
 
@@ -73,12 +75,16 @@ class Request:
     """Axes of which the function gets one index at a time, such as time."""
     stride: AxisLengths | None = None
     """Distance between crops, samples per tiled axis; None: from the overlap."""
+    starts: Sequence[Sequence[int]] | Mapping[str, Sequence[int]] | None = None
+    """Where crops start, samples of the padded image, per tiled axis; None: from the stride."""
     multiple: AxisLengths = 1
     """Crops start at multiples of this, samples per tiled axis."""
     edge: Edge = "shift"
     """Treatment of a crop that sticks out of the image."""
     boundary: Boundary = "reflect"
     """How samples outside the image are filled."""
+    pad_side: PadSide = "end"
+    """Where the image is padded so that whole crops fit."""
     blend: Blend = "trim"
     """How overlapping results are combined, unless an `Output` has its own blend."""
     rim: AxisLengths = 0
@@ -158,6 +164,7 @@ def make_layout(sources: Sequence[Source], request: Request, declared: Outputs |
     """Return the axes and grids of one call; raise if they are not valid."""
     one_of("edge", request.edge, WORDS["edge"], WORDS)
     one_of("boundary", request.boundary, WORDS["boundary"], WORDS)
+    one_of("pad_side", request.pad_side, WORDS["pad_side"], WORDS)
     each, tiled, crop = _axes(sources, request)
     first, lead = sources[0], each[0]
     names = tuple(first.names[a] if first.names else str(a) for a in (*lead, *tiled[0]))
@@ -220,7 +227,28 @@ def _tiled_grids(
         raise TilingError(
             f'rim is for blends; got rim={request.rim} with blend="trim". Leave it out or choose a blend.'
         )
-    if request.overlap is None and request.stride is None:
+    _check_place(request)
+    none = (None,) * n
+    overlaps = none if request.overlap is None else per_axis("overlap", request.overlap, names, crop)
+    strides = none if request.stride is None else per_axis("stride", request.stride, names, crop)
+    for what, value in (("overlap", request.overlap), ("stride", request.stride)):
+        check_for_all(what, value, crop, extents, names)
+    multiples = per_axis("multiple", request.multiple, names)
+    starts = _starts(request.starts, names)
+    grids = tuple(
+        axis_grid(
+            extents[d], crop[d], overlap=overlaps[d], stride=strides[d], multiple=multiples[d],
+            margin=margin[d], quantum=quanta[d], edge=request.edge, trims="trim" in kinds, rim=rim[d],
+            name=names[d], pad_side=request.pad_side, starts=starts[d],
+        )
+        for d in range(n)
+    )  # fmt: skip
+    return margin, rim, grids
+
+
+def _check_place(request: Request) -> None:
+    """Raise unless the arguments say in one way where crops lie."""
+    if request.overlap is None and request.stride is None and request.starts is None:
         raise GridError(
             'give overlap (context per side, samples; 0 if you mean it; "auto" finds it by calling fn) or '
             "stride."
@@ -229,21 +257,28 @@ def _tiled_grids(
         raise TypeError(
             f'overlap must be a whole number of samples per side, or "auto"; got {request.overlap!r}.'
         )
-    none = (None,) * n
-    overlaps = none if request.overlap is None else per_axis("overlap", request.overlap, names, crop)
-    strides = none if request.stride is None else per_axis("stride", request.stride, names, crop)
-    for what, value in (("overlap", request.overlap), ("stride", request.stride)):
-        check_for_all(what, value, crop, extents, names)
-    multiples = per_axis("multiple", request.multiple, names)
-    grids = tuple(
-        axis_grid(
-            extents[d], crop[d], overlap=overlaps[d], stride=strides[d], multiple=multiples[d],
-            margin=margin[d], quantum=quanta[d], edge=request.edge, trims="trim" in kinds, rim=rim[d],
-            name=names[d],
+    if request.starts is not None and not (request.overlap is None and request.stride is None):
+        raise GridError("starts say where crops lie; leave overlap and stride out.")
+    if request.starts is not None and request.edge != "shift":
+        raise GridError(f'crops with given starts do not stick out; leave edge="{request.edge}" out.')
+    if request.pad_side == "both" and request.edge not in ("shift", "squeeze"):
+        how = "pads each crop that sticks out" if request.edge == "pad" else "never pads"
+        raise GridError(
+            f'pad_side="both" is for edge="shift" and edge="squeeze"; edge="{request.edge}" {how}.'
         )
-        for d in range(n)
-    )  # fmt: skip
-    return margin, rim, grids
+
+
+def _starts(starts: Any, names: Sequence[str]) -> Sequence[Sequence[int] | None]:
+    """Return the starts of each tiled axis; None for each if none are given."""
+    if starts is None:
+        return (None,) * len(names)
+    rows = tuple(starts) if sequence(starts) else ()
+    if len(rows) != len(names) or not all(map(sequence, rows)):
+        raise GridError(
+            f"starts need one sequence of whole numbers per tiled axis ({', '.join(names)}); got "
+            f"{brief(starts)}."
+        )
+    return rows
 
 
 def _kind(blend: Blend) -> str:

@@ -266,9 +266,9 @@ class BlockPlan(Holder, Sequence[Tile]):
 
     @property
     def exact_border(self) -> bool:
-        """Whether no axis is padded at its end, so that results can be compared with the untiled image."""
+        """Whether no axis is padded, so that results can be compared with the untiled image."""
         edges = ("shift", "squeeze", "clip")
-        return all(a.end_padding == 0 for a in self.axes) and self.axes[-1].edge in edges
+        return not any(sum(a.padding) for a in self.axes) and self.axes[-1].edge in edges
 
     @property
     def covered(self) -> float:

@@ -42,7 +42,10 @@ class TilePlan(BlockPlan):
     def to_json(self) -> str:
         """Return the plan as JSON text; `from_json` returns an equal plan."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        data["axes"] = [asdict(axis) for axis in self.axes]
+        # Records in stores of earlier versions have no word on the side.
+        data["axes"] = [
+            {k: v for k, v in asdict(axis).items() if k != "pad_side" or v != "end"} for axis in self.axes
+        ]
         data["outputs"] = [asdict(o) | {"scale": [str(s) for s in o.scale]} for o in self.outputs]
         # Records in stores of earlier versions have no word on sharing.
         data["sources"] = [

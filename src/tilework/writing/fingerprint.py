@@ -81,7 +81,10 @@ def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
             )
         parts.take(found, f"{label} ")
     parts.take({"version": version} if version is not None else describe(spec.fn, "fn"))
-    parts.take({name: str(tuple(getattr(axis, name) for axis in spec.plan.axes)) for name in AXIS})
+    axis_parts = {name: str(tuple(getattr(axis, name) for axis in spec.plan.axes)) for name in AXIS}
+    if all(axis.pad_side == "end" for axis in spec.plan.axes):
+        del axis_parts["pad_side"]  # stores of earlier versions have no word on it
+    parts.take(axis_parts)
     parts.take({"each axes": str(spec.plan.n_each), "source axes": str(axes[: len(spec.inputs)])})
     parts.take({"boundary": str(spec.boundary), "cval": repr(spec.cval), "pass_tile": str(spec.pass_tile)})
     if spec.skip is not None:

@@ -352,6 +352,7 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--accept", metavar="PART", multiple=True, help="Resume OUT although PART changed; repeatable.")
 @_choice("--on-error", ("raise", "fill"), "Whether a tile that fails ends the run or is left out.")
 @click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a tile that fails.")
+@click.option("--lanes", type=click.IntRange(1), help="Threads that read, call FN and write here.")
 @click.option("--progress/--no-progress", default=None, help="Show progress; default: in a terminal.")
 def run(function: str, source: str, target: str, **options: Any) -> None:
     """Run FN on every crop of IN and write the result to OUT.
@@ -372,7 +373,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
         progress = options.pop("progress")
         writing = {
             name: options.pop(name)
-            for name in ("chunks", "shards", "resume", "overwrite", "accept", "on_error", "retries")
+            for name in ("chunks", "shards", "resume", "overwrite", "accept", "on_error", "retries", "lanes")
         } | {name: options.pop(name) for name in ("ome", "levels", "pyramid", "label_name")}
         writing |= {name: options.pop(name) for name in ("table", "intensity", "properties")}
         writing["ome"] = writing["ome"] or False

@@ -20,7 +20,7 @@ from tilework.execution.cluster import Cluster
 from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared
 from tilework.execution.progress import LOG, Progress, Tracker, bar
 from tilework.execution.stop import PATIENCE, Stop
-from tilework.execution.where import BUSY, Where
+from tilework.execution.where import BUSY, Where, local_workers
 from tilework.graph.tasks import Key
 
 __all__ = ["delayed", "run"]
@@ -107,6 +107,7 @@ class Local:
         for piece in pieces:
             if piece is not None:
                 batch.append(piece)
+                enough = max(enough, BUSY * (piece.job.threads or 1))
             if len(batch) >= (enough if piece is None else LOCAL_BLOCKS):
                 break
         return batch
@@ -144,9 +145,10 @@ class Local:
         return {key: end for key, end in kept.items() if end > last.position}
 
     def _options(self, batch: list[Piece], writes: dict[Key, Piece]) -> dict[str, Any]:
-        most = self.where.threads
-        threads = min(piece.job.threads or most for piece in batch)
-        options: dict[str, Any] = {"num_workers": threads} if threads < most else {}
+        threads = min(piece.job.threads or self.where.threads for piece in batch)
+        local = self.where.name == "threads"
+        # The pool that dask keeps serves runs with as many threads as dask starts.
+        options: dict[str, Any] = {"num_workers": threads} if local and threads != local_workers() else {}
         if self.pool is not None:
             options["pool"] = self.pool
         if _takes_callbacks(self.where.get):

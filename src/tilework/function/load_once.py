@@ -7,13 +7,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
 import cloudpickle
 
 from tilework._checks import as_options, at_least, brief, of_type
+from tilework.function.devices import devices_of, wants_whole_batches, working
 from tilework.function.guard import Guard
 
 __all__ = ["LoadOnce", "in_task", "load_once"]
@@ -33,6 +34,8 @@ class _Entry:
         self.calls = threading.BoundedSemaphore(concurrent)
         self.built = False
         self.value: Any = None
+        self.timed = True
+        """Whether its calls are timed here; a network times its own, without those that wait."""
         self.tasks = 0
         """Number of running tasks that have used it."""
         self.until = 0.0
@@ -100,6 +103,8 @@ in_task = _REGISTRY.in_task
 class LoadOnce:
     """A proxy of an object that each process builds once; made by `load_once`."""
 
+    __tilework_device__ = 1
+
     def __init__(
         self,
         packed: bytes,
@@ -119,7 +124,7 @@ class LoadOnce:
                 factory, args, kwargs = cloudpickle.loads(self.packed)
                 with Guard(lambda: f"raised by the factory of {self}"):
                     entry.value = factory(*args, **kwargs)
-                entry.built = True
+                entry.built, entry.timed = True, not devices_of(entry.value)
         return entry
 
     def get(self) -> Any:
@@ -129,8 +134,12 @@ class LoadOnce:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object; at most ``concurrent`` calls run at a time in a process."""
         entry = self._built()
-        with entry.calls:
+        with entry.calls, working(self.token) if entry.timed else nullcontext():
             return entry.value(*args, **kwargs)
+
+    def __tilework_whole_batches__(self) -> bool:
+        """Return whether the object wants batches of one length; build it if that is not done."""
+        return wants_whole_batches(self.get(), build=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.packed, self.token, self._concurrent, self._inner)

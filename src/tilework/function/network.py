@@ -14,9 +14,7 @@ import io
 import multiprocessing
 import os
 import sys
-import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -29,6 +27,7 @@ from tilework._checks import brief, flag, one_of, whole
 from tilework._types import Array
 from tilework.errors import TilingError
 from tilework.function.calling import as_array, from_tensor, is_tensor
+from tilework.function.devices import device_lock
 from tilework.function.load_once import LoadOnce, load_once
 
 __all__ = ["TorchFunction", "from_torch"]
@@ -40,8 +39,6 @@ _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
 # Dtypes in which networks calculate; weights of 8 bits are unpacked by the network.
 _FLOATS = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
 
-# One lock for each device. A network may call another one, so that it is taken again.
-_LANES: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 # Copies of networks on other devices: by network, then by device, with the stamps of the weights.
 _COPIES: WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
@@ -50,6 +47,7 @@ class TorchFunction:
     """A torch network that takes and returns numpy batches; made by `from_torch`."""
 
     __tilework_batched__ = True
+    __tilework_device__ = 1
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class TorchFunction:
         crops = _tensor(batch, dtype, torch)
         add = _wants_channel(self._module, crops.ndim) if self._add_channel is None else self._add_channel
         device, moves = _place(self._module, self._device, torch)
-        with _LANES[str(device)]:
+        with device_lock([str(device)]):
             module = _copy_on(self._module, device, torch) if moves else self._module
             x = crops.to(device=device, dtype=dtype)
             # Not in inference mode: what the network keeps of a call could not be used in training.

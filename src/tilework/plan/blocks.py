@@ -14,7 +14,7 @@ from tilework.plan.cost import busiest, human, parallel_bytes, peak_bytes
 from tilework.plan.decoding import decoded_ratio, lost_axes, with_cache
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["BlockRequest", "choose_blocks", "is_fair"]
+__all__ = ["DECODED", "BlockRequest", "Candidate", "choose_blocks", "is_fair"]
 
 Notes = tuple[str, ...]
 

@@ -32,6 +32,7 @@ def compute(
     retries: int = 0,
     progress: Progress = False,
     memory_limit: int | str | None = None,
+    lanes: int | None = None,
     scheduler: Any = None,
 ) -> Any:
     """Compute a result into an array of this process; return the array.
@@ -47,7 +48,7 @@ def compute(
         The array to compute into, with the shape and dtype of the result: of numpy, a memory map, or anything
         that takes slices, such as an h5py dataset. Its values are overwritten; after an error, some are
         those of unfinished blocks. Default: new numpy arrays.
-    on_error, retries, memory_limit
+    on_error, retries, memory_limit, lanes
         As in `to_zarr`.
     progress : bool, "auto" or callable
         As in `to_zarr`; by default nothing is shown.
@@ -77,7 +78,7 @@ def compute(
     (True, -99.0)
     """
     check_progress(progress)
-    where = Where.find(scheduler, None, retries=retries)
+    where = Where.find(scheduler, None, retries=retries, lanes=lanes)
     if where.name in ("distributed", "processes"):
         raise TilingError(
             f"an array of this process cannot be reached by the scheduler {where.name!r}; give "

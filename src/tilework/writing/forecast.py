@@ -23,7 +23,7 @@ __all__ = ["forecast"]
 
 LEFT_OUT = ("path", "overwrite", "resume", "accept", "storage_options", "compute", "progress")
 """Arguments of `to_zarr` that change neither the plan nor the arrays."""
-OF_THE_RUN = ("retries", "resources", "priority")
+OF_THE_RUN = ("retries", "resources", "priority", "lanes")
 """Arguments of `to_zarr` about where its tasks run, with scheduler and client."""
 
 

@@ -85,6 +85,7 @@ def write_many(
     retries: int = 0,
     progress: Progress = "auto",
     memory_limit: int | str | None = None,
+    lanes: int | None = None,
     client: Any = None,
     scheduler: Any = None,
     resources: Mapping[str, float] | None = None,
@@ -107,7 +108,7 @@ def write_many(
     on_error : "continue", "fill" or "raise"
         Treatment of an image that fails. "continue" leaves it incomplete and runs the others. "fill" leaves
         out its failing tiles, as in `to_zarr`. "raise" ends the run.
-    overwrite, resume, version, accept, retries, progress, memory_limit, client, scheduler, \
+    overwrite, resume, version, accept, retries, progress, memory_limit, lanes, client, scheduler, \
 resources, priority
         As in `to_zarr`.
     **options
@@ -145,7 +146,13 @@ resources, priority
         raise TypeError(f"jobs must be an iterable of (result, store); got {brief(jobs)}.")
     one_of("on_error", on_error, ("continue", "fill", "raise"))
     where = Where.find(
-        scheduler, client, retries=retries, resources=resources, priority=priority, alone=False
+        scheduler,
+        client,
+        retries=retries,
+        resources=resources,
+        priority=priority,
+        alone=False,
+        lanes=lanes,
     )
     common = {
         "overwrite": overwrite, "resume": resume, "version": version, "accept": accept,

@@ -44,7 +44,7 @@ from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.levels import parents_done
 from tilework.writing.measured import AskedTable, TableTo
 from tilework.writing.numbering import Numbering, forget_pieces
-from tilework.writing.replan import Member, depth, replanned, with_levels
+from tilework.writing.replan import Member, depth, lanes, replanned, with_levels
 from tilework.writing.tail import Pyramid, Rest, Tail
 from tilework.writing.target import Continued, Fresh, Place, Target, claimed, is_array
 from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
@@ -181,7 +181,7 @@ def prepare(
         if not hasattr(array, "dask"):
             raise TypeError(_not_lazy(array, key))
     first = next(iter(found.values()))
-    specs = specs_below(arrays[""]) if first is None else (first.spec,)
+    specs = list(specs_below(arrays[""])) if first is None else [first.spec]
     sources = [*reads, *(source for spec in specs for source in spec.sources)]
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)
@@ -205,7 +205,7 @@ def prepare(
     try:
         if first is None:
             job, writing = _prepare_chunks(
-                lowered(arrays[""]), places[""], images.get(""), asked, where, claims
+                lowered(arrays[""]), places[""], images.get(""), asked, where, claims, specs
             )
         else:
             origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
@@ -322,6 +322,7 @@ def _prepare_tiles(
     """Return the job that writes outputs of one `tiled_map`."""
     first = next(iter(found.values()))
     spec = first.spec
+    below = [other for other in specs_below(next(iter(arrays.values()))) if other is not spec]
     marked = all(place.target.marked for place in places.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
     members = [
@@ -329,7 +330,9 @@ def _prepare_tiles(
         for key, array in arrays.items()
     ]
     spec = replace(
-        replanned(spec, members, asked.memory_limit, where), on_error=asked.on_error, retries=where.retries
+        replanned(spec, members, asked.memory_limit, where, below),
+        on_error=asked.on_error,
+        retries=where.retries,
     )
     for member in members:
         check_aligned(spec, member.number, member.layout.unit)
@@ -424,7 +427,13 @@ def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> 
 
 
 def _prepare_chunks(
-    array: Any, place: Place, image: Image | None, asked: Asked, where: Where, claims: Claims
+    array: Any,
+    place: Place,
+    image: Image | None,
+    asked: Asked,
+    where: Where,
+    claims: Claims,
+    below: Sequence[Spec],
 ) -> tuple[WriteJob, Writing]:
     """Return the job that writes a dask array whose chunks are whole write units."""
     if any(math.isnan(n) for n in array.shape):
@@ -452,6 +461,7 @@ def _prepare_chunks(
         _title(target), array, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, levels[0] if levels else (),
     )  # fmt: skip
+    job.threads = lanes(below, asked.memory_limit, where)
     return _writing(job, target, claims, {"": destination}, [member], pyramids, where)
 
 

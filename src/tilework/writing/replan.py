@@ -14,17 +14,18 @@ from tilework.engine.pyramid import PART
 from tilework.engine.spec import Spec
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.execution.where import Where
+from tilework.function.devices import devices_of
 from tilework.graph.build import chunks_of
-from tilework.plan.blocks import BlockRequest, choose_blocks, is_fair
+from tilework.plan.blocks import DECODED, BlockRequest, Candidate, choose_blocks, is_fair
 from tilework.plan.cost import peak_bytes
-from tilework.plan.decoding import with_cache
+from tilework.plan.decoding import decoded_ratio, with_cache
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.image import Image
 from tilework.writing.levels import Level, levels_of
 from tilework.writing.target import Continued, Place
 from tilework.writing.units import Layout, encoding_bytes, input_unit
 
-__all__ = ["Member", "depth", "replanned", "with_levels"]
+__all__ = ["Member", "depth", "lanes", "replanned", "with_levels"]
 
 # Largest write unit of a level that is made with the blocks, in bytes of level 0: a block is at least as
 # large, and each thread holds one. Blocks of 16 MiB took 1.9 times the memory of those that are written
@@ -77,11 +78,13 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
     return replace(member, levels=levels, level_places=tuple(places))
 
 
-def replanned(spec: Spec, members: Sequence[Member], limit: Any, where: Where) -> Spec:
+def replanned(
+    spec: Spec, members: Sequence[Member], limit: Any, where: Where, below: Sequence[Spec] = ()
+) -> Spec:
     """Return ``spec`` with blocks that are whole write units and fit into memory, for most threads.
 
     Blocks are also whole write units of as many coarser levels as blocks of about the same size can be, so
-    that these levels are made from what is in memory.
+    that these levels are made from what is in memory. ``below`` are results from which this one is computed.
     """
     memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
     records = [m.place.record for m in members if isinstance(m.place, Continued)]
@@ -101,9 +104,39 @@ def replanned(spec: Spec, members: Sequence[Member], limit: Any, where: Where) -
         else:
             if block is None and not spec.fixed:
                 plan = _deeper(spec, plan, members, request, where)
-            return replace(spec, plan=plan)
+            return replace(spec, plan=_with_lanes(spec, plan, request, where, below))
     assert refused is not None
     raise refused
+
+
+def _with_lanes(
+    spec: Spec, plan: TilePlan, request: BlockRequest, where: Where, below: Sequence[Spec]
+) -> TilePlan:
+    """Return the plan with as many threads as its devices need, as far as memory suffices for its blocks.
+
+    Blocks stay as they are, and so the bits of the result; and no chunk is decoded again for more threads.
+    """
+    most = where.threads_for(max(devices_of(one.fn) for one in (spec, *below)))
+    assert request.memory_limit is not None
+    for threads in range(most, plan.threads, -1):
+        room = request.memory_limit - _needed(below, threads)
+        found = Candidate.of(replace(plan, threads=threads), replace(request, memory_limit=max(0, room)))
+        if found.peak <= room and decoded_ratio(found.plan) <= max(DECODED, decoded_ratio(plan)):
+            return found.plan
+    return plan
+
+
+def lanes(below: Sequence[Spec], limit: Any, where: Where) -> int | None:
+    """Return the number of threads for an array that is computed from results; None: the scheduler's own."""
+    most = where.threads_for(max((devices_of(spec.fn) for spec in below), default=0))
+    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
+    fitting = (n for n in range(most, where.threads, -1) if _needed(below, n) <= memory)
+    return next(fitting, None)
+
+
+def _needed(below: Sequence[Spec], threads: int) -> int:
+    """Return the bytes at the peak of computing ``below`` with a number of threads, without kept chunks."""
+    return sum(peak_bytes(replace(spec.plan, threads=threads, cache_bytes=0)) for spec in below)
 
 
 def _unit(spec: Spec, members: Sequence[Member], depth: int) -> Index:

@@ -34,6 +34,7 @@ def to_zarr(
     retries: int = 0,
     progress: Progress = "auto",
     memory_limit: int | str | None = None,
+    lanes: int | None = None,
     client: Any = None,
     scheduler: Any = None,
     resources: Mapping[str, float] | None = None,
@@ -93,6 +94,10 @@ def to_zarr(
         and the total.
     memory_limit : int or str, bytes per process, optional
         Default: the limit of the cluster's workers, or half the memory of this machine.
+    lanes : int, optional
+        Number of threads that read, call and write at the same time, on dask's threads in this process.
+        Default: as many as dask starts; for a network or a `load_once` function at least eight, and at least
+        four for each device, as far as memory allows. Other schedulers have workers of their own.
     client : distributed.Client, optional
         Client of the cluster to run on. Default: the active client, else dask's scheduler.
     scheduler : str or callable, optional
@@ -104,8 +109,8 @@ def to_zarr(
     compute : bool
         False: return a `dask.delayed.Delayed` that writes in one graph when it is computed. Its tasks make
         the retries, and the last one warns of failed tiles, in its process. ``client``, ``scheduler``,
-        ``resources``, ``priority`` and ``progress`` are refused: give them where it is computed. Labels that
-        are numbered can be computed once.
+        ``resources``, ``priority``, ``lanes`` and ``progress`` are refused: give them where it is computed.
+        Labels that are numbered can be computed once.
     ome : bool, "0.5" or "0.4"
         Write an OME-Zarr image of this version: a group with the result as array "0", coarser levels as "1",
         "2"..., and attributes that say what they mean. True: version 0.5, or 0.4 in a hierarchy of Zarr
@@ -168,7 +173,9 @@ def to_zarr(
         flag("compute", compute),
     )
     check_progress(progress)
-    where = Where.find(scheduler, client, retries=retries, resources=resources, priority=priority)
+    where = Where.find(
+        scheduler, client, retries=retries, resources=resources, priority=priority, lanes=lanes
+    )
     if not compute:
         where = where.later(client=client, scheduler=scheduler, progress=progress)
     asked = Asked(

@@ -1,0 +1,142 @@
+"""Devices that a function keeps busy: how many, which of them is free, and how long they worked.
+
+A function says with an attribute that others wait for its calls: ``__tilework_device__`` is the number of
+devices that work for it at the same time. ``__tilework_whole_batches__`` says that it wants batches of one
+length; it is True, or a method that finds out in the process that calls the function. Wrappers need not pass
+them on: what a function holds is searched.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FunctionType, MethodType
+from typing import Any
+
+__all__ = ["busy_seconds", "device_lock", "devices_of", "wants_whole_batches", "working"]
+
+# How deep a function is searched: itself, what it holds, and so on. Each level of a library's function has
+# some tens of names.
+DEPTH = 4
+
+
+def devices_of(fn: Any) -> int:
+    """Return the number of devices that work for a function at the same time; 0 if it has none."""
+    found = (getattr(one, "__tilework_device__", 0) for one in _held(fn))
+    return max((n for n in found if isinstance(n, int)), default=0)
+
+
+def wants_whole_batches(fn: Any, *, build: bool = False) -> bool:
+    """Return whether a function wants every batch to have ``batch_size`` crops.
+
+    ``build``: also ask what `load_once` builds, which builds it.
+    """
+    for one in _held(fn):
+        asked = getattr(one, "__tilework_whole_batches__", False)
+        if asked is True or (build and callable(asked) and asked() is True):
+            return True
+    return False
+
+
+def _held(fn: Any) -> Iterator[Any]:
+    """Yield a function and the callables that it holds, down to `DEPTH` levels."""
+    seen: dict[int, Any] = {}
+    level = [fn]
+    for _ in range(DEPTH):
+        new = [one for one in level if id(one) not in seen]
+        seen |= {id(one): one for one in new}
+        yield from new
+        level = [
+            part
+            for one in new
+            for value in _parts(one)
+            for part in (value if isinstance(value, list | tuple) else (value,))
+            if callable(part) and not isinstance(part, type)
+        ]
+
+
+def _parts(one: Any) -> Iterator[Any]:
+    """Yield what a callable holds: parts of a partial or a method, names of a function, attributes."""
+    if isinstance(one, functools.partial):
+        yield from (one.func, *one.args, *one.keywords.values())
+    elif isinstance(one, MethodType):
+        yield from (one.__func__, one.__self__)
+    elif isinstance(one, FunctionType):
+        yield from one.__defaults__ or ()
+        yield from (one.__kwdefaults__ or {}).values()
+        yield from (cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell))
+        yield from (one.__globals__[name] for name in one.__code__.co_names if name in one.__globals__)
+    own = getattr(one, "__dict__", None)
+    if isinstance(own, dict):
+        yield from list(own.values())
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return bool(cell.cell_contents is not cell)
+    except ValueError:  # of a name that is not bound yet
+        return False
+
+
+# -- calls ------------------------------------------------------------------------------------------------
+
+
+class _Clock:
+    """How long at least one call has been running."""
+
+    def __init__(self) -> None:
+        self.running, self.since, self.total = 0, 0.0, 0.0
+
+
+# One lock for each device. A network may call another one, so that it is taken again.
+_LOCKS: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+_FREED = threading.Condition()
+_CLOCKS: defaultdict[str, _Clock] = defaultdict(_Clock)
+_TIMES = threading.Lock()
+
+
+@contextmanager
+def device_lock(names: Sequence[str]) -> Iterator[str]:
+    """Return a context that has a device of this process to itself: the first of ``names`` that is free."""
+    with _FREED:
+        while (name := _taken(names)) is None:
+            _FREED.wait()
+    try:
+        with working(name):
+            yield name
+    finally:
+        with _FREED:
+            _LOCKS[name].release()
+            _FREED.notify_all()
+
+
+def _taken(names: Iterable[str]) -> str | None:
+    return next((name for name in names if _LOCKS[name].acquire(blocking=False)), None)
+
+
+@contextmanager
+def working(name: str) -> Iterator[None]:
+    """Return a context for a call that keeps the device ``name`` busy."""
+    clock = _CLOCKS[name]
+    with _TIMES:
+        if not clock.running:
+            clock.since = time.perf_counter()
+        clock.running += 1
+    try:
+        yield
+    finally:
+        with _TIMES:
+            clock.running -= 1
+            if not clock.running:
+                clock.total += time.perf_counter() - clock.since
+
+
+def busy_seconds() -> dict[str, float]:
+    """Return how long each device of this process has been working so far, seconds."""
+    with _TIMES:
+        now = time.perf_counter()
+        return {name: c.total + (now - c.since if c.running else 0.0) for name, c in list(_CLOCKS.items())}

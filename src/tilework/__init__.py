@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from tilework.probing.report import ProbeReport
     from tilework.source.images import open_image
     from tilework.source.kept import clear_caches
+    from tilework.statistics.measuring import image_statistics
+    from tilework.statistics.result import ImageStatistics
     from tilework.writing.computing import compute
     from tilework.writing.filtering import filter_labels
     from tilework.writing.joining import merge_labels
@@ -64,6 +66,7 @@ _HOMES = {
     "GridError": "errors",
     "GridSampler": "loops.sampler",
     "ImageMeta": "formats.meta",
+    "ImageStatistics": "statistics.result",
     "MemoryBudgetError": "errors",
     "Output": "function.output",
     "ProbeReport": "probing.report",
@@ -83,6 +86,7 @@ _HOMES = {
     "filter_labels": "writing.filtering",
     "from_torch": "function.network",
     "image_meta": "api",
+    "image_statistics": "statistics.measuring",
     "load_once": "function.load_once",
     "measure_labels": "objects.measuring",
     "merge_labels": "writing.joining",
@@ -102,11 +106,12 @@ _HOMES = {
 
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
-    "GridSampler", "ImageMeta", "MemoryBudgetError", "Output", "ProbeReport", "SamplingMode", "Slicer",
-    "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "add_to_napari", "check", "clear_caches",
-    "compare", "compute", "explain", "filter_labels", "from_torch", "image_meta", "load_once",
-    "measure_labels", "merge_labels", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams",
-    "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
+    "GridSampler", "ImageMeta", "ImageStatistics", "MemoryBudgetError", "Output", "ProbeReport",
+    "SamplingMode", "Slicer", "Table", "Tile", "TilePlan", "TilingError", "TilingWarning",
+    "add_to_napari", "check", "clear_caches", "compare", "compute", "explain", "filter_labels",
+    "from_torch", "image_meta", "image_statistics", "load_once", "measure_labels", "merge_labels",
+    "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams", "plot_window", "probe",
+    "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

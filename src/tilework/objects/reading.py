@@ -18,7 +18,7 @@ from tilework.source import kept
 from tilework.source.base import BlockSource, Source
 from tilework.source.padding import AxisRead
 
-__all__ = ["BoxJob"]
+__all__ = ["BoxJob", "given_to"]
 
 Call = tuple[Sequence[Span], Any]
 """The box that a task reads, one span per axis, and what its function gets beside the samples."""
@@ -65,7 +65,8 @@ class BoxJob(CallsJob):
             tasks: dict[Key, Any] = {}
             given = []
             for k, source in enumerate(self.sources):
-                reference, nodes = _given(source, (f"{name}-part-{k}", number), box, needed.get(k))
+                part = (f"{name}-part-{k}", number)
+                reference, nodes = given_to(source, part, _reads(box), needed.get(k))
                 given.append(reference)
                 tasks |= nodes
             tasks[key] = Task(key, task, TaskRef(name), box, argument, List(*given))
@@ -80,11 +81,22 @@ class BoxJob(CallsJob):
             yield Piece(self, shared, together, writes)
 
 
-def _given(
-    source: Source, key: Key, box: Sequence[Span], needed: set[Key] | None
+def given_to(
+    source: Source, key: Key, reads: Sequence[AxisRead], needed: set[Key] | None
 ) -> tuple[Any, dict[Key, Any]]:
-    """Return what refers to the data that a task is given of a source, and the nodes that hold them."""
-    need = source.needs(_reads(box))
+    """Return what refers to the data that a task is given of a source, and the nodes that hold them.
+
+    Parameters
+    ----------
+    source : Source
+    key : str or tuple
+        Key of the node.
+    reads : sequence of AxisRead
+        What the task reads.
+    needed : set of keys, optional
+        Keys of the blocks of a dask array that tasks need; those of this task are added.
+    """
+    need = source.needs(reads)
     if isinstance(source, BlockSource) and needed is not None:
         keys = [(source.dask_name, *block) for block in need]
         needed.update(keys)

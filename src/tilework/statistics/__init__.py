@@ -1,0 +1,1 @@
+"""What an image holds as a whole: its statistics, and crops drawn at random from it."""

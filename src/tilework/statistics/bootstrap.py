@@ -1,0 +1,108 @@
+"""Where the statistics of an image lie, from those of chunks of it: a bootstrap over chunks.
+
+Neighbouring samples resemble each other, so the number of samples says little of the error; that of chunks
+does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from tilework._types import Array, Floats
+from tilework.statistics.counting import Tally, value_of
+from tilework.statistics.result import ImageStatistics
+
+__all__ = ["KEYS", "intervals_of"]
+
+# Keys that are kept of all chunks together, of one index.
+KEYS = 2**17
+# Samples of chunks that are drawn again.
+DRAWS = 400
+# The part of the draws inside an interval.
+INSIDE = 0.95
+
+Chunk = tuple[int, int, Tally, Array]
+
+
+def intervals_of(
+    stats: ImageStatistics, chunks: Sequence[Chunk], fractions: Sequence[Fraction], seed: int
+) -> dict[str | float, tuple[Any, Any]]:
+    """Return the lowest and highest plausible value of "mean", "std" and each quantile of the whole image.
+
+    Parameters
+    ----------
+    stats : ImageStatistics
+        Of the chunks.
+    chunks : sequence of (number, index, tally, keys)
+    fractions : sequence of Fraction
+        Those of the quantiles.
+    seed : int
+    """
+    shape = np.shape(stats.count)
+    numbers = {n: k for k, n in enumerate(sorted({number for number, *_ in chunks}))}
+    # All indices see the same draws of chunks.
+    draws = np.random.default_rng((seed, 1)).multinomial(
+        len(numbers), np.full(len(numbers), 1 / max(1, len(numbers))), DRAWS
+    )
+    own: dict[int, list[Chunk]] = {}
+    for chunk in sorted(chunks, key=lambda c: c[0]):
+        own.setdefault(chunk[1], []).append(chunk)
+    names: list[str | float] = ["mean", "std", *stats.quantiles]
+    ends = {name: np.zeros((2, math.prod(shape)), _dtype(name, stats)) for name in names}
+    for index in range(math.prod(shape)):
+        mine = own.get(index, [])
+        weights = draws[:, [numbers[n] for n, *_ in mine]].astype(np.float64)
+        one = stats.at(*map(int, np.unravel_index(index, shape))) if shape else stats
+        found = _of_index(one, mine, weights, fractions)
+        for name, pair in zip(names, found, strict=True):
+            ends[name][:, index] = pair
+    return {name: tuple(e.reshape(shape) if shape else e[0] for e in both) for name, both in ends.items()}
+
+
+def _dtype(name: str | float, stats: ImageStatistics) -> Any:
+    return np.float64 if isinstance(name, str) else stats.dtype
+
+
+def _of_index(
+    stats: ImageStatistics, chunks: Sequence[Chunk], weights: Floats, fractions: Sequence[Fraction]
+) -> list[tuple[Any, Any]]:
+    """Return the intervals of one index."""
+    estimates = [stats.mean, stats.std, *stats.quantiles.values()]
+    if not stats.count:
+        return [(e, e) for e in estimates]
+    counts = np.array([t.count for *_, t, _ in chunks], float)
+    moments = [t.moments(stats.dtype.kind) or (Fraction(0), Fraction(0)) for *_, t, _ in chunks]
+    # Relative to the mean of all, so that nothing is lost to rounding.
+    centre = Fraction(float(stats.mean))
+    means = np.array([float(m - centre) for m, _ in moments])
+    squares = np.array([float(v + (m - centre) ** 2) for m, v in moments])
+    weights = weights[(weights @ counts) > 0]
+    n = weights @ counts
+    mean = weights @ (counts * means) / n
+    std = np.sqrt(np.maximum(0, weights @ (counts * squares) / n - mean**2))
+    found = [_ends(mean + float(centre), stats.mean), _ends(std, stats.std)]
+    keys = np.concatenate([k for *_, k in chunks])
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    of_chunk = np.repeat(np.arange(len(chunks)), [len(k) for *_, k in chunks])[order]
+    share = np.array([t.count / max(1, len(k)) for *_, t, k in chunks])
+    places = np.zeros((len(fractions), len(weights)), np.int64)
+    for draw, own in enumerate(weights):
+        upto = np.cumsum((own * share)[of_chunk])
+        for k, q in enumerate(fractions):
+            places[k, draw] = min(np.searchsorted(upto, float(q) * upto[-1] * (1 - 1e-12)), len(keys) - 1)
+    for own, estimate in zip(np.sort(places, axis=1), estimates[2:], strict=True):
+        first, last = (own[round(p * (len(own) - 1))] for p in ((1 - INSIDE) / 2, (1 + INSIDE) / 2))
+        low, high = (value_of(int(keys[i]), stats.dtype) for i in (first, last))
+        found.append((min(low, estimate), max(high, estimate)))
+    return found
+
+
+def _ends(values: Floats, estimate: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - INSIDE) / 2, (1 + INSIDE) / 2])
+    return min(float(low), float(estimate)), max(float(high), float(estimate))

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
         TilingWarning,
     )
     from tilework.formats.meta import ImageMeta
+    from tilework.function.combining import augmented, ensemble
     from tilework.function.load_once import load_once
     from tilework.function.network import from_torch
     from tilework.function.output import Output
+    from tilework.function.variants import Variant
     from tilework.grid.tiles import Box, Tile
     from tilework.loops.aggregator import Aggregator
     from tilework.loops.sampler import GridSampler, SamplingMode
@@ -77,11 +79,14 @@ _HOMES = {
     "TilePlan": "plan.tile_plan",
     "TilingError": "errors",
     "TilingWarning": "errors",
+    "Variant": "function.variants",
     "add_to_napari": "diagnostics.napari_layers",
+    "augmented": "function.combining",
     "check": "diagnostics.checking",
     "clear_caches": "source.kept",
     "compare": "diagnostics.figures",
     "compute": "writing.computing",
+    "ensemble": "function.combining",
     "explain": "diagnostics.measuring",
     "filter_labels": "writing.filtering",
     "from_torch": "function.network",
@@ -107,11 +112,11 @@ _HOMES = {
 __all__ = [
     "Aggregator", "AlignmentError", "Box", "CheckReport", "ContractError", "CostWarning", "GridError",
     "GridSampler", "ImageMeta", "ImageStatistics", "MemoryBudgetError", "Output", "ProbeReport",
-    "SamplingMode", "Slicer", "Table", "Tile", "TilePlan", "TilingError", "TilingWarning",
-    "add_to_napari", "check", "clear_caches", "compare", "compute", "explain", "filter_labels",
-    "from_torch", "image_meta", "image_statistics", "load_once", "measure_labels", "merge_labels",
-    "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams", "plot_window", "probe",
-    "status", "tiled_map", "to_zarr", "view", "write_many",
+    "SamplingMode", "Slicer", "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "Variant",
+    "add_to_napari", "augmented", "check", "clear_caches", "compare", "compute", "ensemble", "explain",
+    "filter_labels", "from_torch", "image_meta", "image_statistics", "load_once", "measure_labels",
+    "merge_labels", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams", "plot_window",
+    "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

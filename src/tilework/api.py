@@ -19,6 +19,7 @@ from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
+from tilework.function.combining import functions_in, predictions_of
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge, PadSide
 from tilework.grid.weights import Blend
@@ -28,6 +29,7 @@ from tilework.plan.by_dim import ordered
 from tilework.plan.deviation import with_deviation
 from tilework.plan.meaning import axes_of, meaning_of
 from tilework.plan.nodata import valid_of
+from tilework.plan.placing import with_places
 from tilework.plan.request import (
     Request,
     bind_outputs,
@@ -262,7 +264,8 @@ def tiled_map(
     layout = make_layout(sources, request, declared)
     if labels is not None:
         labels.check(layout.source_axes)
-    check_tile_keyword(fn, pass_tile=pass_tile, batched=batch_size is not None)
+    for one in functions_in(fn):
+        check_tile_keyword(one, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":
         for s in sources:
             scalar("cval", cval, s.dtype)
@@ -273,11 +276,13 @@ def tiled_map(
         )
         declared = in_structure(form, [Output()] * len(results)) if declared is None else declared
     bound = bind_outputs(declared, sources, layout, request, fill_value, results)
+    fn, bound = with_places(fn, bound, [o for _, o in named(declared)], sources, layout, request)
+    predictions = predictions_of(fn, len(layout.crop), batches=batch_size is not None)
     if disagreement:
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     outputs = tuple(weighed(b, layout, request) for b in bound)
     valid = valid_of(sources, layout, where, nodata, nodata_fill)
-    plan = make_plan(sources, layout, request, outputs, None if valid is None else valid.extra)
+    plan = make_plan(sources, layout, request, outputs, None if valid is None else valid.extra, predictions)
     axes_of_each = [
         axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
     ]

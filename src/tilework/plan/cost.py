@@ -94,7 +94,9 @@ def peak_bytes(plan: BlockPlan) -> int:
     tables, crop = plan.tables, math.prod(a.crop for a in plan.axes)
     share = plan.reuse == "share"
     read = _read_samples(plan)
-    batch = (plan.batch_size or 1) * crop * sum(s.sample_bytes for s in plan.sources)
+    # Of several predictions, the crop and the variants of it that a call gets.
+    size = (plan.batch_size or 1) * crop
+    batch = size * (plan.together + (plan.predictions > 1)) * sum(s.sample_bytes for s in plan.sources)
     loaded = [s.sample_bytes for s in plan.sources if not s.in_memory]
     task = batch + read * sum(loaded)
     # A chunk is decoded on its way into the samples of a block, from a file that may be as large.
@@ -108,7 +110,7 @@ def peak_bytes(plan: BlockPlan) -> int:
             seams += int(_waiting(plan) * (canvas - block) * scale * output.sample_bytes)
         else:
             samples = block if output.rim is None else 2 * block
-        crops = (plan.batch_size or 1) * crop
+        crops = size * (plan.together + plan.waiting)
         task += int((samples + crops) * scale * output.sample_bytes + block * scale * output.final_bytes)
         largest = max(largest, (canvas if share else block) * scale * output.sample_bytes)
     # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each, also
@@ -182,6 +184,9 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     written = math.prod(plan.shape)
     computed = calls * math.prod(a.crop for a in plan.axes)
     batches = f" in batches of {plan.batch_size}" if plan.batch_size else ""
+    if plan.predictions > 1:
+        together = plan.together * (plan.batch_size or 1)
+        batches += f", {plan.predictions} predictions each: {calls * plan.predictions}, {together} in a call"
     masked = f", {run} run (mask)" if run != plan.n_tiles else ""
     crop, overlap, stride = (tuple(getattr(a, n) for a in tiled) for n in ("crop", "overlap", "stride"))
     sharing = "each tile runs once" if plan.reuse == "share" else "blocks share nothing"

@@ -17,7 +17,8 @@ import numpy as np
 from tilework._types import Array, Function
 from tilework.errors import TilingError
 from tilework.function.bound import BoundOutput, bind
-from tilework.function.calling import as_results, is_batched
+from tilework.function.calling import is_batched
+from tilework.function.combining import moments_of, predictions_of
 from tilework.function.output import Output, Outputs
 from tilework.plan.request import Layout, Request
 
@@ -43,13 +44,16 @@ def with_deviation(
             "all as channels of one array."
         )
     first = bound[0]
-    if not first.weighted:
+    batched = request.batch_size is not None or is_batched(fn)
+    # Those for one crop may differ, whether or not crops overlap.
+    several = predictions_of(fn, len(layout.crop), batches=batched).made > 1
+    if not first.weighted and not (several and first.kind == "trim" and first.stored is None):
         word = "blend" if declared.labels is None else "labels"
         raise TilingError(
             "disagreement=True compares predictions that overlap and are averaged; got "
             f'{word}="{first.kind}". Use blend="gaussian", "hann", "linear" or "average".'
         )
-    if all(g.stride == g.crop - sum(g.margin) for g in layout.grids):
+    if not several and all(g.stride == g.crop - sum(g.margin) for g in layout.grids):
         raise TilingError(
             "disagreement=True compares predictions that overlap; got crops side by side. Give overlap, or a "
             "stride smaller than the crop."
@@ -57,7 +61,6 @@ def with_deviation(
     values = first.values or first.dtype
     if values.kind not in "iuf":
         raise TilingError(f"disagreement=True needs real numbers; the function returns {values}.")
-    batched = request.batch_size is not None or is_batched(fn)
     wrapped: Any = functools.partial(_with_squares, fn, batched)
     # `is_batched` looks at the wrapper instead of the function.
     wrapped.__tilework_batched__ = batched
@@ -81,9 +84,8 @@ def with_deviation(
 
 def _with_squares(fn: Function, batched: bool, *crops: Array, **tile: Any) -> tuple[Array, Array]:
     """Return the result of ``fn``, and a stack of result and square along a new first or post-batch axis."""
-    result = as_results(fn(*crops, **tile), [None])[0]
-    wide = result.astype(np.float64)
-    return result, np.stack((wide, wide * wide), axis=int(batched))
+    result, mean, square = moments_of(fn, *crops, **tile)
+    return result, np.stack((mean, square), axis=int(batched))
 
 
 def _deviation(block: Array) -> Array:

@@ -13,6 +13,7 @@ from tilework._checks import brief, is_whole, one_of, sequence, warn, whole
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.bound import BoundOutput, bind, with_weights
+from tilework.function.combining import Predictions
 from tilework.function.output import Output, Outputs, margins, named, scales
 from tilework.grid.axis import EDGES, PAD_SIDES, AxisGrid, Edge, PadSide
 from tilework.grid.weights import BLENDS, Blend, kind_of
@@ -323,11 +324,12 @@ def make_plan(
     request: Request,
     bound: Sequence[BoundOutput],
     extra: Iterable[tuple[Source, Sequence[int | None]]] | None = None,
+    predictions: Predictions = Predictions(),  # noqa: B008 -- a tuple
 ) -> TilePlan:
     """Return the plan of one call: the tiles that run, blocks and reuse.
 
     ``extra`` has the sources that are read to see which samples are valid, with their axes for each grid
-    axis; None: all samples are valid.
+    axis; None: all samples are valid. ``predictions`` tells how many predictions are made for a crop.
     """
     n_each = layout.n_each
     outputs = tuple(map(OutputPlan.of, bound))
@@ -353,6 +355,9 @@ def make_plan(
         mask=None if request.mask is None else _mask_bits(layout, request, outputs, n_each),
         threads=n_threads(),
         counted="exact" if extra is None else "most",
+        predictions=predictions.made,
+        together=predictions.together,
+        waiting=predictions.waiting,
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     plan = choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))

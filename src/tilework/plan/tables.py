@@ -201,6 +201,12 @@ class BlockPlan(Holder, Sequence[Tile]):
     counted: str = "exact"
     """"exact": as many crops run as are counted; "most": fewer may, because crops without a valid sample are
     left out when they are read."""
+    predictions: int = 1
+    """Predictions that are combined for each crop."""
+    together: int = 1
+    """How many of them are made in one call of a function."""
+    waiting: int = 0
+    """How many results of a crop are held beside those of a call."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 

@@ -54,6 +54,8 @@ class TilePlan(BlockPlan):
         data["mask"] = None if self.mask is None else base64.b64encode(self.mask).decode()
         if self.counted == "exact":
             del data["counted"]  # likewise
+        if self.predictions == 1:
+            del data["predictions"], data["together"], data["waiting"]
         return json.dumps({"tilework_plan": FORMAT, **data})
 
     @classmethod

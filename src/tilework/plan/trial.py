@@ -12,6 +12,7 @@ import numpy as np
 from tilework._types import Array, Function, Index
 from tilework.errors import TilingError
 from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
+from tilework.function.combining import Combined
 from tilework.function.guard import Guard
 from tilework.function.load_once import LoadOnce
 from tilework.grid.tiles import TileGrid
@@ -42,6 +43,8 @@ def call_on_zeros(
     take no memory. They come without the batch axis.
     With an active cluster a `load_once` function is called on a worker: the model may not fit here.
     """
+    if isinstance(fn, Combined):
+        return _combined(fn, sources, layout, pass_tile=pass_tile, batched=batched)
     crops = [np.zeros(layout.crop_of(s, number)[0], s.dtype) for number, s in enumerate(sources)]
     batched = batched or is_batched(fn)
     extra: dict[str, Any] = {}
@@ -55,7 +58,33 @@ def call_on_zeros(
         form, facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()
     else:
         form, facts = _facts(fn, crops, batched, extra)
-    return form, [np.broadcast_to(np.zeros((), fact.dtype), fact.shape) for fact in facts]
+    return form, [_nothing(fact.shape, fact.dtype) for fact in facts]
+
+
+def _combined(
+    fn: Combined, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
+) -> tuple[Any, list[Array]]:
+    """Return what `call_on_zeros` does, from a call of each function that is combined."""
+    found = [call_on_zeros(m, sources, layout, pass_tile=pass_tile, batched=batched) for m in fn.members]
+    form = found[0][0]
+    for number, (other, _) in enumerate(found):
+        if other != form:
+            raise TilingError(
+                "the functions of an ensemble must return the same arrays; function 0 returns "
+                f"{_keys(form)}, function {number} {_keys(other)}."
+            )
+    shapes = [[a.shape for a in arrays] for _, arrays in found]
+    dtypes = fn.trial(shapes, [[a.dtype for a in arrays] for _, arrays in found], len(layout.crop))
+    return form, [_nothing(shape, dtype) for shape, dtype in zip(shapes[0], dtypes, strict=True)]
+
+
+def _keys(form: Any) -> str:
+    return "one array" if form is None else f"{type(form).__name__} of {list(form)}"
+
+
+def _nothing(shape: Index, dtype: np.dtype[Any]) -> Array:
+    """Return zeros that take no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def _facts(

@@ -15,6 +15,7 @@ from tilework._types import Array, Function
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.formats.meta import named_shape
 from tilework.function.calling import check_function
+from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
 from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import axis_grid, lengths, per_axis
@@ -24,6 +25,7 @@ from tilework.plan.trial import active_client
 from tilework.probing.blackbox import BlackBox
 from tilework.probing.experiment import Experiment
 from tilework.probing.inputs import CropShapes, Inputs, value_range
+from tilework.probing.merging import merged_report
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import search
 from tilework.source.base import BlockSource, Source
@@ -172,6 +174,16 @@ def _probe(
 
     With an active cluster a `load_once` function is called on a worker: the model may not fit here.
     """
+    if isinstance(fn, Combined):
+        # Its functions are probed one by one: of their mixture, the weakest would show least.
+        reports = [
+            _probe(
+                member, sources, layout, batched=batched, values=values, tolerance=tolerance, nan=nan,
+                extremes=extremes, seed=seed,
+            )
+            for member in fn.members
+        ]  # fmt: skip
+        return _fitting(merged_report(fn, reports))
     shapes, tiled_axes, samples = [], [], []
     for source, each, tiled in zip(sources, layout.each, layout.tiled, strict=True):
         by_axis = dict(zip(tiled, layout.crop, strict=True))

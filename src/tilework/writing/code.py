@@ -27,6 +27,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
 from tilework.identity.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
@@ -134,6 +135,9 @@ class _Description:
         elif isinstance(value, TorchFunction):
             for key, part in sorted(value.__getstate__().items()):
                 self.add(part, f"{name} {key.strip('_')}")
+        elif isinstance(value, Combined):
+            for key, part in value.parts().items():
+                self.add(part, f"{name} {key}")
         elif isinstance(value, functools.partial):
             self.add(value.func, name)
             arguments: list[tuple[Any, Any]] = [*enumerate(value.args), *sorted(value.keywords.items())]

@@ -1,0 +1,147 @@
+"""Functions that combine several predictions for a crop, bound to the axes of one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tilework._types import Function
+from tilework.errors import GridError, TilingError
+from tilework.function.bound import BoundOutput
+from tilework.function.combining import Combined, Places, predictions_of
+from tilework.function.folding import check_values
+from tilework.function.output import Output
+from tilework.grid.axis import AxisGrid
+from tilework.grid.weights import accumulation_dtype
+from tilework.labels.hints import may_be_labels
+from tilework.plan.request import Layout, Request
+from tilework.source.base import Source
+
+__all__ = ["check_both_ends", "check_equal", "with_places"]
+
+
+def with_places(
+    fn: Function,
+    bound: Sequence[BoundOutput],
+    declared: Sequence[Output],
+    sources: Sequence[Source],
+    layout: Layout,
+    request: Request,
+) -> tuple[Function, list[BoundOutput]]:
+    """Return a combined function that knows where tiled axes are, and outputs as it returns them.
+
+    Other functions, and their outputs, are returned unchanged.
+
+    Raises
+    ------
+    TilingError
+        If the layout is not the same for a crop and its variants, or predictions cannot be combined.
+    """
+    outputs = list(bound)
+    if not isinstance(fn, Combined):
+        return fn, outputs
+    n_axes, batches = len(layout.crop), request.batch_size is not None
+    for combined in _all_of(fn):
+        _check_grids(combined, outputs, layout, request)
+    if predictions_of(fn, n_axes, batches=batches).made > 1:
+        for output, given in zip(outputs, declared, strict=True):
+            _check_output(fn, output, given)
+    # What a later step casts or reduces anyway is not rounded before.
+    wide = [b.dtype.kind in "fc" or b.reduce is not None for b in outputs]
+    for k, b in enumerate(outputs):
+        if wide[k] and b.values is not None and b.values.kind in "iu" and _averages(fn):
+            outputs[k] = replace(b, values=accumulation_dtype(b.values, "average"))
+    places = Places(
+        crops=tuple(layout.crop_of(source, k)[1] for k, source in enumerate(sources)),
+        results=tuple(b.axes for b in outputs),
+        keys=tuple(b.key for b in outputs),
+        wide=tuple(wide),
+        batches=batches,
+    )
+    return fn.at(places, n_axes), outputs
+
+
+def _all_of(fn: Function) -> list[Combined]:
+    """Return the combined functions in ``fn``, itself first."""
+    return [fn, *(c for m in fn.members for c in _all_of(m))] if isinstance(fn, Combined) else []
+
+
+def _averages(fn: Combined) -> bool:
+    """Return whether means of integers are results of ``fn``."""
+    return fn.reduce in ("mean", "gmean")
+
+
+def _check_output(fn: Combined, output: BoundOutput, declared: Output) -> None:
+    """Raise if predictions of an output cannot be combined."""
+    if output.stored is not None:
+        raise TilingError(
+            f'labels="{declared.labels}" cannot be combined: ids of one crop mean nothing in another. '
+            "Combine what objects are made from, such as probabilities, and find objects in the result: "
+            "tiled_map(find, tiled_map(combined, image, ...), ...)."
+        )
+    if output.values is None:
+        return
+    for combined in _all_of(fn):
+        check_values(combined.reduce, output.values)
+    if _averages(fn) and may_be_labels(output.values) and declared.dtype is None and declared.reduce is None:
+        raise TilingError(
+            f"{output.values} predictions would be averaged; labels must not be averaged. If they are "
+            f'numbers, say so with dtype="{output.values}".'
+        )
+
+
+def _check_grids(fn: Combined, outputs: Sequence[BoundOutput], layout: Layout, request: Request) -> None:
+    """Raise unless the layout is the same for a crop and its variants."""
+    n = layout.n_each
+    grids, names, rim = layout.grids[n:], layout.names[n:], layout.rim[n:]
+    variants = fn.variants(len(grids))
+    mirrored = {axis for v in variants for axis in (*v.flips, *(v.plane or ()))}
+    for axis in sorted(mirrored):
+        check_both_ends(names[axis], layout.margin[axis])
+        _check_clipped(names[axis], grids[axis])
+    if fn.plane is None:
+        return
+    if request.edge == "clip":
+        raise GridError(
+            'edge="clip" cuts crops at the border of the image, and turned crops must have the shape of '
+            f'others; got rotations={fn.plane}. Use edge="shift", the default.'
+        )
+    for what in ("crop", "overlap", "stride", "multiple"):
+        check_equal(what, fn.plane, names, [getattr(g, what) for g in grids])
+    check_equal("margin", fn.plane, names, layout.margin)
+    check_equal("rim", fn.plane, names, rim)
+    for output in outputs:
+        check_equal("scale", fn.plane, names, output.scale)
+
+
+def check_both_ends(name: str, margin: tuple[int, int]) -> None:
+    """Raise if the margin differs between the ends of an axis on which crops are mirrored."""
+    low, high = margin
+    if low != high:
+        most = max(margin)
+        raise GridError(
+            f"margin {margin} on axis {name} differs between its ends, so a mirrored crop has its results "
+            f"elsewhere. Let fn cut its result to the samples that both have, and declare margin={most} for "
+            f"this axis: it must drop {most - low} more at the start and {most - high} more at the end "
+            "(times the scale)."
+        )
+
+
+def _check_clipped(name: str, grid: AxisGrid) -> None:
+    """Raise if mirrored crops lie otherwise on the multiples than the mirrored image does."""
+    if grid.edge == "clip" and grid.extent > grid.crop and (grid.extent - grid.crop) % grid.multiple:
+        raise GridError(
+            f'edge="clip" leaves {grid.extent} samples on axis {name}; mirrored crops keep the multiple '
+            f"{grid.multiple} only if extent less crop is a multiple of it, got crop {grid.crop}. Use "
+            'edge="shift", which pads the image.'
+        )
+
+
+def check_equal(what: str, plane: tuple[int, int], names: Sequence[str], values: Sequence[object]) -> None:
+    """Raise if a value differs between the two axes of quarter turns."""
+    p, q = plane
+    if values[p] != values[q]:
+        raise GridError(
+            f"{what} must be equal on the axes of rotations={plane}, which change places; got "
+            f"{values[p]} on axis {names[p]} and {values[q]} on axis {names[q]}."
+        )

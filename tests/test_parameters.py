@@ -191,6 +191,7 @@ CALLS: dict[str, Any] = {
     "from_torch": lambda **flags: tw.from_torch(_Untouchable(), **flags),
     "measure_labels": lambda **flags: tw.measure_labels(_Untouchable(), **flags),
     "merge_labels": lambda **flags: tw.merge_labels(_Untouchable(), _Untouchable(), **flags),
+    "normalized": lambda **flags: tw.normalized(np.copy, _Untouchable(), **flags),
     "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),
     "status": lambda **flags: tw.status(_Untouchable(), **flags),
     "tiled_map": lambda **flags: tw.tiled_map(np.copy, _Untouchable(), 16, 2, **flags),

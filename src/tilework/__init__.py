@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tilework.function.combining import augmented, ensemble
     from tilework.function.load_once import load_once
     from tilework.function.network import from_torch
+    from tilework.function.normalizing import normalized
     from tilework.function.output import Output
     from tilework.function.variants import Variant
     from tilework.grid.tiles import Box, Tile
@@ -95,6 +96,7 @@ _HOMES = {
     "load_once": "function.load_once",
     "measure_labels": "objects.measuring",
     "merge_labels": "writing.joining",
+    "normalized": "function.normalizing",
     "open_image": "source.images",
     "plan_tiles": "api",
     "plot_labels": "diagnostics.label_figures",
@@ -115,8 +117,8 @@ __all__ = [
     "SamplingMode", "Slicer", "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "Variant",
     "add_to_napari", "augmented", "check", "clear_caches", "compare", "compute", "ensemble", "explain",
     "filter_labels", "from_torch", "image_meta", "image_statistics", "load_once", "measure_labels",
-    "merge_labels", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams", "plot_window",
-    "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
+    "merge_labels", "normalized", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams",
+    "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.combining import functions_in, predictions_of
+from tilework.function.normalizing import Normalized
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge, PadSide
 from tilework.grid.weights import Blend
@@ -264,6 +265,8 @@ def tiled_map(
     layout = make_layout(sources, request, declared)
     if labels is not None:
         labels.check(layout.source_axes)
+    if isinstance(fn, Normalized):
+        fn.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
     for one in functions_in(fn):
         check_tile_keyword(one, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":

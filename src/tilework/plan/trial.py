@@ -15,6 +15,7 @@ from tilework.function.calling import as_results, in_structure, is_batched, keys
 from tilework.function.combining import Combined
 from tilework.function.guard import Guard
 from tilework.function.load_once import LoadOnce
+from tilework.function.normalizing import bare_function
 from tilework.grid.tiles import TileGrid
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def call_on_zeros(
         grid = TileGrid(tuple(g if len(g) else replace(g, extent=g.crop) for g in layout.grids))
         tile = grid.tile((0,) * len(layout.grids))
         extra = {"tiles": (tile,)} if batched else {"tile": tile}
-    client = active_client() if isinstance(fn, LoadOnce) else None
+    client = active_client() if isinstance(bare_function(fn), LoadOnce) else None
     if client is not None:
         form, facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()
     else:

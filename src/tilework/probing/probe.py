@@ -17,6 +17,7 @@ from tilework.formats.meta import named_shape
 from tilework.function.calling import check_function
 from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
+from tilework.function.normalizing import Normalized, bare_function
 from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import axis_grid, lengths, per_axis
 from tilework.plan.by_dim import ordered
@@ -194,10 +195,15 @@ def _probe(
     dtypes = tuple(s.dtype for s in sources)
     names = layout.names[len(layout.each[0]) :]
     crops = CropShapes(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
-    ranges = [value_range(t, values, s) for t, s in zip(dtypes, samples, strict=True)]
+    # What is far from the statistics that a function normalises by would look alike to it.
+    known = fn.values() if isinstance(fn, Normalized) and samples[0] is None else None
+    ranges = [
+        value_range(t, values or (known if k == 0 else None), s)
+        for k, (t, s) in enumerate(zip(dtypes, samples, strict=True))
+    ]
     inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
     experiment = Experiment(BlackBox(fn, batched), inputs, tolerance, extremes=extremes, nan=nan)
-    client = active_client() if isinstance(fn, LoadOnce) else None
+    client = active_client() if isinstance(bare_function(fn), LoadOnce) else None
     if client is None:
         return _fitting(search(experiment))
     return _fitting(client.submit(search, experiment, pure=False).result())

@@ -145,12 +145,14 @@ def image_statistics(
     fractions = _fractions(quantiles)
     check_progress(progress)
     how = How.of(Where.find(scheduler, client, retries=retries), memory_limit, progress)
-    images, given = _opened(arrays, level, axes, each, where, nodata)
+    given = _given(arrays, level)
+    images = _opened(given, axes, each, where, nodata)
     work = _Work(images, tuple(fractions.values()), how, _drawn(images, sample, seed))
     work.warn_of_calls(given)
     with outside_of_the_pool(how.where.client):
         work.measure()
-    return _result(work, list(fractions), level)
+    found = given[0].level if level is not None else None
+    return _result(work, list(fractions), found)
 
 
 def _fractions(quantiles: Any) -> dict[float, Fraction]:
@@ -172,20 +174,23 @@ def _fractions(quantiles: Any) -> dict[float, Fraction]:
 # -- images -----------------------------------------------------------------------------------------------
 
 
-def _opened(
-    arrays: Any, level: int | None, axes: Any, each: Any, where: Any, nodata: Any
-) -> tuple[list[Measured], list[Any]]:
-    """Return the images to measure, and the arrays as given."""
+def _given(arrays: Any, level: Any) -> list[Any]:
+    """Return the arrays, or a level of each."""
     arrays = unpacked(arrays)
     given = list(arrays) if isinstance(arrays, list | tuple) else [arrays]
     if not given:
         raise TypeError("arrays must be an array, or a sequence of at least one; got none.")
+    return given if level is None else [_at_level(array, level) for array in given]
+
+
+def _opened(given: Sequence[Any], axes: Any, each: Any, where: Any, nodata: Any) -> list[Measured]:
+    """Return the images to measure."""
     masks = list(where) if isinstance(where, list | tuple) else [where] * len(given)
     if len(masks) != len(given) or (where is not None and len(given) > 1 and masks[0] is where):
         raise TilingError(f"where needs one mask for each of the {len(given)} arrays, in a list.")
     images = []
     for array, mask in zip(given, masks, strict=True):
-        source = open_source(array if level is None else _at_level(array, level), masked=True)
+        source = open_source(array, masked=True)
         if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
             raise TilingError(
                 f"the samples must be bool, integers, or floats of at most 64 bits; got dtype {source.dtype}."
@@ -202,7 +207,7 @@ def _opened(
                 f"all arrays must have equal extents along each={each!r}; got {first.counts} and "
                 f"{image.counts}."
             )
-    return images, given
+    return images
 
 
 def _computes(array: Any) -> bool:
@@ -423,7 +428,8 @@ class _Work:
 
     def _groups(self, targets: Mapping[int, tuple[Target, ...]]) -> Iterator[dict[int, tuple[Target, ...]]]:
         """Yield the targets of each reading of the image; indices of one storage chunk stay together."""
-        cuts = [self.cuts[0][a] for a in self.images[0].each]
+        chunks = _chunks(self.images[0])
+        cuts = [chunks[a] for a in self.images[0].each]
         cells: dict[Index, list[int]] = {}
         for i in targets:
             place = np.unravel_index(i, self.counts) if self.counts else ()
@@ -497,7 +503,7 @@ def _result(work: _Work, quantiles: Sequence[float], level: int | None) -> Image
         each=tuple(source.names[a] if source.names else a for a in image.each),
         axes=image.each,
         ndim=len(source.shape),
-        level=None if level is None else level,
+        level=level,
         sampled=None if work.drawn is None else (work.drawn.count, work.drawn.total),
     )
     if work.drawn is None:

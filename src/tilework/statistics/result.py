@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -91,7 +91,24 @@ class ImageStatistics(Report):
         place = tuple(whole("index", i) for i in index)
         if len(place) != len(shape) or not all(-n <= i < n for i, n in zip(place, shape, strict=False)):
             raise TilingError(f"the index must be one of {shape}, axes {self.each}; got {brief(index)}.")
-        return replace(self, **self._mapped(lambda a: a[place] if shape else a), each=(), axes=())
+        found = self.mapped(lambda a: a[place] if shape else a)
+        return replace(found, each=(), axes=(), ndim=self.ndim - len(shape))
+
+    def mapped(self, function: Callable[[Any], Any]) -> ImageStatistics:
+        """Return the statistics with all numbers replaced by a function of them.
+
+        Parameters
+        ----------
+        function : callable
+        """
+        return replace(self, **self._mapped(function))
+
+    def facts(self) -> dict[str, str]:
+        """Return all numbers as text, by name."""
+        numbers = self._mapped(_plain)
+        quantiles = {f"quantile {q}": value for q, value in numbers.pop("quantiles").items()}
+        del numbers["intervals"]
+        return {name: json.dumps(value) for name, value in (numbers | quantiles).items()}
 
     def _mapped(self, function: Any) -> dict[str, Any]:
         """Return all values, with a function applied to each."""

@@ -30,6 +30,7 @@ import numpy as np
 from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
+from tilework.function.normalizing import Normalized
 from tilework.identity.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
 from tilework.identity.hidden import among, content, script, slots
 from tilework.identity.modules import (
@@ -50,6 +51,8 @@ Parts = dict[str, str]
 
 # Modules that have a part each, so that messages name them; more are combined by package.
 MODULES = 100
+# Letters of numbers that a message shows.
+LONGEST = 200
 # Attributes of functions and classes that do not change what they do.
 NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl")
 # Objects whose content a process alone can have, or that change as they are read.
@@ -138,6 +141,13 @@ class _Description:
         elif isinstance(value, Combined):
             for key, part in value.parts().items():
                 self.add(part, f"{name} {key}")
+        elif isinstance(value, Normalized):
+            self.add(value.fn, name)
+            for key, part in value.parts().items():
+                if isinstance(part, str):  # numbers, for the record and for messages
+                    self.put(f"{name} {key}", part if len(part) <= LONGEST else digest(part))
+                else:
+                    self.add(part, f"{name} {key}")
         elif isinstance(value, functools.partial):
             self.add(value.func, name)
             arguments: list[tuple[Any, Any]] = [*enumerate(value.args), *sorted(value.keywords.items())]

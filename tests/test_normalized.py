@@ -1,0 +1,282 @@
+"""`normalized`: the numbers of the whole image, on every crop."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import ndimage as ndi
+
+import tilework as tw
+from tilework.errors import ContractError, TilingError
+from tilework.graph.build import fn_token
+from tilework.writing.code import describe
+
+QUIET = {"progress": False}
+MODES = ("zscore", "percentile", "callable")
+
+
+def smooth(x):
+    """Return what depends on neighbours along the last two axes, without sums that round."""
+    return ndi.median_filter(x, (1,) * (x.ndim - 2) + (5, 5)) + x
+
+
+def clipped(x, stats):
+    """Normalise as nnU-Net does with CT: clip to quantiles, then by mean and deviation."""
+    low, high = stats.quantiles[0.01], stats.quantiles[0.99]
+    return ((np.clip(x, low, high) - stats.mean) / stats.std).astype("f4")
+
+
+def mode_of(name):
+    return clipped if name == "callable" else name
+
+
+@pytest.fixture(scope="module")
+def image():
+    rng = np.random.default_rng(0)
+    return (rng.gamma(2, 100, (3, 70, 60)) + np.array([0, 500, 90])[:, None, None]).astype("u2")
+
+
+@pytest.fixture(scope="module")
+def stats(image):
+    return tw.image_statistics(image, each=0, **QUIET)
+
+
+# ----------------------------------------------------------------------------------------------- laws
+
+
+@given(data=st.data())
+def test_a_normalised_function_tiled_equals_it_untiled(image, data):
+    """To the bit, with the statistics of the whole; of each crop by itself it would not."""
+    dtype = data.draw(st.sampled_from(["u1", "i2", ">u2", "f2", "f4", "f8", "i4", "?"]))
+    array = (image % 2 > 0) if dtype == "?" else (image % 250).astype(dtype)
+    each = data.draw(st.sampled_from([(), 0]))
+    fn = tw.normalized(
+        smooth, tw.image_statistics(array, each=each, **QUIET), mode_of(data.draw(st.sampled_from(MODES)))
+    )
+    crop = data.draw(st.integers(9, 40))
+    out = tw.tiled_map(fn, array, crop=crop, overlap=3, axes=(1, 2), dtype="f8" if dtype == "f8" else "f4")
+    whole = fn(array)
+    assert np.array_equal(out.compute(), whole)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_formula(image, stats, mode):
+    got = tw.normalized(np.asarray, stats, mode_of(mode))(image)
+    assert got.dtype == np.float32
+    for k, plane in enumerate(image.astype("f8")):
+        mean, std = plane.mean(), plane.std()
+        low, high = (np.quantile(plane, q, method="inverted_cdf") for q in (0.01, 0.99))
+        expected = {
+            "zscore": (plane - mean) / std,
+            "percentile": (plane - low) / (high - low),
+            "callable": (np.clip(plane, low, high) - mean) / std,
+        }[mode]
+        np.testing.assert_allclose(got[k], expected, rtol=2e-5, atol=2e-6)
+
+
+# ------------------------------------------------------------------------------------------- results
+
+
+@pytest.mark.parametrize(
+    ("given", "returned"),
+    [("?", "f4"), ("u1", "f4"), ("i2", "f4"), (">u2", "f4"), ("f2", "f4"), ("f4", "f4"), (">f4", "f4"),
+     ("i4", "f4"), ("u8", "f4"), ("f8", "f8"), (">f8", "f8")],
+)  # fmt: skip
+def test_dtypes(given, returned):
+    image = np.arange(12).reshape(3, 4).astype(given)
+    fn = tw.normalized(np.asarray, tw.image_statistics(image, **QUIET))
+    assert fn(image).dtype == np.dtype(returned)
+
+
+def test_wide_integers_are_normalised_in_double_precision():
+    image = np.array([2**30, 2**30 + 1, 2**30 + 2], "i4")
+    got = tw.normalized(np.asarray, tw.image_statistics(image, **QUIET))(image)
+    np.testing.assert_allclose(got, [-(1.5**0.5), 0, 1.5**0.5], rtol=1e-6)
+
+
+def test_constant_images_become_zero():
+    image = np.full((4, 4), 7, "u1")
+    stats = tw.image_statistics(image, **QUIET)
+    for mode in ("zscore", "percentile"):
+        assert not tw.normalized(np.asarray, stats, mode)(image).any()
+
+
+def test_clip_ends_at_0_and_1(image, stats):
+    got = tw.normalized(np.asarray, stats, "percentile", clip=True)(image)
+    assert (got.min(), got.max()) == (0, 1)
+    assert tw.normalized(np.asarray, stats, "percentile")(image).max() > 1
+
+
+def test_the_crop_is_left_as_it_was(image, stats):
+    crop = image.astype("f4")
+    before = crop.copy()
+    tw.normalized(np.asarray, stats, "percentile", clip=True)(crop)
+    assert np.array_equal(crop, before)
+
+
+# -------------------------------------------------------------------------------------------- wrapping
+
+
+def test_it_is_pickled_as_numbers(image, stats):
+    fn = tw.normalized(smooth, stats)
+    fn(image)
+    packed = pickle.dumps(fn)
+    assert len(packed) < 6000
+    assert np.array_equal(pickle.loads(packed)(image), fn(image))
+
+
+def test_load_once_and_batches(image, stats):
+    fn = tw.normalized(tw.load_once(lambda: smooth), stats)
+    expected = tw.normalized(smooth, stats)(image)
+    for batch_size in (None, 3):
+        out = tw.tiled_map(fn, image, 20, 3, axes=(1, 2), batch_size=batch_size)
+        assert np.array_equal(out.compute(), expected)
+
+
+def test_a_network_takes_batches(image, stats):
+    torch = pytest.importorskip("torch")
+    seen = []
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            seen.append((tuple(x.shape), x.dtype))
+            return x * 1
+
+    fn = tw.normalized(tw.from_torch(Net()), stats)
+    out = tw.tiled_map(fn, image, 40, 4, axes=(1, 2), batch_size=2)
+    assert np.array_equal(out.compute(), tw.normalized(np.asarray, stats)(image))
+    assert {dtype for _, dtype in seen} == {torch.float32}
+
+
+def test_several_arrays(image, stats):
+    labels = image > 100
+
+    def masked(x, m):
+        return x * m
+
+    out = tw.tiled_map(tw.normalized(masked, stats), (image, labels), 20, 0, axes=(1, 2))
+    expected = tw.normalized(np.asarray, stats)(image)
+    assert np.array_equal(out.compute(), expected * labels)
+    both = tw.normalized(masked, (None, stats))(image, image)
+    assert np.array_equal(both, image * expected)
+    with pytest.raises(ContractError, match="statistics for 2 arrays; fn gets 1"):
+        tw.normalized(masked, (None, stats))(image)
+
+
+def test_pass_tile(image, stats):
+    def fn(x, tile):
+        return x + tile.position[0]
+
+    out = tw.tiled_map(tw.normalized(fn, stats), image, 30, 0, axes=(1, 2), pass_tile=True)
+    assert out.compute().shape == image.shape
+
+
+# ------------------------------------------------------------------------------------------ channels
+
+
+def test_channels_last(image):
+    last = np.moveaxis(image, 0, -1)
+    fn = tw.normalized(np.asarray, tw.image_statistics(last, each=-1, **QUIET))
+    out = tw.tiled_map(fn, last, 20, 0, axes=(0, 1))
+    expected = tw.normalized(np.asarray, tw.image_statistics(image, each=0, **QUIET))(image)
+    assert np.array_equal(np.moveaxis(out.compute(), -1, 0), expected)
+
+
+def test_two_axes_of_numbers(image):
+    movie = np.stack([image, image + 7])
+    stats = tw.image_statistics(movie, each=(0, 1), **QUIET)
+    got = tw.normalized(np.asarray, stats)(movie)
+    for t in range(2):
+        for c in range(3):
+            assert np.array_equal(got[t, c], tw.normalized(np.asarray, stats.at(t, c))(movie[t, c]))
+
+
+def test_axis_says_where_channels_are(image, stats):
+    movie = np.stack([image, image + 7])
+    with pytest.raises(TilingError, match="say where that axis is in a crop, axis=-3 for example"):
+        tw.tiled_map(tw.normalized(smooth, stats), movie, 20, 3, axes=(2, 3), dtype="f4")
+    fn = tw.normalized(smooth, stats, axis=-3)
+    for each in ((), 0):
+        out = tw.tiled_map(fn, movie, 20, 3, axes=(2, 3), each=each)
+        assert np.array_equal(out.compute()[0], fn(image))
+
+
+def test_a_batch_of_as_many_crops_as_channels_is_no_axis_of_channels(image):
+    """A crop without channels, in batches of three, looks like three channels."""
+    fn = tw.normalized(smooth, tw.image_statistics(image, each=0, **QUIET))
+    with pytest.raises(TilingError, match=r"a crop has 2: .*stats\.at\(0\)"):
+        tw.tiled_map(fn, image, 20, 3, each=0, batch_size=3, dtype="f4")
+
+
+def test_other_channels_are_refused(image, stats):
+    with pytest.raises(ContractError, match=r"those of \(3,\) indices"):
+        tw.normalized(smooth, stats)(image[:2])
+    with pytest.raises(ContractError, match="dtype complex"):
+        tw.normalized(smooth, stats)(image.astype(complex))
+
+
+# ------------------------------------------------------------------------------------------- identity
+
+
+def test_other_numbers_are_another_result(image, stats, tmp_path):
+    other = tw.image_statistics(image[:, :50], each=0, **QUIET)
+    out = tw.tiled_map(tw.normalized(smooth, stats), image, 20, 3, axes=(1, 2))
+    assert out.name == tw.tiled_map(tw.normalized(smooth, stats), image, 20, 3, axes=(1, 2)).name
+    changed = tw.tiled_map(tw.normalized(smooth, other), image, 20, 3, axes=(1, 2))
+    assert out.name != changed.name
+    stored = tw.to_zarr(out, tmp_path / "x.zarr", progress=False)
+    record = stored.attrs["tilework"]["fingerprint"]
+    assert record["fn statistics mean"] == str(stats.mean.tolist())
+    tw.to_zarr(out, tmp_path / "x.zarr", progress=False)
+    with pytest.raises(TilingError, match="changed: fn statistics count: "):
+        tw.to_zarr(changed, tmp_path / "x.zarr", progress=False)
+
+
+@pytest.mark.parametrize(
+    "change", [{"mode": "percentile"}, {"axis": -2}, {"mode": clipped}, {"fn": np.abs}], ids=str
+)
+def test_every_part_is_in_the_fingerprint(stats, change):
+    given = {"fn": smooth, "stats": stats, "mode": "zscore"}
+    one, two = (tw.normalized(**g) for g in (given, given | change))
+    assert describe(one, "fn") != describe(two, "fn")
+    assert fn_token(one) != fn_token(two)
+    assert fn_token(one) == fn_token(tw.normalized(**given))
+
+
+def test_clip_is_in_the_fingerprint(stats):
+    one, two = (tw.normalized(smooth, stats, "percentile", clip=c) for c in (True, False))
+    assert describe(one, "fn") != describe(two, "fn")
+    assert fn_token(one) != fn_token(two)
+
+
+def test_probe_draws_values_that_the_statistics_know():
+    """Values of 0 to 1 would be one and the same to a function that expects thousands."""
+    image = 1000 + 50 * np.random.default_rng(0).standard_normal((64, 64))
+    fn = tw.normalized(lambda x: smooth(np.clip(x, -3, 3)), tw.image_statistics(image, **QUIET))
+    assert tw.probe(fn, (40, 40), dtype="f8").overlap == (2, 2)
+
+
+# ------------------------------------------------------------------------------------------- refused
+
+
+def test_wrong_arguments(image, stats):
+    with pytest.raises(TypeError, match=r"what tw\.image_statistics returned; got 3"):
+        tw.normalized(smooth, 3)
+    with pytest.raises(TypeError, match="got none"):
+        tw.normalized(smooth, None)
+    with pytest.raises(TilingError, match="mode must be"):
+        tw.normalized(smooth, stats, "minmax")
+    with pytest.raises(TilingError, match="counts from the end"):
+        tw.normalized(smooth, stats, axis=0)
+    with pytest.raises(TilingError, match="one number for each of the 1 axes"):
+        tw.normalized(smooth, stats, axis=(-3, -4))
+    with pytest.raises(TilingError, match='for mode="percentile"'):
+        tw.normalized(smooth, stats, clip=True)
+    with pytest.raises(TilingError, match="needs two quantiles"):
+        tw.normalized(smooth, tw.image_statistics(image, (0.5,), **QUIET), "percentile")
+    with pytest.raises(TilingError, match=r"no finite samples at index \(1,\)"):
+        tw.normalized(smooth, tw.image_statistics(np.array([[1.0], [np.nan]]), each=0, **QUIET))

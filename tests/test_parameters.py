@@ -193,6 +193,7 @@ CALLS: dict[str, Any] = {
     "merge_labels": lambda **flags: tw.merge_labels(_Untouchable(), _Untouchable(), **flags),
     "normalized": lambda **flags: tw.normalized(np.copy, _Untouchable(), **flags),
     "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),
+    "sample_crops": lambda **flags: tw.sample_crops(_Untouchable(), 1, 1, **flags),
     "status": lambda **flags: tw.status(_Untouchable(), **flags),
     "tiled_map": lambda **flags: tw.tiled_map(np.copy, _Untouchable(), 16, 2, **flags),
     "to_zarr": lambda **flags: tw.to_zarr(_Untouchable(), _Untouchable(), **flags),

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from tilework.probing.report import ProbeReport
     from tilework.source.images import open_image
     from tilework.source.kept import clear_caches
+    from tilework.statistics.crops import sample_crops
     from tilework.statistics.measuring import image_statistics
     from tilework.statistics.result import ImageStatistics
     from tilework.writing.computing import compute
@@ -104,6 +105,7 @@ _HOMES = {
     "plot_seams": "diagnostics.figures",
     "plot_window": "diagnostics.figures",
     "probe": "probing.probe",
+    "sample_crops": "statistics.crops",
     "status": "writing.status",
     "tiled_map": "api",
     "to_zarr": "writing.store",
@@ -118,7 +120,7 @@ __all__ = [
     "add_to_napari", "augmented", "check", "clear_caches", "compare", "compute", "ensemble", "explain",
     "filter_labels", "from_torch", "image_meta", "image_statistics", "load_once", "measure_labels",
     "merge_labels", "normalized", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams",
-    "plot_window", "probe", "status", "tiled_map", "to_zarr", "view", "write_many",
+    "plot_window", "probe", "sample_crops", "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

@@ -169,7 +169,7 @@ def _where(image: Source, layout: Layout, where: Any) -> tuple[Source, tuple[int
         cure = "Name its axes if not, as a DataArray or as dimension names of Zarr."
         check_proportions("where", lengths, layout.grids[n:], layout.names[n:], cure)
     if isinstance(source, MemorySource) and not source.handle.any():
-        warn("where is False everywhere: no crop runs, all is fill_value.", TilingWarning)
+        warn("where is False everywhere, so no sample is valid and nothing runs.", TilingWarning)
     extents = tuple(image.shape[a] for a in own)
     if None in along or source.shape != extents:
         # Its chunks do not lie as the plan of the image's chunks supposes: each task reads what it needs.

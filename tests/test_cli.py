@@ -131,9 +131,41 @@ def test_run_with_the_overlap_that_probe_finds(folder: Path) -> None:
     np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], expected)
 
 
+def test_stats_are_text_and_json(folder: Path) -> None:
+    expected = tw.image_statistics(IMAGE, (0.1, 0.5), progress=False)
+    line = ["stats", "in.zarr", "--quantiles", "0.1,0.5"]
+    result = tilework(*line)
+    assert (result.exit_code, result.output) == (0, f"{expected}\n")
+    assert tw.ImageStatistics.from_json(tilework(*line, "--json").output) == expected
+
+
+def test_stats_take_all_that_image_statistics_takes(folder: Path) -> None:
+    zarr.create_array("mask.zarr", data=IMAGE > 1000)
+    for more, given in (
+        (["--each", "0", "--nodata", "7"], {"each": 0, "nodata": 7}),
+        (["--where", "mask.zarr"], {"where": IMAGE > 1000}),
+        (["--sample", "3", "--seed", "2"], {"sample": 3, "seed": 2}),
+        (["in.zarr", "--quantiles", "0.5"], {"quantiles": (0.5,)}),
+    ):
+        arrays = [zarr.open_array("in.zarr")] * (1 + (more[0] == "in.zarr"))
+        expected = tw.image_statistics(arrays, progress=False, **given)
+        found = tilework("stats", "in.zarr", *more, "--json", "--no-progress").output
+        assert tw.ImageStatistics.from_json(found) == expected
+    out = tw.tiled_map(np.positive, IMAGE, crop=20, overlap=0, meta=tw.ImageMeta("yx"))
+    tw.to_zarr(out, "x.ome.zarr", ome=True, levels=2, progress=False)
+    found = tilework("stats", "x.ome.zarr", "--level", "-1", "--json").output
+    assert tw.ImageStatistics.from_json(found).count == 30 * 25
+
+
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
+        pytest.param(["stats", "in.zarr", "--quantiles", "99"], 2, "Divide percent by 100", id="percent"),
+        pytest.param(["stats", "in.zarr", "--quantiles", "a"], 2, "numbers with commas", id="quantiles"),
+        pytest.param(["stats", "in.zarr", "--nodata", "a"], 2, '"nan" or "meta"', id="nodata"),
+        pytest.param(["stats", "in.zarr", "--each", "q"], 2, "--each", id="each"),
+        pytest.param(["stats", "gone.zarr"], 1, "gone.zarr", id="no image"),
+        pytest.param(["stats"], 2, "IMAGE...", id="no images"),
         pytest.param(["run", "none", "in.zarr", "o", "--crop", "8"], 2, "names no function", id="no colon"),
         pytest.param(["run", "no_mod:f", "in.zarr", "o", "--crop", "8"], 2, "No module named", id="module"),
         pytest.param(["run", "cli_filters:nope", "in.zarr", "o", "--crop", "8"], 2, "has no nope", id="name"),
@@ -179,7 +211,7 @@ def test_mistakes_are_one_line(folder: Path, line: list[str], code: int, said: s
 
 
 def test_help_can_be_learnt_from() -> None:
-    for command in ("run", "probe", "plan", "status", "demo"):
+    for command in ("run", "stats", "probe", "plan", "status", "demo"):
         assert tilework(command, "--help").exit_code == 0
     text = tilework("run", "--help").output
     for word in ("--crop", "--overlap", "--blend", "--cluster", "--workers", "--overwrite", "--resume"):

@@ -1,4 +1,4 @@
-"""The command line: ``tilework demo``, ``probe``, ``plan``, ``run`` and ``status``."""
+"""The command line: ``tilework demo``, ``stats``, ``probe``, ``plan``, ``run`` and ``status``."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from tilework._options import Fractions, Lengths, NoData, Overlap, axes_of
 from tilework.engine.pyramid import PYRAMIDS
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.function.output import LABELS, Output
@@ -233,37 +234,6 @@ def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
 # -- probe, plan and run ----------------------------------------------------------------------------------
 
 
-class Lengths(click.ParamType[Any]):
-    """One whole number for all axes, one per axis, or one per name: 256 or 64,256,256 or y=256,x=256."""
-
-    name = "N[,N...]|NAME=N[,...]"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return an int, a tuple of them, or a dict by name."""
-        if not isinstance(value, str):
-            return value
-        pairs = [part.rpartition("=") for part in value.split(",")]
-        try:
-            numbers = tuple(int(number) for _, _, number in pairs)
-            if any(equals for _, equals, _ in pairs):
-                if not all(name.strip() for name, _, _ in pairs):
-                    raise ValueError
-                return {name.strip(): n for (name, _, _), n in zip(pairs, numbers, strict=True)}
-        except ValueError:
-            self.fail(f"{value!r} must be a whole number, or whole numbers with commas", param, ctx)
-        return numbers[0] if len(numbers) == 1 else numbers
-
-
-class Overlap(Lengths):
-    """As `Lengths`, or "auto"."""
-
-    name = "N[,N...]|NAME=N[,...]|auto"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Return lengths as `Lengths` does, or the word."""
-        return value if value == "auto" else super().convert(value, param, ctx)
-
-
 def _choice(name: str, words: Sequence[str], text: str) -> Callable[[Any], Any]:
     """Return an option that takes one of ``words``, of which the first is the default."""
     return click.option(name, type=click.Choice(words), default=words[0], show_default=True, help=text)
@@ -293,6 +263,44 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+@main.command()
+@_traceback_option
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option(
+    "--quantiles", type=Fractions(), default="0.01,0.5,0.99", show_default=True, help="From 0 to 1."
+)
+@click.option("--axes", help="Axes of positions, for --where and --nodata: numbers (0,1) or names (yx).")
+@click.option("--each", help="Axes whose every index is measured for itself, as --axes.")
+@click.option("--where", metavar="MASK", multiple=True, help="Which samples count; one for each IMAGE.")
+@click.option("--nodata", type=NoData(), help='Value that does not count; "meta": what IMAGE says.')
+@click.option("--sample", type=click.IntRange(1), help="Measure this many chunks, drawn at random.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Seed of the draw.")
+@click.option("--level", type=int, help="Level of an OME-Zarr image; -1 is the coarsest.")
+@click.option("--memory-limit", help='Memory of a process, as "4GB".')
+@click.option("--cluster", metavar="ADDRESS", help="Scheduler of a running cluster, tcp://host:8786.")
+@click.option("--workers", type=click.IntRange(1), help="Number of worker processes to start here.")
+@click.option("--progress/--no-progress", default=None, help="Show progress; default: in a terminal.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for ImageStatistics.from_json.")
+def stats(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
+    """Measure IMAGE, or several together: mean, deviation, extremes and exact quantiles.
+
+    \b
+    tilework stats volume.zarr --each c --quantiles 0.001,0.998
+    """  # noqa: D301 -- click wants the character itself
+    from tilework.source.opening import open_source
+    from tilework.statistics.measuring import image_statistics
+
+    with _plainly():
+        cluster, workers = options.pop("cluster"), options.pop("workers")
+        progress = options.pop("progress")
+        options["where"] = list(options["where"]) or None
+        opened = list(images) if options["level"] is not None else [open_source(one) for one in images]
+        given = _options(options) | {"progress": "auto" if progress is None else progress}
+        with _client(cluster, workers) as client, _plainly(TilingError, TypeError):
+            found = image_statistics(opened, client=client, **given)
+    click.echo(found.to_json() if as_json else str(found))
 
 
 @main.command()
@@ -368,8 +376,6 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
 
     with _plainly():
         cluster, workers = options.pop("cluster"), options.pop("workers")
-        if cluster and workers:
-            raise click.UsageError("--cluster and --workers exclude each other.")
         progress = options.pop("progress")
         writing = {
             name: options.pop(name)
@@ -471,19 +477,11 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
         found["overlap"] = None
     for name in ("axes", "each"):
         if name in found:
-            found[name] = _axes(found[name])
+            found[name] = axes_of(found[name])
     given = {name: found.pop(name) for name in ("labels", "connectivity") if name in found}
     if given:
         found["output"] = Output(found.pop("dtype", None), **given)
     return found
-
-
-def _axes(text: str) -> Any:
-    """Return numbers of axes as a tuple, names as they are."""
-    parts = text.split(",")
-    if all(p.strip().lstrip("-").isdigit() for p in parts):
-        return tuple(map(int, parts))
-    return text if len(parts) == 1 else tuple(p.strip() for p in parts)
 
 
 def _function(name: str) -> Any:
@@ -571,6 +569,8 @@ def _client(address: str | None, workers: int | None) -> Iterator[Any]:
     if address is None and workers is None:
         yield None
         return
+    if address and workers:
+        raise click.UsageError("--cluster and --workers exclude each other.")
     from distributed import Client, LocalCluster
 
     files = click.get_current_context().meta.get(_FILES, [])

@@ -162,9 +162,9 @@ def _fractions(quantiles: Any) -> dict[float, Fraction]:
     found = {}
     for q in quantiles:
         if isinstance(q, bool) or not isinstance(q, int | float | Fraction | Decimal | np.number):
-            raise TypeError(f"a quantile must be a fraction from 0 to 1; got {brief(q)}.")
+            raise TypeError(f"quantiles must be numbers from 0 to 1; got {brief(q)}.")
         if not 0 <= q <= 1:
-            raise TilingError(f"a quantile must be from 0 to 1; got {q}. Divide percent by 100.")
+            raise TilingError(f"quantiles must be from 0 to 1; got {q}. Divide percent by 100.")
         # A float stands for the decimal number that it is written as: 0.07 of 100 samples is the seventh.
         exact = Fraction(q) if isinstance(q, Fraction | Decimal) else Fraction(str(q))
         found[float(exact)] = exact

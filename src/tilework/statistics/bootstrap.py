@@ -20,11 +20,13 @@ from tilework.statistics.result import ImageStatistics
 __all__ = ["KEYS", "intervals_of"]
 
 # Keys that are kept of all chunks together, of one index.
-KEYS = 2**17
+KEYS = 2**16
 # Samples of chunks that are drawn again.
-DRAWS = 400
-# The part of the draws inside an interval.
-INSIDE = 0.95
+DRAWS = 1000
+# Chunks that are needed for an interval: of fewer ones, draws do not differ enough.
+LEAST = 8
+# Normal deviate of an interval of 95 %.
+DEVIATE = 1.959964
 
 Chunk = tuple[int, int, Tally, Array]
 
@@ -44,6 +46,8 @@ def intervals_of(
     seed : int
     """
     shape = np.shape(stats.count)
+    if len({number for number, *_ in chunks}) < LEAST:
+        return {}
     numbers = {n: k for k, n in enumerate(sorted({number for number, *_ in chunks}))}
     # All indices see the same draws of chunks.
     draws = np.random.default_rng((seed, 1)).multinomial(
@@ -85,7 +89,8 @@ def _of_index(
     n = weights @ counts
     mean = weights @ (counts * means) / n
     std = np.sqrt(np.maximum(0, weights @ (counts * squares) / n - mean**2))
-    found = [_ends(mean + float(centre), stats.mean), _ends(std, stats.std)]
+    tail = tail_of(len(chunks))
+    found = [_ends(mean + float(centre), stats.mean, tail), _ends(std, stats.std, tail)]
     keys = np.concatenate([k for *_, k in chunks])
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
@@ -97,12 +102,28 @@ def _of_index(
         for k, q in enumerate(fractions):
             places[k, draw] = min(np.searchsorted(upto, float(q) * upto[-1] * (1 - 1e-12)), len(keys) - 1)
     for own, estimate in zip(np.sort(places, axis=1), estimates[2:], strict=True):
-        first, last = (own[round(p * (len(own) - 1))] for p in ((1 - INSIDE) / 2, (1 + INSIDE) / 2))
+        first, last = (own[round(p * (len(own) - 1))] for p in (tail, 1 - tail))
         low, high = (value_of(int(keys[i]), stats.dtype) for i in (first, last))
         found.append((min(low, estimate), max(high, estimate)))
     return found
 
 
-def _ends(values: Floats, estimate: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - INSIDE) / 2, (1 + INSIDE) / 2])
+def _ends(values: Floats, estimate: float, tail: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [tail, 1 - tail])
     return min(float(low), float(estimate)), max(float(high), float(estimate))
+
+
+def tail_of(n: int) -> float:
+    """Return the part of the draws of ``n`` chunks that lies beyond each end of an interval of 95 %.
+
+    Draws of few chunks differ less than samples of few chunks do. Hesterberg (2015) corrects the ends by the
+    quantile of Student's distribution; here by its expansion for many degrees of freedom.
+
+    Examples
+    --------
+    >>> [round(tail_of(n), 4) for n in (8, 30, 1000)]
+    [0.0059, 0.0188, 0.0248]
+    """
+    z, free = DEVIATE, n - 1
+    student = z + (z**3 + z) / (4 * free) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * free**2)
+    return math.erfc(math.sqrt(n / free) * student / math.sqrt(2)) / 2

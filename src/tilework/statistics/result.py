@@ -67,7 +67,8 @@ class ImageStatistics(Report):
     sampled: tuple[int, int] | None = None
     """Number of chunks that were measured and of all; None: all samples were measured."""
     intervals: Mapping[str | float, tuple[Any, Any]] = field(default_factory=dict)
-    """Of a sample of chunks, where "mean", "std" and each quantile of the image lie in 95 of 100 cases."""
+    """Of a sample of chunks, where "mean", "std" and each quantile of the image lie in about 95 of 100
+    cases; empty for fewer than 8 chunks."""
 
     def __post_init__(self) -> None:
         for name in ("count", "mean", "std", "n_nan", "n_inf"):
@@ -197,7 +198,8 @@ class ImageStatistics(Report):
             yield "level", f"{self.level}: averaging shrinks extremes, std and outer quantiles of level 0"
         if self.sampled is not None:
             n, of = self.sampled
-            yield "sample", f"{n} of {of} chunks; intervals of 95 %; min and max are those of the sample"
+            known = "intervals of 95 %" if self.intervals else "too few for intervals"
+            yield "sample", f"{n} of {of} chunks, {known}; min and max are those of the sample"
 
     def _of_each(self) -> str:
         return f", of each index of axis {', '.join(map(str, self.each))}" if self.each else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import pickle
 import re
 import weakref
@@ -77,6 +78,10 @@ def test_calls_are_counted_and_known(
         assert max(sizes) == plan.together * batch_size == k * batch_size
         assert counted.calls < crops * k / batch_size
     assert plan == tw.TilePlan.from_json(plan.to_json())
+    # Names of other results, and what stores hold, stay as they are.
+    assert not {"predictions", "together", "waiting"} & set(
+        json.loads(tw.plan_tiles(IMAGE.shape, 12, 2).to_json())
+    )
 
 
 def test_a_declared_function_is_not_called_when_built(counting: Any) -> None:
@@ -206,10 +211,16 @@ def test_integers_are_rounded_once() -> None:
     whole = tw.tiled_map(both, image, 10, 1)
     assert whole.dtype == np.uint8
     np.testing.assert_array_equal(whole, np.rint(exact))
-    np.testing.assert_array_equal(tw.tiled_map(both, image, 10, 1, dtype="float32"), exact)
+    out = tw.tiled_map(both, image, 10, 1, dtype="float32")
+    np.testing.assert_array_equal(out, exact)
+    as_float = tw.tiled_map(both, image, 10, 1, output=tw.Output("float32", channels=0))
+    assert plan_of(as_float).outputs == plan_of(out).outputs
     scores = [lambda x, k=k: np.stack([x * 0 + 10, x % 2 * k + 9]) for k in (2, 1)]
     out = tw.tiled_map(tw.ensemble(scores), image, 10, 1, output=tw.Output(channels=2, reduce="argmax"))
     np.testing.assert_array_equal(out, image % 2)  # 10 and 10.5
+    found = tw.tiled_map(tw.ensemble(scores), image, 10, 1, output=tw.Output(reduce="argmax"))
+    np.testing.assert_array_equal(found, image % 2)
+    assert [o.sample_bytes for o in plan_of(found).outputs] == [2 * 4]  # not of the bytes that fn returns
 
 
 @pytest.mark.parametrize("reduce", ["mean", "max", "min", "gmean", functools.partial(np.median, axis=0)])
@@ -234,6 +245,56 @@ def test_nested_in_each_other() -> None:
         np.testing.assert_allclose(out, expected, rtol=1e-5)
         assert plan_of(out).predictions == 8
         assert plan_of(out).together == (1 if batch_size is None else 4)
+
+
+def test_a_batch_of_what_is_not_square() -> None:
+    """The whole image, on which `check` may call the function, is turned too."""
+    fn = tw.augmented(lopsided, "all", (0, 1))
+    bound = find_spec(tw.tiled_map(fn, IMAGE, 12, 2, batch_size=2)).spec.fn
+    alone = find_spec(tw.tiled_map(fn, IMAGE, 12, 2)).spec.fn(IMAGE)
+    for batch in (np.stack([IMAGE, -IMAGE]), IMAGE[None]):
+        found = bound(batch)
+        assert found.shape == batch.shape
+        np.testing.assert_allclose(found[0], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("count", range(1, 9))
+@pytest.mark.sample(8)
+def test_values_are_sorted_whatever_their_number(count: int) -> None:
+    from tilework.function.folding import _ascending
+
+    rows = [RNG.permutation(np.repeat(np.arange(30.0), 4)) for _ in range(count)]
+    np.testing.assert_array_equal(_ascending(rows[::-1]), np.sort(rows, axis=0))
+
+
+class Network:
+    """A function that always takes batches, as those of `from_torch` do."""
+
+    __tilework_batched__ = True
+
+    def __call__(self, batch: np.ndarray, tiles: tuple[tw.Tile, ...] = ()) -> np.ndarray:
+        assert batch.ndim == 3
+        return lopsided(batch) + len(tiles)
+
+
+def test_functions_with_and_without_batches_together() -> None:
+    """Without `batch_size`, only networks get batches: of all variants of a crop."""
+
+    def single(x: np.ndarray, tile: tw.Tile | None = None) -> np.ndarray:
+        assert x.ndim == 2
+        return np.sqrt(x) + (tile is not None)
+
+    both = tw.ensemble([single, Network()])
+    out = tw.tiled_map(both, IMAGE, 12, 2)
+    np.testing.assert_allclose(out, (np.sqrt(IMAGE) + lopsided(IMAGE)) / 2, rtol=1e-6)
+    out = tw.tiled_map(tw.augmented(both, (0,)), IMAGE, 12, 2)  # two crops, in two batches of one
+    ways = [lopsided(IMAGE), lopsided(IMAGE[::-1])[::-1]]
+    np.testing.assert_allclose(out, np.sqrt(IMAGE) / 2 + sum(ways) / 4, rtol=1e-5)
+    out = tw.tiled_map(tw.ensemble([single, tw.augmented(Network(), (0,))]), IMAGE, 12, 2, pass_tile=True)
+    np.testing.assert_allclose(out, (np.sqrt(IMAGE) + 1 + sum(ways) / 2 + 2) / 2, rtol=1e-5)
+    assert tw.probe(both, (24, 24)).overlap == (1, 1)
+    _, deviation = tw.tiled_map(both, IMAGE, 12, 2, disagreement=True)
+    np.testing.assert_allclose(deviation, np.abs(np.sqrt(IMAGE) - lopsided(IMAGE)) / 2, rtol=1e-4, atol=1e-6)
 
 
 def test_masks_and_nodata_are_those_of_the_image() -> None:

@@ -219,16 +219,18 @@ class Combined:
     ) -> Iterator[list[Array]]:
         """Yield the results for each variant of a crop, by a call each.
 
-        In an ensemble others may take batches; this one gets the one crop of the batch.
+        Where others get batches, which this function does not take, it gets their crops one by one.
         """
-        if batched and tile:
-            tile = {"tile": tile["tiles"][0]}
+        tiles = tile.get("tiles", ())
         for own in views:
-            # The function may write into its crop.
-            results = call(
-                member, *(np.array(view[0] if batched else view, order="C") for view in own), **tile
-            )
-            yield [a[None] for a in results] if batched else results
+            if not batched:
+                yield call(member, *map(_own, own), **tile)
+                continue
+            results = []
+            for number, crops in enumerate(zip(*own, strict=True)):
+                extra = {"tile": tiles[number]} if tiles else {}
+                results.append(call(member, *map(_own, crops), **extra))
+            yield [np.stack(column) for column in zip(*results, strict=True)]
 
     def _back(self, results: list[Array], variant: Variant, *, batched: bool) -> list[Array]:
         """Return the results for a variant, put back in place."""
@@ -257,6 +259,11 @@ class Combined:
         return (
             f"augmented({names}, flips={self.flips!r}, rotations={self.plane}, reduce={brief(self.reduce)})"
         )
+
+
+def _own(crop: Array) -> Array:
+    """Return a copy of a crop: the function may write into it."""
+    return np.array(crop, order="C")
 
 
 def _results(keys: Sequence[Any], fn: Callable[..., Any], *args: Any, **tile: Any) -> list[Array]:

@@ -180,9 +180,10 @@ def tiled_map(
         Short for ``output=Output(dtype)``: ``fn`` returns arrays of the crop's shape. Nothing is called.
     disagreement : bool
         Whether to return also the disagreement of overlapping predictions: their weighted standard deviation
-        (of the scores, if ``output`` reduces them). It needs an averaging blend, but no further calls. It is
-        NaN where no tile ran, and 0 where it is below the rounding of sums in double precision, 4e-8 of the
-        values.
+        (of the scores, if ``output`` reduces them). It needs an averaging blend, but no further calls. With
+        `augmented` or `ensemble` it includes the predictions for each crop, and any overlap will do, trimmed
+        too. It is NaN where no tile ran, and 0 where it is below the rounding of sums in double precision,
+        4e-8 of the values.
     batch_size : int, crops, optional
         ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be shorter.
     mask : array of bool, any shape over the tiled axes, optional

@@ -20,6 +20,7 @@ from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
 from tilework.function.calling import check_function, check_tile_keyword, in_structure
 from tilework.function.combining import functions_in, predictions_of
+from tilework.function.devices import wants_whole_batches
 from tilework.function.normalizing import Normalized
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge, PadSide
@@ -102,6 +103,7 @@ def tiled_map(
     dtype: DTypeLike | None = None,
     disagreement: bool = False,
     batch_size: int | None = None,
+    pad_batch: bool | None = None,
     mask: ArrayLike | None = None,
     mask_scale: float | Sequence[float] | Mapping[str, float] | None = None,
     where: Image | None = None,
@@ -185,7 +187,11 @@ def tiled_map(
         too. It is NaN where no tile ran, and 0 where it is below the rounding of sums in double precision,
         4e-8 of the values.
     batch_size : int, crops, optional
-        ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch may be shorter.
+        ``fn`` gets ``(batch, *crop)`` and returns ``(batch, ...)``; the last batch of a block may be shorter.
+    pad_batch : bool, optional
+        Whether a shorter batch repeats its last crop, so that ``fn`` always gets ``batch_size`` of them; what
+        it returns for the others is dropped. Default: False, except for networks of `from_torch` that are
+        compiled or run on another device than the CPU.
     mask : array of bool, any shape over the tiled axes, optional
         A tile runs only if its support, the part of the crop that has weight, has a True mask sample.
     mask_scale : float, sequence or dict of them, image samples per mask sample and tiled axis, optional
@@ -257,8 +263,8 @@ def tiled_map(
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
         edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,
-        batch_size=batch_size, mask=mask, mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit,
-        reuse=reuse,
+        batch_size=batch_size, pad_batch=_pads(fn, batch_size, pad_batch), mask=mask,
+        mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
     )  # fmt: skip
     request = ordered(request, sources[0])
     declared = declared_outputs(output, dtype)
@@ -276,8 +282,9 @@ def tiled_map(
     results = None
     if declared is None or any(needs_call(o, layout, sources[0]) for _, o in named(declared)):
         form, results = call_on_zeros(
-            fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None
-        )
+            fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None,
+            whole=request.batch_size or 1 if request.pad_batch else 1,
+        )  # fmt: skip
         declared = in_structure(form, [Output()] * len(results)) if declared is None else declared
     bound = bind_outputs(declared, sources, layout, request, fill_value, results)
     fn, bound = with_places(fn, bound, [o for _, o in named(declared)], sources, layout, request)
@@ -304,6 +311,12 @@ def tiled_map(
         spec = with_validity(spec, valid, layout, request)
     _warn(spec)
     return _build(spec, declared, name, labels, axes_of_each)
+
+
+def _pads(fn: Function, batch_size: int | None, asked: bool | None) -> bool | None:
+    """Return whether batches are filled; None: this is known only where the function runs."""
+    known = asked is None and batch_size is not None and wants_whole_batches(fn)
+    return True if known else asked
 
 
 def _with_meta(sources: tuple[Source, ...], meta: Any) -> tuple[Source, ...]:
@@ -388,6 +401,7 @@ def plan_tiles(
     output: Outputs | None = None,
     dtype: DTypeLike = "float32",
     batch_size: int | None = None,
+    pad_batch: bool | None = None,
     mask: ArrayLike | None = None,
     mask_scale: float | Sequence[float] | Mapping[str, float] | None = None,
     chunks: AxisLengths | str = "auto",
@@ -406,7 +420,7 @@ def plan_tiles(
     source_chunks : sequence of int, samples per axis of the image, or dict by name, optional
         Storage chunks, for the cost of reading. Default: any part can be read alone.
     crop, overlap, axes, each, stride, starts, multiple, edge, boundary, pad_side, blend, rim, \
-sigma_scale, output, batch_size, mask, mask_scale, chunks, memory_limit, reuse
+sigma_scale, output, batch_size, pad_batch, mask, mask_scale, chunks, memory_limit, reuse
         As in `tiled_map`, except that ``overlap="auto"`` is an error: it needs the function.
 
     Returns
@@ -435,7 +449,8 @@ sigma_scale, output, batch_size, mask, mask_scale, chunks, memory_limit, reuse
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
         edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,
-        batch_size=batch_size, mask=mask, mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit,
+        batch_size=batch_size, pad_batch=pad_batch, mask=mask, mask_scale=mask_scale, chunks=chunks,
+        memory_limit=memory_limit,
         reuse=reuse,
     )  # fmt: skip
     request = ordered(request, source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from tilework.engine.spec import Spec
 from tilework.engine.validity import hide
 from tilework.errors import TilingError
 from tilework.function.bound import BoundOutput
-from tilework.function.calling import as_results, is_batched
+from tilework.function.calling import as_results, call_whole, is_batched
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
 from tilework.plan.arguments import per_axis
@@ -57,6 +58,8 @@ class Untiled:
         self.spec, self.sources, self._fn = spec, _sources(spec, array), fn
         self.grids = spec.plan.axes[spec.plan.n_each :]
         self.batched = spec.plan.batch_size is not None or is_batched(fn)
+        if self.batched and spec.plan.pad_batch:
+            self._fn = functools.partial(call_whole, fn, spec.plan.batch_size or 1)
         self.calls = 0
         if context is None:
             self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self.grids)

@@ -21,7 +21,8 @@ from tilework.engine.stopping import check_stop
 from tilework.engine.validity import Validity
 from tilework.errors import ContractError, TilingError
 from tilework.function.bound import BoundOutput
-from tilework.function.calling import as_results, is_batched
+from tilework.function.calling import as_results, call_whole, is_batched
+from tilework.function.devices import wants_whole_batches
 from tilework.function.guard import Guard
 from tilework.grid.tiles import Tile
 from tilework.source.padding import AxisRead, read_padded
@@ -284,7 +285,7 @@ class _Calls:
             arguments = [np.stack(column) for column in columns]
             extra = {"tiles": tuple(tile for tile, _ in waiting)} if spec.pass_tile else {}
         with Guard(lambda: f"raised by fn on {_where(waiting)}"):
-            raw = spec.fn(*arguments, **extra)
+            raw = self._function(len(waiting))(*arguments, **extra)
         try:
             results = as_results(raw, self._keys)
             for output, result in zip(spec.outputs, results, strict=True):
@@ -294,6 +295,13 @@ class _Calls:
         if self._batched:
             return [(tile, [*(r[k] for r in results), *cuts[n:]]) for k, (tile, cuts) in enumerate(waiting)]
         return ((tile, [*results, *cuts[n:]]),)
+
+    def _function(self, crops: int) -> Callable[..., Any]:
+        """Return the function for a batch of a number of crops; it may want one of another length."""
+        fn, size, pads = self._spec.fn, self._spec.plan.batch_size or 1, self._spec.plan.pad_batch
+        if crops == size or pads is False or not (pads or wants_whole_batches(fn, build=True)):
+            return fn
+        return functools.partial(call_whole, fn, size)
 
 
 def _span(plans: Sequence[AxisRead]) -> str:

@@ -15,6 +15,7 @@ from tilework.errors import ContractError
 __all__ = [
     "as_array",
     "as_results",
+    "call_whole",
     "check_function",
     "check_tile_keyword",
     "from_tensor",
@@ -151,6 +152,23 @@ def in_structure(result: Any, values: Sequence[T]) -> T | dict[Any, T] | tuple[T
     if isinstance(result, Mapping):
         return dict(zip(result, values, strict=True))
     return tuple(values) if isinstance(result, tuple | list) else values[0]
+
+
+def call_whole(fn: Any, size: int, *batches: Array, **tiles: Sequence[Any]) -> Any:
+    """Return the results of a batch that is given to ``fn`` with ``size`` crops, the last one repeated."""
+    n = len(batches[0])
+    if n >= size:
+        return fn(*batches, **tiles)
+    given = (np.concatenate([batch, *[batch[-1:]] * (size - n)]) for batch in batches)
+    raw = fn(*given, **{name: (*own, *[own[-1]] * (size - n)) for name, own in tiles.items()})
+    arrays = as_results(raw, keys_of(raw))
+    for array in arrays:
+        if not array.ndim or len(array) != size:
+            raise ContractError(
+                f"the function got a batch of {size} crops and returned shape {array.shape}; the first axis "
+                "must be the batch."
+            )
+    return in_structure(raw, [array[:n] for array in arrays])
 
 
 def without_batch(arrays: Sequence[Array]) -> list[Array]:

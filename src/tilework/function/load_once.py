@@ -127,6 +127,12 @@ class LoadOnce:
                 entry.built, entry.timed = True, not devices_of(entry.value)
         return entry
 
+    def at_most(self, concurrent: int) -> LoadOnce:
+        """Return a proxy of the same object that lets another number of calls run at a time."""
+        return LoadOnce(
+            self.packed, self.token, concurrent, self._inner, self.__tilework_batched__, self.version
+        )
+
     def get(self) -> Any:
         """Return the object; build it if this process has not built it yet."""
         return self._built().value

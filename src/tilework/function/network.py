@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -47,17 +48,21 @@ class TorchFunction:
     """A torch network that takes and returns numpy batches; made by `from_torch`."""
 
     __tilework_batched__ = True
-    __tilework_device__ = 1
+    # An attribute of an instance only where it is given, because names and fingerprints contain these.
+    _compile = False
 
     def __init__(
         self,
         module: Any,
-        device: str = "auto",
+        device: str | tuple[str, ...] = "auto",
         autocast: str | None = None,
         add_channel: bool | None = None,
         channel_axis: int | None = None,
         activation: str | Callable[[Any], Any] | None = None,
+        compiles: bool = False,
     ) -> None:
+        if compiles:
+            self._compile = True
         self._module, self._device, self._autocast = module, device, autocast
         self._add_channel, self._channel_axis, self._activation = (
             add_channel,
@@ -67,6 +72,26 @@ class TorchFunction:
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
+
+    @property
+    def __tilework_device__(self) -> int:
+        """Number of devices that work at the same time."""
+        return len(self._device) if isinstance(self._device, tuple) else 1
+
+    @property
+    def __tilework_whole_batches__(self) -> Any:
+        """True if it is compiled, for one shape; otherwise a method that tells where it runs."""
+        return True if self._compile else self._leaves_the_cpu
+
+    def _leaves_the_cpu(self) -> bool:
+        import torch
+
+        return any(place.type != "cpu" for place, _ in self._places(torch))
+
+    def _places(self, torch: Any) -> list[tuple[Any, bool]]:
+        """Return the devices on which the network may run, and whether it has to be moved there."""
+        wanted = self._device if isinstance(self._device, tuple) else (self._device,)
+        return [_place(self._module, one, torch) for one in wanted]
 
     def __dask_tokenize__(self) -> Any:
         return "tilework.from_torch", _digest(self.__dict__)
@@ -82,14 +107,16 @@ class TorchFunction:
         dtype = _dtype(self._module, torch)
         crops = _tensor(batch, dtype, torch)
         add = _wants_channel(self._module, crops.ndim) if self._add_channel is None else self._add_channel
-        device, moves = _place(self._module, self._device, torch)
-        with device_lock([str(device)]):
+        places = {str(place): (place, moves) for place, moves in self._places(torch)}
+        with device_lock(list(places)) as name:
+            device, moves = places[name]
             module = _copy_on(self._module, device, torch) if moves else self._module
+            run = _compiled(module, torch) if self._compile else module
             x = crops.to(device=device, dtype=dtype)
             # Not in inference mode: what the network keeps of a call could not be used in training.
             with _evaluating(module), torch.no_grad(), self._casting(device, torch):
                 try:
-                    y = module(x.unsqueeze(1) if add else x)
+                    y = run(x.unsqueeze(1) if add else x)
                 except Exception as error:
                     if note := _channel_note(module, given, self._channel_axis, added=add):
                         error.add_note(note)
@@ -113,6 +140,33 @@ class TorchFunction:
         if self._channel_axis is not None and self._activation != "argmax":
             array = np.moveaxis(array, 1, _after_batch(self._channel_axis, array.ndim))
         return array
+
+
+# What torch has compiled of a network; it does not keep the network alive.
+_COMPILED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
+
+
+def _compiled(module: Any, torch: Any) -> Callable[[Any], Any]:
+    """Return a network compiled for the shapes that it gets; the network itself stays as it is."""
+    found: Callable[[Any], Any] | None = _COMPILED.get(module)
+    if found is None:
+        forward: Any = weakref.WeakMethod(module.__call__)
+        found = _COMPILED[module] = torch.compile(lambda x: forward()(x), dynamic=False)
+    return functools.partial(_run_compiled, found)
+
+
+def _run_compiled(compiled: Callable[[Any], Any], x: Any) -> Any:
+    """Return the result of a compiled network; raise a `TilingError` if torch cannot compile it."""
+    try:
+        return compiled(x)
+    except Exception as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        text = str(error).strip().partition("\n")[0]
+        raise TilingError(
+            f"torch cannot compile the network here ({type(error).__name__}: {text}). It needs a compiler of "
+            "C++ on the CPU, and Triton on a GPU; or leave compile=True out."
+        ) from error
 
 
 @functools.cache
@@ -261,6 +315,16 @@ def _problem(device: str, torch: Any) -> str | None:
     )
 
 
+def _check_devices(device: Any) -> str | tuple[str, ...]:
+    """Return the name of a device, or a tuple of several; raise as `_check_device` does."""
+    if not isinstance(device, list | tuple):
+        return _check_device(device)
+    names = tuple(map(_check_device, device))
+    if not names or len(set(names)) < len(names) or (len(names) > 1 and "auto" in names):
+        raise TilingError(f"device must be one name, or different names of devices; got {brief(device)}.")
+    return names if len(names) > 1 else names[0]
+
+
 def _check_device(device: Any) -> str:
     """Return the name of a device; raise if it is known here that it cannot be used."""
     torch = sys.modules.get("torch")
@@ -396,11 +460,12 @@ def _channel_note(module: Any, crop: Sequence[int], channel_axis: int | None, *,
 def from_torch(
     module_or_factory: Any,
     *,
-    device: str = "auto",
+    device: str | Sequence[str] = "auto",
     autocast: str | None = None,
     add_channel: bool | None = None,
     channel_axis: int | None = None,
     activation: str | Callable[[Any], Any] | None = None,
+    compile: bool = False,
 ) -> TorchFunction | LoadOnce:
     """Return a torch network as a function of numpy crops.
 
@@ -409,8 +474,8 @@ def from_torch(
     the network: that of its first floating parameter or buffer, or float32 if it has none. A network that
     needs integers casts them back itself, ``x.long()``.
 
-    A process makes one call at a time on each device, for a network as for a callable that builds one; the
-    other threads read and write meanwhile.
+    A process makes one call at a time on each device, for a network as for a callable that builds one.
+    `to_zarr` and `compute` start at least eight threads for it, of which the others read and write meanwhile.
 
     Parameters
     ----------
@@ -421,11 +486,12 @@ def from_torch(
         On another device a process makes one copy, which takes the memory of the weights there as long as the
         network lives, and makes it anew when the weights have changed. Of what a callable builds, a process
         keeps the weights on that device only.
-    device : str
+    device : str, or sequence of str
         "cpu", "cuda", "cuda:1", "mps" or another name that torch knows; an error if this process does not
         have it, unless a distributed client is connected. "auto" leaves a network on the device on which it
         is, unless that is the CPU; from there it uses "cuda" if there is one, otherwise "mps", otherwise
-        the CPU.
+        the CPU. Of several, such as ``("cuda:0", "cuda:1")``, each call takes one that is free; each has a
+        copy of the network. If they are of different kinds, runs may differ by rounding.
     autocast : str, optional
         "float16" or "bfloat16".
     add_channel : bool, optional
@@ -436,6 +502,9 @@ def from_torch(
         channels at the same position.
     activation : "softmax", "sigmoid", "argmax" or callable, optional
         Applied to each result, along the channel axis.
+    compile : bool
+        Whether torch compiles the network, once for each shape of a batch in each process; short batches are
+        filled, see ``pad_batch`` of `tiled_map`. The first call takes from seconds to a minute.
 
     Returns
     -------
@@ -444,7 +513,8 @@ def from_torch(
     Raises
     ------
     TypeError
-        If ``add_channel`` is not True, False or None, or the argument is neither a module nor a callable.
+        If ``compile`` is not True or False, or ``add_channel`` not one of them or None; if the argument is
+        neither a module nor a callable.
     TilingError
         If the device is not known, or this process does not have it.
 
@@ -468,7 +538,10 @@ def from_torch(
         channel_axis = whole("channel_axis", channel_axis)
     if not (activation is None or callable(activation)):
         one_of("activation", activation, _ACTIVATIONS)
-    options = (_check_device(device), autocast, add_channel, channel_axis, activation)
+    places = _check_devices(device)
+    options: tuple[Any, ...] = (places, autocast, add_channel, channel_axis, activation)
+    if flag("compile", compile):
+        options += (True,)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(module_or_factory, torch.nn.Module):
         return TorchFunction(module_or_factory, *options)
@@ -479,9 +552,17 @@ def from_torch(
         )
     # A proxy of a network is called with crops; what it builds is wanted here.
     factory = module_or_factory.get if isinstance(module_or_factory, LoadOnce) else module_or_factory
-    built = load_once(functools.partial(_build, factory, options))
+    built: Any = load_once(functools.partial(_build, factory, options))
     built.__tilework_batched__ = True
-    return built
+    # One call has a device, while the crops of the next one become a tensor.
+    n = len(places) if isinstance(places, tuple) else 1
+    built = built.at_most(2 * n)
+    if n > 1:
+        built.__tilework_device__ = n
+    if compile:
+        built.__tilework_whole_batches__ = True
+    proxy: LoadOnce = built
+    return proxy
 
 
 def _build(factory: Callable[[], Any], options: tuple[Any, ...]) -> TorchFunction:
@@ -493,6 +574,8 @@ def _build(factory: Callable[[], Any], options: tuple[Any, ...]) -> TorchFunctio
             f"the callable must build a torch module; it returned {type(module).__name__}. Give "
             "lambda: module, if it is the network itself."
         )
+    if isinstance(options[0], tuple):
+        return TorchFunction(module, *options)
     place, moves = _place(module, options[0], torch)
     # Whoever holds the module that was built keeps it as it is; otherwise its memory is freed here.
     return TorchFunction(_moved(module, place, torch) if moves else module, *options)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 import math
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +21,16 @@ if TYPE_CHECKING:
 
     from tilework.plan.tables import BlockPlan
 
-__all__ = ["busiest", "decoded_ratio", "fewest_calls", "parallel_bytes", "peak_bytes", "rows", "tasks"]
+__all__ = [
+    "busiest",
+    "decoded_ratio",
+    "fewest_calls",
+    "parallel_bytes",
+    "peak_bytes",
+    "repeated_crops",
+    "rows",
+    "tasks",
+]
 
 # Most blocks that are assigned to workers one by one; with more, the last block hardly matters.
 LAID_OUT = 20_000
@@ -30,6 +41,30 @@ PARALLEL = 10
 def fewest_calls(plan: BlockPlan) -> int:
     """Return the smallest number of full crops with the plan's stride that could cover the image."""
     return math.prod(1 + max(0, ceil_div(a.extent + sum(a.margin) - a.crop, a.stride)) for a in plan.axes)
+
+
+def repeated_crops(plan: BlockPlan) -> int:
+    """Return the number of crops that are repeated to fill batches; under a mask, at most so many.
+
+    A batch has crops of one block and one shape.
+    """
+    size = plan.batch_size or 1
+    if not plan.pad_batch or size == 1:
+        return 0
+    ranges = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
+    if plan.mask is not None and plan.axes[-1].edge != "clip":
+        return int((-plan.counts(ranges) % size).sum())
+    # Per axis, how many blocks have how many crops of each length.
+    found: dict[tuple[int, ...], int] = {(1,): 1}
+    for axis, spans in zip(plan.axes, ranges, strict=True):
+        kinds = Counter(
+            tuple(Counter(b - a for a, b in map(axis.read, range(*pair))).values()) for pair in spans.pairs()
+        )
+        crops: Counter[tuple[int, ...]] = Counter()
+        for (own, blocks), (kind, more) in itertools.product(found.items(), kinds.items()):
+            crops[tuple(a * b for a in own for b in kind)] += blocks * more
+        found = crops
+    return sum(blocks * sum(-n % size for n in own) for own, blocks in found.items())
 
 
 def tasks(plan: BlockPlan) -> int:
@@ -211,6 +246,8 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("decoded", f"about {ratio:.2f} source bytes per image byte (cache {cache})"),
         ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
     ]
+    if repeated := repeated_crops(plan):
+        lines.append(("batches", f"{repeated} crops are repeated, so that each batch has {plan.batch_size}"))
     padded = [(n, a.padding) for a, n in zip(tiled, names, strict=True) if sum(a.padding)]
     if any(before for _, (before, _) in padded):
         sides = (f"{name} by {before} and {after}" for name, (before, after) in padded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ import numpy as np
 
 from tilework._types import Array, Function, Index
 from tilework.errors import TilingError
-from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
+from tilework.function.calling import as_results, call_whole, in_structure, is_batched, keys_of, without_batch
 from tilework.function.combining import Combined
 from tilework.function.guard import Guard
 from tilework.function.load_once import LoadOnce
@@ -36,16 +37,23 @@ class _Fact:
 
 
 def call_on_zeros(
-    fn: Function, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
+    fn: Function,
+    sources: Sequence[Source],
+    layout: Layout,
+    *,
+    pass_tile: bool,
+    batched: bool,
+    whole: int = 1,
 ) -> tuple[Any, list[Array]]:
     """Return the structure in which ``fn`` returns its arrays for a crop of zeros, and the arrays.
 
     The crop has the true shape and dtype. Only shape and dtype of the results mean something; their values
-    take no memory. They come without the batch axis.
+    take no memory. They come without the batch axis. ``whole`` is the fewest crops of a batch.
+
     With an active cluster a `load_once` function is called on a worker: the model may not fit here.
     """
     if isinstance(fn, Combined):
-        return _combined(fn, sources, layout, pass_tile=pass_tile, batched=batched)
+        return _combined(fn, sources, layout, pass_tile=pass_tile, batched=batched, whole=whole)
     crops = [np.zeros(layout.crop_of(s, number)[0], s.dtype) for number, s in enumerate(sources)]
     batched = batched or is_batched(fn)
     extra: dict[str, Any] = {}
@@ -55,6 +63,8 @@ def call_on_zeros(
         tile = grid.tile((0,) * len(layout.grids))
         extra = {"tiles": (tile,)} if batched else {"tile": tile}
     client = active_client() if isinstance(bare_function(fn), LoadOnce) else None
+    if whole > 1:
+        fn = functools.partial(call_whole, fn, whole)
     if client is not None:
         form, facts = client.submit(_facts, fn, crops, batched, extra, pure=False).result()
     else:
@@ -63,10 +73,21 @@ def call_on_zeros(
 
 
 def _combined(
-    fn: Combined, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
+    fn: Combined,
+    sources: Sequence[Source],
+    layout: Layout,
+    *,
+    pass_tile: bool,
+    batched: bool,
+    whole: int,
 ) -> tuple[Any, list[Array]]:
     """Return what `call_on_zeros` does, from a call of each function that is combined."""
-    found = [call_on_zeros(m, sources, layout, pass_tile=pass_tile, batched=batched) for m in fn.members]
+    times = len(fn.variants(len(layout.crop)))
+    whole = whole * times if whole > 1 else 1  # all variants of a batch are in one call
+    found = [
+        call_on_zeros(m, sources, layout, pass_tile=pass_tile, batched=batched, whole=whole)
+        for m in fn.members
+    ]
     form = found[0][0]
     for number, (other, _) in enumerate(found):
         if other != form:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tilework._types import Array, Function, Index
 from tilework.errors import ContractError
-from tilework.function.calling import as_results, in_structure, is_batched, keys_of, without_batch
+from tilework.function.calling import as_results, call_whole, in_structure, is_batched, keys_of, without_batch
 from tilework.function.guard import Guard, NotOfTheCode
 from tilework.function.output import Output, Outputs
 
@@ -52,6 +52,8 @@ class BlackBox:
     fn: Function
     batched: bool = False
     """Whether the function takes batches."""
+    whole: int = 1
+    """The fewest crops of a batch."""
     calls: int = 0
     """Calls so far."""
     keys: list[Any] = field(default_factory=list)
@@ -70,7 +72,7 @@ class BlackBox:
             # Extreme inputs and NaN are intended, so numpy's warnings about them are not needed.
             warnings.simplefilter("ignore", RuntimeWarning)
             with Guard(lambda: NOTE), self._timed():
-                result = self.fn(*given)
+                result = call_whole(self.fn, self.whole, *given) if batched else self.fn(*given)
         if not self.keys:
             self.keys = keys_of(result)
             self.form = in_structure(result, self.keys)

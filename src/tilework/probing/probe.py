@@ -165,6 +165,7 @@ def _probe(
     layout: Layout,
     *,
     batched: bool,
+    whole: int = 1,
     values: tuple[float, float] | None = None,
     tolerance: float | None = None,
     nan: bool = False,
@@ -177,10 +178,11 @@ def _probe(
     """
     if isinstance(fn, Combined):
         # Its functions are probed one by one: of their mixture, the weakest would show least.
+        whole = whole * len(fn.variants(len(layout.crop))) if whole > 1 else 1
         reports = [
             _probe(
                 member, sources, layout, batched=batched, values=values, tolerance=tolerance, nan=nan,
-                extremes=extremes, seed=seed,
+                extremes=extremes, seed=seed, whole=whole,
             )
             for member in fn.members
         ]  # fmt: skip
@@ -202,7 +204,7 @@ def _probe(
         for k, (t, s) in enumerate(zip(dtypes, samples, strict=True))
     ]
     inputs = Inputs(crops, ranges, samples, np.random.default_rng(seed))
-    experiment = Experiment(BlackBox(fn, batched), inputs, tolerance, extremes=extremes, nan=nan)
+    experiment = Experiment(BlackBox(fn, batched, whole), inputs, tolerance, extremes=extremes, nan=nan)
     client = active_client() if isinstance(bare_function(fn), LoadOnce) else None
     if client is None:
         return _fitting(search(experiment))
@@ -303,7 +305,8 @@ def choose_overlap(
             "from the overlap: crop - 2 * overlap."
         )
     layout = make_layout(sources, replace(request, overlap=0, multiple=1, blend="trim", rim=0), None)
-    report = _probe(fn, sources, layout, batched=request.batch_size is not None)
+    whole = request.batch_size or 1 if request.pad_batch else 1
+    report = _probe(fn, sources, layout, batched=request.batch_size is not None, whole=whole)
     names = report.names
     asked = per_axis("multiple", request.multiple, names)
     multiple = tuple(math.lcm(max(1, a), m) for a, m in zip(asked, report.multiple, strict=True))

@@ -192,6 +192,7 @@ CALLS: dict[str, Any] = {
     "measure_labels": lambda **flags: tw.measure_labels(_Untouchable(), **flags),
     "merge_labels": lambda **flags: tw.merge_labels(_Untouchable(), _Untouchable(), **flags),
     "normalized": lambda **flags: tw.normalized(np.copy, _Untouchable(), **flags),
+    "plan_tiles": lambda **flags: tw.plan_tiles(_Untouchable(), 16, 2, batch_size=2, **flags),
     "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),
     "sample_crops": lambda **flags: tw.sample_crops(_Untouchable(), 1, 1, **flags),
     "status": lambda **flags: tw.status(_Untouchable(), **flags),
@@ -240,7 +241,7 @@ def test_all_flags_are_found() -> None:
 def test_a_flag_is_true_or_false_or_is_refused(function: str, name: str) -> None:
     """Before anything else is looked at: "false" is true for Python, and `overwrite` deletes."""
     wrong: list[Any] = ["false", "", "True", 1, 0, 1.0, [True], np.array([True, False]), b"no", None]
-    for value in wrong[:-1] if name == "add_channel" else wrong:
+    for value in wrong[:-1] if name in ("add_channel", "pad_batch") else wrong:
         with pytest.raises(TypeError, match=rf"^{name} must be True(, False,| or False)") as caught:
             CALLS[function](**{name: value})
         assert repr(value) in str(caught.value)

@@ -175,8 +175,8 @@ def test_arguments_and_records():
         tw.plan_tiles((40, 40), 20, 0, batch_size=3, pad_batch=1)
     plan = tw.plan_tiles((90, 70), 20, 3, batch_size=4, pad_batch=True)
     assert TilePlan.from_json(plan.to_json()) == plan
-    plain = replace(plan, pad_batch=None)
-    assert "pad_batch" not in json.loads(plain.to_json())  # records of earlier versions have no word on it
+    plain = replace(plan, batches="asked")
+    assert "batches" not in json.loads(plain.to_json())  # records of earlier versions have no word on it
     assert TilePlan.from_json(plain.to_json()) == plain
 
 

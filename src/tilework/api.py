@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike  # noqa: TC002 -- for typing.get_type_hints
 
-from tilework._checks import as_dtype, of_type, scalar, warn, wholes
+from tilework._checks import as_dtype, flag, of_type, scalar, warn, wholes
 from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec, with_validity
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
@@ -254,6 +254,7 @@ def tiled_map(
     ((10, 10), True)
     """
     check_flags(pass_tile, name, disagreement)
+    pad_batch = _pads(fn, batch_size, pad_batch)
     check_function(fn)
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
@@ -263,8 +264,8 @@ def tiled_map(
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
         edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,
-        batch_size=batch_size, pad_batch=_pads(fn, batch_size, pad_batch), mask=mask,
-        mask_scale=mask_scale, chunks=chunks, memory_limit=memory_limit, reuse=reuse,
+        batch_size=batch_size, pad_batch=pad_batch, mask=mask, mask_scale=mask_scale, chunks=chunks,
+        memory_limit=memory_limit, reuse=reuse,
     )  # fmt: skip
     request = ordered(request, sources[0])
     declared = declared_outputs(output, dtype)
@@ -313,10 +314,11 @@ def tiled_map(
     return _build(spec, declared, name, labels, axes_of_each)
 
 
-def _pads(fn: Function, batch_size: int | None, asked: bool | None) -> bool | None:
+def _pads(fn: Function | None, batch_size: int | None, asked: bool | None) -> bool | None:
     """Return whether batches are filled; None: this is known only where the function runs."""
-    known = asked is None and batch_size is not None and wants_whole_batches(fn)
-    return True if known else asked
+    if asked is not None:
+        return flag("pad_batch", asked)
+    return True if batch_size is not None and wants_whole_batches(fn) else None
 
 
 def _with_meta(sources: tuple[Source, ...], meta: Any) -> tuple[Source, ...]:
@@ -439,6 +441,7 @@ sigma_scale, output, batch_size, pad_batch, mask, mask_scale, chunks, memory_lim
     >>> len(plan), str(plan[-1].core)
     (24, '[960:1000, 576:800]')
     """
+    pad_batch = _pads(None, batch_size, pad_batch)
     extents, meta = named_shape(shape)
     if isinstance(source_chunks, Mapping) and isinstance(shape, Mapping):
         source_chunks = [source_chunks.get(name, n) for name, n in zip(shape, extents, strict=True)]

@@ -58,7 +58,7 @@ class Untiled:
         self.spec, self.sources, self._fn = spec, _sources(spec, array), fn
         self.grids = spec.plan.axes[spec.plan.n_each :]
         self.batched = spec.plan.batch_size is not None or is_batched(fn)
-        if self.batched and spec.plan.pad_batch:
+        if self.batched and spec.plan.batches == "whole":
             self._fn = functools.partial(call_whole, fn, spec.plan.batch_size or 1)
         self.calls = 0
         if context is None:

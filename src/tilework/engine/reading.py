@@ -298,10 +298,11 @@ class _Calls:
 
     def _function(self, crops: int) -> Callable[..., Any]:
         """Return the function for a batch of a number of crops; it may want one of another length."""
-        fn, size, pads = self._spec.fn, self._spec.plan.batch_size or 1, self._spec.plan.pad_batch
-        if crops == size or pads is False or not (pads or wants_whole_batches(fn, build=True)):
-            return fn
-        return functools.partial(call_whole, fn, size)
+        fn, size, batches = self._spec.fn, self._spec.plan.batch_size or 1, self._spec.plan.batches
+        whole = crops < size and batches != "short"
+        if whole and (batches == "whole" or wants_whole_batches(fn, build=True)):
+            return functools.partial(call_whole, fn, size)
+        return fn
 
 
 def _span(plans: Sequence[AxisRead]) -> str:

@@ -49,7 +49,7 @@ def repeated_crops(plan: BlockPlan) -> int:
     A batch has crops of one block and one shape.
     """
     size = plan.batch_size or 1
-    if not plan.pad_batch or size == 1:
+    if plan.batches != "whole" or size == 1:
         return 0
     ranges = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
     if plan.mask is not None and plan.axes[-1].edge != "clip":

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief, flag, is_whole, one_of, sequence, warn, whole
+from tilework._checks import brief, is_whole, one_of, sequence, warn, whole
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.bound import BoundOutput, bind, with_weights
@@ -345,7 +345,7 @@ def make_plan(
     batch: Any = request.batch_size
     if batch is not None and not (is_whole(batch) and 0 < batch <= LONGEST):
         raise TilingError(f"batch_size must be a whole number of crops, at least 1; got {brief(batch)}.")
-    if request.pad_batch is not None and flag("pad_batch", request.pad_batch) and batch is None:
+    if request.pad_batch and batch is None:
         raise TilingError("pad_batch=True fills batches to batch_size, which is not given.")
     plan = TilePlan(
         layout.grids,
@@ -355,7 +355,7 @@ def make_plan(
         outputs,
         source_plans,
         batch_size=None if batch is None else int(batch),
-        pad_batch=request.pad_batch,
+        batches={None: "asked", True: "whole", False: "short"}[request.pad_batch],
         reuse="recompute",
         mask=None if request.mask is None else _mask_bits(layout, request, outputs, n_each),
         threads=n_threads(),

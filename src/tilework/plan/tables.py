@@ -207,8 +207,9 @@ class BlockPlan(Holder, Sequence[Tile]):
     """How many of them are made in one call of a function."""
     waiting: int = 0
     """How many results of a crop are held beside those of a call."""
-    pad_batch: bool | None = None
-    """Whether short batches repeat their last crop; None: if the function wants it where it runs."""
+    batches: str = "asked"
+    """"whole": short batches repeat their last crop; "short": they do not; "asked": if the function wants it
+    where it runs."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 

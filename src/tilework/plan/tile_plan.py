@@ -56,8 +56,8 @@ class TilePlan(BlockPlan):
             del data["counted"]  # likewise
         if self.predictions == 1:
             del data["predictions"], data["together"], data["waiting"]
-        if self.pad_batch is None:
-            del data["pad_batch"]
+        if self.batches == "asked":
+            del data["batches"]
         return json.dumps({"tilework_plan": FORMAT, **data})
 
     @classmethod

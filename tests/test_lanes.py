@@ -15,8 +15,9 @@ import zarr
 from dask.system import CPU_COUNT
 
 import tilework as tw
+from tilework.execution.progress import Share
 from tilework.execution.where import LANES, LANES_PER_DEVICE, Where
-from tilework.function.devices import device_lock, devices_of
+from tilework.function.devices import busy_seconds, device_lock, devices_of, working
 from tilework.plan.cost import peak_bytes
 from tilework.writing.preparing import Asked, prepare
 
@@ -332,3 +333,48 @@ def test_a_device_has_one_call_at_a_time():
     assert max(most) <= 2
     with device_lock(["one"]), device_lock(["one"]) as again:  # a network that calls another one
         assert again == "one"
+
+
+# -- the device's share -----------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+
+
+def test_a_device_is_busy_while_any_call_runs(monkeypatch):
+    clock, name = Clock(monkeypatch), "a device of this test"
+    share = Share()
+    before = busy_seconds().get(name, 0.0)
+    clock.now = 1.0
+    assert share() == ""
+    with working(name):
+        clock.now = 3.0
+        assert busy_seconds()[name] == before + 2
+        with working(name):  # two calls at a time count once
+            clock.now = 4.0
+        clock.now = 5.0
+    clock.now = 8.0
+    assert busy_seconds()[name] == before + 4
+    assert share() == "device 50 %"
+    with working("another one"):
+        clock.now = 16.0
+    assert share() == "device 38 %"  # 4 and 8 of 16 seconds
+
+
+@pytest.mark.parametrize("fn", [MODEL, np.negative])
+def test_progress_shows_the_share_of_the_device(fn, capsys):
+    tw.compute(mapped(fn, Reads()), progress=True)
+    assert ("device " in capsys.readouterr().err) == (fn is MODEL)
+
+
+def test_a_network_is_timed_once():
+    torch = pytest.importorskip("torch")
+    before = busy_seconds()
+    net = tw.from_torch(torch.nn.Identity, device="cpu")
+    tw.compute(mapped(net, Reads()))
+    assert {name for name, busy in busy_seconds().items() if busy > before.get(name, 0.0)} == {"cpu"}

@@ -16,6 +16,7 @@ from tilework._checks import as_text, brief, check_calls, is_flag, noted
 from tilework._types import ShowProgress
 from tilework.errors import TilingError
 from tilework.execution.piece import Job, Piece
+from tilework.function.devices import busy_seconds
 from tilework.graph.tasks import Key
 from tilework.source.kept import CHUNKS
 
@@ -44,7 +45,7 @@ def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
     elif is_flag(progress) and not progress:
         yield lambda done, total: None
     elif not is_flag(progress) and not _watched():
-        yield _logger(title)
+        yield _logger(title, Share())
     else:
         with warnings.catch_warnings():
             # A notebook without ipywidgets gets a text bar; tqdm warns about it when imported.
@@ -52,9 +53,11 @@ def bar(progress: Progress, title: str) -> Iterator[ShowProgress]:
             from tqdm.auto import tqdm
 
         with tqdm(total=0, desc=title, unit="tile") as shown:
+            share = Share()
 
             def show(done: int, total: int) -> None:
                 shown.total = total
+                shown.set_postfix_str(share(), refresh=False)
                 shown.update(done - shown.n)
 
             yield show
@@ -84,6 +87,23 @@ def stages(show: ShowProgress, ahead: int) -> Iterator[ShowProgress]:
         ahead = max(0, ahead - total[0])
 
 
+class Share:
+    """Part of the time since it was made in which the devices of this process worked.
+
+    Where a device waits much, reading or writing takes longer than the network.
+    """
+
+    def __init__(self) -> None:
+        self.start, self.before = time.perf_counter(), busy_seconds()
+
+    def __call__(self) -> str:
+        """Return it as "device 93 %"; an empty string if none has worked. Of several devices, their mean."""
+        took = time.perf_counter() - self.start
+        busy = [now - self.before.get(name, 0.0) for name, now in busy_seconds().items()]
+        busy = [one for one in busy if one > 0]
+        return f"device {sum(busy) / len(busy) / took:.0%}".replace("%", " %") if busy else ""
+
+
 def _watched() -> bool:
     """Return whether a bar is visible to a user: in a terminal or a notebook."""
     if hasattr(sys.stderr, "isatty") and sys.stderr.isatty():
@@ -92,7 +112,7 @@ def _watched() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def _logger(title: str) -> ShowProgress:
+def _logger(title: str, share: Share) -> ShowProgress:
     start = said = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -102,7 +122,8 @@ def _logger(title: str) -> ShowProgress:
             said = now
             rate = done / (now - start)
             left = (total - done) / rate if rate else float("inf")
-            LOG.info("%s: %d of %d tiles, %.3g a second, %.0f s left", title, done, total, rate, left)
+            text = f"{title}: {done} of {total} tiles, {rate:.3g} a second, {left:.0f} s left"
+            LOG.info("%s", f"{text}, {share()}".removesuffix(", "))
 
     return show
 

@@ -19,6 +19,7 @@ import tilework as tw
 from tests.networks import dncnn, kodim23, noisy, realesr_x2
 from tilework.diagnostics import measuring
 from tilework.diagnostics.measuring import measure
+from tilework.diagnostics.stages import BATCHES
 from tilework.engine.parts import tiles_touching
 from tilework.graph.build import find_spec, plan_of
 from tilework.grid.tiles import Box
@@ -106,10 +107,11 @@ def test_runs_one_batch_of_one_tile(counting: Callable[..., Any]) -> None:
     fn = counting(lambda b: (time.sleep(0.4), b)[1])
     out = tw.tiled_map(fn, IMAGE, 64, 8, dtype="float32", batch_size=4)
     text = tw.explain(out, measure=True)
-    assert fn.calls == 3  # to build what is built once, to see what it allocates, to time it
+    # To build what is built once, to see what it allocates, to time it; then twice for each batch tried.
+    assert fn.calls == 3 + 2 * len(BATCHES)
     assert text.startswith(tw.explain(out))
     names = [line.split()[0] for line in text.splitlines() if not line.startswith(" ")]
-    assert names[-4:] == ["measured", "seconds", "bytes", "peak"]
+    assert names[-7:] == ["measured", "seconds", "stages", "bottleneck", "batches", "bytes", "peak"]
     assert float(re.search(r"([\d.]+) s per crop", text)[1]) >= 0.1  # type: ignore[index]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import statistics
 import threading
 import time
 import tracemalloc
@@ -19,12 +18,23 @@ import numpy as np
 
 from tilework._checks import Explanation, Report, flag
 from tilework._types import Array, Span
+from tilework.diagnostics.stages import (
+    ENOUGH,
+    MOST_CALLS,
+    Stages,
+    best_batch,
+    busy_part,
+    encoding_seconds,
+    timed,
+    tried_batches,
+)
 from tilework.diagnostics.viewing import TileRunner, members_of
 from tilework.engine.parts import blocks_of, part_of_block, tiles_touching
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.where import Where
 from tilework.function.bound import BoundOutput
+from tilework.function.devices import devices_of, transfer_seconds
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
 from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks
@@ -35,9 +45,6 @@ from tilework.writing.forecast import forecast
 
 __all__ = ["Measured", "explain", "measure"]
 
-# Seconds for which a call is repeated, and most repetitions: enough to time quick functions to a few per
-# cent.
-ENOUGH, MOST_CALLS = 0.3, 30
 # Seconds that a scheduler spends on a task: dask's own in this process, and that of a cluster.
 LOCAL_TASK, CLUSTER_TASK = 2e-4, 1e-3
 # Tiles that are tried if some are left out when they are read.
@@ -72,6 +79,14 @@ class Measured(Report):
     """Peak bytes that one call of the function allocates; None if the system does not tell."""
     peak_bytes: int
     """Peak bytes of a process, including allocations of the function."""
+    stages: Stages
+    """Seconds of each stage of the run, alone."""
+    device_share: float
+    """Part of the run in which the devices work, at most 1; of a function without a device, the calls."""
+    batches: Mapping[int, float]
+    """Seconds per crop of the lengths of batches that were tried; empty if the function takes one crop."""
+    fn: Any
+    """The function."""
 
     def rows(self) -> list[tuple[str, str]]:
         """Return names and values."""
@@ -83,9 +98,18 @@ class Measured(Report):
                 f"{self.call_seconds:.3g} s per crop, {self.busy_seconds:.3g} s with all threads busy",
             ),
             ("seconds", f"about {self.seconds:.3g} on {self.workers} workers ({self.scheduler}); {parts}"),
+            *self.stages.rows(self.fn, self.device_share),
+            *self._batch_rows(),
             ("bytes", f"{human(self.read_bytes)} decoded, {human(self.result_bytes)} of result"),
             ("peak", f"about {human(self.peak_bytes)} in a process, with {own} per call of fn"),
         ]
+
+    def _batch_rows(self) -> list[tuple[str, str]]:
+        if len(self.batches) < 2:
+            return []
+        each = ", ".join(f"{size}: {seconds:.3g}" for size, seconds in self.batches.items())
+        best = best_batch(self.batches)
+        return [("batches", f"seconds per crop in batches of {each}; best is batch_size={best}")]
 
 
 def explain(out: Any, *, measure: bool = False, writing: Mapping[str, Any] | None = None) -> Explanation:
@@ -97,8 +121,9 @@ def explain(out: Any, *, measure: bool = False, writing: Mapping[str, Any] | Non
         Unmodified result of `tiled_map`, or a plan, which has no function to measure.
     measure : bool
         Whether to run the function on one tile (or one batch, several times if it is quick), to predict the
-        seconds of the run on the scheduler that dask would use now, and to measure the memory that the
-        function allocates.
+        seconds of the run on the scheduler that dask would use now, with the lanes of `to_zarr` and
+        `compute`, and to measure the memory that the function allocates. It times each stage, names the one
+        that the run waits for, and tries batches of some lengths if the function takes batches.
     writing : dict, optional
         Arguments of `to_zarr`, such as ``{"ome": True, "chunks": 512}``: the plan is that of this call, with
         its write units, and coarser levels that are made with the blocks or afterwards. Nothing is written.
@@ -136,7 +161,8 @@ def explain(out: Any, *, measure: bool = False, writing: Mapping[str, Any] | Non
     if writing is not None:
         plan, more = forecast(out, writing)
         rows = [*plan.explain().rows, *more]
-    return Explanation([*rows, *_measure(spec).rows()] if measure else rows)
+        spec = replace(spec, plan=plan) if measure else spec
+    return Explanation([*rows, *_measure(spec, writing).rows()] if measure else rows)
 
 
 def measure(out: Any) -> Measured:
@@ -153,11 +179,14 @@ def _spec(out: Any) -> Spec:
     return found.spec
 
 
-def _measure(spec: Spec) -> Measured:
-    where = Where.find()
-    runner, threads = TileRunner(spec, 0), _together(where)
+def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
+    where, devices = Where.find(), devices_of(spec.fn)
+    lanes = where.threads_for(devices)
+    lanes = min(lanes, spec.plan.threads) if writing is not None else lanes
+    shared = devices > 0 and where.name == "threads"
+    runner, threads = TileRunner(spec, 0), _together(where, devices)
     tiles = _running(runner, _batch(spec))
-    plan = replace(spec.plan, threads=where.threads)
+    plan = replace(spec.plan, threads=lanes)
     crops = runner.crops(tiles)
     results: list[list[Array]] = []
 
@@ -167,18 +196,37 @@ def _measure(spec: Spec) -> Measured:
     call_bytes = _allocated(call)  # the first call, which builds models, is not timed
     if not results:
         raise TilingError("no tile that was tried runs: the skip predicate or nodata leaves them out.")
-    alone = _timed(call) / len(tiles)
+    alone = timed(call) / len(tiles)
     busy = _timed_together(call, threads) / len(tiles) if threads > 1 else alone
-    read = _timed(lambda: _read_anew(runner, tiles)) / _decoded(spec, tiles)
-    samples, calls, workers = math.prod(plan.shape), plan.calls(), where.at_a_time
+    read = timed(lambda: _read_anew(runner, tiles)) / _decoded(spec, tiles)
+    samples, calls = math.prod(plan.shape), plan.calls()
     read_bytes = int(decoded_ratio(plan) * samples * sum(s.sample_bytes for s in plan.sources))
-    read_seconds, blend_seconds = read * read_bytes, _blending(spec, tiles[0], results[0], threads)
-    per_tile = busy + (read_seconds + blend_seconds) / max(1, calls)
     result_bytes = sum(int(samples * math.prod(o.scale) * o.final_bytes) for o in plan.outputs)
-    seconds = busiest(plan, workers) * per_tile + _around(plan, result_bytes, where)
+    transfer = transfer_seconds(spec.fn, [c.cut(tiles[0]) for c in crops], results[0])
+    stages = Stages(
+        read=read * read_bytes, transfer=transfer * calls, model=max(0.0, alone - transfer) * calls,
+        blend=_blending(spec, tiles[0], results[0], threads),
+        write=encoding_seconds(spec, results[0], writing or {}),
+    )  # fmt: skip
+    beside = stages.read + stages.blend + (0.0 if writing is None else stages.write)
+    workers = lanes if shared else where.at_a_time
+    if shared:
+        on_device = calls * busy / threads
+        processors = calls * alone * busy_part(call) + beside * min(
+            1.0, busy_part(lambda: _read_anew(runner, tiles))
+        )
+        seconds = max(on_device, processors / n_threads(), (calls * alone + beside) / lanes)
+        seconds += beside / math.prod(
+            plan.blocks
+        )  # the first block is read, and the last one finished, alone
+    else:
+        seconds = busiest(plan, workers) * (busy + beside / max(1, calls))
+        on_device = calls * busy / workers
+    seconds += _around(plan, result_bytes, where)
     return Measured(
-        where.name, workers, alone, busy, read_seconds, blend_seconds, seconds, read_bytes, result_bytes,
-        call_bytes, peak_bytes(plan) + where.threads * (call_bytes or 0),
+        where.name, workers, alone, busy, stages.read, stages.blend, seconds, read_bytes, result_bytes,
+        call_bytes, peak_bytes(plan) + lanes * (call_bytes or 0), stages,
+        min(1.0, on_device / seconds), tried_batches(spec, tiles[0]), spec.fn,
     )  # fmt: skip
 
 
@@ -189,15 +237,17 @@ def _read_anew(runner: TileRunner, tiles: Sequence[Tile]) -> None:
         cutter.read()
 
 
-def _together(where: Where) -> int:
+def _together(where: Where, devices: int) -> int:
     """Return the number of threads of one process that call the function, as far as this machine has them."""
+    if devices and where.name == "threads":
+        return min(where.threads_for(devices), max(n_threads(), 2 * devices))  # the others would only wait
     return where.threads if where.client is None else min(where.threads, n_threads())
 
 
 def _around(plan: TilePlan, result_bytes: int, where: Where) -> float:
     """Return seconds of what no worker shares: scheduling, and putting the result's blocks together."""
     part = np.ones(min(result_bytes, COPIED), np.uint8)
-    copying = _timed(part.copy) / max(1, part.nbytes) * result_bytes
+    copying = timed(part.copy) / max(1, part.nbytes) * result_bytes
     return tasks(plan) * (LOCAL_TASK if where.client is None else CLUSTER_TASK) + copying
 
 
@@ -229,22 +279,12 @@ def _running(runner: TileRunner, tiles: list[Tile]) -> list[Tile]:
     return [next(found, tiles[0])] * len(tiles)
 
 
-def _timed(act: Callable[[], Any]) -> float:
-    """Return the median seconds of ``act``; quick ones are repeated."""
-    taken: list[float] = []
-    while sum(taken) < ENOUGH and len(taken) < MOST_CALLS:
-        start = time.perf_counter()
-        act()
-        taken.append(time.perf_counter() - start)
-    return statistics.median(taken)
-
-
 def _timed_together(act: Callable[[], Any], threads: int) -> float:
     """Return seconds per call of ``act`` in one thread while ``threads`` threads call it."""
     if threads == 1:
-        return _timed(act)
+        return timed(act)
     # Quick calls are repeated often, because otherwise the start of the threads would count.
-    each = max(1, min(10 * MOST_CALLS, int(ENOUGH / max(_timed(act), 1e-9))))
+    each = max(1, min(10 * MOST_CALLS, int(ENOUGH / max(timed(act), 1e-9))))
     with ThreadPoolExecutor(threads) as pool:
         start = time.perf_counter()
         list(pool.map(lambda _: [act() for _ in range(each)], range(threads)))

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
-__all__ = ["busy_seconds", "device_lock", "devices_of", "wants_whole_batches", "working"]
+__all__ = ["busy_seconds", "device_lock", "devices_of", "transfer_seconds", "wants_whole_batches", "working"]
 
 # How deep a function is searched: itself, what it holds, and so on. Each level of a library's function has
 # some tens of names.
@@ -40,6 +40,17 @@ def wants_whole_batches(fn: Any, *, build: bool = False) -> bool:
         if asked is True or (build and callable(asked) and asked() is True):
             return True
     return False
+
+
+def transfer_seconds(fn: Any, crops: Sequence[Any], results: Sequence[Any]) -> float:
+    """Return the seconds of moving crops to the device of a function and results back; 0 if it has none.
+
+    What has one says so by a method ``__tilework_transfer__`` of crops and results.
+    """
+    for one in _held(fn):
+        if callable(asked := getattr(one, "__tilework_transfer__", None)):
+            return float(asked(crops, results))
+    return 0.0
 
 
 def _held(fn: Any) -> Iterator[Any]:

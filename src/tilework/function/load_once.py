@@ -6,7 +6,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import cloudpickle
 
 from tilework._checks import as_options, at_least, brief, of_type
-from tilework.function.devices import devices_of, wants_whole_batches, working
+from tilework.function.devices import devices_of, transfer_seconds, wants_whole_batches, working
 from tilework.function.guard import Guard
 
 __all__ = ["LoadOnce", "in_task", "load_once"]
@@ -142,6 +142,10 @@ class LoadOnce:
         entry = self._built()
         with entry.calls, working(self.token) if entry.timed else nullcontext():
             return entry.value(*args, **kwargs)
+
+    def __tilework_transfer__(self, crops: Sequence[Any], results: Sequence[Any]) -> float:
+        """Return the seconds of moving crops to the device of the object and results back."""
+        return transfer_seconds(self.get(), crops, results)
 
     def __tilework_whole_batches__(self) -> bool:
         """Return whether the object wants batches of one length; build it if that is not done."""

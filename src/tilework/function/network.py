@@ -14,8 +14,8 @@ import io
 import multiprocessing
 import os
 import sys
+import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -28,6 +28,7 @@ from tilework._checks import brief, flag, one_of, whole
 from tilework._types import Array
 from tilework.errors import TilingError
 from tilework.function.calling import as_array, from_tensor, is_tensor
+from tilework.function.compiling import compiled
 from tilework.function.devices import device_lock
 from tilework.function.load_once import LoadOnce, load_once
 
@@ -88,6 +89,26 @@ class TorchFunction:
 
         return any(place.type != "cpu" for place, _ in self._places(torch))
 
+    def __tilework_transfer__(self, crops: Sequence[Array], results: Sequence[Array]) -> float:
+        """Return the seconds of moving crops to the device and results back."""
+        import torch
+
+        place = self._places(torch)[0][0]
+        if place.type == "cpu":
+            return 0.0
+        dtype = _dtype(self._module, torch)
+        given = [_tensor(crop[None], dtype, torch) for crop in crops]
+        there = [_tensor(result[None], torch.float32, torch).to(place) for result in results]
+        taken = []
+        for _ in range(3):  # the first one starts the device
+            start = time.perf_counter()
+            for crop in given:
+                crop.to(place)
+            for result in there:
+                result.cpu()  # waits for what was begun
+            taken.append(time.perf_counter() - start)
+        return min(taken)
+
     def _places(self, torch: Any) -> list[tuple[Any, bool]]:
         """Return the devices on which the network may run, and whether it has to be moved there."""
         wanted = self._device if isinstance(self._device, tuple) else (self._device,)
@@ -111,7 +132,7 @@ class TorchFunction:
         with device_lock(list(places)) as name:
             device, moves = places[name]
             module = _copy_on(self._module, device, torch) if moves else self._module
-            run = _compiled(module, torch) if self._compile else module
+            run = compiled(module, torch) if self._compile else module
             x = crops.to(device=device, dtype=dtype)
             # Not in inference mode: what the network keeps of a call could not be used in training.
             with _evaluating(module), torch.no_grad(), self._casting(device, torch):
@@ -140,33 +161,6 @@ class TorchFunction:
         if self._channel_axis is not None and self._activation != "argmax":
             array = np.moveaxis(array, 1, _after_batch(self._channel_axis, array.ndim))
         return array
-
-
-# What torch has compiled of a network; it does not keep the network alive.
-_COMPILED: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
-
-
-def _compiled(module: Any, torch: Any) -> Callable[[Any], Any]:
-    """Return a network compiled for the shapes that it gets; the network itself stays as it is."""
-    found: Callable[[Any], Any] | None = _COMPILED.get(module)
-    if found is None:
-        forward: Any = weakref.WeakMethod(module.__call__)
-        found = _COMPILED[module] = torch.compile(lambda x: forward()(x), dynamic=False)
-    return functools.partial(_run_compiled, found)
-
-
-def _run_compiled(compiled: Callable[[Any], Any], x: Any) -> Any:
-    """Return the result of a compiled network; raise a `TilingError` if torch cannot compile it."""
-    try:
-        return compiled(x)
-    except Exception as error:
-        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-            raise
-        text = str(error).strip().partition("\n")[0]
-        raise TilingError(
-            f"torch cannot compile the network here ({type(error).__name__}: {text}). It needs a compiler of "
-            "C++ on the CPU, and Triton on a GPU; or leave compile=True out."
-        ) from error
 
 
 @functools.cache

@@ -247,7 +247,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
     ]
     if repeated := repeated_crops(plan):
-        lines.append(("batches", f"{repeated} crops are repeated, so that each batch has {plan.batch_size}"))
+        lines.append(("repeated", f"{repeated} crops are repeated, so that each batch has {plan.batch_size}"))
     padded = [(n, a.padding) for a, n in zip(tiled, names, strict=True) if sum(a.padding)]
     if any(before for _, (before, _) in padded):
         sides = (f"{name} by {before} and {after}" for name, (before, after) in padded)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import graphs, in_memory, labels, on_disk, peers, pyramids, scheduling, writing
+from benchmarks import devices, graphs, in_memory, labels, on_disk, peers, pyramids, scheduling, writing
 from benchmarks.measure import Bar, Case, Contestant, Curves
 
 if TYPE_CHECKING:
@@ -181,6 +181,38 @@ NETWORK = Case(
     ),
     tolerance=1e-5,
     notes=("tiles", "alone_ms", "over_alone", "over_median", "over_sum"),
+)
+
+# --------------------------------------------------------------------------------------- a device
+
+LANES = Case(
+    name="lanes",
+    why="Reading, the call and writing wait as long as each other, and calls follow one another: a device.",
+    workload=devices.Waiting(tiles=40, seconds=0.05),
+    contestants=(
+        Contestant("tilework", devices.tilework_lanes, "limit longest sum"),
+        Contestant("tilework two lanes", partial(devices.tilework_lanes, lanes=2), "limit longest sum"),
+        Contestant("limit longest sum", devices.longest_sum),
+    ),
+    bars=(Bar("wall / longest sum", "wall_s", "tilework", 1.2, "limit longest sum"),),
+    rounds=3,
+)
+
+NETWORK_STORED = Case(
+    name="network_stored",
+    why="The same network from Zarr to Zarr: reading and writing must vanish beside it.",
+    workload=in_memory.Denoise(extent=1536, crop=256, overlap=6),
+    contestants=(
+        Contestant("tilework", devices.tilework_stored),
+        Contestant("tilework two lanes", partial(devices.tilework_stored, lanes=2)),
+    ),
+    bars=(
+        Bar("wall / (tiles x one call alone)", "over_alone", "tilework", 1.03),
+        Bar("wall / time of the device", "over_busy", "tilework", 1.03),
+    ),
+    tolerance=1e-5,
+    rounds=3,
+    notes=("tiles", "alone_ms", "over_alone", "over_busy"),
 )
 
 # ----------------------------------------------------------------------------------- Zarr to Zarr
@@ -530,5 +562,6 @@ LABELS_ALONE = _labels(
 MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
 LABEL_CASES = (LABELS, LABELS_ALONE)
 STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, PYRAMID, SLICER, LENGTH, CLUSTER)
+DEVICE_CASES = (LANES, NETWORK_STORED)
 OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)
-CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, *LABEL_CASES, *OTHER_CASES)}
+CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, *LABEL_CASES, *DEVICE_CASES, *OTHER_CASES)}

@@ -298,7 +298,7 @@ class TimedNetwork:
         return "as DnCNN"
 
 
-def _in_thread(call: Callable[[], Any]) -> Any:
+def in_thread(call: Callable[[], Any]) -> Any:
     """Return what `call` returns in a thread of its own, as it runs under dask.
 
     In the main thread glibc hands torch's buffers back to the system after each layer, which makes
@@ -318,7 +318,7 @@ def _denoised(work: Denoise, run: Callable[[TimedNetwork, Image], Any]) -> Prepa
 
     def call_alone() -> None:
         network.seconds.clear()
-        _in_thread(lambda: [network(crop) for _ in range(8)])
+        in_thread(lambda: [network(crop) for _ in range(8)])
         # The first call after another shape pays for torch's new buffers.
         alone.extend(network.seconds[1:])
         network.seconds.clear()
@@ -376,4 +376,4 @@ def loop_network(work: Denoise, folder: Path) -> Prepared:
             out[core] = network(crop)[low[0] :, low[1] :]
         return out
 
-    return _denoised(work, lambda network, image: _in_thread(lambda: loop(network, image)))
+    return _denoised(work, lambda network, image: in_thread(lambda: loop(network, image)))

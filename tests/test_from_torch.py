@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tilework as tw
-from tilework.function import network as networks
+from tilework.function import network_places
 
 torch = pytest.importorskip("torch")
 
@@ -306,7 +306,7 @@ def test_a_device_is_a_name(device: Any) -> None:
 
 def test_workers_may_have_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(networks, "_has_cluster", lambda: True)
+    monkeypatch.setattr(network_places, "_has_cluster", lambda: True)
     fn = tw.from_torch(conv(), device="cuda")
     with pytest.raises(tw.TilingError, match="cannot be used in this process"):
         fn(np.zeros((1, 4, 4)))
@@ -315,7 +315,7 @@ def test_workers_may_have_other_devices(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_device_is_checked_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(networks.sys.modules, "torch")
+    monkeypatch.delitem(network_places.sys.modules, "torch")
     with pytest.raises(tw.TilingError, match="did you mean 'cuda'"):
         tw.from_torch(conv, device="cude")
     with pytest.raises(tw.TilingError, match="'cuda:x'"):
@@ -327,17 +327,17 @@ def test_auto_takes_cuda_then_mps_then_the_cpu(monkeypatch: pytest.MonkeyPatch) 
     found = {"cuda": True, "mps": True}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: found["cuda"])
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: found["mps"])
-    assert networks._best(conv(), torch) == "cuda"
+    assert network_places._best(conv(), torch) == "cuda"
     found["cuda"] = False
-    assert networks._best(conv(), torch) == "mps"
-    assert networks._best(conv(dtype=torch.float64), torch) == "cpu"  # Metal has no doubles
+    assert network_places._best(conv(), torch) == "mps"
+    assert network_places._best(conv(dtype=torch.float64), torch) == "cpu"  # Metal has no doubles
     found["mps"] = False
-    assert networks._best(conv(), torch) == "cpu"
+    assert network_places._best(conv(), torch) == "cpu"
 
 
 def test_a_network_stays_on_its_own_device() -> None:
     """As far as "auto" is concerned; "meta" stands for a device here."""
-    place, moves = networks._place(conv(), "cpu:0", torch)
+    place, moves = network_places.place_of(conv(), "cpu:0", torch)
     assert (str(place), moves) == ("cpu", False)
     with pytest.raises(tw.TilingError, match=r"meta.*load the weights"):
         tw.from_torch(conv().to("meta"))(np.zeros((1, 4, 4)))
@@ -368,26 +368,26 @@ def test_another_device_gets_one_copy() -> None:
             return func(*args, **(kwargs or {}))
 
     with Watch():
-        moved = networks._copy_on(net, device, torch)
+        moved = network_places.copy_on(net, device, torch)
     assert not {"clone", "__deepcopy__", "deepcopy"} & set(made)
     assert_same(before, state(net))
     tensors = (*moved.parameters(), *moved.buffers(), moved.grid, moved.computed)
     assert {t.device.type for t in tensors} == {"meta"}
     assert moved.two.weight is moved.one.weight
     assert [p.requires_grad for p in moved.parameters()] == before["grads"]
-    assert networks._copy_on(net, device, torch) is moved
+    assert network_places.copy_on(net, device, torch) is moved
 
 
 def test_the_copy_follows_the_weights() -> None:
     net, device = conv(), torch.device("meta")
-    moved = networks._copy_on(net, device, torch)
+    moved = network_places.copy_on(net, device, torch)
     with torch.no_grad():
         net.weight.add_(1)  # as an optimiser does
-    again = networks._copy_on(net, device, torch)
+    again = network_places.copy_on(net, device, torch)
     assert again is not moved
     net.load_state_dict(conv().state_dict())
-    assert networks._copy_on(net, device, torch) is not again
-    gone = weakref.ref(networks._copy_on(net, device, torch))
+    assert network_places.copy_on(net, device, torch) is not again
+    gone = weakref.ref(network_places.copy_on(net, device, torch))
     del net, moved, again
     gc.collect()
     assert gone() is None
@@ -396,14 +396,14 @@ def test_the_copy_follows_the_weights() -> None:
 def test_weights_made_in_inference_mode_can_be_copied() -> None:
     with torch.inference_mode():
         net = conv()
-    assert networks._copy_on(net, torch.device("meta"), torch).weight.device.type == "meta"
+    assert network_places.copy_on(net, torch.device("meta"), torch).weight.device.type == "meta"
 
 
 def test_a_network_that_cannot_be_copied_says_what_to_do() -> None:
     net = torch.nn.Identity()
     net.lock, net.weight = threading.Lock(), torch.nn.Parameter(torch.ones(1))
     with pytest.raises(tw.TilingError, match=r"cannot be copied to meta.*Move it yourself, module\.to"):
-        networks._copy_on(net, torch.device("meta"), torch)
+        network_places.copy_on(net, torch.device("meta"), torch)
 
 
 def test_a_proxy_of_a_network_is_taken() -> None:
@@ -430,10 +430,10 @@ def test_what_a_network_computes_with_may_be_compiled_or_parametrised() -> None:
         got = tw.from_torch(net, add_channel=True, device="cpu")(batch)
         np.testing.assert_allclose(got, expected(conv(), batch), rtol=1e-5, atol=1e-6)
         assert [part.training for part in net.modules()] == before
-        moved = networks._copy_on(net, torch.device("meta"), torch)
+        moved = network_places.copy_on(net, torch.device("meta"), torch)
         assert {t.device.type for t in (*moved.parameters(), *moved.buffers())} == {"meta"}
         assert {t.device.type for t in (*net.parameters(), *net.buffers())} == {"cpu"}
-    assert networks._copy_on(normed, torch.device("meta"), torch).weight.device.type == "meta"
+    assert network_places.copy_on(normed, torch.device("meta"), torch).weight.device.type == "meta"
 
 
 def test_a_callable_that_builds_no_network_is_named() -> None:

@@ -288,11 +288,11 @@ def test_calls_go_to_all_devices(monkeypatch):
     torch = pytest.importorskip("torch")
     import threading
 
-    from tilework.function import network
+    from tilework.function import network, network_places
 
     # Names that torch knows, on one device that there is.
-    real = network._place
-    monkeypatch.setattr(network, "_problem", lambda device, torch: None)
+    real = network.place_of
+    monkeypatch.setattr(network_places, "_problem", lambda device, torch: None)
 
     class Device:
         type = "cuda"
@@ -303,7 +303,7 @@ def test_calls_go_to_all_devices(monkeypatch):
         def __str__(self):
             return self.name
 
-    monkeypatch.setattr(network, "_place", lambda m, wanted, t: (Device(wanted), True))
+    monkeypatch.setattr(network, "place_of", lambda m, wanted, t: (Device(wanted), True))
     meeting, used = threading.Barrier(2, timeout=20), set()
 
     class Net(torch.nn.Module):
@@ -323,7 +323,7 @@ def test_calls_go_to_all_devices(monkeypatch):
         copies.append(str(device))
         return Net(str(device))
 
-    monkeypatch.setattr(network, "_moved", moved)
+    monkeypatch.setattr(network_places, "moved", moved)
     monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, **kwargs: self)
     net = tw.from_torch(Net(), device=("cuda:0", "cuda:1"))
     out = tw.tiled_map(net, image((40, 80)), 20, 0, dtype="f4", chunks=20)
@@ -331,7 +331,7 @@ def test_calls_go_to_all_devices(monkeypatch):
     assert used == {"cuda:0", "cuda:1"} == set(copies)
     assert len(copies) == 2
     np.testing.assert_array_equal(result, image((40, 80)) + 1)
-    assert real is not network._place
+    assert real is not network.place_of
 
 
 def test_devices_must_differ():

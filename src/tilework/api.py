@@ -18,7 +18,8 @@ from tilework.engine.spec import Spec, with_validity
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
 from tilework.formats.labelled import Labels, dataset_of, unpacked
 from tilework.formats.meta import Carried, ImageMeta, NewAxis, named_shape
-from tilework.function.calling import check_function, check_tile_keyword, in_structure
+from tilework.function.bound import BoundOutput, refuse_on_device
+from tilework.function.calling import check_function, check_tile_keyword, in_structure, is_on_device
 from tilework.function.combining import functions_in, predictions_of
 from tilework.function.devices import wants_whole_batches
 from tilework.function.normalizing import Normalized
@@ -273,9 +274,9 @@ def tiled_map(
     layout = make_layout(sources, request, declared)
     if labels is not None:
         labels.check(layout.source_axes)
-    if isinstance(fn, Normalized):
-        fn.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
     for one in functions_in(fn):
+        if isinstance(one, Normalized):
+            one.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
         check_tile_keyword(one, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":
         for s in sources:
@@ -288,25 +289,24 @@ def tiled_map(
         )  # fmt: skip
         declared = in_structure(form, [Output()] * len(results)) if declared is None else declared
     bound = bind_outputs(declared, sources, layout, request, fill_value, results)
+    stays = is_on_device(fn)
     fn, bound = with_places(fn, bound, [o for _, o in named(declared)], sources, layout, request)
     predictions = predictions_of(fn, len(layout.crop), batches=batch_size is not None)
     if disagreement:
         fn, bound, declared = with_deviation(fn, bound, declared, layout, request)
     outputs = tuple(weighed(b, layout, request) for b in bound)
     valid = valid_of(sources, layout, where, nodata, nodata_fill)
+    if stays:
+        refuse_on_device(outputs, disagreement=disagreement, valid=valid is not None)
     plan = make_plan(sources, layout, request, outputs, None if valid is None else valid.extra, predictions)
     axes_of_each = [
         axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
     ]
-    first = sources[0].meta
     spec = Spec(
         plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
         many=not isinstance(declared, Output), fixed=chunks != "auto",
-        metas=tuple(
-            None if first is None else meaning_of(first, sources[0].dtype, axes, b.dtype)
-            for axes, b in zip(axes_of_each, outputs, strict=True)
-        ),
+        metas=_metas(sources[0], axes_of_each, outputs),
     )  # fmt: skip
     if valid is not None:
         spec = with_validity(spec, valid, layout, request)
@@ -319,6 +319,17 @@ def _pads(fn: Function | None, batch_size: int | None, asked: bool | None) -> bo
     if asked is not None:
         return flag("pad_batch", asked)
     return True if batch_size is not None and wants_whole_batches(fn) else None
+
+
+def _metas(
+    source: Source, axes_of_each: Sequence[Any], outputs: Sequence[BoundOutput]
+) -> tuple[ImageMeta | None, ...]:
+    """Return what the samples of each output mean."""
+    first = source.meta
+    return tuple(
+        None if first is None else meaning_of(first, source.dtype, axes, b.dtype)
+        for axes, b in zip(axes_of_each, outputs, strict=True)
+    )
 
 
 def _with_meta(sources: tuple[Source, ...], meta: Any) -> tuple[Source, ...]:

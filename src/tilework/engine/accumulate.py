@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilework._types import Array, Bits, Index, Ints, Span
-from tilework.engine.canvas import Partial, Profile, add, plus
+from tilework.engine.canvas import AnyArray, Partial, Profile, add
 from tilework.engine.spec import Spec
+from tilework.engine.sums import plus
 from tilework.errors import GridError
 from tilework.function.bound import BoundOutput
+from tilework.function.device_array import DeviceArray
 from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
 from tilework.labels.painting import Claims, Place, painted, trimmed
@@ -91,7 +93,7 @@ class Accumulator:
             found.append(parts[step].crop(output, box) if step in parts else nothing)
         return found
 
-    def add(self, position: Index, results: Sequence[Array]) -> None:
+    def add(self, position: Index, results: Sequence[AnyArray]) -> None:
         """Add the results, one per output, of the tile at ``position`` (its number along each axis)."""
         for number, (output, result) in enumerate(zip(self._outputs, results, strict=True)):
             columns: list[Any] = list(map(dict.get, self._spots[number], position))
@@ -106,14 +108,16 @@ class Accumulator:
                 self._add(number, output, position, spots, result)
 
     def _add(
-        self, number: int, output: BoundOutput, position: Index, spots: Sequence[_Spot], result: Array
+        self, number: int, output: BoundOutput, position: Index, spots: Sequence[_Spot], result: AnyArray
     ) -> None:
         """Add the samples of a result that lie in one part of the canvas."""
         n = output.n_each
         numbers, targets, parts, weights = zip(*spots, strict=True)
         partial = self._parts[number][numbers]
         values = result[output.index(parts)[n:]]
-        partial.prepare(output, values.dtype)
+        partial.prepare(output, values)
+        if isinstance(values, DeviceArray) and not isinstance(partial.array, DeviceArray):
+            values = values.host()
         place: tuple[Any, ...] = output.index(targets)
         if n:
             place = (*(s.start for s in place[:n]), *place[n:], ...)

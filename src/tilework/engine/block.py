@@ -21,11 +21,12 @@ import numpy as np
 
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
-from tilework.engine.canvas import Partial, combine, finish, real_dtype
+from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.notices import report, tell
 from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
+from tilework.engine.sums import real_dtype
 from tilework.engine.validity import hide
 from tilework.function.bound import BoundOutput
 from tilework.function.guard import Guard

@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 
 from tilework._types import Array
+from tilework.engine.sums import plus, quotient, real_dtype, real_parts, times
 from tilework.errors import ContractError
+from tilework.function import device_array
 from tilework.function.bound import BoundOutput, spread
+from tilework.function.device_array import DeviceArray, Weights
 from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
 from tilework.labels.painting import NOTHING, combined
 from tilework.labels.runs import check_ids
 
-__all__ = ["Partial", "Products", "Profile", "add", "check_dtype", "combine", "finish", "plus", "real_dtype"]
+__all__ = ["AnyArray", "Partial", "Products", "Profile", "add", "check_dtype", "combine", "finish"]
 
 
 # Samples multiplied and added at a time: a piece of the result, its weights and the product stay in the
@@ -30,6 +33,8 @@ PRODUCT = 2**18
 # Tiles inside the image share their weights, so few products serve all.
 HELD, NUMBERED = 2**24, 2**14
 
+AnyArray = Any
+"""An array of numpy, or a `DeviceArray`."""
 Profile = tuple[Array, slice]
 """Weights along one axis of a whole support, and the part of them that is meant."""
 
@@ -40,8 +45,8 @@ class Partial:
 
     box: Box
     """Place of the array, result samples per grid axis."""
-    array: Array | None = None
-    """The sum; None until the first result shows its dtype."""
+    array: AnyArray | None = None
+    """The sum; None until the first result shows its dtype, and whether it is on a device."""
     lost: Array | None = None
     """What rounding took from the sum so far, for an output whose sums are compensated."""
     merged: int = 0
@@ -49,69 +54,84 @@ class Partial:
     room: Array | None = None
     """Memory for the array, in the place where the finished block is wanted; its values mean nothing."""
 
-    def prepare(self, output: BoundOutput, values: np.dtype[Any]) -> None:
-        """Make the array, if there is none, and let it hold the results of dtype ``values``."""
-        if self.array is not None and values == self.array.dtype:
+    def prepare(self, output: BoundOutput, values: AnyArray) -> None:
+        """Make the array, where ``values`` are, if there is none, and let it hold their dtype."""
+        if self.array is not None and values.dtype == self.array.dtype:
             return
-        dtype = output.accumulator(values)
+        dtype = output.accumulator(values.dtype)
         if output.kind == "trim" and output.reduce is None:
             dtype = output.dtype
         if self.array is None:
-            self.array = _neutral(output, self.box, dtype, self.room)
+            self.array = _neutral(output, self.box, dtype, self.room, values)
             if output.compensated and dtype.kind in "fc":
                 self.lost = np.zeros_like(self.array)
         elif dtype != self.array.dtype and not np.can_cast(dtype, self.array.dtype):
             # A function may return integers for one crop and floats for the next.
             wider = np.result_type(dtype, self.array.dtype)
+            if isinstance(self.array, DeviceArray):
+                self.array.widen(wider)
+                return
             self.array = self.array.astype(wider)
             if output.compensated and wider.kind in "fc":
                 self.lost = np.zeros_like(self.array) if self.lost is None else self.lost.astype(wider)
 
-    def part(self, index: tuple[Any, ...]) -> tuple[Array, Array | None]:
+    def part(self, index: tuple[Any, ...]) -> tuple[AnyArray, Array | None]:
         """Return views of the sum and of what rounding took from it."""
         assert self.array is not None
         return self.array[index], None if self.lost is None else self.lost[index]
 
-    def view(self, output: BoundOutput, box: Box) -> tuple[Array, Array | None]:
+    def view(self, output: BoundOutput, box: Box) -> tuple[AnyArray, Array | None]:
         """Return `part` in ``box``."""
         return self.part(output.index(box.shift([-a for a in self.box.start]).slices))
 
     def crop(self, output: BoundOutput, box: Box) -> Partial:
-        """Return the part in ``box``; its array is a view."""
+        """Return the part in ``box``, on the host; its array is a view where it is there."""
         box = self.box.intersect(box)
-        return self if box == self.box or self.array is None else Partial(box, *self.view(output, box))
+        cut = self if box == self.box or self.array is None else Partial(box, *self.view(output, box))
+        return Partial(box, cut.array.host()) if isinstance(cut.array, DeviceArray) else cut
 
     @property
-    def total(self) -> Array:
+    def total(self) -> AnyArray:
         """The sum with what rounding took from it; may be the array."""
         assert self.array is not None
         if self.lost is None:
             return self.array
-        total = self.array.copy()
+        total: Array = self.array.copy()
         # Inf and NaN have no remainder.
-        for sums, lost in _real_parts(total, self.lost):
+        for sums, lost in real_parts(total, self.lost):
             np.add(sums, lost, out=sums, where=np.isfinite(sums) & np.isfinite(lost))
         return total
 
 
-def _neutral(output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | None) -> Array:
-    """Return a canvas over ``box`` with the neutral value of the output's blend, in ``room`` if it fits."""
+def _neutral(
+    output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | None, values: AnyArray
+) -> AnyArray:
+    """Return a canvas over ``box`` with the neutral value of the output's blend.
+
+    It is on the device of ``values``, or in ``room`` if it fits.
+    """
     shape = output.layout(box.shape)
+    value = _neutral_value(output.kind, dtype)
+    if isinstance(values, DeviceArray):
+        return device_array.full(values, shape, dtype, value, output.held)
     fits = room is not None and room.dtype == dtype and room.shape == shape and not output.compensated
-    value: Any = 0
-    if output.kind == "own":
-        value = NOTHING
-    elif output.kind in ("max", "min"):
-        sign = -1 if output.kind == "max" else 1
-        value = sign * np.inf
-        if dtype.kind != "f":
-            info = None if dtype.kind == "b" else np.iinfo(dtype)
-            value = sign > 0 if info is None else info.max if sign > 0 else info.min
-    elif not fits:
+    if value == 0 and not fits:
         return np.zeros(shape, dtype)  # quicker than filling: the system has such pages
     canvas = room if fits and room is not None else np.empty(shape, dtype)
     canvas[...] = np.zeros((), dtype) if value == 0 else value
     return canvas
+
+
+def _neutral_value(kind: str, dtype: np.dtype[Any]) -> Any:
+    if kind == "own":
+        return NOTHING
+    if kind not in ("max", "min"):
+        return 0
+    sign = -1 if kind == "max" else 1
+    if dtype.kind == "f":
+        return sign * np.inf
+    info = None if dtype.kind == "b" else np.iinfo(dtype)
+    return sign > 0 if info is None else info.max if sign > 0 else info.min
 
 
 def check_dtype(output: BoundOutput, values: Array) -> None:
@@ -142,8 +162,8 @@ def check_dtype(output: BoundOutput, values: Array) -> None:
 
 def add(
     output: BoundOutput,
-    target: Array,
-    values: Array,
+    target: AnyArray,
+    values: AnyArray,
     weights: Sequence[Profile] | None,
     products: Products,
     lost: Array | None = None,
@@ -159,7 +179,9 @@ def add(
         What rounding took from ``target``, which is added to.
     """
     kind = output.kind
-    if kind == "trim":
+    if isinstance(target, DeviceArray) and not output.weighted:
+        _merge_there(kind, target, values)
+    elif kind == "trim":
         np.copyto(target, values, casting="unsafe")
     elif kind in ("max", "min"):
         pick = np.maximum if kind == "max" else np.minimum
@@ -173,107 +195,14 @@ def add(
         products.add_separable(output, (target, lost), values, weights)
 
 
-def real_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype of the real part of values of ``dtype``."""
-    return np.empty(0, dtype).real.dtype
-
-
-def _real_parts(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Yield views of the real parts of complex arrays, then of the imaginary ones; or real arrays."""
-    if arrays[0].dtype.kind != "c":
-        yield arrays
-        return
-    yield tuple(a.real for a in arrays)
-    yield tuple(a.imag for a in arrays)
-
-
-def _times(values: Array, weights: Array, out: Array, where: Any = True) -> None:
-    """Multiply by real weights; inf stays inf."""
-    if out.dtype.kind != "c":
-        np.multiply(values, weights, out=out, where=where)
-        return
-    if out is not values:
-        with np.errstate(invalid="ignore"):
-            np.multiply(values, weights, out=out, where=where)
-        if not _infinite(out):
-            return
-    # numpy makes the weights complex, and inf times their imaginary 0 is NaN. Apart, the parts take longer.
-    for part, result in _real_parts(values, out):
-        np.multiply(part, weights, out=result, where=where)
-
-
-def _infinite(values: Array) -> bool:
-    """Return whether complex values hold NaN or inf."""
-    flat = values.view(real_dtype(values.dtype)) if values.flags.c_contiguous else np.abs(values)
-    return not (flat.min(initial=0) > -np.inf and flat.max(initial=0) < np.inf)
-
-
-# -- sums at the ends of a type ---------------------------------------------------------------------------
-
-
-def plus(target: tuple[Array, Array | None], values: Array, *, average: bool) -> None:
-    """Add ``values`` to the sum in place.
-
-    A sum of integers stays at the end of its type that it reaches. ``average`` means that weights sum to 1,
-    so that finite values that give inf do so by rounding; the sum is then the largest finite number.
-    """
-    sums, lost = target
-    if sums.dtype.kind in "iu":
-        _saturate(sums, values.astype(sums.dtype, copy=False))
-        return
-    if lost is None:
-        # The processor notes an overflow; looking for large values first took a quarter of the time of a
-        # blend.
-        over: list[Any] = []
-        with np.errstate(over="call" if average else None, call=lambda *told: over.append(told)):
-            np.add(sums, values, out=sums, casting="unsafe")
-        if over:
-            _undo_overflow(sums, values)
-        return
-    with np.errstate(over="ignore" if average else None):
-        total = sums + values
-    if average:
-        total = _unrounded(total, sums, values)
-    if lost is not None:
-        # The exact error of the addition (Knuth's two-sum).
-        with np.errstate(invalid="ignore", over="ignore"):
-            own = total - sums
-            error = (sums - (total - own)) + (values - own)
-            np.add(lost, error, out=lost)
-    sums[...] = total
-
-
-def _undo_overflow(sums: Array, values: Array) -> None:
-    """Put the largest finite number where adding ``values`` made inf, and not where inf was added before."""
-    info = np.finfo(sums.dtype)
-    # Smaller values do not change a sum at the end of the type.
-    limit = float(info.max) * float(info.eps) / 8
-    for out, added in _real_parts(sums, values):
-        over = np.isinf(out) & np.isfinite(added) & (np.abs(added) > limit)
-        np.copyto(out, np.copysign(info.max, out), where=over)
-
-
-def _unrounded(result: Array, *operands: Array) -> Array:
-    """Return ``result`` with the largest finite number where it is inf although all operands are finite."""
-    for out, *given in _real_parts(result, *operands):
-        over = np.isinf(out)
-        if over.any():
-            for operand in given:
-                over = over & np.isfinite(operand)
-            np.copyto(out, np.copysign(np.finfo(out.dtype).max, out), where=over)
-    return result
-
-
-def _saturate(sums: Array, values: Array) -> None:
-    """Add integers of one dtype in place; what would wrap around stays at the end of the type."""
-    info, before = np.iinfo(sums.dtype), sums.copy()
-    np.add(sums, values, out=sums)
-    if sums.dtype.kind == "u":
-        sums[sums < before] = info.max
-        return
-    over = ((before ^ sums) & (values ^ sums)) < 0
-    if over.any():
-        np.copyto(sums, np.where(before < 0, info.min, info.max), where=over)
+def _merge_there(kind: str, target: DeviceArray, values: AnyArray) -> None:
+    """Combine sums, or results of a blend without weights, on a device."""
+    if kind == "trim":
+        device_array.put(target, values)
+    elif kind in ("max", "min"):
+        device_array.choose(target, values, largest=kind == "max")
+    else:
+        device_array.plus(target, values)
 
 
 class Products:
@@ -290,6 +219,9 @@ class Products:
         """Parts of products that tiles need, with the first axis of the product."""
         self._profiles: dict[tuple[int, int], tuple[Array, AxisWeights]] = {}
         self._parts: dict[tuple[int, int, int], Profile] = {}
+        self._there: dict[Any, tuple[Weights, Any]] = {}
+        """Weights on devices, with what must live as long as their keys."""
+        self._bytes_there = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Products, ()
@@ -310,8 +242,8 @@ class Products:
     def add_separable(
         self,
         output: BoundOutput,
-        target: tuple[Array, Array | None],
-        values: Array,
+        target: tuple[AnyArray, Array | None],
+        values: AnyArray,
         weights: Sequence[Profile],
     ) -> None:
         """Add ``values`` times the outer product of ``weights``.
@@ -319,6 +251,9 @@ class Products:
         Only the shape of the full crop decides which axes are multiplied as a product and which as scalars,
         so that a part of a result gets the same bits as the whole.
         """
+        if isinstance(target[0], DeviceArray):
+            self._add_separable_there(output, target[0], values, weights)
+            return
         key = (target[0].dtype, output.shape, output.axes, *map(id, weights))
         if (ready := self._ready.get(key)) is None:
             ready = self._make_ready(key, output, weights)
@@ -347,8 +282,7 @@ class Products:
         self, key: Any, output: BoundOutput, weights: Sequence[Profile]
     ) -> tuple[Array, bool, int, Sequence[Profile]]:
         """Return what `add_separable` needs to add with ``weights``, and keep it."""
-        ndim = len(output.shape)
-        split = next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
+        ndim, split = len(output.shape), _split(output)
         by_axis = dict(zip(output.axes, weights, strict=True))
         product, positive = self._outer(by_axis, range(split, ndim), real_dtype(key[0]))
         if len(self._ready) >= NUMBERED:
@@ -356,11 +290,41 @@ class Products:
         ready = self._ready[key] = product, positive, split, weights
         return ready
 
+    def _add_separable_there(
+        self, output: BoundOutput, target: DeviceArray, values: DeviceArray, weights: Sequence[Profile]
+    ) -> None:
+        """Do the same on a device, with the same products and scalars."""
+        ndim, split = len(output.shape), _split(output)
+        by_axis = dict(zip(output.axes, weights, strict=True))
+        key = (target.dtype, output.shape, output.axes, *(id(profile) for profile, _ in weights))
+        if (found := self._there.get(key)) is None:
+            whole = {a: (profile, slice(None)) for a, (profile, _) in by_axis.items()}
+            product, positive = self._outer(whole, range(split, ndim), target.dtype)
+            scalars = None
+            if split:
+                scalars = np.ones((1,) * split)
+                for a in range(split):
+                    if a in by_axis:
+                        scalars = scalars * by_axis[a][0].reshape((-1,) + (1,) * (split - a - 1))
+                scalars = scalars.astype(target.dtype).reshape(*scalars.shape, *(1,) * (ndim - split))
+            factors = Weights(product.reshape((1,) * split + product.shape), positive, scalars)
+            found = self._hold_there(key, factors, [profile for profile, _ in weights])
+        part = [by_axis[a][1] if a in by_axis else slice(None) for a in range(ndim)]
+        device_array.add_weighted(target, values, found[0], part)
+
+    def _hold_there(self, key: Any, weights: Weights, alive: Any) -> tuple[Weights, Any]:
+        """Keep weights for devices."""
+        if self._bytes_there + weights.nbytes > HELD or len(self._there) >= NUMBERED:
+            self._there, self._bytes_there = {}, 0
+        found = self._there[key] = weights, alive
+        self._bytes_there += weights.nbytes
+        return found
+
     def add_map(
         self,
         output: BoundOutput,
-        target: tuple[Array, Array | None],
-        values: Array,
+        target: tuple[AnyArray, Array | None],
+        values: AnyArray,
         weights: Array,
         index: tuple[slice, ...],
     ) -> None:
@@ -368,6 +332,14 @@ class Products:
         real = real_dtype(target[0].dtype)
         key = real, id(weights)
         found = self._held.get(key) or self._hold(key, weights.astype(real), [weights])
+        if isinstance(target[0], DeviceArray):
+            if (there := self._there.get(key)) is None:
+                whole = spread(found[0], output.axes, values.ndim)
+                there = self._hold_there(key, Weights(whole, found[1]), weights)
+            by_axis = dict(zip(output.axes, index, strict=True))
+            places = [by_axis.get(a, slice(None)) for a in range(values.ndim)]
+            device_array.add_weighted(target[0], values, there[0], places)
+            return
         product, positive = spread(found[0][index], output.axes, values.ndim), found[1]
         for rows in _rows(values.shape, 0):
             part = product[rows] if product.shape[0] > 1 else product
@@ -417,9 +389,9 @@ class Products:
             where = weights > 0 if scalars is None else (weights > 0) & (scalars > 0)
             where = np.broadcast_to(where, shape)
             piece[...] = 0
-        _times(values, weights, piece, where)
+        times(values, weights, piece, where)
         if scalars is not None:
-            _times(piece, scalars, piece, where)
+            times(piece, scalars, piece, where)
         plus(target, piece, average=True)
 
     def _piece(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -434,6 +406,12 @@ class Products:
 
 
 _SCRATCH = threading.local()
+
+
+def _split(output: BoundOutput) -> int:
+    """Return the first axis of the product of weights; those before it are multiplied as scalars."""
+    ndim = len(output.shape)
+    return next(a for a in range(ndim) if a == ndim - 1 or math.prod(output.shape[a:]) <= PRODUCT)
 
 
 def _chosen(weights: Profile) -> Array:
@@ -452,7 +430,7 @@ def _rows(shape: Sequence[int], axis: int) -> Iterator[slice]:
     return (slice(a, a + rows) for a in range(0, shape[axis], rows))
 
 
-def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | None:
+def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> AnyArray | None:
     """Return the parts merged over ``box``, in their order; None if there are none.
 
     If the first part lies over ``box``, the others are added to it, and its array may be the result. It then
@@ -466,10 +444,15 @@ def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | 
         total, parts = parts[0], parts[1:]
     for part in parts[total.merged :]:
         assert part.array is not None
-        total.prepare(output, part.array.dtype)
+        total.prepare(output, part.array)
         common = box.intersect(part.box)
         target, (source, lost) = total.view(output, common), part.view(output, common)
         sums = target[0]
+        if isinstance(sums, DeviceArray):
+            _merge_there(output.kind, sums, source)
+            total.merged += 1
+            continue
+        source = device_array.as_host(source)
         if output.kind == "trim":
             sums[...] = source
         elif output.kind in ("max", "min"):
@@ -485,13 +468,13 @@ def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> Array | 
 
 
 def finish(
-    output: BoundOutput, total: Array, reached: Array | None, divisor: Array | None
+    output: BoundOutput, total: AnyArray, reached: Array | None, divisor: Array | None
 ) -> tuple[Array, int]:
     """Return a block of the returned array: normalised, reduced, filled and cast.
 
     Parameters
     ----------
-    total : numpy.ndarray
+    total : numpy.ndarray or DeviceArray
         Merged results in the output's layout.
     reached : numpy.ndarray of bool over the grid axes, or None
         Where any tile ran; None: everywhere.
@@ -506,8 +489,9 @@ def finish(
     if divisor is not None:
         positive = divisor if reached is None else np.where(divisor > 0, divisor, 1)
         weights = output.spread(positive).astype(real_dtype(total.dtype), copy=False)
-        total = _quotient(total, weights)
-    block = _reduce(output, total) if output.reduce is not None else total
+        there = isinstance(total, DeviceArray)
+        total = device_array.divided(total, weights) if there else quotient(total, weights)
+    block = device_array.as_host(total if output.reduce is None else _reduce(output, total))
     unknown = 0
     if block.dtype != output.dtype:
         block, unknown = _cast(block, output)
@@ -518,25 +502,12 @@ def finish(
     return block, unknown
 
 
-def _quotient(total: Array, weights: Array) -> Array:
-    """Return sums divided by real weights; inf only where the sum is."""
-    if total.dtype.kind != "c":
-        # The processor notes what becomes inf; looking for it took as long as dividing.
-        over: list[Any] = []
-        with np.errstate(over="call", divide="call", call=lambda *told: over.append(told)):
-            result = total / weights
-        return _unrounded(result, total) if over else result
-    with np.errstate(over="ignore"):
-        result = np.empty_like(total)
-        # As numpy divides complex numbers, but without their product with the imaginary 0 of the weights.
-        _times(total, 1 / weights, result)
-        return _unrounded(result, total)
-
-
-def _reduce(output: BoundOutput, total: Array) -> Array:
+def _reduce(output: BoundOutput, total: AnyArray) -> Array:
     n = output.n_each
     if output.reduce == "argmax":
         assert output.channel_axis is not None
+        if isinstance(total, DeviceArray):
+            return device_array.largest(total, n + output.channel_axis)
         return np.asarray(total.argmax(axis=n + output.channel_axis))
     assert callable(output.reduce)
     lead = total.shape[:n]

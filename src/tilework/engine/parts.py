@@ -18,9 +18,10 @@ import numpy as np
 from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover, touching
 from tilework.engine.block import canvas_boxes, owners_of
-from tilework.engine.canvas import combine, finish, real_dtype
+from tilework.engine.canvas import combine, finish
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Spec
+from tilework.engine.sums import real_dtype
 from tilework.engine.validity import hide
 from tilework.grid.tiles import Box, Tile
 from tilework.labels.painting import Claims, Counts, shown

@@ -9,6 +9,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,11 @@ from tilework.engine.stopping import check_stop
 from tilework.engine.validity import Validity
 from tilework.errors import ContractError, TilingError
 from tilework.function.bound import BoundOutput
-from tilework.function.calling import as_results, call_whole, is_batched
+from tilework.function.calling import as_results, call_whole, is_batched, is_on_device
+from tilework.function.device_memory import LIMITS, in_batches, is_out_of_memory
 from tilework.function.devices import wants_whole_batches
 from tilework.function.guard import Guard
+from tilework.function.load_once import LoadOnce
 from tilework.grid.tiles import Tile
 from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource
@@ -273,21 +276,40 @@ class _Calls:
         self._spec = spec
         self._batched = spec.plan.batch_size is not None or is_batched(spec.fn)
         self._keys = [output.key for output in spec.outputs]
-        self._inputs = len(spec.inputs)
+        self._inputs, self._stay = len(spec.inputs), is_on_device(spec.fn)
 
-    def __call__(self, waiting: Sequence[Results]) -> Sequence[Results]:
-        """Return the tiles of ``waiting`` with their results in place of their crops."""
+    def __call__(self, waiting: Sequence[Results], *, part: bool = False) -> Sequence[Results]:
+        """Return the tiles of ``waiting`` with their results in place of their crops.
+
+        ``part`` means that whoever calls looks for a batch that fits into the memory of a device.
+        """
+        if LIMITS and not part and not self._whole:
+            return self._smaller(waiting)
         spec, n, (tile, cuts) = self._spec, self._inputs, waiting[0]
         arguments = cuts[:n]
         extra: dict[str, Any] = {"tile": tile} if spec.pass_tile else {}
         if self._batched:
-            columns = zip(*(cuts[:n] for _, cuts in waiting), strict=True)
-            arguments = [np.stack(column) for column in columns]
+            arguments = [np.stack(column) for column in zip(*(cuts[:n] for _, cuts in waiting), strict=True)]
             extra = {"tiles": tuple(tile for tile, _ in waiting)} if spec.pass_tile else {}
-        with Guard(lambda: f"raised by fn on {_where(waiting)}"):
-            raw = self._function(len(waiting))(*arguments, **extra)
+        full = ""
         try:
-            results = as_results(raw, self._keys)
+            with Guard(lambda: f"raised by fn on {_where(waiting)}"):
+                raw = self._function(len(waiting))(*arguments, **extra)
+        except Exception as error:
+            if part or not is_out_of_memory(error):
+                raise
+            if self._whole:
+                error.add_note(
+                    f"fn gets batches of {spec.plan.batch_size} crops only (pad_batch), so the batch was not "
+                    "halved: give a smaller batch_size, or pad_batch=False."
+                )
+                raise
+            full = str(error) or type(error).__name__
+        if full:
+            del arguments
+            return self._smaller(waiting, full)
+        try:
+            results = as_results(raw, self._keys, stay=self._stay)
             for output, result in zip(spec.outputs, results, strict=True):
                 _check(output, tile, result, len(waiting) if self._batched else None)
         except TilingError as error:
@@ -296,13 +318,33 @@ class _Calls:
             return [(tile, [*(r[k] for r in results), *cuts[n:]]) for k, (tile, cuts) in enumerate(waiting)]
         return ((tile, [*results, *cuts[n:]]),)
 
+    @cached_property
+    def _whole(self) -> bool:
+        """Whether the function wants every batch to be whole."""
+        plan = self._spec.plan
+        if plan.batch_size is None or plan.batches == "short":
+            return False
+        return plan.batches == "whole" or wants_whole_batches(self._spec.fn, build=True)
+
     def _function(self, crops: int) -> Callable[..., Any]:
         """Return the function for a batch of a number of crops; it may want one of another length."""
-        fn, size, batches = self._spec.fn, self._spec.plan.batch_size or 1, self._spec.plan.batches
-        whole = crops < size and batches != "short"
-        if whole and (batches == "whole" or wants_whole_batches(fn, build=True)):
-            return functools.partial(call_whole, fn, size)
-        return fn
+        fn, size = self._spec.fn, self._spec.plan.batch_size or 1
+        return functools.partial(call_whole, fn, size) if crops < size and self._whole else fn
+
+    def _smaller(self, waiting: Sequence[Results], full: str = "") -> Sequence[Results]:
+        """Do the same in smaller batches, if a device has not enough memory for this one.
+
+        ``full`` is what a call with the whole batch has said.
+        """
+        fn, crops = self._spec.fn, waiting[0][1][: self._inputs]
+        shapes = [c.shape for c in crops]
+        parts = in_batches(
+            lambda a, b: self(waiting[a:b], part=True), len(waiting),
+            lambda: (fn.token if isinstance(fn, LoadOnce) else id(fn), *shapes), keep=fn,
+            crop=lambda: f"fn with a crop of shape {', '.join(map(str, shapes))}", told=full,
+            again=self._batched,  # a crop of which there is no copy may have been written into
+        )  # fmt: skip
+        return [one for part in parts for one in part]
 
 
 def _span(plans: Sequence[AxisRead]) -> str:

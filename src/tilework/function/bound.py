@@ -35,7 +35,7 @@ from tilework.labels.hints import may_be_labels
 from tilework.labels.painting import NO_CLAIM, Counts
 from tilework.labels.runs import check_ids
 
-__all__ = ["BoundOutput", "bind", "spread", "with_weights"]
+__all__ = ["BoundOutput", "bind", "refuse_on_device", "spread", "with_weights"]
 
 UNWEIGHTED = ("trim", "max", "min", "sum", "own")
 """Blends that do not multiply by weights; "own" is that of labels, whose objects their owners paint."""
@@ -310,6 +310,35 @@ def with_weights(
         factor=1.0 if importance is None else 2.0 ** -math.frexp(float(importance.max()) * crops)[1],
         n_each=n_each,
     )
+
+
+def refuse_on_device(outputs: Sequence[BoundOutput], *, disagreement: bool, valid: bool) -> None:
+    """Raise a `TilingError` unless results of ``from_torch(on_device=True)`` can be summed on the device."""
+    problem = None
+    if disagreement:
+        problem = "disagreement=True compares results in double precision on the host"
+    elif valid:
+        problem = "where= and nodata= look at results on the host"
+    for output in outputs:
+        dtype = output.accumulator()
+        if problem is not None:
+            break
+        if output.stored is not None:
+            problem = "labels are painted on the host"
+        elif output.kind == "sum":
+            problem = 'blend="sum" is not for the device'
+        elif callable(output.reduce):
+            problem = 'reduce= is a callable of numpy arrays (the device knows "argmax")'
+        elif output.compensated:
+            problem = "more crops than 32 lie on a sample, so that sums need a second canvas"
+        elif dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
+            problem = f"torch has no dtype {dtype}"
+        elif dtype.kind == "c" and (output.kind != "trim" or output.reduce is not None):
+            problem = f"{dtype} results can only be trimmed there"
+        elif dtype.kind == "u" and dtype.itemsize > 1 and (output.kind in ("max", "min") or output.reduce):
+            problem = f"torch does not compare {dtype}"
+    if problem is not None:
+        raise TilingError(f"on_device=True of from_torch: {problem}. Use on_device=False.")
 
 
 def _check_size(output: BoundOutput, weights: Sequence[AxisWeights]) -> None:

@@ -11,6 +11,8 @@ import numpy as np
 
 from tilework._types import Array
 from tilework.errors import ContractError
+from tilework.function.device_array import DeviceArray
+from tilework.function.device_memory import with_room
 
 __all__ = [
     "as_array",
@@ -21,8 +23,11 @@ __all__ = [
     "from_tensor",
     "in_structure",
     "is_batched",
+    "is_on_device",
     "is_tensor",
+    "joined",
     "keys_of",
+    "plain_tensor",
     "takes_keyword",
     "without_batch",
 ]
@@ -47,8 +52,24 @@ def is_batched(fn: Any) -> bool:
     return getattr(fn, "__tilework_batched__", False) is True
 
 
+def is_on_device(fn: Any) -> bool:
+    """Return whether the results of ``fn`` stay on its device, as with ``from_torch(on_device=True)``."""
+    return getattr(fn, "__tilework_on_device__", False) is True
+
+
 def from_tensor(tensor: Any) -> Array:
     """Return a torch tensor of any kind, layout and device as a numpy array; a view where numpy has its like.
+
+    Raises
+    ------
+    ContractError
+        For masked and for nested tensors.
+    """
+    return np.asarray(_with_known_dtype(plain_tensor(tensor).cpu()).numpy())
+
+
+def plain_tensor(tensor: Any) -> Any:
+    """Return a dense tensor without gradient, where it is.
 
     Raises
     ------
@@ -68,13 +89,17 @@ def from_tensor(tensor: Any) -> Array:
     tensor = tensor.as_subclass(torch.Tensor)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
-    tensor = tensor.resolve_conj().resolve_neg().cpu()
-    # numpy has no bfloat16, no floats of 8 bits and no complex numbers of 32.
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _with_known_dtype(tensor: Any) -> Any:
+    """Return a tensor in a dtype that numpy has: it has no bfloat16, floats of 8 bits, or complex of 32."""
+    torch: Any = sys.modules["torch"]
     if tensor.is_complex() and tensor.dtype is not torch.complex128:
         tensor = tensor.to(torch.complex64)
     elif tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float64):
         tensor = tensor.to(torch.float32)
-    return np.asarray(tensor.numpy())
+    return tensor
 
 
 def is_tensor(value: Any) -> bool:
@@ -117,15 +142,19 @@ def _as_array(result: Any, what: str) -> Array:
         ) from error
 
 
-def as_results(result: Any, keys: Sequence[Any]) -> list[Array]:
-    """Return the results of one call as arrays in the order of ``keys`` (one None: a single array)."""
+def as_results(result: Any, keys: Sequence[Any], *, stay: bool = False) -> list[Array]:
+    """Return the results of one call as arrays in the order of ``keys`` (one None: a single array).
+
+    With ``stay``, tensors stay on their device, as `DeviceArray`.
+    """
+    make = _staying if stay else as_array
     if len(keys) == 1 and keys[0] is None:
         if type(result) is not np.ndarray and isinstance(result, tuple | list | Mapping):
             raise ContractError(
                 f"the function returned a {type(result).__name__} of {len(result)}; one array was declared. "
                 "Declare output=(Output(...), ...) or a dict of them."
             )
-        return [as_array(result)]
+        return [make(result)]
     if not isinstance(result, tuple | list | Mapping):
         raise ContractError(
             f"the function returned a {type(result).__name__}; the declared outputs are {list(keys)}."
@@ -133,7 +162,15 @@ def as_results(result: Any, keys: Sequence[Any]) -> list[Array]:
     found = list(result) if isinstance(result, Mapping) else list(range(len(result)))
     if set(found) != set(keys):
         raise ContractError(f"the function returned outputs {found}; the declared ones are {list(keys)}.")
-    return [as_array(result[key]) for key in keys]
+    return [make(result[key]) for key in keys]
+
+
+def _staying(result: Any) -> Any:
+    """Return a tensor as an array on its device; anything else as `as_array` does."""
+    if not is_tensor(result):
+        return as_array(result)
+    tensor = plain_tensor(result)
+    return DeviceArray(with_room(lambda: _with_known_dtype(tensor), tensor.device))
 
 
 def keys_of(result: Any) -> list[Any]:
@@ -161,7 +198,10 @@ def call_whole(fn: Any, size: int, *batches: Array, **tiles: Sequence[Any]) -> A
         return fn(*batches, **tiles)
     given = (np.concatenate([batch, *[batch[-1:]] * (size - n)]) for batch in batches)
     raw = fn(*given, **{name: (*own, *[own[-1]] * (size - n)) for name, own in tiles.items()})
-    arrays = as_results(raw, keys_of(raw))
+    keys = keys_of(raw)
+    # Tensors stay where they are.
+    parts = [raw] if keys == [None] else [raw[key] for key in keys]
+    arrays = [part if is_tensor(part) else as_array(part) for part in parts]
     for array in arrays:
         if not array.ndim or len(array) != size:
             raise ContractError(
@@ -169,6 +209,20 @@ def call_whole(fn: Any, size: int, *batches: Array, **tiles: Sequence[Any]) -> A
                 "must be the batch."
             )
     return in_structure(raw, [array[:n] for array in arrays])
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the results of calls with parts of a batch as that of one call; each may be a tuple or dict."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {key: joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        return tuple(joined(column) for column in zip(*parts, strict=True))
+    if not first.ndim:
+        raise ContractError("the function returned one number for a batch; the first axis must be the batch.")
+    return sys.modules["torch"].cat(list(parts)) if is_tensor(first) else np.concatenate(parts)
 
 
 def without_batch(arrays: Sequence[Array]) -> list[Array]:

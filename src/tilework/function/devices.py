@@ -17,7 +17,15 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
-__all__ = ["busy_seconds", "device_lock", "devices_of", "transfer_seconds", "wants_whole_batches", "working"]
+__all__ = [
+    "busy_seconds",
+    "device_lock",
+    "devices_of",
+    "name_of",
+    "transfer_seconds",
+    "wants_whole_batches",
+    "working",
+]
 
 # How deep a function is searched: itself, what it holds, and so on. Each level of a library's function has
 # some tens of names.
@@ -108,6 +116,12 @@ _LOCKS: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 _FREED = threading.Condition()
 _CLOCKS: defaultdict[str, _Clock] = defaultdict(_Clock)
 _TIMES = threading.Lock()
+
+
+def name_of(device: Any) -> str:
+    """Return the one name of a device: there is one CPU and one Metal device, however they are numbered."""
+    name = str(device)
+    return name.partition(":")[0] if name.startswith(("cpu", "mps")) else name
 
 
 @contextmanager

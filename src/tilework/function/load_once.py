@@ -113,9 +113,13 @@ class LoadOnce:
         inner: Any = None,
         batched: bool = False,
         version: str | None = None,
+        known: Mapping[str, Any] | None = None,
     ) -> None:
         self.packed, self.token, self._concurrent, self._inner = packed, token, concurrent, inner
         self.__tilework_batched__, self.version = batched, version
+        self._known = dict(known or {})
+        """Attributes of the object, which so need not be built to be asked."""
+        self.__dict__.update(self._known)
 
     def _built(self) -> _Entry:
         entry = _REGISTRY.entry(self.token, self._concurrent)
@@ -127,11 +131,9 @@ class LoadOnce:
                 entry.built, entry.timed = True, not devices_of(entry.value)
         return entry
 
-    def at_most(self, concurrent: int) -> LoadOnce:
-        """Return a proxy of the same object that lets another number of calls run at a time."""
-        return LoadOnce(
-            self.packed, self.token, concurrent, self._inner, self.__tilework_batched__, self.version
-        )
+    def known_as(self, concurrent: int, known: Mapping[str, Any]) -> LoadOnce:
+        """Return a proxy of the same object that lets another number of calls run, and has its attributes."""
+        return LoadOnce(self.packed, self.token, concurrent, self._inner, version=self.version, known=known)
 
     def get(self) -> Any:
         """Return the object; build it if this process has not built it yet."""
@@ -153,7 +155,7 @@ class LoadOnce:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.packed, self.token, self._concurrent, self._inner)
-        return LoadOnce, (*values, self.__tilework_batched__, self.version)
+        return LoadOnce, (*values, self.__tilework_batched__, self.version, self._known)
 
     def __dask_tokenize__(self) -> Any:
         return "tilework.load_once", self.token

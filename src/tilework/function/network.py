@@ -7,50 +7,44 @@ another one restores, and the memory of a device holds the values of one batch.
 
 from __future__ import annotations
 
-import copy
 import functools
 import hashlib
 import io
 import multiprocessing
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import cloudpickle
 import numpy as np
 
 from tilework._checks import brief, flag, one_of, whole
 from tilework._types import Array
-from tilework.errors import TilingError
-from tilework.function.calling import as_array, from_tensor, is_tensor
+from tilework.function.calling import as_array, from_tensor, is_tensor, joined, plain_tensor
 from tilework.function.compiling import compiled
+from tilework.function.device_memory import in_batches, with_room
 from tilework.function.devices import device_lock
 from tilework.function.load_once import LoadOnce, load_once
+from tilework.function.network_places import check_devices, copy_on, dtype_of, moved, place_of, weights_of
+from tilework.function.tensors import as_tensor, channels_last, moved_there
 
 __all__ = ["TorchFunction", "from_torch"]
 
 
 _ACTIVATIONS = ("softmax", "sigmoid", "argmax")
-# Kinds of devices that torch names without a plug-in, and on which a network can run.
-_DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
-# Dtypes in which networks calculate; weights of 8 bits are unpacked by the network.
-_FLOATS = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128")
-
-# Copies of networks on other devices: by network, then by device, with the stamps of the weights.
-_COPIES: WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
 
 
 class TorchFunction:
     """A torch network that takes and returns numpy batches; made by `from_torch`."""
 
     __tilework_batched__ = True
-    # An attribute of an instance only where it is given, because names and fingerprints contain these.
-    _compile = False
+    # The options that are not asked for.
+    _compile = _on_device = _channels_last = _deterministic = False
 
     def __init__(
         self,
@@ -60,16 +54,16 @@ class TorchFunction:
         add_channel: bool | None = None,
         channel_axis: int | None = None,
         activation: str | Callable[[Any], Any] | None = None,
-        compiles: bool = False,
+        **more: Any,
     ) -> None:
-        if compiles:
-            self._compile = True
         self._module, self._device, self._autocast = module, device, autocast
         self._add_channel, self._channel_axis, self._activation = (
             add_channel,
             channel_axis,
             activation,
         )
+        # Only what was asked for: stores know a network by its state, and earlier ones have none of these.
+        self.__dict__.update({f"_{name}": value for name, value in more.items() if value})
 
     def __getstate__(self) -> dict[str, Any]:
         return dict(self.__dict__)
@@ -96,9 +90,9 @@ class TorchFunction:
         place = self._places(torch)[0][0]
         if place.type == "cpu":
             return 0.0
-        dtype = _dtype(self._module, torch)
-        given = [_tensor(crop[None], dtype, torch) for crop in crops]
-        there = [_tensor(result[None], torch.float32, torch).to(place) for result in results]
+        dtype = dtype_of(self._module, torch)
+        given = [as_tensor(crop[None], dtype, torch) for crop in crops]
+        there = [as_tensor(result[None], torch.float32, torch).to(place) for result in results]
         taken = []
         for _ in range(3):  # the first one starts the device
             start = time.perf_counter()
@@ -112,44 +106,60 @@ class TorchFunction:
     def _places(self, torch: Any) -> list[tuple[Any, bool]]:
         """Return the devices on which the network may run, and whether it has to be moved there."""
         wanted = self._device if isinstance(self._device, tuple) else (self._device,)
-        return [_place(self._module, one, torch) for one in wanted]
+        return [place_of(self._module, one, torch) for one in wanted]
 
     def __dask_tokenize__(self) -> Any:
         return "tilework.from_torch", _digest(self.__dict__)
+
+    @property
+    def __tilework_on_device__(self) -> bool:
+        """Whether results stay on the device."""
+        return self._on_device
 
     def __call__(self, batch: Array) -> Any:
         """Return the network's result for a batch of crops as numpy, ``(batch, ...)``."""
         import torch
 
         _one_thread(os.getpid())
-        given = batch.shape[1:]
+        given, size = batch.shape[1:], len(batch)
         if self._channel_axis is not None:
             batch = np.moveaxis(batch, _after_batch(self._channel_axis, batch.ndim), 1)
-        dtype = _dtype(self._module, torch)
-        crops = _tensor(batch, dtype, torch)
+        dtype = dtype_of(self._module, torch)
+        crops = as_tensor(batch, dtype, torch)
         add = _wants_channel(self._module, crops.ndim) if self._add_channel is None else self._add_channel
         places = {str(place): (place, moves) for place, moves in self._places(torch)}
         with device_lock(list(places)) as name:
             device, moves = places[name]
-            module = _copy_on(self._module, device, torch) if moves else self._module
+            module = copy_on(self._module, device, torch) if moves else self._module
             run = compiled(module, torch) if self._compile else module
-            x = crops.to(device=device, dtype=dtype)
-            # Not in inference mode: what the network keeps of a call could not be used in training.
-            with _evaluating(module), torch.no_grad(), self._casting(device, torch):
-                try:
-                    y = run(x.unsqueeze(1) if add else x)
-                except Exception as error:
-                    if note := _channel_note(module, given, self._channel_axis, added=add):
-                        error.add_note(note)
-                    raise
-                return _each(y, lambda t: self._finish(t, add, torch))
+
+            def call(start: int, stop: int) -> Any:
+                x = moved_there(crops[start:stop], device, dtype)
+                x = x.unsqueeze(1) if add else x
+                x = channels_last(x, torch) if self._channels_last else x
+                # Not in inference mode: what the network keeps of a call could not be used in training.
+                with _evaluating(module), torch.no_grad(), self._casting(device, torch):
+                    try:
+                        y = run(x)
+                    except Exception as error:
+                        if note := _channel_note(module, given, self._channel_axis, added=add):
+                            error.add_note(note)
+                        raise
+                    return _each(y, lambda t: self._finish(t, add, torch))
+
+            with _DETERMINISTIC if self._deterministic else nullcontext():
+                parts = in_batches(
+                    call, size, lambda: (str(device), _size_of(module), given, self._autocast),
+                    crop=lambda: f"one crop of shape {tuple(given)}", device=device,
+                )  # fmt: skip
+            return joined(parts) if len(parts) == 1 else with_room(lambda: joined(parts), device)
 
     def _casting(self, device: Any, torch: Any) -> Any:
         if self._autocast is None:
             return nullcontext()
         return torch.autocast(device.type, dtype=getattr(torch, self._autocast))
 
-    def _finish(self, y: Any, added: bool, torch: Any) -> Array:
+    def _finish(self, y: Any, added: bool, torch: Any) -> Any:
         if callable(self._activation):
             y = self._activation(y)
         elif self._activation is not None:
@@ -157,6 +167,11 @@ class TorchFunction:
             y = act(y) if self._activation == "sigmoid" else act(y, dim=1)
         if added and y.ndim > 1 and y.shape[1] == 1 and self._activation != "argmax":
             y = y.squeeze(1)
+        if self._on_device and is_tensor(y):
+            y = plain_tensor(y)
+            if self._channel_axis is not None and self._activation != "argmax":
+                y = y.movedim(1, _after_batch(self._channel_axis, y.ndim))
+            return y
         array = as_array(y)
         if self._channel_axis is not None and self._activation != "argmax":
             array = np.moveaxis(array, 1, _after_batch(self._channel_axis, array.ndim))
@@ -201,37 +216,47 @@ def _digest(value: Any) -> str:
 # -- samples ----------------------------------------------------------------------------------------------
 
 
-def _dtype(module: Any, torch: Any) -> Any:
-    """Return the dtype in which a network calculates."""
-    known = [getattr(torch, name) for name in _FLOATS]
-    return next((t.dtype for t in _weights(module) if t.dtype in known), torch.float32)
+def _size_of(module: Any) -> tuple[str, int]:
+    """Return what networks have in common that need as much memory: the class and the number of weights."""
+    return type(module).__qualname__, sum(t.numel() for t in weights_of(module))
 
 
-def _tensor(batch: Array, dtype: Any, torch: Any) -> Any:
-    """Return a batch as a tensor on the CPU, in a dtype from which torch can cast to ``dtype``."""
-    own = batch.dtype
-    if own.kind not in "biufc" and (own.names is not None or not np.can_cast(own, np.float32)):
-        raise TypeError(f"a network takes numbers; the crops have dtype {own}.")
-    if own.kind == "c" and not dtype.is_complex:
-        raise TypeError(
-            f"the crops have dtype {own}, and the weights of the network {str(dtype)[6:]}: the "
-            "imaginary part would be lost. Give np.abs(image), or real and imaginary part as two channels."
-        )
-    if own.kind == "c":
-        own = np.dtype(np.complex64 if own.itemsize == 8 else np.complex128)
-    elif own.itemsize > 8 or own.kind not in "bif":
-        # Torch has no numbers of 128 bits, and long unsigned integers since 2.3 only.
-        own = np.dtype(np.float32 if own.itemsize <= 2 else np.float64)
-    return torch.from_numpy(np.ascontiguousarray(batch, dtype=own.newbyteorder("=")))
+class _Deterministic:
+    """A context in which convolutions take algorithms that give the same bits each time.
+
+    The flags belong to the process. Calls on several devices overlap, so the first one sets them and the last
+    one sets back what it found.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._before: list[tuple[Any, str, bool]] = []
+
+    def __enter__(self) -> None:
+        from torch import backends
+
+        with self._lock:
+            self._inside += 1
+            if self._inside > 1:
+                return
+            wanted = [
+                (backends.cudnn, "deterministic", True), (backends.cudnn, "benchmark", False),
+                (backends.mkldnn, "deterministic", True),
+            ]  # fmt: skip
+            for module, name, value in wanted:
+                if hasattr(module, name):
+                    self._before.append((module, name, getattr(module, name)))
+                    setattr(module, name, value)
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            while not self._inside and self._before:
+                module, name, value = self._before.pop()
+                setattr(module, name, value)
 
 
-# -- networks and devices ---------------------------------------------------------------------------------
-
-
-def _weights(module: Any) -> Iterator[Any]:
-    """Yield parameters and buffers."""
-    yield from module.parameters()
-    yield from module.buffers()
+_DETERMINISTIC = _Deterministic()
 
 
 @contextmanager
@@ -248,144 +273,6 @@ def _evaluating(module: Any) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _place(module: Any, wanted: str, torch: Any) -> tuple[Any, bool]:
-    """Return the device on which a network runs, and whether it has to be moved there."""
-    places = [_numbered(w.device, torch) for w in _weights(module)]
-    if wanted == "auto":
-        stays = any(place.type != "cpu" for place in places)
-        wanted = str(places[0]) if stays else _best(module, torch)
-        places = [] if stays else places
-    if problem := _problem(wanted, torch):
-        raise TilingError(problem)
-    device = _numbered(torch.device(wanted), torch)
-    return device, any(place != device for place in places)
-
-
-def _best(module: Any, torch: Any) -> str:
-    """Return the fastest kind of device that there is."""
-    if torch.cuda.is_available():
-        return "cuda"
-    # This kind has no numbers of 64 bits.
-    if torch.backends.mps.is_available() and _dtype(module, torch).itemsize < 8:
-        return "mps"
-    return "cpu"
-
-
-def _numbered(device: Any, torch: Any) -> Any:
-    """Return a device in the one way in which it is written here."""
-    if device.type in ("cpu", "mps"):
-        return torch.device(device.type)
-    current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else 0
-    return torch.device(device.type, current if device.index is None else device.index)
-
-
-def _problem(device: str, torch: Any) -> str | None:
-    """Return why a device cannot be used in this process, and what to do; None if it can."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        return f"device={device!r} is not the name of a device: {error}"
-    kind, number = found.type, found.index or 0
-    if kind == "cuda" and not torch.cuda.is_available():
-        built = torch.version.cuda or getattr(torch.version, "hip", None)
-        why = "torch finds no CUDA device" if built else "this build of torch has no CUDA"
-    elif kind == "cuda" and number >= (count := torch.cuda.device_count()):
-        why = f"torch finds {count}, " + ", ".join(f"'cuda:{i}'" for i in range(count))
-    elif kind == "mps" and not torch.backends.mps.is_available():
-        why = "torch finds no Metal device"
-    elif kind == "meta":
-        why = "its tensors have no values; load the weights first"
-    elif (known := getattr(torch, kind, None)) is not None and not getattr(
-        known, "is_available", lambda: True
-    )():
-        why = f"torch finds no {kind} device"
-    else:
-        return None
-    return (
-        f"device={device!r} cannot be used in this process ({why}). device='auto' takes cuda, mps or cpu, "
-        "whichever the process that calls the network has."
-    )
-
-
-def _check_devices(device: Any) -> str | tuple[str, ...]:
-    """Return the name of a device, or a tuple of several; raise as `_check_device` does."""
-    if not isinstance(device, list | tuple):
-        return _check_device(device)
-    names = tuple(map(_check_device, device))
-    if not names or len(set(names)) < len(names) or (len(names) > 1 and "auto" in names):
-        raise TilingError(f"device must be one name, or different names of devices; got {brief(device)}.")
-    return names if len(names) > 1 else names[0]
-
-
-def _check_device(device: Any) -> str:
-    """Return the name of a device; raise if it is known here that it cannot be used."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(device, torch.device):
-        device = str(device)
-    if not isinstance(device, str):
-        raise TypeError(f"device must be a name, such as 'auto', 'cpu' or 'cuda:0'; got {device!r}.")
-    kind, colon, number = device.partition(":")
-    if device == "auto" or torch is None:
-        one_of("device", kind, _DEVICES)
-        if colon and not (number.isdecimal() and kind != "auto"):
-            raise TilingError(f"device must be a name such as 'cuda' or 'cuda:0'; got {device!r}.")
-    elif (problem := _problem(device, torch)) and not (kind in _DEVICES and _has_cluster()):
-        raise TilingError(problem)
-    return device
-
-
-def _has_cluster() -> bool:
-    """Return whether there is a distributed client: its workers may have other devices."""
-    distributed: Any = sys.modules.get("distributed")
-    try:
-        return distributed is not None and distributed.default_client() is not None
-    except ValueError:
-        return False
-
-
-def _copy_on(module: Any, device: Any, torch: Any) -> Any:
-    """Return the one copy of a network on another device; it is made again if the weights have changed."""
-    stamps = list(map(_stamp, _weights(module)))
-    copies = _COPIES.setdefault(module, {})
-    found = copies.pop(str(device), None)
-    if found is None or found[0] != stamps:
-        del found  # its memory, before more is taken
-        found = stamps, _moved(module, device, torch)
-    copies[str(device)] = found
-    return found[1]
-
-
-def _stamp(tensor: Any) -> tuple[int, ...]:
-    """Return what changes when values are put into a tensor, as training does in place."""
-    try:
-        return id(tensor), tensor.data_ptr(), tensor._version
-    except RuntimeError:  # made in inference mode, or not made yet
-        return (id(tensor),)
-
-
-def _moved(module: Any, device: Any, torch: Any) -> Any:
-    """Return a copy of a network on another device; its weights are copied there only."""
-    memo: dict[int, Any] = {}
-    try:
-        for part in module.modules():
-            if isinstance(part, torch.jit.ScriptModule):
-                continue  # it copies its weights itself
-            # Tensors that are plain attributes go along; some are computed from parameters.
-            for tensor in (*part._parameters.values(), *part._buffers.values(), *vars(part).values()):
-                if not isinstance(tensor, torch.Tensor) or torch.nn.parameter.is_lazy(tensor):
-                    continue
-                moved = tensor.detach().to(device)
-                if isinstance(tensor, torch.nn.Parameter):
-                    moved = torch.nn.Parameter(moved, tensor.requires_grad)
-                memo[id(tensor)] = moved
-        return copy.deepcopy(module, memo).to(device)
-    except Exception as error:
-        raise TilingError(
-            f"the network cannot be copied to {device} ({type(error).__name__}: {error}). Move it yourself, "
-            f'module.to("{device}"), or give a callable that builds it.'
-        ) from error
 
 
 # -- shapes -----------------------------------------------------------------------------------------------
@@ -460,16 +347,24 @@ def from_torch(
     channel_axis: int | None = None,
     activation: str | Callable[[Any], Any] | None = None,
     compile: bool = False,
+    on_device: bool = False,
+    channels_last: bool = False,
+    deterministic: bool = False,
 ) -> TorchFunction | LoadOnce:
     """Return a torch network as a function of numpy crops.
 
     The network runs in evaluation mode and without gradients. It always gets a batch; without ``batch_size``
     in `tiled_map`, a batch of one crop. Crops of any integer, bool or floating dtype are cast to the dtype of
     the network: that of its first floating parameter or buffer, or float32 if it has none. A network that
-    needs integers casts them back itself, ``x.long()``.
+    needs integers casts them back itself, ``x.long()``. They cross to the device in the smaller of the two
+    dtypes: uint8 and uint16 images as they are.
 
     A process makes one call at a time on each device, for a network as for a callable that builds one.
     `to_zarr` and `compute` start at least eight threads for it, of which the others read and write meanwhile.
+
+    If the memory of the device is full, the batch is halved, and the process keeps to what was possible for
+    this network and this shape of crops. One crop too many is an error with the figures; nothing runs on the
+    CPU unasked.
 
     Parameters
     ----------
@@ -499,6 +394,19 @@ def from_torch(
     compile : bool
         Whether torch compiles the network, once for each shape of a batch in each process; short batches are
         filled, see ``pad_batch`` of `tiled_map`. The first call takes from seconds to a minute.
+    on_device : bool
+        Whether results stay on the device as tensors, where `tiled_map` adds them up, normalises and takes
+        the argmax, so that only finished blocks cross back. For ``fn=`` of `tiled_map` itself, with "trim",
+        "max", "min" and the blends that average; others are refused when the result is built. A canvas is a
+        block with its overlap and all channels; the device holds one for every thread that computes, which
+        no memory limit of tilework counts.
+    channels_last : bool
+        Whether crops of two and three spatial axes are laid out with their channels last in memory, which
+        convolutions in half precision need to be fast on CUDA. The weights keep their layout.
+    deterministic : bool
+        Whether convolutions take algorithms that give the same bits each time, during a call only. Batches
+        of another size may still get other bits. Operations that torch lists under
+        ``torch.use_deterministic_algorithms`` are not included: call that in each process if they matter.
 
     Returns
     -------
@@ -507,10 +415,10 @@ def from_torch(
     Raises
     ------
     TypeError
-        If ``compile`` is not True or False, or ``add_channel`` not one of them or None; if the argument is
-        neither a module nor a callable.
+        If a flag is not True or False, or ``add_channel`` not one of them or None; if the argument is neither
+        a module nor a callable.
     TilingError
-        If the device is not known, or this process does not have it.
+        If the device is not known, or this process does not have it; in a call, if its memory is full.
 
     Examples
     --------
@@ -532,13 +440,18 @@ def from_torch(
         channel_axis = whole("channel_axis", channel_axis)
     if not (activation is None or callable(activation)):
         one_of("activation", activation, _ACTIVATIONS)
-    places = _check_devices(device)
+    flags = {
+        "compile": compile, "on_device": on_device, "channels_last": channels_last,
+        "deterministic": deterministic,
+    }  # fmt: skip
+    for name, value in flags.items():
+        flag(name, value)
+    more: dict[str, Any] = {name: value for name, value in flags.items() if value}
+    places = check_devices(device)
     options: tuple[Any, ...] = (places, autocast, add_channel, channel_axis, activation)
-    if flag("compile", compile):
-        options += (True,)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(module_or_factory, torch.nn.Module):
-        return TorchFunction(module_or_factory, *options)
+        return TorchFunction(module_or_factory, *options, **more)
     if not callable(module_or_factory):
         raise TypeError(
             "module_or_factory must be a torch module or a callable that builds one; got "
@@ -546,20 +459,17 @@ def from_torch(
         )
     # A proxy of a network is called with crops; what it builds is wanted here.
     factory = module_or_factory.get if isinstance(module_or_factory, LoadOnce) else module_or_factory
-    built: Any = load_once(functools.partial(_build, factory, options))
-    built.__tilework_batched__ = True
-    # One call has a device, while the crops of the next one become a tensor.
+    built = load_once(functools.partial(_build, factory, options, **more))
     n = len(places) if isinstance(places, tuple) else 1
-    built = built.at_most(2 * n)
-    if n > 1:
-        built.__tilework_device__ = n
-    if compile:
-        built.__tilework_whole_batches__ = True
-    proxy: LoadOnce = built
-    return proxy
+    known = {
+        "__tilework_batched__": True, "__tilework_device__": n, "__tilework_whole_batches__": compile,
+        "__tilework_on_device__": on_device,
+    }  # fmt: skip
+    # One call has a device, while the crops of the next one become a tensor.
+    return built.known_as(2 * n, {name: value for name, value in known.items() if value})
 
 
-def _build(factory: Callable[[], Any], options: tuple[Any, ...]) -> TorchFunction:
+def _build(factory: Callable[[], Any], options: tuple[Any, ...], **more: Any) -> TorchFunction:
     import torch
 
     module = factory()
@@ -569,7 +479,7 @@ def _build(factory: Callable[[], Any], options: tuple[Any, ...]) -> TorchFunctio
             "lambda: module, if it is the network itself."
         )
     if isinstance(options[0], tuple):
-        return TorchFunction(module, *options)
-    place, moves = _place(module, options[0], torch)
+        return TorchFunction(module, *options, **more)
+    place, moves = place_of(module, options[0], torch)
     # Whoever holds the module that was built keeps it as it is; otherwise its memory is freed here.
-    return TorchFunction(_moved(module, place, torch) if moves else module, *options)
+    return TorchFunction(moved(module, place, torch) if moves else module, *options, **more)

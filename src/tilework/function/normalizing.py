@@ -12,7 +12,7 @@ import numpy as np
 from tilework._checks import brief, flag, one_of, sequence, whole
 from tilework._types import Array, Function, Index
 from tilework.errors import ContractError, TilingError
-from tilework.function.calling import check_function, is_batched
+from tilework.function.calling import check_function, is_batched, is_on_device
 
 __all__ = ["Normalized", "bare_function", "normalized"]
 
@@ -145,6 +145,10 @@ class Normalized:
     @property
     def __tilework_batched__(self) -> bool:
         return is_batched(self.fn)
+
+    @property
+    def __tilework_on_device__(self) -> bool:
+        return is_on_device(self.fn)
 
     def __call__(self, *crops: Array, **tile: Any) -> Any:
         """Return what the function returns for normalised crops, or batches of them."""

@@ -25,8 +25,9 @@ from tilework._checks import as_numbers, one_of, scalar
 from tilework._types import Array, Index
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.block import canvas_boxes, spans_of
-from tilework.engine.canvas import Partial, combine, finish, real_dtype
+from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.spec import Spec
+from tilework.engine.sums import real_dtype
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.bound import UNWEIGHTED, BoundOutput
 from tilework.function.calling import from_tensor, is_tensor

@@ -19,7 +19,7 @@ import numpy as np
 
 from tilework._checks import brief
 from tilework._types import Array, Index, Ints, Writable
-from tilework.engine.canvas import plus
+from tilework.engine.sums import plus
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import as_array, from_tensor, is_tensor
 from tilework.grid.tiles import Box

@@ -1,0 +1,366 @@
+"""D1 to D4: on a device, sums are those of the host, memory may end anywhere, and little crosses back.
+
+The device is the CPU as torch sees it: the same operations, whose numbers a device that adds and multiplies
+as IEEE 754 says has as well.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tilework as tw
+from tests.laws.engine_functions import LAYOUTS, Called
+from tests.laws.engine_strategies import OWN, WINDOWS, Case, assert_same_bits, cases, masks
+from tests.laws.test_e_invariance import Rough, dull
+from tests.networks import dncnn_module, kodim23
+from tests.sampling import share
+from tilework.function import device_array, device_memory
+from tilework.function.device_array import DeviceArray
+
+torch = pytest.importorskip("torch")
+
+pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.random((47, 52), dtype=np.float32)
+BLENDS = ("trim", *WINDOWS, *OWN, "max", "min")
+
+
+class There:
+    """A function whose results are tensors that stay where they are."""
+
+    __tilework_on_device__ = True
+
+    def __init__(self, fn: Callable[..., Any]) -> None:
+        self.fn = fn
+
+    def __call__(self, *crops: np.ndarray, **tile: Any) -> Any:
+        return _tensors(self.fn(*crops, **tile))
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _tensors(one) for key, one in value.items()}
+    if isinstance(value, tuple):
+        return tuple(map(_tensors, value))
+    return torch.from_numpy(np.array(value))
+
+
+def there(case: Case, one: Callable[..., Any], **options: Any) -> Any:
+    """Return `tiled` for results that stay on the device."""
+    wanted = {"axes": case.axes, "each": case.each, **case.grid, **case.weights, **case.run}
+    wanted |= {"pass_tile": True, **options}
+    fn = There(Called(one, wanted["batch_size"] is not None, numbered=True))
+    return tw.tiled_map(fn, wanted.pop("image", case.image), **wanted)
+
+
+# -- D1: the numbers of the host --------------------------------------------------------------------------
+
+
+@given(
+    case=cases(words=BLENDS, margins=True, scales=(1, 2), multiples=(1, 2)), layout=st.sampled_from(LAYOUTS),
+    dtype=st.sampled_from(("float32", "float64", "float16", "int32", "uint8")), masked=st.booleans(),
+    skips=st.booleans(), scheduler=st.sampled_from(("sync", "threads")), data=st.data(),
+)  # fmt: skip
+def test_D1_sums_on_a_device_are_those_of_the_host(
+    case: Case, layout: str, dtype: str, masked: bool, skips: bool, scheduler: str, data: Any
+) -> None:
+    from tests.laws.engine_strategies import tiled
+
+    fn = Rough(case, layout, dtype)
+    options: dict[str, Any] = {"output": fn.output(), "fill_value": 7}
+    options |= {"skip": dull if skips else None} | (data.draw(masks(case)) if masked else {})
+    on_host = tiled(case, fn, numbered=True, **options)
+    on_device = there(case, fn, **options)
+    assert on_device.chunks == on_host.chunks
+    with dask.config.set(scheduler=scheduler):
+        assert_same_bits(on_device.compute(), on_host.compute())
+
+
+class Classes(torch.nn.Module):  # type: ignore[misc]
+    """Many classes, of which several are largest, NaN here and there, and large numbers."""
+
+    def __init__(self, n: int = 5, dtype: Any = torch.float32) -> None:
+        super().__init__()
+        self.n, self.dtype = n, dtype
+
+    def forward(self, x: Any) -> Any:
+        k = torch.arange(self.n, device=x.device).reshape(1, -1, 1, 1)
+        y = torch.round(3 * torch.sin(40 * x.unsqueeze(1) + k))
+        y = torch.where((k + 1) * x.unsqueeze(1) % 0.1 > 0.097, torch.nan, y)
+        return torch.where(x.unsqueeze(1) > 0.97, y * 3e38, y).to(self.dtype)
+
+
+MAP = np.outer(*[np.hanning(18)[1:-1]] * 2)
+
+
+@pytest.mark.parametrize("blend", ["trim", "average", "gaussian", "max", MAP], ids=lambda b: str(b)[:8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("reduce", [None, "argmax"])
+def test_D1_ends_of_the_type_ties_and_nan(blend: Any, dtype: str, reduce: Any) -> None:
+    net, found = Classes(dtype=getattr(torch, dtype)), []
+    mask = np.ones((47, 52), bool)
+    mask[20:33, 5:40] = False
+    output = tw.Output("u1" if reduce else "f4", channels=5, reduce=reduce)
+    for on_device in (False, True):
+        fn = tw.from_torch(net, device="cpu", on_device=on_device)
+        with np.errstate(all="ignore"):
+            out = tw.tiled_map(
+                fn, IMAGE, 16, stride=7, blend=blend, output=output, mask=mask, chunks=20, batch_size=3
+            )
+            found.append(out.compute(scheduler="sync"))
+    # The sign of a NaN, which comes of adding or choosing, means nothing.
+    for one in found:
+        np.copyto(one, np.nan if reduce is None else 0, where=np.isnan(one))
+    assert_same_bits(found[1], found[0])
+
+
+def test_D1_a_crop_that_is_multiplied_in_parts() -> None:
+    """So large that not all weights are one product: further axes are multiplied as scalars."""
+    volume, found = RNG.random((70, 100, 90), dtype=np.float32), []
+    for on_device in (False, True):
+        fn = tw.from_torch(
+            lambda: torch.nn.Conv3d(1, 2, 1), device="cpu", on_device=on_device, channels_last=True
+        )
+        torch.manual_seed(0)
+        out = tw.tiled_map(fn, volume, (48, 90, 80), stride=(30, 40, 40), blend="hann",
+                           output=tw.Output("f4", channels=2))  # fmt: skip
+        found.append(out.compute(scheduler="sync"))
+    assert_same_bits(found[1], found[0])
+
+
+@pytest.mark.parametrize("piece", [100, 2**24])
+def test_D1_canvases_are_added_to_piece_by_piece(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_array, "PIECE", piece)
+    assert_same_bits(classes(on_device=True), classes(on_device=False))
+
+
+def classes(*, n: int = 5, on_device: bool = True, **options: Any) -> np.ndarray:
+    fn = tw.from_torch(Classes(n), device="cpu", on_device=on_device)
+    given: dict[str, Any] = {"chunks": 20, "batch_size": 3, "blend": "gaussian", "reuse": "share"}
+    output = tw.Output("u1", channels=n, reduce="argmax")
+    with np.errstate(all="ignore"):
+        out = tw.tiled_map(fn, IMAGE, 16, output=output, **({"stride": 9} | given | options))
+        return np.asarray(out.compute(scheduler="sync"))
+
+
+def test_D1_a_real_network() -> None:
+    """A denoiser, blended, on both: its canvases, and those of a view and of a store."""
+    image, found = kodim23()[:150, :170], []
+    for on_device in (False, True):
+        fn = tw.from_torch(dncnn_module, device="cpu", on_device=on_device)
+        out = tw.tiled_map(fn, image, 64, 10, blend="gaussian", dtype="f4", batch_size=2)
+        found.append(out.compute(scheduler="sync"))
+        assert_same_bits(tw.view(out)[20:120, 33:140], found[0][20:120, 33:140])
+        assert_same_bits(tw.to_zarr(out, {}, progress=False)[...], found[0])
+    assert_same_bits(found[1], found[0])
+
+
+# -- D2: memory ends anywhere -----------------------------------------------------------------------------
+
+
+class Ends(torch.utils._python_dispatch.TorchDispatchMode):  # type: ignore[misc]
+    """Memory ends at operation number ``k`` of torch that takes some, and at as many after it."""
+
+    def __init__(self, k: int, times: int = 1) -> None:
+        super().__init__()
+        self.k, self.times, self.n = k, times, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        takes = all(one.alias_info is None for one in func._schema.returns)  # neither view nor in place
+        self.n += takes
+        if takes and self.k < self.n <= self.k + self.times:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(device_memory, "gc", SimpleNamespace(collect=lambda: 0))
+    device_memory.LIMITS.clear()
+    yield
+    device_memory.LIMITS.clear()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"batch_size": None}, {"blend": "trim", "stride": None, "overlap": 3}, {"blend": "max"},
+     {"blend": MAP}, {"reuse": "recompute"}],
+    ids=["gaussian", "alone", "trim", "max", "map", "recompute"],
+)  # fmt: skip
+def test_D2_the_result_is_the_same_wherever_the_memory_ends(options: dict[str, Any]) -> None:
+    given = {"n": 2, "chunks": (47, 26)} | options
+    whole = classes(on_device=False, **given)
+    with Ends(10**9) as counts:
+        assert_same_bits(classes(**given), whole)
+    assert counts.n > 50
+    for k in RNG.permutation(counts.n)[: share(40)].tolist():
+        device_memory.LIMITS.clear()
+        with Ends(k) as ends:
+            assert_same_bits(classes(**given), whole)
+        assert ends.n > k
+
+
+@contextmanager
+def canvases(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Give what was done to canvases: made on the device, made on the host, or moved."""
+    seen: list[str] = []
+    full, leave = torch.full, DeviceArray.leave
+
+    def made(shape: Any, *args: Any, device: Any, **options: Any) -> Any:
+        if shape:
+            seen.append("host" if device == "cpu" else "device")  # the device is `torch.device("cpu")`
+        return full(shape, *args, device=device, **options)
+
+    def left(self: DeviceArray, device: str) -> bool:
+        moved = leave(self, device)
+        seen.extend(["moved"] * moved)
+        return moved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "full", made)
+        patch.setattr(DeviceArray, "leave", left)
+        yield seen
+
+
+def test_D2_with_one_crop_the_canvases_move_to_the_host(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Fails(Classes):
+        calls = 0
+
+        def forward(self, x: Any) -> Any:
+            Fails.calls += 1
+            if Fails.calls == 8:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+
+    whole = classes(batch_size=None, on_device=False)
+    fn = tw.from_torch(Fails(), device="cpu", on_device=True)
+    output = tw.Output("u1", channels=5, reduce="argmax")
+    with np.errstate(all="ignore"), canvases(monkeypatch) as seen:
+        out = tw.tiled_map(fn, IMAGE, 16, stride=9, output=output, chunks=20, blend="gaussian", reuse="share")
+        Fails.calls = 0
+        assert_same_bits(out.compute(scheduler="sync"), whole)
+    first = seen.index("moved")
+    assert set(seen[:first]) == {"device"}
+    assert "device" not in seen[first:]
+    assert "host" in seen[first:]
+    assert [r.message for r in caplog.records] == [
+        "cpu ran out of memory: the canvases of this result are on the host from now on"
+    ]
+    # Another result begins on the device again.
+    with canvases(monkeypatch) as seen:
+        classes()
+    assert set(seen) == {"device"}
+
+
+def test_D2_memory_that_does_not_come_back_ends_with_the_figures() -> None:
+    with Ends(120, times=10**9), pytest.raises(tw.TilingError, match="cpu has not enough memory for"):
+        classes()
+
+
+# -- D3: what crosses -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def crossed(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Bytes that cross from the device: those of tensors that are asked to be on the CPU."""
+    found: list[int] = []
+    cpu = torch.Tensor.cpu
+
+    def counted(self: Any) -> Any:
+        found.append(self.numel() * self.itemsize)
+        return cpu(self)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    return found
+
+
+def test_D3_only_the_reduced_block_crosses(crossed: list[int]) -> None:
+    """100 classes: a byte per sample instead of 400 per sample and tile."""
+    options = {"n": 100, "chunks": IMAGE.shape}
+    classes(on_device=True, **options)
+    assert crossed == [IMAGE.size]
+    crossed.clear()
+    classes(on_device=False, **options)
+    assert sum(crossed) > 1000 * IMAGE.size
+
+
+def test_D3_seams_wait_on_the_host(crossed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    from tilework.engine import block
+
+    cut = block.cut_seams
+    seams: list[Any] = []
+
+    def kept(*args: Any) -> Any:
+        found = cut(*args)
+        seams.extend(p.array for groups in found.values() for g in groups for p in g.partials)
+        return found
+
+    monkeypatch.setattr("tilework.graph.tasks.cut_seams", kept)
+    assert_same_bits(classes(chunks=20), classes(chunks=20, on_device=False))
+    arrays = [a for a in seams if a is not None]
+    assert len(arrays) > 4
+    assert all(type(a) is np.ndarray for a in arrays)
+    # Own memory, not a view that keeps a whole canvas.
+    assert all(a.base is None or a.base.nbytes <= 2 * a.nbytes for a in arrays)
+
+
+def test_D3_in_another_process_a_canvas_is_on_the_host() -> None:
+    array = DeviceArray(torch.arange(6.0).reshape(2, 3))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(array[1])), [3, 4, 5])
+
+
+# -- D4: what is refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"blend": "sum"}, 'blend="sum"'),
+        ({"blend": "average", "disagreement": True}, "disagreement=True"),
+        ({"output": tw.Output("f4", reduce=np.abs)}, "callable of numpy arrays"),
+        ({"output": tw.Output("i4", labels="own")}, "labels are painted on the host"),
+        ({"output": tw.Output("i4", labels="join")}, "labels are painted on the host"),
+        ({"nodata": 0}, "where= and nodata="),
+        ({"where": np.ones((47, 52), bool)}, "where= and nodata="),
+        ({"stride": 1, "overlap": None, "blend": "average"}, "more crops than 32"),
+        ({"dtype": "g"}, "torch has no dtype float128"),
+        ({"dtype": "u4", "blend": "max"}, "does not compare uint32"),
+        ({"dtype": "c8", "blend": "average"}, "complex64 results can only be trimmed"),
+    ],
+)  # fmt: skip
+def test_D4_what_is_not_for_a_device_is_refused_when_the_result_is_built(
+    options: dict[str, Any], message: str
+) -> None:
+    given: dict[str, Any] = {"overlap": 3} | ({} if "output" in options else {"dtype": "f4"}) | options
+    for fn in (
+        tw.from_torch(torch.nn.Identity(), device="cpu", on_device=True),
+        tw.from_torch(torch.nn.Identity, device="cpu", on_device=True),
+    ):
+        with pytest.raises(tw.TilingError, match=f"on_device=True.*{message}.*Use on_device=False"):
+            tw.tiled_map(fn, IMAGE, 16, **given)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "processes"])
+@pytest.mark.parametrize("by", ["module", "factory"])
+def test_D4_every_scheduler(scheduler: str, by: str) -> None:
+    given = Classes() if by == "module" else Classes
+    fn = tw.from_torch(given, device="cpu", on_device=True)
+    assert type(pickle.loads(pickle.dumps(fn))) is type(fn)
+    output = tw.Output("u1", channels=5, reduce="argmax")
+    with np.errstate(all="ignore"):
+        out = tw.tiled_map(fn, IMAGE, 16, stride=9, blend="gaussian", output=output, chunks=30)
+        got = out.compute(scheduler=scheduler, num_workers=2)
+    assert_same_bits(got, classes(chunks=30, on_device=False))

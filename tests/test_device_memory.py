@@ -1,0 +1,309 @@
+"""A device whose memory ends: let go, smaller batches, and the same result wherever it happens."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilework as tw
+from tilework.function import device_memory
+from tilework.function.device_memory import in_batches, is_out_of_memory
+
+torch = pytest.importorskip("torch")
+
+RNG = np.random.default_rng(0)
+IMAGE = RNG.random((50, 44), dtype=np.float32)
+TEXT = "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.10 GiB."
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test knows what ran out of memory in another one, and none waits for the garbage collector."""
+    device_memory.LIMITS.clear()
+    monkeypatch.setattr(device_memory, "gc", SimpleNamespace(collect=lambda: 0))
+    yield
+    device_memory.LIMITS.clear()
+
+
+class Full(torch.nn.Module):  # type: ignore[misc]
+    """A network on a fake device: its memory holds ``room`` crops, and some calls fail whatever they get."""
+
+    def __init__(self, room: int = 10**6, fails: tuple[int, ...] = (), error: Any = None) -> None:
+        super().__init__()
+        self.room, self.fails = room, fails
+        self.error = error or (lambda: torch.OutOfMemoryError(TEXT))
+        self.batches: list[int] = []
+        self.made: list[Any] = []
+        self.kept: list[int] = []
+
+    def forward(self, x: Any) -> Any:
+        gone = [ref() is None for ref in self.made]
+        self.kept.append(len(gone) - sum(gone))
+        self.batches.append(len(x))
+        activations = x * 2
+        self.made.append(weakref.ref(activations))
+        if len(x) > self.room or len(self.batches) - 1 in self.fails:
+            raise self.error()
+        return torch.sin(activations) + 1
+
+
+def run(net: Any, batch_size: int | None = 4, **options: Any) -> np.ndarray:
+    fn = tw.from_torch(net, device="cpu", add_channel=False)
+    out = tw.tiled_map(fn, IMAGE, 16, 3, batch_size=batch_size, dtype="f4", chunks=IMAGE.shape, **options)
+    return np.asarray(out.compute(scheduler="sync"))
+
+
+WHOLE = run(Full())
+
+# -- which errors -----------------------------------------------------------------------------------------
+
+SURE = [
+    "CUDA out of memory. Tried to allocate 2.00 GiB",
+    "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    "MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 GB, max allowed: 18.00 GB)",
+    "XPU out of memory. Tried to allocate 4.00 GiB",
+    "HIP out of memory. Tried to allocate 4.00 GiB",
+]
+OTHERS = [
+    "[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried to allocate",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "GET was unable to find an engine to execute this computation",
+    "CUDA error: an illegal memory access was encountered",
+    "Expected all tensors to be on the same device",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", SURE)
+def test_the_texts_of_a_full_device_are_known(text: str) -> None:
+    assert is_out_of_memory(RuntimeError(text))
+    net = Full(room=2, error=lambda: RuntimeError(text))
+    np.testing.assert_array_equal(run(net), WHOLE)
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_other_errors_are_raised_as_they_are(text: str) -> None:
+    assert not is_out_of_memory(RuntimeError(text))
+    net = Full(room=2, error=lambda: RuntimeError(text))
+    with pytest.raises(RuntimeError) as caught:
+        run(net)
+    assert str(caught.value) == text
+    assert net.batches == [4]
+
+
+def test_the_class_decides_whatever_the_text_and_so_does_a_named_cause() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("full"))
+    try:
+        try:
+            raise torch.OutOfMemoryError("full")
+        except RuntimeError as error:
+            raise ValueError("the model failed") from error
+    except ValueError as error:
+        wrapped = error
+    assert is_out_of_memory(wrapped)
+    assert not is_out_of_memory(MemoryError("CUDA out of memory"))  # numpy's, of the host
+    assert not is_out_of_memory(tw.TilingError("CUDA out of memory"))
+
+
+# -- the ladder -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 5, 16])
+def test_the_result_is_the_same_wherever_the_memory_ends(batch_size: int | None) -> None:
+    """One call fails, each of them in turn; then two neighbours."""
+    net = Full()
+    np.testing.assert_array_equal(run(net, batch_size), WHOLE)
+    calls = len(net.batches)
+    for k in range(calls):
+        device_memory.LIMITS.clear()
+        net = Full(fails=(k,))
+        np.testing.assert_array_equal(run(net, batch_size), WHOLE)
+        assert len(net.batches) > calls
+
+
+def test_the_batch_is_halved_once_and_stays(caplog: pytest.LogCaptureFixture) -> None:
+    net = Full(room=3)
+    with caplog.at_level(logging.WARNING, "tilework"):
+        np.testing.assert_array_equal(run(net, 8), WHOLE)
+        np.testing.assert_array_equal(run(net, 8), WHOLE)
+    assert net.batches[:3] == [8, 4, 2]
+    assert max(net.batches[2:]) == 2
+    [record] = caplog.records
+    assert "cpu ran out of memory with a batch of 8 (one crop of shape (16, 16))" in record.message
+    assert "batches of 2 from now on" in record.message
+    # Larger crops, or another network, need other memory.
+    tw.from_torch(Full(room=9), device="cpu", add_channel=False)(np.zeros((8, 20, 16), np.float32))
+    other = torch.nn.Sequential(Full())
+    tw.from_torch(other, device="cpu", add_channel=False)(np.zeros((8, 16, 16), np.float32))
+    assert other[0].batches == [8]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 4])
+def test_one_crop_too_many_is_an_error_with_the_figures(batch_size: int | None) -> None:
+    net = Full(room=0)
+    message = r"cpu has not enough memory for one crop of shape \(16, 16\).*smaller crops.*device=\"cpu\""
+    with pytest.raises(tw.TilingError, match=message) as caught:
+        run(net, batch_size)
+    assert TEXT in str(caught.value)
+    assert net.batches[-2:] == [1, 1]
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_the_error_tells_total_and_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (2**28, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 79 * 2**30)
+
+    def call(start: int, stop: int) -> Any:
+        raise torch.OutOfMemoryError(TEXT)
+
+    figures = (
+        "cuda:1 has not enough memory for a crop, alone, from a batch of 4; 80.0 GiB in all, 256 MiB free, 79"
+    )
+    with pytest.raises(tw.TilingError, match=figures):
+        in_batches(call, 4, lambda: "kind", crop=lambda: "a crop", device=torch.device("cuda:1"))
+
+
+def test_what_a_failed_call_made_is_gone_before_the_next_one() -> None:
+    """An exception keeps the frames that it passed, and these their tensors, while it is handled."""
+    gc.disable()
+    try:
+        net = Full(room=1)
+        np.testing.assert_array_equal(run(net, 8), WHOLE)
+        assert net.batches[:4] == [8, 4, 2, 1]
+        assert not any(net.kept)
+    finally:
+        gc.enable()
+    net = Full(room=0)
+    with pytest.raises(tw.TilingError):
+        run(net, 8)
+    assert not any(net.kept)
+    assert all(ref() is None for ref in net.made)
+
+
+def test_a_network_of_a_fixed_batch_says_so() -> None:
+    class Fixed(Full):
+        def forward(self, x: Any) -> Any:
+            assert len(x) == 4, "Guard failed: x.size()[0] == 4"
+            return super().forward(x)
+
+    batch = np.zeros((4, 16, 16), np.float32)
+    with pytest.raises(AssertionError, match="Guard failed") as caught:
+        tw.from_torch(Fixed(room=3), device="cpu", add_channel=False)(batch)
+    assert any("run out of memory with a batch of 4" in note for note in caught.value.__notes__)
+    assert not device_memory.LIMITS
+    net = Fixed()
+    for _ in range(2):
+        assert tw.from_torch(net, device="cpu", add_channel=False)(batch).shape == (4, 16, 16)
+
+
+def test_several_results_and_channels_are_put_together() -> None:
+    class Two(Full):
+        def forward(self, x: Any) -> Any:
+            y = super().forward(x)
+            return {"a": y, "b": (y > 1)[:, None].expand(-1, 3, -1, -1)}
+
+    image = np.stack([IMAGE] * 2)
+    outs = {"a": tw.Output("f4"), "b": tw.Output(bool, channels=3)}
+    found = []
+    for room in (100, 1):
+        fn = tw.from_torch(Two(room), device="cpu", add_channel=False)
+        out = tw.tiled_map(fn, image[0], 16, 3, output=outs, batch_size=5)
+        found.append([out[k].compute(scheduler="sync") for k in "ab"])
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_modes_of_the_network_are_as_they_were() -> None:
+    net = Full(room=1).train()
+    run(net, 4)
+    assert net.training
+
+
+# -- functions of other libraries -------------------------------------------------------------------------
+
+
+class Device:
+    """A function of numpy batches that uses a device by itself, and writes into what it gets."""
+
+    def __init__(self, room: int = 100, fails: tuple[int, ...] = ()) -> None:
+        self.room, self.fails, self.batches = room, fails, list[int]()
+
+    def __call__(self, batch: np.ndarray, tiles: Any = None) -> np.ndarray:
+        batch *= 2
+        self.batches.append(len(batch))
+        if tiles is not None:
+            assert len(tiles) == len(batch)
+        if len(batch) > self.room or len(self.batches) - 1 in self.fails:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return np.sin(batch) + 1
+
+
+@pytest.mark.parametrize("pass_tile", [False, True])
+@pytest.mark.parametrize("on_error", ["raise", "fill"])
+def test_any_function_of_batches_gets_smaller_ones(pass_tile: bool, on_error: str) -> None:
+    def mapped(fn: Any) -> np.ndarray:
+        out = tw.tiled_map(fn, IMAGE, 16, 3, batch_size=4, dtype="f4", pass_tile=pass_tile)
+        store = tw.to_zarr(out, {}, on_error=on_error, progress=False, version="1", scheduler="sync")
+        return np.asarray(store[...])
+
+    fn = Device()
+    whole = mapped(fn)
+    for k in range(len(fn.batches)):
+        device_memory.LIMITS.clear()
+        np.testing.assert_array_equal(mapped(Device(fails=(k,))), whole)
+    few = Device(room=2)
+    np.testing.assert_array_equal(mapped(few), whole)
+    assert few.batches.count(4) == 1
+
+
+def test_what_load_once_builds_gets_smaller_batches(caplog: pytest.LogCaptureFixture) -> None:
+    fn = tw.load_once(Device, kwargs={"room": 1})
+    expected = np.sin(IMAGE * 2) + 1
+    for _ in range(2):
+        out = tw.tiled_map(fn, IMAGE, 16, 3, batch_size=6, dtype="f4", chunks=IMAGE.shape)
+        np.testing.assert_array_equal(out.compute(scheduler="sync"), expected)
+    assert [b for b in fn.get().batches if b > 1] == [6, 3]
+    assert len(caplog.records) == 1
+    none = tw.load_once(Device, kwargs={"room": 0})
+    with pytest.raises(tw.TilingError, match=r"not enough memory for fn with a crop of shape \(16, 16\)"):
+        tw.tiled_map(none, IMAGE, 16, 3, batch_size=6, dtype="f4").compute(scheduler="sync")
+
+
+def test_a_function_without_batches_says_what_to_do() -> None:
+    def fn(crop: np.ndarray) -> np.ndarray:
+        raise torch.OutOfMemoryError(TEXT)
+
+    with pytest.raises(tw.TilingError, match="not enough memory for fn with a crop"):
+        tw.tiled_map(fn, IMAGE, 16, 3, dtype="f4").compute(scheduler="sync")
+
+
+def test_threads_learn_of_each_other() -> None:
+    net = Full(room=2)
+    fn = tw.from_torch(net, device="cpu", add_channel=False)
+    out = tw.tiled_map(fn, IMAGE, 16, 3, batch_size=8, dtype="f4", chunks=22)
+    np.testing.assert_array_equal(out.compute(scheduler="threads", num_workers=4), WHOLE)
+    assert [b for b in net.batches if b > 2] in ([8, 4], [8, 4, 3], [6, 3], [4], [8])
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_memory, "_KINDS", 8)
+
+    def call(start: int, stop: int) -> int:
+        if stop - start > 1:
+            raise torch.OutOfMemoryError(TEXT)
+        return start
+
+    for k in range(12):
+        assert in_batches(call, 2, lambda k=k: k, crop=lambda: "a crop") == [0, 1]
+    assert len(device_memory.LIMITS) == 8

@@ -6,7 +6,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import devices, graphs, in_memory, labels, on_disk, peers, pyramids, scheduling, writing
+from benchmarks import (
+    devices,
+    graphs,
+    in_memory,
+    labels,
+    on_disk,
+    peers,
+    pyramids,
+    quantiles,
+    scheduling,
+    writing,
+)  # fmt: skip
 from benchmarks.measure import Bar, Case, Contestant, Curves
 
 if TYPE_CHECKING:
@@ -559,9 +570,37 @@ LABELS_ALONE = _labels(
     labels.Cells(replayed=True),
 )
 
+# --------------------------------------------------------------------------------------- statistics
+
+
+def _quantiles(name: str, why: str, dtype: str) -> Case:
+    """Return exact and approximate quantiles of an image in Zarr."""
+    one, numpy = "tilework one thread", "numpy in memory"
+    bars = (
+        Bar("distance in rank", "rank_error", "tilework*", 0.0),
+        Bar("CPU, ns a sample", "cpu_ns", one, 40.0),
+        Bar("CPU / decoding once", "cpu_s", one, None, "limit decoding"),
+        *(Bar(f"CPU / {peer}", "cpu_s", one, None, peer) for peer in (numpy, "dask percentile")),
+    )
+    contestants = _contestants("tilework", **quantiles.WAYS)
+    notes = ("rank_error", "cpu_ns")
+    return Case(name, why, quantiles.Drift(dtype), contestants, bars, tolerance=None, rounds=3, notes=notes)
+
+
+QUANTILES = _quantiles(
+    "quantiles", "Five quantiles of float32 that drift over the chunks: what a normalisation needs.", "f4"
+)
+QUANTILES16 = _quantiles("quantiles16", "The same of uint16, as cameras give it.", "u2")
+
 MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
 LABEL_CASES = (LABELS, LABELS_ALONE)
 STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, PYRAMID, SLICER, LENGTH, CLUSTER)
 DEVICE_CASES = (LANES, NETWORK_STORED)
+STATISTICS_CASES = (QUANTILES, QUANTILES16)
 OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)
-CASES = {case.name: case for case in (*MEMORY_CASES, *STORE_CASES, *LABEL_CASES, *DEVICE_CASES, *OTHER_CASES)}
+CASES = {
+    case.name: case
+    for case in (
+        *MEMORY_CASES, *STORE_CASES, *LABEL_CASES, *DEVICE_CASES, *STATISTICS_CASES, *OTHER_CASES,
+    )
+}  # fmt: skip

@@ -506,6 +506,28 @@ def test_auto_finds_the_overlap_of_all() -> None:
     assert (median.dtype, [a.overlap for a in plan_of(median).axes]) == (np.float32, [1, 1])
 
 
+def test_check_takes_a_combined_function() -> None:
+    out = tw.tiled_map(tw.augmented(lopsided), IMAGE, 16, 1, batch_size=2)
+    assert tw.check(out, fn=tw.augmented(lopsided, (1, 0))).ok
+    assert not tw.check(out, fn=tw.augmented(lopsided, (0,))).ok
+
+
+def test_explain_of_writing_counts_predictions() -> None:
+    out = tw.tiled_map(tw.augmented(lopsided), IMAGE, 16, 1)
+    assert "4 predictions each" in str(tw.explain(out, writing={"chunks": 8}))
+    assert "4 predictions each" in str(tw.explain(out, measure=True))
+
+
+def test_numbers_of_any_dtype_that_blends_take() -> None:
+    image = RNG.integers(0, 100, (20, 20)).astype(np.int32)
+    out = tw.tiled_map(tw.ensemble([np.copy, np.negative, np.copy]), image, 10, 1, dtype="int32")
+    np.testing.assert_array_equal(out, np.rint(image / 3))
+    most = tw.tiled_map(tw.ensemble([np.copy, np.negative], reduce="max"), image, 10, 1)
+    np.testing.assert_array_equal(most, image)  # as of the image, so no labels
+    mask = tw.tiled_map(tw.ensemble([lambda x: x > 50, lambda x: x < 10], reduce="max"), image, 10, 1)
+    np.testing.assert_array_equal(mask, (image > 50) | (image < 10))
+
+
 @pytest.mark.parametrize("extent", [80, 82])
 def test_check_knows_that_variants_keep_the_multiple(extent: int) -> None:
     def pools(x: np.ndarray) -> np.ndarray:
@@ -569,7 +591,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "bool": (lambda: tiled(tw.augmented(lambda x: x > 0.5)), "dtype bool.*reduce=.max"),
     "int64": (lambda: tiled(tw.augmented(lambda x: x.astype("int64"))), "dtype int64"),
-    "int32": (lambda: tiled(tw.augmented(lambda x: x.astype("int32"))), "not be averaged.*dtype=.int32"),
+    "int32": (lambda: tiled(tw.augmented(lambda x: x.astype("int32"))), "labels must not.*dtype=.int32"),
+    "int32 max": (lambda: tiled(tw.augmented(lambda x: x.astype("int32"), reduce="max")), "labels must not"),
     "complex": (lambda: tiled(tw.augmented(lambda x: x * 1j, reduce="gmean")), "complex"),
     "callable": (lambda: tiled(tw.augmented(lopsided, reduce=np.median)), "remove the first axis"),
     "shapes": (lambda: tiled(tw.ensemble([lopsided, lambda x: x[None]])), "function 0 .*function 1"),

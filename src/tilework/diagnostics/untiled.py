@@ -18,9 +18,11 @@ from tilework.engine.validity import hide
 from tilework.errors import TilingError
 from tilework.function.bound import BoundOutput
 from tilework.function.calling import as_results, call_whole, is_batched
+from tilework.function.combining import Combined
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.tiles import Box
 from tilework.plan.arguments import per_axis
+from tilework.plan.placing import places_of
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import AxisRead, read_padded
@@ -57,9 +59,13 @@ class Untiled:
     def __init__(self, spec: Spec, fn: Function, array: Any, context: Any) -> None:
         self.spec, self.sources, self._fn = spec, _sources(spec, array), fn
         self.grids = spec.plan.axes[spec.plan.n_each :]
+        if isinstance(fn, Combined) and fn.places is None:
+            crops = [tuple(self.tiled(k)) for k in range(len(self.sources))]
+            places = places_of(spec.outputs, crops, batches=spec.plan.batch_size is not None)
+            self._fn = fn.at(places, len(self.grids))
         self.batched = spec.plan.batch_size is not None or is_batched(fn)
         if self.batched and spec.plan.batches == "whole":
-            self._fn = functools.partial(call_whole, fn, spec.plan.batch_size or 1)
+            self._fn = functools.partial(call_whole, self._fn, spec.plan.batch_size or 1)
         self.calls = 0
         if context is None:
             self.context = tuple(max(4 * g.overlap, g.crop // 2) for g in self.grids)

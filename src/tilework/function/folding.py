@@ -30,7 +30,7 @@ def check_values(reduce: Combine, dtype: np.dtype[Any]) -> None:
         if dtype.kind == "b":
             cure += ', or use reduce="max"'
         elif dtype.kind in "iu":
-            cure += "; labels of turned and mirrored crops cannot be combined"
+            cure += '; for classes, scores with Output(reduce="argmax"). Labels cannot be combined'
         raise TilingError(f'reduce="{reduce}" cannot combine predictions of dtype {dtype}. {cure}.')
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from tilework._types import Function
+from tilework._types import Function, Index
 from tilework.errors import GridError, TilingError
 from tilework.function.bound import BoundOutput
 from tilework.function.combining import Combined, Places, predictions_of
@@ -17,7 +18,10 @@ from tilework.labels.hints import may_be_labels
 from tilework.plan.request import Layout, Request
 from tilework.source.base import Source
 
-__all__ = ["check_both_ends", "check_equal", "with_places"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = ["check_both_ends", "check_equal", "places_of", "with_places"]
 
 
 def with_places(
@@ -45,20 +49,25 @@ def with_places(
         _check_grids(combined, outputs, layout, request)
     if predictions_of(fn, n_axes, batches=batches).made > 1:
         for output, given in zip(outputs, declared, strict=True):
-            _check_output(fn, output, given)
-    # What a later step casts or reduces anyway is not rounded before.
-    wide = [b.dtype.kind in "fc" or b.reduce is not None for b in outputs]
+            _check_output(fn, output, given, [s.dtype for s in sources])
+    crops = [layout.crop_of(source, k)[1] for k, source in enumerate(sources)]
+    places = places_of(outputs, crops, batches=batches)
     for k, b in enumerate(outputs):
-        if wide[k] and b.values is not None and b.values.kind in "iu" and _averages(fn):
+        if places.wide[k] and b.values is not None and b.values.kind in "iu" and _averages(fn):
             outputs[k] = replace(b, values=accumulation_dtype(b.values, "average"))
-    places = Places(
-        crops=tuple(layout.crop_of(source, k)[1] for k, source in enumerate(sources)),
+    return fn.at(places, n_axes), outputs
+
+
+def places_of(outputs: Sequence[BoundOutput], crops: Sequence[Index], *, batches: bool) -> Places:
+    """Return where tiled axes are, from outputs and from their positions in the crop of each source."""
+    return Places(
+        crops=tuple(crops),
         results=tuple(b.axes for b in outputs),
         keys=tuple(b.key for b in outputs),
-        wide=tuple(wide),
+        # What a later step casts or reduces anyway is not rounded before.
+        wide=tuple(b.dtype.kind in "fc" or b.reduce is not None for b in outputs),
         batches=batches,
     )
-    return fn.at(places, n_axes), outputs
 
 
 def _all_of(fn: Function) -> list[Combined]:
@@ -71,7 +80,9 @@ def _averages(fn: Combined) -> bool:
     return fn.reduce in ("mean", "gmean")
 
 
-def _check_output(fn: Combined, output: BoundOutput, declared: Output) -> None:
+def _check_output(
+    fn: Combined, output: BoundOutput, declared: Output, images: Sequence[np.dtype[Any]]
+) -> None:
     """Raise if predictions of an output cannot be combined."""
     if output.stored is not None:
         raise TilingError(
@@ -83,10 +94,12 @@ def _check_output(fn: Combined, output: BoundOutput, declared: Output) -> None:
         return
     for combined in _all_of(fn):
         check_values(combined.reduce, output.values)
-    if _averages(fn) and may_be_labels(output.values) and declared.dtype is None and declared.reduce is None:
+    # A filter of an image of this dtype may return it too, but its mean would be rounded.
+    known = () if _averages(fn) else images
+    if may_be_labels(output.values, known) and declared.dtype is None and declared.reduce is None:
         raise TilingError(
-            f"{output.values} predictions would be averaged; labels must not be averaged. If they are "
-            f'numbers, say so with dtype="{output.values}".'
+            f"{output.values} predictions would be combined; labels must not be. If they are numbers, say so "
+            f'with dtype="{output.values}".'
         )
 
 

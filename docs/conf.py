@@ -68,6 +68,7 @@ NEEDS = {
     "notebooks/2-crop-and-overlap": TORCH,
     "notebooks/3-blending": OCR,
     "notebooks/5-super-resolution": {**NCNN, "scico": TORCH["scico"]},
+    "notebooks/10-denoiser": TORCH,
     "notebooks/6-patchly-and-ryomen": {"patchly": "patchly", "ryomen": "ryomen"},
 }
 

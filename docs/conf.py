@@ -39,6 +39,7 @@ pygments_dark_style = "github-dark"
 default_role = "py:obj"
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_mock_imports = [] if find_spec("torch") else ["torch"]  # tilework.monai needs it
 autosummary_generate = False
 napoleon_google_docstring = False
 napoleon_use_rtype = False
@@ -65,6 +66,7 @@ OCR = {
     "rapidocr_onnxruntime": "--no-deps rapidocr-onnxruntime==1.4.4",
 }
 NEEDS = {
+    "monai-and-nnunet": {"torch": TORCH["torch"], "monai": "monai"},
     "notebooks/2-crop-and-overlap": TORCH,
     "notebooks/3-blending": OCR,
     "notebooks/5-super-resolution": {**NCNN, "scico": TORCH["scico"]},

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.networks import require
-from tests.test_docs import ROOT, snippets
+from tests.test_docs import ROOT
 
 # Sizes are drawn, so some grids are wasteful.
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.CostWarning")
@@ -435,7 +435,7 @@ def nnunet(fn: Fn, image: np.ndarray, crop: Sequence[int], f: float, weights: np
 
 
 def bell(length: int) -> np.ndarray:
-    """Return nnU-Net's weights along one axis; docs/other-tools.md has this function."""
+    """Return nnU-Net's weights along one axis, before they are rounded."""
     return np.exp(-(((np.arange(length) - length // 2) / (length / 8)) ** 2) / 2)
 
 
@@ -790,16 +790,3 @@ def test_the_row_of_nnunet(dims):
     ours = by_row(options, shape)
     assert 1e-3 < np.abs(ours - theirs).max() / 10.0 ** (dims - 1) < 4  # crops disagree by 4 and more
     same(by_row(options, shape, np.negative), -noise(shape))
-
-
-@pytest.mark.peers
-def test_the_code_of_the_page_has_the_other_tools_weights(tmp_path, monkeypatch):
-    """The windows that ``docs/other-tools.md`` shows, by value."""
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {"__name__": "page"}
-    for snippet in snippets(ROOT / "docs" / "other-tools.md"):
-        exec(snippet, names)
-    np.testing.assert_array_equal(names["nnunet_window"](12), bell(12))
-    theirs = require("monai.data.utils").compute_importance_map((96, 64), mode="gaussian").numpy()
-    np.testing.assert_allclose(names["monai_map"]((96, 64)), theirs, rtol=2e-5)
-    assert names["padded"].shape == (96, 200)

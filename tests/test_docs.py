@@ -13,6 +13,8 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 # Letters that the column of a page shows; what is longer has to be scrolled to.
 WIDTH = 88
+# What a page needs that is installed with the networks only.
+NEEDS = {"monai-and-nnunet": ("torch", "monai")}
 
 
 def snippets(page: Path) -> list[str]:
@@ -29,6 +31,8 @@ def test_code_fits_the_column_that_shows_it(page):
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.stem)
 def test_snippets_run(page, tmp_path, monkeypatch):
+    for module in NEEDS.get(page.stem, ()):
+        pytest.importorskip(module, reason=f"pip install {module}")
     monkeypatch.chdir(tmp_path)
     names = {"__name__": page.stem}
     for number, snippet in enumerate(snippets(page)):

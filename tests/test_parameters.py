@@ -191,6 +191,7 @@ CALLS: dict[str, Any] = {
     "from_torch": lambda **flags: tw.from_torch(_Untouchable(), **flags),
     "measure_labels": lambda **flags: tw.measure_labels(_Untouchable(), **flags),
     "merge_labels": lambda **flags: tw.merge_labels(_Untouchable(), _Untouchable(), **flags),
+    "nnunet_options": lambda **flags: tw.nnunet_options(_Untouchable(), _Untouchable(), **flags),
     "normalized": lambda **flags: tw.normalized(np.copy, _Untouchable(), **flags),
     "plan_tiles": lambda **flags: tw.plan_tiles(_Untouchable(), 16, 2, batch_size=2, **flags),
     "probe": lambda **flags: tw.probe(np.copy, _Untouchable(), _Untouchable(), **flags),

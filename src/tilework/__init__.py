@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tilework.function.normalizing import normalized
     from tilework.function.output import Output
     from tilework.function.variants import Variant
+    from tilework.grid.recipes import monai_options, monai_weights, nnunet_options
     from tilework.grid.tiles import Box, Tile
     from tilework.loops.aggregator import Aggregator
     from tilework.loops.sampler import GridSampler, SamplingMode
@@ -98,6 +99,9 @@ _HOMES = {
     "measure_labels": "objects.measuring",
     "merge_labels": "writing.joining",
     "normalized": "function.normalizing",
+    "monai_options": "grid.recipes",
+    "monai_weights": "grid.recipes",
+    "nnunet_options": "grid.recipes",
     "open_image": "source.images",
     "plan_tiles": "api",
     "plot_labels": "diagnostics.label_figures",
@@ -119,8 +123,9 @@ __all__ = [
     "SamplingMode", "Slicer", "Table", "Tile", "TilePlan", "TilingError", "TilingWarning", "Variant",
     "add_to_napari", "augmented", "check", "clear_caches", "compare", "compute", "ensemble", "explain",
     "filter_labels", "from_torch", "image_meta", "image_statistics", "load_once", "measure_labels",
-    "merge_labels", "normalized", "open_image", "plan_tiles", "plot_labels", "plot_plan", "plot_seams",
-    "plot_window", "probe", "sample_crops", "status", "tiled_map", "to_zarr", "view", "write_many",
+    "merge_labels", "monai_options", "monai_weights", "nnunet_options", "normalized", "open_image",
+    "plan_tiles", "plot_labels", "plot_plan", "plot_seams", "plot_window", "probe", "sample_crops",
+    "status", "tiled_map", "to_zarr", "view", "write_many",
 ]  # fmt: skip
 
 

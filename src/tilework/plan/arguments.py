@@ -80,7 +80,7 @@ _ELSEWHERE = {
     "sw_batch_size": "batch_size",
     "store": "to_zarr(out, store)",
     "tile_size": "crop",
-    "tile_step_size": "stride=int(crop * tile_step_size)",
+    "tile_step_size": "nnunet_options(shape, patch_size, tile_step_size), or a stride",
     "trim": 'blend="trim"',
     "weights": "blend",
     "workers": "out.compute(num_workers=...), of what tiled_map returns",

@@ -1,0 +1,486 @@
+"""MONAI's sliding windows, with its arguments and its numbers, computed by tilework.
+
+MONAI itself is not imported. This is the only module that imports torch when it is imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from fractions import Fraction
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from tilework._checks import at_least, brief, flag, of_type, sequence, warn
+from tilework._types import Array, Index
+from tilework.api import plan_tiles, tiled_map
+from tilework.errors import ContractError, TilingError, TilingWarning
+from tilework.function.output import Output
+from tilework.grid.recipes import monai_options
+from tilework.grid.tiles import Box, Tile
+from tilework.source.padding import AxisRead, Boundary, read_padded
+from tilework.writing.computing import compute
+
+__all__ = ["SlidingWindowInferer", "SlidingWindowInfererAdapt", "sliding_window_inference"]
+
+# Dtypes of windows that numpy has not, or in which sums lose digits; their windows go through this one.
+WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
+# The memory limit, bytes, of a result that is wanted in memory whatever it takes.
+ENOUGH = 2**62
+
+
+def sliding_window_inference(
+    inputs: Any,
+    roi_size: Sequence[int] | int,
+    sw_batch_size: int,
+    predictor: Callable[..., Any],
+    overlap: Sequence[float] | float = 0.25,
+    mode: str = "constant",
+    sigma_scale: Sequence[float] | float = 0.125,
+    padding_mode: str = "constant",
+    cval: float = 0.0,
+    sw_device: Any = None,
+    device: Any = None,
+    progress: bool = False,
+    roi_weight_map: Any = None,
+    process_fn: Callable[..., Any] | None = None,
+    buffer_steps: int | None = None,
+    buffer_dim: int = -1,
+    with_coord: bool = False,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    r"""Return ``predictor`` applied to tensors window by window, as MONAI's function of the same name.
+
+    Arguments have MONAI's meaning, and results are equal to rounding. The calls are the same, in the same
+    order, unless the results take more than half of the memory. For an image that does not fit into memory,
+    give `monai_options` to `tiled_map`.
+
+    Parameters
+    ----------
+    inputs : torch.Tensor or MetaTensor, shape (batch, channels, spatial axes...), floating or complex
+        The images. If it is a MetaTensor, so are the results, with its meta data.
+    roi_size : int, or one per spatial axis, samples
+        Shape of the window. None, 0 or less: the image's own extent.
+    sw_batch_size : int
+        Windows per call.
+    predictor : callable
+        Maps windows, a tensor of shape (windows, channels, \\*roi), to a tensor, or to a tuple or dict of
+        them, of shape (windows, channels, spatial axes...). These may have another resolution along each
+        axis, if windows, padding and image then have whole samples. No gradient is recorded.
+    overlap, mode, sigma_scale, padding_mode, cval
+        As in `monai_options`.
+    sw_device, device : torch.device or str, optional
+        Where windows are predicted, and where the results are. Default: the device of ``inputs``. Sums are
+        on the CPU.
+    progress : bool
+        Whether to show a bar that counts calls.
+    roi_weight_map : torch.Tensor, shape of the window, optional
+        Weights of the samples of a window instead of those of ``mode``.
+    process_fn : callable, optional
+        Called with the predictions of a call as a tuple, its windows and the weights of a window; returns
+        predictions and weights. Sums are divided by those weights that the first call returned, as in MONAI.
+    buffer_steps, buffer_dim
+        Accepted and without effect: MONAI's buffers on the device change no number.
+    with_coord : bool
+        Whether ``predictor`` also gets the place of each window, a list of slices of the padded ``inputs``.
+    *args, **kwargs
+        Further arguments of ``predictor``. A tensor ``condition``, of the shape of ``inputs``, is cut into
+        windows like these.
+
+    Returns
+    -------
+    torch.Tensor, or tuple or dict of them
+        As ``predictor`` returned them, with the dtype of ``inputs``. Shape: (batch, channels, spatial
+        axes...), spatial axes as long as in ``inputs``, times the resolution of the output.
+
+    Raises
+    ------
+    TilingError
+        For arguments that contradict each other, and for resolutions at which windows would start between
+        samples, which MONAI rounds.
+    TypeError
+        For arguments of a wrong type: inputs that are no tensor of floats, and predictions that are integers.
+
+    Examples
+    --------
+    >>> inputs = torch.arange(20.0).reshape(1, 1, 4, 5)
+    >>> sliding_window_inference(inputs, (3, 3), 2, lambda windows: windows + 1, overlap=0.5)[0, 0, 3]
+    tensor([16., 17., 18., 19., 20.])
+    """
+    _check_inputs(inputs, roi_size, buffer_steps, buffer_dim)
+    condition = kwargs.pop("condition", None)
+    options = monai_options(
+        inputs.shape[2:], roi_size, overlap, _word(mode), sigma_scale, _word(padding_mode), cval
+    )
+    if roi_weight_map is not None:
+        options["blend"] = _map_of(roi_weight_map, options["crop"])
+    windows = _Windows(inputs, condition, options, at_least("sw_batch_size", sw_batch_size, 1))
+    calls = _Calls(
+        windows, predictor, args, kwargs, device=sw_device or inputs.device, process=process_fn,
+        with_coord=flag("with_coord", with_coord),
+    )  # fmt: skip
+    with torch.no_grad(), _bar(progress, windows.calls) as calls.bar:
+        calls.first()
+        results = calls.divided(_run(windows, calls))
+    return calls.packed([_finished(r, inputs, device) for r in results])
+
+
+class SlidingWindowInferer:
+    """Sliding windows with settings of their own, as MONAI's class of the same name.
+
+    Parameters
+    ----------
+    roi_size, sw_batch_size, overlap, mode, sigma_scale, padding_mode, cval, sw_device, device, progress, \
+buffer_steps, buffer_dim, with_coord
+        As in `sliding_window_inference`.
+    cache_roi_weight_map : bool
+        Whether to make the weights once; it needs a ``roi_size`` of positive lengths, one per spatial axis.
+    cpu_thresh : int, samples, optional
+        Results of images with more samples are on the CPU, unless ``device`` is given.
+
+    Examples
+    --------
+    >>> inferer = SlidingWindowInferer(roi_size=(3, 3), sw_batch_size=4, overlap=0.5, mode="gaussian")
+    >>> inferer(torch.ones(1, 2, 5, 6), lambda windows: windows.sum(1, keepdim=True)).shape
+    torch.Size([1, 1, 5, 6])
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int] | int,
+        sw_batch_size: int = 1,
+        overlap: Sequence[float] | float = 0.25,
+        mode: str = "constant",
+        sigma_scale: Sequence[float] | float = 0.125,
+        padding_mode: str = "constant",
+        cval: float = 0.0,
+        sw_device: Any = None,
+        device: Any = None,
+        progress: bool = False,
+        cache_roi_weight_map: bool = False,
+        cpu_thresh: int | None = None,
+        buffer_steps: int | None = None,
+        buffer_dim: int = -1,
+        with_coord: bool = False,
+    ) -> None:
+        self.roi_size, self.sw_batch_size, self.overlap = roi_size, sw_batch_size, overlap
+        self.mode, self.sigma_scale = mode, sigma_scale
+        self.padding_mode, self.cval = padding_mode, cval
+        self.sw_device, self.device, self.progress = sw_device, device, progress
+        self.cpu_thresh, self.with_coord = cpu_thresh, with_coord
+        self.buffer_steps, self.buffer_dim = buffer_steps, buffer_dim
+        self.roi_weight_map: Any = None
+        if flag("cache_roi_weight_map", cache_roi_weight_map):
+            if sequence(roi_size) and min(r or 0 for r in roi_size) > 0:  # type: ignore[union-attr]
+                blend = monai_options(roi_size, roi_size, 0, _word(mode), sigma_scale)["blend"]  # type: ignore[arg-type]
+                plain = isinstance(blend, str)
+                self.roi_weight_map = torch.ones(roi_size) if plain else torch.from_numpy(blend)
+            else:
+                warn(
+                    f"cache_roi_weight_map=True needs one positive length per axis; got roi_size "
+                    f"{brief(roi_size)}. The weights are made in each call.",
+                    TilingWarning,
+                )
+
+    def __call__(self, inputs: Any, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Return ``network`` applied to ``inputs`` window by window; further arguments go to the network.
+
+        ``device``, ``buffer_steps`` and ``buffer_dim``, if given, take the place of those of the inferer.
+        """
+        device = kwargs.pop("device", self.device)
+        steps, dim = kwargs.pop("buffer_steps", self.buffer_steps), kwargs.pop("buffer_dim", self.buffer_dim)
+        if device is None and self.cpu_thresh is not None and inputs.shape[2:].numel() > self.cpu_thresh:
+            device = "cpu"
+        return sliding_window_inference(
+            inputs, self.roi_size, self.sw_batch_size, network, self.overlap, self.mode, self.sigma_scale,
+            self.padding_mode, self.cval, self.sw_device, device, self.progress, self.roi_weight_map, None,
+            steps, dim, self.with_coord, *args, **kwargs,
+        )  # fmt: skip
+
+
+SlidingWindowInfererAdapt = SlidingWindowInferer
+"""MONAI's class for results that do not fit on a device; sums are on the CPU here anyway."""
+
+
+def _word(value: Any) -> Any:
+    """Return a word of MONAI, which may be an enumeration, as text."""
+    return getattr(value, "value", value)
+
+
+def _check_inputs(inputs: Any, roi_size: Any, buffer_steps: Any, buffer_dim: Any) -> None:
+    of_type("inputs", inputs, torch.Tensor, "a tensor of shape (batch, channels, spatial axes...)")
+    n = inputs.ndim - 2
+    if n < 1:
+        raise TilingError(
+            f"inputs must have batch, channels and spatial axes; got shape {tuple(inputs.shape)}. Give one "
+            "image as image[None], and one without channels as image[None, None]."
+        )
+    if sequence(roi_size) and len(roi_size) != n:
+        raise TilingError(
+            f"inputs must have {len(roi_size) + 2} dimensions for roi_size {tuple(roi_size)} (batch, "
+            f"channels, then spatial axes); got shape {tuple(inputs.shape)}."
+        )
+    if not (inputs.dtype.is_floating_point or inputs.dtype.is_complex):
+        raise TypeError(
+            f"inputs must be floating, because results have their dtype; got {inputs.dtype}. Give "
+            "inputs.float()."
+        )
+    if inputs.requires_grad and torch.is_grad_enabled():
+        raise TilingError(
+            "no gradient passes through the windows; call it under torch.no_grad(), give inputs.detach(), or "
+            "train with MONAI's own function."
+        )
+    if buffer_steps is not None and buffer_steps > 0 and not -n <= buffer_dim <= n:
+        raise TilingError(f"buffer_dim must be in {-n} to {n}; got {buffer_dim}.")
+
+
+def _map_of(roi_weight_map: Any, roi: Index) -> Array:
+    """Return the weights of a window as an array over the spatial axes."""
+    values = torch.as_tensor(roi_weight_map).detach().cpu().to(torch.float64).numpy()
+    extra = values.ndim - len(roi)
+    if extra < 0 or values.shape[extra:] != roi or any(n != 1 for n in values.shape[:extra]):
+        raise TilingError(
+            f"roi_weight_map must have the shape of a window, {roi}; got {tuple(values.shape)}."
+        )
+    weights: Array = values.reshape(roi)
+    return weights
+
+
+class _Windows:
+    """The windows of one call: where they lie, and what is in them."""
+
+    def __init__(self, inputs: Any, condition: Any, options: dict[str, Any], batch_size: int) -> None:
+        self.dtype = inputs.dtype
+        self.sources = tuple(_array(t) for t in (inputs, condition) if t is not None)
+        shape = self.sources[0].shape
+        if condition is not None and self.sources[1].shape != shape:
+            raise TilingError(
+                f"condition must have the shape of inputs, {shape}; got {self.sources[1].shape}."
+            )
+        self.options, self.batch_size = options, batch_size
+        self.spatial = tuple(range(2, len(shape)))
+        self.extents, self.roi = shape[2:], options["crop"]
+        missing = [max(0, r - n) for r, n in zip(self.roi, self.extents, strict=True)]
+        self.before = tuple(m // 2 for m in missing)
+        places = {k: v for k, v in options.items() if k not in ("blend", "cval")}
+        self.plan = plan_tiles(
+            (shape[0], *self.extents), axes=tuple(a - 1 for a in self.spatial), each=0, **places,
+            output=Output("f4", blend="average"),
+        )  # fmt: skip
+
+    @property
+    def calls(self) -> int:
+        """How often the predictor is called."""
+        return math.ceil(len(self.plan) / self.batch_size)
+
+    def cut(self, tiles: Sequence[Tile]) -> list[Array]:
+        """Return the windows of some tiles, padded, per source."""
+        return [np.stack([self._cut(source, tile.read) for tile in tiles]) for source in self.sources]
+
+    def _cut(self, source: Array, read: Box) -> Array:
+        (image, *starts), (_, *stops) = read.start, read.stop
+        boundary: Boundary = self.options["boundary"]
+        columns = zip(starts, stops, self.extents, strict=True)
+        reads = [AxisRead(((0, source.shape[1]),)), *(AxisRead.plan(*c, boundary) for c in columns)]
+        values = source[image]
+        return read_padded(lambda box: values[tuple(slice(*s) for s in box)], reads, self.options["cval"])
+
+    def coordinates(self, tiles: Sequence[Tile]) -> list[list[slice]]:
+        """Return the place of each window in the padded inputs, as MONAI tells it."""
+        found = []
+        for tile in tiles:
+            (image, *starts), (_, *stops) = tile.read.start, tile.read.stop
+            columns = zip(starts, stops, self.before, strict=True)
+            spatial = [slice(a + before, b + before) for a, b, before in columns]
+            found.append([slice(image, image + 1), slice(None), *spatial])
+        return found
+
+
+class _Calls:
+    """The predictor as a function of windows: `tiled_map` calls it with arrays and tiles."""
+
+    def __init__(
+        self, windows: _Windows, predictor: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any],
+        *, device: Any, process: Callable[..., Any] | None, with_coord: bool,
+    ) -> None:  # fmt: skip
+        self._windows, self._predictor, self._args, self._kwargs = windows, predictor, args, kwargs
+        self._device, self._process, self._with_coord = device, process, with_coord
+        self.bar: Any = None
+        self._keys: list[Any] | None = None
+        self._done: tuple[Array, ...] | None = None
+        blend = windows.options["blend"]
+        # Equal weights need no sums: how many windows lie on a sample is known.
+        self._sums = process is not None or not isinstance(blend, str)
+        weights = np.ones(windows.roi, np.float32) if isinstance(blend, str) else blend
+        # Weights are as exact as the windows; those of complex windows are real.
+        kind = windows.dtype if windows.dtype.is_floating_point else torch.float64
+        self._weights = torch.from_numpy(weights).to(device=device, dtype=kind)
+        self._divisors: list[Any] = []
+        self.outputs: tuple[Output, ...] = ()
+
+    def first(self) -> None:
+        """Make the first call, which tells what the predictor returns."""
+        tiles = self._windows.plan[: self._windows.batch_size]
+        self._done = done = self._call(self._windows.cut(tiles), tiles)
+        blend = "sum" if self._sums else "average"
+        self.outputs = tuple(
+            Output(r.dtype, channels=r.shape[1], scale=self._scale(k, r.shape[2:]), blend=blend)
+            for k, r in enumerate(done)
+        )
+
+    def __call__(self, *crops: Array, tiles: Sequence[Tile]) -> tuple[Array, ...]:
+        """Return the predictions for a batch of windows as arrays."""
+        at = [tile.index for tile in tiles]
+        # Blocks that fit into memory may cut the batches of a very large result in another way.
+        if self._done is None or at[0] > 0 or at[-1] >= len(self._done[0]):
+            return self._call(crops, tiles)
+        found = tuple(result[at] for result in self._done)
+        self._done = None
+        return found
+
+    def divided(self, results: list[Array]) -> list[Array]:
+        """Return the results, where they are sums, divided by the sums of the weights."""
+        if not self._sums:
+            return results
+        n = len(results) // 2
+        with np.errstate(divide="ignore", invalid="ignore"):  # where no weight lies, as in MONAI
+            for value, weight in zip(results[:n], results[n:], strict=True):
+                np.divide(value, weight, out=value)
+        return results[:n]
+
+    def packed(self, results: Sequence[Any]) -> Any:
+        """Return results as the predictor returns them: a tensor, a tuple or a dict."""
+        if self._keys is not None:
+            return dict(zip(self._keys, results, strict=True))
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _call(self, crops: Sequence[Array], tiles: Sequence[Tile]) -> tuple[Array, ...]:
+        tensors = [
+            torch.from_numpy(crop).to(device=self._device, dtype=self._windows.dtype) for crop in crops
+        ]
+        given = (tensors[0], self._windows.coordinates(tiles)) if self._with_coord else tensors[:1]
+        kwargs = self._kwargs | ({"condition": tensors[1]} if len(tensors) > 1 else {})
+        values = self._flat(self._predictor(*given, *self._args, **kwargs))
+        weights = self._weights
+        if self._process is not None:
+            values, weights = self._process(values, tensors[0], weights)
+        if self._sums:
+            values = self._weighted(values, weights)
+        if self.bar is not None:
+            self.bar.update()
+        return tuple(self._checked(value, len(tiles)) for value in values)
+
+    def _flat(self, found: Any) -> tuple[Any, ...]:
+        """Return predictions as a tuple; remember the keys of a dict."""
+        if isinstance(found, Mapping):
+            try:
+                self._keys = sorted(found)  # as MONAI, for which the order matters where weights are resized
+            except TypeError:
+                self._keys = list(found)
+            return tuple(found[key] for key in self._keys)
+        return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+    def _weighted(self, values: Sequence[Any], weights: Any) -> tuple[Any, ...]:
+        """Return predictions times their weights, then the weights of the first call for each of them.
+
+        The sums of both give the result, whatever the weights of the other calls are.
+        """
+        resized = _resized(weights.to(self._weights.device), [value.shape[2:] for value in values])
+        self._divisors = self._divisors or resized
+        divisors = (d.expand(len(v), 1, *d.shape[2:]) for v, d in zip(values, self._divisors, strict=True))
+        return (*(v * w for v, w in zip(values, resized, strict=True)), *divisors)
+
+    def _checked(self, value: Any, count: int) -> Array:
+        """Return one prediction as an array; raise for what cannot be averaged."""
+        of_type("a prediction", value, torch.Tensor, "a tensor")
+        is_complex = value.dtype.is_complex and self._windows.dtype.is_complex
+        if not (value.dtype.is_floating_point or is_complex):
+            raise TypeError(
+                f"predictions must be floating, like the inputs, to be averaged; got {value.dtype}. Return "
+                "scores, and take the argmax of the result."
+            )
+        if value.ndim != len(self._windows.spatial) + 2 or len(value) != count:
+            raise ContractError(
+                f"a prediction for {count} windows must have shape ({count}, channels, spatial axes...); got "
+                f"{tuple(value.shape)}."
+            )
+        wide = WIDER.get(self._windows.dtype, self._windows.dtype)
+        return np.asarray(value.detach().to(device="cpu", dtype=wide).resolve_conj().numpy())
+
+    def _scale(self, number: int, shape: Index) -> tuple[Fraction, ...]:
+        """Return the samples of a prediction per sample of a window; raise unless all places are whole."""
+        w, scales = self._windows, []
+        for d, (n, r) in enumerate(zip(shape, w.roi, strict=True)):
+            scales.append(Fraction(n, r))
+            q, grid = scales[-1].denominator, w.plan.axes[1 + d]
+            places = {"start": grid.nominals() + w.before[d], "padding": w.before[d], "extent": grid.extent}
+            for what, found in places.items():
+                if (wrong := np.atleast_1d(found)[np.atleast_1d(found) % q > 0]).size:
+                    key = number if self._keys is None else self._keys[number]
+                    raise TilingError(
+                        f"output {key!r} has {n} samples for {r} of a window along spatial axis {d}; the "
+                        f"{what} {wrong[0]} of the image is then between samples. Choose roi_size and "
+                        f"overlap so that windows start at multiples of {q}, and the image is one of {q}."
+                    )
+        return tuple(scales)
+
+
+def _resized(weights: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
+    """Return the weights of a window for each prediction, with a batch and a channel axis.
+
+    As in MONAI, those of a resized one are made from those of the one before.
+    """
+    n = len(shapes[0])
+    found, own = [], weights if weights.ndim == n + 2 else weights[None, None]
+    last = own
+    for shape in shapes:
+        if tuple(shape) == tuple(own.shape[2:]):
+            found.append(own)
+            continue
+        last = torch.nn.functional.interpolate(last, tuple(shape), mode="nearest-exact")
+        found.append(last)
+    return found
+
+
+def _run(windows: _Windows, calls: _Calls) -> list[Array]:
+    """Return all results, computed in this thread."""
+    shape = windows.sources[0].shape
+    options = {name: value for name, value in windows.options.items() if name != "blend"}
+    lazy = tiled_map(
+        calls, windows.sources, axes=windows.spatial, each=0, **options, output=calls.outputs,
+        batch_size=windows.batch_size, pass_tile=True, blend="average",
+        # One block: batches go across the images, and sums are made where the result is wanted.
+        chunks=(shape[0], *shape[2:]), memory_limit=ENOUGH, reuse="recompute", name=f"monai-{uuid4().hex}",
+    )  # fmt: skip
+    return list(compute(lazy, scheduler="synchronous"))
+
+
+def _finished(result: Array, inputs: Any, device: Any) -> Any:
+    """Return a result as a tensor like the inputs."""
+    tensor = torch.from_numpy(result).to(device=device or inputs.device, dtype=inputs.dtype)
+    if hasattr(inputs, "copy_meta_from"):  # a MetaTensor of MONAI
+        tensor = type(inputs)(tensor)
+        tensor.copy_meta_from(inputs, copy_attr=False)
+    return tensor
+
+
+def _array(tensor: Any) -> Array:
+    """Return a tensor as an array; that of a tensor on the CPU shares its memory."""
+    plain = tensor.detach().as_subclass(torch.Tensor).cpu()
+    if plain.dtype == torch.bfloat16:  # numpy has none
+        plain = plain.float()
+    return np.asarray(plain.resolve_conj().resolve_neg().numpy())
+
+
+def _bar(progress: bool, total: int) -> Any:
+    """Return a bar that counts calls, or a context without one."""
+    if not flag("progress", progress):
+        return nullcontext()
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total)

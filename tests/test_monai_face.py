@@ -349,10 +349,11 @@ def test_inputs_and_network_stay_as_they_are():
         ({"predictor": lambda w: w[..., ::4], "roi_size": 12}, tw.TilingError, "the padding 1 of the image"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_refused(change, error, text):
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+def test_what_cannot_be_is_refused(mode, change, error, text):
     options = {"inputs": torch.zeros(1, 1, 9), "roi_size": 4, "sw_batch_size": 2, "predictor": lambda w: w}
     with pytest.raises(error, match=text):
-        sliding_window_inference(**(options | change))
+        sliding_window_inference(**({"mode": mode} | options | change))
 
 
 def test_inputs_that_record_gradients_are_taken_where_none_are_recorded():
@@ -360,6 +361,15 @@ def test_inputs_that_record_gradients_are_taken_where_none_are_recorded():
     with torch.no_grad():
         found = sliding_window_inference(inputs, 4, 2, lambda w: w)
     assert not found.requires_grad
+
+
+@pytest.mark.distributed
+def test_a_client_is_not_asked(client, recwarn):
+    """Windows and network are in this process; nothing is sent, and nobody is warned of what is sent."""
+    inputs = torch.ones(1, 1, 26 * 10**6)
+    found = sliding_window_inference(inputs, 2 * 10**7, 1, lambda w: w, 0.5)
+    assert torch.equal(found, inputs)
+    assert not [w for w in recwarn if issubclass(w.category, tw.TilingWarning)]
 
 
 def test_monai_is_not_imported():

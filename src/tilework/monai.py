@@ -27,7 +27,7 @@ from tilework.writing.computing import compute
 
 __all__ = ["SlidingWindowInferer", "SlidingWindowInfererAdapt", "sliding_window_inference"]
 
-# Dtypes of windows that numpy has not, or in which sums lose digits; their windows go through this one.
+# Dtypes in which sums would lose digits, and those in which predictions are added up instead.
 WIDER = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 # The memory limit, bytes, of a result that is wanted in memory whatever it takes.
 ENOUGH = 2**62
@@ -369,11 +369,13 @@ class _Calls:
         weights = self._weights
         if self._process is not None:
             values, weights = self._process(values, tensors[0], weights)
+        for value in values:
+            self._check(value, len(tiles))
         if self._sums:
             values = self._weighted(values, weights)
         if self.bar is not None:
             self.bar.update()
-        return tuple(self._checked(value, len(tiles)) for value in values)
+        return tuple(map(self._array, values))
 
     def _flat(self, found: Any) -> tuple[Any, ...]:
         """Return predictions as a tuple; remember the keys of a dict."""
@@ -390,13 +392,13 @@ class _Calls:
 
         The sums of both give the result, whatever the weights of the other calls are.
         """
-        resized = _resized(weights.to(self._weights.device), [value.shape[2:] for value in values])
+        resized = _resized(weights.to(self._weights), [value.shape[2:] for value in values])
         self._divisors = self._divisors or resized
         divisors = (d.expand(len(v), 1, *d.shape[2:]) for v, d in zip(values, self._divisors, strict=True))
         return (*(v * w for v, w in zip(values, resized, strict=True)), *divisors)
 
-    def _checked(self, value: Any, count: int) -> Array:
-        """Return one prediction as an array; raise for what cannot be averaged."""
+    def _check(self, value: Any, count: int) -> None:
+        """Raise unless a prediction can be averaged."""
         of_type("a prediction", value, torch.Tensor, "a tensor")
         is_complex = value.dtype.is_complex and self._windows.dtype.is_complex
         if not (value.dtype.is_floating_point or is_complex):
@@ -409,6 +411,9 @@ class _Calls:
                 f"a prediction for {count} windows must have shape ({count}, channels, spatial axes...); got "
                 f"{tuple(value.shape)}."
             )
+
+    def _array(self, value: Any) -> Array:
+        """Return a prediction as an array in which sums keep their digits."""
         wide = WIDER.get(self._windows.dtype, self._windows.dtype)
         return np.asarray(value.detach().to(device="cpu", dtype=wide).resolve_conj().numpy())
 
@@ -449,15 +454,19 @@ def _resized(weights: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
 
 def _run(windows: _Windows, calls: _Calls) -> list[Array]:
     """Return all results, computed in this thread."""
+    import dask
+
     shape = windows.sources[0].shape
     options = {name: value for name, value in windows.options.items() if name != "blend"}
-    lazy = tiled_map(
-        calls, windows.sources, axes=windows.spatial, each=0, **options, output=calls.outputs,
-        batch_size=windows.batch_size, pass_tile=True, blend="average",
-        # One block: batches go across the images, and sums are made where the result is wanted.
-        chunks=(shape[0], *shape[2:]), memory_limit=ENOUGH, reuse="recompute", name=f"monai-{uuid4().hex}",
-    )  # fmt: skip
-    return list(compute(lazy, scheduler="synchronous"))
+    with dask.config.set(scheduler="synchronous"):  # a client that there may be is not asked
+        lazy = tiled_map(
+            calls, windows.sources, axes=windows.spatial, each=0, **options, output=calls.outputs,
+            batch_size=windows.batch_size, pass_tile=True, blend="average",
+            # One block: batches go across the images, and sums are made where the result is wanted.
+            chunks=(shape[0], *shape[2:]), memory_limit=ENOUGH, reuse="recompute",
+            name=f"monai-{uuid4().hex}",
+        )  # fmt: skip
+        return list(compute(lazy))
 
 
 def _finished(result: Array, inputs: Any, device: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,13 +12,16 @@ from types import SimpleNamespace
 import dask
 import numpy as np
 import pytest
+import threadpoolctl
 import zarr
 from dask.system import CPU_COUNT
 
 import tilework as tw
 from tilework.execution.progress import Share
 from tilework.execution.where import LANES, LANES_PER_DEVICE, Where
+from tilework.function import pools
 from tilework.function.devices import busy_seconds, device_lock, devices_of, working
+from tilework.function.pools import shared_among
 from tilework.plan.cost import peak_bytes
 from tilework.writing.preparing import Asked, prepare
 
@@ -378,3 +382,84 @@ def test_a_network_is_timed_once():
     net = tw.from_torch(torch.nn.Identity, device="cpu")
     tw.compute(mapped(net, Reads()))
     assert {name for name, busy in busy_seconds().items() if busy > before.get(name, 0.0)} == {"cpu"}
+
+
+# -- threads of BLAS and OpenMP ---------------------------------------------------------------------------
+
+
+class Library:
+    """A library of threadpoolctl; OpenMP has a number of threads for each thread that calls it."""
+
+    def __init__(self, user_api, threads):
+        self.user_api, self.own = user_api, threading.local()
+        self.shared = self.threads = threads
+
+    @property
+    def num_threads(self):
+        return getattr(self.own, "n", self.threads) if self.user_api == "openmp" else self.shared
+
+    def set_num_threads(self, n):
+        self.own.n = self.shared = n
+
+
+@pytest.mark.parametrize(("calls", "share"), [(1, 8), (2, 4), (3, 2), (100, 1)])
+def test_calls_at_the_same_time_share_the_threads_of_libraries(monkeypatch, calls, share):
+    libraries = [Library("blas", 8), Library("openmp", 8)]
+    monkeypatch.setattr(pools, "_pools", lambda: libraries)
+    inside, seen = threading.Barrier(min(calls, 4), timeout=PATIENCE), []
+
+    def build():
+        def call(crop):
+            inside.wait()
+            seen.append([one.num_threads for one in libraries])
+            return crop
+
+        return call
+
+    _BUILT["call"] = build()
+    fn = tw.load_once(build_by_name, (f"call {calls}",), concurrent=calls)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fn, range(4 * 3)))
+        after = list(pool.map(lambda _: [one.num_threads for one in libraries], range(4)))
+    assert seen == [[share, share]] * 12
+    assert after == [[8, 8]] * 4
+    with shared_among(2), shared_among(4):  # the smallest share counts
+        assert [one.num_threads for one in libraries] == [2, 1]
+
+
+def build_by_name(name):
+    return _BUILT[name.split()[0]]
+
+
+def test_without_threadpoolctl_nothing_is_shared(monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    pools._loaded.cache_clear()
+    with shared_among(4):
+        pass
+    pools._loaded.cache_clear()
+
+
+def test_the_threads_of_numpy_are_shared_and_put_back():
+    def threads():
+        return [d["num_threads"] for d in threadpoolctl.threadpool_info() if d["user_api"] == "blas"]
+
+    before = threads()
+    with shared_among(1000):
+        assert threads() == [1] * len(before)
+    assert threads() == before
+
+
+def test_a_network_keeps_all_threads():
+    """A device has one call at a time, although the proxy lets two in."""
+    torch = pytest.importorskip("torch")
+    seen = []
+
+    class Net(torch.nn.Module):
+        def forward(self, x):
+            seen.append(torch.get_num_threads())
+            return x
+
+    _BUILT["net"] = Net()
+    net = tw.from_torch(lambda: build("net"), device="cpu")
+    net(np.zeros((1, 4, 4), "f4"))
+    assert seen == [torch.get_num_threads()]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,6 +16,7 @@ import cloudpickle
 from tilework._checks import as_options, at_least, brief, of_type
 from tilework.function.devices import devices_of, transfer_seconds, wants_whole_batches, working
 from tilework.function.guard import Guard
+from tilework.function.pools import shared_among
 
 __all__ = ["LoadOnce", "in_task", "load_once"]
 
@@ -142,7 +143,10 @@ class LoadOnce:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object; at most ``concurrent`` calls run at a time in a process."""
         entry = self._built()
-        with entry.calls, working(self.token) if entry.timed else nullcontext():
+        if not entry.timed:
+            with entry.calls:
+                return entry.value(*args, **kwargs)
+        with entry.calls, working(self.token), shared_among(self._concurrent):
             return entry.value(*args, **kwargs)
 
     def __tilework_transfer__(self, crops: Sequence[Any], results: Sequence[Any]) -> float:
@@ -187,7 +191,9 @@ def load_once(
     args, kwargs
         Arguments of the factory, for example the path of the weights.
     concurrent : int
-        Number of calls that may run at the same time in a process; other threads read and write meanwhile.
+        Number of calls that may run at the same time in a process; other threads, of at least eight, read and
+        write meanwhile. Calls at the same time share the threads of BLAS and OpenMP if threadpoolctl is
+        installed; without it, each starts as many as there are processors.
     version : str, optional
         Change it when the factory builds a different object although its code and arguments are the same.
 

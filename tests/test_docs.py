@@ -14,7 +14,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.md"))
 # Letters that the column of a page shows; what is longer has to be scrolled to.
 WIDTH = 88
 # What a page needs that is installed with the networks only.
-NEEDS = {"monai-and-nnunet": ("torch", "monai")}
+NEEDS = {"monai-and-nnunet": ("torch", "monai"), "networks": ("torch",)}
 
 
 def snippets(page: Path) -> list[str]:

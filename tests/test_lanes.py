@@ -463,3 +463,41 @@ def test_a_network_keeps_all_threads():
     net = tw.from_torch(lambda: build("net"), device="cpu")
     net(np.zeros((1, 4, 4), "f4"))
     assert seen == [torch.get_num_threads()]
+
+
+def test_images_of_one_block_keep_the_lanes_busy():
+    """A run of many small images takes so many of them at a time."""
+    image = Reads()
+
+    class Small:
+        shape, dtype, chunks = (CROP, CROP), np.dtype("float32"), (CROP, CROP)
+
+        def __getitem__(self, index):
+            return image[index]
+
+    device = Device(image, LANES)
+    _BUILT[id(device)] = device
+    fn = tw.load_once(build, (id(device),))
+    jobs = [(mapped(fn, Small(), name=f"small-{n}"), zarr.storage.MemoryStore()) for n in range(20)]
+    report = tw.write_many(jobs, progress=False)
+    assert device.reached
+    assert (device.calls, device.most) == (20, 1)
+    assert all(outcome.ok for outcome in report)
+
+
+def test_the_memory_of_what_lies_below_counts():
+    def job_of(limit=None):
+        below = tw.tiled_map(MODEL, np.zeros((512, 512), "f4"), 64, 8, dtype="f4", chunks=64)
+        out = tw.tiled_map(np.cos, below, 64, 8, dtype="f4", chunks=64)
+        job, writing = prepare(
+            out, None, Asked(memory_limit=limit), Where.find(), {"": np.zeros((512, 512), "f4")}
+        )
+        writing.release()
+        return job.spec.plan
+
+    free = job_of()
+    assert free.threads == max(LANES, CPU_COUNT)
+    alone = [peak_bytes(replace(free, threads=n)) for n in range(9)]
+    both = job_of(alone[8])  # enough for the upper one with eight threads
+    assert CPU_COUNT <= both.threads < 8 or CPU_COUNT >= 8
+    assert both.block == free.block

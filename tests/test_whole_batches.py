@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.sampling import share
+from tilework.function.calling import call_whole
 from tilework.plan.cost import repeated_crops
 from tilework.plan.tile_plan import TilePlan
 
@@ -145,6 +146,20 @@ def test_failed_batches_are_tried_again_with_their_length():
             zarr.storage.MemoryStore(), on_error="fill", progress=False,
         )  # fmt: skip
     assert {s[0] for s in fn.shapes} == {3}
+
+
+def test_the_last_crop_is_repeated_with_its_tile():
+    def fn(left, right, tiles):
+        assert [list(left[:, 0]), list(right[:, 0]), list(tiles)] == [
+            [1, 2, 2, 2],
+            [3, 4, 4, 4],
+            list("abbb"),
+        ]
+        return left, right
+
+    crops = np.array([[1.0], [2.0]]), np.array([[3.0], [4.0]])
+    for found, crop in zip(call_whole(fn, 4, *crops, tiles=("a", "b")), crops, strict=True):
+        np.testing.assert_array_equal(found, crop)
 
 
 def test_what_whole_batches_return_is_checked():

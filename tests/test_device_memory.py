@@ -288,6 +288,21 @@ def test_a_function_without_batches_says_what_to_do() -> None:
         tw.tiled_map(fn, IMAGE, 16, 3, dtype="f4").compute(scheduler="sync")
 
 
+def test_a_crop_that_may_have_been_written_into_is_not_used_again() -> None:
+    calls: list[int] = []
+
+    def fn(crop: np.ndarray) -> np.ndarray:
+        crop *= 2
+        calls.append(1)
+        if len(calls) == 5:
+            raise torch.OutOfMemoryError(TEXT)
+        return crop
+
+    with pytest.raises(tw.TilingError, match="not enough memory for fn with a crop"):
+        tw.tiled_map(fn, IMAGE, 16, 3, dtype="f4").compute(scheduler="sync")
+    assert len(calls) == 5
+
+
 def test_threads_learn_of_each_other() -> None:
     net = Full(room=2)
     fn = tw.from_torch(net, device="cpu", add_channel=False)

@@ -67,6 +67,7 @@ OCR = {
 }
 NEEDS = {
     "monai-and-nnunet": {"torch": TORCH["torch"], "monai": "monai"},
+    "networks": {"torch": TORCH["torch"]},
     "notebooks/2-crop-and-overlap": TORCH,
     "notebooks/3-blending": OCR,
     "notebooks/5-super-resolution": {**NCNN, "scico": TORCH["scico"]},

@@ -53,7 +53,7 @@ def _tensors(value: Any) -> Any:
         return {key: _tensors(one) for key, one in value.items()}
     if isinstance(value, tuple):
         return tuple(map(_tensors, value))
-    return torch.from_numpy(np.array(value))
+    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
 
 
 def there(case: Case, one: Callable[..., Any], **options: Any) -> Any:
@@ -150,6 +150,12 @@ def test_D1_a_crop_that_is_multiplied_in_parts() -> None:
 def test_D1_canvases_are_added_to_piece_by_piece(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_array, "PIECE", piece)
     assert_same_bits(classes(on_device=True), classes(on_device=False))
+    found = []
+    for on_device in (False, True):
+        fn = tw.from_torch(torch.nn.Tanh(), device="cpu", on_device=on_device)
+        out = tw.tiled_map(fn, IMAGE, 16, stride=9, blend="hann", chunks=20, dtype="f4")
+        found.append(out.compute(scheduler="sync"))
+    assert_same_bits(found[1], found[0])
 
 
 def classes(*, n: int = 5, on_device: bool = True, **options: Any) -> np.ndarray:
@@ -328,6 +334,76 @@ def test_D3_seams_wait_on_the_host(crossed: list[int], monkeypatch: pytest.Monke
 def test_D3_in_another_process_a_canvas_is_on_the_host() -> None:
     array = DeviceArray(torch.arange(6.0).reshape(2, 3))
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(array[1])), [3, 4, 5])
+
+
+# -- D3 again: a device that is not the CPU ---------------------------------------------------------------
+
+
+@pytest.fixture
+def other(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A device whose tensors have no values: torch checks where they are, and which of them meet."""
+    from torch._subclasses import FakeTensorMode
+
+    def crossed(self: DeviceArray) -> np.ndarray:
+        assert self.tensor.cpu().device.type == "cpu"
+        return np.zeros(self.shape, _numpy(self.tensor))
+
+    monkeypatch.setattr(DeviceArray, "host", crossed)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield torch.device("meta")
+
+
+def _numpy(tensor: Any) -> np.dtype[Any]:
+    return np.dtype(str(tensor.dtype)[6:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "uint8", "uint16", "complex64", "bool"])
+def test_D3_operations_stay_on_their_device(dtype: str, other: Any) -> None:
+    values = DeviceArray(torch.zeros((4, 6), dtype=getattr(torch, dtype), device=other))
+    assert (values.home, values.dtype, values[1:].shape) == (other, np.dtype(dtype), (3, 6))
+    held: dict[Any, Any] = {}
+    real = np.dtype(np.float32)
+    weights = device_array.Weights(np.ones((4, 1), "f4"), False, np.ones((1, 6), "f4"))
+    for home in ("meta", "cpu"):
+        canvas = device_array.full(values, (4, 6), values.dtype, 0, held)
+        sums = device_array.full(values, (4, 6), real, 0, held)
+        assert (str(canvas.tensor.device), str(sums.tensor.device)) == (home, home)
+        seam = np.ones((3, 6), dtype)
+        device_array.put(canvas, values)
+        device_array.put(canvas[1:], seam)
+        if values.dtype.kind in "fi":
+            device_array.choose(canvas, values, largest=True)
+        if values.dtype.kind != "c":
+            device_array.add_weighted(sums[1:], values[1:], weights, (slice(1, 4), slice(None)))
+        device_array.plus(sums[1:], np.ones((3, 6), "f4"))
+        device_array.plus(sums, DeviceArray(torch.zeros((4, 6), device=other)))
+        assert device_array.divided(sums, np.ones((4, 1), "f4")).tensor.device.type == home
+        assert device_array.largest(sums, 0).dtype == np.uint8
+        if home != "cpu":  # canvases move, and so do later ones
+            assert canvas.leave("meta")
+            assert not canvas.leave("meta")
+            device_array.put(canvas[1:], values[1:])
+            assert str(canvas.tensor.device) == "cpu"
+
+
+@pytest.mark.parametrize("blend", ["trim", "gaussian", "max", MAP], ids=lambda b: str(b)[:8])
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+@pytest.mark.parametrize("reduce", [None, "argmax"])
+def test_D3_nothing_of_the_device_meets_the_host(blend: Any, reuse: Any, reduce: Any, other: Any) -> None:
+    def fn(batch: np.ndarray) -> Any:
+        return torch.zeros((len(batch), 3, 16, 16), device=other)
+
+    mask = np.ones((47, 52), bool)
+    mask[20:33, 5:40] = False  # so that sums are divided
+    output = tw.Output("f4", channels=3, reduce=reduce)
+    out = tw.tiled_map(
+        There(fn), IMAGE, 16, stride=9, blend=blend, reuse=reuse, chunks=20, output=output, batch_size=2,
+        mask=mask, fill_value=7,
+    )  # fmt: skip
+    got = out.compute(scheduler="sync")
+    assert got.shape == (*(3,) * (reduce is None), 47, 52)
+    assert 0 in got
+    assert set(np.unique(got)) <= {0, 7}
 
 
 # -- D4: what is refused ----------------------------------------------------------------------------------

@@ -123,16 +123,14 @@ def as_host(array: Any) -> Array:
 
 @functools.cache
 def _dtype_of(dtype: Any) -> np.dtype[Any]:
-    """Return numpy's dtype of a dtype of torch."""
-    torch: Any = sys.modules["torch"]
-    return np.dtype(str(torch.empty(0, dtype=dtype).numpy().dtype))
+    """Return numpy's dtype of a dtype of torch, which has the same name."""
+    return np.dtype(str(dtype).removeprefix("torch."))
 
 
 @functools.cache
 def _torch_dtype(dtype: np.dtype[Any]) -> Any:
     """Return torch's dtype of a dtype of numpy."""
-    torch: Any = sys.modules["torch"]
-    return torch.from_numpy(np.empty(0, dtype.newbyteorder("="))).dtype
+    return getattr(sys.modules["torch"], dtype.name)
 
 
 def full(

@@ -231,6 +231,22 @@ def test_options_are_true_or_false(option: str) -> None:
         tw.from_torch(Net(), **{option: "yes"})
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"channel_axis": -1}, {"channel_axis": 1, "activation": "softmax"},
+     {"channel_axis": -1, "activation": "argmax"}, {"autocast": "bfloat16"}],
+)  # fmt: skip
+def test_results_that_stay_have_the_layout_of_others(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 2, 3, padding=1)
+    batch = RNG.random((2, 8, 3, 9), dtype=np.float32)
+    batch = np.moveaxis(batch, 2, 1 + options.get("channel_axis", 0) % 3)
+    one, other = (tw.from_torch(net, device="cpu", on_device=on, **options)(batch) for on in (False, True))
+    assert isinstance(other, torch.Tensor)
+    np.testing.assert_array_equal(other.float().numpy(), one)
+    assert other.shape == one.shape
+
+
 def test_results_that_stay_are_tensors_and_anything_takes_them() -> None:
     class Inference(torch.nn.Module):  # type: ignore[misc]
         @torch.inference_mode()

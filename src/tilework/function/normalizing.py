@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from tilework._checks import brief, flag, one_of, sequence, whole
 from tilework._types import Array, Function, Index
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import check_function, is_batched, is_on_device
+from tilework.function.combining import Combined
 
 __all__ = ["Normalized", "bare_function", "normalized"]
 
@@ -226,7 +227,7 @@ def normalized(
     Parameters
     ----------
     fn : callable
-        As for `tiled_map`; also one of `load_once` or `from_torch`.
+        As for `tiled_map`; also one of `load_once`, `from_torch`, `augmented` or `ensemble`.
     stats : ImageStatistics, or tuple of them with one per array
         What `image_statistics` returned. One is that of the first array; an array with None, and those beyond
         the tuple, stay as they are.
@@ -302,6 +303,14 @@ def normalized(
             )
     if all(one is None for one in several):
         raise TypeError("stats must be what tw.image_statistics returned; got none.")
-    return Normalized(
-        fn, tuple(None if one is None else Normalizer(one, mode, clip, places) for one in several)
-    )
+    return _inside(fn, tuple(None if one is None else Normalizer(one, mode, clip, places) for one in several))
+
+
+def _inside(fn: Function, normalizers: tuple[Normalizer | None, ...]) -> Function:
+    """Return ``fn`` with normalised crops; of one that combines others, each of these gets them.
+
+    Samples are normalised one by one, so variants of a normalised crop are normalised variants.
+    """
+    if isinstance(fn, Combined):
+        return replace(fn, members=tuple(_inside(m, normalizers) for m in fn.members))
+    return Normalized(fn, normalizers)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from tilework._types import Function, Index
 from tilework.errors import GridError, TilingError
 from tilework.function.bound import BoundOutput
-from tilework.function.combining import Combined, Places, predictions_of
+from tilework.function.combining import Combined, Places, functions_in, predictions_of
 from tilework.function.folding import check_values
+from tilework.function.normalizing import Normalized
 from tilework.function.output import Output
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import accumulation_dtype
@@ -47,6 +48,7 @@ def with_places(
     n_axes, batches = len(layout.crop), request.batch_size is not None
     for combined in _all_of(fn):
         _check_grids(combined, outputs, layout, request)
+        _check_statistics(combined, [layout.crop_of(s, k) for k, s in enumerate(sources)], layout)
     if predictions_of(fn, n_axes, batches=batches).made > 1:
         for output, given in zip(outputs, declared, strict=True):
             _check_output(fn, output, given, [s.dtype for s in sources])
@@ -125,6 +127,25 @@ def _check_grids(fn: Combined, outputs: Sequence[BoundOutput], layout: Layout, r
     check_equal("rim", fn.plane, names, rim)
     for output in outputs:
         check_equal("scale", fn.plane, names, output.scale)
+
+
+def _check_statistics(fn: Combined, crops: Sequence[tuple[Index, Index]], layout: Layout) -> None:
+    """Raise if a crop that is mirrored or turned would meet numbers of other indices of an axis.
+
+    ``crops`` has the shape of the crop of each source, and the positions of its tiled axes.
+    """
+    moved = {axis for v in fn.variants(len(layout.crop)) for axis in (*v.flips, *(v.plane or ()))}
+    for member in functions_in(fn):
+        normalizers = member.normalizers if isinstance(member, Normalized) else ()
+        for own, (shape, tiled) in zip(normalizers, crops, strict=False):
+            along = {len(shape) + a for a in own.places} if own is not None and own.stats.axes else set()
+            if wrong := sorted(axis for axis in moved if tiled[axis] in along):
+                name = layout.names[layout.n_each + wrong[0]]
+                raise GridError(
+                    f"the statistics have a number for each index of axis {name}, along which crops are "
+                    "mirrored or turned. Leave that axis out of flips= and rotations=, or measure without "
+                    "each= for it."
+                )
 
 
 def check_both_ends(name: str, margin: tuple[int, int]) -> None:

@@ -147,8 +147,9 @@ def test_a_network_takes_batches(image, stats):
             return x * 1
 
     fn = tw.normalized(tw.from_torch(Net()), stats)
-    out = tw.tiled_map(fn, image, 40, 4, axes=(1, 2), batch_size=2)
-    assert np.array_equal(out.compute(), tw.normalized(np.asarray, stats)(image))
+    for batch_size in (None, 2):
+        out = tw.tiled_map(fn, image, 40, 4, axes=(1, 2), batch_size=batch_size)
+        assert np.array_equal(out.compute(), tw.normalized(np.asarray, stats)(image))
     assert {dtype for _, dtype in seen} == {torch.float32}
 
 

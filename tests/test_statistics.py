@@ -17,6 +17,7 @@ import tilework as tw
 from tests.store_counts import counted
 from tilework.errors import GridError, TilingError
 from tilework.statistics import measuring
+from tilework.statistics.counting import Counts, Target
 
 QUIET = {"progress": False}
 
@@ -169,13 +170,14 @@ def test_a_coarse_mask(image):
     assert found == tw.image_statistics(image[1, 20:, 30:40], **QUIET)
 
 
-def test_positions_without_data_in_all_channels():
+def test_positions_without_data_in_all_channels(monkeypatch):
     """A black pixel has no data; a pixel without red has."""
     rgb = np.array([[[0, 0], [0, 5]], [[0, 7], [0, 5]], [[0, 7], [0, 5]]], "u1")
     found = tw.image_statistics(rgb, axes=(1, 2), nodata=0, **QUIET)
     assert (found.count, found.min) == (6, 0)
     assert tw.image_statistics(rgb, nodata=0, **QUIET).count == 5
     chunked = da.from_array(rgb, chunks=1)
+    monkeypatch.setattr(measuring, "MOST_SAMPLES", 1)
     assert tw.image_statistics(chunked, axes=(1, 2), nodata=0, **QUIET) == found
 
 
@@ -284,7 +286,8 @@ def test_a_sample_of_chunks(tmp_path):
     assert "30 of 100 chunks" in repr(found)
     assert found == tw.ImageStatistics.from_json(found.to_json())
     assert found == tw.image_statistics(da.from_zarr(array), each=0, sample=30, seed=1, **QUIET)
-    assert found != tw.image_statistics(array, each=0, sample=30, seed=2, **QUIET)
+    other = tw.image_statistics(array, each=0, sample=30, seed=2, **QUIET)
+    assert (other.mean != found.mean).all()
 
 
 def test_intervals_hold_the_truth_in_most_draws():
@@ -328,7 +331,30 @@ def test_a_level_of_a_pyramid(tmp_path):
         tw.image_statistics(data, level=1, **QUIET)
 
 
+def test_few_chunks_have_no_intervals():
+    """Draws of two chunks would say that the truth lies between them."""
+    array = da.from_array(np.arange(10000.0).reshape(100, 100), chunks=20)
+    found = tw.image_statistics(array, sample=7, **QUIET)
+    assert found.intervals == {}
+    assert "too few for intervals" in repr(found)
+    assert len(tw.image_statistics(array, sample=8, **QUIET).intervals) == 5
+
+
 # ------------------------------------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize("gather", [True, False])
+def test_a_task_that_runs_again_counts_nothing_twice(gather):
+    """Its predecessor's counts may still be needed: the scheduler repeats tasks of workers that were lost."""
+    targets = [Target(0, gather=gather)]
+    before = Counts()
+    before.add(np.arange(5, dtype="f4"), 0, targets, first=True)
+    for _ in range(2):
+        again = before.copy()
+        again.add(np.arange(3, dtype="f4"), 0, targets, first=True)
+        assert again.tallies[0].count == 8
+        found = again.found[targets[0]]
+        assert (len(found) if gather else found.sum()) == 8
 
 
 def test_json_of_another_kind():

@@ -62,11 +62,15 @@ def chunked(draw, image):
 
 @pytest.fixture(params=[True, False], ids=["kept", "counted"], scope="module")
 def few(request):
-    """Whether few samples are kept in the first pass, or counted in several as those of large images are."""
-    before = measuring.GATHER
-    measuring.GATHER = before if request.param else 3
+    """Whether few samples are kept in the first pass, or counted in several as those of large images are.
+
+    Counted ones are also read in many boxes.
+    """
+    before = measuring.GATHER, measuring.MOST_SAMPLES
+    if not request.param:
+        measuring.GATHER, measuring.MOST_SAMPLES = 3, 8
     yield
-    measuring.GATHER = before
+    measuring.GATHER, measuring.MOST_SAMPLES = before
 
 
 def check(found, image):

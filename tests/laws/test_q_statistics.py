@@ -177,17 +177,17 @@ def test_q5_every_chunk_is_read_once_in_each_pass(few, dtype, tmp_path):
 
 
 def test_q6_neither_scheduler_nor_chunks_change_a_bit(few, scheduler, tmp_path):
-    image = np.random.default_rng(0).standard_normal((40, 70)) * np.logspace(-30, 30, 70)
+    image = np.random.default_rng(0).standard_normal((12, 20)) * np.logspace(-30, 30, 20)
     with dask.config.set(scheduler="synchronous"):
         expected = tw.image_statistics(image, progress=False).to_json()
-    for chunks in ((40, 70), (7, 9), (1, 70)):
+    for chunks in ((12, 20), (7, 9), (1, 20)):
         array = zarr.create_array(tmp_path / f"{chunks}.zarr", data=image, chunks=chunks)
         for source in (array, da.from_zarr(array), image):
             assert tw.image_statistics(source, progress=False).to_json() == expected
 
 
 def test_q6_nor_does_a_cluster(client, tmp_path):
-    image = np.random.default_rng(0).standard_normal((40, 70)).astype("f4")
+    image = np.random.default_rng(0).standard_normal((12, 20)).astype("f4")
     with dask.config.set(scheduler="synchronous"):
         expected = tw.image_statistics(image, each=0, progress=False, scheduler="synchronous")
     array = zarr.create_array(tmp_path / "x.zarr", data=image, chunks=(7, 9))

@@ -20,7 +20,7 @@ from tilework.statistics.result import ImageStatistics
 __all__ = ["KEYS", "intervals_of"]
 
 # Keys that are kept of all chunks together, of one index.
-KEYS = 2**16
+KEYS = 2**14
 # Samples of chunks that are drawn again.
 DRAWS = 1000
 # Chunks that are needed for an interval: of fewer ones, draws do not differ enough.

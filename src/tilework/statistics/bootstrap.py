@@ -1,26 +1,29 @@
 """Where the statistics of an image lie, from those of chunks of it: a bootstrap over chunks.
 
 Neighbouring samples resemble each other, so the number of samples says little of the error; that of chunks
-does.
+does. For a quantile the share of samples up to its estimate is drawn again (Woodruff 1952), and the ends are
+the quantiles that are as far off: those of draws would be too close together for outer quantiles. If an end
+lies beyond all samples, nothing is known of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from tilework._types import Array, Floats
-from tilework.statistics.counting import Tally, value_of
+from tilework.statistics.counting import Tally, keys_of, value_of
 from tilework.statistics.result import ImageStatistics
 
 __all__ = ["KEYS", "intervals_of"]
 
 # Keys that are kept of all chunks together, of one index.
-KEYS = 2**14
+KEYS = 2**17
 # Samples of chunks that are drawn again.
 DRAWS = 1000
 # Chunks that are needed for an interval: of fewer ones, draws do not differ enough.
@@ -29,12 +32,15 @@ LEAST = 8
 DEVIATE = 1.959964
 
 Chunk = tuple[int, int, Tally, Array]
+Pair = tuple[Any, Any]
 
 
 def intervals_of(
     stats: ImageStatistics, chunks: Sequence[Chunk], fractions: Sequence[Fraction], seed: int
 ) -> dict[str | float, tuple[Any, Any]]:
     """Return the lowest and highest plausible value of "mean", "std" and each quantile of the whole image.
+
+    A quantile of which nothing is known, at any index, has none.
 
     Parameters
     ----------
@@ -64,7 +70,10 @@ def intervals_of(
         one = stats.at(*map(int, np.unravel_index(index, shape))) if shape else stats
         found = _of_index(one, mine, weights, fractions)
         for name, pair in zip(names, found, strict=True):
-            ends[name][:, index] = pair
+            if pair is None:
+                ends.pop(name, None)
+            elif name in ends:
+                ends[name][:, index] = pair
     return {name: tuple(e.reshape(shape) if shape else e[0] for e in both) for name, both in ends.items()}
 
 
@@ -74,8 +83,8 @@ def _dtype(name: str | float, stats: ImageStatistics) -> Any:
 
 def _of_index(
     stats: ImageStatistics, chunks: Sequence[Chunk], weights: Floats, fractions: Sequence[Fraction]
-) -> list[tuple[Any, Any]]:
-    """Return the intervals of one index."""
+) -> list[Pair | None]:
+    """Return the intervals of one index; None where nothing is known."""
     estimates = [stats.mean, stats.std, *stats.quantiles.values()]
     if not stats.count:
         return [(e, e) for e in estimates]
@@ -90,22 +99,48 @@ def _of_index(
     mean = weights @ (counts * means) / n
     std = np.sqrt(np.maximum(0, weights @ (counts * squares) / n - mean**2))
     tail = tail_of(len(chunks))
-    found = [_ends(mean + float(centre), stats.mean, tail), _ends(std, stats.std, tail)]
-    keys = np.concatenate([k for *_, k in chunks])
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    of_chunk = np.repeat(np.arange(len(chunks)), [len(k) for *_, k in chunks])[order]
-    share = np.array([t.count / max(1, len(k)) for *_, t, k in chunks])
-    places = np.zeros((len(fractions), len(weights)), np.int64)
-    for draw, own in enumerate(weights):
-        upto = np.cumsum((own * share)[of_chunk])
-        for k, q in enumerate(fractions):
-            places[k, draw] = min(np.searchsorted(upto, float(q) * upto[-1] * (1 - 1e-12)), len(keys) - 1)
-    for own, estimate in zip(np.sort(places, axis=1), estimates[2:], strict=True):
-        first, last = (own[round(p * (len(own) - 1))] for p in (tail, 1 - tail))
-        low, high = (value_of(int(keys[i]), stats.dtype) for i in (first, last))
-        found.append((min(low, estimate), max(high, estimate)))
+    found: list[Pair | None] = [_ends(mean + float(centre), stats.mean, tail), _ends(std, stats.std, tail)]
+    ordered = _Ordered.of(chunks, stats.dtype)
+    for q, estimate in zip(fractions, estimates[2:], strict=True):
+        below = np.array([_share(keys, estimate, stats.dtype) for *_, keys in chunks])
+        low, high = np.quantile(weights @ (counts * below) / n, [tail, 1 - tail])
+        # The image's share below the estimate may be the lowest of the draws, so its quantile lies above.
+        p = float(q)
+        ends_of = ordered.at(p - max(0.0, high - p)), ordered.at(p + max(0.0, p - low))
+        known = ends_of[0] is not None and ends_of[1] is not None
+        found.append((min(ends_of[0], estimate), max(ends_of[1], estimate)) if known else None)
     return found
+
+
+def _share(keys: Array, value: Any, dtype: np.dtype[Any]) -> float:
+    """Return the share of keys up to that of a value."""
+    key = keys_of(np.array([value], dtype))[0]
+    return float(np.searchsorted(keys, key, side="right")) / max(1, len(keys))
+
+
+@dataclass(frozen=True, slots=True)
+class _Ordered:
+    """Keys of all chunks in order, with the share of samples up to each."""
+
+    keys: Array
+    upto: Floats
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, chunks: Sequence[Chunk], dtype: np.dtype[Any]) -> _Ordered:
+        """Return the keys of chunks; each stands for its part of the samples of its chunk."""
+        keys = np.concatenate([k for *_, k in chunks])
+        weights = np.concatenate([np.full(len(k), t.count / max(1, len(k))) for *_, t, k in chunks])
+        order = np.argsort(keys, kind="stable")
+        upto = np.cumsum(weights[order])
+        return cls(keys[order], upto / upto[-1], dtype)
+
+    def at(self, share: float) -> Any:
+        """Return the value up to which lies a share of the samples; None if it is below 0 or above 1."""
+        if not 0 <= share <= 1:
+            return None
+        place = min(int(np.searchsorted(self.upto, share * (1 - 1e-12))), len(self.keys) - 1)
+        return value_of(int(self.keys[place]), self.dtype)
 
 
 def _ends(values: Floats, estimate: float, tail: float) -> tuple[float, float]:

@@ -68,7 +68,7 @@ class ImageStatistics(Report):
     """Number of chunks that were measured and of all; None: all samples were measured."""
     intervals: Mapping[str | float, tuple[Any, Any]] = field(default_factory=dict)
     """Of a sample of chunks, where "mean", "std" and each quantile of the image lie in about 95 of 100
-    cases; empty for fewer than 8 chunks."""
+    cases. Fewer than 8 chunks have none, nor have outer quantiles of which these chunks say too little."""
 
     def __post_init__(self) -> None:
         for name in ("count", "mean", "std", "n_nan", "n_inf"):
@@ -206,7 +206,7 @@ class ImageStatistics(Report):
 
     def _interval(self, name: str | float) -> str:
         if name not in self.intervals:
-            return ""
+            return " (interval unknown)" if self.intervals else ""
         low, high = self.intervals[name]
         return f" ({self._shown(low)} to {self._shown(high)})"
 

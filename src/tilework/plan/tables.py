@@ -382,6 +382,8 @@ class BlockPlan(Holder, Sequence[Tile]):
     def calls(self, box: Box | None = None) -> int:
         """Return the number of crops that the function gets when a part of the result is computed.
 
+        Of several predictions for each crop, as `augmented` makes them, it is the number of crops alone.
+
         Parameters
         ----------
         box : Box, optional

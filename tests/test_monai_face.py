@@ -219,7 +219,7 @@ def test_the_lazy_options_give_the_same_numbers():
         return found
 
     output = tw.Output("float32", channels=4)
-    out = tw.tiled_map(fn, inputs.numpy(), **options, each=0, axes=(2, 3), batch_size=4, output=output)
+    out = tw.tiled_map(fn, inputs.numpy(), **options, each=0, batch_size=4, output=output)
     np.testing.assert_allclose(out.compute(), now.numpy(), rtol=1e-5, atol=1e-6)
 
 

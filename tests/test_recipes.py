@@ -81,7 +81,7 @@ def test_monai_options_give_the_numbers_of_its_rules(axes, padding, mode, seed):
     weights = monai_map(roi, 0.2) if mode == "gaussian" else np.ones(roi)
     expected = averaged(whole, padded, roi, starts, weights)[inside]
     options = tw.monai_options(shape, roi, overlap, mode, 0.2, padding, cval)
-    out = tw.tiled_map(whole, image, **options, axes=tuple(range(len(shape))), dtype=float)
+    out = tw.tiled_map(whole, image, **options, dtype=float)
     np.testing.assert_allclose(out.compute(), expected, rtol=2e-6)
 
 
@@ -91,7 +91,7 @@ def test_monai_options_from_zarr_to_zarr(tmp_path):
     zarr.save(tmp_path / "x.zarr", image)
     options = tw.monai_options(image.shape, (24, 16), 0.5, "gaussian")
     source = zarr.open_array(tmp_path / "x.zarr", mode="r")
-    out = tw.tiled_map(lambda crop: crop.sum(0) - crop.mean(), source, **options, each=0, axes=(2, 3))
+    out = tw.tiled_map(lambda crop: crop.sum(0) - crop.mean(), source, **options, each=0)
     written = tw.to_zarr(out, tmp_path / "out.zarr", progress=False)
     for index, one in enumerate(image):
         padded = np.pad(one, [(0, 0), (2, 2), (0, 0)])
@@ -225,7 +225,7 @@ def test_nnunet_options_give_the_numbers_of_its_predictor(axes, gaussian):
     step = axes[0][2]
     images = noise((2, *shape))
     options = tw.nnunet_options(images.shape, patch, step, gaussian=gaussian)
-    out = tw.tiled_map(whole, images, **options, each=0, axes=tuple(range(1, 1 + len(shape))), dtype=float)
+    out = tw.tiled_map(whole, images, **options, each=0, dtype=float)
     weights = nnunet_gaussian(patch).astype(float) if gaussian else np.ones(patch)
     for got, image in zip(out.compute(), images, strict=True):
         padded, inside = in_the_middle(image, patch, "constant", 0)

@@ -263,14 +263,12 @@ class _Windows:
                 f"condition must have the shape of inputs, {shape}; got {self.sources[1].shape}."
             )
         self.options, self.batch_size = options, batch_size
-        self.spatial = tuple(range(2, len(shape)))
         self.extents, self.roi = shape[2:], options["crop"]
         missing = [max(0, r - n) for r, n in zip(self.roi, self.extents, strict=True)]
         self.before = tuple(m // 2 for m in missing)
         places = {k: v for k, v in options.items() if k not in ("blend", "cval")}
         self.plan = plan_tiles(
-            (shape[0], *self.extents), axes=tuple(a - 1 for a in self.spatial), each=0, **places,
-            output=Output("f4", blend="average"),
+            (shape[0], *self.extents), each=0, **places, output=Output("f4", blend="average"),
         )  # fmt: skip
 
     @property
@@ -406,7 +404,7 @@ class _Calls:
                 f"predictions must be floating, like the inputs, to be averaged; got {value.dtype}. Return "
                 "scores, and take the argmax of the result."
             )
-        if value.ndim != len(self._windows.spatial) + 2 or len(value) != count:
+        if value.ndim != len(self._windows.roi) + 2 or len(value) != count:
             raise ContractError(
                 f"a prediction for {count} windows must have shape ({count}, channels, spatial axes...); got "
                 f"{tuple(value.shape)}."
@@ -460,7 +458,7 @@ def _run(windows: _Windows, calls: _Calls) -> list[Array]:
     options = {name: value for name, value in windows.options.items() if name != "blend"}
     with dask.config.set(scheduler="synchronous"):  # a client that there may be is not asked
         lazy = tiled_map(
-            calls, windows.sources, axes=windows.spatial, each=0, **options, output=calls.outputs,
+            calls, windows.sources, each=0, **options, output=calls.outputs,
             batch_size=windows.batch_size, pass_tile=True, blend="average",
             # One block: batches go across the images, and sums are made where the result is wanted.
             chunks=(shape[0], *shape[2:]), memory_limit=ENOUGH, reuse="recompute",

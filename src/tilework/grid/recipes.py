@@ -100,7 +100,7 @@ def monai_options(
     Returns
     -------
     dict
-        ``crop``, ``stride``, ``blend``, ``boundary``, ``cval`` and ``pad_side``.
+        ``axes``, the last ones, ``crop``, ``stride``, ``blend``, ``boundary``, ``cval`` and ``pad_side``.
 
     Raises
     ------
@@ -125,6 +125,7 @@ def monai_options(
     stride = tuple(r if r >= extent else max(1, int(r * (1 - o))) for r, extent, o in columns)
     gaussian = one_of("mode", mode, ("constant", "gaussian")) == "gaussian"
     return {
+        "axes": tuple(range(-n, 0)),
         "crop": roi,
         "stride": stride,
         "blend": monai_weights(roi, sigma_scale) if gaussian else "average",
@@ -154,7 +155,7 @@ def nnunet_options(
     Returns
     -------
     dict
-        ``crop``, ``starts``, ``blend``, ``boundary``, ``cval`` and ``pad_side``.
+        ``axes``, the last ones, ``crop``, ``starts``, ``blend``, ``boundary``, ``cval`` and ``pad_side``.
 
     Raises
     ------
@@ -181,6 +182,7 @@ def nnunet_options(
         raise GridError(f"step must be above 0 and up to 1, a fraction of the patch; got {brief(step)}.")
     columns = zip(extents, patch, strict=True)
     return {
+        "axes": tuple(range(-len(patch), 0)),
         "crop": patch,
         "starts": tuple(_steps(max(extent, p), p, float(step)) for extent, p in columns),
         "blend": _nnunet_weights(patch) if gaussian else "average",

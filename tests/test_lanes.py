@@ -23,6 +23,7 @@ from tilework.function import pools
 from tilework.function.devices import busy_seconds, device_lock, devices_of, working
 from tilework.function.pools import shared_among
 from tilework.plan.cost import peak_bytes
+from tilework.writing.code import describe
 from tilework.writing.preparing import Asked, prepare
 
 CROP, TILES = 8, 24
@@ -211,6 +212,15 @@ def test_devices_are_counted():
         assert devices_of(lambda x, f=fn: f(x)) == n
         assert threads_of(fn) == max(LANES, LANES_PER_DEVICE * n, CPU_COUNT)
     assert devices_of(SimpleNamespace(__tilework_device__="no number")) == 0
+
+
+def test_a_store_is_resumed_when_its_function_says_that_it_has_a_device():
+    def fn(crop):
+        return crop + 1
+
+    before = describe(fn, "fn")
+    fn.__tilework_device__, fn.__tilework_whole_batches__ = 1, True
+    assert describe(fn, "fn") == before
 
 
 def test_what_the_user_says_of_threads_is_kept():
@@ -486,8 +496,8 @@ def test_images_of_one_block_keep_the_lanes_busy():
 
 
 def test_the_memory_of_what_lies_below_counts():
-    def job_of(limit=None):
-        below = tw.tiled_map(MODEL, np.zeros((512, 512), "f4"), 64, 8, dtype="f4", chunks=64)
+    def job_of(limit=None, fn=MODEL):
+        below = tw.tiled_map(fn, np.zeros((512, 512), "f4"), 64, 8, dtype="f4", chunks=64)
         out = tw.tiled_map(np.cos, below, 64, 8, dtype="f4", chunks=64)
         job, writing = prepare(
             out, None, Asked(memory_limit=limit), Where.find(), {"": np.zeros((512, 512), "f4")}
@@ -500,4 +510,4 @@ def test_the_memory_of_what_lies_below_counts():
     alone = [peak_bytes(replace(free, threads=n)) for n in range(9)]
     both = job_of(alone[8])  # enough for the upper one with eight threads
     assert CPU_COUNT <= both.threads < 8 or CPU_COUNT >= 8
-    assert both.block == free.block
+    assert both.block == job_of(alone[8], np.negative).block

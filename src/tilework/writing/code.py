@@ -54,7 +54,7 @@ MODULES = 100
 # Letters of numbers that a message shows.
 LONGEST = 200
 # Attributes of functions and classes that do not change what they do.
-NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl")
+NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl", "__tilework_device__", "__tilework_whole_batches__")
 # Objects whose content a process alone can have, or that change as they are read.
 FLEETING = (threading.local, io.IOBase)
 # Of these, a list may have millions.

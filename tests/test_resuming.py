@@ -76,8 +76,8 @@ COUNTS: dict[str, tuple[dict[str, Any], Any, Any]] = {
 ELSEWHERE = {"mask": np.eye(40, dtype=bool), "mask_scale": 2.0}
 # They decide how, not what: the bits of the result are the same.
 INDIFFERENT = {
-    "batch_size": 2, "pad_batch": False, "chunks": 20, "memory_limit": "1GB", "reuse": "recompute", "name": "a-name",
-    "meta": tw.ImageMeta("cyx", scale=(1, 2, 2)),
+    "batch_size": 2, "pad_batch": False, "chunks": 20, "memory_limit": "1GB", "reuse": "recompute",
+    "name": "a-name", "meta": tw.ImageMeta("cyx", scale=(1, 2, 2)),
 }  # fmt: skip
 
 

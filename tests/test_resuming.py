@@ -55,6 +55,8 @@ COUNTS: dict[str, tuple[dict[str, Any], Any, Any]] = {
     "axes": ({"array": np.zeros((40, 40, 40), "f4")}, (1, 2), (0, 2)),
     "each": ({"axes": (1, 2)}, (), 0),
     "stride": ({"overlap": None}, 8, 6),
+    "starts": ({"overlap": None}, [(0, 12, 24), (0, 10, 24)], [(0, 12, 24), (0, 12, 24)]),
+    "pad_side": ({"crop": 44}, "end", "both"),
     "multiple": ({}, 1, 2),
     "edge": ({}, "shift", "squeeze"),
     "boundary": (PAD, "reflect", "edge"),

@@ -238,7 +238,9 @@ def test_other_numbers_are_another_result(image, stats, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"mode": "percentile"}, {"axis": -2}, {"mode": clipped}, {"fn": np.abs}], ids=str
+    "change",
+    [{"mode": "percentile"}, {"axis": -2}, {"mode": clipped}, {"fn": np.abs}],
+    ids=["mode", "axis", "callable", "fn"],
 )
 def test_every_part_is_in_the_fingerprint(stats, change):
     given = {"fn": smooth, "stats": stats, "mode": "zscore"}

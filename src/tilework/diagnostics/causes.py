@@ -389,7 +389,7 @@ class _Search:
                 "global",
                 f"each result depends on the whole crop, on samples {distance} away and more, as with a "
                 "mean, a normalisation or a running sum: no overlap is enough; compute the statistic once "
-                "for the image and give it to the function",
+                "for the image (tw.image_statistics) and give it to the function (tw.normalized)",
             )
         elif far[0] >= ALL:
             self._add(

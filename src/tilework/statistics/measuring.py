@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import at_least, brief, warn, whole
-from tilework._types import Array, Index
+from tilework._types import Array, Index, Span
 from tilework.errors import CostWarning, GridError, TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.local import run
@@ -22,7 +23,7 @@ from tilework.execution.where import Where
 from tilework.formats.labelled import unpacked
 from tilework.graph.build import bare, specs_below
 from tilework.grid.axis import AxisGrid
-from tilework.objects.boxes import Cuts, cuts_of
+from tilework.objects.boxes import Cuts, blocks_of, cuts_of
 from tilework.objects.measuring import How
 from tilework.plan.arguments import resolve_axes
 from tilework.plan.nodata import valid_of
@@ -32,7 +33,7 @@ from tilework.source.images import StoredImage, StoredImages, open_image
 from tilework.source.opening import Image, open_source
 from tilework.statistics.bootstrap import KEYS, intervals_of
 from tilework.statistics.counting import DIGIT, Counts, Tally, Target, tally_of, value_of
-from tilework.statistics.passes import Call, Measured, PassJob, calls_of
+from tilework.statistics.passes import Measured, PassJob, calls_of
 from tilework.statistics.result import ImageStatistics
 from tilework.statistics.sums import root
 
@@ -279,6 +280,16 @@ class _Drawn:
     total: int
     seed: int
 
+    def boxes(self, k: int, image: Measured) -> Iterator[tuple[int, tuple[Span, ...]]]:
+        """Yield the number and box of each chunk that was drawn of an image."""
+        spans = [list(itertools.pairwise(cuts)) for cuts in self.cuts[k]]
+        own = [a for a in range(len(spans)) if a not in image.each]
+        for place, number in self.chosen[k].items():
+            chosen = dict(zip(own, place, strict=True))
+            ranges = [[spans[a][chosen[a]]] if a in chosen else spans[a] for a in range(len(spans))]
+            for box in itertools.product(*ranges):
+                yield number, box
+
     @property
     def count(self) -> int:
         """Number of the chunks that were drawn."""
@@ -457,21 +468,9 @@ class _Work:
         """Yield the reading of every image."""
         sampled = 0 if self.drawn is None else max(1, KEYS // self.drawn.count)
         for k, image in enumerate(self.images):
-            calls: list[Call] = []
-            for box, indices, _ in calls_of(image, self.cuts[k], list(targets)):
-                place = self._chosen(k, box)
-                if place is not None:
-                    calls.append((box, indices, place))
+            boxes = enumerate(blocks_of(self.cuts[k])) if self.drawn is None else self.drawn.boxes(k, image)
+            calls = list(calls_of(image, boxes, list(targets)))
             yield PassJob(image, calls, targets, self.how.where, first=first, sampled=sampled)
-
-    def _chosen(self, k: int, box: Sequence[tuple[int, int]]) -> int | None:
-        """Return the number of the chunk at a box; None if it was not drawn."""
-        if self.drawn is None:
-            return 0
-        own = (a for a in range(len(box)) if a not in self.images[k].each)
-        cuts = self.drawn.cuts[k]
-        place = tuple(int(np.searchsorted(cuts[a], box[a][0], side="right")) - 1 for a in own)
-        return self.drawn.chosen[k].get(place)
 
 
 def _result(work: _Work, quantiles: Sequence[float], level: int | None) -> ImageStatistics:

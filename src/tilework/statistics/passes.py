@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from tilework.execution.where import Where
 from tilework.function.load_once import in_task
 from tilework.graph.build import graph_of
 from tilework.graph.tasks import Key
-from tilework.objects.boxes import Cuts, blocks_of
 from tilework.objects.reading import given_to
 from tilework.plan.nodata import Valid
 from tilework.plan.request import Layout
@@ -150,19 +149,20 @@ class Step:
         return own
 
 
-def calls_of(image: Measured, cuts: Cuts, wanted: Sequence[int]) -> Iterator[Call]:
-    """Yield the boxes of an image in which some indices of its ``each`` axes lie.
+def calls_of(
+    image: Measured, boxes: Iterable[tuple[int, Sequence[Span]]], wanted: Sequence[int]
+) -> Iterator[Call]:
+    """Yield the boxes of an image in which some indices of its ``each`` axes lie, cut to these.
 
     Parameters
     ----------
     image : Measured
-    cuts : list of list of int
-        Where boxes begin, along each axis.
+    boxes : iterable of (number, box)
     wanted : sequence of int
     """
     places = [np.unravel_index(i, image.counts) if image.each else () for i in wanted]
     rows = np.array([[int(i) for i in p] for p in places]).reshape(len(wanted), len(image.each))
-    for number, box in enumerate(blocks_of(cuts)):
+    for number, box in boxes:
         inside = np.ones(len(rows), bool)
         for column, axis in enumerate(image.each):
             inside &= (rows[:, column] >= box[axis][0]) & (rows[:, column] < box[axis][1])

@@ -6,8 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import ndimage as ndi
 
 import tilework as tw
@@ -45,22 +43,7 @@ def stats(image):
     return tw.image_statistics(image, each=0, **QUIET)
 
 
-# ----------------------------------------------------------------------------------------------- laws
-
-
-@given(data=st.data())
-def test_a_normalised_function_tiled_equals_it_untiled(image, data):
-    """To the bit, with the statistics of the whole; of each crop by itself it would not."""
-    dtype = data.draw(st.sampled_from(["u1", "i2", ">u2", "f2", "f4", "f8", "i4", "?"]))
-    array = (image % 2 > 0) if dtype == "?" else (image % 250).astype(dtype)
-    each = data.draw(st.sampled_from([(), 0]))
-    fn = tw.normalized(
-        smooth, tw.image_statistics(array, each=each, **QUIET), mode_of(data.draw(st.sampled_from(MODES)))
-    )
-    crop = data.draw(st.integers(9, 40))
-    out = tw.tiled_map(fn, array, crop=crop, overlap=3, axes=(1, 2), dtype="f8" if dtype == "f8" else "f4")
-    whole = fn(array)
-    assert np.array_equal(out.compute(), whole)
+# ------------------------------------------------------------------------------------------- numbers
 
 
 @pytest.mark.parametrize("mode", MODES)

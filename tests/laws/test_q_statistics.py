@@ -14,6 +14,7 @@ import zarr
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from scipy import ndimage as ndi
 
 import tilework as tw
 from tests.store_counts import counted
@@ -205,3 +206,27 @@ def test_q7_the_function_of_a_lazy_result_runs_once_per_pass(few):
     calls.clear()
     tw.image_statistics(out, (), progress=False)
     assert len(calls) == 36
+
+
+def smooth(x):
+    """Return what depends on neighbours along the last two axes, without sums that round."""
+    return ndi.median_filter(x, (1,) * (x.ndim - 2) + (5, 5)) + x
+
+
+def clipped(x, stats):
+    """Normalise as nnU-Net does with CT: clip to quantiles, then by mean and deviation."""
+    low, high = stats.quantiles[0.01], stats.quantiles[0.99]
+    return ((np.clip(x, low, high) - stats.mean) / stats.std).astype("f4")
+
+
+@given(data=st.data())
+def test_q8_a_normalised_function_tiled_equals_it_untiled(data):
+    """To the bit, with the statistics of the whole; of each crop by itself it would not."""
+    dtype = data.draw(st.sampled_from(["u1", "i2", ">u2", "f2", "f4", "f8", "i4", "?"]))
+    values = np.random.default_rng(0).gamma(2, 30, (3, 45, 40)) + np.array([0, 90, 20])[:, None, None]
+    image = values > 80 if dtype == "?" else values.astype("u1").astype(dtype)
+    stats = tw.image_statistics(image, each=data.draw(st.sampled_from([(), 0])), progress=False)
+    fn = tw.normalized(smooth, stats, data.draw(st.sampled_from(["zscore", "percentile", clipped])))
+    crop = data.draw(st.integers(9, 40))
+    out = tw.tiled_map(fn, image, crop=crop, overlap=3, axes=(1, 2), dtype="f8" if dtype == "f8" else "f4")
+    assert np.array_equal(out.compute(scheduler="synchronous"), fn(image))

@@ -143,9 +143,11 @@ class Normalized:
     normalizers: tuple[Normalizer | None, ...]
     """For each crop of a call; None, or none at all: it stays as it is."""
 
-    @property
-    def __tilework_batched__(self) -> bool:
-        return is_batched(self.fn)
+    def __getattr__(self, name: str) -> Any:
+        # How it wants to be called is said by the function itself.
+        if name.startswith("__tilework_"):
+            return getattr(self.fn, name)
+        raise AttributeError(name)
 
     @property
     def __tilework_on_device__(self) -> bool:

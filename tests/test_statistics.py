@@ -144,6 +144,17 @@ def test_passes_over_a_large_image(dtype, passes, tmp_path):
     assert set(counts.reads.values()) == {passes}
 
 
+def test_a_shard_is_read_at_once(tmp_path, monkeypatch):
+    data = np.random.default_rng(0).integers(0, 99, (300, 300)).astype("u2")
+    array = zarr.create_array(tmp_path / "x.zarr", data=data, chunks=(10, 10), shards=(30, 60))
+    monkeypatch.setattr(measuring, "MOST_SAMPLES", 4000)
+    with counted(array) as counts:
+        found = tw.image_statistics(array, **QUIET)
+    assert len(counts.reads) == 50
+    assert set(counts.reads.values()) == {1}
+    assert found == tw.image_statistics(data, **QUIET)
+
+
 # ------------------------------------------------------------------------------------- valid samples
 
 

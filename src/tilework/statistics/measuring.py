@@ -256,7 +256,12 @@ def _measured(source: Source, axes: Any, each: Any, where: Any, nodata: Any) -> 
 def _cuts(image: Measured, how: How) -> Cuts:
     """Return the boxes of an image; they hold whole chunks, and all of what makes a position valid."""
     own = [a for a in range(len(image.shape)) if a not in image.each]
-    return _whole_positions(image, cuts_of(image.sources[0], own, min(how.most(image.sources), MOST_SAMPLES)))
+    source = image.sources[0]
+    shards = getattr(source.handle, "shards", None)
+    if shards and math.prod(shards) <= MOST_SAMPLES:
+        # A shard that is read as a whole takes one request.
+        source = replace(source, chunks=tuple(shards))
+    return _whole_positions(image, cuts_of(source, own, min(how.most(image.sources), MOST_SAMPLES)))
 
 
 def _whole_positions(image: Measured, cuts: Cuts) -> Cuts:

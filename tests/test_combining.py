@@ -579,7 +579,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "clip": (lambda: tiled(TURNED, edge="clip"), 'edge="shift"'),
     "clip and multiple": (
         lambda: tiled(tw.augmented(lopsided), 24, 8, edge="clip", multiple=8),
-        "44 samples on axis 1.*multiple 8 .* crop 24",
+        "crops of 24 .* 44 samples on axis 1.*multiple 8",
+    ),
+    "clip and a short axis": (
+        lambda: tw.tiled_map(tw.augmented(np.copy), IMAGE[0, :5], 6, 2, edge="clip", multiple=2),
+        "crops of 6 .* 5 samples on axis 0.*multiple 2",
     ),
     "margin": (
         lambda: tiled(tw.augmented(pad, (0,)), 12, 4, output=tw.Output("f4", margin=((1, 3), 0))),

@@ -110,8 +110,8 @@ def mirrors(case: Case, data: Any) -> tuple[int, ...]:
     n = len(case.axes)
     fits = [k for k in range(n) if case.margin[k][0] == case.margin[k][1]]
     if case.grid["edge"] == "clip":
-        steps = [(case.extents[k] - case.crops[k]) % case.multiples[k] for k in range(n)]
-        fits = [k for k in fits if not steps[k] or case.extents[k] <= case.crops[k]]
+        lengths = [n + sum(m) for n, m in zip(case.extents, case.margin, strict=True)]
+        fits = [k for k in fits if not (lengths[k] - case.crops[k]) % case.multiples[k]]
     return tuple(data.draw(st.sets(st.sampled_from(fits)))) if fits else ()
 
 
@@ -152,8 +152,8 @@ def planes(case: Case, data: Any) -> tuple[Case, tuple[int, int] | None]:
     if len(case.axes) < 2 or case.grid["edge"] == "clip" or data.draw(st.booleans()):
         return case, None
     pair = data.draw(st.sampled_from(list(permutations(range(len(case.axes)), 2))))
-    case = square(case, pair)
-    return case, pair if case.margin[pair[0]][0] == case.margin[pair[0]][1] else None
+    low, high = case.margin[pair[0]]
+    return (square(case, pair), pair) if low == high else (case, None)
 
 
 # -------------------------------------------------------------------------------------------- laws
@@ -195,8 +195,8 @@ def assert_whole(case: Case, data: Any) -> None:
     case, plane = planes(case, data)
     fn = data.draw(local_functions(case))
     flips = mirrors(case, data)
-    if case.grid["edge"] == "pad" and max(case.multiples) > 1:
-        flips, plane = (), None  # of the whole, only the tiled part is padded to a multiple
+    if case.grid["edge"] in ("pad", "drop") and max(case.multiples) > 1:
+        flips, plane = (), None  # the whole that is compared does not end where their crops do
     output = tw.Output("float64", margin=case.margin, scale=case.scale)
     got = combined(case, fn, flips, plane, output=output, fill_value=FILL).compute()
     turns = frozenset(turns_of(len(case.axes), flips, plane))

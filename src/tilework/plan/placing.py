@@ -163,10 +163,11 @@ def check_both_ends(name: str, margin: tuple[int, int]) -> None:
 
 def _check_clipped(name: str, grid: AxisGrid) -> None:
     """Raise if mirrored crops lie otherwise on the multiples than the mirrored image does."""
-    if grid.edge == "clip" and grid.extent > grid.crop and (grid.extent - grid.crop) % grid.multiple:
+    left = grid.extent + sum(grid.margin) - grid.crop
+    if grid.edge == "clip" and len(grid) > 1 and left % grid.multiple:
         raise GridError(
-            f'edge="clip" leaves {grid.extent} samples on axis {name}; mirrored crops keep the multiple '
-            f"{grid.multiple} only if extent less crop is a multiple of it, got crop {grid.crop}. Use "
+            f'edge="clip" cuts crops of {grid.crop} at the end of {grid.extent} samples on axis {name}; '
+            f"mirrored ones keep the multiple {grid.multiple} only if it divides the difference. Use "
             'edge="shift", which pads the image.'
         )
 

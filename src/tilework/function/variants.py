@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,13 +88,14 @@ class Variant:
         return np.stack(parts, axis)
 
 
-def variants_of(n_axes: int, flips: Sequence[int], plane: tuple[int, int] | None) -> tuple[Variant, ...]:
+@functools.cache  # every call on a tile asks, several times
+def variants_of(n_axes: int, flips: Index, plane: tuple[int, int] | None) -> tuple[Variant, ...]:
     """Return the different ways to see a crop with ``n_axes`` tiled axes; the first one changes nothing.
 
     Parameters
     ----------
     n_axes : int
-    flips : sequence of int
+    flips : tuple of int
         The tiled axes that are mirrored, in all combinations.
     plane : (int, int) or None
         The tiled axes of quarter turns.

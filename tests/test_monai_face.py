@@ -105,7 +105,8 @@ def setting(number: int) -> tuple[Any, dict[str, Any], Any]:
     scales = [
         [rng.choice([1 / q, 2]) if scaled and (k or n_out == 1) else 1 for _ in roi] for k in range(n_out)
     ]
-    pack = rng.choice([tuple, list, lambda found: {f"out {k}": v for k, v in enumerate(found)}])
+    named = (lambda k: f"out {k}") if scaled else (lambda k: f"out {9 - k}")  # MONAI sorts the keys
+    pack = rng.choice([tuple, list, lambda found: {named(k): v for k, v in enumerate(found)}])
     dtype = rng.choice([torch.float32, torch.float32, torch.float64])
     inputs = noise(rng.choice([1, 1, 2, 3]), rng.choice([1, 2]), *shape, seed=number, dtype=dtype)
 
@@ -139,6 +140,17 @@ def compare(number: int) -> None:
 def test_random_settings_equal_monai():
     for number in range(share(300)):
         compare(number)
+
+
+def test_weights_are_resized_one_from_the_other_as_in_monai():
+    theirs = pytest.importorskip("monai.inferers", reason="pip install monai").sliding_window_inference
+
+    def pyramid(windows: Any) -> Any:
+        return predicted(windows, [0.5]), predicted(windows, [0.25]), predicted(windows, [2])
+
+    inputs, options = noise(1, 1, 48), {"overlap": 0.5, "mode": "gaussian"}
+    expected = theirs(inputs, (16,), 2, pyramid, **options)
+    close(sliding_window_inference(inputs, (16,), 2, pyramid, **options), expected)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64"])

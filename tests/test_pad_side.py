@@ -16,6 +16,8 @@ from tilework.cli import main
 from tilework.diagnostics.untiled import Untiled
 from tilework.errors import GridError
 from tilework.graph.build import find_spec
+from tilework.grid.axis import AxisGrid
+from tilework.writing.fingerprint import of_spec
 
 MODES = ("reflect", "symmetric", "edge", "wrap", "constant")
 
@@ -73,6 +75,26 @@ def test_a_rest_that_multiple_leaves_is_padded_on_both_sides():
     np.testing.assert_array_equal(written[...], expected)
 
 
+@pytest.mark.parametrize("edge", ["shift", "squeeze"])
+@pytest.mark.parametrize("trims", [True, False])
+def test_tiles_are_those_of_the_padded_image_moved(edge, trims):
+    """Crops, and cores but for what is padding."""
+    for m, overlap, stride, rest in itertools.product((1, 2, 3), (0, 1, 2), (1, 2, 3), (0, 1)):
+        crop = m * (stride + 2 * overlap) + rest
+        for extent in range(1, 3 * crop):
+            both = AxisGrid(extent, crop, m * overlap, m * stride, edge, trims, m, pad_side="both")
+            before, after = both.padding
+            assert 0 <= after - before <= 1
+            whole = AxisGrid(before + extent + after, crop, m * overlap, m * stride, edge, trims, m)
+            assert whole.padding == (0, 0)
+            assert len(both) == len(whole)
+            for i in range(len(both)):
+                assert both.read(i) == tuple(x - before for x in whole.read(i))
+                low, high = (min(max(0, x - before), extent) for x in whole.core(i))
+                assert both.core(i) == (low, high)
+                assert low < high
+
+
 def test_check_reads_the_untiled_image_with_the_same_padding():
     """A window at the border begins where the padding does, at a multiple of it."""
     image = np.arange(20.0 * 30).reshape(20, 30)
@@ -117,6 +139,17 @@ def test_the_plan_says_it_and_equal_plans_stay_equal_texts():
     # Records of stores that were written before there was a side are compared with this text.
     assert not any("pad_side" in axis for axis in json.loads(end.to_json())["axes"])
     assert both != end
+
+
+def test_stores_of_earlier_versions_are_resumed():
+    """Their fingerprints know of no side."""
+    image = np.arange(5.0)
+    keys = [
+        set(of_spec(found.spec))
+        for side in ("end", "both")
+        if (found := find_spec(tw.tiled_map(edged, image, 8, 0, pad_side=side, dtype=float)))
+    ]
+    assert keys[1] - keys[0] == {"pad_side"}
 
 
 def test_a_stored_result_is_not_resumed_with_another_side():
@@ -179,6 +212,11 @@ def test_starts_may_be_given_by_the_names_of_axes():
 def test_starts_of_a_padded_image_count_its_padding():
     plan = tw.plan_tiles((5, 20), 8, starts=[(0,), (0, 6, 12)], pad_side="both", axes=(0, 1))
     assert [tile.read.start for tile in plan] == [(-1, 0), (-1, 6), (-1, 12)]
+    assert plan.covered == 1
+    out = tw.tiled_map(
+        np.negative, np.ones((5, 20)), 8, starts=[(0,), (0, 6, 12)], pad_side="both", axes=(0, 1), dtype=float
+    )
+    assert (out.compute() == -1).all()
 
 
 @pytest.mark.parametrize(
@@ -193,7 +231,7 @@ def test_starts_of_a_padded_image_count_its_padding():
         ([[1, 6, 12]], {}, "must begin with 0 and end with 12"),
         ([[0, 6]], {}, "must begin with 0 and end with 12.*got 0 to 6 on axis 0"),
         ([[0, 12]], {}, "stride must not exceed crop"),
-        ([[0, 5, 12]], {"multiple": 2}, "must be multiples of 2 on axis 0"),
+        ([[0, 3, 6, 12]], {"multiple": 2}, "starts must be multiples of 2 on axis 0"),
         ([0, 6, 12], {}, "one sequence of whole numbers per tiled axis"),
         ([[0, 6, 12], [0, 6, 12]], {}, "one sequence of whole numbers per tiled axis"),
     ],

@@ -159,8 +159,15 @@ def test_other_dtypes_equal_monai_as_far_as_they_can_say(dtype):
     theirs = pytest.importorskip("monai.inferers", reason="pip install monai").sliding_window_inference
     kind = getattr(torch, dtype)
     inputs = noise(2, 2, 15, 17).to(kind)
-    ours = sliding_window_inference(inputs, (6, 8), 3, lambda w: w * 2, 0.5, "gaussian")
-    expected = theirs(inputs, (6, 8), 3, lambda w: w * 2, 0.5, "gaussian")
+    seen = set()
+
+    def doubled(windows: Any) -> Any:
+        seen.add(windows.dtype)
+        return windows * 2
+
+    ours = sliding_window_inference(inputs, (6, 8), 3, doubled, 0.5, "gaussian")
+    assert seen == {kind}
+    expected = theirs(inputs, (6, 8), 3, doubled, 0.5, "gaussian")
     assert ours.dtype == expected.dtype == kind
     # Doubling is exact, so that an average of equal numbers is.
     exact = (inputs * 2).to(torch.complex128)

@@ -224,7 +224,7 @@ def test_starts_of_a_padded_image_count_its_padding():
     [
         ([[0, 6, 12]], {"stride": 6}, "starts say where crops lie; leave overlap and stride out"),
         ([[0, 6, 12]], {"overlap": 1}, "starts say where crops lie"),
-        ([[0, 6, 12]], {"overlap": "auto"}, "starts"),
+        ([[0, 6, 12]], {"overlap": "auto"}, "starts say where crops lie"),
         ([[0, 6, 12]], {"edge": "squeeze"}, 'leave edge="squeeze" out'),
         ([[0, 6, 6, 12]], {}, "starts must increase"),
         ([[]], {}, "at least one"),

@@ -297,8 +297,6 @@ def choose_overlap(
             'overlap="auto" calls fn on crops that belong to no tile; with pass_tile=True, give overlap '
             "in samples."
         )
-    if request.starts is not None:
-        raise TilingError('give overlap="auto" or starts, not both.')
     if request.stride is not None:
         raise TilingError(
             f'give overlap="auto" or stride, not both; got stride={request.stride!r}. The stride follows '

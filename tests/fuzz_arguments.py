@@ -246,11 +246,11 @@ class Entry:
 
 GRID = (
     "axes", "each", "stride", "multiple", "edge", "boundary", "blend", "rim", "sigma_scale", "output",
-    "dtype", "batch_size", "mask", "mask_scale", "chunks", "memory_limit", "reuse",
+    "dtype", "batch_size", "pad_batch", "mask", "mask_scale", "chunks", "memory_limit", "reuse",
 )  # fmt: skip
 WRITE = (
     "path", "chunks", "shards", "overwrite", "resume", "version", "accept", "on_error", "retries",
-    "memory_limit", "client", "scheduler", "resources", "priority",
+    "memory_limit", "lanes", "client", "scheduler", "resources", "priority",
 )  # fmt: skip
 FIXED = {"crop": lambda: 6, "overlap": lambda: 1}
 QUIET = {"progress": lambda: False}
@@ -289,7 +289,7 @@ ENTRIES: Mapping[str, Entry] = {
     ),
     "from_torch": Entry(
         tw.from_torch, {"module_or_factory": _network},
-        ("device", "autocast", "add_channel", "channel_axis", "activation"), repr,
+        ("device", "autocast", "add_channel", "channel_axis", "activation", "compile"), repr,
     ),
     "to_zarr": Entry(
         tw.to_zarr, {"out": _result, "store": zarr.storage.MemoryStore, **QUIET}, (*WRITE, "compute")

@@ -13,7 +13,7 @@ import tilework as tw
 from tilework.diagnostics import stages
 from tilework.diagnostics.measuring import measure
 from tilework.diagnostics.stages import Stages, best_batch, tried_batches
-from tilework.function.devices import transfer_seconds
+from tilework.function.devices import calls_at_a_time, transfer_seconds
 from tilework.graph.build import find_spec
 
 IMAGE = np.random.default_rng(0).random((120, 120)).astype("f4")
@@ -133,6 +133,25 @@ def test_a_wrapper_of_a_network_tells_its_transfer():
         found = measure(tw.tiled_map(Net(), IMAGE, 10, 0, dtype="f4"))
     assert found.stages.transfer == 0.25 * 144
     assert transfer_seconds(np.negative, [], []) == 0
+
+
+def test_the_memory_of_calls_counts_as_often_as_they_run():
+    def peak(fn):
+        return measure(tw.tiled_map(fn, IMAGE, 10, 0, dtype="f4"))
+
+    def greedy():
+        def call(crop):
+            return crop + np.ones(20_000_000 // 8)[0].astype("f4")
+
+        return call
+
+    with dask.config.set(scheduler="threads"):
+        for calls in (1, 2):
+            fn = tw.load_once(greedy, concurrent=calls)
+            found = peak(fn)
+            assert calls_at_a_time(lambda x, f=fn: f(x)) == calls
+            assert found.call_bytes is None or found.peak_bytes < 5e6 + (calls + 0.5) * found.call_bytes
+    assert calls_at_a_time(greedy()) is None
 
 
 def test_writing_counts_what_encoding_takes(monkeypatch):

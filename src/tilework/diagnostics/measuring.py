@@ -34,7 +34,7 @@ from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.where import Where
 from tilework.function.bound import BoundOutput
-from tilework.function.devices import devices_of, transfer_seconds
+from tilework.function.devices import calls_at_a_time, devices_of, transfer_seconds
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
 from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks
@@ -223,9 +223,10 @@ def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
         seconds = busiest(plan, workers) * (busy + beside / max(1, calls))
         on_device = calls * busy / workers
     seconds += _around(plan, result_bytes, where)
+    at_once = min(lanes, calls_at_a_time(spec.fn) or lanes)
     return Measured(
         where.name, workers, alone, busy, stages.read, stages.blend, seconds, read_bytes, result_bytes,
-        call_bytes, peak_bytes(plan) + lanes * (call_bytes or 0), stages,
+        call_bytes, peak_bytes(plan) + at_once * (call_bytes or 0), stages,
         min(1.0, on_device / seconds), tried_batches(spec, tiles[0]), spec.fn,
     )  # fmt: skip
 

@@ -19,6 +19,7 @@ from typing import Any
 
 __all__ = [
     "busy_seconds",
+    "calls_at_a_time",
     "device_lock",
     "devices_of",
     "name_of",
@@ -36,6 +37,12 @@ def devices_of(fn: Any) -> int:
     """Return the number of devices that work for a function at the same time; 0 if it has none."""
     found = (getattr(one, "__tilework_device__", 0) for one in _held(fn))
     return max((n for n in found if isinstance(n, int)), default=0)
+
+
+def calls_at_a_time(fn: Any) -> int | None:
+    """Return the most calls that run at the same time in a process; None if all threads may call."""
+    found = (getattr(one, "__tilework_calls__", None) for one in _held(fn))
+    return min((n for n in found if isinstance(n, int)), default=None)
 
 
 def wants_whole_batches(fn: Any, *, build: bool = False) -> bool:

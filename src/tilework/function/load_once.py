@@ -132,6 +132,11 @@ class LoadOnce:
                 entry.built, entry.timed = True, not devices_of(entry.value)
         return entry
 
+    @property
+    def __tilework_calls__(self) -> int:
+        """Number of calls that run at the same time."""
+        return self._concurrent
+
     def known_as(self, concurrent: int, known: Mapping[str, Any]) -> LoadOnce:
         """Return a proxy of the same object that lets another number of calls run, and has its attributes."""
         return LoadOnce(self.packed, self.token, concurrent, self._inner, version=self.version, known=known)

@@ -73,6 +73,8 @@ class TorchFunction:
         """Number of devices that work at the same time."""
         return len(self._device) if isinstance(self._device, tuple) else 1
 
+    __tilework_calls__ = __tilework_device__
+
     @property
     def __tilework_whole_batches__(self) -> Any:
         """True if it is compiled, for one shape; otherwise a method that tells where it runs."""

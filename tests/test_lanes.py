@@ -149,8 +149,8 @@ def test_a_network_has_lanes():
 
 
 def threads_of(fn, **options):
-    out = tw.tiled_map(fn, np.zeros((64, 64), "f4"), 16, 0, dtype="f4", chunks=16)
-    job, writing = prepare(out, None, Asked(), Where.find(**options), {"": np.zeros((64, 64), "f4")})
+    out = tw.tiled_map(fn, np.zeros((128, 128), "f4"), 16, 0, dtype="f4", chunks=16)
+    job, writing = prepare(out, None, Asked(), Where.find(**options), {"": np.zeros((128, 128), "f4")})
     writing.release()
     return job.threads
 
@@ -244,6 +244,13 @@ def test_what_the_user_says_of_threads_is_kept():
 def test_other_schedulers_refuse_lanes(scheduler):
     with pytest.raises(tw.TilingError, match="lanes=8 cannot be kept"):
         Where.find(scheduler, lanes=8)
+
+
+def test_threads_that_would_have_nothing_to_do_are_not_started():
+    assert threads_of(MODEL, lanes=10**12) == 64  # the blocks
+    _, device, fn = device_function(1)
+    tw.compute(mapped(fn, Reads()) + 1, lanes=10**12)
+    assert device.calls == TILES
 
 
 def test_lanes_are_refused_where_nobody_could_keep_them():

@@ -181,7 +181,7 @@ def _spec(out: Any) -> Spec:
 
 def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
     where, devices = Where.find(), devices_of(spec.fn)
-    lanes = where.threads_for(devices)
+    lanes = max(where.threads, min(where.threads_for(devices), math.prod(spec.plan.blocks)))
     lanes = min(lanes, spec.plan.threads) if writing is not None else lanes
     shared = devices > 0 and where.name == "threads"
     runner, threads = TileRunner(spec, 0), _together(where, devices)

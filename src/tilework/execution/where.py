@@ -123,7 +123,7 @@ class Where:
         if self.client is not None:
             hint = "its workers have threads of their own: Client(threads_per_worker=8)."
         elif self.name != "threads":
-            hint = 'it has no threads; leave lanes out, or give scheduler="threads".'
+            hint = 'it starts no threads of its own; leave lanes out, or give scheduler="threads".'
         elif dask.config.get("pool", None) is not None:
             hint = "it has the threads of the pool in dask's configuration; leave lanes out, or the pool."
         else:

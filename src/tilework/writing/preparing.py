@@ -461,7 +461,7 @@ def _prepare_chunks(
         _title(target), array, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, levels[0] if levels else (),
     )  # fmt: skip
-    job.threads = lanes(below, asked.memory_limit, where)
+    job.threads = lanes(below, math.prod(array.numblocks), asked.memory_limit, where)
     return _writing(job, target, claims, {"": destination}, [member], pyramids, where)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,21 +118,32 @@ def _with_lanes(
     Blocks stay as they are, and so the bits of the result; and no chunk is decoded again for more threads.
     """
     most = where.threads_for(max(devices_of(one.fn) for one in (spec, *below)))
-    assert request.memory_limit is not None
-    for threads in range(most, plan.threads, -1):
-        room = request.memory_limit - _needed(below, threads)
+    memory, ratio = request.memory_limit, max(DECODED, decoded_ratio(plan))
+    assert memory is not None
+
+    def with_threads(threads: int) -> TilePlan | None:
+        room = memory - _needed(below, threads)
         found = Candidate.of(replace(plan, threads=threads), replace(request, memory_limit=max(0, room)))
-        if found.peak <= room and decoded_ratio(found.plan) <= max(DECODED, decoded_ratio(plan)):
-            return found.plan
-    return plan
+        return found.plan if found.peak <= room and decoded_ratio(found.plan) <= ratio else None
+
+    if where.alone:  # more threads than blocks would have nothing to do
+        most = min(most, math.prod(plan.blocks))
+    return with_threads(_most(plan.threads, most, with_threads)) or plan
 
 
-def lanes(below: Sequence[Spec], limit: Any, where: Where) -> int | None:
+def lanes(below: Sequence[Spec], blocks: int, limit: Any, where: Where) -> int | None:
     """Return the number of threads for an array that is computed from results; None: the scheduler's own."""
     most = where.threads_for(max((devices_of(spec.fn) for spec in below), default=0))
     memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
-    fitting = (n for n in range(most, where.threads, -1) if _needed(below, n) <= memory)
-    return next(fitting, None)
+    most = min(most, blocks) if where.alone else most
+    threads = _most(where.threads, most, lambda n: _needed(below, n) <= memory)
+    return threads if threads > where.threads else None
+
+
+def _most(own: int, most: int, fits: Callable[[int], Any]) -> int:
+    """Return the largest number of threads up to ``most`` that fits into memory, at least ``own``."""
+    further = range(own + 1, max(own, most) + 1)
+    return own + bisect.bisect_left(further, True, key=lambda n: not fits(n))
 
 
 def _needed(below: Sequence[Spec], threads: int) -> int:

@@ -258,6 +258,33 @@ def test_a_batch_of_what_is_not_square() -> None:
         np.testing.assert_allclose(found[0], alone, rtol=1e-6)
 
 
+class Workspace:
+    """A function that returns the same memory in every call."""
+
+    def __init__(self, batched: bool) -> None:
+        self.__tilework_batched__ = batched
+        self.memory = np.empty(2**16, "f4")
+
+    def __call__(self, x: Any) -> Any:
+        found = self.memory[: x.size].reshape(x.shape)
+        found[...] = 2 * x
+        return found
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_functions_may_return_the_same_memory_in_every_call(order: int) -> None:
+    image = RNG.normal(size=(20, 24)).astype("f4")
+    members = [Workspace(batched=False), Workspace(batched=True)][::order]
+    out = tw.tiled_map(tw.augmented(tw.ensemble(members)), image, 8, 2, dtype="f4")
+    np.testing.assert_allclose(out.compute(scheduler="synchronous"), 2 * image, rtol=1e-6)
+
+
+def test_memory_that_calls_for_crops_of_two_shapes_share() -> None:
+    fn = tw.augmented(Workspace(batched=True), (), (0, 1))
+    bound = find_spec(tw.tiled_map(fn, IMAGE, 12, 2, dtype="f4")).spec.fn
+    np.testing.assert_allclose(bound(IMAGE[None])[0], 2 * IMAGE, rtol=1e-6)
+
+
 @pytest.mark.parametrize("count", range(1, 9))
 @pytest.mark.sample(8)
 def test_values_are_sorted_whatever_their_number(count: int) -> None:

@@ -211,7 +211,9 @@ class Combined:
                     f"{size}, and returned shape {short[0]}; the first axis must be the batch."
                 )
             for k, number in enumerate(numbers):
-                found[number] = [a[k * size : (k + 1) * size] for a in results]
+                own = [a[k * size : (k + 1) * size] for a in results]
+                # The next call may return the same memory again.
+                found[number] = own if len(alike) == 1 else [np.array(a) for a in own]
         return found
 
     def _apart(
@@ -229,7 +231,8 @@ class Combined:
             results = []
             for number, crops in enumerate(zip(*own, strict=True)):
                 extra = {"tile": tiles[number]} if tiles else {}
-                results.append(call(member, *map(_own, crops), **extra))
+                # The function may return the same memory again.
+                results.append([np.array(a) for a in call(member, *map(_own, crops), **extra)])
             yield [np.stack(column) for column in zip(*results, strict=True)]
 
     def _back(self, results: list[Array], variant: Variant, *, batched: bool) -> list[Array]:

@@ -95,6 +95,12 @@ def test_every_index_is_equally_likely():
 # ------------------------------------------------------------------------------------------- results
 
 
+@pytest.mark.parametrize("lazy", [False, True])
+def test_untiled_axes_without_samples(lazy):
+    image = da.zeros((0, 30)) if lazy else np.zeros((0, 30))
+    assert tw.sample_crops(image, 3, 8, axes=1, progress=False).shape == (3, 0, 8)
+
+
 def test_untiled_axes_are_whole():
     image = np.arange(3 * 20 * 30).reshape(20, 30, 3)
     crops, starts = tw.sample_crops(image, 4, 5, axes=(0, 1), positions=True, **QUIET)

@@ -117,6 +117,9 @@ def test_the_ends_are_quantiles_too():
         ([True], TypeError, "from 0 to 1"),
         ([99], TilingError, "Divide percent by 100"),
         ([math.nan], TilingError, "from 0 to 1"),
+        ([Decimal("nan")], TilingError, "from 0 to 1"),
+        ([np.complex64(0.5)], TypeError, "from 0 to 1"),
+        ([0.6666666666666666, Fraction(2, 3)], TilingError, "one number as floats"),
     ],
     ids=repr,
 )
@@ -313,6 +316,41 @@ def test_intervals_hold_the_truth_in_most_draws():
         low, high = tw.image_statistics(array, sample=60, seed=seed, **QUIET).intervals["mean"]
         inside += low <= truth.mean <= high
     assert inside >= 9
+
+
+@pytest.mark.parametrize("power", [700, -700, 1020])
+def test_intervals_have_the_scale_of_the_image(power):
+    image = np.random.default_rng(0).normal(1, 3, (60, 60))
+    plain, scaled = (
+        tw.image_statistics(da.from_array(x, chunks=10), sample=20, **QUIET).intervals
+        for x in (image, np.ldexp(image, power))
+    )
+    assert plain.keys() == scaled.keys()
+    for name, ends in plain.items():
+        np.testing.assert_array_equal(np.ldexp(ends, power), scaled[name])
+
+
+def test_intervals_at_the_end_of_the_range():
+    image = np.full((20, 20), np.finfo("f8").max)
+    image[::2] *= -1
+    stats = tw.image_statistics(da.from_array(image, chunks=(1, 10)), sample=20, **QUIET)
+    assert stats == tw.ImageStatistics.from_json(stats.to_json())
+    low, high = stats.intervals["mean"]
+    assert low <= stats.mean <= high
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f2", "f4"])
+def test_drawn_chunks_without_valid_samples(dtype):
+    image = np.zeros((40, 4), dtype)
+    image[:20] = np.arange(80).reshape(20, 4) + 1
+    array = da.from_array(image, chunks=(2, 4))
+    stats = tw.image_statistics(array, nodata=0, sample=16, **QUIET)
+    assert 0 < stats.count < 80
+    assert 1 <= stats.quantiles[0.01] <= stats.quantiles[0.5] <= stats.max
+    low, high = stats.intervals["mean"]
+    assert low <= stats.mean <= high
+    nothing = tw.image_statistics(array[20:], nodata=0, sample=8, **QUIET)
+    assert (nothing.count, nothing.sampled) == (0, (8, 10))
 
 
 def test_a_sample_of_all_chunks_is_exact(image):

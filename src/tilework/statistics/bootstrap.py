@@ -28,6 +28,8 @@ KEYS = 2**17
 DRAWS = 1000
 # Chunks that are needed for an interval: of fewer ones, draws do not differ enough.
 LEAST = 8
+# Squares of numbers beyond 2**FAR and below 2**-FAR are not in the range of float64, or not exact there.
+FAR = 400
 # Normal deviate of an interval of 95 %.
 DEVIATE = 1.959964
 
@@ -89,17 +91,22 @@ def _of_index(
     if not stats.count:
         return [(e, e) for e in estimates]
     counts = np.array([t.count for *_, t, _ in chunks], float)
-    moments = [t.moments(stats.dtype.kind) or (Fraction(0), Fraction(0)) for *_, t, _ in chunks]
     # Relative to the mean of all, so that nothing is lost to rounding.
     centre = Fraction(float(stats.mean))
-    means = np.array([float(m - centre) for m, _ in moments])
-    squares = np.array([float(v + (m - centre) ** 2) for m, v in moments])
+    moments = [t.moments(stats.dtype.kind) or (centre, Fraction(0)) for *_, t, _ in chunks]
+    most = max(v + (m - centre) ** 2 for m, v in moments)
+    bits = (most.numerator.bit_length() - most.denominator.bit_length()) // 2
+    unit = Fraction(2) ** (bits if abs(bits) > FAR else 0)
+    means = np.array([float((m - centre) / unit) for m, _ in moments])
+    squares = np.array([float((v + (m - centre) ** 2) / unit**2) for m, v in moments])
     weights = weights[(weights @ counts) > 0]
     n = weights @ counts
     mean = weights @ (counts * means) / n
     std = np.sqrt(np.maximum(0, weights @ (counts * squares) / n - mean**2))
     tail = tail_of(len(chunks))
-    found: list[Pair | None] = [_ends(mean + float(centre), stats.mean, tail), _ends(std, stats.std, tail)]
+    found: list[Pair | None] = [
+        _ends(mean + float(centre / unit), stats.mean, tail, unit), _ends(std, stats.std, tail, unit),
+    ]  # fmt: skip
     ordered = _Ordered.of(chunks, stats.dtype)
     for q, estimate in zip(fractions, estimates[2:], strict=True):
         below = np.array([_share(keys, estimate, stats.dtype) for *_, keys in chunks])
@@ -143,9 +150,14 @@ class _Ordered:
         return value_of(int(self.keys[place]), self.dtype)
 
 
-def _ends(values: Floats, estimate: float, tail: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [tail, 1 - tail])
-    return min(float(low), float(estimate)), max(float(high), float(estimate))
+def _ends(values: Floats, estimate: float, tail: float, unit: Fraction) -> tuple[float, float]:
+    """Return an interval of values, which are in multiples of a unit."""
+    limit = Fraction(float(np.finfo(np.float64).max))
+    low, high = (
+        float(min(max(Fraction(float(v)) * unit, -limit), limit))
+        for v in np.quantile(values, [tail, 1 - tail])
+    )
+    return min(low, float(estimate)), max(high, float(estimate))
 
 
 def tail_of(n: int) -> float:

@@ -245,7 +245,7 @@ def _together(source: Source, middles: Ints, shape: Ints) -> list[Ints]:
     cuts: Sequence[Any] = cuts_of(source, (), 1)
     if source.chunks is None and not source.dask_name:
         # Crops that are near each other are in few tasks, and these read few samples between crops.
-        cuts = [range(0, n, 2 * m) for n, m in zip(source.shape, shape.tolist(), strict=True)]
+        cuts = [range(0, n, max(1, 2 * m)) for n, m in zip(source.shape, shape.tolist(), strict=True)]
     cells = np.stack([np.searchsorted(c, middles[:, a], side="right") for a, c in enumerate(cuts)], axis=1)
     _, first = np.unique(cells, axis=0, return_inverse=True)
     order = np.argsort(first.ravel(), kind="stable")

@@ -160,15 +160,20 @@ def _fractions(quantiles: Any) -> dict[float, Fraction]:
     """Return the quantiles as they were written, by their values as floats."""
     if isinstance(quantiles, str) or not isinstance(quantiles, Iterable):
         raise TypeError(f"quantiles must be a sequence, such as (0.01, 0.99); got {brief(quantiles)}.")
-    found = {}
+    found: dict[float, Fraction] = {}
     for q in quantiles:
-        if isinstance(q, bool) or not isinstance(q, int | float | Fraction | Decimal | np.number):
+        if isinstance(q, bool) or not isinstance(
+            q, int | float | Fraction | Decimal | np.integer | np.floating
+        ):
             raise TypeError(f"quantiles must be numbers from 0 to 1; got {brief(q)}.")
-        if not 0 <= q <= 1:
+        if (isinstance(q, Decimal) and q.is_nan()) or not 0 <= q <= 1:
             raise TilingError(f"quantiles must be from 0 to 1; got {q}. Divide percent by 100.")
         # A float stands for the decimal number that it is written as: 0.07 of 100 samples is the seventh.
         exact = Fraction(q) if isinstance(q, Fraction | Decimal) else Fraction(str(q))
-        found[float(exact)] = exact
+        if found.setdefault(float(exact), exact) != exact:
+            raise TilingError(
+                f"quantiles {found[float(exact)]} and {exact} are one number as floats; leave one out."
+            )
     return found
 
 

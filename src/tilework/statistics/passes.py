@@ -138,7 +138,8 @@ class Step:
         own.add(values, index, targets, first=True)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         if values.dtype.itemsize * 8 <= DIGIT:
-            tally = tally_of(own.found[Target(index)], values.dtype)
+            found = own.found.get(Target(index))  # None: no sample of the chunk is valid
+            tally = Tally() if found is None else tally_of(found, values.dtype)
         else:
             tally = Tally()
             tally.take(own.tallies[index])

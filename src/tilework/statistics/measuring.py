@@ -45,6 +45,8 @@ MOST = 64
 GATHER = 2**17
 # Most samples in a box, unless a storage chunk has more.
 MOST_SAMPLES = 2**23
+# What a quantile may be.
+NUMBER = int | float | Fraction | Decimal | np.integer | np.floating
 # Samples of a part that is drawn as a chunk, of an image without chunks.
 PART = 2**16
 
@@ -162,9 +164,7 @@ def _fractions(quantiles: Any) -> dict[float, Fraction]:
         raise TypeError(f"quantiles must be a sequence, such as (0.01, 0.99); got {brief(quantiles)}.")
     found: dict[float, Fraction] = {}
     for q in quantiles:
-        if isinstance(q, bool) or not isinstance(
-            q, int | float | Fraction | Decimal | np.integer | np.floating
-        ):
+        if isinstance(q, bool) or not isinstance(q, NUMBER):
             raise TypeError(f"quantiles must be numbers from 0 to 1; got {brief(q)}.")
         if (isinstance(q, Decimal) and q.is_nan()) or not 0 <= q <= 1:
             raise TilingError(f"quantiles must be from 0 to 1; got {q}. Divide percent by 100.")

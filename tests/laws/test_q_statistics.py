@@ -19,7 +19,7 @@ from scipy import ndimage as ndi
 import tilework as tw
 from tests.store_counts import counted
 from tilework.errors import CostWarning
-from tilework.statistics import measuring
+from tilework.statistics import counting, measuring
 
 DTYPES = ("?", "u1", "i1", "u2", "i2", ">i2", "i4", "u4", "i8", "u8", ">u8", "f2", "f4", ">f4", "f8")
 QUANTILES = (0, 0.01, 0.07, 0.1, 0.3, 0.5, 0.998, 1)
@@ -67,11 +67,11 @@ def few(request):
 
     Counted ones are also read in many boxes.
     """
-    before = measuring.GATHER, measuring.MOST_SAMPLES
+    before = measuring.GATHER, measuring.MOST_SAMPLES, counting.FEW
     if not request.param:
-        measuring.GATHER, measuring.MOST_SAMPLES = 3, 8
+        measuring.GATHER, measuring.MOST_SAMPLES, counting.FEW = 3, 8, 2
     yield
-    measuring.GATHER, measuring.MOST_SAMPLES = before
+    measuring.GATHER, measuring.MOST_SAMPLES, counting.FEW = before
 
 
 def check(found, image):

@@ -22,6 +22,8 @@ __all__ = ["DIGIT", "Counts", "Tally", "Target", "keys_of", "tally_of", "value_o
 
 # Bits by which a pass counts.
 DIGIT = 16
+# Targets of which each compares all keys; for more, sorting the keys once costs less.
+FEW = 8
 
 
 def keys_of(values: Array) -> Array:
@@ -70,11 +72,23 @@ class Target:
     gather: bool = False
     """Whether the samples are few enough to keep their keys."""
 
-    def count(self, keys: Array, found: Array | None) -> Array:
-        """Return what was found so far and in ``keys``: numbers of samples by digit, or keys."""
-        bits = 8 * keys.dtype.itemsize
-        if self.known:
-            keys = keys[(keys >> keys.dtype.type(bits - self.known)) == keys.dtype.type(self.prefix)]
+    def count(self, keys: Array, found: Array | None, *, ordered: bool = False) -> Array:
+        """Return what was found so far and in ``keys``: numbers of samples by digit, or keys.
+
+        Parameters
+        ----------
+        keys : array
+        found : array, optional
+        ordered : bool
+            Whether the keys are in ascending order.
+        """
+        bits, kind = 8 * keys.dtype.itemsize, keys.dtype.type
+        if self.known and ordered:
+            first = self.prefix << (bits - self.known)
+            last = first + (1 << (bits - self.known)) - 1
+            keys = keys[np.searchsorted(keys, kind(first)) : np.searchsorted(keys, kind(last), side="right")]
+        elif self.known:
+            keys = keys[(keys >> kind(bits - self.known)) == kind(self.prefix)]
         if self.gather:
             return keys.copy() if found is None else np.concatenate((found, keys))
         if found is None:
@@ -210,5 +224,8 @@ class Counts:
             keys = keys_of(block)
             if tally is not None and not small:
                 tally.add(block, keys)
+            ordered = len(targets) > FEW
+            if ordered:
+                keys = np.sort(keys)
             for target in targets:
-                self.found[target] = target.count(keys, self.found.get(target))
+                self.found[target] = target.count(keys, self.found.get(target), ordered=ordered)

@@ -16,7 +16,7 @@ import zarr
 import tilework as tw
 from tests.store_counts import counted
 from tilework.errors import GridError, TilingError
-from tilework.statistics import measuring
+from tilework.statistics import counting, measuring
 from tilework.statistics.counting import Counts, Target
 
 QUIET = {"progress": False}
@@ -156,6 +156,20 @@ def test_a_shard_is_read_at_once(tmp_path, monkeypatch):
     assert len(counts.reads) == 50
     assert set(counts.reads.values()) == {1}
     assert found == tw.image_statistics(data, **QUIET)
+
+
+@pytest.mark.parametrize("few", [0, 99])
+@pytest.mark.parametrize("dtype", ["u4", "i4", "f4", "u8", "f8"])
+def test_samples_at_the_ends_of_a_prefix(dtype, few, monkeypatch):
+    """All following bits are 0, or all are 1."""
+    monkeypatch.setattr(measuring, "GATHER", 0)
+    monkeypatch.setattr(counting, "FEW", few)
+    size = np.dtype(dtype).itemsize
+    first = 0x3F80 << (8 * size - 16)
+    bits = [first - 1, first, first + (1 << (8 * size - 16)) - 1, first + (1 << (8 * size - 16))]
+    image = np.array(bits, f"u{size}").view(dtype)
+    found = tw.image_statistics(np.repeat(image, 5), (0.25, 0.5, 0.75, 1), **QUIET)
+    assert list(found.quantiles.values()) == image.tolist()
 
 
 # ------------------------------------------------------------------------------------- valid samples

@@ -367,6 +367,20 @@ def test_drawn_chunks_without_valid_samples(dtype):
     assert (nothing.count, nothing.sampled) == (0, (8, 10))
 
 
+@pytest.mark.parametrize("dtype", ["u1", "f2", "f4", "i8"])
+def test_chunks_of_a_sample_may_hold_no_valid_sample(dtype):
+    data = np.arange(10000).reshape(100, 100).astype(dtype)
+    mask = np.zeros((100, 100), bool)
+    mask[:50] = True
+    array = da.from_array(data, chunks=10)
+    found = tw.image_statistics(array, where=mask, each=0, sample=9, **QUIET)
+    assert set(found.count[50:].tolist()) == {0}
+    assert (found.count[:50] == 90).all()
+    part = tw.image_statistics(array, where=mask, sample=40, **QUIET)
+    assert 0 < part.count < 4000
+    assert {"mean", "std"} <= set(part.intervals)
+
+
 def test_a_sample_of_all_chunks_is_exact(image):
     found = tw.image_statistics(image, sample=10**6, **QUIET)
     assert (found.sampled, found.intervals) == (None, {})

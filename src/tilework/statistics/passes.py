@@ -137,12 +137,11 @@ class Step:
         own = Counts()
         own.add(values, index, targets, first=True)
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
-        if values.dtype.itemsize * 8 <= DIGIT:
-            found = own.found.get(Target(index))  # None: no sample of the chunk is valid
-            tally = Tally() if found is None else tally_of(found, values.dtype)
-        else:
-            tally = Tally()
-            tally.take(own.tallies[index])
+        tally = Tally()
+        tally.take(own.tallies[index])
+        found = own.found.get(Target(index))
+        if values.dtype.itemsize * 8 <= DIGIT and found is not None:
+            tally.take(tally_of(found, values.dtype))
         keys = np.sort(keys_of(values[np.isfinite(values)] if values.dtype.kind == "f" else values))
         if len(keys) > self.sampled:
             keys = keys[(2 * np.arange(self.sampled) + 1) * len(keys) // (2 * self.sampled)]

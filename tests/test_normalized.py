@@ -157,6 +157,8 @@ def test_pass_tile(image, stats):
 
     out = tw.tiled_map(tw.normalized(fn, stats), image, 30, 0, axes=(1, 2), pass_tile=True)
     assert out.compute().shape == image.shape
+    with pytest.raises(TypeError, match="its signature has no argument 'tile'"):
+        tw.tiled_map(tw.normalized(smooth, stats), image, 30, 0, axes=(1, 2), pass_tile=True)
 
 
 # ------------------------------------------------------------------------------------------ channels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -142,6 +143,10 @@ class Normalized:
     """The function that gets normalised crops."""
     normalizers: tuple[Normalizer | None, ...]
     """For each crop of a call; None, or none at all: it stays as it is."""
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.fn)
 
     def __getattr__(self, name: str) -> Any:
         # How it wants to be called is said by the function itself.

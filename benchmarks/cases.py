@@ -114,6 +114,7 @@ SMALL = Case(
         for name, prepare in (
             ("tilework", in_memory.tilework_compute),
             ("tilework into a given array", in_memory.tilework_store),
+            ("tilework.monai", peers.monai_face),
             ("monai", peers.monai),
         )
     ),

@@ -19,14 +19,26 @@ if TYPE_CHECKING:
 
 def monai(work: Blend, folder: Path) -> Prepared:
     """MONAI's sliding window on torch's threads; its overlap is the shared part of a window."""
-    import torch
     from monai.inferers import sliding_window_inference
+
+    return _windows(work, sliding_window_inference)
+
+
+def monai_face(work: Blend, folder: Path) -> Prepared:
+    """The same call of `tilework.monai`, which runs it in this thread."""
+    from tilework.monai import sliding_window_inference
+
+    return _windows(work, sliding_window_inference)
+
+
+def _windows(work: Blend, inference: Any) -> Prepared:
+    import torch
 
     torch.set_num_threads(CORES)
 
     def run(image: Image) -> Any:
         with torch.inference_mode():
-            result = sliding_window_inference(
+            result = inference(
                 torch.from_numpy(image)[None, None], roi_size=(work.crop,) * image.ndim,
                 sw_batch_size=4, predictor=identity, overlap=1 - work.stride / work.crop,
                 mode="gaussian",

@@ -22,6 +22,7 @@ from tilework.execution.where import LANES, LANES_PER_DEVICE, Where
 from tilework.function import pools
 from tilework.function.devices import busy_seconds, device_lock, devices_of, working
 from tilework.function.pools import shared_among
+from tilework.graph.build import find_spec
 from tilework.plan.cost import peak_bytes
 from tilework.writing.code import describe
 from tilework.writing.preparing import Asked, prepare
@@ -503,18 +504,19 @@ def test_images_of_one_block_keep_the_lanes_busy():
 
 
 def test_the_memory_of_what_lies_below_counts():
-    def job_of(limit=None, fn=MODEL):
-        below = tw.tiled_map(fn, np.zeros((512, 512), "f4"), 64, 8, dtype="f4", chunks=64)
-        out = tw.tiled_map(np.cos, below, 64, 8, dtype="f4", chunks=64)
+    below = tw.tiled_map(MODEL, np.zeros((2048, 2048), "f4"), 64, 8, dtype="f4", chunks=256)
+    lower, threads = find_spec(below).spec.plan, set()
+    out = tw.tiled_map(np.cos, below, 64, 8, dtype="f4")
+    free = peak_bytes(replace(find_spec(out).spec.plan, threads=LANES))
+    for part in (0.6, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0):
+        limit = int(part * free)
         job, writing = prepare(
-            out, None, Asked(memory_limit=limit), Where.find(), {"": np.zeros((512, 512), "f4")}
+            out, None, Asked(memory_limit=limit), Where.find(), {"": np.zeros((2048, 2048), "f4")}
         )
         writing.release()
-        return job.spec.plan
-
-    free = job_of()
-    assert free.threads == max(LANES, CPU_COUNT)
-    alone = [peak_bytes(replace(free, threads=n)) for n in range(9)]
-    both = job_of(alone[8])  # enough for the upper one with eight threads
-    assert CPU_COUNT <= both.threads < 8 or CPU_COUNT >= 8
-    assert both.block == job_of(alone[8], np.negative).block
+        plan = job.spec.plan
+        threads.add(plan.threads)
+        if plan.threads > CPU_COUNT:
+            both = peak_bytes(plan) + peak_bytes(replace(lower, threads=plan.threads, cache_bytes=0))
+            assert both <= limit
+    assert min(threads) < max(threads) or CPU_COUNT >= LANES

@@ -7,6 +7,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from dask.tokenize import tokenize
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -202,6 +203,17 @@ def test_equal_meanings_are_equal_with_any_values(value):
     else:
         assert of(value) == of(again)
         assert of(value) != of(1)
+
+
+def test_tokens_tell_long_coordinates_apart():
+    places = np.linspace(0, 1, 5000) ** 2
+    other = places.copy()
+    other[2500] += 1e-6
+    one, same, changed = (
+        tw.ImageMeta("y", coordinates={"y": ("y", values)}) for values in (places, places.copy(), other)
+    )
+    assert one == same != changed
+    assert tokenize(one) == tokenize(same) != tokenize(changed)
 
 
 def test_a_meaning_of_another_shape_is_refused():

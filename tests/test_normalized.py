@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 
 import numpy as np
@@ -79,6 +80,21 @@ def test_wide_integers_are_normalised_in_double_precision():
     image = np.array([2**30, 2**30 + 1, 2**30 + 2], "i4")
     got = tw.normalized(np.asarray, tw.image_statistics(image, **QUIET))(image)
     np.testing.assert_allclose(got, [-(1.5**0.5), 0, 1.5**0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(1e6, 0.2), (300, 0.01), (-4e4, 1), (1e-30, 1e-32)])
+@pytest.mark.parametrize("mode", ["zscore", "percentile"])
+def test_images_far_from_zero(mean, std, mode):
+    """The mean is no number of single precision, and all samples would be off by the difference."""
+    image = np.random.default_rng(0).normal(mean, std, (40, 50)).astype("f4")
+    stats = tw.image_statistics(image, **QUIET)
+    low, width = stats.mean, stats.std
+    if mode == "percentile":
+        low, high = np.float64(stats.quantiles[0.01]), np.float64(stats.quantiles[0.99])
+        width = high - low
+    found = tw.normalized(lambda x: x, stats, mode)(image)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, (image.astype("f8") - low) / width, rtol=1e-6, atol=2e-5)
 
 
 def test_constant_images_become_zero():
@@ -235,6 +251,39 @@ def test_every_part_is_in_the_fingerprint(stats, change):
     assert fn_token(one) == fn_token(tw.normalized(**given))
 
 
+@pytest.mark.parametrize("between", [lambda fn: fn, functools.partial], ids=["plain", "partial"])
+def test_statistics_inside_statistics_are_in_the_fingerprint(image, stats, between):
+    plain, other = (tw.image_statistics(x, **QUIET) for x in (image, image[:, :50]))
+    found = [
+        tw.normalized(between(tw.normalized(smooth, inner)), outer)
+        for inner, outer in [(stats, plain), (plain, stats), (stats, other), (other, plain)]
+    ]
+    assert len({str(describe(fn, "fn")) for fn in found}) == 4
+    assert len({fn_token(fn) for fn in found}) == 4
+
+
+def test_names_tell_statistics_apart_by_every_bit_and_functions_by_their_code(image):
+    def made(number):
+        return lambda x: x + number
+
+    image = image * 1.0
+    stats = tw.image_statistics(image, **QUIET)
+    image[0, 0, 0] += 1e-6
+    near = tw.image_statistics(image, **QUIET)
+    assert repr(near) == repr(stats)
+    tokens = [fn_token(tw.normalized(made(n), s)) for n, s in [(1, stats), (1, near), (2, stats)]]
+    assert len(set(tokens)) == 3
+    assert fn_token(tw.normalized(made(1), stats)) == tokens[0]
+
+
+def test_a_callable_may_look_at_everything(stats):
+    """Of bytes, twice 200 is 144."""
+    image = np.full((20, 20), 200, "u1")
+    one, two = (tw.normalized(smooth, tw.image_statistics(x, **QUIET), clipped) for x in (image, image * 1.0))
+    assert describe(one, "fn") != describe(two, "fn")
+    assert fn_token(one) != fn_token(two)
+
+
 def test_clip_is_in_the_fingerprint(stats):
     one, two = (tw.normalized(smooth, stats, "percentile", clip=c) for c in (True, False))
     assert describe(one, "fn") != describe(two, "fn")
@@ -262,6 +311,11 @@ def test_wrong_arguments(image, stats):
         tw.normalized(smooth, stats, axis=0)
     with pytest.raises(TilingError, match="one number for each of the 1 axes"):
         tw.normalized(smooth, stats, axis=(-3, -4))
+    with pytest.raises(TilingError, match="one number for each of the 1 axes"):
+        tw.normalized(smooth, stats, axis=(-3, -3))
+    wide = tw.image_statistics(np.array([-1.7e308, 1.7e308]), **QUIET)
+    with pytest.raises(TilingError, match="further apart than float64 holds"):
+        tw.normalized(smooth, wide, "percentile")
     with pytest.raises(TilingError, match='for mode="percentile"'):
         tw.normalized(smooth, stats, clip=True)
     with pytest.raises(TilingError, match="needs two quantiles"):

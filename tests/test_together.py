@@ -54,6 +54,13 @@ def test_statistics_along_a_mirrored_axis_are_refused() -> None:
     fn = tw.normalized(tw.augmented(np.tanh), stats)
     with pytest.raises(tw.GridError, match="for each index of axis 0"):
         tw.tiled_map(fn, volume, (4, 10, 10), 0)
+    plain = tw.image_statistics(volume, progress=False)
+    for inside in (
+        tw.normalized(tw.normalized(np.tanh, stats), plain),
+        functools.partial(tw.normalized(np.tanh, stats)),
+    ):
+        with pytest.raises(tw.GridError, match="for each index of axis 0"):
+            tw.tiled_map(tw.augmented(inside), volume, (4, 10, 10), 0)
     fn = tw.normalized(tw.augmented(np.tanh, flips=(1, 2)), stats)
     assert tw.tiled_map(fn, volume, (4, 10, 10), 0).compute().shape == volume.shape
 

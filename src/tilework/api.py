@@ -22,7 +22,7 @@ from tilework.function.bound import BoundOutput, refuse_on_device
 from tilework.function.calling import check_function, check_tile_keyword, in_structure, is_on_device
 from tilework.function.combining import functions_in, predictions_of
 from tilework.function.devices import wants_whole_batches
-from tilework.function.normalizing import Normalized
+from tilework.function.normalizing import normalizations
 from tilework.function.output import Output, Outputs, named
 from tilework.grid.axis import Edge, PadSide
 from tilework.grid.weights import Blend
@@ -275,8 +275,8 @@ def tiled_map(
     if labels is not None:
         labels.check(layout.source_axes)
     for one in functions_in(fn):
-        if isinstance(one, Normalized):
-            one.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
+        for own in normalizations(one):
+            own.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
         check_tile_keyword(one, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":
         for s in sources:

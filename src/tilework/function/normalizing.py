@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -16,10 +17,13 @@ from tilework.errors import ContractError, TilingError
 from tilework.function.calling import check_function, is_batched, is_on_device
 from tilework.function.combining import Combined
 
-__all__ = ["Normalized", "bare_function", "normalized"]
+__all__ = ["Normalized", "bare_function", "normalizations", "normalized"]
 
 Mode = Literal["zscore", "percentile"] | Callable[[Any, Any], Any]
 MODES = ("zscore", "percentile")
+# Rounding of what is taken off, as a part of what the rest is divided by, from which on single precision is
+# not enough: where an image lies far from 0, all results would be off by it.
+ROUNDING = 2.0**-16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -68,7 +72,9 @@ class Normalizer:
         low, width = self.numbers
         with np.errstate(over="ignore", under="ignore"):
             a, b = np.float32(low), np.float32(width)
-        return bool(np.isfinite(a).all() and np.isfinite(b).all() and np.all(b > 0))
+        if not (np.isfinite(a).all() and np.isfinite(b).all() and np.all(b > 0)):
+            return False
+        return bool(np.all(np.abs(a.astype(np.float64) - low) <= ROUNDING * width))
 
     @cached_property
     def spread_stats(self) -> Any:
@@ -200,15 +206,25 @@ class Normalized:
                 continue
             found[f"{name}mode"] = own.mode
             found[f"{name}options"] = repr((own.clip, own.places))
+            if callable(own.mode):  # which may look at anything
+                found[f"{name}whole"] = own.stats.to_json()
             found |= {f"{name}{key}": text for key, text in own.stats.facts().items()}
         return found
 
-    def __dask_tokenize__(self) -> Any:
-        own = [n and (n.stats, n.mode, n.clip, n.places) for n in self.normalizers]
-        return "tilework.normalized", self.fn, own
-
     def __repr__(self) -> str:
         return f"normalized({getattr(self.fn, '__name__', self.fn)!s})"
+
+
+def normalizations(fn: Any) -> Iterator[Normalized]:
+    """Yield all that normalises the crops of a function: several inside each other, and inside partials."""
+    while True:
+        if isinstance(fn, Normalized):
+            yield fn
+            fn = fn.fn
+        elif isinstance(fn, functools.partial) and not fn.args:
+            fn = fn.func
+        else:
+            return
 
 
 def bare_function(fn: Any) -> Any:
@@ -303,8 +319,10 @@ def normalized(
             which = "" if not one.axes else f" at index {tuple(map(int, np.argwhere(one.count == 0)[0]))}"
             raise TilingError(f"the statistics have no finite samples{which}; nothing to normalise by.")
         if mode == "percentile":
-            ends(one)
-        if places is not None and len(set(places)) != len(one.axes):
+            low, high = (np.asarray(one.quantiles[q], np.float64) for q in ends(one))
+            if not np.all(high / 2 - low / 2 <= np.finfo(np.float64).max / 2):
+                raise TilingError("the quantiles are further apart than float64 holds; scale the image.")
+        if places is not None and not len(set(places)) == len(places) == len(one.axes):
             raise TilingError(
                 f"axis needs one number for each of the {len(one.axes)} axes of the statistics; got {axis}."
             )

@@ -11,7 +11,7 @@ from tilework.errors import GridError, TilingError
 from tilework.function.bound import BoundOutput
 from tilework.function.combining import Combined, Places, functions_in, predictions_of
 from tilework.function.folding import check_values
-from tilework.function.normalizing import Normalized
+from tilework.function.normalizing import normalizations
 from tilework.function.output import Output
 from tilework.grid.axis import AxisGrid
 from tilework.grid.weights import accumulation_dtype
@@ -136,8 +136,8 @@ def _check_statistics(fn: Combined, crops: Sequence[tuple[Index, Index]], layout
     """
     moved = {axis for v in fn.variants(len(layout.crop)) for axis in (*v.flips, *(v.plane or ()))}
     for member in functions_in(fn):
-        normalizers = member.normalizers if isinstance(member, Normalized) else ()
-        for own, (shape, tiled) in zip(normalizers, crops, strict=False):
+        pairs = (pair for n in normalizations(member) for pair in zip(n.normalizers, crops, strict=False))
+        for own, (shape, tiled) in pairs:
             along = {len(shape) + a for a in own.places} if own is not None and own.stats.axes else set()
             if wrong := sorted(axis for axis in moved if tiled[axis] in along):
                 name = layout.names[layout.n_each + wrong[0]]

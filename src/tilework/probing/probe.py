@@ -17,7 +17,7 @@ from tilework.formats.meta import named_shape
 from tilework.function.calling import check_function
 from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
-from tilework.function.normalizing import Normalized, bare_function
+from tilework.function.normalizing import bare_function, normalizations
 from tilework.function.output import Outputs, named, scales
 from tilework.plan.arguments import axis_grid, lengths, per_axis
 from tilework.plan.by_dim import ordered
@@ -198,7 +198,8 @@ def _probe(
     names = layout.names[len(layout.each[0]) :]
     crops = CropShapes(tuple(shapes), dtypes, tuple(tiled_axes), layout.crop, names)
     # What is far from the statistics that a function normalises by would look alike to it.
-    known = fn.values() if isinstance(fn, Normalized) and samples[0] is None else None
+    own = next(normalizations(fn), None)
+    known = own.values() if own is not None and samples[0] is None else None
     ranges = [
         value_range(t, values or (known if k == 0 else None), s)
         for k, (t, s) in enumerate(zip(dtypes, samples, strict=True))

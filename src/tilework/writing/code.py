@@ -30,7 +30,7 @@ import numpy as np
 from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
-from tilework.function.normalizing import Normalized
+from tilework.function.normalizing import Normalized, normalizations
 from tilework.identity.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
 from tilework.identity.hidden import among, content, script, slots
 from tilework.identity.modules import (
@@ -142,7 +142,8 @@ class _Description:
             for key, part in value.parts().items():
                 self.add(part, f"{name} {key}")
         elif isinstance(value, Normalized):
-            self.add(value.fn, name)
+            # Parts of another one inside have the same names.
+            self.add(value.fn, f"{name} inside" if any(normalizations(value.fn)) else name)
             for key, part in value.parts().items():
                 if isinstance(part, str):  # numbers, for the record and for messages
                     self.put(f"{name} {key}", part if len(part) <= LONGEST else digest(part))

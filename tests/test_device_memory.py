@@ -73,12 +73,17 @@ SURE = [
     "MPS backend out of memory (MPS allocated: 17.00 GB, other allocations: 1.00 GB, max allowed: 18.00 GB)",
     "XPU out of memory. Tried to allocate 4.00 GiB",
     "HIP out of memory. Tried to allocate 4.00 GiB",
+    "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 68719476736 bytes.",
+    "[ONNXRuntimeError] : 1 : FAIL : CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc(&p)",
+    "Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY",
+    "OOM when allocating tensor with shape[8,64] and type float on /job:localhost/task:0/device:GPU:0",
 ]
 OTHERS = [
     "[enforce fail at alloc_cpu.cpp:118] . DefaultCPUAllocator: can't allocate memory: you tried to allocate",
     "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
     "GET was unable to find an engine to execute this computation",
     "CUDA error: an illegal memory access was encountered",
+    "OOM when allocating tensor with shape[8,64] and type float on /job:localhost/task:0/device:CPU:0",
     "Expected all tensors to be on the same device",
     "",
 ]
@@ -111,6 +116,11 @@ def test_the_class_decides_whatever_the_text_and_so_does_a_named_cause() -> None
     except ValueError as error:
         wrapped = error
     assert is_out_of_memory(wrapped)
+
+    class Fail(Exception):  # as in onnxruntime, whose errors are no `RuntimeError`
+        pass
+
+    assert is_out_of_memory(Fail("CUDA failure 2: out of memory ; GPU=0"))
     assert not is_out_of_memory(MemoryError("CUDA out of memory"))  # numpy's, of the host
     assert not is_out_of_memory(tw.TilingError("CUDA out of memory"))
 

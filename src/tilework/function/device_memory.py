@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 import sys
 import threading
 from collections import OrderedDict
@@ -29,16 +30,17 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger("tilework")
 
-# What the libraries write when an allocation on a device fails, and only then: torch's allocators, the CUDA
-# runtime, its libraries, and the devices of torch that have no class of error of their own. Torch's allocator
-# of the host writes "DefaultCPUAllocator: can't allocate memory", which no smaller batch is meant for.
-_TEXTS = (
-    "CUDA out of memory", "CUDA error: out of memory", "HIP out of memory", "HIP error: out of memory",
-    "XPU out of memory", "MPS backend out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUSOLVER_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
-    "CUSPARSE_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED", "cudaErrorMemoryAllocation",
-    "CUDA_ERROR_OUT_OF_MEMORY", "HIPBLAS_STATUS_ALLOC_FAILED", "MIOPEN_STATUS_ALLOC_FAILED",
+# What libraries write when an allocation on a device fails, and only then: torch's allocators, the CUDA
+# runtime and its libraries, XLA, onnxruntime and TensorFlow. Torch's allocator of the host writes
+# "DefaultCPUAllocator: can't allocate memory", and TensorFlow names the CPU as the device.
+_TEXTS = re.compile(
+    "|".join((
+        "(CUDA|HIP|XPU|MPS backend) out of memory", "(CUDA|HIP) error: out of memory",
+        "(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|MIOPEN)_STATUS_ALLOC_FAILED", "CUFFT_ALLOC_FAILED",
+        "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "cudaErrorMemoryAllocation",
+        "CUDA_ERROR_OUT_OF_MEMORY", "CUDA failure 2: out of memory", "RESOURCE_EXHAUSTED: Out of memory",
+        r"OOM when allocating tensor.*device:\w*GPU",
+    ))
 )  # fmt: skip
 # Classes of errors of libraries that may be loaded.
 _CLASSES = (
@@ -81,7 +83,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
             kind = getattr(sys.modules.get(module), name, None)
             if isinstance(kind, type) and isinstance(error, kind):
                 return True
-        if isinstance(error, RuntimeError) and any(text in str(error) for text in _TEXTS):
+        if not isinstance(error, MemoryError) and _TEXTS.search(str(error)):
             return True
         error, seen = error.__cause__, seen + 1
     return False

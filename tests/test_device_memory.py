@@ -277,6 +277,16 @@ def test_any_function_of_batches_gets_smaller_ones(pass_tile: bool, on_error: st
     assert few.batches.count(4) == 1
 
 
+def test_what_runs_out_of_memory_elsewhere_changes_no_batch() -> None:
+    def fn(batch: np.ndarray) -> np.ndarray:
+        assert len(batch) == 8
+        return batch * 2
+
+    device_memory.LIMITS["another"] = 1, None
+    out = tw.tiled_map(fn, IMAGE, 16, 3, batch_size=8, pad_batch=True, dtype="f4", chunks=30)
+    np.testing.assert_array_equal(out.compute(scheduler="sync"), IMAGE * 2)
+
+
 def test_what_load_once_builds_gets_smaller_batches(caplog: pytest.LogCaptureFixture) -> None:
     fn = tw.load_once(Device, kwargs={"room": 1})
     expected = np.sin(IMAGE * 2) + 1

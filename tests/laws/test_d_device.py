@@ -287,6 +287,13 @@ def test_D2_memory_that_does_not_come_back_ends_with_the_figures() -> None:
 # -- D3: what crosses -------------------------------------------------------------------------------------
 
 
+def test_D1_batches_that_are_filled_stay_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    with canvases(monkeypatch) as seen:
+        got = classes(batch_size=4, pad_batch=True)
+    assert_same_bits(got, classes(batch_size=4, on_device=False))
+    assert set(seen) == {"device"}
+
+
 @pytest.fixture
 def crossed(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Bytes that cross from the device: those of tensors that are asked to be on the CPU."""
@@ -303,7 +310,7 @@ def crossed(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_D3_only_the_reduced_block_crosses(crossed: list[int]) -> None:
     """100 classes: a byte per sample instead of 400 per sample and tile."""
-    options = {"n": 100, "chunks": IMAGE.shape}
+    options = {"n": 100, "chunks": IMAGE.shape, "pad_batch": True}
     classes(on_device=True, **options)
     assert crossed == [IMAGE.size]
     crossed.clear()

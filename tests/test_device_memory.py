@@ -240,6 +240,16 @@ def test_the_modes_of_the_network_are_as_they_were() -> None:
     assert net.training
 
 
+def test_variants_of_a_crop_are_a_batch_as_well() -> None:
+    """Eight in a call, of which memory holds three."""
+    net = Full(room=3)
+    fn = tw.augmented(tw.from_torch(net, device="cpu", add_channel=False), flips="all", rotations=(0, 1))
+    out = tw.tiled_map(fn, IMAGE, 16, 3, dtype="f4", chunks=IMAGE.shape)
+    np.testing.assert_allclose(out.compute(scheduler="sync"), WHOLE, rtol=1e-6)
+    assert net.batches[:3] == [8, 4, 2]
+    assert max(net.batches[2:]) == 2
+
+
 # -- functions of other libraries -------------------------------------------------------------------------
 
 

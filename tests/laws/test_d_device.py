@@ -6,7 +6,9 @@ as IEEE 754 says has as well.
 
 from __future__ import annotations
 
+import itertools
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -247,24 +249,27 @@ def canvases(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         yield seen
 
 
+class Fails(Classes):
+    """Memory ends in one of its calls, whichever thread makes it."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__(2)
+        self.k, self.calls = k, itertools.count()
+
+    def forward(self, x: Any) -> Any:
+        if next(self.calls) == self.k:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
 def test_D2_with_one_crop_the_canvases_move_to_the_host(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    class Fails(Classes):
-        calls = 0
-
-        def forward(self, x: Any) -> Any:
-            Fails.calls += 1
-            if Fails.calls == 8:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return super().forward(x)
-
-    whole = classes(batch_size=None, on_device=False)
-    fn = tw.from_torch(Fails(), device="cpu", on_device=True)
-    output = tw.Output("u1", channels=5, reduce="argmax")
+    whole = classes(n=2, batch_size=None, on_device=False)
+    fn = tw.from_torch(Fails(8), device="cpu", on_device=True)
+    output = tw.Output("u1", channels=2, reduce="argmax")
     with np.errstate(all="ignore"), canvases(monkeypatch) as seen:
         out = tw.tiled_map(fn, IMAGE, 16, stride=9, output=output, chunks=20, blend="gaussian", reuse="share")
-        Fails.calls = 0
         assert_same_bits(out.compute(scheduler="sync"), whole)
     first = seen.index("moved")
     assert set(seen[:first]) == {"device"}
@@ -277,6 +282,33 @@ def test_D2_with_one_crop_the_canvases_move_to_the_host(
     with canvases(monkeypatch) as seen:
         classes()
     assert set(seen) == {"device"}
+
+
+@pytest.mark.parametrize("batch_size", [None, 3])
+def test_D2_canvases_of_other_threads_move_between_two_operations(
+    batch_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is added to the memory that a canvas leaves would be lost."""
+
+    add = device_array._sum
+
+    def slowly(*operands: Any) -> Any:
+        time.sleep(0.002)
+        return add(*operands)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    monkeypatch.setattr(device_array, "_sum", slowly)
+    output = tw.Output("f4", channels=2)
+    whole = classes(n=2, batch_size=batch_size, output=output, on_device=False)
+    for k in RNG.permutation(30)[: share(20)].tolist():
+        device_memory.LIMITS.clear()
+        fn = tw.from_torch(Fails(k), device="cpu", on_device=True)
+        with np.errstate(all="ignore"):
+            out = tw.tiled_map(
+                fn, IMAGE, 16, stride=9, blend="gaussian", output=output, chunks=20, reuse="share",
+                batch_size=batch_size,
+            )  # fmt: skip
+            assert_same(out.compute(scheduler="threads", num_workers=6), whole)
 
 
 def test_D2_memory_that_does_not_come_back_ends_with_the_figures() -> None:

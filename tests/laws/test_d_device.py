@@ -83,7 +83,11 @@ def test_D1_sums_on_a_device_are_those_of_the_host(
     options: dict[str, Any] = {"output": fn.output(), "fill_value": 7}
     options |= {"skip": dull if skips else None} | (data.draw(masks(case)) if masked else {})
     on_host = tiled(case, fn, numbered=True, **options)
-    on_device = there(case, fn, **options)
+    try:
+        on_device = there(case, fn, **options)
+    except tw.TilingError as error:
+        assert "more crops than 32 lie on a sample" in str(error)  # noqa: PT017 -- most cases have fewer
+        return
     assert on_device.chunks == on_host.chunks
     with dask.config.set(scheduler=scheduler):
         assert_same_bits(on_device.compute(), on_host.compute())

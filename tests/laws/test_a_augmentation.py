@@ -148,8 +148,12 @@ def plain(case: Case, one: Any, *, numbered: bool = False, **options: Any) -> An
 
 
 def planes(case: Case, data: Any) -> tuple[Case, tuple[int, int] | None]:
-    """Draw the axes of turns, if there may be any, and make them alike."""
-    if len(case.axes) < 2 or case.grid["edge"] == "clip" or data.draw(st.booleans()):
+    """Draw the axes of turns, if there may be any, and make them alike.
+
+    Given starts fit the crop, multiple and margin of their own axis, so these cannot be exchanged.
+    """
+    fixed = case.grid["edge"] == "clip" or "starts" in case.grid
+    if len(case.axes) < 2 or fixed or data.draw(st.booleans()):
         return case, None
     pair = data.draw(st.sampled_from(list(permutations(range(len(case.axes)), 2))))
     low, high = case.margin[pair[0]]

@@ -452,6 +452,28 @@ def _turned_back(result: np.ndarray, variant: tw.Variant, axis: int) -> np.ndarr
     return found
 
 
+@pytest.mark.parametrize(
+    ("axis", "count", "told"),
+    [(0, 2, "counts from the end"), (-4, 2, "counts from the end"), (-1, 2, "2 tiled axes.* has 12")]
+    + [(-3, count, rf"2 tiled axes.* has {count}") for count in (1, 3)],
+)
+def test_a_vector_has_a_component_for_each_tiled_axis(axis: int, count: int, told: str) -> None:
+    def flow(x: np.ndarray) -> np.ndarray:
+        return np.zeros((count, *x.shape))
+
+    fn = tw.augmented(flow, (1,), inverse=lambda result, variant: variant.vectors(result, axis))
+    with pytest.raises(tw.TilingError, match=told):
+        tiled(fn, output=tw.Output("f4", channels=count)).compute()
+
+
+def test_a_vector_of_a_variant_alone_reaches_the_axes_that_change() -> None:
+    variant = tw.Variant(flips=(1,))
+    assert variant.vectors(np.ones(3), -1).tolist() == [1, -1, 1]  # of how many axes is not known
+    for axis, shape in ((0, (2,)), (-1, (1,))):
+        with pytest.raises(tw.TilingError, match=r"counts from the end|2 tiled axes"):
+            variant.vectors(np.ones(shape), axis)
+
+
 # -- identity ---------------------------------------------------------------------------------------------
 
 WAYS: dict[str, Callable[[], Any]] = {
@@ -583,7 +605,8 @@ def tiled(fn: Any, crop: Any = 12, overlap: Any = 2, **options: Any) -> Any:
 TURNED = tw.augmented(lopsided, (), (0, 1))
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "fn": (lambda: tw.augmented(3), "fn must be callable"),  # type: ignore[arg-type]
-    "names": (lambda: tw.augmented(lopsided, "yx"), "flips must be one of 'all'"),  # type: ignore[arg-type]
+    "names": (lambda: tw.augmented(lopsided, "yx"), 'numbers of tiled axes.*"all"; got .yx.'),  # type: ignore[arg-type]
+    "a list of names": (lambda: tw.augmented(lopsided, (), ("y", "x")), "numbers of tiled axes"),  # type: ignore[arg-type]
     "a number": (lambda: tw.augmented(lopsided, 0), "flips must be a tuple"),  # type: ignore[arg-type]
     "twice": (lambda: tw.augmented(lopsided, (0, 0)), "different tiled axes"),
     "negative": (lambda: tw.augmented(lopsided, (-1,)), "counted from 0"),

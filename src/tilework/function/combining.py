@@ -399,8 +399,7 @@ def augmented(
     True
     """
     check_function(fn)
-    if isinstance(flips, str):
-        one_of("flips", flips, ("all",))
+    if isinstance(flips, str) and flips == "all":
         mirrored: Index | Literal["all"] = "all"
     else:
         mirrored = tuple(sorted(_axes("flips", flips)))
@@ -463,9 +462,11 @@ def ensemble(functions: Sequence[Function], *, reduce: Combine = "mean") -> Comb
 
 def _axes(what: str, value: Any) -> list[int]:
     """Return numbers of tiled axes."""
-    if not sequence(value):
+    if not sequence(value) or any(isinstance(axis, str) for axis in value):
+        every = ', or "all"' if what == "flips" else ""
         raise TypeError(
-            f"{what} must be a tuple of numbers of tiled axes, such as (0, 1); got {brief(value)}."
+            f"{what} must be a tuple of numbers of tiled axes, such as (0, 1){every}; got {brief(value)}. "
+            "0 is the first tiled axis, whatever it is called."
         )
     found = [whole(what, axis) for axis in value]
     if min(found, default=0) < 0 or len(set(found)) != len(found):

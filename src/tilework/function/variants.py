@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from tilework._types import Array, Index
+from tilework.errors import TilingError
 
 __all__ = ["Variant", "variants_of"]
 
@@ -37,6 +38,8 @@ class Variant:
     """Number of quarter turns, 0 to 3."""
     plane: tuple[int, int] | None = None
     """The tiled axes of the turns, from the first towards the second as in `numpy.rot90`; None without."""
+    n_axes: int | None = field(default=None, compare=False, repr=False)
+    """Number of tiled axes, and so of the components of a vector; None: not known."""
 
     def apply(self, crop: Array, axes: Index) -> Array:
         """Return a view of a crop, turned and mirrored.
@@ -66,18 +69,37 @@ class Variant:
         result : numpy.ndarray
             Vectors at their places in the image.
         axis : int
-            The axis of the components, which are in the order of the tiled axes. A negative one counts from
-            the end, so that it holds for a batch too.
+            The axis of the components, counted from the end: a batch has one more axis in front. There is
+            one component for each tiled axis, in their order, such as (dy, dx).
 
         Returns
         -------
         numpy.ndarray
 
+        Raises
+        ------
+        TilingError
+            If the axis is counted from the front, or has another number of components.
+
         Examples
         --------
-        >>> Variant(flips=(1,)).vectors(np.array([3.0, 4.0]), 0)
+        >>> Variant(flips=(1,)).vectors(np.array([3.0, 4.0]), -1)
         array([ 3., -4.])
         """
+        if not -result.ndim <= axis < 0:
+            raise TilingError(
+                "axis counts from the end of a result, because a batch has one more axis in front; got "
+                f"{axis} for shape {result.shape}. Of (components, y, x), it is -3."
+            )
+        moved = (*self.flips, *(self.plane or ()))
+        least = self.n_axes or max(moved, default=-1) + 1
+        count = result.shape[axis]
+        if count < least or count > (self.n_axes or count):
+            raise TilingError(
+                f"a vector has one component for each of the {least} tiled axes; axis {axis} of the result "
+                f"of shape {result.shape} has {count}. Give the components alone: "
+                f"variant.vectors(result[..., :{least}, :, :], axis=-3) for example."
+            )
         parts = list(np.moveaxis(result, axis, 0))
         for f in self.flips:
             parts[f] = -parts[f]
@@ -112,7 +134,7 @@ def variants_of(n_axes: int, flips: Index, plane: tuple[int, int] | None) -> tup
     for turns in range(1 if plane is None else 4):
         for chosen in itertools.product((False, True), repeat=len(flips)):
             mirrored = tuple(f for f, on in zip(flips, chosen, strict=True) if on)
-            variant = Variant(mirrored, turns, plane if turns else None)
+            variant = Variant(mirrored, turns, plane if turns else None, n_axes)
             # Two mirrors are a half turn: what happens to the axes tells which variants are the same.
-            found.setdefault(tuple(map(int, variant.vectors(unit, 0))), variant)
+            found.setdefault(tuple(map(int, variant.vectors(unit, -1))), variant)
     return tuple(found.values())

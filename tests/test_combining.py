@@ -452,6 +452,16 @@ def _turned_back(result: np.ndarray, variant: tw.Variant, axis: int) -> np.ndarr
     return found
 
 
+def test_crops_at_given_starts_may_be_turned() -> None:
+    fn = tw.augmented(lopsided, rotations=(0, 1))
+    last = [n - 12 for n in IMAGE.shape]
+    starts = tuple(tuple(sorted({*range(0, n, step), n})) for n, step in zip(last, (5, 7), strict=True))
+    got = tw.tiled_map(fn, IMAGE, 12, starts=starts).compute()
+    np.testing.assert_array_equal(got, tiled(fn).compute())
+    blended = tw.tiled_map(fn, IMAGE, **tw.nnunet_options(IMAGE.shape, (12, 12))).compute()
+    assert blended.shape == got.shape
+
+
 @pytest.mark.parametrize(
     ("axis", "count", "told"),
     [(0, 2, "counts from the end"), (-4, 2, "counts from the end"), (-1, 2, "2 tiled axes.* has 12")]

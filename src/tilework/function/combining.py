@@ -358,7 +358,7 @@ def augmented(
     rotations : (int, int), optional
         Two tiled axes in whose plane crops are turned by quarter turns. With one or both axes in ``flips``,
         8 different variants. Crop, overlap, stride, multiple, margin, rim and scale of these axes must be
-        equal.
+        equal; overlap and stride not where ``starts`` are given.
     reduce : {"mean", "max", "min", "gmean"} or callable
         How predictions are combined, before `tiled_map` blends tiles. "gmean" is the geometric mean, for
         probabilities. A callable gets the stack of all predictions, ``(variants, ...)``, and removes the

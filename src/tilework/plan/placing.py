@@ -121,7 +121,9 @@ def _check_grids(fn: Combined, outputs: Sequence[BoundOutput], layout: Layout, r
             'edge="clip" cuts crops at the border of the image, and turned crops must have the shape of '
             f'others; got rotations={fn.plane}. Use edge="shift", the default.'
         )
-    for what in ("crop", "overlap", "stride", "multiple"):
+    # Given starts fit the length of their own axis; a variant is put back where its crop lies.
+    spaced = () if request.starts is not None else ("overlap", "stride")
+    for what in ("crop", *spaced, "multiple"):
         check_equal(what, fn.plane, names, [getattr(g, what) for g in grids])
     check_equal("margin", fn.plane, names, layout.margin)
     check_equal("rim", fn.plane, names, rim)

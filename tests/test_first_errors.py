@@ -68,6 +68,18 @@ def test_other_channels_are_named(make: Any, image: Any, options: Any, axes: Any
     assert re.search(said, note_of(error))
 
 
+@pytest.mark.parametrize("image", [IMAGE, RGB.transpose(2, 0, 1)], ids=["one channel", "three"])
+def test_a_crop_without_a_batch_is_told_how_to_become_one(image: Any) -> None:
+    torch = pytest.importorskip("torch")
+    net = tw.from_torch(torch.nn.Conv2d(1 if image.ndim == 2 else 3, 1, 3, padding=1))
+    axes = (image.ndim - 2, image.ndim - 1)
+    with pytest.raises(RuntimeError) as error:
+        tw.tiled_map(lambda crop: np.tanh(net(crop)), image, 64, 1, axes=axes)
+    assert any("not a batch of them, call net(crop[None])[0]" in note for note in error.value.__notes__)
+    out = tw.tiled_map(lambda crop: np.tanh(net(crop[None])[0]), image, 64, 1, axes=axes)
+    assert out.compute().shape[-2:] == image.shape[-2:]
+
+
 def test_an_error_of_another_kind_gets_no_note_on_channels() -> None:
     torch = pytest.importorskip("torch")
 

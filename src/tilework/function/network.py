@@ -24,7 +24,7 @@ import cloudpickle
 import numpy as np
 
 from tilework._checks import brief, flag, one_of, whole
-from tilework._types import Array
+from tilework._types import Array, Index
 from tilework.function.calling import as_array, from_tensor, is_tensor, joined, plain_tensor
 from tilework.function.compiling import compiled
 from tilework.function.device_memory import in_batches, with_room
@@ -144,7 +144,7 @@ class TorchFunction:
                     try:
                         y = run(x)
                     except Exception as error:
-                        if note := _channel_note(module, given, self._channel_axis, added=add):
+                        if note := _channel_note(module, (size, *given), self._channel_axis, added=add):
                             error.add_note(note)
                         raise
                     return _each(y, lambda t: self._finish(t, add, torch))
@@ -307,20 +307,24 @@ def _wants_channel(module: Any, ndim: int) -> bool:
     return first is not None and first[0] + 2 == ndim + 1
 
 
-def _channel_note(module: Any, crop: Sequence[int], channel_axis: int | None, *, added: bool) -> str:
+def _channel_note(module: Any, shape: Index, channel_axis: int | None, *, added: bool) -> str:
     """Return what to say of the channels when a network fails; empty if they are as many as it takes.
 
     Parameters
     ----------
-    crop : sequence of int, samples per axis
-        Shape of the crops, as they were given.
+    shape : tuple of int
+        Shape of the batch, as it was given.
     """
     first = _first_convolution(module)
     wanted = None if first is None else first[1]
+    size, *crop = shape
+    alone = f"If the array of shape {shape} is one crop, not a batch of them, call net(crop[None])[0]."
+    if first is not None and len(crop) < first[0]:
+        return f"a network of from_torch takes batches. {alone}"
     if added:
         return "" if wanted in (None, 1) else (
             f"the crops of shape {tuple(crop)} got a channel axis of length 1; the first convolution takes "
-            f"{wanted} channels: give crops with an axis of {wanted}."
+            f"{wanted} channels: give crops with an axis of {wanted}." + f" {alone}" * (size == wanted)
         )  # fmt: skip
     if not crop:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from decimal import Decimal
 from fractions import Fraction
 
@@ -291,6 +292,29 @@ def test_many_channels_are_counted_in_groups(tmp_path, monkeypatch):
         again = tw.image_statistics(array, each=0, **QUIET)
     assert set(counts.reads.values()) == {3}
     assert again == found
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_many_channels_of_few_values_are_counted_together(dtype, tmp_path):
+    data = np.random.default_rng(0).integers(0, 200, (3000, 6)).astype(dtype)
+    array = zarr.create_array(tmp_path / "x.zarr", data=data, chunks=(1000, 6))
+    with counted(array) as counts:
+        found = tw.image_statistics(array, (0.5,), each=0, **QUIET)
+    assert set(counts.reads.values()) == {1}
+    np.testing.assert_array_equal(found.quantiles[0.5], np.sort(data)[:, 2])
+
+
+def test_memory_does_not_grow_with_the_number_of_channels():
+    data = np.random.default_rng(0).integers(0, 60000, (800, 6)).astype("u2")
+    tw.image_statistics(data[:2], each=0, **QUIET)
+    tracemalloc.start()
+    try:
+        found = tw.image_statistics(data, (0.5,), each=0, **QUIET)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found.quantiles[0.5], np.sort(data)[:, 2])
+    assert peak < 6 * measuring.MOST * measuring.TARGET < len(data) * measuring.TARGET / 2
 
 
 # ----------------------------------------------------------------------------------- sample and level

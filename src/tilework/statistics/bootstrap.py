@@ -20,10 +20,10 @@ from tilework._types import Array, Floats
 from tilework.statistics.counting import Tally, keys_of, value_of
 from tilework.statistics.result import ImageStatistics
 
-__all__ = ["KEYS", "intervals_of"]
+__all__ = ["ALL_KEYS", "KEYS", "intervals_of"]
 
-# Keys that are kept of all chunks together, of one index.
-KEYS = 2**17
+# Keys that are kept of all chunks together, of one index and of all indices.
+KEYS, ALL_KEYS = 2**17, 2**23
 # Samples of chunks that are drawn again.
 DRAWS = 1000
 # Chunks that are needed for an interval: of fewer ones, draws do not differ enough.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -23,7 +24,7 @@ from tilework.execution.where import Where
 from tilework.formats.labelled import unpacked
 from tilework.graph.build import bare, specs_below
 from tilework.grid.axis import AxisGrid
-from tilework.objects.boxes import Cuts, blocks_of, cuts_of
+from tilework.objects.boxes import Cuts, cuts_of
 from tilework.objects.measuring import How
 from tilework.plan.arguments import resolve_axes
 from tilework.plan.nodata import valid_of
@@ -31,7 +32,7 @@ from tilework.plan.request import Layout
 from tilework.source.base import Source
 from tilework.source.images import StoredImage, StoredImages, open_image
 from tilework.source.opening import Image, open_source
-from tilework.statistics.bootstrap import KEYS, intervals_of
+from tilework.statistics.bootstrap import ALL_KEYS, KEYS, intervals_of
 from tilework.statistics.counting import DIGIT, Counts, Tally, Target, tally_of, value_of
 from tilework.statistics.passes import Measured, PassJob, calls_of
 from tilework.statistics.result import ImageStatistics
@@ -39,8 +40,9 @@ from tilework.statistics.sums import root
 
 __all__ = ["image_statistics"]
 
-# Targets of one pass, each of which takes 512 KiB in every task.
-MOST = 64
+# Targets of one reading, and the bytes that each of them takes in every task: at most, so that there are more
+# of smaller ones; and at least.
+MOST, TARGET, LEAST = 64, 2**19, 2**10
 # Samples whose keys are kept, rather than counted in further passes.
 GATHER = 2**17
 # Most samples in a box, unless a storage chunk has more.
@@ -290,9 +292,10 @@ class _Drawn:
     total: int
     seed: int
 
-    def boxes(self, k: int, image: Measured) -> Iterator[tuple[int, tuple[Span, ...]]]:
-        """Yield the number and box of each chunk that was drawn of an image."""
-        spans = [list(itertools.pairwise(cuts)) for cuts in self.cuts[k]]
+    def boxes(
+        self, k: int, image: Measured, spans: Sequence[Sequence[Span]]
+    ) -> Iterator[tuple[int, tuple[Span, ...]]]:
+        """Yield the number and box of each chunk that was drawn of an image; ``spans`` has all chunks."""
         own = [a for a in range(len(spans)) if a not in image.each]
         for place, number in self.chosen[k].items():
             chosen = dict(zip(own, place, strict=True))
@@ -361,15 +364,17 @@ class _Work:
         self.chunks: list[tuple[int, int, Tally, Array]] = []
         self.values: dict[tuple[int, int], Any] = {}
         """Quantiles, by index and number of the fraction."""
-        room = how.memory // (8 * how.where.threads * 8 * 2**DIGIT)
-        self.most = max(1, min(MOST, room))
         self.cuts = [_cuts(image, how) for image in images] if drawn is None else list(drawn.cuts)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of an index."""
+        return sum(math.prod(image.shape) for image in self.images) // max(1, math.prod(self.counts))
 
     @property
     def gathers(self) -> bool:
         """Whether an index has so few samples that the first pass keeps them."""
-        size = sum(math.prod(image.shape) for image in self.images) // max(1, math.prod(self.counts))
-        return not self.small and size <= GATHER
+        return not self.small and self.samples <= GATHER
 
     def warn_of_calls(self, given: Sequence[Any]) -> None:
         """Warn if the function of a lazy result will run several times."""
@@ -385,23 +390,32 @@ class _Work:
 
     def measure(self) -> None:
         """Run all passes."""
-        n = math.prod(self.counts)
-        counts = self.small or bool(self.fractions)
-        first = [Target(i, gather=self.gathers) for i in range(n)] if counts else []
-        found = self._pass(range(n), first, first=True)
-        if self.small:
-            for target, own in found.items():
-                self.tallies[target.index].take(tally_of(own, self.dtype))
-        open_ranks: dict[Target, list[tuple[int, int]]] = {}
-        for target in first:
-            count = self.tallies[target.index].count
-            if count:
-                open_ranks[target] = [(k, max(1, math.ceil(q * count))) for k, q in enumerate(self.fractions)]
-        while open_ranks:
-            open_ranks = self._resolve(open_ranks, found)
-            if open_ranks:
-                indices = list(dict.fromkeys(t.index for t in open_ranks))
-                found = self._pass(indices, list(open_ranks), first=False)
+        counted = self.small or bool(self.fractions)
+        targets: dict[int, tuple[Target, ...]] = {
+            i: (Target(i, gather=self.gathers),) if counted else () for i in range(math.prod(self.counts))
+        }
+        ranks: dict[Target, list[tuple[int, int]]] = {}
+        first = True
+        while targets:
+            following: dict[Target, list[tuple[int, int]]] = {}
+            for group in self._groups(targets, first=first):
+                found = self._pass(group, first=first)
+                own = self._first_ranks(found) if first else {t: ranks[t] for t in found}
+                following |= self._resolve(own, found)
+            targets, ranks, first = {}, following, False
+            for target in following:
+                targets[target.index] = (*targets.get(target.index, ()), target)
+
+    def _first_ranks(self, found: Mapping[Target, Array]) -> dict[Target, list[tuple[int, int]]]:
+        """Return the numbers of fractions and their ranks, from what the first pass found of some indices."""
+        ranks = {}
+        for target, own in found.items():
+            tally = self.tallies[target.index]
+            if self.small:
+                tally.take(tally_of(own, self.dtype))
+            if n := tally.count:
+                ranks[target] = [(k, max(1, math.ceil(q * n))) for k, q in enumerate(self.fractions)]
+        return ranks
 
     def _resolve(
         self, ranks: Mapping[Target, list[tuple[int, int]]], found: Mapping[Target, Array]
@@ -428,45 +442,52 @@ class _Work:
                 following.setdefault(next_one, []).append((k, rank - int(upto[digit] - own[digit])))
         return following
 
-    def _pass(self, indices: Sequence[int], targets: Sequence[Target], *, first: bool) -> dict[Target, Array]:
-        """Return what one pass found, or several if there are many targets."""
-        by_index: dict[int, tuple[Target, ...]] = dict.fromkeys(indices, ())
-        for target in targets:
-            by_index[target.index] += (target,)
+    def _pass(self, targets: Mapping[int, tuple[Target, ...]], *, first: bool) -> dict[Target, Array]:
+        """Return what one reading found of some indices."""
+        jobs = list(self._jobs(targets, first=first))
+        run(jobs, self.how.where, progress=self.how.progress, title="image-statistics")
         total = Counts()
-        for group in self._groups(by_index):
-            jobs = list(self._jobs(group, first=first))
-            run(jobs, self.how.where, progress=self.how.progress, title="image-statistics")
-            for job in jobs:
-                for counts in job.found:
-                    total.take(counts)
-                job.found = []
+        for job in jobs:
+            for counts in job.found:
+                total.take(counts)
+            job.found = []
         if first:
-            self.tallies = {i: total.tallies.get(i, Tally()) for i in indices}
-            self.chunks = total.chunks
+            self.tallies |= {i: total.tallies.get(i, Tally()) for i in targets}
+            self.chunks += total.chunks
         none = np.zeros(1 << min(DIGIT, self.bits), np.int64)
-        return {t: total.found.get(t, none[:0] if t.gather else none) for t in targets}
+        return {
+            t: total.found.get(t, none[:0] if t.gather else none) for own in targets.values() for t in own
+        }
 
-    def _groups(self, targets: Mapping[int, tuple[Target, ...]]) -> Iterator[dict[int, tuple[Target, ...]]]:
+    def _size(self, *, first: bool) -> int:
+        """Return the bytes of the counts of a target."""
+        gathered = first and self.gathers
+        return max(LEAST, self.samples * self.dtype.itemsize if gathered else 8 << min(DIGIT, self.bits))
+
+    def _groups(
+        self, targets: Mapping[int, tuple[Target, ...]], *, first: bool
+    ) -> Iterator[dict[int, tuple[Target, ...]]]:
         """Yield the targets of each reading of the image; indices of one storage chunk stay together."""
+        room = min(MOST * TARGET, self.how.memory // (8 * self.how.where.threads))
+        most = max(1, room // self._size(first=first))
         chunks = _chunks(self.images[0])
         cuts = [chunks[a] for a in self.images[0].each]
         cells: dict[Index, list[int]] = {}
         for i in targets:
             place = np.unravel_index(i, self.counts) if self.counts else ()
-            cell = tuple(int(np.searchsorted(c, p, side="right")) for c, p in zip(cuts, place, strict=True))
+            cell = tuple(bisect_right(c, p) for c, p in zip(cuts, place, strict=True))
             cells.setdefault(cell, []).append(i)
         group: dict[int, tuple[Target, ...]] = {}
         size = 0
         for cell in sorted(cells):
             whole_cell = sum(len(targets[i]) for i in cells[cell])
-            if group and size + whole_cell > self.most:
+            if group and size + whole_cell > most:
                 yield group
                 group, size = {}, 0
             for i in cells[cell]:
-                for first in range(0, max(1, len(targets[i])), self.most):
-                    part = targets[i][first : first + self.most]
-                    if group and size + len(part) > self.most:
+                for start in range(0, max(1, len(targets[i])), most):
+                    part = targets[i][start : start + most]
+                    if group and size + len(part) > most:
                         yield group
                         group, size = {}, 0
                     group[i] = group.get(i, ()) + part
@@ -476,11 +497,17 @@ class _Work:
 
     def _jobs(self, targets: Mapping[int, tuple[Target, ...]], *, first: bool) -> Iterator[PassJob]:
         """Yield the reading of every image."""
-        sampled = 0 if self.drawn is None else max(1, KEYS // self.drawn.count)
+        kept = min(KEYS, ALL_KEYS // max(1, math.prod(self.counts)))
+        sampled = 0 if self.drawn is None else max(1, kept // self.drawn.count)
+        size = self._size(first=first)
         for k, image in enumerate(self.images):
-            boxes = enumerate(blocks_of(self.cuts[k])) if self.drawn is None else self.drawn.boxes(k, image)
+            spans = image.spans(self.cuts[k], list(targets))
+            if self.drawn is None:
+                boxes: Iterable[tuple[int, tuple[Span, ...]]] = enumerate(itertools.product(*spans))
+            else:
+                boxes = self.drawn.boxes(k, image, spans)
             calls = list(calls_of(image, boxes, list(targets)))
-            yield PassJob(image, calls, targets, self.how.where, first=first, sampled=sampled)
+            yield PassJob(image, calls, targets, self.how.where, first=first, size=size, sampled=sampled)
 
 
 def _result(work: _Work, quantiles: Sequence[float], level: int | None) -> ImageStatistics:

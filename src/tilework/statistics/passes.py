@@ -18,6 +18,7 @@ from tilework.execution.where import Where
 from tilework.function.load_once import in_task
 from tilework.graph.build import graph_of
 from tilework.graph.tasks import Key
+from tilework.objects.boxes import Cuts
 from tilework.objects.reading import given_to
 from tilework.plan.nodata import Valid
 from tilework.plan.request import Layout
@@ -61,6 +62,15 @@ class Measured:
     def counts(self) -> Index:
         """Extents of these axes."""
         return tuple(self.shape[a] for a in self.each)
+
+    def spans(self, cuts: Cuts, wanted: Sequence[int]) -> list[list[Span]]:
+        """Return the spans of blocks by axis; of the ``each`` axes, those with some of the wanted indices."""
+        found = [list(itertools.pairwise(c)) for c in cuts]
+        if self.each:
+            for axis, own in zip(self.each, np.unravel_index(np.array(wanted), self.counts), strict=True):
+                numbers = np.unique(np.searchsorted(cuts[axis], own, side="right")) - 1
+                found[axis] = [found[axis][k] for k in numbers.tolist()]
+        return found
 
     def reads(self, number: int, box: Sequence[Span]) -> list[AxisRead]:
         """Return how a source is read for a box of the image."""
@@ -166,7 +176,7 @@ def calls_of(
         inside = np.ones(len(rows), bool)
         for column, axis in enumerate(image.each):
             inside &= (rows[:, column] >= box[axis][0]) & (rows[:, column] < box[axis][1])
-        if not inside.any():
+        if not inside.any() or any(a == b for a, b in box):
             continue
         spans = list(box)
         for column, axis in enumerate(image.each):
@@ -186,6 +196,8 @@ class PassJob(CallsJob):
     where : Where
     first : bool
         Whether this is the first pass.
+    size : int
+        Bytes that the counts of a target take at most.
     sampled : int
         As of `Step`.
     """
@@ -198,6 +210,7 @@ class PassJob(CallsJob):
         where: Where,
         *,
         first: bool,
+        size: int,
         sampled: int = 0,
     ) -> None:
         step = Step(image, targets, first, sampled=sampled)
@@ -205,7 +218,7 @@ class PassJob(CallsJob):
             "image-statistics", step, lambda run: replace(step, run=run), [(c,) for c in calls], where.guard
         )
         self.image = image
-        size = max(1, sum(map(len, targets.values()))) * 8 * 2**DIGIT
+        size *= max(1, sum(map(len, targets.values())))
         chains = max(1, min(len(calls), CHAINS * where.at_a_time, max(where.at_a_time, KEPT // size)))
         self.length = max(1, math.ceil(len(calls) / chains))
 

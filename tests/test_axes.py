@@ -235,6 +235,6 @@ def test_zeros_raise_no_warning_of_numpy(fn):
     ],
 )
 def test_axes_on_the_command_line(text, expected):
-    from tilework.cli import _axes
+    from tilework._options import axes_of
 
-    assert _axes(text) == expected
+    assert axes_of(text) == expected

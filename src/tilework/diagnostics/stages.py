@@ -20,6 +20,7 @@ from tilework._types import Array
 from tilework.diagnostics.viewing import TileRunner
 from tilework.engine.spec import Spec
 from tilework.function.calling import is_batched
+from tilework.function.device_array import as_host
 from tilework.function.devices import devices_of
 from tilework.grid.tiles import Tile
 
@@ -99,9 +100,10 @@ def encoding_seconds(spec: Spec, results: Sequence[Array], writing: Mapping[str,
 
     given = {k: writing[k] for k in ("compressors", "filters", "serializer", "zarr_format") if k in writing}
     total = 0.0
-    for output, own, result in zip(spec.outputs, spec.plan.outputs, results, strict=True):
+    # Valid samples, if they are asked for, come after the results.
+    for output, own, result in zip(spec.outputs, spec.plan.outputs, results, strict=False):
         with np.errstate(all="ignore"):
-            part = result.astype(output.dtype, copy=False)
+            part = as_host(result).astype(output.dtype, copy=False)
         target = zarr.create_array(
             zarr.storage.MemoryStore(), shape=part.shape, chunks=part.shape, dtype=part.dtype, **given
         )

@@ -80,6 +80,18 @@ def test_a_crop_without_a_batch_is_told_how_to_become_one(image: Any) -> None:
     assert out.compute().shape[-2:] == image.shape[-2:]
 
 
+def test_a_module_from_load_once_is_told_to_go_through_from_torch() -> None:
+    torch = pytest.importorskip("torch")
+    net = torch.nn.Conv2d(1, 1, 3)
+    with pytest.raises(TypeError, match=r"torch module itself.*tw.from_torch"):
+        tw.load_once(net)
+    loaded = tw.load_once(lambda: net)
+    with pytest.raises(TypeError) as error:
+        tw.tiled_map(loaded, IMAGE, 64, 0)
+    assert any("takes tensors: tw.from_torch(factory)" in note for note in error.value.__notes__)
+    assert loaded(torch.zeros(1, 1, 5, 5)).shape == (1, 1, 3, 3)  # in a function of the user
+
+
 def test_an_error_of_another_kind_gets_no_note_on_channels() -> None:
     torch = pytest.importorskip("torch")
 

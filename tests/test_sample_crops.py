@@ -155,5 +155,7 @@ def test_what_cannot_be_drawn():
     border[0] = True
     with pytest.raises(TilingError, match="no crop inside the image has its middle"):
         tw.sample_crops(image, 1, 5, where=border, **QUIET)
+    with pytest.raises(TypeError, match=r"one image; got 2 in a list. Draw from each"):
+        tw.sample_crops([image, image], 3, 8)
     with pytest.raises(TypeError, match="masked arrays"):
         tw.sample_crops(np.ma.masked_equal(image, 0), 1, 5, **QUIET)

@@ -13,6 +13,7 @@ from tilework._types import Array
 from tilework.errors import ContractError
 from tilework.function.device_array import DeviceArray
 from tilework.function.device_memory import with_room
+from tilework.function.tensors import is_module
 
 __all__ = [
     "as_array",
@@ -37,8 +38,7 @@ T = TypeVar("T")
 
 def check_function(fn: Any) -> None:
     """Raise a `TypeError` unless ``fn`` can be called with a numpy crop."""
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(fn, torch.nn.Module):
+    if is_module(fn):
         raise TypeError(
             "fn is a bare torch module, which takes tensors; wrap it: tiled_map(tw.from_torch(module), ...), "
             "or tw.from_torch(factory) so that each process builds it once."

@@ -7,16 +7,18 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakValueDictionary
 
 import cloudpickle
+import numpy as np
 
 from tilework._checks import as_options, at_least, brief, of_type
 from tilework.function.devices import devices_of, transfer_seconds, wants_whole_batches, working
 from tilework.function.guard import Guard
 from tilework.function.pools import shared_among
+from tilework.function.tensors import is_module
 
 __all__ = ["LoadOnce", "in_task", "load_once"]
 
@@ -148,11 +150,15 @@ class LoadOnce:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the object; at most ``concurrent`` calls run at a time in a process."""
         entry = self._built()
-        if not entry.timed:
-            with entry.calls:
+        timed = working(self.token) if entry.timed else nullcontext()
+        shared = shared_among(self._concurrent) if entry.timed else nullcontext()
+        with entry.calls, timed, shared:
+            try:
                 return entry.value(*args, **kwargs)
-        with entry.calls, working(self.token), shared_among(self._concurrent):
-            return entry.value(*args, **kwargs)
+            except Exception as error:
+                if is_module(entry.value) and any(isinstance(a, np.ndarray) for a in args):
+                    error.add_note(f"{self} is a torch module, which takes tensors: tw.from_torch(factory).")
+                raise
 
     def __tilework_transfer__(self, crops: Sequence[Any], results: Sequence[Any]) -> float:
         """Return the seconds of moving crops to the device of the object and results back."""
@@ -214,6 +220,11 @@ def load_once(
     42
     """
     concurrent = at_least("concurrent", concurrent, 1)
+    if is_module(factory):
+        raise TypeError(
+            "factory is a torch module itself; it must be a callable that builds the object. For a network: "
+            "tw.from_torch(module), or tw.from_torch(factory) so that each process builds it once."
+        )
     if not callable(factory):
         raise TypeError(f"factory must be a callable that builds the object; got {brief(factory)}.")
     of_type("args", args, (tuple, list), "a tuple of the factory's arguments")

@@ -12,7 +12,6 @@ import hashlib
 import io
 import multiprocessing
 import os
-import sys
 import threading
 import time
 import uuid
@@ -31,7 +30,7 @@ from tilework.function.device_memory import in_batches, with_room
 from tilework.function.devices import device_lock
 from tilework.function.load_once import LoadOnce, load_once
 from tilework.function.network_places import check_devices, copy_on, dtype_of, moved, place_of, weights_of
-from tilework.function.tensors import as_tensor, channels_last, moved_there
+from tilework.function.tensors import as_tensor, channels_last, is_module, moved_there
 
 __all__ = ["TorchFunction", "from_torch"]
 
@@ -455,8 +454,7 @@ def from_torch(
     more: dict[str, Any] = {name: value for name, value in flags.items() if value}
     places = check_devices(device)
     options: tuple[Any, ...] = (places, autocast, add_channel, channel_axis, activation)
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(module_or_factory, torch.nn.Module):
+    if is_module(module_or_factory):
         return TorchFunction(module_or_factory, *options, **more)
     if not callable(module_or_factory):
         raise TypeError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,13 @@ import numpy as np
 from tilework._types import Array
 from tilework.function.device_memory import is_out_of_memory
 
-__all__ = ["as_tensor", "channels_last", "moved_there"]
+__all__ = ["as_tensor", "channels_last", "is_module", "moved_there"]
+
+
+def is_module(value: Any) -> bool:
+    """Return whether ``value`` is a torch module; does not import torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.nn.Module)
 
 
 def as_tensor(batch: Array, dtype: Any, torch: Any) -> Any:

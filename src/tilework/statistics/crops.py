@@ -98,6 +98,11 @@ def sample_crops(
     n, seed = at_least("n", n, 1), at_least("seed", seed, 0)
     check_progress(progress)
     how = How.of(Where.find(scheduler, client, retries=retries), memory_limit, progress)
+    if isinstance(array, list | tuple):
+        raise TypeError(
+            f"array must be one image; got {len(array)} in a {type(array).__name__}. Draw from each: "
+            "np.concatenate([tw.sample_crops(image, n, crop) for image in images])."
+        )
     source = open_source(array)
     request = ordered(Request(crop=crop, overlap=0, axes=axes, each=each), source)
     layout = make_layout((source,), request, None)

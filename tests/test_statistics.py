@@ -63,8 +63,12 @@ def opened(image, kind, folder):
 KINDS = ("numpy", "list", "memmap", "path", "sharded", "h5py", "dask", "xarray", "load_once", "lazy")
 
 
+@pytest.mark.parametrize("passes", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_source(kind, image, tmp_path):
+@pytest.mark.filterwarnings("ignore:the image is a lazy result")
+def test_every_source(kind, passes, image, tmp_path, monkeypatch):
+    if passes > 1:  # as of an image that is not small
+        monkeypatch.setattr(measuring, "GATHER", 100)
     found = tw.image_statistics(opened(image, kind, tmp_path), each=0, **QUIET)
     for k, plane in enumerate(image):
         values = plane[np.isfinite(plane)]

@@ -12,6 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import dask.array
 import numpy as np
 
 from tilework._checks import at_least, brief, warn, whole
@@ -221,7 +222,8 @@ def _opened(given: Sequence[Any], axes: Any, each: Any, where: Any, nodata: Any)
 def _computes(array: Any) -> bool:
     """Return whether reading an array calls the function of `tiled_map`."""
     array = bare(array)
-    return hasattr(array, "__dask_graph__") and any(True for _ in specs_below(array))
+    # A DataArray has the protocol of dask, whatever holds its samples.
+    return isinstance(array, dask.array.Array) and any(True for _ in specs_below(array))
 
 
 def _cure(dtype: np.dtype[Any]) -> str:

@@ -57,6 +57,7 @@ nb_merge_streams = True
 # Notebooks load the networks of the tests, which come out of installed packages.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(DOCS.parent), os.environ.get("PYTHONPATH")]))
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+os.environ["TQDM_DISABLE"] = "1"  # a page shows no bars that were at their end when it was built
 
 # What a notebook needs beyond the extra "docs": module, and how it is installed.
 TORCH = {"torch": "torch==2.13.0", "msgpack": "msgpack", "scico": "--no-deps scico==0.0.7"}

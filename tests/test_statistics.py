@@ -16,7 +16,7 @@ import zarr
 
 import tilework as tw
 from tests.store_counts import counted
-from tilework.errors import GridError, TilingError
+from tilework.errors import ContractError, GridError, TilingError
 from tilework.statistics import counting, measuring
 from tilework.statistics.counting import Counts, Target
 
@@ -490,6 +490,39 @@ def test_json_keeps_every_bit(dtype):
         assert hash(again) == hash(found)
         assert type(again.min) is type(found.min)
         assert np.array_equal(again.quantiles[0.5], found.quantiles[0.5])
+
+
+@pytest.mark.parametrize("chunks", [4, 8])
+@pytest.mark.parametrize("declared", ["u1", "f4", "i2"])
+def test_blocks_of_another_dtype_than_the_array_are_refused(declared, chunks):
+    """Joined with others, they would be converted without a word."""
+    lying = da.ones((8, 8), dtype="i4", chunks=chunks).map_blocks(lambda b: b * 300, dtype=declared)
+    says = f"are {np.dtype(declared)}, and its blocks are int32"
+    with pytest.raises(ContractError, match=says):
+        tw.image_statistics(lying, **QUIET)
+    with pytest.raises(ContractError, match=says):
+        tw.sample_crops(lying, 2, 7, progress=False)
+    if chunks == 4:
+        with pytest.raises(ContractError, match=says):
+            tw.tiled_map(np.copy, lying, 6, 1, dtype="f8").compute()
+
+
+@pytest.mark.parametrize("kind", ["DataArray", "lazy DataArray", "masked", "zarr", "dask"])
+def test_large_images_of_every_kind(kind, tmp_path):
+    """They take several passes, so that a lazy result of `tiled_map` would be computed again."""
+    data = np.random.default_rng(0).normal(size=(400, 400)).astype("f4")
+    lazy = da.from_array(data, chunks=100)
+    image = {
+        "DataArray": lambda: xr.DataArray(data, dims=("y", "x")),
+        "lazy DataArray": lambda: xr.DataArray(lazy, dims=("y", "x")),
+        "masked": lambda: np.ma.masked_array(data, False),
+        "zarr": lambda: zarr.create_array(tmp_path / "x.zarr", data=data, chunks=(100, 100)),
+        "dask": lambda: lazy,
+    }[kind]()
+    assert data.size > measuring.GATHER
+    found = tw.image_statistics(image, **QUIET)
+    assert found == tw.image_statistics(data, **QUIET)
+    assert found.quantiles[0.5] == np.sort(data, axis=None)[data.size // 2 - 1]
 
 
 def test_progress_counts_boxes():

@@ -22,7 +22,7 @@ import cloudpickle
 import numpy as np
 
 from tilework._types import Array, Index, Span
-from tilework.errors import TilingError
+from tilework.errors import ContractError, TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.source import held
@@ -267,12 +267,31 @@ class BlockSource(Source):
             return blocks[indices[0]][slices_of(inside)]
         out = np.empty([b - a for a, b in box], self.dtype)
         for index, start in zip(indices, starts, strict=True):
+            check_read(blocks[index], self.dtype)
             copy_overlap(out, [a for a, _ in box], blocks[index], start)
         return out
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (None, self.shape, self.dtype, None, None, self.token, self.offsets)
         return BlockSource, values
+
+
+def check_read(samples: Array, dtype: np.dtype[Any], *, exact: bool = False) -> None:
+    """Raise if samples have another dtype than their array says; without ``exact``, if they do not fit in it.
+
+    Raises
+    ------
+    ContractError
+    """
+    own = samples.dtype
+    if own.newbyteorder("=") == dtype.newbyteorder("="):
+        return
+    # Rounded floats are what was asked for; integers would wrap around.
+    if exact or not (np.can_cast(own, dtype, "safe") or own.kind == dtype.kind in "fc"):
+        raise ContractError(
+            f'the array says that its samples are {dtype}, and its blocks are {own}. Say dtype="{own}" where '
+            f'it is built, as in map_blocks, or convert the blocks: block.astype("{dtype}").'
+        )
 
 
 def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence[int]) -> None:

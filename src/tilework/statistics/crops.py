@@ -21,7 +21,7 @@ from tilework.plan.arguments import AxisLengths
 from tilework.plan.by_dim import ordered
 from tilework.plan.nodata import valid_of
 from tilework.plan.request import Layout, Request, make_layout
-from tilework.source.base import Source
+from tilework.source.base import Source, check_read
 from tilework.source.opening import Image, open_source
 
 __all__ = ["sample_crops"]
@@ -237,7 +237,7 @@ def _read(source: Source, layout: Layout, starts: Ints, how: How) -> Array:
         own = starts[numbers]
         box = tuple(zip(own.min(0).tolist(), (own.max(0) + shape).tolist(), strict=True))
         calls.append((box, (numbers, own - own.min(0))))
-    cut = Cut(tuple(shape.tolist()), layout.each[0])
+    cut = Cut(tuple(shape.tolist()), layout.each[0], source.dtype)
     kept = tuple(int(m) for a, m in enumerate(shape) if a not in layout.each[0])
     found = np.empty((len(starts), *kept), source.dtype)
     for numbers, crops in how.run(BoxJob("sample-crops", [source], cut, calls, how.where)):
@@ -263,12 +263,14 @@ class Cut:
 
     shape: Index
     each: Index
+    dtype: np.dtype[Any]
 
     def __call__(
         self, parts: list[Array], box: Sequence[Span], argument: tuple[Ints, Ints]
     ) -> tuple[Ints, Array]:
         """Return the numbers of crops, and the crops without their ``each`` axes."""
         del box
+        check_read(parts[0], self.dtype, exact=True)
         numbers, starts = argument
         crops = []
         for start in starts.tolist():

@@ -23,7 +23,7 @@ from tilework.objects.reading import given_to
 from tilework.plan.nodata import Valid
 from tilework.plan.request import Layout
 from tilework.source import kept
-from tilework.source.base import BlockSource, Source
+from tilework.source.base import BlockSource, Source, check_read
 from tilework.source.padding import AxisRead, read_padded
 from tilework.statistics.counting import DIGIT, Counts, Tally, Target, keys_of, tally_of
 
@@ -132,6 +132,7 @@ class Step:
             for k, (source, own) in enumerate(zip(self.image.sources, given, strict=True)):
                 reads = self.image.reads(k, box)
                 parts.append(read_padded(source.reader(own, reads), reads))
+        check_read(parts[0], self.image.sources[0].dtype, exact=True)
         counts = Counts() if before is None else before.copy()
         for index in indices:
             targets = self.targets[index]

@@ -20,7 +20,7 @@ import tilework as tw
 from tilework.execution.progress import Share
 from tilework.execution.where import LANES, LANES_PER_DEVICE, Where
 from tilework.function import pools
-from tilework.function.devices import busy_seconds, device_lock, devices_of, working
+from tilework.function.devices import busy_seconds, device_lock, devices_of, transfer_seconds, working
 from tilework.function.pools import shared_among
 from tilework.graph.build import find_spec
 from tilework.plan.cost import peak_bytes
@@ -174,6 +174,17 @@ def uses_a_global(crop):
     return MODEL(crop)
 
 
+def uses_a_global_in_a_comprehension(batch):
+    return [MODEL(crop) for crop in batch]
+
+
+def uses_a_global_in_a_function(batch):
+    def one(crop):
+        return (lambda: MODEL(crop))()
+
+    return list(map(one, batch))
+
+
 def wrapped(fn):
     @functools.wraps(fn)
     def wrapper(*args):
@@ -193,6 +204,8 @@ HOLDERS = {
     "attribute": Held,
     "method": lambda fn: Held(fn).method,
     "global": lambda fn: uses_a_global,
+    "global in a comprehension": lambda fn: uses_a_global_in_a_comprehension,
+    "global in a function": lambda fn: uses_a_global_in_a_function,
 }
 
 
@@ -201,9 +214,48 @@ def test_functions_that_hold_a_device_have_lanes(holder):
     assert threads_of(HOLDERS[holder](MODEL)) == max(LANES, CPU_COUNT)
 
 
-@pytest.mark.parametrize("holder", [h for h in HOLDERS if h != "global"])
+@pytest.mark.parametrize("holder", [h for h in HOLDERS if "global" not in h])
 def test_other_functions_have_the_threads_of_dask(holder):
     assert threads_of(HOLDERS[holder](np.negative)) == CPU_COUNT
+
+
+class Proxy:
+    """Stands for an object that is not there, or is far away: it has every attribute, or none."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def __getattr__(self, name):
+        return self.answer(name)
+
+    def __call__(self, crop):
+        return crop
+
+
+def no_object(name):
+    raise RuntimeError(f"there is no object to ask for {name}")
+
+
+class Remote:
+    def __init__(self, name):
+        pass
+
+    def __call__(self, *args):
+        raise AssertionError("the remote object was called")
+
+
+@pytest.mark.parametrize("answer", [no_object, Remote])
+def test_proxies_that_a_function_uses_are_not_called(answer):
+    proxy = Proxy(answer)
+
+    def fn(batch):
+        return proxy(batch)
+
+    image = np.arange(400.0).reshape(20, 20)
+    result = tw.compute(tw.tiled_map(fn, image, 8, 2, dtype="f8", batch_size=3))
+    np.testing.assert_array_equal(result, image)
+    assert devices_of(fn) == 0
+    assert transfer_seconds(fn, [image], [image]) == 0
 
 
 def test_devices_are_counted():

@@ -126,7 +126,9 @@ def in_batches(
     TilingError
         If a call with one crop runs out of memory, or the function fails with a smaller batch.
     """
-    limit = min(size, LIMITS[key][0]) if LIMITS and (key := kind()) in LIMITS else size
+    # Another thread may drop what is remembered at any time.
+    known = LIMITS.get(kind()) if LIMITS else None
+    limit = size if known is None else min(size, known[0])
     found: list[T] = []
     done, failed, repeat = 0, 0, again
     while True:

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 __all__ = [
@@ -31,17 +31,19 @@ __all__ = [
 # How deep a function is searched: itself, what it holds, and so on. Each level of a library's function has
 # some tens of names.
 DEPTH = 4
+# What is called for an answer. A proxy of a remote object has every attribute, and calls it far away.
+_METHODS = (FunctionType, MethodType)
 
 
 def devices_of(fn: Any) -> int:
     """Return the number of devices that work for a function at the same time; 0 if it has none."""
-    found = (getattr(one, "__tilework_device__", 0) for one in _held(fn))
+    found = (_said(one, "__tilework_device__") for one in _held(fn))
     return max((n for n in found if isinstance(n, int)), default=0)
 
 
 def calls_at_a_time(fn: Any) -> int | None:
     """Return the most calls that run at the same time in a process; None if all threads may call."""
-    found = (getattr(one, "__tilework_calls__", None) for one in _held(fn))
+    found = (_said(one, "__tilework_calls__") for one in _held(fn))
     return min((n for n in found if isinstance(n, int)), default=None)
 
 
@@ -51,8 +53,8 @@ def wants_whole_batches(fn: Any, *, build: bool = False) -> bool:
     ``build``: also ask what `load_once` builds, which builds it.
     """
     for one in _held(fn):
-        asked = getattr(one, "__tilework_whole_batches__", False)
-        if asked is True or (build and callable(asked) and asked() is True):
+        asked = _said(one, "__tilework_whole_batches__")
+        if asked is True or (build and isinstance(asked, _METHODS) and asked() is True):
             return True
     return False
 
@@ -63,9 +65,20 @@ def transfer_seconds(fn: Any, crops: Sequence[Any], results: Sequence[Any]) -> f
     What has one says so by a method ``__tilework_transfer__`` of crops and results.
     """
     for one in _held(fn):
-        if callable(asked := getattr(one, "__tilework_transfer__", None)):
+        if isinstance(asked := _said(one, "__tilework_transfer__"), _METHODS):
             return float(asked(crops, results))
     return 0.0
+
+
+def _said(one: Any, name: str) -> Any:
+    """Return an attribute of a callable; None if it has none, or raises whatever the name is.
+
+    Proxies that a function uses may have no object yet, such as those of requests to a web server.
+    """
+    try:
+        return getattr(one, name, None)
+    except Exception:
+        return None
 
 
 def _held(fn: Any) -> Iterator[Any]:
@@ -95,10 +108,18 @@ def _parts(one: Any) -> Iterator[Any]:
         yield from one.__defaults__ or ()
         yield from (one.__kwdefaults__ or {}).values()
         yield from (cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell))
-        yield from (one.__globals__[name] for name in one.__code__.co_names if name in one.__globals__)
-    own = getattr(one, "__dict__", None)
+        yield from (one.__globals__[name] for name in _names_in(one.__code__) if name in one.__globals__)
+    own = _said(one, "__dict__")
     if isinstance(own, dict):
         yield from list(own.values())
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Yield the global names of a function and of what it defines: functions, and comprehensions."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names_in(inner)
 
 
 def _is_filled(cell: Any) -> bool:

@@ -181,3 +181,10 @@ def test_the_threads_of_the_run_are_said(scheduler):
         assert (found.workers, found.scheduler) == {
             "synchronous": (1, "sync"), "threads": (8, "threads"), "processes": (3, "processes"),
         }[scheduler] or found.workers > 8  # fmt: skip
+
+
+@pytest.mark.parametrize("blend", ["trim", "average"])
+def test_the_valid_samples_of_a_result_are_not_timed_as_an_output(blend):
+    image = np.where(IMAGE < 0.1, 0, IMAGE)
+    out = tw.tiled_map(np.negative, image, 10, 2, dtype=image.dtype, nodata=0, blend=blend)
+    assert "stages" in dict(tw.explain(out, measure=True, writing={"chunks": 16}).rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -276,6 +277,22 @@ def test_compile_keeps_names_and_frees_the_network(compiled):
     assert gone() is None
     with pytest.raises(TypeError, match="compile"):
         tw.from_torch(convolution, compile=1)
+
+
+def test_every_network_is_compiled(monkeypatch):
+    """Torch keeps eight compiled shapes of one code, which networks must not share."""
+    torch = pytest.importorskip("torch")
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    networks = [torch.nn.Conv2d(1, n, 1) for n in range(1, 13)]
+    for network in networks:
+        tw.from_torch(network, device="cpu", compile=True)(image((20, 20))[None])
+    assert len(graphs) == len(networks)
 
 
 def test_torch_that_cannot_compile_says_so(monkeypatch):

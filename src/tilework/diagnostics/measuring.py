@@ -202,11 +202,12 @@ def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
     samples, calls = math.prod(plan.shape), plan.calls()
     read_bytes = int(decoded_ratio(plan) * samples * sum(s.sample_bytes for s in plan.sources))
     result_bytes = sum(int(samples * math.prod(o.scale) * o.final_bytes) for o in plan.outputs)
-    transfer = transfer_seconds(spec.fn, [c.cut(tiles[0]) for c in crops], results[0])
+    made = results[0][: len(spec.outputs)]  # without the valid samples, which are an output of their own
+    transfer = transfer_seconds(spec.fn, [c.cut(tiles[0]) for c in crops], made)
     stages = Stages(
         read=read * read_bytes, transfer=transfer * calls, model=max(0.0, alone - transfer) * calls,
         blend=_blending(spec, tiles[0], results[0], threads),
-        write=encoding_seconds(spec, results[0], writing or {}),
+        write=encoding_seconds(spec, made, writing or {}),
     )  # fmt: skip
     beside = stages.read + stages.blend + (0.0 if writing is None else stages.write)
     workers = lanes if shared else where.at_a_time

@@ -21,7 +21,14 @@ def compiled(module: Any, torch: Any) -> Callable[[Any], Any]:
     found: Callable[[Any], Any] | None = _COMPILED.get(module)
     if found is None:
         forward: Any = weakref.WeakMethod(module.__call__)
-        found = _COMPILED[module] = torch.compile(lambda x: forward()(x), dynamic=False)
+
+        def call(x: Any) -> Any:
+            return forward()(x)
+
+        # Torch keeps at most eight compiled shapes of one code, and runs it uncompiled from then on, so each
+        # network has code of its own.
+        call.__code__ = call.__code__.replace()
+        found = _COMPILED[module] = torch.compile(call, dynamic=False)
     return functools.partial(_run, found)
 
 

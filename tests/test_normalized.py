@@ -210,8 +210,17 @@ def test_axis_says_where_channels_are(image, stats):
 def test_a_batch_of_as_many_crops_as_channels_is_no_axis_of_channels(image):
     """A crop without channels, in batches of three, looks like three channels."""
     fn = tw.normalized(smooth, tw.image_statistics(image, each=0, **QUIET))
-    with pytest.raises(TilingError, match=r"a crop has 2: .*stats\.at\(0\)"):
+    with pytest.raises(TilingError, match=r"a crop has 2: .*leave it out of each=.*stats\.at\(0\)"):
         tw.tiled_map(fn, image, 20, 3, each=0, batch_size=3, dtype="f4")
+
+
+def test_a_function_of_one_channel_runs_on_all_of_them(image, stats):
+    """The cure that the message names: each channel with its own numbers."""
+    fn = tw.normalized(lambda crop: np.stack([smooth(plane) for plane in crop]), stats)
+    got = tw.tiled_map(fn, image, 20, 3, axes=(1, 2), dtype="f4").compute()
+    for c, plane in enumerate(image):
+        one = tw.normalized(smooth, stats.at(c))
+        assert np.array_equal(got[c], tw.tiled_map(one, plane, 20, 3, dtype="f4").compute())
 
 
 def test_other_channels_are_refused(image, stats):

@@ -88,7 +88,10 @@ class Normalizer:
             return
         cure = f"axis={stats.axes[0] - stats.ndim} for example, counted from its end"
         if ndim <= stats.ndim - len(stats.axes):
-            cure = "or take the statistics of one index, stats.at(0), if fn gets one at a time"
+            cure = (
+                "or leave it out of each= and let fn take all of it, np.stack([one(c) for c in crop]) for "
+                "example. If only one index of it is run, take its statistics, stats.at(0)"
+            )
         raise TilingError(
             f"the statistics have numbers along axis {_listed(stats.each)} of an image of {stats.ndim} axes, "
             f"and a crop has {ndim}: say where that axis is in a crop, {cure}."

@@ -80,6 +80,16 @@ def test_a_crop_without_a_batch_is_told_how_to_become_one(image: Any) -> None:
     assert out.compute().shape[-2:] == image.shape[-2:]
 
 
+@pytest.mark.parametrize(
+    ("given", "cure"),
+    [({"weight": 0}, "network.load_state_dict"), ("net.pt", r"lambda: torch.jit.load\(path\)"), (3, "got 3")],
+)
+def test_what_is_no_network_is_told_how_to_become_one(given: Any, cure: str) -> None:
+    pytest.importorskip("torch")
+    with pytest.raises(TypeError, match=cure):
+        tw.from_torch(given)
+
+
 def test_a_module_from_load_once_is_told_to_go_through_from_torch() -> None:
     torch = pytest.importorskip("torch")
     net = torch.nn.Conv2d(1, 1, 3)

@@ -457,9 +457,14 @@ def from_torch(
     if is_module(module_or_factory):
         return TorchFunction(module_or_factory, *options, **more)
     if not callable(module_or_factory):
+        cure = ""
+        if isinstance(module_or_factory, Mapping):
+            cure = " Load weights into the network first: network.load_state_dict(weights)."
+        elif isinstance(module_or_factory, str | os.PathLike):
+            cure = " Give a callable that loads it, such as lambda: torch.jit.load(path)."
         raise TypeError(
             "module_or_factory must be a torch module or a callable that builds one; got "
-            f"{brief(module_or_factory)}."
+            f"{brief(module_or_factory)}.{cure}"
         )
     # A proxy of a network is called with crops; what it builds is wanted here.
     factory = module_or_factory.get if isinstance(module_or_factory, LoadOnce) else module_or_factory

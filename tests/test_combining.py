@@ -17,6 +17,7 @@ import pytest
 import zarr
 
 import tilework as tw
+from tilework.function.combining import predictions_of
 from tilework.graph.build import find_spec, plan_of
 
 RNG = np.random.default_rng(0)
@@ -444,6 +445,26 @@ def test_disagreement_of_nested_predictions_has_the_weights_of_the_mean() -> Non
     )
     stack = np.stack([flow(IMAGE), mirrored_]).astype(float)
     np.testing.assert_allclose(deviation, stack.std(axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_disagreement_of_predictions_three_deep_has_the_weights_of_the_mean(batch_size: int | None) -> None:
+    inner = tw.ensemble([np.negative, np.square, np.sqrt])
+    whole = tw.augmented(tw.ensemble([inner, np.exp]), (1,))
+    out, deviation = tw.tiled_map(whole, IMAGE, 12, 2, disagreement=True, batch_size=batch_size)
+    wide = IMAGE.astype(float)
+    stack, weights = np.stack([-wide, wide**2, wide**0.5, np.exp(wide)]), np.array([1, 1, 1, 3]) / 6
+    mean, square = (np.tensordot(weights, s, 1) for s in (stack, stack**2))
+    got, seen = dask.compute(out, deviation)
+    np.testing.assert_allclose(got, mean, atol=1e-6)
+    np.testing.assert_allclose(seen, np.sqrt(square - mean**2), atol=1e-6)
+
+
+def test_what_waits_is_counted_for_all_variants_of_what_is_inside() -> None:
+    fn = tw.augmented(tw.ensemble([np.negative, np.square, np.sqrt]))
+    # Sums of 4 variants; three results that are sorted, of one crop or of the 4 that are in a batch.
+    assert predictions_of(fn, 2, batches=False) == (12, 1, 3 + 3)
+    assert predictions_of(fn, 2, batches=True) == (12, 4, 3 + 4 * 3)
 
 
 def _turned_back(result: np.ndarray, variant: tw.Variant, axis: int) -> np.ndarray:

@@ -197,6 +197,15 @@ def test_two_axes_of_numbers(image):
             assert np.array_equal(got[t, c], tw.normalized(np.asarray, stats.at(t, c))(movie[t, c]))
 
 
+def test_axes_of_numbers_in_another_order():
+    image = np.random.default_rng(0).normal(5, 3, (2, 3, 20, 20)) * np.arange(1, 7).reshape(2, 3, 1, 1)
+    stats = tw.image_statistics(image, each=(0, 1), **QUIET)
+    plain = tw.normalized(lambda x: x, stats)(image)
+    swapped = tw.normalized(lambda x: x, stats, axis=(-3, -4))(image.swapaxes(0, 1))
+    np.testing.assert_array_equal(swapped.swapaxes(0, 1), plain)
+    np.testing.assert_allclose(plain.mean((2, 3)), 0, atol=1e-12)
+
+
 def test_axis_says_where_channels_are(image, stats):
     movie = np.stack([image, image + 7])
     with pytest.raises(TilingError, match="say where that axis is in a crop, axis=-3 for example"):

@@ -61,6 +61,12 @@ def test_statistics_along_a_mirrored_axis_are_refused() -> None:
     ):
         with pytest.raises(tw.GridError, match="for each index of axis 0"):
             tw.tiled_map(tw.augmented(inside), volume, (4, 10, 10), 0)
+    cube = RNG.normal(0, 1, (8, 8, 8)).astype("f4")
+    turned = tw.normalized(
+        tw.augmented(np.tanh, (), (0, 2)), tw.image_statistics(cube, each=0, progress=False)
+    )
+    with pytest.raises(tw.GridError, match="for each index of axis 0"):
+        tw.tiled_map(turned, cube, 8, 0)
     fn = tw.normalized(tw.augmented(np.tanh, flips=(1, 2)), stats)
     assert tw.tiled_map(fn, volume, (4, 10, 10), 0).compute().shape == volume.shape
 

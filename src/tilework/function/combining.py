@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -141,13 +142,16 @@ class Combined:
         count, several = len(self.members) * len(variants), len(self.members) > 1
         result = Fold(self.reduce, count, any_order=several)
         mean, square = (Fold("mean", count, any_order=several) for _ in range(2))
-        for first, *leaves in self._predictions(crops, tile, _with_leaves):
+        n_axes = len(places.crops[0])
+        weights = [own for m in self.members for own in [_weights(m, n_axes)] * len(variants)]
+        found = self._predictions(crops, tile, _with_leaves)
+        for own, (first, *leaves) in zip(weights, found, strict=True):
             result.add(first)
             inner = [Fold("mean", len(leaves)) for _ in range(2)]
-            for leaf in leaves:
-                wide = leaf.astype(np.float64)
-                inner[0].add(wide)
-                inner[1].add(wide * wide)
+            for weight, leaf in zip(own, leaves, strict=True):
+                wide, factor = leaf.astype(np.float64), float(weight * len(leaves))
+                inner[0].add(wide * factor)
+                inner[1].add(wide * wide * factor)
             mean.add(inner[0].result())
             square.add(inner[1].result())
         return result.result(wide=places.wide[0]), mean.result(), square.result()
@@ -278,6 +282,15 @@ def _with_leaves(fn: Function, *crops: Array, **tile: Any) -> list[Array]:
     if isinstance(fn, Combined):
         return fn.predictions(*crops, **tile)
     return _results((None,), fn, *crops, **tile) * 2
+
+
+def _weights(fn: Function, n_axes: int) -> list[Fraction]:
+    """Return the weight of each prediction of ``fn`` in a mean of means, in the order of `predictions`."""
+    if not isinstance(fn, Combined):
+        return [Fraction(1)]
+    times = len(fn.variants(n_axes))
+    parts = [weight for m in fn.members for _ in range(times) for weight in _weights(m, n_axes)]
+    return [weight / (times * len(fn.members)) for weight in parts]
 
 
 def functions_in(fn: Function) -> list[Function]:

@@ -287,6 +287,21 @@ def test_any_function_of_batches_gets_smaller_ones(pass_tile: bool, on_error: st
     assert few.batches.count(4) == 1
 
 
+def test_smaller_crops_keep_their_batches() -> None:
+    sizes: dict[Any, set[int]] = {}
+
+    def fn(batch: np.ndarray) -> np.ndarray:
+        if batch.size > 16 * 16:
+            raise torch.OutOfMemoryError(TEXT)
+        sizes.setdefault(batch.shape[1:], set()).add(len(batch))
+        return batch
+
+    out = tw.tiled_map(fn, IMAGE, 16, 0, batch_size=4, dtype="f4", edge="clip", chunks=IMAGE.shape)
+    np.testing.assert_array_equal(out.compute(scheduler="sync"), IMAGE)
+    assert max(sizes[16, 16]) == 1
+    assert max(sizes[2, 16]) == 2  # all that there are
+
+
 def test_what_runs_out_of_memory_elsewhere_changes_no_batch() -> None:
     def fn(batch: np.ndarray) -> np.ndarray:
         assert len(batch) == 8
@@ -339,6 +354,26 @@ def test_threads_learn_of_each_other() -> None:
     out = tw.tiled_map(fn, IMAGE, 16, 3, batch_size=8, dtype="f4", chunks=22)
     np.testing.assert_array_equal(out.compute(scheduler="threads", num_workers=4), WHOLE)
     assert [b for b in net.batches if b > 2] in ([8, 4], [8, 4, 3], [6, 3], [4], [8])
+
+
+def test_every_crop_of_a_batch_may_be_repeated_once() -> None:
+    net = Full(room=1, fails=(3, 5))  # after batches of 4 and 2: the second crop and the third
+    np.testing.assert_array_equal(run(net), WHOLE)
+    assert net.batches[:7] == [4, 2, 1, 1, 1, 1, 1]
+    with pytest.raises(tw.TilingError, match="not enough memory"):
+        run(Full(room=1, fails=(3, 4)))
+
+
+def test_what_another_thread_found_meanwhile_stays() -> None:
+    def call(start: int, stop: int) -> int:
+        if stop - start > 2:
+            raise torch.OutOfMemoryError(TEXT)
+        device_memory.LIMITS["kind"] = 1, None
+        return stop
+
+    found = device_memory.in_batches(call, 4, lambda: "kind", crop=lambda: "a crop")
+    assert found == [2, 4]
+    assert device_memory.LIMITS["kind"][0] == 1
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

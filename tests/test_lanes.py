@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
@@ -19,8 +20,15 @@ from dask.system import CPU_COUNT
 import tilework as tw
 from tilework.execution.progress import Share
 from tilework.execution.where import LANES, LANES_PER_DEVICE, Where
-from tilework.function import pools
-from tilework.function.devices import busy_seconds, device_lock, devices_of, transfer_seconds, working
+from tilework.function import devices, pools
+from tilework.function.devices import (
+    busy_seconds,
+    calls_at_a_time,
+    device_lock,
+    devices_of,
+    transfer_seconds,
+    working,
+)
 from tilework.function.pools import shared_among
 from tilework.graph.build import find_spec
 from tilework.plan.cost import peak_bytes
@@ -299,6 +307,23 @@ def test_other_schedulers_refuse_lanes(scheduler):
         Where.find(scheduler, lanes=8)
 
 
+def test_whoever_computes_a_graph_later_starts_the_threads():
+    with dask.config.set(scheduler="threads"):
+        where = Where.find()
+        later = where.later(client=None, scheduler=None, progress="auto")
+        assert later.threads_for(1) == later.threads == where.threads
+        assert where.threads_for(1) == max(LANES, CPU_COUNT)
+
+
+def test_crops_become_a_tensor_while_another_call_has_the_device():
+    torch = pytest.importorskip("torch")
+    for n, device in ((1, "cpu"), (2, ("cpu", "cuda"))):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "device_count", lambda: 1)
+            assert calls_at_a_time(tw.from_torch(lambda: None, device=device)) == 2 * n
+
+
 def test_threads_that_would_have_nothing_to_do_are_not_started():
     assert threads_of(MODEL, lanes=10**12) == 64  # the blocks
     _, device, fn = device_function(1)
@@ -389,6 +414,28 @@ def test_a_call_takes_the_device_that_is_free():
     for thread in threads:
         thread.join()
     assert sorted(met) == ["left", "right"]
+
+
+def test_whoever_waits_for_the_device_that_is_freed_goes_on():
+    went = []
+
+    def call(name):
+        with device_lock([name]):
+            went.append(name)
+
+    waiters = devices._FREED._waiters
+    with device_lock(["left"]):
+        with device_lock(["right"]):
+            threads = [threading.Thread(target=call, args=[name]) for name in ("left", "right")]
+            for n, thread in enumerate(threads):
+                thread.start()
+                until = time.monotonic() + PATIENCE
+                while len(waiters) <= n and time.monotonic() < until:
+                    time.sleep(0.001)
+        threads[1].join(PATIENCE)
+        assert went == ["right"]
+    threads[0].join(PATIENCE)
+    assert went == ["right", "left"]
 
 
 def test_a_device_has_one_call_at_a_time():

@@ -288,6 +288,21 @@ def test_D2_with_one_crop_the_canvases_move_to_the_host(
     assert set(seen) == {"device"}
 
 
+def test_D2_a_canvas_that_the_device_cannot_hold_is_made_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, full = classes(n=2, on_device=False), torch.full
+    tried: list[Any] = []
+
+    def never(shape: Any, *args: Any, device: Any, **options: Any) -> Any:
+        if shape and device != "cpu":
+            tried.append(shape)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return full(shape, *args, device=device, **options)
+
+    monkeypatch.setattr(torch, "full", never)
+    assert_same(classes(n=2), whole)
+    assert len(tried) == 1
+
+
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_D2_canvases_of_other_threads_move_between_two_operations(
     batch_size: int | None, monkeypatch: pytest.MonkeyPatch

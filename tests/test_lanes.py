@@ -315,6 +315,12 @@ def test_whoever_computes_a_graph_later_starts_the_threads():
         assert where.threads_for(1) == max(LANES, CPU_COUNT)
 
 
+def test_many_processors_are_not_fewer_lanes(monkeypatch):
+    monkeypatch.setattr("tilework.execution.where.CPU_COUNT", 5 * LANES)
+    with dask.config.set(scheduler="threads"):
+        assert Where.find().threads_for(1) == 5 * LANES
+
+
 def test_crops_become_a_tensor_while_another_call_has_the_device():
     torch = pytest.importorskip("torch")
     for n, device in ((1, "cpu"), (2, ("cpu", "cuda"))):

@@ -26,6 +26,7 @@ from tests.laws.engine_strategies import OWN, WINDOWS, Case, assert_same_bits, c
 from tests.laws.test_e_invariance import Rough, dull
 from tests.networks import dncnn_module, kodim23
 from tests.sampling import share
+from tilework.engine import canvas
 from tilework.function import device_array, device_memory
 from tilework.function.device_array import DeviceArray
 
@@ -333,6 +334,14 @@ def test_D2_canvases_of_other_threads_move_between_two_operations(
 def test_D2_memory_that_does_not_come_back_ends_with_the_figures() -> None:
     with Ends(120, times=10**9), pytest.raises(tw.TilingError, match="cpu has not enough memory for"):
         classes()
+
+
+def test_D2_weights_on_a_device_are_bounded() -> None:
+    held, products = canvas.HELD, canvas.Products()
+    for key in range(5):
+        products._hold_there(key, SimpleNamespace(nbytes=held // 2), None)  # type: ignore[arg-type]
+        assert products._bytes_there == len(products._there) * (held // 2) <= held
+    assert len(products._there) == 1
 
 
 # -- D3: what crosses -------------------------------------------------------------------------------------

@@ -503,9 +503,15 @@ def check_axis(grid: AxisGrid, axis: object, *, rim: int) -> None:
         )
     if s > c - lo - hi:
         valid = f" less margin {(lo, hi)}" if lo or hi else ""
+        most = f"crop{valid}, or samples between crops are lost"
+        if grid.starts is not None:
+            raise GridError(
+                f"neighbouring starts must not be further apart than {most}; got {s} samples and crop {c} "
+                f"{at}. Use at most {c - lo - hi}."
+            )
         raise GridError(
-            f"stride must not exceed crop{valid}, or samples between crops are lost; got stride {s} and "
-            f"crop {c} {at}. Use a stride of at most {c - lo - hi}."
+            f"stride must not exceed {most}; got stride {s} and crop {c} {at}. Use a stride of at most "
+            f"{c - lo - hi}."
         )
     if o < max(lo, hi):
         raise GridError(

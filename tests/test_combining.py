@@ -656,6 +656,10 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "stride": (lambda: tiled(TURNED, 12, None, stride=(8, 7)), "stride must be equal"),
     "multiple": (lambda: tiled(TURNED, multiple=(2, 1)), "multiple must be equal"),
     "rim": (lambda: tiled(TURNED, blend="average", rim=(1, 2)), "rim must be equal"),
+    "margins of axes": (
+        lambda: tiled(TURNED, 12, 4, output=tw.Output("f4", margin=((1, 1), (2, 2)))),
+        "margin must be equal",
+    ),
     "scale": (lambda: tiled(TURNED, output=tw.Output("f4", scale=(1, 2))), "scale must be equal"),
     "clip": (lambda: tiled(TURNED, edge="clip"), 'edge="shift"'),
     "clip and multiple": (

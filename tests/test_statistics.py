@@ -17,7 +17,7 @@ import zarr
 import tilework as tw
 from tests.store_counts import counted
 from tilework.errors import ContractError, GridError, TilingError
-from tilework.statistics import counting, measuring
+from tilework.statistics import counting, measuring, passes
 from tilework.statistics.counting import Counts, Target
 
 QUIET = {"progress": False}
@@ -490,6 +490,15 @@ def test_json_keeps_every_bit(dtype):
         assert hash(again) == hash(found)
         assert type(again.min) is type(found.min)
         assert np.array_equal(again.quantiles[0.5], found.quantiles[0.5])
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4"])
+def test_every_task_may_run_twice(dtype, monkeypatch):
+    image = da.from_array(np.arange(4000).reshape(50, 80).astype(dtype), chunks=(5, 80))
+    expected, once = tw.image_statistics(image, **QUIET), passes._step
+    monkeypatch.setattr(measuring, "MOST_SAMPLES", 400)
+    monkeypatch.setattr(passes, "_step", lambda *given: [once(*given) for _ in range(2)][1])
+    assert tw.image_statistics(image, **QUIET) == expected
 
 
 @pytest.mark.parametrize("chunks", [4, 8])

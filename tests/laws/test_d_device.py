@@ -139,6 +139,20 @@ def assert_same(got: np.ndarray, expected: np.ndarray) -> None:
     assert_same_bits(got, expected)
 
 
+@pytest.mark.parametrize("blend", ["max", "trim", "gaussian"])
+def test_D1_results_may_have_other_dtypes_from_crop_to_crop(blend: str) -> None:
+    def mixed(crop: np.ndarray) -> np.ndarray:
+        scores = np.stack([crop, 1 - crop, np.full_like(crop, 0.5)])
+        return scores.round().astype("i2") if crop.mean() > 0.5 else scores
+
+    output = tw.Output("u1", channels=3, reduce="argmax")
+    found = [
+        tw.tiled_map(fn, IMAGE, 16, 3, blend=blend, output=output, chunks=47).compute(scheduler="sync")
+        for fn in (mixed, There(mixed))
+    ]
+    assert_same_bits(found[1], found[0])
+
+
 def test_D1_a_crop_that_is_multiplied_in_parts() -> None:
     """So large that not all weights are one product: further axes are multiplied as scalars."""
     volume, found = RNG.random((60, 90, 80), dtype=np.float32), []

@@ -207,7 +207,7 @@ def put(target: DeviceArray, values: Any) -> None:
 
 
 def choose(target: DeviceArray, values: Any, *, largest: bool) -> None:
-    """Keep the larger, or smaller, of each pair of samples; NaN wins."""
+    """Keep the larger, or smaller, of each pair of samples; NaN wins, and of zeros of both signs either."""
     torch: Any = sys.modules["torch"]
     pick = torch.maximum if largest else torch.minimum
     _in_place(target, values, lambda canvas, new, index: pick(canvas, new.to(canvas.dtype)))

@@ -429,3 +429,9 @@ def test_only_the_owner_counts_an_object_as_cut() -> None:
     assert painted(labels, owner)[1].extent == (24,)
     found = painted(labels, other)[1]
     assert (found.large, found.extent, len(found.ids)) == (0, (0,), 0)
+
+
+@pytest.mark.parametrize("given", [{"labels": np.ones(5)}, {"connectivity": np.ones(5)}, {"labels": 1}])
+def test_arrays_and_numbers_are_no_words(given):
+    with pytest.raises((TypeError, tw.TilingError), match=next(iter(given))):
+        tw.Output("uint32", **given)

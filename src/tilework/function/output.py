@@ -140,17 +140,18 @@ class Output:
             channel_names = _channel_names(channel_names, channels, reduce)
         if dtype is not None:
             as_dtype(dtype)
-        if labels != "join" and connectivity != 1:
-            raise TilingError(f'connectivity={brief(connectivity)} is for labels="join"; leave it out.')
+        connectivity = at_least("connectivity", connectivity, 1)
         if labels is not None:
             _check_labels(labels, dtype, blend=blend, reduce=reduce, fill_value=fill_value)
+        if labels != "join" and connectivity != 1:
+            raise TilingError(f'connectivity={connectivity} is for labels="join"; leave it out.')
         if fill_value is not None:
             check_scalar("fill_value", fill_value)
         for check, value in ((scales, scale), (_margin, margin)):
             check(value, len(value) if isinstance(value, list | tuple) else 1)
         values = (
             dtype, channels, whole("channel_axis", channel_axis), scale, margin, shape, axes, blend, reduce,
-            fill_value, channel_names, labels, at_least("connectivity", connectivity, 1),
+            fill_value, channel_names, labels, connectivity,
         )  # fmt: skip
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)

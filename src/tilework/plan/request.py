@@ -261,7 +261,10 @@ def _check_place(request: Request) -> None:
             f'overlap must be a whole number of samples per side, or "auto"; got {request.overlap!r}.'
         )
     if request.starts is not None and not (request.overlap is None and request.stride is None):
-        raise GridError("starts say where crops lie; leave overlap and stride out.")
+        raise GridError(
+            "starts say where crops lie; leave overlap and stride out, got "
+            f"overlap={brief(request.overlap)} and stride={brief(request.stride)}."
+        )
     if request.starts is not None and request.edge != "shift":
         raise GridError(f'crops with given starts do not stick out; leave edge="{request.edge}" out.')
     if request.pad_side == "both" and request.edge not in ("shift", "squeeze"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import json
 import math
 import operator
 import re
@@ -48,6 +49,7 @@ __all__ = [
     "one_of",
     "parse_bytes",
     "positive",
+    "read_json",
     "report",
     "scalar",
     "sequence",
@@ -469,3 +471,22 @@ def _folded(name: str, value: str) -> list[str]:
         break_on_hyphens=False,
     )
     return wrapper.wrap(value)
+
+
+def read_json(text: Any, key: str, version: int, what: str, restore: Callable[[dict[str, Any]], T]) -> T:
+    """Return what ``restore`` makes of a JSON object that carries its format under ``key``.
+
+    ``what`` names it in messages; an object that ``restore`` cannot read is a `TilingError`, too.
+    """
+    of_type("text", text, (str, bytes), "the JSON text that to_json returned")
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise TilingError(f"text must be what to_json returned; it is no JSON: {error}.") from error
+    found = data.pop(key, None) if isinstance(data, dict) else None
+    if found != version:
+        raise TilingError(f"the text must be {what} of format {version}; got format {found!r}.")
+    try:
+        return restore(data)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise TilingError(f"text is {what} of which a part is missing or changed: {error!r}.") from error

@@ -464,8 +464,7 @@ sigma_scale, output, batch_size, pad_batch, mask, mask_scale, chunks, memory_lim
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
         edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,
         batch_size=batch_size, pad_batch=pad_batch, mask=mask, mask_scale=mask_scale, chunks=chunks,
-        memory_limit=memory_limit,
-        reuse=reuse,
+        memory_limit=memory_limit, reuse=reuse,
     )  # fmt: skip
     request = ordered(request, source)
     if isinstance(request.overlap, str) and request.overlap == "auto":

@@ -18,7 +18,7 @@ import numpy as np
 from tilework._types import Array
 from tilework.errors import ContractError, TilingError
 from tilework.function.device_memory import is_out_of_memory, register, with_room
-from tilework.function.devices import device_lock, name_of
+from tilework.function.devices import device_lock, device_name
 
 __all__ = [
     "DeviceArray",
@@ -90,7 +90,7 @@ class DeviceArray:
 
     def host(self) -> Array:
         """Return the samples in memory of the host."""
-        with device_lock([name_of(self.home)]):
+        with device_lock([device_name(self.home)]):
             array: Array = self.tensor.cpu().numpy()
         return array
 
@@ -100,13 +100,13 @@ class DeviceArray:
 
     def widen(self, dtype: np.dtype[Any]) -> None:
         """Change the dtype of a canvas."""
-        with device_lock([name_of(self.home)]):
+        with device_lock([device_name(self.home)]):
             self._tensor = with_room(lambda: self._tensor.to(_torch_dtype(dtype)), self.home)
             self.dtype = dtype
 
     def leave(self, device: str) -> bool:
         """Move a canvas to the host if it is on ``device``, and what its output makes from now on."""
-        if self._left or name_of(self.home) != device:
+        if self._left or device_name(self.home) != device:
             return False
         self._tensor, self._left, self._held[_HOST] = self._tensor.cpu(), True, True
         return True
@@ -163,7 +163,7 @@ def full(
                 held[_HOST] = True  # the canvas is not there yet, so it cannot move
             raise
 
-    with device_lock([name_of(like.home)]):
+    with device_lock([device_name(like.home)]):
         made = DeviceArray(with_room(marked, like.home))
         made.home, made._held, made._left = like.home, held, bool(held.get(_HOST))
         register(made)

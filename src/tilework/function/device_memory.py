@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
 from tilework.errors import TilingError
-from tilework.function.devices import device_lock, name_of
+from tilework.function.devices import device_lock, device_name
 
 __all__ = ["LIMITS", "in_batches", "is_out_of_memory", "register", "with_room"]
 
@@ -185,7 +185,7 @@ def with_room(act: Callable[[], T], device: Any) -> T:
     ``act`` changes nothing before all that it needs is there.
     """
     told = ""
-    with device_lock([name_of(device)]):
+    with device_lock([device_name(device)]):
         for _ in range(2):
             try:
                 return act()
@@ -201,7 +201,7 @@ def with_room(act: Callable[[], T], device: Any) -> T:
 
 def _leave(device: Any, *, told: bool = False) -> None:
     """Move all canvases on a device to the host; log it, with ``told`` also if there is none yet."""
-    name = name_of(device)
+    name = device_name(device)
     with _LOCK:
         canvases = list(_CANVASES)
     moved = [canvas.leave(name) for canvas in canvases]

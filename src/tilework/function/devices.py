@@ -21,8 +21,8 @@ __all__ = [
     "busy_seconds",
     "calls_at_a_time",
     "device_lock",
+    "device_name",
     "devices_of",
-    "name_of",
     "transfer_seconds",
     "wants_whole_batches",
     "working",
@@ -146,7 +146,7 @@ _CLOCKS: defaultdict[str, _Clock] = defaultdict(_Clock)
 _TIMES = threading.Lock()
 
 
-def name_of(device: Any) -> str:
+def device_name(device: Any) -> str:
     """Return the one name of a device: there is one CPU and one Metal device, however they are numbered."""
     name = str(device)
     return name.partition(":")[0] if name.startswith(("cpu", "mps")) else name

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from tilework._checks import Explanation, flag, of_type
+from tilework._checks import Explanation, flag, read_json
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import rows
@@ -71,18 +71,7 @@ class TilePlan(BlockPlan):
         TypeError
             If it is no text.
         """
-        of_type("text", text, (str, bytes), "the JSON text that to_json returned")
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise TilingError(f"text must be what to_json returned; it is no JSON: {error}.") from error
-        version = data.pop("tilework_plan", None) if isinstance(data, dict) else None
-        if version != FORMAT:
-            raise TilingError(f"the text must be a plan of format {FORMAT}; got format {version!r}.")
-        try:
-            return cls._restored(data)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise TilingError(f"text is a plan of which a part is missing or changed: {error!r}.") from error
+        return read_json(text, "tilework_plan", FORMAT, "a plan", cls._restored)
 
     @classmethod
     def _restored(cls, data: dict[str, Any]) -> TilePlan:

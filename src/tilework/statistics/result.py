@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import Report, brief, of_type, whole
+from tilework._checks import Report, brief, read_json, whole
 from tilework._types import Array, Index
 from tilework.errors import TilingError
 
@@ -140,20 +140,7 @@ class ImageStatistics(Report):
         TilingError
             For text of another format.
         """
-        of_type("text", text, (str, bytes), "the JSON text that to_json returned")
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise TilingError(f"text must be what to_json returned; it is no JSON: {error}.") from error
-        version = data.pop("tilework_statistics", None) if isinstance(data, dict) else None
-        if version != FORMAT:
-            raise TilingError(f"the text must be statistics of format {FORMAT}; got format {version!r}.")
-        try:
-            return cls._restored(data)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            raise TilingError(
-                f"text is statistics of which a part is missing or changed: {error!r}."
-            ) from error
+        return read_json(text, "tilework_statistics", FORMAT, "statistics", cls._restored)
 
     @classmethod
     def _restored(cls, data: dict[str, Any]) -> ImageStatistics:

@@ -227,6 +227,17 @@ NETWORK_STORED = Case(
     notes=("tiles", "alone_ms", "over_alone", "over_busy"),
 )
 
+NETWORK_GPU = Case(
+    name="network_gpu",
+    why="A network with the layers of a denoiser on a GPU, Zarr to Zarr, beside its calls alone there.",
+    workload=in_memory.Denoise(extent=16384, crop=1024, overlap=18),
+    contestants=(Contestant("tilework", devices.tilework_on_gpu),),
+    bars=(Bar("wall / (tiles x one call alone)", "over_alone", "tilework", 1.03),),
+    tolerance=1e-5,
+    rounds=3,
+    notes=("tiles", "alone_ms", "over_alone", "over_busy"),
+)
+
 # ----------------------------------------------------------------------------------- Zarr to Zarr
 
 SLICER = Case(
@@ -596,7 +607,7 @@ QUANTILES16 = _quantiles("quantiles16", "The same of uint16, as cameras give it.
 MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
 LABEL_CASES = (LABELS, LABELS_ALONE)
 STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, PYRAMID, SLICER, LENGTH, CLUSTER)
-DEVICE_CASES = (LANES, NETWORK_STORED)
+DEVICE_CASES = (LANES, NETWORK_STORED, NETWORK_GPU)
 STATISTICS_CASES = (QUANTILES, QUANTILES16)
 OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)
 CASES = {

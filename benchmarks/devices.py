@@ -88,7 +88,6 @@ def _network() -> Any:
     import torch
 
     torch.manual_seed(0)
-    torch.set_num_threads(CORES)
     widths = itertools.pairwise((1, *(64,) * (LAYERS - 1), 1))
     layers = [(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in widths]
     return torch.nn.Sequential(*itertools.chain(*layers)).eval()
@@ -96,11 +95,13 @@ def _network() -> Any:
 
 def tilework_stored(work: Denoise, folder: Path, lanes: int | None = None) -> Prepared:
     """From Zarr to Zarr, beside the calls alone on a crop that is in memory."""
+    import torch
     import zarr
 
     import tilework as tw
     from tilework.function.devices import busy_seconds
 
+    torch.set_num_threads(CORES)
     network = tw.from_torch(_network(), device="cpu")
     image = noise((work.extent, work.extent))
     expected = network(image[None])[0]
@@ -142,6 +143,64 @@ def tilework_stored(work: Denoise, folder: Path, lanes: int | None = None) -> Pr
     return Prepared(
         run,
         lambda written: largest_difference(written[:], expected),
+        image_bytes=image.nbytes,
+        figures=figures,
+    )
+
+
+def tilework_on_gpu(work: Denoise, folder: Path) -> Prepared:
+    """From Zarr to Zarr on a GPU, beside the network alone on a crop that is there, call after call."""
+    import torch
+    import zarr
+
+    import tilework as tw
+    from tilework.function.devices import busy_seconds
+
+    if not torch.cuda.is_available():
+        raise ModuleNotFoundError("No module named 'cuda'")  # as the table says what a contestant needs
+    module = _network().to("cuda")
+    network = tw.from_torch(module)
+    image = noise((work.extent, work.extent))
+    source = zarr.create_array(
+        folder / "noisy.zarr", data=image, chunks=(work.crop, work.crop), overwrite=True
+    )
+    out = tw.tiled_map(network, source, work.crop, work.overlap, dtype="f4", name="bench")
+    tiles = len(tw.plan_tiles(image.shape, work.crop, work.overlap))
+    corner = min(work.extent, 2 * work.crop)
+    expected = tw.compute(tw.tiled_map(network, image[:corner, :corner], work.crop, work.overlap, dtype="f4"))
+    inner = slice(0, work.crop)  # of which all neighbours are in the corner
+    crop = torch.from_numpy(image[None, None, : work.crop, : work.crop].copy()).to("cuda")
+    alone: list[float] = []
+    took: list[tuple[float, float]] = []
+
+    def call_alone() -> None:
+        with torch.no_grad():
+            for repeats in (3, 20):
+                torch.cuda.synchronize()
+                begin = time.perf_counter()
+                for _ in range(repeats):
+                    module(crop)
+                torch.cuda.synchronize()
+        alone.append((time.perf_counter() - begin) / repeats)
+
+    def run() -> Any:
+        begin, busy = time.perf_counter(), sum(busy_seconds().values())
+        written = tw.to_zarr(out, folder / "clean.zarr", overwrite=True, progress=False, scheduler="threads")
+        took.append((time.perf_counter() - begin, sum(busy_seconds().values()) - busy))
+        return written
+
+    def figures() -> Figures:
+        call_alone()
+        wall, busy = took[-1]
+        return {
+            "tiles": tiles, "alone_ms": 1e3 * statistics.median(alone),
+            "over_alone": wall / (tiles * statistics.median(alone)), "over_busy": wall / busy,
+        }  # fmt: skip
+
+    call_alone()
+    return Prepared(
+        run,
+        lambda written: largest_difference(written[inner, inner], expected[inner, inner]),
         image_bytes=image.nbytes,
         figures=figures,
     )

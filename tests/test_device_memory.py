@@ -106,6 +106,75 @@ def test_other_errors_are_raised_as_they_are(text: str) -> None:
     assert net.batches == [4]
 
 
+MAYBE = [
+    "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+    "GET was unable to find an engine to execute this computation",
+]
+
+
+class Cuda:
+    """What `torch.cuda` tells of a device, which has some free memory."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, free: int) -> None:
+        patch.setattr(torch.cuda, "is_initialized", lambda: True)
+        patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (free, 80 * 2**30))
+
+
+@pytest.mark.parametrize("text", MAYBE)
+def test_errors_with_other_reasons_count_where_the_memory_is_full(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not is_out_of_memory(RuntimeError(text)), "there is no device"
+    Cuda(monkeypatch, 10 * 2**30)
+    assert not is_out_of_memory(RuntimeError(text))
+    Cuda(monkeypatch, 100 * 2**20)
+    assert is_out_of_memory(RuntimeError(text))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    assert not is_out_of_memory(RuntimeError(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "expected"),
+    [
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 1, [1, 1]),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 4, [4, 4]),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", 1, [1, 1]),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", 4, [4, 2, 2]),
+    ],
+)
+def test_a_library_may_only_need_what_the_cache_holds(text: str, size: int, expected: list[int]) -> None:
+    """Its memory is beside that of torch: the batch stays whole if it has room when the cache is empty."""
+    tried: list[int] = []
+
+    def call(start: int, stop: int) -> int:
+        tried.append(stop - start)
+        if len(tried) == 1:
+            raise RuntimeError(text)
+        return stop - start
+
+    options = {"crop": lambda: "a crop", "device": torch.device("cpu")}
+    assert sum(in_batches(call, size, lambda: "kind", **options)) == size
+    assert tried == expected
+    assert ("kind" in device_memory.LIMITS) is (len(expected) > 2)
+
+
+def test_a_library_that_fails_again_gets_less() -> None:
+    text, tried = "cuDNN error: CUDNN_STATUS_ALLOC_FAILED", []
+
+    def call(start: int, stop: int) -> int:
+        tried.append(stop - start)
+        if stop - start > 1:
+            raise RuntimeError(text)
+        return stop - start
+
+    options = {"crop": lambda: "a crop", "device": torch.device("cpu")}
+    assert sum(in_batches(call, 4, lambda: "kind", **options)) == 4
+    assert tried == [4, 4, 2, 1, 1, 1, 1]
+
+
 def test_the_class_decides_whatever_the_text_and_so_does_a_named_cause() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("full"))
     try:

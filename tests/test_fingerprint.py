@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import zarr
 
 import tilework as tw
+from tilework.writing import ledger
 from tilework.writing.code import describe
 from tilework.writing.fingerprint import UNKNOWN, changes
 
@@ -233,3 +235,22 @@ def test_another_process_goes_on(tmp_path: Path) -> None:
     assert start("one.py", 2, "1").strip() == "went on"
     assert start("two.py", 2, "2").strip() == "went on"
     assert "changed: fn global helper global SCALE: 2 -> 3" in start("two.py", 3, "3")
+
+
+def test_packages_without_metadata_are_written_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen applications have the modules only."""
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(ledger, "version", version)
+    ledger._versions.cache_clear()
+    try:
+        out = tw.tiled_map(np.negative, IMAGE, 8, 1)
+        for _ in range(2):  # begun, and gone on with
+            np.testing.assert_array_equal(tw.to_zarr(out, tmp_path / "o.zarr")[:], -IMAGE)
+        assert ledger.versions()["numpy"] == "unknown"
+    finally:
+        ledger._versions.cache_clear()

@@ -327,7 +327,7 @@ def test_crops_become_a_tensor_while_another_call_has_the_device():
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(torch.cuda, "is_available", lambda: True)
             patch.setattr(torch.cuda, "device_count", lambda: 1)
-            assert calls_at_a_time(tw.from_torch(lambda: None, device=device)) == 2 * n
+            assert calls_at_a_time(tw.from_torch(lambda: None, device=device)) == 4 * n
 
 
 def test_threads_that_would_have_nothing_to_do_are_not_started():

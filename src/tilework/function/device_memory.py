@@ -2,7 +2,8 @@
 
 When a call runs out of memory, the steps are, in this order:
 
-1. What the failed call made is dropped, and the device's cache is emptied.
+1. What the failed call made is dropped, and the device's cache is emptied. If a library failed that does
+   not know of the cache, the call is repeated once.
 2. The batch is halved, down to one crop; later calls of this kind begin with what was possible.
 3. With one crop, canvases that are on the device move to the host, and the call is repeated once.
 4. The call ends with an error that has the figures. Nothing runs on the CPU instead.
@@ -42,6 +43,17 @@ _TEXTS = re.compile(
         r"OOM when allocating tensor.*device:\w*GPU",
     ))
 )  # fmt: skip
+# What libraries write if anything fails; cuDNN wrote the second one on an H200 whose memory was in torch's
+# cache.
+_MAYBE = re.compile(
+    "(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|HIPBLAS|MIOPEN)_STATUS_"
+    "(NOT_INITIALIZED|INTERNAL_ERROR|EXECUTION_FAILED|INITIALIZATION_FAILED)"
+    "|GET was unable to find an engine"
+)
+# A device with less free memory is full, bytes: a library's handle with its workspace takes tens of MiB.
+_NEARLY = 2**29
+# Errors of what allocates beside torch, whose cache is not emptied for it.
+_BESIDE = "_STATUS_"
 # Classes of errors of libraries that may be loaded.
 _CLASSES = (
     ("torch", "OutOfMemoryError"), ("torch.cuda", "OutOfMemoryError"),
@@ -58,10 +70,10 @@ _LOCK = threading.Lock()
 
 
 class _Canvas(Protocol):
-    """Memory of a device that can be given back."""
+    """Memory of a device that can be given back: a canvas, or a batch that waits for its call."""
 
     def leave(self, device: str) -> bool:
-        """Move to the host, if this is on ``device``; return whether it was."""
+        """Move to the host, if this is on ``device``; return whether that is worth telling."""
         ...
 
 
@@ -70,20 +82,24 @@ _CANVASES: WeakSet[Any] = WeakSet()
 
 
 def register(canvas: _Canvas) -> None:
-    """Note a canvas on a device, whose lane is held."""
+    """Note a canvas on a device."""
     with _LOCK:
         _CANVASES.add(canvas)
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an error, or the cause that it names, says that the memory of a device is full."""
+def is_out_of_memory(error: BaseException | None, device: Any = None) -> bool:
+    """Return whether an error, or the cause that it names, says that the memory of a device is full.
+
+    For an error that may have other reasons, the free memory of ``device`` decides.
+    """
     seen = 0
     while error is not None and seen < 8 and not isinstance(error, TilingError):
         for module, name in _CLASSES:
             kind = getattr(sys.modules.get(module), name, None)
             if isinstance(kind, type) and isinstance(error, kind):
                 return True
-        if not isinstance(error, MemoryError) and _TEXTS.search(str(error)):
+        text = "" if isinstance(error, MemoryError) else str(error)
+        if _TEXTS.search(text) or (_MAYBE.search(text) and _is_nearly_full(device)):
             return True
         error, seen = error.__cause__, seen + 1
     return False
@@ -130,14 +146,14 @@ def in_batches(
     known = LIMITS.get(kind()) if LIMITS else None
     limit = size if known is None else min(size, known[0])
     found: list[T] = []
-    done, failed, repeat = 0, 0, again
+    done, failed, repeat, emptied = 0, 0, again, device is None
     while True:
         n = min(limit, size - done)
         try:
             if not told:
                 found.append(call(done, done + n))
         except Exception as error:
-            if not is_out_of_memory(error):
+            if not is_out_of_memory(error, device):
                 if failed > n:
                     error.add_note(
                         f"{_name(device)} had run out of memory with a batch of {failed}, and this was the "
@@ -155,7 +171,9 @@ def in_batches(
             continue
         # The except block has ended: its error held the frames of the call, and these its tensors.
         _let_go(device)
-        if n > 1:
+        if not emptied and _BESIDE in told:
+            emptied = True  # the cache was in the way, perhaps, and not the batch
+        elif n > 1:
             failed, limit = max(failed, n), n // 2
         elif repeat:
             repeat = False
@@ -190,7 +208,7 @@ def with_room(act: Callable[[], T], device: Any) -> T:
             try:
                 return act()
             except Exception as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error, device):
                     raise
                 last, told = told, str(error) or type(error).__name__
             _let_go(device)
@@ -232,6 +250,16 @@ def _let_go(device: Any) -> None:
 
 def _name(device: Any) -> str:
     return "the device" if device is None else str(device)
+
+
+def _is_nearly_full(device: Any) -> bool:
+    """Return whether a device, by default the one that this thread uses, has hardly any free memory."""
+    torch: Any = sys.modules.get("torch")
+    with suppress(Exception):
+        if device is not None or torch.cuda.is_initialized():
+            free: int = getattr(torch, "cuda" if device is None else device.type).mem_get_info(device)[0]
+            return free < _NEARLY
+    return False
 
 
 def _figures(device: Any) -> str:

@@ -12,12 +12,13 @@ import functools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 __all__ = [
+    "bound_to",
     "busy_seconds",
     "calls_at_a_time",
     "device_lock",
@@ -142,6 +143,9 @@ class _Clock:
 # One lock for each device. A network may call another one, so that it is taken again.
 _LOCKS: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
 _FREED = threading.Condition()
+# Calls that are bound to each device, and whether this thread makes one of them.
+_BOUND: defaultdict[str, int] = defaultdict(int)
+_THREAD = threading.local()
 _CLOCKS: defaultdict[str, _Clock] = defaultdict(_Clock)
 _TIMES = threading.Lock()
 
@@ -150,6 +154,38 @@ def device_name(device: Any) -> str:
     """Return the one name of a device: there is one CPU and one Metal device, however they are numbered."""
     name = str(device)
     return name.partition(":")[0] if name.startswith(("cpu", "mps")) else name
+
+
+@contextmanager
+def bound_to(most: Mapping[str, int]) -> Iterator[tuple[str, bool]]:
+    """Return a context of a call that is bound to one of several devices: that which has the fewest calls.
+
+    Parameters
+    ----------
+    most : mapping of str to int
+        The devices, and the most calls that may be bound to each; others wait.
+
+    Yields
+    ------
+    tuple of str and bool
+        The device, and whether this thread has one already, for a network that calls another one.
+    """
+    if getattr(_THREAD, "bound", False):
+        with device_lock(list(most)) as name:
+            yield name, True
+        return
+    with _FREED:
+        while not (free := [name for name, n in most.items() if _BOUND[name] < n]):
+            _FREED.wait()
+        _BOUND[name := min(free, key=_BOUND.__getitem__)] += 1
+    _THREAD.bound = True
+    try:
+        yield name, False
+    finally:
+        _THREAD.bound = False
+        with _FREED:
+            _BOUND[name] -= 1
+            _FREED.notify_all()
 
 
 @contextmanager

@@ -15,7 +15,13 @@ import cloudpickle
 import numpy as np
 
 from tilework._checks import as_options, at_least, brief, of_type
-from tilework.function.devices import devices_of, transfer_seconds, wants_whole_batches, working
+from tilework.function.devices import (
+    calls_at_a_time,
+    devices_of,
+    transfer_seconds,
+    wants_whole_batches,
+    working,
+)
 from tilework.function.guard import Guard
 from tilework.function.pools import shared_among
 from tilework.function.tensors import is_module
@@ -74,6 +80,12 @@ class _Registry:
                 entry.tasks += 1
             self._drop()
             return entry
+
+    def built(self, token: str) -> Any:
+        """Return an object if this process has built it; otherwise None."""
+        with self._lock:
+            entry = self._alive.get(token)
+            return None if entry is None else entry.value
 
     def _drop(self) -> None:
         """Drop what no task has used for some time."""
@@ -136,8 +148,9 @@ class LoadOnce:
 
     @property
     def __tilework_calls__(self) -> int:
-        """Number of calls that run at the same time."""
-        return self._concurrent
+        """Number of calls that run at the same time; the object may allow fewer, if it is built."""
+        built = _REGISTRY.built(self.token)
+        return min(self._concurrent, calls_at_a_time(built) or self._concurrent)
 
     def known_as(self, concurrent: int, known: Mapping[str, Any]) -> LoadOnce:
         """Return a proxy of the same object that lets another number of calls run, and has its attributes."""

@@ -1,7 +1,7 @@
 """Torch networks as functions of numpy crops.
 
 A network that a user holds stays as it is: it is in evaluation mode during a call only, and another device
-gets a copy. A process makes one call at a time on each device, so that no call sees the training mode that
+gets a copy. A process starts one call at a time on each device, so that no call sees the training mode that
 another one restores, and the memory of a device holds the values of one batch.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import io
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import uuid
@@ -24,13 +25,15 @@ import numpy as np
 
 from tilework._checks import brief, flag, one_of, whole
 from tilework._types import Array, Index
+from tilework.errors import TilingError
 from tilework.function.calling import as_array, from_tensor, is_tensor, joined, plain_tensor
 from tilework.function.compiling import compiled
+from tilework.function.crossing import AHEAD, Crossing, calls_on
 from tilework.function.device_memory import in_batches, with_room
-from tilework.function.devices import device_lock
+from tilework.function.devices import bound_to, device_lock, working
 from tilework.function.load_once import LoadOnce, load_once
 from tilework.function.network_places import check_devices, copy_on, dtype_of, moved, place_of, weights_of
-from tilework.function.tensors import as_tensor, channels_last, is_module, moved_there
+from tilework.function.tensors import as_tensor, channels_last, is_module
 
 __all__ = ["TorchFunction", "from_torch"]
 
@@ -72,7 +75,14 @@ class TorchFunction:
         """Number of devices that work at the same time."""
         return len(self._device) if isinstance(self._device, tuple) else 1
 
-    __tilework_calls__ = __tilework_device__
+    @property
+    def __tilework_calls__(self) -> int:
+        """Number of calls that run at the same time, as far as the devices are here."""
+        torch: Any = sys.modules.get("torch")
+        try:
+            return sum(calls_on(place) for place, _ in self._places(torch))
+        except TilingError:
+            return AHEAD * self.__tilework_device__
 
     @property
     def __tilework_whole_batches__(self) -> Any:
@@ -129,13 +139,12 @@ class TorchFunction:
         crops = as_tensor(batch, dtype, torch)
         add = _wants_channel(self._module, crops.ndim) if self._add_channel is None else self._add_channel
         places = {str(place): (place, moves) for place, moves in self._places(torch)}
-        with device_lock(list(places)) as name:
+        with bound_to({name: calls_on(place) for name, (place, _) in places.items()}) as (name, alone):
             device, moves = places[name]
-            module = copy_on(self._module, device, torch) if moves else self._module
-            run = compiled(module, torch) if self._compile else module
+            crossing = Crossing(crops, device, dtype, torch, alone=alone)
 
             def call(start: int, stop: int) -> Any:
-                x = moved_there(crops[start:stop], device, dtype)
+                x = crossing.crops(start, stop)
                 x = x.unsqueeze(1) if add else x
                 x = channels_last(x, torch) if self._channels_last else x
                 # Not in inference mode: what the network keeps of a call could not be used in training.
@@ -146,14 +155,22 @@ class TorchFunction:
                         if note := _channel_note(module, (size, *given), self._channel_axis, added=add):
                             error.add_note(note)
                         raise
-                    return _each(y, lambda t: self._finish(t, add, torch))
+                    made = _each(y, lambda t: self._finish(t, add, torch))
+                stays = self._on_device or crossing.crosses_later(start, stop)
+                return made if stays else _each(made, as_array)
 
-            with _DETERMINISTIC if self._deterministic else nullcontext():
-                parts = in_batches(
-                    call, size, lambda: (str(device), _size_of(module), given, self._autocast),
-                    crop=lambda: f"one crop of shape {tuple(given)}", device=device,
-                )  # fmt: skip
-            return joined(parts) if len(parts) == 1 else with_room(lambda: joined(parts), device)
+            with working(name):
+                with device_lock([name]), _DETERMINISTIC if self._deterministic else nullcontext():
+                    module = copy_on(self._module, device, torch) if moves else self._module
+                    run = compiled(module, torch) if self._compile else module
+                    parts = in_batches(
+                        call, size, lambda: (str(device), _size_of(module), given, self._autocast),
+                        crop=lambda: f"one crop of shape {tuple(given)}", device=device,
+                    )  # fmt: skip
+                    made = joined(parts) if len(parts) == 1 else with_room(lambda: joined(parts), device)
+                    crossing.queued()
+                crossing.wait()
+            return made if self._on_device else crossing.back(lambda: _each(made, as_array))
 
     def _casting(self, device: Any, torch: Any) -> Any:
         if self._autocast is None:
@@ -161,6 +178,7 @@ class TorchFunction:
         return torch.autocast(device.type, dtype=getattr(torch, self._autocast))
 
     def _finish(self, y: Any, added: bool, torch: Any) -> Any:
+        """Return one result where it is."""
         if callable(self._activation):
             y = self._activation(y)
         elif self._activation is not None:
@@ -168,15 +186,19 @@ class TorchFunction:
             y = act(y) if self._activation == "sigmoid" else act(y, dim=1)
         if added and y.ndim > 1 and y.shape[1] == 1 and self._activation != "argmax":
             y = y.squeeze(1)
-        if self._on_device and is_tensor(y):
-            y = plain_tensor(y)
-            if self._channel_axis is not None and self._activation != "argmax":
-                y = y.movedim(1, _after_batch(self._channel_axis, y.ndim))
-            return y
-        array = as_array(y)
-        if self._channel_axis is not None and self._activation != "argmax":
-            array = np.moveaxis(array, 1, _after_batch(self._channel_axis, array.ndim))
-        return array
+        if not is_tensor(y):
+            y = as_array(y)
+            return y if (axis := self._channels_at(y.ndim)) is None else np.moveaxis(y, 1, axis)
+        y = plain_tensor(y)
+        if not isinstance(self._activation, str):
+            y = y.clone()  # a network may write the next result into the same memory, as CUDA graphs do
+        return y if (axis := self._channels_at(y.ndim)) is None else y.movedim(1, axis)
+
+    def _channels_at(self, ndim: int) -> int | None:
+        """Return the axis of a result to which its channels move; None if they stay, or there are none."""
+        if self._channel_axis is None or self._activation == "argmax":
+            return None
+        return _after_batch(self._channel_axis, ndim)
 
 
 @functools.cache
@@ -364,8 +386,9 @@ def from_torch(
     needs integers casts them back itself, ``x.long()``. They cross to the device in the smaller of the two
     dtypes: uint8 and uint16 images as they are.
 
-    A process makes one call at a time on each device, for a network as for a callable that builds one.
-    `to_zarr` and `compute` start at least eight threads for it, of which the others read and write meanwhile.
+    A device works on one call at a time, for a network as for a callable that builds one. On CUDA, two more
+    calls are under way, whose crops or results cross the bus meanwhile. `to_zarr` and `compute` start at
+    least eight threads, of which the others read and write.
 
     If the memory of the device is full, the batch is halved, and the process keeps to what was possible for
     this network and this shape of crops. One crop too many is an error with the figures; nothing runs on the
@@ -474,8 +497,8 @@ def from_torch(
         "__tilework_batched__": True, "__tilework_device__": n, "__tilework_whole_batches__": compile,
         "__tilework_on_device__": on_device,
     }  # fmt: skip
-    # One call has a device, while the crops of the next one become a tensor.
-    return built.known_as(2 * n, {name: value for name, value in known.items() if value})
+    # The calls that have a device, while the crops of the next one become a tensor.
+    return built.known_as((AHEAD + 1) * n, {name: value for name, value in known.items() if value})
 
 
 def _build(factory: Callable[[], Any], options: tuple[Any, ...], **more: Any) -> TorchFunction:

@@ -29,7 +29,7 @@ import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
@@ -139,8 +139,15 @@ def versions() -> dict[str, str]:
 
 @functools.cache  # reading them takes 6 ms, as much as a small block
 def _versions() -> dict[str, str]:
-    found = {name: version(name) for name in ("tilework", "numpy", "dask", "zarr")}
+    found = {name: _version(name) for name in ("tilework", "numpy", "dask", "zarr")}
     return found | {"python": ".".join(platform.python_version_tuple()[:2])}
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # frozen into an application, or run from its source
+        return "unknown"
 
 
 # -- marks --------------------------------------------------------------------------------------------------

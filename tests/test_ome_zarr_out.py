@@ -8,6 +8,7 @@ import textwrap
 import time
 from fractions import Fraction
 from pathlib import Path
+from unittest import mock
 
 import dask
 import dask.array as da
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 import tilework as tw
 from tilework.engine.pyramid import halved
 from tilework.formats.ome_zarr import read_group
+from tilework.writing import growing
 from tilework.writing.ledger import Ledger
 
 INTEGERS = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8"]
@@ -171,12 +173,14 @@ def test_ids_of_a_level_are_ids_of_the_image():
 
 
 @given(
-    ny=st.integers(40, 90), nx=st.integers(40, 90), chunk=st.sampled_from([8, 12, 16]),
+    ny=st.integers(40, 90), nx=st.integers(40, 90), chunk=st.sampled_from([8, 9, 12, 16]),
     shards=st.sampled_from([0, 2, 4]), blocks=st.sampled_from([16, 32, 48, 64, "auto"]),
     method=st.sampled_from(["mean", "nearest", "mode", "max"]),
-    version=st.sampled_from(["0.4", "0.5"]),
+    version=st.sampled_from(["0.4", "0.5"]), room=st.sampled_from([0, 400, 1000, 2**24]),
 )  # fmt: skip
-def test_any_chunks_shards_and_blocks_give_the_same_pyramid(ny, nx, chunk, shards, blocks, method, version):
+def test_any_chunks_shards_and_blocks_give_the_same_pyramid(
+    ny, nx, chunk, shards, blocks, method, version, room
+):
     image = image_of((ny, nx))
     if version == "0.4":
         shards = 0
@@ -184,9 +188,11 @@ def test_any_chunks_shards_and_blocks_give_the_same_pyramid(ny, nx, chunk, shard
     blocks = blocks if blocks == "auto" else -(-blocks // unit) * unit
     out = tw.tiled_map(add_one, image, 16, 4, dtype="u2", chunks=blocks)
     store = zarr.storage.MemoryStore()
-    found = tw.to_zarr(
-        out, store, ome=version, pyramid=method, chunks=chunk, shards=unit if shards else None, progress=False
-    )
+    with mock.patch.object(growing, "ROOM", room):
+        found = tw.to_zarr(
+            out, store, ome=version, pyramid=method, chunks=chunk, shards=unit if shards else None,
+            progress=False,
+        )  # fmt: skip
     arrays, _ = check_pyramid(store, image + 1, (0, 1), method)
     assert found.path == arrays[0].path == "0"
     assert tw.status(store).complete
@@ -218,8 +224,11 @@ class Counted:
         return crop + 1
 
 
-@pytest.mark.parametrize(("blocks", "read"), [(64, 0), (32, 0), (16, 1)])
-def test_fn_runs_once_per_tile_and_level_0_is_not_read_while_blocks_are_whole_units(blocks, read):
+@pytest.mark.parametrize(("blocks", "room", "read"), [(64, 0, 0), (32, 0, 0), (16, 0, 1), (16, 2**20, 0)])
+def test_fn_runs_once_per_tile_and_level_0_is_not_read_while_blocks_are_whole_units(
+    blocks, room, read, monkeypatch
+):
+    monkeypatch.setattr(growing, "ROOM", room)
     image, fn = image_of((256, 256)), Counted()
     out = tw.tiled_map(fn, image, 16, 0, dtype="u2", chunks=blocks)
     store = Counting()
@@ -230,13 +239,86 @@ def test_fn_runs_once_per_tile_and_level_0_is_not_read_while_blocks_are_whole_un
     assert len(gets) == read * 256
 
 
-def test_a_tail_reads_each_chunk_of_the_level_below_once():
+BYTES = 16 * 16 * 2
+"""Of a unit in the next test."""
+
+
+@pytest.mark.parametrize(
+    ("room", "scheduler", "read"),
+    [
+        (0, "sync", [0, 64, 16, 4, 0]),
+        (0, "threads", [0, 64, 16, 4, 0]),
+        # Blocks come row by row: two rows make a row of four units, and those of two levels above.
+        ((4 + 2 + 1) * BYTES, "sync", [0, 0, 0, 0, 0]),
+        (2**24, "sync", [0, 0, 0, 0, 0]),
+        (2**24, "threads", [0, 0, 0, 0, 0]),
+    ],
+)
+def test_each_chunk_of_a_level_below_is_read_at_most_once(room, read, scheduler, monkeypatch):
+    monkeypatch.setattr(growing, "ROOM", room)
     image = image_of((256, 256))
     out = tw.tiled_map(add_one, image, 16, 0, dtype="u2", chunks=32)
     store = Counting()
-    tw.to_zarr(out, store, ome=True, chunks=16, levels=5, progress=False)
+    tw.to_zarr(out, store, ome=True, chunks=16, levels=5, progress=False, scheduler=scheduler)
     by_level = [sum(key.startswith(f"{k}/c/") for key in store.gets) for k in range(5)]
-    assert by_level == [0, 64, 16, 4, 0]
+    assert by_level == read
+    check_pyramid(store, image + 1, (0, 1))
+
+
+@pytest.mark.parametrize("blocks", [18, 27, 54])
+def test_bins_across_blocks_are_left_to_the_end(blocks):
+    image = image_of((120, 130))
+    out = tw.tiled_map(add_one, image, 9, 0, dtype="u2", chunks=blocks)
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(out, store, ome=True, chunks=9, levels=4, progress=False)
+    check_pyramid(store, image + 1, (0, 1))
+
+
+def test_little_memory_keeps_few_parts(monkeypatch):
+    made, real = [], growing.Growing._new
+    monkeypatch.setattr(growing, "SHARE", 3000)
+    monkeypatch.setattr(growing.Growing, "_new", lambda *args: made.append(args) or real(*args))
+    image = image_of((256, 256))
+    out = tw.tiled_map(add_one, image, 16, 0, dtype="u2", chunks=32)
+    store = Counting()
+    tw.to_zarr(out, store, ome=True, chunks=16, levels=3, progress=False, memory_limit="3 MB")
+    [kept] = {args[0] for args in made}
+    assert kept.memory == 3_000_000, "one unit at a time"
+    assert [len(refused) for refused in kept._left.values()]
+    assert not kept._units
+    assert not kept._bytes
+    assert sum(key.startswith("1/c/") for key in store.gets) == 4 * int(kept._left[1].sum())
+    check_pyramid(store, image + 1, (0, 1))
+
+
+class Failing(zarr.storage.MemoryStore):
+    """A store that cannot write one chunk the first time."""
+
+    def __init__(self, store_dict=None, key="", **options):
+        super().__init__(store_dict, **options)
+        self.key, self.sets = key, []
+
+    async def set(self, key, value, byte_range=None):
+        self.sets.append(key)
+        if key == self.key and self.sets.count(key) == 1:
+            raise OSError("the network is away")
+        await super().set(key, value)
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "sync"])
+@pytest.mark.parametrize(
+    ("blocks", "key"),
+    # In the last case, a block completes a unit after it has put a part into another one.
+    [(32, "0/c/1/1"), (32, "1/c/1/1"), (32, "2/c/1/1"), (32, "3/c/0/0"), (48, "1/c/2/0")],
+)
+def test_a_task_that_is_tried_again_adds_no_part_twice(blocks, key, scheduler):
+    image = image_of((128, 128))
+    out = tw.tiled_map(add_one, image, 16, 0, dtype="u2", chunks=blocks)
+    store = Failing(key=key)
+    tw.to_zarr(out, store, ome=True, chunks=16, levels=4, progress=False, retries=2, scheduler=scheduler)
+    assert store.sets.count(key) == 2
+    check_pyramid(store, image + 1, (0, 1))
+    assert tw.status(store).complete
 
 
 def test_only_axes_near_the_finest_are_halved():
@@ -612,6 +694,7 @@ def test_explain_says_how_an_image_would_be_written():
     assert rows["units"] == f"{32 * 24}, chunks of (256, 256)"
     assert rows["levels"].startswith("5 coarser, by mean: 4000x3000 > 2000x1500")
     assert "made from the blocks in memory" in said
+    assert "from parts of several blocks" in said
     assert int(rows["calls"].split()[0]) == 32 * 24
     assert "label" not in said
     assert dict(tw.explain(out, writing={"label_name": "cells"}).rows)["levels"].startswith("4 coarser")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,12 +15,12 @@ from tilework.grid.tiles import Box
 from tilework.labels.facts import BlockFacts
 from tilework.labels.painting import Counts
 from tilework.labels.rows import Firsts
-from tilework.writing.levels import Coarser, level_works
-from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of, write_block
+from tilework.writing.growing import Growing, write_grown
+from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of
 from tilework.writing.tables import Tables
 from tilework.writing.units import Units
 
-__all__ = ["BlockWriter", "works_of", "write_chunk"]
+__all__ = ["BlockWriter", "write_chunk"]
 
 
 class BlockWriter:
@@ -29,18 +29,18 @@ class BlockWriter:
     def __init__(
         self,
         sinks: Mapping[int, Sink],
-        levels: Mapping[int, Sequence[Coarser]],
+        growing: Mapping[int, Growing],
         tables: Mapping[int, Tables],
     ) -> None:
         self.sinks, self.tables = sinks, tables
-        self.levels = levels
-        """For each output, the coarser levels of which every block is whole units."""
+        self.growing = growing
+        """For each output, its coarser levels."""
         self._marked: set[tuple[int, str]] = set()
 
     def __call__(self, spec: Spec, index: Index, assembled: Assembled) -> Written:
         """Write a block of all outputs."""
         block, failures = assembled.block, assembled.failures
-        works: list[Work] = []
+        works: dict[int, list[Work]] = {}
         for number, sink in self.sinks.items():
             data: Any = block[number] if spec.many else block
             box = spec.outputs[number].place(spec.boxes(index)[number])
@@ -50,8 +50,9 @@ class BlockWriter:
                 counts = assembled.counts.get(number, Counts())
                 keep = partial(self._keep_facts, spec, number, index, box, data, counts)
                 work = replace(work, beside=keep)
-            works += works_of(work, self.levels, box, data, index)
-        written = write_block(block_name(index), works, failures, self._marked)
+            levels = self.growing.get(number, Growing())
+            works[number] = list(levels.works(work, box, data, index))
+        written = write_grown(block_name(index), works, self.growing, failures, self._marked)
         told = {n: c for n, c in assembled.counts.items() if n not in self.tables}
         return replace(written, unknown=assembled.unknown, counts=told)
 
@@ -78,7 +79,7 @@ class BlockWriter:
         return rooms
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BlockWriter, (self.sinks, self.levels, self.tables)
+        return BlockWriter, (self.sinks, self.growing, self.tables)
 
 
 def _work(
@@ -94,25 +95,16 @@ def _work(
     return Work(number, sink, parts_of(sink, box, part, ranges, index), ranges, failed)
 
 
-def works_of(
-    work: Work, levels: Mapping[int, Sequence[Coarser]], box: Sequence[slice], data: Array, index: Index
-) -> Iterator[Work]:
-    """Yield ``work``, and what is written of coarser levels."""
-    yield work
-    # A block that was resumed in part holds only the samples of the units that are missing.
-    if index not in work.sink.partial:
-        yield from level_works(work, levels.get(work.number, ()), box, data, index)
-
-
 def write_chunk(
-    into: tuple[Sink, Sequence[Coarser]],
+    into: tuple[Sink, Growing],
     index: Index,
     box: tuple[slice, ...],
     ranges: Sequence[Span],
     data: Any,
 ) -> Written:
     """Write a chunk of a dask array, and what follows of coarser levels, and mark the units."""
-    sink, levels = into
+    sink, growing = into
     parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
     work = Work(0, sink, parts, ranges)
-    return write_block(block_name(index), list(works_of(work, {0: levels}, box, data, index)))
+    works = list(growing.works(work, box, data, index))
+    return write_grown(block_name(index), {0: works}, {0: growing})

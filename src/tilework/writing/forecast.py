@@ -48,15 +48,15 @@ def forecast(out: Any, options: Mapping[str, Any]) -> tuple[TilePlan, list[tuple
         assert isinstance(job, TileJob)
         rows = [_units(d.array) for n, d in writing.closing.destinations.items() if n < len(job.spec.outputs)]
         parts = [] if writing.rest is None else writing.rest.parts
-        levels = dict(job.levels)
+        growing = dict(job.growing)
         for part in parts:
             if isinstance(part, Numbering):
-                levels[part.number] = part.levels
+                growing[part.number] = part.growing
                 rows.append(
                     ("labels", "written with lazy ids first, then read again and numbered 1, 2, 3...")
                 )
         for pyramid in (p for part in parts if isinstance(part, Tail) for p in part.pyramids):
-            rows += _levels(pyramid, len(levels.get(pyramid.number, ())))
+            rows += _levels(pyramid, growing[pyramid.number].depth if pyramid.number in growing else 0)
         return job.spec.plan, rows
     finally:
         writing.release()
@@ -78,8 +78,8 @@ def _levels(pyramid: Pyramid, depth: int) -> Iterator[tuple[str, str]]:
     if left := pyramid.levels[depth:]:
         below = [pyramid.below.array.shape, *(level.shape for level in pyramid.levels)][depth:-1]
         share = sum(map(math.prod, below)) / math.prod(pyramid.below.array.shape)
-        made = f"{_numbers(left[0].number, left[-1].number)} made from the level below, which is read"
-        yield "", f"{made}: {share:.2%} of the image"
+        yield "", f"{_numbers(left[0].number, left[-1].number)} made from parts of several blocks, as far as"
+        yield "", f"memory has them; else the level below is read: at most {share:.2%} of the image"
 
 
 def _numbers(first: int, last: int) -> str:

@@ -25,7 +25,7 @@ from tilework.source.held import this_process
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, Opening, Told
 from tilework.writing.finishing import BlockWriter, write_chunk
-from tilework.writing.levels import Coarser
+from tilework.writing.growing import Growing
 from tilework.writing.sink import Sink, Written, block_name
 from tilework.writing.tables import Tables
 from tilework.writing.units import Units, layout_of, tiles_of_units, with_todo
@@ -168,8 +168,8 @@ class TileJob(WriteJob):
         Whether writing is a task of its own, so that only the tasks that call the function need resources.
     coarser : dict of int to Destination, optional
         The arrays of coarser levels.
-    levels : dict of int to sequence of Coarser, optional
-        For each output, the coarser levels that are made with its blocks.
+    growing : dict of int to Growing, optional
+        For each output, its coarser levels.
     tables : dict of int to Tables, optional
         For each output of labels, where the facts about its blocks are kept.
     later : sequence of Destination
@@ -189,18 +189,18 @@ class TileJob(WriteJob):
         again: bool = False,
         apart: bool = False,
         coarser: Mapping[int, Destination] | None = None,
-        levels: Mapping[int, Sequence[Coarser]] | None = None,
+        growing: Mapping[int, Growing] | None = None,
         tables: Mapping[int, Tables] | None = None,
         later: Sequence[Destination] = (),
     ) -> None:
         super().__init__(title, name, destinations, claims, retries, coarser, later)
         self.spec, self.upstream, self.apart = spec, upstream or {}, apart
-        self.levels = levels or {}
+        self.growing = growing or {}
         self.missing = _missing(spec, destinations)
         blocks = np.argwhere(self.missing.blocks)
         self._writer = BlockWriter(
             {n: sink_of(d, blocks, again, self.missing.partial.get(n, {})) for n, d in destinations.items()},
-            self.levels,
+            self.growing,
             tables or {},
         )
         self._blocks: BlockTasks | None = None
@@ -342,10 +342,10 @@ class ChunkJob(ChunkedJob):
         retries: int | None = None,
         again: bool = False,
         coarser: Mapping[int, Destination] | None = None,
-        levels: Sequence[Coarser] = (),
+        growing: Growing | None = None,
     ) -> None:
         super().__init__(title, array.name, array.chunks, 0, destination, claims, retries, again, coarser)
-        self.array, self.levels = array, levels
+        self.array, self.growing = array, growing or Growing()
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the whole graph as one piece, because dask makes it as a whole."""
@@ -360,4 +360,4 @@ class ChunkJob(ChunkedJob):
                 key, write, TaskRef(name), index, box, units, TaskRef((self.array.name, *index))
             )
             writes[key] = 1
-        yield Piece(self, Shared({name: DataNode(name, (self.sink(), self.levels))}), tasks, writes)
+        yield Piece(self, Shared({name: DataNode(name, (self.sink(), self.growing))}), tasks, writes)

@@ -1,8 +1,8 @@
 """The coarser levels of a pyramid: their geometry, and how a block or a unit of one is made and written.
 
 A block that is finished is halved, level by level, in the task that writes it, as far as its samples make
-whole write units of the level. What is left is made from the level below, which is read from the store:
-levels above that depth, and units whose block was written by a run that did not get so far.
+whole write units of the level. Levels above grow in the process, from the parts of several blocks. What is
+left is made from the level below, which is read from the store.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tilework.writing.ledger import Ledger
 from tilework.writing.sink import Part, Sink, Work, Written, parts_of, write_block
 from tilework.writing.units import Layout
 
-__all__ = ["Coarser", "Level", "level_works", "levels_of", "parents_done", "write_units"]
+__all__ = ["Coarser", "Level", "level_works", "levels_of", "parents_done", "units_name", "write_units"]
 
 # Samples of axes of space are halved together if they are at most that many times as long as the shortest.
 NEAR = 2
@@ -224,6 +224,14 @@ def write_units(
     data = halved(below.array[read], level.axes, level.method, level.nodata)
     units = list(itertools.product(*(range(a, b) for a, b in ranges)))
     return write_block(name, [Work(level.number, level.sink, [Part(own, data, units)], ranges, failed)])
+
+
+def units_name(ranges: Sequence[Span]) -> str:
+    """Return the name of the mark of units of a coarser level that were made by themselves.
+
+    A mark of this name is replaced. Only a box of the same units has it: names of blocks have dots.
+    """
+    return "units-" + "_".join(f"{a}-{b}" for a, b in ranges)
 
 
 def parents_done(level: Level, below: Bits, unit: Index) -> Bits:

@@ -40,8 +40,8 @@ from tilework.labels.painting import Counts
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, Told
 from tilework.writing.edges import edges_job
+from tilework.writing.growing import Growing
 from tilework.writing.ledger import RECORD, Ledger, Marks, Record, completed, forget
-from tilework.writing.levels import Coarser
 from tilework.writing.node import clear
 from tilework.writing.objects import Objects
 from tilework.writing.renumber import RenumberJob
@@ -132,8 +132,8 @@ class Numbering:
     """Further attempts that tasks make themselves; None if the scheduler makes them."""
     again: bool
     """Whether a task may run again in another process, after it has written."""
-    levels: Sequence[Coarser] = ()
-    """Coarser levels that are made with the blocks."""
+    growing: Growing = field(default_factory=Growing)
+    """The coarser levels."""
     coarser: dict[int, Destination] = field(default_factory=dict)
     """The arrays of these levels by number."""
 
@@ -195,7 +195,7 @@ class Numbering:
         job = RenumberJob(
             f"{self.title}, numbers", f"{self.name}-numbers", self.chunks, self.number, self.target,
             Sink(self.pieces.array), self.tables, self.output.n_each, unfinished=not whole,
-            retries=self.retries, again=self.again, levels=self.levels, coarser=self.coarser,
+            retries=self.retries, again=self.again, growing=self.growing, coarser=self.coarser,
         )  # fmt: skip
         job.told.failures += told.failures
         if job.tiles:

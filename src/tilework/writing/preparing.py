@@ -37,6 +37,7 @@ from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
 from tilework.writing.fingerprint import names_to_accept, of_spec
+from tilework.writing.growing import Growing
 from tilework.writing.image import AskedImage, Image
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.labels import Labels
@@ -44,7 +45,7 @@ from tilework.writing.ledger import Ledger, Record, record_of
 from tilework.writing.levels import parents_done
 from tilework.writing.measured import AskedTable, TableTo
 from tilework.writing.numbering import Numbering, forget_pieces
-from tilework.writing.replan import Member, depth, lanes, replanned, with_levels
+from tilework.writing.replan import Member, depth, lanes, memory_of, replanned, with_levels
 from tilework.writing.tail import Pyramid, Rest, Tail
 from tilework.writing.target import Continued, Fresh, Place, Target, claimed, is_array
 from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
@@ -351,17 +352,18 @@ def _prepare_tiles(
     destinations |= {n.number: n.target for n in numberings}
     numbers = itertools.count(len(spec.outputs))
     pyramids = [_pyramid(m, destinations[m.number], fingerprint, numbers, claims) for m in members if m.image]
+    memory = memory_of(asked.memory_limit, where)
     depths = {m.number: depth(chunks_of(spec, spec.outputs[m.number]), m.levels) for m in members}
-    levels = {p.number: p.coarser(depths[p.number], where.again) for p in pyramids}
+    growing = {p.number: Growing(p.coarser(where.again), depths[p.number], memory) for p in pyramids}
     for n in numberings:
-        n.levels = levels.pop(n.number, ())
+        n.growing = growing.pop(n.number, n.growing)
         n.coarser = {k: d for p in pyramids if p.number == n.number for k, d in p.named().items()}
     job = TileJob(
         title, first.name, spec, destinations | {n.number: n.pieces for n in numberings},
         upstream=graph_below(members[0].lazy, first),
         claims=None if pyramids or numberings else claims,
         retries=where.guard, again=where.again, apart=bool(where.resources),
-        coarser={n: d for p in pyramids for n, d in p.named().items()}, levels=levels,
+        coarser={n: d for p in pyramids for n, d in p.named().items()}, growing=growing,
         tables={n.number: n.tables for n in numberings}, later=[n.target for n in numberings],
     )  # fmt: skip
     for member in members:
@@ -456,10 +458,11 @@ def _prepare_chunks(
     done = None if there is None else Ledger(array_there).marks(there).settle()
     destination = Destination(array_there, done, there, run)
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
-    levels = [p.coarser(depth(array.chunks, member.levels), where.again) for p in pyramids]
+    memory = memory_of(asked.memory_limit, where)
+    growing = [Growing(p.coarser(where.again), depth(array.chunks, member.levels), memory) for p in pyramids]
     job = ChunkJob(
         _title(target), array, destination, None if pyramids else claims, where.guard,
-        where.again, {n: d for p in pyramids for n, d in p.named().items()}, levels[0] if levels else (),
+        where.again, {n: d for p in pyramids for n, d in p.named().items()}, growing[0] if growing else None,
     )  # fmt: skip
     job.threads = lanes(below, math.prod(array.numblocks), asked.memory_limit, where)
     return _writing(job, target, claims, {"": destination}, [member], pyramids, where)

@@ -13,10 +13,9 @@ from tilework._types import Index, Span
 from tilework.execution.piece import Piece, Shared, guarded
 from tilework.labels.facts import renumbered
 from tilework.writing.closing import Destination
-from tilework.writing.finishing import works_of
+from tilework.writing.growing import Growing, write_grown
 from tilework.writing.jobs import ChunkedJob
-from tilework.writing.levels import Coarser
-from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of, write_block
+from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of
 from tilework.writing.tables import Tables
 
 __all__ = ["RenumberJob"]
@@ -35,8 +34,8 @@ class _Shared(NamedTuple):
     """The objects of each block, and their numbers."""
     n_each: int
     """Number of ``each`` axes."""
-    levels: Sequence[Coarser]
-    """Coarser levels that are made with the blocks."""
+    growing: Growing
+    """The coarser levels."""
     unfinished: bool
     """Whether more objects may come, so that no unit is done."""
 
@@ -64,8 +63,8 @@ class RenumberJob(ChunkedJob):
         Whether more objects may come, so that no unit is done.
     retries, again
         As in `TileJob`.
-    levels : sequence of Coarser
-        Coarser levels that are made with the blocks.
+    growing : Growing, optional
+        The coarser levels.
     coarser : dict of int to Destination
         Their arrays.
     """
@@ -84,16 +83,17 @@ class RenumberJob(ChunkedJob):
         unfinished: bool = False,
         retries: int | None = None,
         again: bool = False,
-        levels: Sequence[Coarser] = (),
+        growing: Growing | None = None,
         coarser: Mapping[int, Destination] | None = None,
     ) -> None:
         super().__init__(title, name, chunks, number, destination, None, retries, again, coarser)
-        self.source, self.tables, self.n_each, self.levels = source, tables, n_each, levels
+        self.source, self.tables, self.n_each = source, tables, n_each
+        self.growing = growing or Growing()
         self.unfinished = unfinished
 
     def _shared(self) -> _Shared:
         return _Shared(
-            self.number, self.source, self.sink(), self.tables, self.n_each, self.levels, self.unfinished
+            self.number, self.source, self.sink(), self.tables, self.n_each, self.growing, self.unfinished
         )
 
     def pieces(self) -> Iterator[Piece]:
@@ -127,4 +127,5 @@ def _write(shared: _Shared, index: Index, box: tuple[slice, ...], ranges: Sequen
     failed = frozenset(itertools.product(*(range(a, b) for a, b in ranges)) if shared.unfinished else ())
     parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
     work = Work(shared.number, sink, parts, ranges if sink.run else (), failed)
-    return write_block(name, list(works_of(work, {shared.number: shared.levels}, box, data, index)))
+    works = list(shared.growing.works(work, box, data, index))
+    return write_grown(name, {shared.number: works}, {shared.number: shared.growing})

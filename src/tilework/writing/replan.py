@@ -26,7 +26,7 @@ from tilework.writing.levels import Level, levels_of
 from tilework.writing.target import Continued, Place
 from tilework.writing.units import Layout, encoding_bytes, input_unit
 
-__all__ = ["Member", "depth", "lanes", "replanned", "with_levels"]
+__all__ = ["Member", "depth", "lanes", "memory_of", "replanned", "with_levels"]
 
 # Largest write unit of a level that is made with the blocks, in bytes of level 0: a block is at least as
 # large, and each thread holds one. Blocks of 16 MiB took 1.9 times the memory of those that are written
@@ -79,6 +79,11 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
     return replace(member, levels=levels, level_places=tuple(places))
 
 
+def memory_of(limit: Any, where: Where) -> int:
+    """Return the memory limit of a process, bytes."""
+    return where.memory if limit is None else parse_bytes("memory_limit", limit)
+
+
 def replanned(
     spec: Spec, members: Sequence[Member], limit: Any, where: Where, below: Sequence[Spec] = ()
 ) -> Spec:
@@ -87,7 +92,7 @@ def replanned(
     Blocks are also whole write units of as many coarser levels as blocks of about the same size can be, so
     that these levels are made from what is in memory. ``below`` are results from which this one is computed.
     """
-    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
+    memory = memory_of(limit, where)
     records = [m.place.record for m in members if isinstance(m.place, Continued)]
     # Another block shape would change the order of summation.
     block = tuple(records[0]["plan"]["block"]) if records else None
@@ -134,7 +139,7 @@ def _with_lanes(
 def lanes(below: Sequence[Spec], blocks: int, limit: Any, where: Where) -> int | None:
     """Return the number of threads for an array that is computed from results; None: the scheduler's own."""
     most = where.threads_for(max((devices_of(spec.fn) for spec in below), default=0))
-    memory = where.memory if limit is None else parse_bytes("memory_limit", limit)
+    memory = memory_of(limit, where)
     most = min(most, blocks) if where.alone else most
     threads = _most(where.threads, most, lambda n: _needed(below, n) <= memory)
     return threads if threads > where.threads else None

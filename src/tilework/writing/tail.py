@@ -1,7 +1,7 @@
 """What is left of coarser levels when all blocks are written; it is made from the level below in the store.
 
-These are levels above the depth to which blocks are whole write units, and units whose block was written by a
-run that was killed, or that wrote a part of the block.
+These are units of which no process had all parts in memory: their blocks were written in part, by several
+processes, or by a run that was killed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tilework.execution.piece import Piece, Shared, guarded
 from tilework.writing.closing import Destination, Told
 from tilework.writing.jobs import WriteJob, sink_of
 from tilework.writing.ledger import Ledger, boxes_of
-from tilework.writing.levels import Coarser, Level, parents_done, write_units
+from tilework.writing.levels import Coarser, Level, parents_done, units_name, write_units
 from tilework.writing.numbering import Numbering
 from tilework.writing.renumber import RenumberJob
 from tilework.writing.sink import Sink, Written
@@ -54,13 +54,11 @@ class Pyramid:
         """Return the arrays of the coarser levels by number."""
         return dict(zip(self.numbers, self.destinations, strict=True))
 
-    def coarser(self, depth: int, again: bool) -> tuple[Coarser, ...]:
-        """Return the first ``depth`` coarser levels, as tasks get them."""
+    def coarser(self, again: bool) -> tuple[Coarser, ...]:
+        """Return the coarser levels, as tasks get them."""
         return tuple(
             Coarser(number, sink_of(d, (), again, {}), level.axes, level.factors, self.method, self.nodata)
-            for number, d, level in zip(
-                self.numbers[:depth], self.destinations[:depth], self.levels[:depth], strict=True
-            )
+            for number, d, level in zip(self.numbers, self.destinations, self.levels, strict=True)
         )
 
 
@@ -76,7 +74,7 @@ class Tail:
         """Yield the jobs; ``told`` says which units are done, and is told what they did."""
         for pyramid in self.pyramids:
             number, below = pyramid.number, pyramid.below
-            coarser = pyramid.coarser(len(pyramid.levels), self.again)
+            coarser = pyramid.coarser(self.again)
             for level, one, destination in zip(pyramid.levels, coarser, pyramid.destinations, strict=True):
                 own = one.number
                 right = parents_done(level, told.units[number], Ledger(below.array).unit)
@@ -128,9 +126,7 @@ class LevelJob(WriteJob):
         for box in self.boxes:
             units = itertools.product(*(range(a, b) for a, b in box))
             failed = frozenset(unit for unit in units if not self.right[unit])
-            # A mark of this name is replaced. Only a box of the same units has it: names of blocks have dots.
-            name = "_".join(f"{a}-{b}" for a, b in box)
-            yield self.below, self.coarser, f"units-{name}", box, failed
+            yield self.below, self.coarser, units_name(box), box, failed
 
     def here(self) -> None:
         """Run all tasks in this thread."""

@@ -230,10 +230,11 @@ def test_the_batch_is_halved_once_and_stays(caplog: pytest.LogCaptureFixture) ->
 @pytest.mark.parametrize("batch_size", [None, 1, 4])
 def test_one_crop_too_many_is_an_error_with_the_figures(batch_size: int | None) -> None:
     net = Full(room=0)
-    message = r"cpu has not enough memory for one crop of shape \(16, 16\).*smaller crops.*device=\"cpu\""
+    message = r"cpu has not enough memory for one crop of shape \(16, 16\).*smaller crops"
     with pytest.raises(tw.TilingError, match=message) as caught:
         run(net, batch_size)
     assert TEXT in str(caught.value)
+    assert 'device="cpu"' not in str(caught.value)
     assert net.batches[-2:] == [1, 1]
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
@@ -248,6 +249,7 @@ def test_the_error_tells_total_and_free_memory(monkeypatch: pytest.MonkeyPatch) 
 
     figures = (
         "cuda:1 has not enough memory for a crop, alone, from a batch of 4; 80.0 GiB in all, 256 MiB free, 79"
+        '.*choose device="cpu" yourself'
     )
     with pytest.raises(tw.TilingError, match=figures):
         in_batches(call, 4, lambda: "kind", crop=lambda: "a crop", device=torch.device("cuda:1"))

@@ -288,8 +288,10 @@ def _message(told: str, size: int, crop: str, device: Any) -> str:
     text = told.strip().split("\n")[0]
     text = text if len(text) < _TOLD else f"{text[:_TOLD]}..."
     batch = "" if size == 1 else f", alone, from a batch of {size}"
+    elsewhere = "" if device is not None and device.type == "cpu" else (
+        ', or choose device="cpu" yourself: nothing runs on the CPU unasked'
+    )  # fmt: skip
     return (
         f"{_name(device)} has not enough memory for {crop}{batch}{_figures(device)}. Give smaller crops, or "
-        'from_torch(autocast="bfloat16"), end what else uses the device, or choose device="cpu" yourself: '
-        "nothing runs on the CPU unasked. The device says: " + text
+        f'from_torch(autocast="bfloat16"), end what else uses the device{elsewhere}. The device says: {text}'
     )

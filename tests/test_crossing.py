@@ -251,26 +251,30 @@ class Rewrites(torch.nn.Module):
         y = x * 2
         kept = self.memory.setdefault(tuple(y.shape), torch.empty_like(y))
         kept.copy_(y)
-        views = {"tensor": kept, "tuple": (kept, kept), "dict": {"a": kept}, "view": kept[:]}
+        views = {
+            "tensor": kept, "tuple": (kept, kept), "dict": {"a": kept}, "view": kept[:],
+            "numpy": kept.numpy(), "both": {"a": kept, "b": kept.numpy()},
+        }  # fmt: skip
         return views[self.kind]
 
 
 @pytest.mark.parametrize("activation", [None, lambda y: y])
 @pytest.mark.parametrize("stays", [False, True])
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "view"])
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "view", "numpy", "both"])
 def test_results_are_not_written_again(kind, stays, activation):
     source = np.random.default_rng(1).random((160, 160), np.float32)
     fn = tw.from_torch(Rewrites(kind), device="cpu", on_device=stays, activation=activation)
     one = tw.Output("f4")
-    output = {"tuple": (one, one), "dict": {"a": one}}.get(kind, one)
+    output = {"tuple": (one, one), "dict": {"a": one}, "both": {"a": one, "b": one}}.get(kind, one)
     found = tw.compute(tw.tiled_map(fn, source, 16, 2, output=output, batch_size=3), scheduler="threads")
     arrays = found.values() if isinstance(found, dict) else found if isinstance(found, tuple) else (found,)
     for array in arrays:
         np.testing.assert_array_equal(array, source * 2)
 
 
-def test_a_result_in_hand_stays():
-    fn = tw.from_torch(Rewrites("tensor"), device="cpu")
+@pytest.mark.parametrize("kind", ["tensor", "numpy"])
+def test_a_result_in_hand_stays(kind):
+    fn = tw.from_torch(Rewrites(kind), device="cpu")
     first = fn(image())
     fn(image() + 1)
     np.testing.assert_array_equal(first, image() * 2)

@@ -187,7 +187,7 @@ class TorchFunction:
         if added and y.ndim > 1 and y.shape[1] == 1 and self._activation != "argmax":
             y = y.squeeze(1)
         if not is_tensor(y):
-            y = as_array(y)
+            y = np.array(as_array(y))  # memory of its own, as of tensors
             return y if (axis := self._channels_at(y.ndim)) is None else np.moveaxis(y, 1, axis)
         y = plain_tensor(y)
         if not isinstance(self._activation, str):

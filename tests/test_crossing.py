@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -235,6 +236,60 @@ def test_what_waits_for_its_call_makes_room(log):
     batch = image(1)
     np.testing.assert_array_equal(tw.from_torch(Tight(), device="cpu")(batch), batch + 1)
     assert torch.equal(waits.crops(0, 2), torch.zeros(2, 3)), "it crosses again"
+
+
+@pytest.mark.parametrize("crosses", ["ahead", "in its call"])
+@pytest.mark.parametrize("ends", ["normally", "with an error"])
+def test_results_on_their_way_back_make_room(log, monkeypatch, crosses, ends):
+    """A call with one crop that has no room waits until the result of an earlier call has left the device."""
+    there, left, calls, kept = [], threading.Event(), [], []
+    real_joined, real_moved, real_end = network.joined, crossing.moved_there, Crossing.__exit__
+
+    def joined(parts):
+        there.append(weakref.ref(parts[0]))
+        return real_joined(parts)
+
+    def moved(*args):
+        if crosses == "in its call" and not calls:
+            calls.append("ahead")
+            raise FULL
+        return real_moved(*args)
+
+    def array(result):
+        if ends == "with an error":
+            raise ValueError("wrong")
+        return result.numpy().copy()
+
+    def end(self, *error):
+        kept.append(there[0]() is not None)
+        left.set()
+        real_end(self, *error)
+
+    class Tight(torch.nn.Module):
+        def forward(self, x):
+            calls.append(len(x))
+            if there and not left.is_set():
+                threading.Timer(0.5, log.free.set).start()
+                raise FULL
+            return x + 1
+
+    monkeypatch.setattr(network, "joined", joined)
+    monkeypatch.setattr(crossing, "moved_there", moved)
+    monkeypatch.setattr(network, "as_array", array)
+    monkeypatch.setattr(Crossing, "__exit__", end)
+    fn, batch = tw.from_torch(Tight(), device="cpu"), image(1)
+    log.free.clear()
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(fn, batch)]
+        assert log.wait_for(1)
+        found.append(pool.submit(fn, batch))
+        for one in found:
+            if ends == "with an error":
+                assert isinstance(one.exception(PATIENCE), ValueError)
+            else:
+                np.testing.assert_array_equal(one.result(PATIENCE), batch + 1)
+    assert calls.count(1) == 3
+    assert ends == "with an error" or not any(kept), "nothing of a call is on the device at its end"
 
 
 # -- results ----------------------------------------------------------------------------------------------

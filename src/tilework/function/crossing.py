@@ -8,11 +8,13 @@ queued while one runs. All networks run in one queue, so that their values take 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from tilework.function.device_memory import is_out_of_memory, register
+from tilework.function.devices import device_name
 from tilework.function.tensors import moved_there
 
 __all__ = ["AHEAD", "Crossing", "calls_on"]
@@ -41,6 +43,8 @@ def _streams(device: Any, torch: Any) -> tuple[Any, Any]:
 class Crossing:
     """A batch of crops on its way to a device, and what a network makes of it on its way back.
 
+    It is a context, at whose end nothing of the call is on its way any more.
+
     Parameters
     ----------
     crops : torch.Tensor
@@ -58,8 +62,10 @@ class Crossing:
         self._there: Any = None
         self._arrived: Any = None
         self._done: Any = None
+        self._ended = threading.Event()
         self._streams = None if alone or not _has_streams(device) else _streams(device, torch)
         if self._streams is not None:
+            register(self)
             self._begin(self._streams[0])
 
     def _begin(self, there: Any) -> None:
@@ -72,12 +78,22 @@ class Crossing:
                 raise
             return
         self._arrived = there.record_event()
-        register(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
 
     def leave(self, device: str) -> bool:
-        """Drop the batch on the device, which needs the memory; it crosses again in the call."""
-        del device  # the batches of other devices need not hurry either
-        self._there = None
+        """Drop the batch on the device, which needs the memory; it crosses again in the call.
+
+        A result that is on its way back has arrived when this returns. That needs no more of the device, so
+        the caller may have it.
+        """
+        self._there = None  # the batches of other devices need not hurry either
+        if self._done is not None and device_name(self._device) == device:
+            self._ended.wait()
         return False
 
     def crops(self, start: int, stop: int) -> Any:

@@ -5,7 +5,8 @@ When a call runs out of memory, the steps are, in this order:
 1. What the failed call made is dropped, and the device's cache is emptied. If a library failed that does
    not know of the cache, the call is repeated once.
 2. The batch is halved, down to one crop; later calls of this kind begin with what was possible.
-3. With one crop, canvases that are on the device move to the host, and the call is repeated once.
+3. With one crop, canvases and results that are on the device move to the host, and the call is repeated
+   once.
 4. The call ends with an error that has the figures. Nothing runs on the CPU instead.
 """
 
@@ -70,7 +71,7 @@ _LOCK = threading.Lock()
 
 
 class _Canvas(Protocol):
-    """Memory of a device that can be given back: a canvas, or a batch that waits for its call."""
+    """Memory of a device that can be given back: a canvas, or what a call has there before and after it."""
 
     def leave(self, device: str) -> bool:
         """Move to the host, if this is on ``device``; return whether that is worth telling."""
@@ -228,7 +229,7 @@ def _leave(device: Any, *, told: bool = False) -> None:
             "%s ran out of memory%s: the canvases of this result are on the host from now on",
             name, _figures(device),
         )  # fmt: skip
-        _let_go(device)
+    _let_go(device)
 
 
 def _let_go(device: Any) -> None:

@@ -159,18 +159,22 @@ class TorchFunction:
                 stays = self._on_device or crossing.crosses_later(start, stop)
                 return made if stays else _each(made, as_array)
 
-            with working(name):
-                with device_lock([name]), _DETERMINISTIC if self._deterministic else nullcontext():
-                    module = copy_on(self._module, device, torch) if moves else self._module
-                    run = compiled(module, torch) if self._compile else module
-                    parts = in_batches(
-                        call, size, lambda: (str(device), _size_of(module), given, self._autocast),
-                        crop=lambda: f"one crop of shape {tuple(given)}", device=device,
-                    )  # fmt: skip
-                    made = joined(parts) if len(parts) == 1 else with_room(lambda: joined(parts), device)
-                    crossing.queued()
-                crossing.wait()
-            return made if self._on_device else crossing.back(lambda: _each(made, as_array))
+            with crossing:
+                with working(name):
+                    with device_lock([name]), _DETERMINISTIC if self._deterministic else nullcontext():
+                        module = copy_on(self._module, device, torch) if moves else self._module
+                        run = compiled(module, torch) if self._compile else module
+                        parts = in_batches(
+                            call, size, lambda: (str(device), _size_of(module), given, self._autocast),
+                            crop=lambda: f"one crop of shape {tuple(given)}", device=device,
+                        )  # fmt: skip
+                        made = joined(parts) if len(parts) == 1 else with_room(lambda: joined(parts), device)
+                        crossing.queued()
+                    crossing.wait()
+                if not self._on_device:
+                    # Nothing refers to what is on the device when the context ends.
+                    parts = made = crossing.back(lambda: _each(made, as_array))
+            return made
 
     def _casting(self, device: Any, torch: Any) -> Any:
         if self._autocast is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -171,6 +172,34 @@ def test_a_network_may_call_another_one(log):
     with ThreadPoolExecutor(2 * AHEAD) as pool:
         for found in pool.map(fn, [batch] * 4 * AHEAD, timeout=PATIENCE):
             np.testing.assert_array_equal(found, batch + 2)
+
+
+def test_a_network_may_call_one_that_many_wait_for():
+    """It has the device for which they wait, so it cannot wait for them."""
+    inner = tw.from_torch(Plus, device="cpu")
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Outer(torch.nn.Module):
+        def forward(self, x):
+            begun.set()
+            assert go_on.wait(PATIENCE)
+            return torch.from_numpy(inner(x.numpy())) + 1
+
+    fn, batch = tw.from_torch(Outer(), device="cpu"), image()
+    inner(batch)
+    pool = ThreadPoolExecutor(4 * AHEAD)
+    first = pool.submit(fn, batch)
+    assert begun.wait(PATIENCE)
+    others = [pool.submit(inner, batch) for _ in range(3 * AHEAD)]
+    entry = inner._built()
+    end = time.monotonic() + PATIENCE
+    while entry.calls._value and time.monotonic() < end:
+        time.sleep(0.01)
+    go_on.set()
+    np.testing.assert_array_equal(first.result(PATIENCE), batch + 2)
+    for other in others:
+        np.testing.assert_array_equal(other.result(PATIENCE), batch + 1)
+    pool.shutdown()
 
 
 # -- memory -----------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ __all__ = [
     "device_lock",
     "device_name",
     "devices_of",
+    "has_device",
     "transfer_seconds",
     "wants_whole_batches",
     "working",
@@ -170,7 +171,7 @@ def bound_to(most: Mapping[str, int]) -> Iterator[tuple[str, bool]]:
     tuple of str and bool
         The device, and whether this thread has one already, for a network that calls another one.
     """
-    if getattr(_THREAD, "bound", False):
+    if has_device():
         with device_lock(list(most)) as name:
             yield name, True
         return
@@ -186,6 +187,11 @@ def bound_to(most: Mapping[str, int]) -> Iterator[tuple[str, bool]]:
         with _FREED:
             _BOUND[name] -= 1
             _FREED.notify_all()
+
+
+def has_device() -> bool:
+    """Return whether this thread makes a call that is bound to a device."""
+    return bool(getattr(_THREAD, "bound", False))
 
 
 @contextmanager

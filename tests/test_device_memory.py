@@ -141,6 +141,7 @@ def test_errors_with_other_reasons_count_where_the_memory_is_full(
     [
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 1, [1, 1]),
         ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", 4, [4, 4]),
+        ("cuFFT error: CUFFT_ALLOC_FAILED", 4, [4, 4]),
         ("CUDA out of memory. Tried to allocate 2.00 GiB", 1, [1, 1]),
         ("CUDA out of memory. Tried to allocate 2.00 GiB", 4, [4, 2, 2]),
     ],

@@ -54,7 +54,7 @@ _MAYBE = re.compile(
 # A device with less free memory is full, bytes: a library's handle with its workspace takes tens of MiB.
 _NEARLY = 2**29
 # Errors of what allocates beside torch, whose cache is not emptied for it.
-_BESIDE = "_STATUS_"
+_BESIDE = re.compile("_STATUS_|CUFFT_ALLOC_FAILED|GET was unable to find an engine")
 # Classes of errors of libraries that may be loaded.
 _CLASSES = (
     ("torch", "OutOfMemoryError"), ("torch.cuda", "OutOfMemoryError"),
@@ -172,7 +172,7 @@ def in_batches(
             continue
         # The except block has ended: its error held the frames of the call, and these its tensors.
         _let_go(device)
-        if not emptied and _BESIDE in told:
+        if not emptied and _BESIDE.search(told):
             emptied = True  # the cache was in the way, perhaps, and not the batch
         elif n > 1:
             failed, limit = max(failed, n), n // 2

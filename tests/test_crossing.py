@@ -221,6 +221,30 @@ def test_a_batch_without_room_crosses_in_its_call(log, monkeypatch):
     assert not LIMITS, "the call itself had room"
 
 
+def test_a_batch_that_is_halved_crosses_in_halves(log, monkeypatch):
+    """Once that is known; it crossed ahead for nothing before."""
+    real, lengths = crossing.moved_there, []
+
+    def moved(crops, device, dtype):
+        lengths.append(len(crops))
+        return real(crops, device, dtype)
+
+    class Small(torch.nn.Module):
+        def forward(self, x):
+            if len(x) > 2:
+                raise FULL
+            return x + 1
+
+    monkeypatch.setattr(crossing, "moved_there", moved)
+    fn, batch = tw.from_torch(Small(), device="cpu"), image()
+    for expected in ([4, 2, 2], [2, 2], [2]):
+        lengths.clear()
+        own = batch[: sum(expected[-2:])]
+        np.testing.assert_array_equal(fn(own), own + 1)
+        assert lengths == expected
+    assert log.told.count(("wait", "arrived in there")) == 2, "a batch that fits crosses ahead"
+
+
 def test_another_error_of_crossing_is_raised(log, monkeypatch):
     def moved(crops, device, dtype):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")

@@ -54,7 +54,8 @@ class Crossing:
     dtype : torch.dtype
         That of the network.
     alone : bool
-        Whether this thread has the device already, so that nothing runs there meanwhile.
+        Whether the crops cross in the call only: this thread has the device already, so that nothing else
+        runs there, or the batch is too large for one call.
     """
 
     def __init__(self, crops: Any, device: Any, dtype: Any, torch: Any, *, alone: bool) -> None:

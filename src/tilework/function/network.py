@@ -29,7 +29,7 @@ from tilework.errors import TilingError
 from tilework.function.calling import as_array, from_tensor, is_tensor, joined, plain_tensor
 from tilework.function.compiling import compiled
 from tilework.function.crossing import AHEAD, Crossing, calls_on
-from tilework.function.device_memory import in_batches, with_room
+from tilework.function.device_memory import LIMITS, in_batches, with_room
 from tilework.function.devices import bound_to, device_lock, working
 from tilework.function.load_once import LoadOnce, load_once
 from tilework.function.network_places import check_devices, copy_on, dtype_of, moved, place_of, weights_of
@@ -141,7 +141,13 @@ class TorchFunction:
         places = {str(place): (place, moves) for place, moves in self._places(torch)}
         with bound_to({name: calls_on(place) for name, (place, _) in places.items()}) as (name, alone):
             device, moves = places[name]
-            crossing = Crossing(crops, device, dtype, torch, alone=alone)
+
+            def kind() -> Any:
+                return str(device), _size_of(self._module), given, self._autocast
+
+            # A batch that is halved crosses in halves.
+            halved = bool(LIMITS) and LIMITS.get(kind(), (size,))[0] < size
+            crossing = Crossing(crops, device, dtype, torch, alone=alone or halved)
 
             def call(start: int, stop: int) -> Any:
                 x = crossing.crops(start, stop)
@@ -165,9 +171,8 @@ class TorchFunction:
                         module = copy_on(self._module, device, torch) if moves else self._module
                         run = compiled(module, torch) if self._compile else module
                         parts = in_batches(
-                            call, size, lambda: (str(device), _size_of(module), given, self._autocast),
-                            crop=lambda: f"one crop of shape {tuple(given)}", device=device,
-                        )  # fmt: skip
+                            call, size, kind, crop=lambda: f"one crop of shape {tuple(given)}", device=device
+                        )
                         made = joined(parts) if len(parts) == 1 else with_room(lambda: joined(parts), device)
                         crossing.queued()
                     crossing.wait()

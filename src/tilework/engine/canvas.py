@@ -47,8 +47,8 @@ class Partial:
     """Place of the array, result samples per grid axis."""
     array: AnyArray | None = None
     """The sum; None until the first result shows its dtype, and whether it is on a device."""
-    lost: Array | None = None
-    """What rounding took from the sum so far, for an output whose sums are compensated."""
+    lost: AnyArray | None = None
+    """What rounding took from the sum so far, for an output whose sums are compensated; as ``array``."""
     merged: int = 0
     """Number of further parts that `combine` has added; a task that is tried again adds no part twice."""
     room: Array | None = None
@@ -63,24 +63,30 @@ class Partial:
             dtype = output.dtype
         if self.array is None:
             self.array = _neutral(output, self.box, dtype, self.room, values)
-            if output.compensated and dtype.kind in "fc":
-                self.lost = np.zeros_like(self.array)
+            self._compensate(output)
         elif dtype != self.array.dtype and not np.can_cast(dtype, self.array.dtype):
             # A function may return integers for one crop and floats for the next.
             wider = np.result_type(dtype, self.array.dtype)
-            if isinstance(self.array, DeviceArray):
-                self.array.widen(wider)
-                return
-            self.array = self.array.astype(wider)
-            if output.compensated and wider.kind in "fc":
-                self.lost = np.zeros_like(self.array) if self.lost is None else self.lost.astype(wider)
+            self.array = _widened(self.array, wider)
+            self.lost = None if self.lost is None else _widened(self.lost, wider)
+            self._compensate(output)
 
-    def part(self, index: tuple[Any, ...]) -> tuple[AnyArray, Array | None]:
+    def _compensate(self, output: BoundOutput) -> None:
+        """Make ``lost`` if the sums need it; those of integers are exact."""
+        sums = self.array
+        if self.lost is not None or sums is None or not output.compensated or sums.dtype.kind not in "fc":
+            return
+        if isinstance(sums, DeviceArray):
+            self.lost = device_array.full(sums, sums.shape, sums.dtype, 0, output.held)
+        else:
+            self.lost = np.zeros_like(sums)
+
+    def part(self, index: tuple[Any, ...]) -> tuple[AnyArray, AnyArray | None]:
         """Return views of the sum and of what rounding took from it."""
         assert self.array is not None
         return self.array[index], None if self.lost is None else self.lost[index]
 
-    def view(self, output: BoundOutput, box: Box) -> tuple[AnyArray, Array | None]:
+    def view(self, output: BoundOutput, box: Box) -> tuple[AnyArray, AnyArray | None]:
         """Return `part` in ``box``."""
         return self.part(output.index(box.shift([-a for a in self.box.start]).slices))
 
@@ -88,7 +94,9 @@ class Partial:
         """Return the part in ``box``, on the host; its array is a view where it is there."""
         box = self.box.intersect(box)
         cut = self if box == self.box or self.array is None else Partial(box, *self.view(output, box))
-        return Partial(box, cut.array.host()) if isinstance(cut.array, DeviceArray) else cut
+        if not isinstance(cut.array, DeviceArray):
+            return cut
+        return Partial(box, cut.array.host(), device_array.as_host(cut.lost))
 
     @property
     def total(self) -> AnyArray:
@@ -96,11 +104,21 @@ class Partial:
         assert self.array is not None
         if self.lost is None:
             return self.array
+        if isinstance(self.array, DeviceArray):
+            return device_array.restored(self.array, self.lost)
         total: Array = self.array.copy()
         # Inf and NaN have no remainder.
         for sums, lost in real_parts(total, self.lost):
             np.add(sums, lost, out=sums, where=np.isfinite(sums) & np.isfinite(lost))
         return total
+
+
+def _widened(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
+    """Return a canvas in another dtype; one on a device changes."""
+    if isinstance(array, DeviceArray):
+        array.widen(dtype)
+        return array
+    return array.astype(dtype)
 
 
 def _neutral(
@@ -166,7 +184,7 @@ def add(
     values: AnyArray,
     weights: Sequence[Profile] | None,
     products: Products,
-    lost: Array | None = None,
+    lost: AnyArray | None = None,
 ) -> None:
     """Add ``values`` to ``target`` as the output's blend says; both in the layout of the function's result.
 
@@ -175,12 +193,12 @@ def add(
     weights : one `Profile` per tiled axis, or None
     products : Products
         Products of weights, which tiles share.
-    lost : numpy.ndarray, optional
+    lost : numpy.ndarray or DeviceArray, optional
         What rounding took from ``target``, which is added to.
     """
     kind = output.kind
     if isinstance(target, DeviceArray) and not output.weighted:
-        _merge_there(kind, target, values)
+        _merge_there(output, target, values, lost)
     elif kind == "trim":
         np.copyto(target, values, casting="unsafe")
     elif kind in ("max", "min"):
@@ -195,14 +213,16 @@ def add(
         products.add_separable(output, (target, lost), values, weights)
 
 
-def _merge_there(kind: str, target: DeviceArray, values: AnyArray) -> None:
+def _merge_there(
+    output: BoundOutput, target: DeviceArray, values: AnyArray, lost: DeviceArray | None
+) -> None:
     """Combine sums, or results of a blend without weights, on a device."""
-    if kind == "trim":
+    if output.kind == "trim":
         device_array.put(target, values)
-    elif kind in ("max", "min"):
-        device_array.choose(target, values, largest=kind == "max")
+    elif output.kind in ("max", "min"):
+        device_array.choose(target, values, largest=output.kind == "max")
     else:
-        device_array.plus(target, values)
+        device_array.plus(target, values, average=output.weighted, lost=lost)
 
 
 class Products:
@@ -242,7 +262,7 @@ class Products:
     def add_separable(
         self,
         output: BoundOutput,
-        target: tuple[AnyArray, Array | None],
+        target: tuple[AnyArray, AnyArray | None],
         values: AnyArray,
         weights: Sequence[Profile],
     ) -> None:
@@ -252,7 +272,7 @@ class Products:
         so that a part of a result gets the same bits as the whole.
         """
         if isinstance(target[0], DeviceArray):
-            self._add_separable_there(output, target[0], values, weights)
+            self._add_separable_there(output, target, values, weights)
             return
         key = (target[0].dtype, output.shape, output.axes, *map(id, weights))
         if (ready := self._ready.get(key)) is None:
@@ -291,26 +311,31 @@ class Products:
         return ready
 
     def _add_separable_there(
-        self, output: BoundOutput, target: DeviceArray, values: DeviceArray, weights: Sequence[Profile]
+        self,
+        output: BoundOutput,
+        target: tuple[DeviceArray, DeviceArray | None],
+        values: DeviceArray,
+        weights: Sequence[Profile],
     ) -> None:
         """Do the same on a device, with the same products and scalars."""
+        sums, lost = target
         ndim, split = len(output.shape), _split(output)
         by_axis = dict(zip(output.axes, weights, strict=True))
-        key = (target.dtype, output.shape, output.axes, *(id(profile) for profile, _ in weights))
+        key = (sums.dtype, output.shape, output.axes, *(id(profile) for profile, _ in weights))
         if (found := self._there.get(key)) is None:
             whole = {a: (profile, slice(None)) for a, (profile, _) in by_axis.items()}
-            product, positive = self._outer(whole, range(split, ndim), target.dtype)
+            product, positive = self._outer(whole, range(split, ndim), sums.dtype)
             scalars = None
             if split:
                 scalars = np.ones((1,) * split)
                 for a in range(split):
                     if a in by_axis:
                         scalars = scalars * by_axis[a][0].reshape((-1,) + (1,) * (split - a - 1))
-                scalars = scalars.astype(target.dtype).reshape(*scalars.shape, *(1,) * (ndim - split))
+                scalars = scalars.astype(sums.dtype).reshape(*scalars.shape, *(1,) * (ndim - split))
             factors = Weights(product.reshape((1,) * split + product.shape), positive, scalars)
             found = self._hold_there(key, factors, [profile for profile, _ in weights])
         part = [by_axis[a][1] if a in by_axis else slice(None) for a in range(ndim)]
-        device_array.add_weighted(target, values, found[0], part)
+        device_array.add_weighted(sums, values, found[0], part, lost)
 
     def _hold_there(self, key: Any, weights: Weights, alive: Any) -> tuple[Weights, Any]:
         """Keep weights for devices."""
@@ -323,7 +348,7 @@ class Products:
     def add_map(
         self,
         output: BoundOutput,
-        target: tuple[AnyArray, Array | None],
+        target: tuple[AnyArray, AnyArray | None],
         values: AnyArray,
         weights: Array,
         index: tuple[slice, ...],
@@ -338,7 +363,7 @@ class Products:
                 there = self._hold_there(key, Weights(whole, found[1]), weights)
             by_axis = dict(zip(output.axes, index, strict=True))
             places = [by_axis.get(a, slice(None)) for a in range(values.ndim)]
-            device_array.add_weighted(target[0], values, there[0], places)
+            device_array.add_weighted(target[0], values, there[0], places, target[1])
             return
         product, positive = spread(found[0][index], output.axes, values.ndim), found[1]
         for rows in _rows(values.shape, 0):
@@ -449,10 +474,12 @@ def combine(output: BoundOutput, box: Box, parts: Sequence[Partial]) -> AnyArray
         target, (source, lost) = total.view(output, common), part.view(output, common)
         sums = target[0]
         if isinstance(sums, DeviceArray):
-            _merge_there(output.kind, sums, source)
+            _merge_there(output, sums, source, target[1])
+            if lost is not None and target[1] is not None:
+                device_array.plus(target[1], lost, average=False)
             total.merged += 1
             continue
-        source = device_array.as_host(source)
+        source, lost = device_array.as_host(source), device_array.as_host(lost)
         if output.kind == "trim":
             sums[...] = source
         elif output.kind in ("max", "min"):

@@ -325,12 +325,8 @@ def refuse_on_device(outputs: Sequence[BoundOutput], *, disagreement: bool, vali
             break
         if output.stored is not None:
             problem = "labels are painted on the host"
-        elif output.kind == "sum":
-            problem = 'blend="sum" is not for the device'
         elif callable(output.reduce):
             problem = 'reduce= is a callable of numpy arrays (the device knows "argmax")'
-        elif output.compensated:
-            problem = "more crops than 32 lie on a sample, so that sums need a second canvas"
         elif dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
             problem = f"torch has no dtype {dtype}"
         elif dtype.kind == "c" and (output.kind != "trim" or output.reduce is not None):

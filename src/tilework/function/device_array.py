@@ -31,6 +31,7 @@ __all__ = [
     "largest",
     "plus",
     "put",
+    "restored",
 ]
 
 T = TypeVar("T")
@@ -116,7 +117,7 @@ class DeviceArray:
 _HOST = "canvases on the host"
 
 
-def as_host(array: Any) -> Array:
+def as_host(array: Any) -> Any:
     """Return an array of either kind in memory of the host."""
     return array.host() if isinstance(array, DeviceArray) else array
 
@@ -173,20 +174,22 @@ def full(
 # -- operations -------------------------------------------------------------------------------------------
 
 
-def _in_place(target: DeviceArray, source: Any, change: Callable[[Any, Any, Any], Any]) -> None:
-    """Set ``target`` to ``change(target, source, index)``, piece by piece.
+def _in_place(targets: Sequence[DeviceArray], source: Any, change: Callable[..., Sequence[Any]]) -> None:
+    """Set ``targets``, of one shape, to ``change(source, index, *targets)``, piece by piece.
 
-    What a piece needs is there before the canvas changes, so that it may be repeated.
+    What a piece needs is there before a canvas changes, so that it may be repeated.
     """
-    for index in _pieces(target.shape):
+    for index in _pieces(targets[0].shape):
 
         def act(index: Any = index) -> None:
-            canvas = target.tensor[index]
+            canvases = [target.tensor[index] for target in targets]
             values = source[index]
             values = values.tensor if isinstance(values, DeviceArray) else _tensor(values)
-            canvas.copy_(change(canvas, values.to(canvas.device), index))
+            results = change(values.to(canvases[0].device), index, *canvases)
+            for canvas, result in zip(canvases, results, strict=True):
+                canvas.copy_(result)
 
-        with_room(act, target.home)
+        with_room(act, targets[0].home)
 
 
 def _tensor(array: Array) -> Any:
@@ -203,24 +206,58 @@ def _pieces(shape: Sequence[int]) -> Iterator[Any]:
 
 def put(target: DeviceArray, values: Any) -> None:
     """Copy values, cast as numpy does."""
-    _in_place(target, values, lambda canvas, new, index: new.to(canvas.dtype))
+    _in_place([target], values, lambda new, index, canvas: [new.to(canvas.dtype)])
 
 
 def choose(target: DeviceArray, values: Any, *, largest: bool) -> None:
     """Keep the larger, or smaller, of each pair of samples; NaN wins, and of zeros of both signs either."""
     torch: Any = sys.modules["torch"]
     pick = torch.maximum if largest else torch.minimum
-    _in_place(target, values, lambda canvas, new, index: pick(canvas, new.to(canvas.dtype)))
+    _in_place([target], values, lambda new, index, canvas: [pick(canvas, new.to(canvas.dtype))])
 
 
-def plus(target: DeviceArray, values: Any) -> None:
-    """Add sums of weighted values."""
-    _in_place(target, values, lambda canvas, new, index: _sum(canvas, new.to(canvas.dtype)))
+def plus(target: DeviceArray, values: Any, *, average: bool, lost: DeviceArray | None = None) -> None:
+    """Add values, to the bit as `engine.sums.plus` does on the host.
+
+    Parameters
+    ----------
+    average : bool
+        Whether weights sum to 1, so that finite values do not give inf.
+    lost : DeviceArray, optional
+        What rounding took from ``target``, which is added to.
+    """
+    _in_place(
+        [target] if lost is None else [target, lost],
+        values,
+        lambda new, index, canvas, *more: _sum(average, new.to(canvas.dtype), canvas, *more),
+    )
 
 
-def _sum(canvas: Any, values: Any) -> Any:
-    """Return the sum; finite values whose sum is inf by rounding give the largest finite number."""
-    return _finite(canvas + values, canvas, values)
+def _sum(average: bool, values: Any, canvas: Any, lost: Any = None) -> Sequence[Any]:
+    """Return the sum and, with ``lost``, what rounding took from it so far."""
+    if not canvas.is_floating_point():
+        return [_saturated(canvas, values)]
+    total = canvas + values
+    if average:
+        total = _finite(total, canvas, values)
+    if lost is None:
+        return [total]
+    own = total - canvas  # Knuth's two-sum
+    return [total, lost + ((canvas - (total - own)) + (values - own))]
+
+
+def _saturated(sums: Any, values: Any) -> Any:
+    """Return the sum of integers of 64 bits; what would wrap around is at the end of the type."""
+    torch: Any = sys.modules["torch"]
+    dtype = sums.dtype
+    # Torch neither adds nor compares unsigned integers, whose sums have the bits of signed ones.
+    sums, values = sums.view(torch.int64), values.view(torch.int64)
+    total = sums + values
+    least, most = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+    if dtype is torch.uint64:
+        return torch.where((total ^ least) < (sums ^ least), -1, total).view(dtype)
+    end = torch.where(sums < 0, least, most)
+    return torch.where(((sums ^ total) & (values ^ total)) < 0, end, total)
 
 
 def _finite(result: Any, *operands: Any) -> Any:
@@ -262,20 +299,29 @@ class Weights:
         return values if where is None else torch.where(where, values, 0)
 
 
-def add_weighted(target: DeviceArray, values: DeviceArray, weights: Weights, part: Sequence[slice]) -> None:
-    """Add values times the part of the weights that belongs to them, to the bit as on the host."""
+def add_weighted(
+    target: DeviceArray,
+    values: DeviceArray,
+    weights: Weights,
+    part: Sequence[slice],
+    lost: DeviceArray | None = None,
+) -> None:
+    """Add values times the part of the weights that belongs to them, to the bit as on the host.
+
+    ``lost`` is as in `plus`.
+    """
     if target.dtype.kind != "f":
         raise ContractError(
             f"the function returned dtype {values.dtype}, which on_device=True cannot average; return real "
             "numbers, or use on_device=False."
         )
 
-    def change(canvas: Any, new: Any, index: Any) -> Any:
+    def change(new: Any, index: Any, canvas: Any, *more: Any) -> Sequence[Any]:
         rows = (_within(part[0], index[0]), *part[1:])
         wide = _wider(new.dtype, canvas.dtype)
-        return _sum(canvas, weights.times(new.to(wide), rows).to(canvas.dtype))
+        return _sum(True, weights.times(new.to(wide), rows).to(canvas.dtype), canvas, *more)
 
-    _in_place(target, values, change)
+    _in_place([target] if lost is None else [target, lost], values, change)
 
 
 def _within(part: slice, rows: slice) -> slice:
@@ -300,6 +346,17 @@ def divided(total: DeviceArray, weights: Array) -> DeviceArray:
         return _finite(sums / _tensor(np.ascontiguousarray(weights)).to(sums.device), sums)
 
     return DeviceArray(with_room(act, total.home))
+
+
+def restored(sums: DeviceArray, lost: DeviceArray) -> DeviceArray:
+    """Return sums with what rounding took from them; inf and NaN have no remainder."""
+    torch: Any = sys.modules["torch"]
+
+    def act() -> Any:
+        one, other = sums.tensor, lost.tensor
+        return torch.where(torch.isfinite(one) & torch.isfinite(other), one + other, one)
+
+    return DeviceArray(with_room(act, sums.home))
 
 
 def largest(total: DeviceArray, axis: int) -> Array:

@@ -433,10 +433,11 @@ def from_torch(
         filled, see ``pad_batch`` of `tiled_map`. The first call takes from seconds to a minute.
     on_device : bool
         Whether results stay on the device as tensors, where `tiled_map` adds them up, normalises and takes
-        the argmax, so that only finished blocks cross back. For ``fn=`` of `tiled_map` itself, with "trim",
-        "max", "min" and the blends that average; others are refused when the result is built. A canvas is a
-        block with its overlap and all channels; the device holds one for every thread that computes, which
-        no memory limit of tilework counts.
+        the argmax, so that only finished blocks cross back. For ``fn=`` of `tiled_map` itself, with every
+        blend; labels, callables as ``reduce``, ``where``, ``nodata`` and ``disagreement=True`` are refused
+        when the result is built. A canvas is a block with its overlap and all channels; the device holds one
+        for every thread that computes, or two if more than 32 crops lie on a sample, which no memory limit of
+        tilework counts.
     channels_last : bool
         Whether crops of two and three spatial axes are laid out with their channels last in memory, which
         convolutions in half precision need to be fast on CUDA. The weights keep their layout.

@@ -18,11 +18,14 @@ import torch
 from tilework._checks import at_least, brief, flag, of_type, sequence, warn
 from tilework._types import Array, Index
 from tilework.api import plan_tiles, tiled_map
+from tilework.engine.block import gather_tiles
+from tilework.engine.canvas import combine
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.output import Output
+from tilework.graph.build import find_spec
 from tilework.grid.recipes import monai_options
-from tilework.grid.tiles import Box, Tile
-from tilework.source.padding import AxisRead, Boundary, read_padded
+from tilework.grid.tiles import Tile
+from tilework.source.padding import source_index
 from tilework.writing.computing import compute
 
 __all__ = ["SlidingWindowInferer", "SlidingWindowInfererAdapt", "sliding_window_inference"]
@@ -76,7 +79,7 @@ def sliding_window_inference(
         As in `monai_options`.
     sw_device, device : torch.device or str, optional
         Where windows are predicted, and where the results are. Default: the device of ``inputs``. Sums are
-        on the CPU.
+        where the results are; those of complex numbers are on the CPU.
     progress : bool
         Whether to show a bar that counts calls.
     roi_weight_map : torch.Tensor, shape of the window, optional
@@ -120,14 +123,15 @@ def sliding_window_inference(
     if roi_weight_map is not None:
         options["blend"] = _map_of(roi_weight_map, options["crop"])
     windows = _Windows(inputs, condition, options, at_least("sw_batch_size", sw_batch_size, 1))
+    target = torch.device(device or inputs.device)
     calls = _Calls(
-        windows, predictor, args, kwargs, device=sw_device or inputs.device, process=process_fn,
-        with_coord=flag("with_coord", with_coord),
+        windows, predictor, args, kwargs, device=torch.device(sw_device or inputs.device), target=target,
+        process=process_fn, with_coord=flag("with_coord", with_coord),
     )  # fmt: skip
     with torch.no_grad(), _bar(progress, windows.calls) as calls.bar:
         calls.first()
         results = calls.divided(_run(windows, calls))
-    return calls.packed([_finished(r, inputs, device) for r in results])
+    return calls.packed([_finished(r, inputs, target) for r in results])
 
 
 class SlidingWindowInferer:
@@ -204,7 +208,12 @@ buffer_steps, buffer_dim, with_coord
 
 
 SlidingWindowInfererAdapt = SlidingWindowInferer
-"""MONAI's class for results that do not fit on a device; sums are on the CPU here anyway."""
+"""MONAI's class for sums that do not fit on a device; here they move to the CPU where its memory ends."""
+
+
+def _adds_up(device: Any) -> bool:
+    """Return whether results are added up on a device, and not by the host."""
+    return bool(device.type != "cpu")
 
 
 def _word(value: Any) -> Any:
@@ -255,20 +264,21 @@ class _Windows:
     """The windows of one call: where they lie, and what is in them."""
 
     def __init__(self, inputs: Any, condition: Any, options: dict[str, Any], batch_size: int) -> None:
-        self.dtype = inputs.dtype
-        self.sources = tuple(_array(t) for t in (inputs, condition) if t is not None)
-        shape = self.sources[0].shape
-        if condition is not None and self.sources[1].shape != shape:
+        self.dtype, shape = inputs.dtype, tuple(inputs.shape)
+        if condition is not None and tuple(condition.shape) != shape:
             raise TilingError(
-                f"condition must have the shape of inputs, {shape}; got {self.sources[1].shape}."
+                f"condition must have the shape of inputs, {shape}; got {tuple(condition.shape)}."
             )
         self.options, self.batch_size = options, batch_size
         self.extents, self.roi = shape[2:], options["crop"]
         missing = [max(0, r - n) for r, n in zip(self.roi, self.extents, strict=True)]
         self.before = tuple(m // 2 for m in missing)
+        self._sources = [self._padded(t, missing) for t in (inputs, condition) if t is not None]
         places = {k: v for k, v in options.items() if k not in ("blend", "cval")}
+        self.shape = shape[0], *self.extents
+        """Extents of the grid: images, then the spatial axes."""
         self.plan = plan_tiles(
-            (shape[0], *self.extents), each=0, **places, output=Output("f4", blend="average"),
+            self.shape, each=0, **places, output=Output("f4", blend="average"),
         )  # fmt: skip
 
     @property
@@ -276,17 +286,23 @@ class _Windows:
         """How often the predictor is called."""
         return math.ceil(len(self.plan) / self.batch_size)
 
-    def cut(self, tiles: Sequence[Tile]) -> list[Array]:
-        """Return the windows of some tiles, padded, per source."""
-        return [np.stack([self._cut(source, tile.read) for tile in tiles]) for source in self.sources]
+    def cut(self, tiles: Sequence[Tile]) -> list[Any]:
+        """Return the windows of some tiles per source: new tensors, where the source is."""
+        places = [tuple(place) for place in self.coordinates(tiles)]
+        return [torch.cat([source[place] for place in places]) for source in self._sources]
 
-    def _cut(self, source: Array, read: Box) -> Array:
-        (image, *starts), (_, *stops) = read.start, read.stop
-        boundary: Boundary = self.options["boundary"]
-        columns = zip(starts, stops, self.extents, strict=True)
-        reads = [AxisRead(((0, source.shape[1]),)), *(AxisRead.plan(*c, boundary) for c in columns)]
-        values = source[image]
-        return read_padded(lambda box: values[tuple(slice(*s) for s in box)], reads, self.options["cval"])
+    def _padded(self, tensor: Any, missing: Sequence[int]) -> Any:
+        """Return a plain tensor, padded along the axes that are shorter than a window."""
+        tensor = tensor.detach().as_subclass(torch.Tensor)
+        boundary = self.options["boundary"]
+        for d, (n, before, more) in enumerate(zip(self.extents, self.before, missing, strict=True)):
+            if not more:
+                continue
+            index = source_index(np.arange(-before, n + more - before), n, boundary)
+            outside = torch.from_numpy(np.flatnonzero(index < 0)).to(tensor.device)
+            inside = torch.from_numpy(np.maximum(index, 0)).to(tensor.device)
+            tensor = tensor.index_select(2 + d, inside).index_fill_(2 + d, outside, self.options["cval"])
+        return tensor
 
     def coordinates(self, tiles: Sequence[Tile]) -> list[list[slice]]:
         """Return the place of each window in the padded inputs, as MONAI tells it."""
@@ -300,17 +316,22 @@ class _Windows:
 
 
 class _Calls:
-    """The predictor as a function of windows: `tiled_map` calls it with arrays and tiles."""
+    """The predictor as a function of tiles, which cuts the windows itself, where the inputs are."""
 
     def __init__(
         self, windows: _Windows, predictor: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any],
-        *, device: Any, process: Callable[..., Any] | None, with_coord: bool,
+        *, device: Any, target: Any, process: Callable[..., Any] | None, with_coord: bool,
     ) -> None:  # fmt: skip
         self._windows, self._predictor, self._args, self._kwargs = windows, predictor, args, kwargs
         self._device, self._process, self._with_coord = device, process, with_coord
         self.bar: Any = None
         self._keys: list[Any] | None = None
-        self._done: tuple[Array, ...] | None = None
+        self._done: tuple[Any, ...] | None = None
+        self.stays = self.__tilework_on_device__ = _adds_up(target) and not windows.dtype.is_complex
+        """Whether results are added up on a device, as tensors."""
+        self._target = target if self.stays else torch.device("cpu")
+        self._wide = WIDER.get(windows.dtype, windows.dtype)
+        self._rooms: dict[int, Any] = {}
         blend = windows.options["blend"]
         # Equal weights need no sums: how many windows lie on a sample is known.
         self._sums = process is not None or not isinstance(blend, str)
@@ -324,31 +345,31 @@ class _Calls:
     def first(self) -> None:
         """Make the first call, which tells what the predictor returns."""
         tiles = self._windows.plan[: self._windows.batch_size]
-        self._done = done = self._call(self._windows.cut(tiles), tiles)
+        self._done = done = self._call(tiles)
         blend = "sum" if self._sums else "average"
+        dtype = str(self._wide).removeprefix("torch.")
         self.outputs = tuple(
-            Output(r.dtype, channels=r.shape[1], scale=self._scale(k, r.shape[2:]), blend=blend)
+            Output(dtype, channels=r.shape[1], scale=self._scale(k, r.shape[2:]), blend=blend)
             for k, r in enumerate(done)
         )
 
-    def __call__(self, *crops: Array, tiles: Sequence[Tile]) -> tuple[Array, ...]:
-        """Return the predictions for a batch of windows as arrays."""
-        at = [tile.index for tile in tiles]
+    def __call__(self, crops: Array, *, tiles: Sequence[Tile]) -> tuple[Any, ...]:
+        """Return the predictions for the windows of some tiles: tensors where they stay, or arrays."""
+        at, (done, self._done) = [tile.index for tile in tiles], (self._done, None)
         # Blocks that fit into memory may cut the batches of a very large result in another way.
-        if self._done is None or at[0] > 0 or at[-1] >= len(self._done[0]):
-            return self._call(crops, tiles)
-        found = tuple(result[at] for result in self._done)
-        self._done = None
-        return found
+        if done is None or at[0] > 0 or at[-1] >= len(done[0]):
+            done = self._call(tiles)
+        elif len(at) < len(done[0]):
+            done = tuple(result[at] for result in done)
+        return done if self.stays else tuple(result.numpy() for result in done)
 
-    def divided(self, results: list[Array]) -> list[Array]:
+    def divided(self, results: list[Any]) -> list[Any]:
         """Return the results, where they are sums, divided by the sums of the weights."""
         if not self._sums:
             return results
         n = len(results) // 2
-        with np.errstate(divide="ignore", invalid="ignore"):  # where no weight lies, as in MONAI
-            for value, weight in zip(results[:n], results[n:], strict=True):
-                np.divide(value, weight, out=value)
+        for value, weight in zip(results[:n], results[n:], strict=True):
+            value.div_(weight)  # NaN where no weight lies, as in MONAI
         return results[:n]
 
     def packed(self, results: Sequence[Any]) -> Any:
@@ -357,10 +378,10 @@ class _Calls:
             return dict(zip(self._keys, results, strict=True))
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _call(self, crops: Sequence[Array], tiles: Sequence[Tile]) -> tuple[Array, ...]:
-        tensors = [
-            torch.from_numpy(crop).to(device=self._device, dtype=self._windows.dtype) for crop in crops
-        ]
+    def _call(self, tiles: Sequence[Tile]) -> tuple[Any, ...]:
+        """Return what is added up for some tiles, as tensors of one dtype where it is added up."""
+        cuts = self._windows.cut(tiles)
+        tensors = [cut.to(device=self._device, dtype=self._windows.dtype) for cut in cuts]
         given = (tensors[0], self._windows.coordinates(tiles)) if self._with_coord else tensors[:1]
         kwargs = self._kwargs | ({"condition": tensors[1]} if len(tensors) > 1 else {})
         values = self._flat(self._predictor(*given, *self._args, **kwargs))
@@ -369,11 +390,14 @@ class _Calls:
             values, weights = self._process(values, tensors[0], weights)
         for value in values:
             self._check(value, len(tiles))
+        plain = [value.detach().as_subclass(torch.Tensor) for value in values]
         if self._sums:
-            values = self._weighted(values, weights)
+            found = self._weighted(plain, weights)
+        else:
+            found = tuple(value.to(self._target, self._wide).resolve_conj().resolve_neg() for value in plain)
         if self.bar is not None:
             self.bar.update()
-        return tuple(map(self._array, values))
+        return found
 
     def _flat(self, found: Any) -> tuple[Any, ...]:
         """Return predictions as a tuple; remember the keys of a dict."""
@@ -391,9 +415,26 @@ class _Calls:
         The sums of both give the result, whatever the weights of the other calls are.
         """
         resized = _resized(weights.to(self._weights), [value.shape[2:] for value in values])
-        self._divisors = self._divisors or resized
+        self._divisors = self._divisors or [w.to(self._target, self._wide) for w in resized]
         divisors = (d.expand(len(v), 1, *d.shape[2:]) for v, d in zip(values, self._divisors, strict=True))
-        return (*(v * w for v, w in zip(values, resized, strict=True)), *divisors)
+        products = [self._product(k, v, w) for k, (v, w) in enumerate(zip(values, resized, strict=True))]
+        return (*products, *divisors)
+
+    def _product(self, number: int, values: Any, weights: Any) -> Any:
+        """Return predictions times weights, in memory that serves all whole batches: new memory takes longer.
+
+        Whole batches are added up one after another. If memory ends, the parts of one wait for each other.
+        """
+        room = self._rooms.get(number)
+        if room is None or room.shape != values.shape:
+            # What crosses from CUDA does so faster into pinned memory.
+            pinned = self._target.type == "cpu" and values.is_cuda
+            room = torch.empty(values.shape, dtype=self._wide, device=self._target, pin_memory=pinned)
+            if len(values) == self._windows.batch_size:
+                self._rooms[number] = room
+        if values.device == room.device:
+            return torch.mul(values, weights, out=room)
+        return room.copy_(values * weights)
 
     def _check(self, value: Any, count: int) -> None:
         """Raise unless a prediction can be averaged."""
@@ -409,11 +450,6 @@ class _Calls:
                 f"a prediction for {count} windows must have shape ({count}, channels, spatial axes...); got "
                 f"{tuple(value.shape)}."
             )
-
-    def _array(self, value: Any) -> Array:
-        """Return a prediction as an array in which sums keep their digits."""
-        wide = WIDER.get(self._windows.dtype, self._windows.dtype)
-        return np.asarray(value.detach().to(device="cpu", dtype=wide).resolve_conj().numpy())
 
     def _scale(self, number: int, shape: Index) -> tuple[Fraction, ...]:
         """Return the samples of a prediction per sample of a window; raise unless all places are whole."""
@@ -450,38 +486,48 @@ def _resized(weights: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
     return found
 
 
-def _run(windows: _Windows, calls: _Calls) -> list[Array]:
-    """Return all results, computed in this thread."""
+def _run(windows: _Windows, calls: _Calls) -> list[Any]:
+    """Return all results as tensors, computed in this thread."""
     import dask
 
-    shape = windows.sources[0].shape
-    options = {name: value for name, value in windows.options.items() if name != "blend"}
+    # Calls cut their windows themselves: what is cut here only has the shape of the images.
+    shapes = np.broadcast_to(np.zeros((), bool), windows.shape)
+    options = {name: value for name, value in windows.options.items() if name not in ("blend", "cval")}
     with dask.config.set(scheduler="synchronous"):  # a client that there may be is not asked
         lazy = tiled_map(
-            calls, windows.sources, each=0, **options, output=calls.outputs,
+            calls, shapes, each=0, **options, output=calls.outputs,
             batch_size=windows.batch_size, pass_tile=True, blend="average",
             # One block: batches go across the images, and sums are made where the result is wanted.
-            chunks=(shape[0], *shape[2:]), memory_limit=ENOUGH, reuse="recompute",
+            chunks=windows.shape, memory_limit=ENOUGH, reuse="recompute",
             name=f"monai-{uuid4().hex}",
         )  # fmt: skip
-        return list(compute(lazy))
+        return _there(lazy[0]) if calls.stays else [torch.from_numpy(array) for array in compute(lazy)]
 
 
-def _finished(result: Array, inputs: Any, device: Any) -> Any:
+def _there(lazy: Any) -> list[Any]:
+    """Return all results of the call that ``lazy`` is one of, where they were added up.
+
+    A block that is finished would be on the host. Here it is one, and its sums are its samples: all windows
+    run, so that weights that average sum to 1, and sums are divided later.
+    """
+    found = find_spec(lazy)
+    assert found is not None
+    spec, block = found.spec, (0,) * len(found.spec.plan.axes)
+    groups = gather_tiles(spec, block, spec.needs(block, owned=False))
+    totals = [
+        combine(output, box, [group.partials[k] for group in groups])
+        for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(block), strict=True))
+    ]
+    return [total.tensor for total in totals if total is not None]
+
+
+def _finished(result: Any, inputs: Any, device: Any) -> Any:
     """Return a result as a tensor like the inputs."""
-    tensor = torch.from_numpy(result).to(device=device or inputs.device, dtype=inputs.dtype)
+    tensor = result.to(device=device, dtype=inputs.dtype)
     if hasattr(inputs, "copy_meta_from"):  # a MetaTensor of MONAI
         tensor = type(inputs)(tensor)
         tensor.copy_meta_from(inputs, copy_attr=False)
     return tensor
-
-
-def _array(tensor: Any) -> Array:
-    """Return a tensor as an array; that of a tensor on the CPU shares its memory."""
-    plain = tensor.detach().as_subclass(torch.Tensor).cpu()
-    if plain.dtype == torch.bfloat16:  # numpy has none
-        plain = plain.float()
-    return np.asarray(plain.resolve_conj().resolve_neg().numpy())
 
 
 def _bar(progress: bool, total: int) -> Any:

@@ -16,7 +16,15 @@ from tilework._checks import scalar
 from tilework._types import Array, Ints
 from tilework.errors import TilingError
 
-__all__ = ["BOUNDARIES", "TECHNIQUES", "AxisRead", "Boundary", "read_padded", "read_with_numpy"]
+__all__ = [
+    "BOUNDARIES",
+    "TECHNIQUES",
+    "AxisRead",
+    "Boundary",
+    "read_padded",
+    "read_with_numpy",
+    "source_index",
+]
 
 Boundary = Literal["reflect", "symmetric", "edge", "wrap", "constant"]
 BOUNDARIES: tuple[Boundary, ...] = ("reflect", "symmetric", "edge", "wrap", "constant")

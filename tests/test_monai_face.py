@@ -458,3 +458,18 @@ def test_a_client_is_not_asked(client):
 def test_monai_is_not_imported():
     code = "import sys, tilework.monai; assert 'torch' in sys.modules; assert 'monai' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+@pytest.mark.parametrize("name", ["device", "sw_device"])
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [
+        ("cuda", "cannot be used in this process .*CUDA"),
+        (torch.device("cuda:3"), "'cuda:3' cannot be used"),
+        ("nonsense", "is not the name of a device"),
+    ],
+)
+def test_a_device_that_is_not_there_is_named(name, device, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(tw.TilingError, match=f"{name}=.*{says}"):
+        sliding_window_inference(torch.ones(1, 1, 8, 8), 4, 1, lambda w: w, **{name: device})

@@ -21,6 +21,7 @@ from tilework.api import plan_tiles, tiled_map
 from tilework.engine.block import gather_tiles
 from tilework.engine.canvas import combine
 from tilework.errors import ContractError, TilingError, TilingWarning
+from tilework.function.network_places import unusable
 from tilework.function.output import Output
 from tilework.graph.build import find_spec
 from tilework.grid.recipes import monai_options
@@ -123,9 +124,9 @@ def sliding_window_inference(
     if roi_weight_map is not None:
         options["blend"] = _map_of(roi_weight_map, options["crop"])
     windows = _Windows(inputs, condition, options, at_least("sw_batch_size", sw_batch_size, 1))
-    target = torch.device(device or inputs.device)
+    target = _device("device", device, inputs)
     calls = _Calls(
-        windows, predictor, args, kwargs, device=torch.device(sw_device or inputs.device), target=target,
+        windows, predictor, args, kwargs, device=_device("sw_device", sw_device, inputs), target=target,
         process=process_fn, with_coord=flag("with_coord", with_coord),
     )  # fmt: skip
     with torch.no_grad(), _bar(progress, windows.calls) as calls.bar:
@@ -209,6 +210,20 @@ buffer_steps, buffer_dim, with_coord
 
 SlidingWindowInfererAdapt = SlidingWindowInferer
 """MONAI's class for sums that do not fit on a device; here they move to the CPU where its memory ends."""
+
+
+def _device(name: str, given: Any, inputs: Any) -> Any:
+    """Return a device, by default that of the inputs; raise if this process does not have it."""
+    if given is None:
+        return inputs.device
+    try:
+        found = torch.device(given)
+        why = unusable(str(found), torch)
+    except RuntimeError as error:
+        raise TilingError(f"{name}={given!r} is not the name of a device: {error}") from None
+    if why is not None:
+        raise TilingError(f"{name}={str(given)!r} cannot be used in this process ({why}). Leave it out.")
+    return found
 
 
 def _adds_up(device: Any) -> bool:

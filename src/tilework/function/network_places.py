@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from tilework._checks import brief, one_of
 from tilework.errors import TilingError
 
-__all__ = ["check_devices", "copy_on", "dtype_of", "moved", "place_of", "weights_of"]
+__all__ = ["check_devices", "copy_on", "dtype_of", "moved", "place_of", "unusable", "weights_of"]
 
 # Kinds of devices that torch names without a plug-in, and on which a network can run.
 _DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla")
@@ -68,29 +68,37 @@ def _numbered(device: Any, torch: Any) -> Any:
     return torch.device(device.type, current if device.index is None else device.index)
 
 
-def _problem(device: str, torch: Any) -> str | None:
-    """Return why a device cannot be used in this process, and what to do; None if it can."""
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        return f"device={device!r} is not the name of a device: {error}"
+def unusable(device: str, torch: Any) -> str | None:
+    """Return why a device cannot be used in this process; None if it can.
+
+    Raises
+    ------
+    RuntimeError
+        If it is not the name of a device.
+    """
+    found = torch.device(device)
     kind, number = found.type, found.index or 0
     if kind == "cuda" and not torch.cuda.is_available():
         built = torch.version.cuda or getattr(torch.version, "hip", None)
-        why = "torch finds no CUDA device" if built else "this build of torch has no CUDA"
-    elif kind == "cuda" and number >= (count := torch.cuda.device_count()):
-        why = f"torch finds {count}, " + ", ".join(f"'cuda:{i}'" for i in range(count))
-    elif kind == "mps" and not torch.backends.mps.is_available():
-        why = "torch finds no Metal device"
-    elif kind == "meta":
-        why = "its tensors have no values; load the weights first"
-    elif (known := getattr(torch, kind, None)) is not None and not getattr(
-        known, "is_available", lambda: True
-    )():
-        why = f"torch finds no {kind} device"
-    else:
-        return None
-    return (
+        return "torch finds no CUDA device" if built else "this build of torch has no CUDA"
+    if kind == "cuda" and number >= (count := torch.cuda.device_count()):
+        return f"torch finds {count}, " + ", ".join(f"'cuda:{i}'" for i in range(count))
+    if kind == "mps" and not torch.backends.mps.is_available():
+        return "torch finds no Metal device"
+    if kind == "meta":
+        return "its tensors have no values; load the weights first"
+    known = getattr(torch, kind, None)
+    missing = known is not None and not getattr(known, "is_available", lambda: True)()
+    return f"torch finds no {kind} device" if missing else None
+
+
+def _problem(device: str, torch: Any) -> str | None:
+    """Return why a device cannot be used in this process, and what to do; None if it can."""
+    try:
+        why = unusable(device, torch)
+    except RuntimeError as error:
+        return f"device={device!r} is not the name of a device: {error}"
+    return why and (
         f"device={device!r} cannot be used in this process ({why}). device='auto' takes cuda, mps or cpu, "
         "whichever the process that calls the network has."
     )

@@ -18,7 +18,6 @@ from tests.sampling import share
 
 torch = pytest.importorskip("torch", reason="pip install torch")
 
-import tilework.monai as face  # noqa: E402
 from tilework.monai import (  # noqa: E402 -- torch may be missing
     SlidingWindowInferer,
     SlidingWindowInfererAdapt,
@@ -44,13 +43,6 @@ def predicted(windows: Any, scales: Any = None) -> Any:
         elif scale > 1:
             values = values.repeat_interleave(scale, dim=2 + d)
     return values
-
-
-@pytest.fixture(params=["host", "device"])
-def sums(request: Any, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where sums are: on the host, or on the CPU as a device that adds up itself."""
-    monkeypatch.setattr(face, "_adds_up", lambda device: request.param == "device")
-    return str(request.param)
 
 
 def close(ours: Any, theirs: Any) -> None:
@@ -145,13 +137,11 @@ def compare(number: int) -> None:
         assert all(torch.equal(a, b) for a, b in zip(*calls, strict=True))
 
 
-@pytest.mark.usefixtures("sums")
 def test_random_settings_equal_monai():
     for number in range(share(300)):
         compare(number)
 
 
-@pytest.mark.usefixtures("sums")
 def test_weights_are_resized_one_from_the_other_as_in_monai():
     theirs = pytest.importorskip("monai.inferers", reason="pip install monai").sliding_window_inference
 
@@ -163,7 +153,6 @@ def test_weights_are_resized_one_from_the_other_as_in_monai():
     close(sliding_window_inference(inputs, (16,), 2, pyramid, **options), expected)
 
 
-@pytest.mark.usefixtures("sums")
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64"])
 def test_other_dtypes_equal_monai_as_far_as_they_can_say(dtype):
     """MONAI adds up in the dtype of the inputs; sums here are more exact, and rounded once."""
@@ -186,7 +175,6 @@ def test_other_dtypes_equal_monai_as_far_as_they_can_say(dtype):
     assert error <= max(1e-6, float((expected.to(torch.complex128) - exact).abs().max()))
 
 
-@pytest.mark.usefixtures("sums")
 def test_meta_data_go_along():
     data = pytest.importorskip("monai.data", reason="pip install monai")
     inferers = pytest.importorskip("monai.inferers")
@@ -254,7 +242,6 @@ def test_the_lazy_options_give_the_same_numbers():
     np.testing.assert_allclose(out.compute(), now.numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("sums")
 def test_the_predictor_is_called_as_monai_calls_it():
     """Batches go across the images, further arguments go along, coordinates are those of the padded image."""
     seen, places = [], []
@@ -278,7 +265,6 @@ def test_the_predictor_is_called_as_monai_calls_it():
     assert places == expected
 
 
-@pytest.mark.usefixtures("sums")
 def test_a_condition_is_cut_like_the_inputs():
     inputs, condition = noise(2, 1, 9, 11), noise(2, 1, 9, 11, seed=1)
     inferer = SlidingWindowInferer((12, 4), 3, 0.5)
@@ -288,7 +274,6 @@ def test_a_condition_is_cut_like_the_inputs():
         inferer(inputs, lambda w, condition: w, condition=condition[:1])
 
 
-@pytest.mark.usefixtures("sums")
 def test_weights_may_change_from_call_to_call():
     """Sums of weighted predictions are divided by the weights of the first call, which is MONAI's rule."""
     rounds = itertools.count(1)
@@ -302,7 +287,6 @@ def test_weights_may_change_from_call_to_call():
     np.testing.assert_allclose(found[0, 0], [1] * 3 + [1.5] * 3 + [2.5] * 3 + [3] * 3)
 
 
-@pytest.mark.usefixtures("sums")
 def test_predictions_without_weight_are_nan():
     """As where HoVerNet's inferer leaves out the border of its windows."""
 
@@ -315,7 +299,6 @@ def test_predictions_without_weight_are_nan():
     np.testing.assert_array_equal(found[0, 0], [np.nan, *[1] * 8, np.nan])
 
 
-@pytest.mark.usefixtures("sums")
 def test_outputs_of_any_keys_and_resolutions():
     def predictor(windows: Any) -> Any:
         return {("a", 1): windows, "b": windows[..., ::2, ::4], 3: windows.repeat_interleave(2, dim=2)}
@@ -343,7 +326,7 @@ def test_the_inferer_keeps_its_settings():
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
 @pytest.mark.parametrize("at", [1, 2])
-def test_a_batch_that_is_halved_gives_the_same(mode, at, sums):
+def test_a_batch_that_is_halved_gives_the_same(mode, at):
     """Where memory ends, the parts of a batch wait for each other."""
     from tilework.function import device_memory
 
@@ -372,7 +355,6 @@ def test_sums_move_to_the_host_where_the_memory_of_their_device_ends(monkeypatch
             raise torch.OutOfMemoryError("CUDA out of memory")
         return full(shape, *args, device=device, **options)
 
-    monkeypatch.setattr(face, "_adds_up", lambda device: True)
     monkeypatch.setattr(torch, "full", never)
     torch.testing.assert_close(sliding_window_inference(inputs, 12, 3, predicted, 0.5, "gaussian"), whole)
     assert len(tried) == 2
@@ -391,7 +373,6 @@ def test_progress_counts_calls(capsys):
     assert "2/2" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("sums")
 def test_inputs_and_network_stay_as_they_are():
     network = torch.nn.Sequential(torch.nn.Conv1d(1, 2, 3, padding=1), torch.nn.BatchNorm1d(2))
     network.train()

@@ -26,8 +26,8 @@ from tilework.function.output import Output
 from tilework.graph.build import find_spec
 from tilework.grid.recipes import monai_options
 from tilework.grid.tiles import Tile
+from tilework.grid.weights import AxisWeights
 from tilework.source.padding import source_index
-from tilework.writing.computing import compute
 
 __all__ = ["SlidingWindowInferer", "SlidingWindowInfererAdapt", "sliding_window_inference"]
 
@@ -61,8 +61,7 @@ def sliding_window_inference(
     r"""Return ``predictor`` applied to tensors window by window, as MONAI's function of the same name.
 
     Arguments have MONAI's meaning, and results are equal to rounding. The calls are the same, in the same
-    order, unless the results take more than half of the memory. For an image that does not fit into memory,
-    give `monai_options` to `tiled_map`.
+    order. For an image that does not fit into memory, give `monai_options` to `tiled_map`.
 
     Parameters
     ----------
@@ -80,7 +79,7 @@ def sliding_window_inference(
         As in `monai_options`.
     sw_device, device : torch.device or str, optional
         Where windows are predicted, and where the results are. Default: the device of ``inputs``. Sums are
-        where the results are; those of complex numbers are on the CPU.
+        where the results are.
     progress : bool
         Whether to show a bar that counts calls.
     roi_weight_map : torch.Tensor, shape of the window, optional
@@ -131,7 +130,7 @@ def sliding_window_inference(
     )  # fmt: skip
     with torch.no_grad(), _bar(progress, windows.calls) as calls.bar:
         calls.first()
-        results = calls.divided(_run(windows, calls))
+        results = _run(windows, calls)
     return calls.packed([_finished(r, inputs, target) for r in results])
 
 
@@ -224,11 +223,6 @@ def _device(name: str, given: Any, inputs: Any) -> Any:
     if why is not None:
         raise TilingError(f"{name}={str(given)!r} cannot be used in this process ({why}). Leave it out.")
     return found
-
-
-def _adds_up(device: Any) -> bool:
-    """Return whether results are added up on a device, and not by the host."""
-    return bool(device.type != "cpu")
 
 
 def _word(value: Any) -> Any:
@@ -333,6 +327,8 @@ class _Windows:
 class _Calls:
     """The predictor as a function of tiles, which cuts the windows itself, where the inputs are."""
 
+    __tilework_on_device__ = True
+
     def __init__(
         self, windows: _Windows, predictor: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any],
         *, device: Any, target: Any, process: Callable[..., Any] | None, with_coord: bool,
@@ -342,14 +338,11 @@ class _Calls:
         self.bar: Any = None
         self._keys: list[Any] | None = None
         self._done: tuple[Any, ...] | None = None
-        self.stays = self.__tilework_on_device__ = _adds_up(target) and not windows.dtype.is_complex
-        """Whether results are added up on a device, as tensors."""
-        self._target = target if self.stays else torch.device("cpu")
-        self._wide = WIDER.get(windows.dtype, windows.dtype)
+        self._target, self._wide = target, WIDER.get(windows.dtype, windows.dtype)
         self._rooms: dict[int, Any] = {}
         blend = windows.options["blend"]
-        # Equal weights need no sums: how many windows lie on a sample is known.
-        self._sums = process is not None or not isinstance(blend, str)
+        # How many windows lie on a sample is known.
+        self._weighs = process is not None or not isinstance(blend, str)
         weights = np.ones(windows.roi, np.float32) if isinstance(blend, str) else blend
         # Weights are as exact as the windows; those of complex windows are real.
         kind = windows.dtype if windows.dtype.is_floating_point else torch.float64
@@ -361,31 +354,24 @@ class _Calls:
         """Make the first call, which tells what the predictor returns."""
         tiles = self._windows.plan[: self._windows.batch_size]
         self._done = done = self._call(tiles)
-        blend = "sum" if self._sums else "average"
         dtype = str(self._wide).removeprefix("torch.")
         self.outputs = tuple(
-            Output(dtype, channels=r.shape[1], scale=self._scale(k, r.shape[2:]), blend=blend)
+            Output(dtype, channels=r.shape[1], scale=self._scale(k, r.shape[2:]), blend="sum")
             for k, r in enumerate(done)
         )
 
     def __call__(self, crops: Array, *, tiles: Sequence[Tile]) -> tuple[Any, ...]:
-        """Return the predictions for the windows of some tiles: tensors where they stay, or arrays."""
-        at, (done, self._done) = [tile.index for tile in tiles], (self._done, None)
-        # Blocks that fit into memory may cut the batches of a very large result in another way.
-        if done is None or at[0] > 0 or at[-1] >= len(done[0]):
-            done = self._call(tiles)
-        elif len(at) < len(done[0]):
-            done = tuple(result[at] for result in done)
-        return done if self.stays else tuple(result.numpy() for result in done)
+        """Return what is added up for some tiles."""
+        done, self._done = self._done, None
+        return self._call(tiles) if done is None else done
 
-    def divided(self, results: list[Any]) -> list[Any]:
-        """Return the results, where they are sums, divided by the sums of the weights."""
-        if not self._sums:
-            return results
-        n = len(results) // 2
-        for value, weight in zip(results[:n], results[n:], strict=True):
-            value.div_(weight)  # NaN where no weight lies, as in MONAI
-        return results[:n]
+    def divided(self, sums: list[Any], counts: Callable[[int], Any]) -> list[Any]:
+        """Return sums divided by the sums of their weights; ``counts`` returns those of equal weights."""
+        if not self._weighs:
+            return [one.div_(counts(k).to(one)) for k, one in enumerate(sums)]
+        n = len(sums) // 2
+        # NaN where no weight lies, as in MONAI.
+        return [one.div_(weight) for one, weight in zip(sums[:n], sums[n:], strict=True)]
 
     def packed(self, results: Sequence[Any]) -> Any:
         """Return results as the predictor returns them: a tensor, a tuple or a dict."""
@@ -406,10 +392,10 @@ class _Calls:
         for value in values:
             self._check(value, len(tiles))
         plain = [value.detach().as_subclass(torch.Tensor) for value in values]
-        if self._sums:
+        if self._weighs:
             found = self._weighted(plain, weights)
         else:
-            found = tuple(value.to(self._target, self._wide).resolve_conj().resolve_neg() for value in plain)
+            found = tuple(self._product(k, value) for k, value in enumerate(plain))
         if self.bar is not None:
             self.bar.update()
         return found
@@ -435,11 +421,13 @@ class _Calls:
         products = [self._product(k, v, w) for k, (v, w) in enumerate(zip(values, resized, strict=True))]
         return (*products, *divisors)
 
-    def _product(self, number: int, values: Any, weights: Any) -> Any:
+    def _product(self, number: int, values: Any, weights: Any = None) -> Any:
         """Return predictions times weights, in memory that serves all whole batches: new memory takes longer.
 
         Whole batches are added up one after another. If memory ends, the parts of one wait for each other.
         """
+        if weights is None and (values.device, values.dtype) == (self._target, self._wide):
+            return values
         room = self._rooms.get(number)
         if room is None or room.shape != values.shape:
             # What crosses from CUDA does so faster into pinned memory.
@@ -447,9 +435,9 @@ class _Calls:
             room = torch.empty(values.shape, dtype=self._wide, device=self._target, pin_memory=pinned)
             if len(values) == self._windows.batch_size:
                 self._rooms[number] = room
-        if values.device == room.device:
+        if weights is not None and values.device == room.device:
             return torch.mul(values, weights, out=room)
-        return room.copy_(values * weights)
+        return room.copy_(values if weights is None else values * weights)
 
     def _check(self, value: Any, count: int) -> None:
         """Raise unless a prediction can be averaged."""
@@ -502,38 +490,41 @@ def _resized(weights: Any, shapes: Sequence[Sequence[int]]) -> list[Any]:
 
 
 def _run(windows: _Windows, calls: _Calls) -> list[Any]:
-    """Return all results as tensors, computed in this thread."""
-    import dask
+    """Return all results as tensors, computed in this thread.
 
+    A block that is finished would be on the host. Here all is one block, in which all windows run, and the
+    results are its sums, where these are, divided.
+    """
     # Calls cut their windows themselves: what is cut here only has the shape of the images.
     shapes = np.broadcast_to(np.zeros((), bool), windows.shape)
     options = {name: value for name, value in windows.options.items() if name not in ("blend", "cval")}
-    with dask.config.set(scheduler="synchronous"):  # a client that there may be is not asked
-        lazy = tiled_map(
-            calls, shapes, each=0, **options, output=calls.outputs,
-            batch_size=windows.batch_size, pass_tile=True, blend="average",
-            # One block: batches go across the images, and sums are made where the result is wanted.
-            chunks=windows.shape, memory_limit=ENOUGH, reuse="recompute",
-            name=f"monai-{uuid4().hex}",
-        )  # fmt: skip
-        return _there(lazy[0]) if calls.stays else [torch.from_numpy(array) for array in compute(lazy)]
-
-
-def _there(lazy: Any) -> list[Any]:
-    """Return all results of the call that ``lazy`` is one of, where they were added up.
-
-    A block that is finished would be on the host. Here it is one, and its sums are its samples: all windows
-    run, so that weights that average sum to 1, and sums are divided later.
-    """
-    found = find_spec(lazy)
+    lazy = tiled_map(
+        calls, shapes, each=0, **options, output=calls.outputs, batch_size=windows.batch_size, pass_tile=True,
+        blend="sum", chunks=windows.shape, memory_limit=ENOUGH, reuse="recompute",
+        name=f"monai-{uuid4().hex}",
+    )  # fmt: skip
+    found = find_spec(lazy[0])
     assert found is not None
-    spec, block = found.spec, (0,) * len(found.spec.plan.axes)
+    spec, block = found.spec, (0,) * len(windows.shape)
     groups = gather_tiles(spec, block, spec.needs(block, owned=False))
     totals = [
         combine(output, box, [group.partials[k] for group in groups])
         for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(block), strict=True))
     ]
-    return [total.tensor for total in totals if total is not None]
+    sums = [total.tensor for total in totals if total is not None]
+    return calls.divided(sums, lambda k: _counts(spec.outputs[k].weights[1:]))
+
+
+def _counts(axes: Sequence[AxisWeights]) -> Any:
+    """Return how many windows lie on each sample of an image."""
+    product = torch.ones(())
+    for axis in axes:
+        along = torch.zeros(axis.extent)
+        for i in range(len(axis.grid)):
+            start, stop = axis.support(i)
+            along[max(0, start) : stop] += 1
+        product = product[..., None] * along
+    return product
 
 
 def _finished(result: Any, inputs: Any, device: Any) -> Any:

@@ -177,6 +177,20 @@ def test_D1_sums_of_integers_stay_at_the_end_of_their_type(dtype: str) -> None:
     assert_same_bits(found[1], found[0])
 
 
+@pytest.mark.parametrize("plain", [1, 32])
+def test_D1_sums_of_complex_numbers(plain: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bound, "PLAIN", plain)
+    image = (IMAGE - 0.5 + 1j * np.cbrt(IMAGE)).astype("c8")
+    image[20, 30], image[40, 5], image[:5] = np.inf, complex(1, np.nan), image[:5] * 1e7
+    found = []
+    for fn in (np.copy, There(np.copy)):
+        out = tw.tiled_map(fn, image, 16, stride=5, blend="sum", chunks=20, dtype="c8")
+        with np.errstate(all="ignore"):
+            found.append(out.compute(scheduler="sync"))
+    for part in ("real", "imag"):
+        assert_same(getattr(found[1], part).copy(), getattr(found[0], part).copy())
+
+
 @pytest.mark.parametrize("blend", ["sum", "average", "gaussian", MAP], ids=lambda b: str(b)[:8])
 @pytest.mark.parametrize("reuse", ["share", "recompute"])
 def test_D1_many_crops_on_a_sample(blend: Any, reuse: Any) -> None:
@@ -550,7 +564,7 @@ def test_D3_nothing_of_the_device_meets_the_host(
         ({"where": np.ones((47, 52), bool)}, "where= and nodata="),
         ({"dtype": "g"}, "torch has no dtype float128"),
         ({"dtype": "u4", "blend": "max"}, "does not compare uint32"),
-        ({"dtype": "c8", "blend": "average"}, "complex64 results can only be trimmed"),
+        ({"dtype": "c8", "blend": "average"}, "complex64 results can only be trimmed or summed"),
     ],
 )  # fmt: skip
 def test_D4_what_is_not_for_a_device_is_refused_when_the_result_is_built(

@@ -329,8 +329,8 @@ def refuse_on_device(outputs: Sequence[BoundOutput], *, disagreement: bool, vali
             problem = 'reduce= is a callable of numpy arrays (the device knows "argmax")'
         elif dtype.kind not in "biufc" or dtype.itemsize > (16 if dtype.kind == "c" else 8):
             problem = f"torch has no dtype {dtype}"
-        elif dtype.kind == "c" and (output.kind != "trim" or output.reduce is not None):
-            problem = f"{dtype} results can only be trimmed there"
+        elif dtype.kind == "c" and (output.kind not in ("trim", "sum") or output.reduce is not None):
+            problem = f"{dtype} results can only be trimmed or summed there"
         elif dtype.kind == "u" and dtype.itemsize > 1 and (output.kind in ("max", "min") or output.reduce):
             problem = f"torch does not compare {dtype}"
     if problem is not None:

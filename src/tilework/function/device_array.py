@@ -226,16 +226,28 @@ def plus(target: DeviceArray, values: Any, *, average: bool, lost: DeviceArray |
     lost : DeviceArray, optional
         What rounding took from ``target``, which is added to.
     """
-    _in_place(
-        [target] if lost is None else [target, lost],
-        values,
-        lambda new, index, canvas, *more: _sum(average, new.to(canvas.dtype), canvas, *more),
-    )
+    torch: Any = sys.modules["torch"]
+
+    def change(new: Any, index: Any, canvas: Any, *more: Any) -> Sequence[Any]:
+        new = new.to(canvas.dtype)
+        if new.is_complex():
+            # Torch multiplies what it adds by a complex 1, which makes NaN of inf.
+            parts = [torch.view_as_real(one) for one in (canvas, *more)]
+            return [torch.view_as_complex(one) for one in change(torch.view_as_real(new), index, *parts)]
+        if average or more or _is_integer(canvas):
+            return _sum(average, new, canvas, *more)
+        return [canvas.add_(new)]  # needs no memory
+
+    _in_place([target] if lost is None else [target, lost], values, change)
+
+
+def _is_integer(tensor: Any) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _sum(average: bool, values: Any, canvas: Any, lost: Any = None) -> Sequence[Any]:
     """Return the sum and, with ``lost``, what rounding took from it so far."""
-    if not canvas.is_floating_point():
+    if _is_integer(canvas):
         return [_saturated(canvas, values)]
     total = canvas + values
     if average:
@@ -354,7 +366,10 @@ def restored(sums: DeviceArray, lost: DeviceArray) -> DeviceArray:
 
     def act() -> Any:
         one, other = sums.tensor, lost.tensor
-        return torch.where(torch.isfinite(one) & torch.isfinite(other), one + other, one)
+        if one.is_complex():
+            one, other = torch.view_as_real(one), torch.view_as_real(other)
+        total = torch.where(torch.isfinite(one) & torch.isfinite(other), one + other, one)
+        return torch.view_as_complex(total) if sums.dtype.kind == "c" else total
 
     return DeviceArray(with_room(act, sums.home))
 

@@ -84,11 +84,15 @@ def longest_sum(work: Waiting, folder: Path) -> Prepared:
 # -------------------------------------------------------------------------------------- a network
 
 
-def _network() -> Any:
+# Of the larger networks of DnCNN; the small ones have `LAYERS`.
+DEEP = 17
+
+
+def _network(layers: int = LAYERS) -> Any:
     import torch
 
     torch.manual_seed(0)
-    widths = itertools.pairwise((1, *(64,) * (LAYERS - 1), 1))
+    widths = itertools.pairwise((1, *(64,) * (layers - 1), 1))
     layers = [(torch.nn.Conv2d(a, b, 3, padding=1), torch.nn.ReLU()) for a, b in widths]
     return torch.nn.Sequential(*itertools.chain(*layers)).eval()
 
@@ -158,7 +162,7 @@ def tilework_on_gpu(work: Denoise, folder: Path) -> Prepared:
 
     if not torch.cuda.is_available():
         raise ModuleNotFoundError("No module named 'cuda'")  # as the table says what a contestant needs
-    module = _network().to("cuda")
+    module = _network(DEEP).to("cuda")
     network = tw.from_torch(module)
     image = noise((work.extent, work.extent))
     source = zarr.create_array(

@@ -9,8 +9,8 @@ They are written before the block is marked, and deleted when the numbers of all
 
 from __future__ import annotations
 
-import io
-import zipfile
+import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from zarr.storage import StorePath
 from tilework._types import Array
 from tilework.errors import TilingError
 from tilework.source.held import Travelling
-from tilework.writing.objects import Objects
+from tilework.writing.objects import Objects, dump, load
 
 __all__ = ["CutObjects", "Tables", "pieces_beside", "pieces_place"]
 
@@ -78,18 +78,24 @@ class Tables:
 
 
 def _dumped(tables: Mapping[str, Array]) -> bytes:
-    with io.BytesIO() as file:
-        np.savez(file, **tables)  # type: ignore[arg-type]
-        return file.getvalue()
+    """Return tables as an object: a line of JSON, then their bytes. A .npz takes ten times as long."""
+    body = b"".join(table.tobytes() for table in tables.values())
+    columns = [[name, table.dtype.str, table.shape] for name, table in tables.items()]
+    return dump({"crc": zlib.crc32(body), "tables": columns}) + b"\n" + body
 
 
 def _loaded(value: bytes) -> dict[str, Array] | None:
     """Return tables from an object; None if it is only a part of one."""
-    try:
-        with np.load(io.BytesIO(value), allow_pickle=False) as found:
-            return {name: found[name] for name in found.files}
-    except (zipfile.BadZipFile, EOFError, ValueError):
+    line = value.find(b"\n")
+    body = memoryview(value)[line + 1 :]
+    head = load(value[:line])
+    if head is None or head.get("crc") != zlib.crc32(body):
         return None
+    found, at = {}, 0
+    for name, dtype, shape in head["tables"]:
+        table = np.frombuffer(body, dtype, math.prod(shape), at).reshape(shape)
+        found[name], at = table.copy(), at + table.nbytes
+    return found
 
 
 def pieces_place(array: Any, generation: str) -> StorePath:

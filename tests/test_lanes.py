@@ -332,8 +332,8 @@ def test_crops_become_a_tensor_while_another_call_has_the_device():
 
 def test_threads_that_would_have_nothing_to_do_are_not_started():
     assert threads_of(MODEL, lanes=10**12) == 64  # the blocks
-    _, device, fn = device_function(1)
-    tw.compute(mapped(fn, Reads()) + 1, lanes=10**12)
+    image, device, fn = device_function(1)
+    tw.compute(mapped(fn, image) + 1, lanes=10**12)
     assert device.calls == TILES
 
 

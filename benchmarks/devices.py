@@ -100,84 +100,45 @@ def _network(layers: int = LAYERS) -> Any:
 def tilework_stored(work: Denoise, folder: Path, lanes: int | None = None) -> Prepared:
     """From Zarr to Zarr, beside the calls alone on a crop that is in memory."""
     import torch
-    import zarr
 
     import tilework as tw
-    from tilework.function.devices import busy_seconds
 
     torch.set_num_threads(CORES)
     network = tw.from_torch(_network(), device="cpu")
     image = noise((work.extent, work.extent))
     expected = network(image[None])[0]
-    source = zarr.create_array(
-        folder / "noisy.zarr", data=image, chunks=(work.crop, work.crop), overwrite=True
-    )
-    out = tw.tiled_map(network, source, work.crop, work.overlap, dtype="f4", name="bench")
-    tiles = len(tw.plan_tiles(image.shape, work.crop, work.overlap))
     crop = image[None, : work.crop, : work.crop].copy()
-    alone: list[float] = []
-    took: list[tuple[float, float]] = []
 
-    def call_alone() -> None:
-        def calls() -> None:
-            for _ in range(8):
-                begin = time.perf_counter()
-                network(crop)
-                alone.append(time.perf_counter() - begin)
+    def calls() -> list[float]:
+        def timed() -> float:
+            begin = time.perf_counter()
+            network(crop)
+            return time.perf_counter() - begin
 
-        in_thread(calls)
+        return in_thread(lambda: [timed() for _ in range(8)])
 
-    def run() -> Any:
-        begin, busy = time.perf_counter(), busy_seconds()["cpu"]
-        written = tw.to_zarr(
-            out, folder / "clean.zarr", overwrite=True, progress=False, lanes=lanes, scheduler="threads"
-        )
-        took.append((time.perf_counter() - begin, busy_seconds()["cpu"] - busy))
-        return written
-
-    def figures() -> Figures:
-        call_alone()  # before and after, so that a change of load meets both sides
-        wall, busy = took[-1]
-        return {
-            "tiles": tiles, "alone_ms": 1e3 * statistics.median(alone),
-            "over_alone": wall / (tiles * statistics.median(alone)), "over_busy": wall / busy,
-        }  # fmt: skip
-
-    call_alone()
-    return Prepared(
-        run,
-        lambda written: largest_difference(written[:], expected),
-        image_bytes=image.nbytes,
-        figures=figures,
+    return _beside_calls(
+        work, folder, network, image, calls, lambda written: largest_difference(written[:], expected), lanes
     )
 
 
 def tilework_on_gpu(work: Denoise, folder: Path) -> Prepared:
     """From Zarr to Zarr on a GPU, beside the network alone on a crop that is there, call after call."""
     import torch
-    import zarr
 
     import tilework as tw
-    from tilework.function.devices import busy_seconds
 
     if not torch.cuda.is_available():
         raise ModuleNotFoundError("No module named 'cuda'")  # as the table says what a contestant needs
     module = _network(DEEP).to("cuda")
     network = tw.from_torch(module)
     image = noise((work.extent, work.extent))
-    source = zarr.create_array(
-        folder / "noisy.zarr", data=image, chunks=(work.crop, work.crop), overwrite=True
-    )
-    out = tw.tiled_map(network, source, work.crop, work.overlap, dtype="f4", name="bench")
-    tiles = len(tw.plan_tiles(image.shape, work.crop, work.overlap))
     corner = min(work.extent, 2 * work.crop)
     expected = tw.compute(tw.tiled_map(network, image[:corner, :corner], work.crop, work.overlap, dtype="f4"))
     inner = slice(0, work.crop)  # of which all neighbours are in the corner
     crop = torch.from_numpy(image[None, None, : work.crop, : work.crop].copy()).to("cuda")
-    alone: list[float] = []
-    took: list[tuple[float, float]] = []
 
-    def call_alone() -> None:
+    def calls() -> list[float]:
         with torch.no_grad():
             for repeats in (3, 20):
                 torch.cuda.synchronize()
@@ -185,26 +146,51 @@ def tilework_on_gpu(work: Denoise, folder: Path) -> Prepared:
                 for _ in range(repeats):
                     module(crop)
                 torch.cuda.synchronize()
-        alone.append((time.perf_counter() - begin) / repeats)
+        return [(time.perf_counter() - begin) / repeats]
+
+    return _beside_calls(
+        work, folder, network, image, calls,
+        lambda written: largest_difference(written[inner, inner], expected[inner, inner]),
+    )  # fmt: skip
+
+
+def _beside_calls(
+    work: Denoise,
+    folder: Path,
+    network: Any,
+    image: Any,
+    calls: Callable[[], list[float]],
+    check: Callable[[Any], float],
+    lanes: int | None = None,
+) -> Prepared:
+    """Run a network from Zarr to Zarr; `calls` times calls alone, seconds of each."""
+    import zarr
+
+    import tilework as tw
+    from tilework.function.devices import busy_seconds
+
+    source = zarr.create_array(
+        folder / "noisy.zarr", data=image, chunks=(work.crop, work.crop), overwrite=True
+    )
+    out = tw.tiled_map(network, source, work.crop, work.overlap, dtype="f4", name="bench")
+    tiles = len(tw.plan_tiles(image.shape, work.crop, work.overlap))
+    alone = calls()
+    took: list[tuple[float, float]] = []
 
     def run() -> Any:
         begin, busy = time.perf_counter(), sum(busy_seconds().values())
-        written = tw.to_zarr(out, folder / "clean.zarr", overwrite=True, progress=False, scheduler="threads")
+        written = tw.to_zarr(
+            out, folder / "clean.zarr", overwrite=True, progress=False, lanes=lanes, scheduler="threads"
+        )
         took.append((time.perf_counter() - begin, sum(busy_seconds().values()) - busy))
         return written
 
     def figures() -> Figures:
-        call_alone()
+        alone.extend(calls())  # before and after, so that a change of load meets both sides
         wall, busy = took[-1]
         return {
             "tiles": tiles, "alone_ms": 1e3 * statistics.median(alone),
             "over_alone": wall / (tiles * statistics.median(alone)), "over_busy": wall / busy,
         }  # fmt: skip
 
-    call_alone()
-    return Prepared(
-        run,
-        lambda written: largest_difference(written[inner, inner], expected[inner, inner]),
-        image_bytes=image.nbytes,
-        figures=figures,
-    )
+    return Prepared(run, check, image_bytes=image.nbytes, figures=figures)

@@ -117,6 +117,15 @@ class Plus(torch.nn.Module):
         return y
 
 
+class Pairs(torch.nn.Module):
+    """Adds one; the device has room for two crops."""
+
+    def forward(self, x):
+        if len(x) > 2:
+            raise FULL
+        return x + 1
+
+
 def test_a_call_crosses_runs_and_crosses_back(log):
     batch = image()
     np.testing.assert_array_equal(tw.from_torch(Plus(), device="cpu")(batch), batch + 1)
@@ -229,14 +238,8 @@ def test_a_batch_that_is_halved_crosses_in_halves(log, monkeypatch):
         lengths.append(len(crops))
         return real(crops, device, dtype)
 
-    class Small(torch.nn.Module):
-        def forward(self, x):
-            if len(x) > 2:
-                raise FULL
-            return x + 1
-
     monkeypatch.setattr(crossing, "moved_there", moved)
-    fn, batch = tw.from_torch(Small(), device="cpu"), image()
+    fn, batch = tw.from_torch(Pairs(), device="cpu"), image()
     for expected in ([4, 2, 2], [2, 2], [2]):
         lengths.clear()
         own = batch[: sum(expected[-2:])]
@@ -263,15 +266,9 @@ def test_halves_of_a_batch_cross_back_at_once(log, monkeypatch):
         kinds.extend(map(type, parts))
         return parts
 
-    class Small(torch.nn.Module):
-        def forward(self, x):
-            if len(x) > 2:
-                raise FULL
-            return x + 1
-
     monkeypatch.setattr(network, "in_batches", noted)
     batch = image()
-    np.testing.assert_array_equal(tw.from_torch(Small(), device="cpu")(batch), batch + 1)
+    np.testing.assert_array_equal(tw.from_torch(Pairs(), device="cpu")(batch), batch + 1)
     assert kinds == [np.ndarray, np.ndarray]
     assert log.told.count(("wait", "arrived in there")) == 1, "the batch that crossed is used once"
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import tilework as tw
+from tests.full_devices import without_canvases
 from tests.sampling import share
 
 torch = pytest.importorskip("torch", reason="pip install torch")
@@ -346,16 +347,9 @@ def test_a_batch_that_is_halved_gives_the_same(mode, at):
 
 
 def test_sums_move_to_the_host_where_the_memory_of_their_device_ends(monkeypatch):
-    inputs, full, tried = noise(2, 1, 30, 21), torch.full, []
+    inputs = noise(2, 1, 30, 21)
     whole = sliding_window_inference(inputs, 12, 3, predicted, 0.5, "gaussian")
-
-    def never(shape: Any, *args: Any, device: Any, **options: Any) -> Any:
-        if shape and device != "cpu":
-            tried.append(shape)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return full(shape, *args, device=device, **options)
-
-    monkeypatch.setattr(torch, "full", never)
+    tried = without_canvases(monkeypatch)
     torch.testing.assert_close(sliding_window_inference(inputs, 12, 3, predicted, 0.5, "gaussian"), whole)
     assert len(tried) == 2
 

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tilework as tw
+from tests.full_devices import without_canvases
 from tests.laws.engine_functions import LAYOUTS, Called
 from tests.laws.engine_strategies import ALL, Case, assert_same_bits, cases, masks
 from tests.laws.test_e_invariance import Rough, dull
@@ -360,16 +361,8 @@ def test_D2_with_one_crop_the_canvases_move_to_the_host(
 
 
 def test_D2_a_canvas_that_the_device_cannot_hold_is_made_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, full = classes(n=2, on_device=False), torch.full
-    tried: list[Any] = []
-
-    def never(shape: Any, *args: Any, device: Any, **options: Any) -> Any:
-        if shape and device != "cpu":
-            tried.append(shape)
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return full(shape, *args, device=device, **options)
-
-    monkeypatch.setattr(torch, "full", never)
+    whole = classes(n=2, on_device=False)
+    tried = without_canvases(monkeypatch)
     assert_same(classes(n=2), whole)
     assert len(tried) == 1
 
@@ -410,7 +403,7 @@ def test_D2_memory_that_does_not_come_back_ends_with_the_figures() -> None:
 def test_D2_weights_on_a_device_are_bounded() -> None:
     held, products = canvas.HELD, canvas.Products()
     for key in range(5):
-        products._hold_there(key, SimpleNamespace(nbytes=held // 2), None)  # type: ignore[arg-type]
+        products._hold_there(key, device_array.Weights(np.ones(held // 2, "u1"), positive=True), None)
         assert products._bytes_there == len(products._there) * (held // 2) <= held
     assert len(products._there) == 1
 

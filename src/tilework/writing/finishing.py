@@ -50,8 +50,8 @@ class BlockWriter:
                 counts = assembled.counts.get(number, Counts())
                 keep = partial(self._keep_facts, spec, number, index, box, data, counts)
                 work = replace(work, beside=keep)
-            levels = self.growing.get(number, Growing())
-            works[number] = list(levels.works(work, box, data, index))
+            levels = self.growing.get(number)
+            works[number] = [work] if levels is None else list(levels.works(work, box, data, index))
         written = write_grown(block_name(index), works, self.growing, failures, self._marked)
         told = {n: c for n, c in assembled.counts.items() if n not in self.tables}
         return replace(written, unknown=assembled.unknown, counts=told)

@@ -12,7 +12,7 @@ import pytest
 from distributed.system import MEMORY_LIMIT
 
 import tilework as tw
-from tilework.plan import machine
+from tilework import _machine as machine
 
 GIB = 2**30
 UNLIMITED = "9223372036854771712"  # as version 1 says it

@@ -31,6 +31,7 @@ from tilework import (
 from tilework.errors import GridError
 from tilework.graph.build import plan_of
 from tilework.plan.cost import peak_bytes
+from tilework.writing import sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,14 +194,14 @@ def test_I1_no_unit_is_read_to_be_written() -> None:
 
 
 def test_I1_a_task_writes_whole_units_and_no_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    boxes, lock, put = [], threading.Lock(), zarr.Array.__setitem__
+    boxes, lock, put = [], threading.Lock(), sink.write_box
 
-    def watch(self: zarr.Array, box: Any, value: Any) -> None:
+    def watch(array: zarr.Array, box: Any, value: Any) -> None:
         with lock:
             boxes.append(box)
-        put(self, box, value)
+        put(array, box, value)
 
-    monkeypatch.setattr(zarr.Array, "__setitem__", watch)
+    monkeypatch.setattr(sink, "write_box", watch)
     with dask.config.set(scheduler="threads", num_workers=8):
         to_zarr(
             mapped(blend="hann"), zarr.storage.MemoryStore(), chunks=(6, 5), shards=(12, 20), progress=False

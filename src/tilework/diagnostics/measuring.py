@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import Explanation, Report, flag
+from tilework._machine import n_threads
 from tilework._types import Array, Span
 from tilework.diagnostics.stages import (
     ENOUGH,
@@ -38,7 +39,6 @@ from tilework.function.devices import calls_at_a_time, devices_of, transfer_seco
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
 from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks
-from tilework.plan.machine import n_threads
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.kept import CHUNKS
 from tilework.writing.forecast import forecast

@@ -36,6 +36,7 @@ from tilework.grid.weights import AxisWeights
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Claims, Counts, shown
 from tilework.source import kept
+from tilework.source.zarr_requests import at_work
 
 __all__ = [
     "Assembled",
@@ -116,7 +117,7 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     skipped: list[int] = []
     failures: list[Failure] = []
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
-    with kept.task(spec.run), in_task():
+    with at_work(), kept.task(spec.run), in_task():
         crops = [CropCutter(spec, k, ranges, part, len(queue), index) for k, part in enumerate(given)]
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)

@@ -14,6 +14,7 @@ from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
 from tilework.graph.tasks import Key
 from tilework.grid.tiles import Tile
+from tilework.source.zarr_requests import at_work
 
 __all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded"]
 
@@ -111,7 +112,7 @@ class Guarded:
 
     def __call__(self, *args: Any) -> Any:
         """Call the function; raise `Stopped` if the run was told to stop."""
-        with in_a_run():
+        with in_a_run(), at_work():
             if self.retries is None:
                 with stopped_by(cancelled):
                     return self.function(*args)

@@ -18,10 +18,10 @@ from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 
 from tilework._checks import as_options, at_least, brief, check_calls, of_type, positive, whole
+from tilework._machine import default_memory, n_threads
 from tilework.errors import TilingError
 from tilework.execution.inside import can_leave, runs_of
 from tilework.function.guard import current_worker
-from tilework.plan.machine import default_memory, n_threads
 
 __all__ = ["BUSY", "Where", "local_workers"]
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import one_of, scalar
+from tilework._machine import default_memory
 from tilework._types import Array
 from tilework.errors import TilingError
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import in_task
 from tilework.grid.axis import AxisGrid
 from tilework.plan.arguments import check_crop_bytes
-from tilework.plan.machine import default_memory
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy

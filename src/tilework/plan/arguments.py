@@ -22,11 +22,11 @@ from tilework._checks import (
     sequence,
     whole,
 )
+from tilework._machine import default_memory
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, PadSide, Starts, ceil_div
 from tilework.plan.axis_table import Spans, joint
-from tilework.plan.machine import default_memory
 from tilework.plan.tables import box_any
 from tilework.source.base import Source, unmasked
 

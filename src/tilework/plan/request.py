@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import brief, is_whole, one_of, sequence, warn, whole
+from tilework._machine import n_threads
 from tilework._types import Array, Index
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.function.bound import BoundOutput, bind, with_weights
@@ -35,7 +36,6 @@ from tilework.plan.arguments import (
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.cost import peak_bytes
 from tilework.plan.decoding import with_spare
-from tilework.plan.machine import n_threads
 from tilework.plan.tables import pack
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
 from tilework.source.base import Source

@@ -29,6 +29,7 @@ from tilework.source import held
 from tilework.source.base import Source, copy_overlap
 from tilework.source.kept import CHECKS, CHUNKS, Scope, scope, task
 from tilework.source.stamps import TICK, Files, Stamp, check_files, not_visible, seen
+from tilework.source.zarr_requests import read_box
 
 __all__ = ["ZarrSource", "zarr_source"]
 
@@ -95,7 +96,7 @@ class ZarrSource(Source):
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image."""
         self.check()
-        part = np.asarray(self.handle[tuple(slice(a, b) for a, b in box)])
+        part = read_box(self.handle, [slice(a, b) for a, b in box])
         if self.place.folder is not None:
             last, document = CHECKS.get(self.token), seen(self.place.document)[0]
             if last is None or document is None or last.document != document:

@@ -21,6 +21,7 @@ from tilework.formats.meta import ImageMeta
 from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
 from tilework.plan.tables import box_any
+from tilework.source.zarr_requests import read_box
 from tilework.writing.ledger import Ledger
 from tilework.writing.sink import Part, Sink, Work, Written, parts_of, write_block
 from tilework.writing.units import Layout
@@ -221,7 +222,7 @@ def write_units(
         slice(s.start * f, s.stop * f)
         for s, f in zip(own, (2 if a in level.axes else 1 for a in range(len(own))), strict=True)
     )
-    data = halved(below.array[read], level.axes, level.method, level.nodata)
+    data = halved(read_box(below.array, read), level.axes, level.method, level.nodata)
     units = list(itertools.product(*(range(a, b) for a, b in ranges)))
     return write_block(name, [Work(level.number, level.sink, [Part(own, data, units)], ranges, failed)])
 

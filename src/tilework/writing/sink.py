@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import zarr
 from zarr.core.sync import sync
 
 from tilework._types import Array, Index, Span
@@ -23,6 +24,7 @@ from tilework.engine.reading import Failure
 from tilework.errors import SupersededError, TilingError
 from tilework.labels.painting import Counts
 from tilework.source.held import Process, Travelling, this_process
+from tilework.source.zarr_requests import write_box
 from tilework.writing.claim import Claim
 from tilework.writing.ledger import Ledger, Marks, boxes_around
 from tilework.writing.objects import Objects, read_only
@@ -121,7 +123,7 @@ class Sink:
     def put(self, part: Part) -> None:
         """Write a part; heal shards of which only a part is stored."""
         try:
-            self.array[part.box] = part.data
+            self._write(part)
         except OSError:
             raise
         except Exception:
@@ -130,7 +132,14 @@ class Sink:
             # zarr reads a shard before it overwrites all of it, and cannot read half a shard.
             for unit in part.units:
                 sync(self.ledger.place(unit).delete())
-            self.array[part.box] = part.data
+            self._write(part)
+
+    def _write(self, part: Part) -> None:
+        array = self.array
+        if isinstance(array, zarr.Array):
+            write_box(array, part.box, part.data)
+        else:
+            array[part.box] = part.data
 
     def empty(self, part: Part) -> list[Index]:
         """Return the units of a part that have no object in the store, because they are all fill value."""

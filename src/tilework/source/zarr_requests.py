@@ -1,0 +1,194 @@
+"""Boxes of Zarr arrays, read and written in the thread that asks, unless further threads could help.
+
+zarr answers a request on one thread of the process, which hands every chunk to further threads. That keeps
+idle cores busy. For one chunk, or where tasks keep all cores busy, it only costs: two threads that each write
+chunks of 1 MB were no faster than one (zarr 3.1). The thread then runs zarr's own coroutines to their end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import threading
+from asyncio.events import _get_running_loop, _set_running_loop
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import numpy as np
+
+from tilework._machine import n_threads
+from tilework._types import Array, Index, Span
+from tilework.function.guard import current_worker
+
+__all__ = ["at_work", "read_box", "waits_for_nothing", "write_box"]
+
+T = TypeVar("T")
+
+
+def waits_for_nothing(store: Any) -> bool:
+    """Return whether the coroutines of a store only use files and memory, so that any thread may run them.
+
+    Classes that are derived from zarr's may do more.
+    """
+    from zarr.storage import LocalStore, MemoryStore
+
+    return type(store) in (LocalStore, MemoryStore)
+
+
+def read_box(array: Any, box: Sequence[slice]) -> Array:
+    """Return the samples of a `zarr.Array` in ``box``."""
+    spans = _spans(array, box)
+    if _alone(array, spans):
+        return np.asarray(_run(array.async_array.getitem(tuple(box))))
+    return np.asarray(array[tuple(box)])
+
+
+def write_box(array: Any, box: Sequence[slice], data: Array) -> None:
+    """Write samples into ``box`` of a `zarr.Array`."""
+    spans = _spans(array, box)
+    if _no_chunk_is_fill(array, spans, data):
+        # zarr need not compare all samples with the fill value, which takes a fifth of the time of a write.
+        array = array.with_config({"write_empty_chunks": True})
+    if _alone(array, spans):
+        _run(array.async_array.setitem(tuple(box), data))
+    else:
+        array[tuple(box)] = data
+
+
+def _spans(array: Any, box: Sequence[slice]) -> list[Span]:
+    return [s.indices(n)[:2] for s, n in zip(box, array.shape, strict=True)]
+
+
+def _no_chunk_is_fill(array: Any, spans: Sequence[Span], data: Array) -> bool:
+    """Return whether the first samples of all chunks of a box show that none is all fill value."""
+    chunks, fill = _chunks(array), array.fill_value
+    if not isinstance(data, np.ndarray) or data.dtype != array.dtype or data.dtype.kind not in "biufc":
+        return False
+    if chunks is None or fill is None or not data.size:
+        return False
+    starts, shape = [a for a, _ in spans], tuple(b - a for a, b in spans)
+    if data.shape != shape or any(a % c for a, c in zip(starts, chunks, strict=True)):
+        return False
+    first = data[tuple(slice(None, None, c) for c in chunks)]
+    return not np.any(first != first if fill != fill else first == fill)
+
+
+def _alone(array: Any, spans: Sequence[Span]) -> bool:
+    """Return whether this thread answers a request to ``array`` itself."""
+    if not waits_for_nothing(array.store) or _get_running_loop() is not None:
+        return False  # there is a loop in a notebook, and in a task of a worker that is async
+    chunks = _chunks(array)
+    if chunks is not None and all(a // c == (b - 1) // c for (a, b), c in zip(spans, chunks, strict=True)):
+        return True
+    return _WORK.busy >= _cores()
+
+
+def _chunks(array: Any) -> Index | None:
+    """Return the shape of the chunks of an array; None if there are several, as zarr 3.3 and later know."""
+    try:
+        return tuple(array.chunks)
+    except (NotImplementedError, TypeError):
+        return None
+
+
+def _cores() -> int:
+    """Return the number of tasks that keep all cores busy that this process is to use."""
+    if (worker := current_worker()) is not None:
+        return int(worker.state.nthreads)
+    # A process of a pool has one task at a time, and as many processes as there are cores are beside it.
+    return 1 if multiprocessing.parent_process() is not None else n_threads()
+
+
+# -- tasks --------------------------------------------------------------------------------------------------
+
+
+class _Work:
+    """Counts the threads of this process that run a task."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        self.busy = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Return a context for a task, or for a part of one."""
+        if getattr(self._own, "inside", False):
+            yield
+            return
+        with self._lock:
+            self.busy += 1
+        self._own.inside = True
+        try:
+            yield
+        finally:
+            self._own.inside = False
+            with self._lock:
+                self.busy -= 1
+
+
+_WORK = _Work()
+at_work = _WORK.__call__
+
+
+# -- coroutines ---------------------------------------------------------------------------------------------
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in this thread, with all that it would hand to other threads."""
+    loop = _Loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    except BaseException:
+        # Chunks that were to be written after the one that failed.
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+            with suppress(BaseException):
+                loop.run_until_complete(task)
+        raise
+    finally:
+        loop.close()
+
+
+class _Loop(asyncio.BaseEventLoop):
+    """An event loop without files or threads; it serves one coroutine, which waits for nothing outside.
+
+    asyncio's own loops open three files each, and call functions in a pool of threads.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._selector = self
+        self._woken = threading.Event()
+
+    def run_in_executor(  # type: ignore[override]  # the stubs have type variables of their own
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        """Call a function; return a future with its result."""
+        del executor
+        future = self.create_future()
+        _set_running_loop(None)  # for a codec that runs coroutines itself
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        finally:
+            _set_running_loop(self)
+        return future
+
+    # What asyncio's loops ask of their subclasses.
+
+    def select(self, timeout: float | None) -> tuple[()]:
+        """Wait until something is to be done."""
+        if timeout is None or timeout > 0:
+            self._woken.wait(timeout)
+        self._woken.clear()
+        return ()
+
+    def _process_events(self, events: Any) -> None:
+        """Do nothing: there are no files."""
+
+    def _write_to_self(self) -> None:
+        """Wake the loop; other threads call this."""
+        self._woken.set()

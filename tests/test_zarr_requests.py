@@ -1,0 +1,218 @@
+"""Boxes of Zarr arrays, read and written in the calling thread: the same objects as zarr's threads make."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Any
+
+import dask
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+
+from tilework import tiled_map, to_zarr
+from tilework.source import zarr_requests
+from tilework.source.zarr_requests import at_work, read_box, write_box
+
+SHAPE, CHUNKS = (12, 10), (4, 5)
+COMPRESSORS: dict[str, Any] = {
+    "none": None,
+    "zstd": ZstdCodec(),
+    "blosc": BloscCodec(cname="lz4"),
+    "gzip and crc": [GzipCodec(), Crc32cCodec()],
+}
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zarr_requests, "n_threads", lambda: 1)
+
+
+def objects_of(store: zarr.storage.MemoryStore) -> dict[str, bytes]:
+    return {key: value.to_bytes() for key, value in store._store_dict.items()}
+
+
+@given(
+    dtype=st.sampled_from(["float32", "float64", "uint8", "int16", "bool", "complex64", ">f4"]),
+    compressors=st.sampled_from(sorted(COMPRESSORS)),
+    layout=st.sampled_from(["chunks", "shards", "version 2", "transposed"]),
+    fill=st.sampled_from([0, 1, "nan"]),
+    keep_empty=st.booleans(),
+    box=st.tuples(*(st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted) for n in SHAPE)),
+    values=st.sampled_from(["zeros", "ones", "fill", "mixed", "some chunks"]),
+    seed=st.integers(0, 2**16),
+)
+def test_both_ways_make_the_same_objects_and_read_the_same_samples(
+    dtype: str, compressors: str, layout: str, fill: Any, keep_empty: bool, box: Any, values: str, seed: int
+) -> None:
+    kind = np.dtype(dtype)
+    fill_value = kind.type(np.nan if fill == "nan" and kind.kind in "fc" else 1 if fill == 1 else 0)
+    rng = np.random.default_rng(seed)
+    data = rng.integers(0, 2, SHAPE).astype(kind)
+    if values != "mixed":
+        number = 1 if values == "ones" else 0 if values == "zeros" else fill_value
+        data[: 8 if values == "some chunks" else None] = number
+    options: dict[str, Any] = {"compressors": COMPRESSORS[compressors]}
+    if layout == "shards":
+        options["shards"] = (8, 10)
+    if layout == "transposed":
+        options["filters"] = [TransposeCodec(order=(1, 0))]
+    if layout == "version 2":
+        options = {"zarr_format": 2}
+    index = tuple(slice(a, b) for a, b in box)
+    stores = []
+    for write in (write_box, zarr.Array.__setitem__):
+        store = zarr.storage.MemoryStore()
+        array = zarr.create_array(
+            store, shape=SHAPE, chunks=CHUNKS, dtype=kind, fill_value=fill_value,
+            config={"write_empty_chunks": keep_empty}, **options,
+        )  # fmt: skip
+        with at_work():
+            write(array, index, data[index])
+            write(array, (slice(None), slice(0, 5)), data[:, :5])
+            np.testing.assert_array_equal(read_box(array, index), array[index])
+        stores.append(objects_of(store))
+    assert stores[0] == stores[1]
+
+
+def test_a_chunk_is_read_and_written_by_the_thread_that_asks(tmp_path: Any) -> None:
+    threads = set()
+
+    class Told(np.ndarray):
+        """An array that notes which threads look at it."""
+
+        def __array_finalize__(self, other: Any) -> None:
+            threads.add(threading.get_ident())
+
+    array = zarr.create_array(tmp_path / "a.zarr", shape=SHAPE, chunks=CHUNKS, dtype="float32")
+    write_box(array, (slice(0, 4), slice(0, 5)), np.ones((4, 5), "float32").view(Told))
+    assert threads == {threading.get_ident()}
+    assert (array[:4, :5] == 1).all()
+
+
+def test_only_stores_whose_requests_wait_for_nothing_are_asked_in_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Own(zarr.storage.MemoryStore):
+        """A store of which nothing is known."""
+
+    ran = []
+    run = zarr_requests._run
+    monkeypatch.setattr(zarr_requests, "_run", lambda coroutine: ran.append(1) or run(coroutine))
+    for store, expected in ((Own(), 0), (zarr.storage.MemoryStore(), 2)):
+        array = zarr.create_array(store, shape=SHAPE, chunks=CHUNKS, dtype="float32")
+        ran.clear()
+        with at_work():
+            write_box(array, (slice(0, 12), slice(0, 10)), np.ones(SHAPE, "float32"))
+            assert (read_box(array, (slice(0, 12), slice(0, 10))) == 1).all()
+        assert len(ran) == expected
+
+
+def test_several_chunks_are_left_to_zarrs_threads_while_a_core_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zarr_requests, "n_threads", lambda: 2)
+    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32")
+    ran, run = [], zarr_requests._run
+    monkeypatch.setattr(zarr_requests, "_run", lambda coroutine: ran.append(1) or run(coroutine))
+    whole, one = (slice(0, 12), slice(0, 10)), (slice(0, 4), slice(5, 10))
+    read_box(array, one)
+    assert len(ran) == 1
+    with at_work(), at_work():
+        read_box(array, whole)
+        assert len(ran) == 1
+        begun, done = threading.Event(), threading.Event()
+
+        def other() -> None:
+            with at_work():
+                begun.set()
+                done.wait(60)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        begun.wait(60)
+        read_box(array, whole)
+        assert len(ran) == 2
+        done.set()
+        thread.join()
+        read_box(array, whole)
+    assert len(ran) == 2
+    assert zarr_requests._WORK.busy == 0
+
+
+def test_a_thread_with_an_event_loop_asks_zarr() -> None:
+    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32")
+    box, data = (slice(0, 12), slice(0, 10)), np.arange(120, dtype="float32").reshape(SHAPE)
+
+    async def main() -> np.ndarray:
+        with at_work():
+            write_box(array, box, data)
+            return read_box(array, box)
+
+    np.testing.assert_array_equal(asyncio.run(main()), data)
+
+
+def test_a_codec_may_run_coroutines_and_an_error_ends_the_other_chunks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32", compressors=GzipCodec())
+    calls, encode = [], GzipCodec._encode_sync
+
+    def encoded(self: GzipCodec, *args: Any) -> Any:
+        asyncio.run(asyncio.sleep(0))
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("no")
+        return encode(self, *args)
+
+    monkeypatch.setattr(GzipCodec, "_encode_sync", encoded)
+    with at_work(), pytest.raises(RuntimeError, match=r"^no$"):
+        write_box(array, (slice(0, 12), slice(0, 10)), np.ones(SHAPE, "float32"))
+    before = len(calls)
+    asyncio.run(asyncio.sleep(0.01))
+    assert len(calls) == before, "nothing goes on after the error"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_comes_through(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32", compressors=GzipCodec())
+
+    def encoded(self: GzipCodec, *args: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GzipCodec, "_encode_sync", encoded)
+        with pytest.raises(error):
+            write_box(array, (slice(0, 4), slice(0, 5)), np.ones((4, 5), "float32"))
+    write_box(array, (slice(0, 4), slice(0, 5)), np.ones((4, 5), "float32"))
+    assert (array[:4, :5] == 1).all()
+
+
+def test_a_loop_sleeps_and_is_woken() -> None:
+    async def main() -> str:
+        await asyncio.sleep(0.01)
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        threading.Timer(0.01, lambda: loop.call_soon_threadsafe(future.set_result, "woken")).start()
+        return await future
+
+    assert zarr_requests._run(main()) == "woken"
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
+def test_every_scheduler_writes_the_same_objects(tmp_path: Any, scheduler: str) -> None:
+    image = np.random.default_rng(0).random((40, 30), dtype="float32")
+    image[:20] = 0
+    found = []
+    for name in ("threads", scheduler):
+        out = tiled_map(np.negative, image, crop=10, overlap=2, dtype="float32")
+        with dask.config.set(scheduler=name, num_workers=2):
+            to_zarr(out, tmp_path / f"{name}.zarr", chunks=(10, 10), progress=False)
+        root = tmp_path / f"{name}.zarr" / "c"
+        found.append({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()})
+    assert found[0] == found[1]
+    assert found[0]

@@ -27,11 +27,11 @@ from tests.sampling import WHOLE
 _common = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
-settings.register_profile("sample", _common, max_examples=6, derandomize=True)
+settings.register_profile("sample", _common, max_examples=4, derandomize=True)
 settings.register_profile("whole", _common, max_examples=WHOLE, derandomize=True)
 settings.register_profile("search", _common, max_examples=1000)
 
-CASES = 4
+CASES = 2
 """Cases of a parametrised test that run where only a sample is asked for."""
 
 

@@ -16,7 +16,7 @@ from benchmarks.report import draw, write_page
 from benchmarks.table import document, judge, rows, text
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(1)
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

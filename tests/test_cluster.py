@@ -243,6 +243,7 @@ def mortal() -> Iterator[Any]:
         yield client
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize(
     "on_error",
     ["raise", pytest.param("fill", marks=pytest.mark.slow), pytest.param("continue", marks=pytest.mark.slow)],

@@ -25,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
+from tests.sampling import share
 from tilework.graph import layer as layers
 from tilework.graph.build import find_spec, specs_below
 from tilework.graph.layer import BlockLayer, OutputLayer
@@ -227,7 +228,7 @@ def results(draw: st.DrawFn) -> Any:
     return out[draw(st.integers(0, 1))] if many else out
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=share(60), deadline=None)
 @given(out=results(), data=st.data())
 def test_L3_culling_is_that_of_dask(out: Any, data: st.DataObject) -> None:
     """The tasks of some blocks are those that dask finds among all tasks, and each equals its task there."""
@@ -249,7 +250,7 @@ def test_L3_culling_is_that_of_dask(out: Any, data: st.DataObject) -> None:
     assert dict(out.dask).keys() == whole.keys()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=share(30), deadline=None)
 @given(out=results(), data=st.data())
 def test_a_layer_is_a_mapping(out: Any, data: st.DataObject) -> None:
     for found in out.dask.layers.values():
@@ -491,6 +492,7 @@ def test_on_a_cluster(client: Any, tmp_path: Path) -> None:
 PLANNING = Path(__file__).parent / "query_planning.py"
 
 
+@pytest.mark.sample(0)
 def test_behind_query_planning() -> None:
     """dask chooses between its two kinds of arrays when it is imported, so this is another process."""
     environment = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "True"}

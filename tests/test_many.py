@@ -91,6 +91,7 @@ def test_what_is_no_job_is_said(jobs: Any) -> None:
         tw.write_many([], on_error="ignore")
 
 
+@pytest.mark.sample(0)
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_no_worker_idles_between_slides(tmp_path: Path) -> None:

@@ -86,6 +86,7 @@ def test_schedulers(case, tmp_path, scheduler):
     assert merged.chunks == (16, 16)
 
 
+@pytest.mark.sample(0)
 @pytest.mark.distributed
 def test_a_cluster(case, tmp_path):
     distributed = pytest.importorskip("distributed")
@@ -98,6 +99,7 @@ def test_a_cluster(case, tmp_path):
     assert np.array_equal(merged[:], whole(mask))
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "path", "group"])
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_sources(case, tmp_path, kind, scheduler):
@@ -401,6 +403,7 @@ def test_a_local_store_is_left_clean(case, tmp_path):
     assert not names
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_without_a_store_results_are_arrays(scheduler):
     mask = np.random.default_rng(2).random((60, 50)) < 0.6

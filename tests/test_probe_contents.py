@@ -36,6 +36,7 @@ def test_only_local_functions_are_called_exact(name: str) -> None:
     assert not report.exact or sample.kind == "local", report
 
 
+@pytest.mark.sample(0)
 def test_most_local_functions_are_called_exact_in_few_calls() -> None:
     """And each reason to doubt is the reason somewhere."""
     reports = {s.name: tw.probe(s.fn, s.crop, dtype=s.dtype) for s in SAMPLES.values()}

@@ -477,6 +477,7 @@ def test_write_many_and_any_dask_array_accept_too() -> None:
     assert record(other)["accepted"][0]["part"] == "dask name"
 
 
+@pytest.mark.sample(0)
 def test_the_command_line_accepts(tmp_path: Path) -> None:
     zarr.create_array(str(tmp_path / "a.zarr"), data=PLANE, chunks=(20, 20))
     said = []

@@ -296,7 +296,7 @@ def memory_cache() -> Iterator[ChunkCache]:
 
 
 @pytest.mark.parametrize("options", [{}, {"blend": "hann"}, {"reuse": "recompute"}, {"each": 0}], ids=str)
-@settings(max_examples=settings.default.max_examples // 5)
+@settings(max_examples=max(1, settings.default.max_examples // 5))
 @given(st.tuples(*[st.integers(9, 40)] * 2), st.tuples(*[st.integers(8, 60)] * 2))
 def test_each_chunk_is_read_once(
     memory_cache: ChunkCache,

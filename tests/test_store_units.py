@@ -172,7 +172,7 @@ def test_encoding_whole_units_is_part_of_the_estimate(tmp_path: Any) -> None:
     assert least >= 2 * image.nbytes + peak_bytes(plan_of(out).with_blocks(image.shape, "recompute", ())) // 4
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(st.tuples(*[st.integers(1, 40)] * 2), st.sampled_from([1, 2, 3, Fraction(1, 2), Fraction(2, 3)]))
 def test_I1_a_scaled_result_too(chunks: tuple[int, int], scale: Fraction) -> None:
     def scaled(crop: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ def touching(plan: Any, blend: str, missing: np.ndarray, unit: tuple[int, ...]) 
     return count
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(data=st.data())
 def test_I2_only_missing_units_and_only_the_tiles_that_touch_them(data: Any) -> None:
     """The bits of an interrupted result, whatever was missing; finished units are left alone."""
@@ -115,7 +115,7 @@ def plan_stored(array: Any) -> dict[str, Any]:
     return found
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(data=st.data())
 def test_I2_slabs_and_resume_give_the_same_bits(data: Any) -> None:
     """Also slab by slab, and where slabs were left unfinished."""
@@ -232,7 +232,7 @@ def test_I3_a_result_in_slabs_is_the_same(tmp_path: Path) -> None:
     np.testing.assert_allclose(less[...], whole[...], rtol=2e-6)
 
 
-@settings(max_examples=settings.default.max_examples // 2)
+@settings(max_examples=max(1, settings.default.max_examples // 2))
 @given(data=st.data())
 def test_I2_a_changed_mask_forgets_only_what_it_touches(data: Any) -> None:
     """Units whose tiles are the same as before stay done."""

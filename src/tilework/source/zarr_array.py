@@ -29,7 +29,7 @@ from tilework.source import held
 from tilework.source.base import Source, copy_overlap
 from tilework.source.kept import CHECKS, CHUNKS, Scope, scope, task
 from tilework.source.stamps import TICK, Files, Stamp, check_files, not_visible, seen
-from tilework.source.zarr_requests import read_box
+from tilework.source.zarr_requests import answer, read_box
 
 __all__ = ["ZarrSource", "zarr_source"]
 
@@ -229,9 +229,9 @@ class ZarrSource(Source):
     def _document(self) -> bytes | None:
         """Return the metadata document that is in the store now."""
         from zarr.buffer import default_buffer_prototype
-        from zarr.core.sync import sync
 
-        found = sync((self.handle.store_path / self.place.document).get(default_buffer_prototype()))
+        at = self.handle.store_path / self.place.document
+        found = answer(at.store, at.get(default_buffer_prototype()))
         return None if found is None else found.to_bytes()
 
     def _compare(self) -> None:

@@ -1,4 +1,4 @@
-"""Boxes of Zarr arrays, read and written in the thread that asks, unless further threads could help.
+"""Requests to Zarr arrays and stores, answered by the thread that asks, unless further threads could help.
 
 zarr answers a request on one thread of the process, which hands every chunk to further threads. That keeps
 idle cores busy. For one chunk, or where tasks keep all cores busy, it only costs: two threads that each write
@@ -21,19 +21,21 @@ from tilework._machine import n_threads
 from tilework._types import Array, Index, Span
 from tilework.function.guard import current_worker
 
-__all__ = ["at_work", "read_box", "waits_for_nothing", "write_box"]
+__all__ = ["answer", "at_work", "read_box", "write_box"]
 
 T = TypeVar("T")
 
 
-def waits_for_nothing(store: Any) -> bool:
-    """Return whether the coroutines of a store only use files and memory, so that any thread may run them.
+def answer(store: Any, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that asks ``store`` for objects.
 
-    Classes that are derived from zarr's may do more.
+    Through zarr's event loop, a request costs 0.2 ms more.
     """
-    from zarr.storage import LocalStore, MemoryStore
+    if _waits_for_nothing(store):
+        return _run(coroutine)
+    from zarr.core.sync import sync
 
-    return type(store) in (LocalStore, MemoryStore)
+    return sync(coroutine)
 
 
 def read_box(array: Any, box: Sequence[slice]) -> Array:
@@ -44,7 +46,7 @@ def read_box(array: Any, box: Sequence[slice]) -> Array:
     return np.asarray(array[tuple(box)])
 
 
-def write_box(array: Any, box: Sequence[slice], data: Array) -> None:
+def write_box(array: Any, box: Sequence[slice], data: Any) -> None:
     """Write samples into ``box`` of a `zarr.Array`."""
     spans = _spans(array, box)
     if _no_chunk_is_fill(array, spans, data):
@@ -60,7 +62,7 @@ def _spans(array: Any, box: Sequence[slice]) -> list[Span]:
     return [s.indices(n)[:2] for s, n in zip(box, array.shape, strict=True)]
 
 
-def _no_chunk_is_fill(array: Any, spans: Sequence[Span], data: Array) -> bool:
+def _no_chunk_is_fill(array: Any, spans: Sequence[Span], data: Any) -> bool:
     """Return whether the first samples of all chunks of a box show that none is all fill value."""
     chunks, fill = _chunks(array), array.fill_value
     if not isinstance(data, np.ndarray) or data.dtype != array.dtype or data.dtype.kind not in "biufc":
@@ -74,10 +76,21 @@ def _no_chunk_is_fill(array: Any, spans: Sequence[Span], data: Array) -> bool:
     return not np.any(first != first if fill != fill else first == fill)
 
 
+def _waits_for_nothing(store: Any) -> bool:
+    """Return whether this thread may run coroutines of a store: they only use files and memory.
+
+    Classes that are derived from zarr's may do more. A thread of a notebook, or of a task of a worker that is
+    async, has an event loop that runs.
+    """
+    from zarr.storage import LocalStore, MemoryStore
+
+    return type(store) in (LocalStore, MemoryStore) and _get_running_loop() is None
+
+
 def _alone(array: Any, spans: Sequence[Span]) -> bool:
     """Return whether this thread answers a request to ``array`` itself."""
-    if not waits_for_nothing(array.store) or _get_running_loop() is not None:
-        return False  # there is a loop in a notebook, and in a task of a worker that is async
+    if not _waits_for_nothing(array.store):
+        return False
     chunks = _chunks(array)
     if chunks is not None and all(a // c == (b - 1) // c for (a, b), c in zip(spans, chunks, strict=True)):
         return True
@@ -140,14 +153,13 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
     loop = _Loop()
     try:
         return loop.run_until_complete(coroutine)
-    except BaseException:
-        # Chunks that were to be written after the one that failed.
+    finally:
+        # Chunks that were to be written after one that failed, and lists that were not read to their end.
         for task in asyncio.all_tasks(loop):
             task.cancel()
             with suppress(BaseException):
                 loop.run_until_complete(task)
-        raise
-    finally:
+        loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import zarr
-from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, StorePath
 
 from tilework._checks import brief, forget_frames
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
+from tilework.source.zarr_requests import answer
 from tilework.writing.objects import FOLDER, PARTIAL, Objects, load, read_only
 
 __all__ = ["Home", "children_at", "clear", "found_at", "home_of", "refuse_unfit_store"]
@@ -124,7 +124,7 @@ def _has_objects(at: StorePath) -> bool:
                 return True
         return False
 
-    return sync(found())
+    return answer(at.store, found())
 
 
 def _torn(at: StorePath, name: str) -> bool:
@@ -141,7 +141,8 @@ def children_at(at: StorePath) -> list[str]:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    return sorted(name.strip("/") for name in sync(names()) if name.strip("/") not in ("", FOLDER))
+    found = [name.strip("/") for name in answer(at.store, names())]
+    return sorted(name for name in found if name not in ("", FOLDER))
 
 
 def clear(at: StorePath, found: Any) -> None:
@@ -151,9 +152,9 @@ def clear(at: StorePath, found: Any) -> None:
         key = (at / name).path
         # Some stores say that a folder exists, and delete it only as a folder.
         if name not in DOCUMENTS and children_at(at / name):
-            sync(at.store.delete_dir(key))
+            answer(at.store, at.store.delete_dir(key))
         else:
-            sync(at.store.delete(key))
+            answer(at.store, at.store.delete(key))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Home:
         missing = [f"{p}.zattrs" for p in self._parents(".zgroup") if f"{p}.zattrs" not in self.above]
         array = zarr.create_array(self.at.store, name=self.at.path or None, **arguments)
         for key in missing:
-            sync(self.at.store.delete(key))
+            answer(self.at.store, self.at.store.delete(key))
         return array
 
     def _parents(self, document: str) -> list[str]:

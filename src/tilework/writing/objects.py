@@ -8,20 +8,20 @@ import json
 import re
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from zarr.abc.store import Store
 from zarr.buffer import cpu, default_buffer_prototype
-from zarr.core.sync import sync
 from zarr.storage import LocalStore, StorePath
 
 from tilework.source.held import innermost
-from tilework.source.zarr_requests import waits_for_nothing
+from tilework.source.zarr_requests import answer
 
 __all__ = ["FOLDER", "PARTIAL", "Objects", "creates", "dump", "load", "read_only"]
 
 FOLDER = ".tilework"
 """Name of the folder, below that of the array."""
+T = TypeVar("T")
 # How zarr's LocalStore names a file that it is writing.
 PARTIAL = re.compile(r"\.[0-9a-f]{32}\.partial$")
 # Attempts to create an object, if another run deletes the file that becomes it.
@@ -50,25 +50,15 @@ class Objects:
 
     def read(self, name: str) -> bytes | None:
         """Return an object; None if there is none."""
-        if (store := self._asked_here) is None:
-            return sync(self._read(name))
-        try:
-            found = store.get_sync(self._key(name), prototype=default_buffer_prototype())
-        except FileNotFoundError:
-            return None
-        return None if found is None else bytes(found.to_bytes())
+        return self._ask(self._read(name))
 
-    @property
-    def _asked_here(self) -> Any:
-        """The store, if this thread can ask it itself; else None."""
-        # Through zarr's event loop, a request costs 0.2 ms more.
-        # Zarr 3.1 has no such methods in its first versions.
-        return self.store if waits_for_nothing(self.store) and hasattr(self.store, "get_sync") else None
+    def _ask(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return answer(self.store, coroutine)
 
     def read_all(self, names: Iterable[str]) -> dict[str, bytes]:
         """Return the objects that exist, by name."""
         names = list(names)
-        found = _together(map(self._read, names))
+        found = self._together(map(self._read, names))
         return {name: value for name, value in zip(names, found, strict=True) if value is not None}
 
     async def _read(self, name: str) -> bytes | None:
@@ -80,17 +70,13 @@ class Objects:
 
     def write(self, name: str, value: bytes) -> None:
         """Write an object, whatever was there."""
-        key, buffer = self._key(name), cpu.Buffer.from_bytes(value)
-        if (store := self._asked_here) is None:
-            sync(self.store.set(key, buffer))
-        else:
-            store.set_sync(key, buffer)
+        self._ask(self.store.set(self._key(name), cpu.Buffer.from_bytes(value)))
 
     def create(self, name: str, value: bytes) -> bool:
         """Write an object if there is none; return whether this call did, as far as reading it back shows."""
         for tries in itertools.count(1):
             try:
-                sync(self.store.set_if_not_exists(self._key(name), cpu.Buffer.from_bytes(value)))
+                self._ask(self.store.set_if_not_exists(self._key(name), cpu.Buffer.from_bytes(value)))
                 break
             except FileNotFoundError:  # another run took the file for one that a killed run was writing
                 if tries == TRIES:
@@ -99,16 +85,24 @@ class Objects:
 
     def exists(self, name: str) -> bool:
         """Return whether there is an object."""
-        return bool(sync(self.store.exists(self._key(name))))
+        return self._ask(self.store.exists(self._key(name)))
 
     def delete(self, *names: str) -> None:
         """Delete objects; one that is not there is no error."""
-        _together(self.store.delete(self._key(name)) for name in names)
+        self._together(self.store.delete(self._key(name)) for name in names)
 
     def delete_folders(self, *names: str) -> None:
         """Delete all objects whose names begin with one of ``names`` and a slash."""
         for name in names:
-            sync(self.store.delete_dir(self._key(name)))
+            self._ask(self.store.delete_dir(self._key(name)))
+
+    def _together(self, work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+        """Await all of ``work``, a bounded number at a time; return the results in order."""
+        found: list[Any] = []
+        rest = iter(work)
+        while part := list(itertools.islice(rest, AT_ONCE)):
+            found += self._ask(_gathered(part))
+        return found
 
     def remove_partial(self) -> None:
         """Delete the temporary files of killed writers around the folder; only a local store has them."""
@@ -121,7 +115,7 @@ class Objects:
     def names(self) -> list[str]:
         """Return the names of all objects, sorted."""
         prefix = self._key("")
-        return sorted(key.removeprefix(prefix) for key in sync(_listed(self.store, prefix)))
+        return sorted(key.removeprefix(prefix) for key in self._ask(_listed(self.store, prefix)))
 
 
 def load(value: bytes | None) -> dict[str, Any] | None:
@@ -153,15 +147,6 @@ def read_only(at: Any) -> Any:
         return StorePath(at.store.with_read_only(True), at.path)
     except (NotImplementedError, TypeError):  # a subclass or wrapper that cannot be made anew
         return at
-
-
-def _together(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """Await all of ``work``, a bounded number at a time; return the results in order."""
-    found: list[Any] = []
-    rest = iter(work)
-    while part := list(itertools.islice(rest, AT_ONCE)):
-        found += sync(_gathered(part))
-    return found
 
 
 async def _gathered(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:

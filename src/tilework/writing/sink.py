@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 
 from tilework._types import Array, Index, Span
 from tilework.engine.reading import Failure
 from tilework.errors import SupersededError, TilingError
 from tilework.labels.painting import Counts
 from tilework.source.held import Process, Travelling, this_process
-from tilework.source.zarr_requests import write_box
+from tilework.source.zarr_requests import answer, write_box
 from tilework.writing.claim import Claim
 from tilework.writing.ledger import Ledger, Marks, boxes_around
 from tilework.writing.objects import Objects, read_only
@@ -131,7 +130,7 @@ class Sink:
                 raise
             # zarr reads a shard before it overwrites all of it, and cannot read half a shard.
             for unit in part.units:
-                sync(self.ledger.place(unit).delete())
+                answer(self.array.store, self.ledger.place(unit).delete())
             self._write(part)
 
     def _write(self, part: Part) -> None:
@@ -148,7 +147,7 @@ class Sink:
         found = []
         for unit in part.units:
             own = tuple(slice(s.start - a, s.stop - a) for s, a in zip(ledger.box(unit), starts, strict=True))
-            if _all_fill(part.data[own], fill) and not sync(ledger.place(unit).exists()):
+            if _all_fill(part.data[own], fill) and not answer(self.array.store, ledger.place(unit).exists()):
                 found.append(unit)
         return found
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.sync import sync
 
 from tilework._checks import Report, flag, html_table
 from tilework._types import Index
 from tilework.errors import TilingError
 from tilework.identity.location import locate
+from tilework.source.zarr_requests import answer
 from tilework.writing.claim import Claims
 from tilework.writing.ledger import FORMAT, Ledger, Record
 from tilework.writing.node import found_at
@@ -241,7 +241,7 @@ def _broken(ledger: Ledger, record: Record) -> Iterator[Index]:
         stored = np.zeros_like(done)
     for unit in map(tuple, np.argwhere(done).tolist()):
         try:
-            there = not stored[unit] or sync(ledger.place(unit).exists())
+            there = not stored[unit] or answer(ledger.array.store, ledger.place(unit).exists())
             ledger.array[ledger.box(unit)]
         except Exception:
             there = False

@@ -331,6 +331,11 @@ ZARR_BLEND3D = _stored_blend(
     "The same in three dimensions, each sample in eight crops.",
     on_disk.Stored(shape=(384, 384, 384), chunk=128, crop=128, stride=64),
 )
+ZARR_BLEND_BLOSC = _stored_blend(
+    "zarr_blend_blosc",
+    "The same with Blosc, whose blocks are quick to code, so that what tiling adds shows more.",
+    replace(ZARR_BLEND3D.workload, blosc=True),
+)
 
 # --------------------------------------------------------------------------------- many and large
 
@@ -606,7 +611,17 @@ QUANTILES16 = _quantiles("quantiles16", "The same of uint16, as cameras give it.
 
 MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
 LABEL_CASES = (LABELS, LABELS_ALONE)
-STORE_CASES = (ZARR_TRIM, ZARR_TRIM3D, ZARR_BLEND, ZARR_BLEND3D, PYRAMID, SLICER, LENGTH, CLUSTER)
+STORE_CASES = (
+    ZARR_TRIM,
+    ZARR_TRIM3D,
+    ZARR_BLEND,
+    ZARR_BLEND3D,
+    ZARR_BLEND_BLOSC,
+    PYRAMID,
+    SLICER,
+    LENGTH,
+    CLUSTER,
+)
 DEVICE_CASES = (LANES, NETWORK_STORED, NETWORK_GPU)
 STATISTICS_CASES = (QUANTILES, QUANTILES16)
 OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)

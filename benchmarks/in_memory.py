@@ -233,27 +233,28 @@ def paste(work: Trim, folder: Path) -> Prepared:
 
 def multiply_add(work: Blend, folder: Path) -> Prepared:
     """The sum of weighted crops with numpy, on one whole canvas, in one thread and without temporaries."""
+    return blended(work, partial(weighted_sum, work))
 
-    def run(image: Image) -> Any:
-        middle = (work.crop - 1) / 2
-        profile = np.exp(-((((np.arange(work.crop) - middle) / (work.crop / 8)) ** 2) / 2))
-        profile = np.maximum(profile, 1e-30).astype(np.float32)
-        window, out = np.ones((), np.float32), np.zeros_like(image)
-        for _ in work.shape:
-            window = np.multiply.outer(window, profile)
-        scratch = np.empty_like(window)
-        for box in _boxes(work):
-            np.multiply(identity(image[box]), window, out=scratch)
-            out[box] += scratch
-        for axis, extent in enumerate(work.shape):
-            total = np.zeros(extent)
-            for start in _starts(extent, work.crop, work.stride):
-                total[start : start + work.crop] += profile
-            shape = [-1 if d == axis else 1 for d in range(out.ndim)]
-            out *= (1 / total).astype(np.float32).reshape(shape)
-        return out
 
-    return blended(work, run)
+def weighted_sum(work: Blend, image: Image) -> Image:
+    """Return the weighted mean of the crops of an image."""
+    middle = (work.crop - 1) / 2
+    profile = np.exp(-((((np.arange(work.crop) - middle) / (work.crop / 8)) ** 2) / 2))
+    profile = np.maximum(profile, 1e-30).astype(np.float32)
+    window, out = np.ones((), np.float32), np.zeros_like(image)
+    for _ in work.shape:
+        window = np.multiply.outer(window, profile)
+    scratch = np.empty_like(window)
+    for box in _boxes(work):
+        np.multiply(identity(image[box]), window, out=scratch)
+        out[box] += scratch
+    for axis, extent in enumerate(work.shape):
+        total = np.zeros(extent)
+        for start in _starts(extent, work.crop, work.stride):
+            total[start : start + work.crop] += profile
+        shape = [-1 if d == axis else 1 for d in range(out.ndim)]
+        out *= (1 / total).astype(np.float32).reshape(shape)
+    return out
 
 
 def _boxes(work: Blend) -> Iterator[tuple[slice, ...]]:

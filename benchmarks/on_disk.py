@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.in_memory import Blend, identity, multiply_add
+from benchmarks.in_memory import Blend, identity, weighted_sum
 from benchmarks.measure import CORES, MB, Figures, Prepared
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Stored:
     chunk: int
     crop: int
     stride: int
+    blosc: bool = False
+    """Whether chunks are compressed with Blosc, and not with zarr's default, Zstandard."""
 
     def scaled(self, scale: float) -> Stored:
         """Return extents times `scale`, in whole chunks."""
@@ -48,6 +50,13 @@ class Stored:
     def source(self, folder: Path) -> Path:
         """Return where the set-up puts the image."""
         return folder / f"source-{'x'.join(map(str, self.shape))}.zarr"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments with which an array is created."""
+        from zarr.codecs import BloscCodec
+
+        return {"compressors": BloscCodec()} if self.blosc else {}
 
     def boxes(self) -> Iterator[tuple[slice, ...]]:
         """Yield every chunk."""
@@ -72,6 +81,7 @@ def _create(path: Path, work: Stored) -> Any:
         dtype="float32",
         chunks=(work.chunk,) * len(work.shape),
         overwrite=True,
+        **work.options,
     )
 
 
@@ -153,7 +163,9 @@ def _tilework(work: Stored, folder: Path, options: dict[str, Any]) -> Prepared:
         image = _open(work.source(folder))
         with _two_threads():
             out = tw.tiled_map(identity, image, work.crop, dtype="float32", **options)
-            written = tw.to_zarr(out, str(target), chunks=work.chunk, progress=False, overwrite=True)
+            written = tw.to_zarr(
+                out, str(target), chunks=work.chunk, progress=False, overwrite=True, **work.options
+            )
         found.update(estimate(out, written))
 
     prepared = _written(work, folder, run)
@@ -231,15 +243,18 @@ def copy_pool(work: Stored, folder: Path) -> Prepared:
 
 
 def copy_and_add(work: Stored, folder: Path) -> Prepared:
-    """The copy, and then the sum of weighted crops on a canvas of the same shape."""
-    copied = copy_pool(work, folder)
-    added = multiply_add(Blend(work.shape, work.crop, work.stride), folder)
+    """Every chunk read, the sum of weighted crops on one canvas, and every chunk of it written."""
+    blend = Blend(work.shape, work.crop, work.stride)
 
-    def run() -> Any:
-        copied.run()
-        return added.run()
+    def run(target: Path) -> None:
+        source, out = _open(work.source(folder)), _create(target, work)
+        image = np.empty(work.shape, np.float32)
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(lambda box: np.copyto(image[box], source[box]), work.boxes()))
+            mean = weighted_sum(blend, image)
+            list(pool.map(lambda box: out.__setitem__(box, mean[box]), work.boxes()))
 
-    return replace(copied, run=run)
+    return _written(work, folder, run)
 
 
 def patchly(work: Stored, folder: Path) -> Prepared:

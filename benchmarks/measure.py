@@ -17,6 +17,7 @@ import math
 import os
 import re
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -324,16 +325,21 @@ def run_child(case: Case, name: str | None, scale: float, folder: Path) -> Figur
     command += ["--child", name or "", str(folder)]
     threads = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     environment = os.environ | dict.fromkeys(threads, str(CORES))
+    # A group of its own, so that the processes that it started end with it.
+    running = subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True,
-            timeout=CHILD_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise ContestantFailed(f"stopped after {CHILD_SECONDS} s") from None
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise ContestantFailed(_last_line(lines))
+        _, said = running.communicate(timeout=CHILD_SECONDS)
+    except BaseException as error:
+        os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+        if isinstance(error, subprocess.TimeoutExpired):
+            raise ContestantFailed(f"stopped after {CHILD_SECONDS} s") from None
+        raise
+    if running.returncode:
+        raise ContestantFailed(_last_line(said.strip().splitlines() or [f"exit code {running.returncode}"]))
     return json.loads(answer.read_text()) if name else {}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import __main__ as command
+from benchmarks import measure
 from benchmarks.cases import BLEND2D, BUILD, CASES
 from benchmarks.measure import MISSING, Outcome
 from benchmarks.report import draw, write_page
@@ -86,3 +88,29 @@ def test_what_grows_is_drawn_for_a_light_and_a_dark_page(tmp_path: Path) -> None
     assert b"fill: #ffffff" not in first
     assert b"tilework 5-D" in first
     assert not draw(outcome({}, {}, BUILD), tmp_path / "nothing.svg")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_contestant_that_takes_too_long_ends_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "benchmarks" / "__main__.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import pathlib, subprocess, sys\n"
+        "other = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "pathlib.Path('started').write_text(str(other.pid))\n"
+        "other.wait()\n"
+    )
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(measure, "CHILD_SECONDS", 3)
+    with pytest.raises(measure.ContestantFailed, match="stopped after 3 s"):
+        measure.run_child(CASES["patches"], "tilework", 1.0, tmp_path)
+    pid = int((tmp_path / "started").read_text())
+    for _ in range(1000):
+        state = Path(f"/proc/{pid}/stat")
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX":
+            break
+        time.sleep(0.01)
+    else:
+        raise AssertionError("the process that it started is alive")

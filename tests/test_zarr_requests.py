@@ -192,6 +192,34 @@ def test_an_interrupt_comes_through(monkeypatch: pytest.MonkeyPatch, error: type
     assert (array[:4, :5] == 1).all()
 
 
+def test_what_is_left_of_a_request_is_ended() -> None:
+    ended = []
+
+    async def names() -> Any:
+        try:
+            for name in "abc":
+                await asyncio.sleep(0)
+                yield name
+        finally:
+            ended.append("list")
+
+    async def other() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append("task")
+
+    async def main() -> str:
+        asyncio.get_running_loop().create_task(other())
+        await asyncio.sleep(0)
+        async for name in names():
+            return name
+        raise AssertionError
+
+    assert zarr_requests._run(main()) == "a"
+    assert sorted(ended) == ["list", "task"]
+
+
 def test_a_loop_sleeps_and_is_woken() -> None:
     async def main() -> str:
         await asyncio.sleep(0.01)

@@ -154,13 +154,7 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(coroutine)
     finally:
-        # Chunks that were to be written after one that failed, and lists that were not read to their end.
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-            with suppress(BaseException):
-                loop.run_until_complete(task)
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+        loop.finish()
 
 
 class _Loop(asyncio.BaseEventLoop):
@@ -188,6 +182,18 @@ class _Loop(asyncio.BaseEventLoop):
         finally:
             _set_running_loop(self)
         return future
+
+    def finish(self) -> None:
+        """Close the loop, and end what is left: chunks after one that failed, lists not read to their end."""
+        own: Any = self
+        if own._ready or own._scheduled:  # to list all tasks of the process takes long in a worker
+            for task in asyncio.all_tasks(self):
+                task.cancel()
+                with suppress(BaseException):
+                    self.run_until_complete(task)
+        if own._asyncgens:
+            self.run_until_complete(self.shutdown_asyncgens())
+        self.close()
 
     # What asyncio's loops ask of their subclasses.
 

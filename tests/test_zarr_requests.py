@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import subprocess
+import sys
+import tempfile
 import threading
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -12,7 +18,15 @@ import pytest
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
-from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec, TransposeCodec, ZstdCodec
+from zarr.codecs import (
+    BloscCodec,
+    BytesCodec,
+    Crc32cCodec,
+    GzipCodec,
+    ShardingCodec,
+    TransposeCodec,
+    ZstdCodec,
+)
 
 from tilework import tiled_map, to_zarr
 from tilework.source import zarr_requests
@@ -23,7 +37,7 @@ COMPRESSORS: dict[str, Any] = {
     "none": None,
     "zstd": ZstdCodec(),
     "blosc": BloscCodec(cname="lz4"),
-    "gzip and crc": [GzipCodec(), Crc32cCodec()],
+    "zstd and crc": [ZstdCodec(), Crc32cCodec()],  # gzip writes the time into its header
 }
 
 
@@ -32,14 +46,18 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zarr_requests, "n_threads", lambda: 1)
 
 
-def objects_of(store: zarr.storage.MemoryStore) -> dict[str, bytes]:
-    return {key: value.to_bytes() for key, value in store._store_dict.items()}
+def objects_of(folder: Any) -> dict[str, bytes]:
+    files = (path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
+@pytest.mark.filterwarnings("ignore:Combining a `sharding_indexed`")
 @given(
     dtype=st.sampled_from(["float32", "float64", "uint8", "int16", "bool", "complex64", ">f4"]),
     compressors=st.sampled_from(sorted(COMPRESSORS)),
-    layout=st.sampled_from(["chunks", "shards", "version 2", "transposed"]),
+    layout=st.sampled_from(
+        ["chunks", "shards", "version 2", "transposed", "coded shards", "shards in shards"]
+    ),
     fill=st.sampled_from([0, 1, "nan"]),
     keep_empty=st.booleans(),
     box=st.tuples(*(st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted) for n in SHAPE)),
@@ -57,6 +75,14 @@ def test_both_ways_make_the_same_objects_and_read_the_same_samples(
         number = 1 if values == "ones" else 0 if values == "zeros" else fill_value
         data[: 8 if values == "some chunks" else None] = number
     options: dict[str, Any] = {"compressors": COMPRESSORS[compressors]}
+    inner = ShardingCodec(chunk_shape=(2, 5), codecs=[BytesCodec(), ZstdCodec()])
+    if layout in ("coded shards", "shards in shards"):
+        nested = (
+            [inner, ZstdCodec()]
+            if layout == "coded shards"
+            else [ShardingCodec(chunk_shape=(4, 5), codecs=[inner])]
+        )
+        options = {"codecs": nested, "zarr_format": 3}
     if layout == "shards":
         options["shards"] = (8, 10)
     if layout == "transposed":
@@ -64,18 +90,20 @@ def test_both_ways_make_the_same_objects_and_read_the_same_samples(
     if layout == "version 2":
         options = {"zarr_format": 2}
     index = tuple(slice(a, b) for a, b in box)
+    create = zarr.create if "codecs" in options else zarr.create_array
     stores = []
     for write in (write_box, zarr.Array.__setitem__):
-        store = zarr.storage.MemoryStore()
-        array = zarr.create_array(
-            store, shape=SHAPE, chunks=CHUNKS, dtype=kind, fill_value=fill_value,
-            config={"write_empty_chunks": keep_empty}, **options,
-        )  # fmt: skip
-        with at_work():
-            write(array, index, data[index])
-            write(array, (slice(None), slice(0, 5)), data[:, :5])
-            np.testing.assert_array_equal(read_box(array, index), array[index])
-        stores.append(objects_of(store))
+        with tempfile.TemporaryDirectory() as folder:
+            array = create(
+                store=folder, shape=SHAPE, chunks=(8, 10) if "codecs" in options else CHUNKS, dtype=kind,
+                fill_value=fill_value, config={"write_empty_chunks": keep_empty}, **options,
+            )  # fmt: skip
+            with at_work():
+                write(array, index, data[index])
+                write(array, (slice(None), slice(0, 5)), data[:, :5])
+                write(array, (slice(0, 8), slice(0, 10)), data[:8])
+                np.testing.assert_array_equal(read_box(array, index), array[index])
+            stores.append(objects_of(folder))
     assert stores[0] == stores[1]
 
 
@@ -94,31 +122,53 @@ def test_a_chunk_is_read_and_written_by_the_thread_that_asks(tmp_path: Any) -> N
     assert (array[:4, :5] == 1).all()
 
 
-def test_only_stores_whose_requests_wait_for_nothing_are_asked_in_the_thread(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Own(zarr.storage.MemoryStore):
-        """A store of which nothing is known."""
+class OwnStore(zarr.storage.LocalStore):
+    """A store of which nothing is known."""
 
-    ran = []
+
+class OwnArray(zarr.Array):  # type: ignore[type-arg]
+    """An array of which nothing is known."""
+
+
+class OwnCodec(GzipCodec):
+    """A codec of which nothing is known."""
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    ran: list[int] = []
     run = zarr_requests._run
     monkeypatch.setattr(zarr_requests, "_run", lambda coroutine: ran.append(1) or run(coroutine))
-    for store, expected in ((Own(), 0), (zarr.storage.MemoryStore(), 2)):
-        array = zarr.create_array(store, shape=SHAPE, chunks=CHUNKS, dtype="float32")
-        ran.clear()
-        with at_work():
-            write_box(array, (slice(0, 12), slice(0, 10)), np.ones(SHAPE, "float32"))
-            assert (read_box(array, (slice(0, 12), slice(0, 10))) == 1).all()
-        assert len(ran) == expected
+    return ran
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize(
+    "what", ["folder", "memory", "own store", "own array", "own codec", "own inner codec"]
+)
+def test_only_what_waits_for_nothing_is_asked_in_the_thread(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store: Any = OwnStore(tmp_path) if what == "own store" else tmp_path
+    store = zarr.storage.MemoryStore() if what == "memory" else store
+    options: dict[str, Any] = {"compressors": OwnCodec()} if "codec" in what else {}
+    if what == "own inner codec":
+        options["shards"] = (8, 10)
+    array = zarr.create_array(store, shape=SHAPE, chunks=CHUNKS, dtype="float32", **options)
+    if what == "own array":
+        array = OwnArray(array.async_array)
+    ran = count_runs(monkeypatch)
+    with at_work():
+        write_box(array, (slice(0, 12), slice(0, 10)), np.ones(SHAPE, "float32"))
+        assert (read_box(array, (slice(0, 12), slice(0, 10))) == 1).all()
+    assert len(ran) == (2 if what == "folder" else 0)
 
 
 def test_several_chunks_are_left_to_zarrs_threads_while_a_core_is_idle(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(zarr_requests, "n_threads", lambda: 2)
-    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32")
-    ran, run = [], zarr_requests._run
-    monkeypatch.setattr(zarr_requests, "_run", lambda coroutine: ran.append(1) or run(coroutine))
+    array = zarr.create_array(tmp_path, shape=SHAPE, chunks=CHUNKS, dtype="float32")
+    ran = count_runs(monkeypatch)
     whole, one = (slice(0, 12), slice(0, 10)), (slice(0, 4), slice(5, 10))
     read_box(array, one)
     assert len(ran) == 1
@@ -144,8 +194,8 @@ def test_several_chunks_are_left_to_zarrs_threads_while_a_core_is_idle(
     assert zarr_requests._WORK.busy == 0
 
 
-def test_a_thread_with_an_event_loop_asks_zarr() -> None:
-    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32")
+def test_a_thread_with_an_event_loop_asks_zarr(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path, shape=SHAPE, chunks=CHUNKS, dtype="float32")
     box, data = (slice(0, 12), slice(0, 10)), np.arange(120, dtype="float32").reshape(SHAPE)
 
     async def main() -> np.ndarray:
@@ -156,30 +206,91 @@ def test_a_thread_with_an_event_loop_asks_zarr() -> None:
     np.testing.assert_array_equal(asyncio.run(main()), data)
 
 
+def gzipped(folder: Path, n: int) -> zarr.Array:
+    """Return an array of ``n`` x ``n`` chunks of one sample."""
+    return zarr.create_array(
+        folder, shape=(n, n), chunks=(1, 1), dtype="float32", compressors=GzipCodec(), fill_value=0
+    )
+
+
 def test_a_codec_may_run_coroutines_and_an_error_ends_the_other_chunks(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32", compressors=GzipCodec())
-    calls, encode = [], GzipCodec._encode_sync
+    array, calls, encode = gzipped(tmp_path, 10), [], GzipCodec._encode_sync
 
     def encoded(self: GzipCodec, *args: Any) -> Any:
         asyncio.run(asyncio.sleep(0))
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) > 6:
             raise RuntimeError("no")
         return encode(self, *args)
 
     monkeypatch.setattr(GzipCodec, "_encode_sync", encoded)
     with at_work(), pytest.raises(RuntimeError, match=r"^no$"):
-        write_box(array, (slice(0, 12), slice(0, 10)), np.ones(SHAPE, "float32"))
-    before = len(calls)
-    asyncio.run(asyncio.sleep(0.01))
-    assert len(calls) == before, "nothing goes on after the error"
+        write_box(array, (slice(0, 10), slice(0, 10)), np.ones((10, 10), "float32"))
+    assert len(calls) < 40, "hardly any chunk is coded after the error"
+
+
+@pytest.mark.parametrize("always", [False, True])
+def test_an_interrupt_of_many_chunks_ends_the_request(
+    always: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array, calls, encode = gzipped(tmp_path, 10), [], GzipCodec._encode_sync
+
+    def encoded(self: GzipCodec, *args: Any) -> Any:
+        calls.append(1)
+        if always or len(calls) == 7:
+            raise KeyboardInterrupt
+        return encode(self, *args)
+
+    monkeypatch.setattr(GzipCodec, "_encode_sync", encoded)
+    with at_work(), pytest.raises(KeyboardInterrupt):
+        write_box(array, (slice(0, 10), slice(0, 10)), np.ones((10, 10), "float32"))
+    assert zarr_requests._WORK.busy == 0
+
+
+def test_nothing_of_a_request_waits_for_the_garbage_collector(tmp_path: Path) -> None:
+    array = gzipped(tmp_path, 4)
+    box = (slice(0, 4), slice(0, 4))
+    gc.collect()
+    gc.disable()
+    try:
+        with at_work():
+            for _ in range(5):
+                read_box(array, box)  # chunks that are missing are errors inside of zarr
+                write_box(array, box, np.ones((4, 4), "float32"))
+                read_box(array, box)
+        left = [one for one in gc.get_objects() if isinstance(one, zarr_requests._Loop)]
+        assert not left
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_fork_knows_no_tasks_of_its_parent() -> None:
+    code = """
+import os
+from tilework.source import zarr_requests
+with zarr_requests.at_work():
+    zarr_requests._WORK._lock.acquire()
+    child = os.fork()
+    if not child:
+        with zarr_requests.at_work():
+            os._exit(zarr_requests._WORK.busy - 1)
+    zarr_requests._WORK._lock.release()
+    print(os.waitpid(child, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["0"], done.stderr
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_interrupt_comes_through(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    array = zarr.create_array({}, shape=SHAPE, chunks=CHUNKS, dtype="float32", compressors=GzipCodec())
+def test_an_interrupt_comes_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    array = zarr.create_array(tmp_path, shape=SHAPE, chunks=CHUNKS, dtype="float32", compressors=GzipCodec())
 
     def encoded(self: GzipCodec, *args: Any) -> Any:
         raise error

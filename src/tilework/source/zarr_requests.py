@@ -8,7 +8,7 @@ chunks of 1 MB were no faster than one (zarr 3.1). The thread then runs zarr's o
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import os
 import threading
 from asyncio.events import _get_running_loop, _set_running_loop
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -19,7 +19,6 @@ import numpy as np
 
 from tilework._machine import n_threads
 from tilework._types import Array, Index, Span
-from tilework.function.guard import current_worker
 
 __all__ = ["answer", "at_work", "read_box", "write_box"]
 
@@ -40,8 +39,7 @@ def answer(store: Any, coroutine: Coroutine[Any, Any, T]) -> T:
 
 def read_box(array: Any, box: Sequence[slice]) -> Array:
     """Return the samples of a `zarr.Array` in ``box``."""
-    spans = _spans(array, box)
-    if _alone(array, spans):
+    if _alone(array, _spans(array, box)):
         return np.asarray(_run(array.async_array.getitem(tuple(box))))
     return np.asarray(array[tuple(box)])
 
@@ -67,34 +65,44 @@ def _no_chunk_is_fill(array: Any, spans: Sequence[Span], data: Any) -> bool:
     chunks, fill = _chunks(array), array.fill_value
     if not isinstance(data, np.ndarray) or data.dtype != array.dtype or data.dtype.kind not in "biufc":
         return False
-    if chunks is None or fill is None or not data.size:
+    if chunks is None or fill is None or not data.size or not hasattr(array, "with_config"):  # zarr < 3.1.6
         return False
     starts, shape = [a for a, _ in spans], tuple(b - a for a, b in spans)
     if data.shape != shape or any(a % c for a, c in zip(starts, chunks, strict=True)):
+        return False
+    # Of shards in shards, and of shards that are coded further, zarr does not tell the innermost chunks.
+    codecs = _codecs(array)
+    inner = codecs[0].codecs if len(codecs) == 1 and _has_shards(codecs) else codecs
+    if _has_shards(inner):
         return False
     first = data[tuple(slice(None, None, c) for c in chunks)]
     return not np.any(first != first if fill != fill else first == fill)
 
 
 def _waits_for_nothing(store: Any) -> bool:
-    """Return whether this thread may run coroutines of a store: they only use files and memory.
+    """Return whether this thread may run coroutines of a store: they only use files.
 
-    Classes that are derived from zarr's may do more. A thread of a notebook, or of a task of a worker that is
-    async, has an event loop that runs.
+    Classes that are derived from zarr's may do more. What lies in memory must not change while another thread
+    lists it. A thread of a notebook, or of a task of a worker that is async, has an event loop that runs.
     """
-    from zarr.storage import LocalStore, MemoryStore
+    from zarr.storage import LocalStore
 
-    return type(store) in (LocalStore, MemoryStore) and _get_running_loop() is None
+    return type(store) is LocalStore and _get_running_loop() is None
 
 
 def _alone(array: Any, spans: Sequence[Span]) -> bool:
     """Return whether this thread answers a request to ``array`` itself."""
-    if not _waits_for_nothing(array.store):
+    import zarr
+
+    # Versions of zarr before 3.1.6 have no such attribute. Codecs of others may wait for another thread.
+    if type(array) is not zarr.Array or not hasattr(array, "async_array"):
+        return False
+    if not _waits_for_nothing(array.store) or not all(_is_zarrs(codec) for codec in _codecs(array)):
         return False
     chunks = _chunks(array)
     if chunks is not None and all(a // c == (b - 1) // c for (a, b), c in zip(spans, chunks, strict=True)):
         return True
-    return _WORK.busy >= _cores()
+    return _WORK.busy >= n_threads()
 
 
 def _chunks(array: Any) -> Index | None:
@@ -105,12 +113,21 @@ def _chunks(array: Any) -> Index | None:
         return None
 
 
-def _cores() -> int:
-    """Return the number of tasks that keep all cores busy that this process is to use."""
-    if (worker := current_worker()) is not None:
-        return int(worker.state.nthreads)
-    # A process of a pool has one task at a time, and as many processes as there are cores are beside it.
-    return 1 if multiprocessing.parent_process() is not None else n_threads()
+def _codecs(array: Any) -> list[Any]:
+    """Return the codecs of an array; those of format 2 are called by one of zarr's."""
+    return list(getattr(array.metadata, "codecs", ()))
+
+
+def _has_shards(codecs: Sequence[Any]) -> bool:
+    from zarr.codecs import ShardingCodec
+
+    return any(isinstance(codec, ShardingCodec) for codec in codecs)
+
+
+def _is_zarrs(codec: Any) -> bool:
+    """Return whether a codec, and those of its inner chunks, are zarr's own."""
+    inner = (*getattr(codec, "codecs", ()), *getattr(codec, "index_codecs", ()))
+    return type(codec).__module__.startswith("zarr.") and all(map(_is_zarrs, inner))
 
 
 # -- tasks --------------------------------------------------------------------------------------------------
@@ -144,6 +161,9 @@ class _Work:
 _WORK = _Work()
 at_work = _WORK.__call__
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_WORK.__init__)  # type: ignore[misc]
+
 
 # -- coroutines ---------------------------------------------------------------------------------------------
 
@@ -165,8 +185,15 @@ class _Loop(asyncio.BaseEventLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self._selector = self
+        self._selector: Any = self
         self._woken = threading.Event()
+        self._made: list[asyncio.Task[Any]] = []
+        """Its tasks; asyncio knows them too, among those of all loops."""
+
+    def create_task(self, *args: Any, **kwargs: Any) -> Any:
+        """Create a task."""
+        self._made.append(super().create_task(*args, **kwargs))
+        return self._made[-1]
 
     def run_in_executor(  # type: ignore[override]  # the stubs have type variables of their own
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -181,19 +208,29 @@ class _Loop(asyncio.BaseEventLoop):
             future.set_exception(error)
         finally:
             _set_running_loop(self)
-        return future
+        try:
+            return future
+        finally:
+            del future, func, args  # an error that it holds refers to this frame
 
     def finish(self) -> None:
         """Close the loop, and end what is left: chunks after one that failed, lists not read to their end."""
-        own: Any = self
-        if own._ready or own._scheduled:  # to list all tasks of the process takes long in a worker
-            for task in asyncio.all_tasks(self):
-                task.cancel()
-                with suppress(BaseException):
-                    self.run_until_complete(task)
-        if own._asyncgens:
+        rest = [task for task in self._made if not task.done()]
+        for task in rest:
+            task.cancel()
+        # An interrupt leaves the loop once for each task that it passes through.
+        while not all(task.done() for task in rest):
+            with suppress(BaseException):
+                self.call_later(0.001, self.stop)
+                self.run_forever()
+        for task in rest:
+            if not task.cancelled():
+                task.exception()  # else asyncio logs that nobody asked for it
+        asyncgens: Any = getattr(self, "_asyncgens", ())
+        if asyncgens:
             self.run_until_complete(self.shutdown_asyncgens())
         self.close()
+        self._selector, self._made = None, []  # no cycle waits for the garbage collector
 
     # What asyncio's loops ask of their subclasses.
 

@@ -333,7 +333,7 @@ ZARR_BLEND3D = _stored_blend(
 )
 ZARR_BLEND_BLOSC = _stored_blend(
     "zarr_blend_blosc",
-    "The same with Blosc, whose blocks are quick to code, so that what tiling adds shows more.",
+    "The same with Blosc, which takes longer for blended samples than for those of the source.",
     replace(ZARR_BLEND3D.workload, blosc=True),
 )
 

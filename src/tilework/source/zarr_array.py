@@ -29,7 +29,7 @@ from tilework.source import held
 from tilework.source.base import Source, copy_overlap
 from tilework.source.kept import CHECKS, CHUNKS, Scope, scope, task
 from tilework.source.stamps import TICK, Files, Stamp, check_files, not_visible, seen
-from tilework.source.zarr_requests import answer, read_box
+from tilework.source.zarr_requests import answer, chunks_of, read_box
 
 __all__ = ["ZarrSource", "zarr_source"]
 
@@ -303,15 +303,11 @@ def zarr_source(array: Any, meta: ImageMeta | None, *, ours: bool) -> ZarrSource
         Whether tilework opened it, read-only.
     """
     array = _absolute(array)
-    try:
-        chunks: Index | None = tuple(map(int, array.chunks))
-    except (NotImplementedError, TypeError):  # rectilinear chunks, zarr >= 3.3
-        chunks = None
     place = _place_of(array)
     shape, dtype = tuple(map(int, array.shape)), np.dtype(array.dtype)
     facts = (dtype, place.metadata, place.real, [stamp and stamp.token for _, stamp in place.files])
     token = ("zarr", held.address(array.store), array.path, repr(facts))
-    return ZarrSource(array, shape, dtype, chunks, meta, token, place, ours)
+    return ZarrSource(array, shape, dtype, chunks_of(array), meta, token, place, ours)
 
 
 def _absolute(array: Any) -> Any:
@@ -342,7 +338,7 @@ def _place_of(array: Any) -> _Place:
         folder = str(store.root / array.path)
         try:
             unit = tuple(f // c for f, c in zip(array.shards or array.chunks, array.chunks, strict=True))
-        except (NotImplementedError, TypeError):  # as in zarr_source
+        except (NotImplementedError, TypeError):  # as in chunks_of
             unit = ()
         return _Place(
             metadata, folder, f"{folder}/{document}", unit, os.path.realpath(folder), held.this_machine()

@@ -20,7 +20,7 @@ import numpy as np
 from tilework._machine import n_threads
 from tilework._types import Array, Index, Span
 
-__all__ = ["answer", "at_work", "read_box", "write_box"]
+__all__ = ["answer", "at_work", "chunks_of", "read_box", "write_box"]
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ def _spans(array: Any, box: Sequence[slice]) -> list[Span]:
 
 def _no_chunk_is_fill(array: Any, spans: Sequence[Span], data: Any) -> bool:
     """Return whether the first samples of all chunks of a box show that none is all fill value."""
-    chunks, fill = _chunks(array), array.fill_value
+    chunks, fill = chunks_of(array), array.fill_value
     if not isinstance(data, np.ndarray) or data.dtype != array.dtype or data.dtype.kind not in "biufc":
         return False
     if chunks is None or fill is None or not data.size or not hasattr(array, "with_config"):  # zarr < 3.1.6
@@ -99,16 +99,16 @@ def _alone(array: Any, spans: Sequence[Span]) -> bool:
         return False
     if not _waits_for_nothing(array.store) or not all(_is_zarrs(codec) for codec in _codecs(array)):
         return False
-    chunks = _chunks(array)
+    chunks = chunks_of(array)
     if chunks is not None and all(a // c == (b - 1) // c for (a, b), c in zip(spans, chunks, strict=True)):
         return True
     return _WORK.busy >= n_threads()
 
 
-def _chunks(array: Any) -> Index | None:
+def chunks_of(array: Any) -> Index | None:
     """Return the shape of the chunks of an array; None if there are several, as zarr 3.3 and later know."""
     try:
-        return tuple(array.chunks)
+        return tuple(map(int, array.chunks))
     except (NotImplementedError, TypeError):
         return None
 

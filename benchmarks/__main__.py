@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -83,9 +84,10 @@ def main(arguments: list[str] | None = None) -> int:
     if names and not runs:
         tell(f"--only matches none of {', '.join(c.name for n in names for c in CASES[n].contestants)}")
         return 1
-    for name in runs:
-        done[name] = run_case(CASES[name], effort, tell)
-        _keep(options.json, done)
+    with tempfile.TemporaryDirectory(prefix="tilework-bench-") as place:
+        for name in runs:
+            done[name] = run_case(CASES[name], effort, tell, Path(place))
+            _keep(options.json, done)
     outcomes = [done[name] for name in CASES if name in done]
     show(text([row for outcome in outcomes for row in rows(outcome)]))
     if options.docs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.in_memory import Blend, identity, weighted_sum
-from benchmarks.measure import CORES, MB, Figures, Prepared
+from benchmarks.measure import CORES, MB, Figures, Prepared, put_aside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -119,7 +118,6 @@ def write_source(work: Stored, folder: Path) -> None:
 
 def _written(work: Stored, folder: Path, run: Callable[[Path], Any]) -> Prepared:
     target = folder / "target.zarr"
-    shutil.rmtree(target, ignore_errors=True)
 
     def check(_: Any) -> float:
         expected, result = _open(work.source(folder)), _open(target)
@@ -131,7 +129,7 @@ def _written(work: Stored, folder: Path, run: Callable[[Path], Any]) -> Prepared
 
         with ThreadPoolExecutor(CORES) as pool:
             difference = float(np.max(list(pool.map(worst, work.boxes()))))  # np.max passes a NaN on
-        shutil.rmtree(target)
+        put_aside(target)
         return difference
 
     size = 4 * math.prod(work.shape)

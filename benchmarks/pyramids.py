@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.measure import MB, Prepared
+from benchmarks.measure import MB, Prepared, put_aside
 from benchmarks.on_disk import Stored, _open, _two_threads
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ def _lazy(work: Stored, folder: Path) -> Any:
 
 def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list[str]) -> Prepared:
     target = folder / "target.ome.zarr"
-    shutil.rmtree(target, ignore_errors=True)
 
     def check(_: Any) -> float:
         worst, below = 0.0, _open(target / paths[0])[...]
@@ -44,7 +42,7 @@ def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list
             bins = below[: level.shape[0] * 2, : level.shape[1] * 2]
             mean = bins.reshape(level.shape[0], 2, level.shape[1], 2).mean((1, 3))
             worst, below = max(worst, float(np.abs(mean - level).max())), level
-        shutil.rmtree(target)
+        put_aside(target)
         return worst
 
     size = 4 * float(np.prod(work.shape))

@@ -44,10 +44,12 @@ def _faster(peer: str, ours: str, times: float | None = 1.0) -> Bar:
 def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int) -> Case:
     """Return the identity on crops, blended by a Gaussian where the contestant has one."""
     loop = in_memory.sampled
-    numpy = "limit multiply-add"
+    numpy, place = "limit multiply-add", "tilework.compute"
     ways = {
         "tilework compute": in_memory.tilework_compute,
         "tilework compute, one thread": partial(in_memory.tilework_compute, threads=1),
+        place: in_memory.tilework_in_place,
+        f"{place}, one thread": partial(in_memory.tilework_in_place, threads=1),
         "tilework into a given array": in_memory.tilework_store,
         "tilework loop": partial(loop, package="tilework"),
         "tilework loop, chunks": partial(loop, package="tilework", chunk=chunk),
@@ -65,6 +67,8 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
         Bar("into a given array / multiply-add, CPU", "cpu_s", "tilework into a given array", 1.3, numpy),
         Bar("compute, one thread / multiply-add, CPU", "cpu_s", "tilework compute, one thread", 1.4, numpy),
         Bar("compute, two threads / one", "wall_s", "tilework compute", 0.8, "tilework compute, one thread"),
+        Bar("tilework.compute, one thread / multiply-add, CPU", "cpu_s", f"{place}, one thread", 1.4, numpy),
+        Bar("tilework.compute, two threads / one", "wall_s", place, 0.8, f"{place}, one thread"),
         _faster("patchly", "tilework compute", times),
         _faster("patchly", "tilework loop", times),
         _faster("patchly, chunks", "tilework loop, chunks"),

@@ -129,6 +129,23 @@ def tilework_compute(work: Blend, folder: Path, threads: int = CORES) -> Prepare
     return blended(work, run)
 
 
+def tilework_in_place(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
+    """`tilework.compute`, which makes each block in its place in the new array that it returns."""
+    import dask
+
+    import tilework as tw
+
+    def run(image: Image) -> Any:
+        out = tw.tiled_map(
+            identity, image, work.crop, stride=work.stride,
+            blend="gaussian", dtype="float32", name="bench",
+        )  # fmt: skip
+        with dask.config.set(scheduler="threads", num_workers=threads):
+            return tw.compute(out)
+
+    return blended(work, run)
+
+
 def tilework_store(work: Blend, folder: Path) -> Prepared:
     """Block by block into an array that exists, within a quarter of the image."""
     import dask

@@ -148,9 +148,9 @@ def peak_bytes(plan: BlockPlan) -> int:
         crops = size * (plan.together + plan.waiting)
         task += int((samples + crops) * scale * output.sample_bytes + block * scale * output.final_bytes)
         largest = max(largest, (canvas if share else block) * scale * output.sample_bytes)
-    # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each, also
-    # in that of zarr's own loop. (With MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
-    kept = (plan.threads + 1) * int(largest)
+    # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
+    # MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
+    kept = plan.threads * int(largest)
     return int(plan.threads * task + plan.cache_bytes + seams + kept + parallel_bytes(plan))
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,31 @@ def test_several_chunks_are_left_to_zarrs_threads_while_a_core_is_idle(
         read_box(array, whole)
     assert len(ran) == 2
     assert zarr_requests._WORK.busy == 0
+
+
+@pytest.mark.parametrize("write", [True, False], ids=["written", "read"])
+@pytest.mark.parametrize("compressors", [ZstdCodec(), BloscCodec(), None], ids=["zstd", "blosc", "bytes"])
+@pytest.mark.parametrize("shards", [None, (128, 512)], ids=["chunks", "shards"])
+def test_a_box_of_many_units_takes_the_memory_of_few(
+    tmp_path: Path, shards: Any, compressors: Any, write: bool
+) -> None:
+    data = np.random.default_rng(0).random((1024, 1024)).astype("f4")
+    array = zarr.create_array(
+        tmp_path / "a.zarr", data=data, chunks=(128, 128), shards=shards, compressors=compressors
+    )
+    unit, box = 4 * 128 * (128 if shards is None else 512), (slice(None),) * 2
+    with at_work():
+        read_box(array, box)  # what is imported and kept
+        tracemalloc.start()
+        try:
+            if write:
+                write_box(array, box, data)
+            else:
+                result = read_box(array, box)
+            peak = tracemalloc.get_traced_memory()[1] - (0 if write else result.nbytes)
+        finally:
+            tracemalloc.stop()
+    assert peak < 4 * unit + 2**18  # of 64 chunks or 16 shards
 
 
 def test_a_thread_with_an_event_loop_asks_zarr(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -155,30 +154,34 @@ def tilework_blend(work: Stored, folder: Path) -> Prepared:
 def _tilework(work: Stored, folder: Path, options: dict[str, Any]) -> Prepared:
     import tilework as tw
 
-    found: Figures = {}
+    lazy: list[Any] = []
+    writing = {"chunks": work.chunk, **work.options}
 
     def run(target: Path) -> None:
         image = _open(work.source(folder))
         with _two_threads():
             out = tw.tiled_map(identity, image, work.crop, dtype="float32", **options)
-            written = tw.to_zarr(
-                out, str(target), chunks=work.chunk, progress=False, overwrite=True, **work.options
-            )
-        found.update(estimate(out, written))
+            tw.to_zarr(out, str(target), progress=False, overwrite=True, **writing)
+        lazy.append(out)
+
+    def figures() -> Figures:
+        with _two_threads():
+            return prepared.figures() | estimate(lazy[-1], **writing)
 
     prepared = _written(work, folder, run)
-    return replace(prepared, figures=lambda: prepared.figures() | found)
+    return replace(prepared, figures=figures)
 
 
-def estimate(out: Any, written: Any) -> Figures:
-    """Return what the plan says of the memory of the run that wrote a result."""
-    from tilework.graph.build import plan_of
+def estimate(out: Any, **writing: Any) -> Figures:
+    """Return what the plan of the run that writes a result says of its memory.
+
+    It keeps fewer chunks than that of the lazy array, of which dask may compute the blocks in any order.
+    """
     from tilework.plan.cost import peak_bytes
-    from tilework.plan.tile_plan import TilePlan
+    from tilework.writing.forecast import forecast
 
-    plan = TilePlan.from_json(json.dumps(written.attrs["tilework"]["plan"]))
-    planned = peak_bytes(replace(plan, threads=CORES, cache_bytes=plan_of(out).cache_bytes))
-    return {"estimate_mb": planned / MB, "calls": float(plan.calls()), "slabs": float(plan.slabs)}
+    plan, _ = forecast(out, writing)
+    return {"estimate_mb": peak_bytes(plan) / MB, "calls": float(plan.calls()), "slabs": float(plan.slabs)}
 
 
 def map_overlap(work: Stored, folder: Path) -> Prepared:

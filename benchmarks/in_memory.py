@@ -115,15 +115,20 @@ def blended(work: Blend | Trim, run: Callable[[Image], Any], allocates: bool = T
 # ------------------------------------------------------------------------------------- tilework
 
 
-def tilework_compute(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
-    """`compute()`, which holds all blocks while it puts them together."""
+def _lazy(work: Blend, image: Image, **options: Any) -> Any:
     import tilework as tw
 
+    return tw.tiled_map(
+        identity, image, work.crop, stride=work.stride,
+        blend="gaussian", dtype="float32", name="bench", **options,
+    )  # fmt: skip
+
+
+def tilework_compute(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
+    """`compute()`, which holds all blocks while it puts them together."""
+
     def run(image: Image) -> Any:
-        out = tw.tiled_map(
-            identity, image, work.crop, stride=work.stride,
-            blend="gaussian", dtype="float32", name="bench",
-        )  # fmt: skip
+        out = _lazy(work, image)
         return out.compute(scheduler="threads", num_workers=threads)
 
     return blended(work, run)
@@ -136,10 +141,7 @@ def tilework_in_place(work: Blend, folder: Path, threads: int = CORES) -> Prepar
     import tilework as tw
 
     def run(image: Image) -> Any:
-        out = tw.tiled_map(
-            identity, image, work.crop, stride=work.stride,
-            blend="gaussian", dtype="float32", name="bench",
-        )  # fmt: skip
+        out = _lazy(work, image)
         with dask.config.set(scheduler="threads", num_workers=threads):
             return tw.compute(out)
 
@@ -155,10 +157,7 @@ def tilework_store(work: Blend, folder: Path) -> Prepared:
     given = np.full(work.shape, np.nan, np.float32)  # written to, so resident before the start
 
     def run(image: Image) -> Any:
-        out = tw.tiled_map(
-            identity, image, work.crop, stride=work.stride,
-            blend="gaussian", dtype="float32", name="bench", memory_limit=max(image.nbytes // 4, 2**26),
-        )  # fmt: skip
+        out = _lazy(work, image, memory_limit=max(image.nbytes // 4, 2**26))
         with dask.config.set(scheduler="threads", num_workers=CORES):
             return tw.to_zarr(out, given, progress=False)
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.measure import MB, Prepared, put_aside
-from benchmarks.on_disk import Stored, _open, _two_threads
+from benchmarks.measure import CORES, MB, Prepared, put_aside
+from benchmarks.on_disk import Stored, _create, _open, _two_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 LEVELS = 5
-SIGMA = 2.0
-"""Of the filter, samples: it takes about as long as writing its result."""
+SIGMA = 2.5
+"""Of the filter, samples: it takes at least as long as writing its result."""
 
 
 def smooth(crop: np.ndarray) -> np.ndarray:
@@ -98,3 +99,35 @@ def ngff_zarr(work: Stored, folder: Path) -> Prepared:
             nz.to_ngff_zarr(str(target), found)
 
     return _written(work, folder, run, [f"scale{k}/image" for k in range(LEVELS)])
+
+
+def filter_alone(work: Stored, folder: Path) -> Prepared:
+    """The filter on every crop of an image in memory."""
+    image = _open(work.source(folder))[...]
+    halo = work.overlap
+
+    def on_crop(box: tuple[slice, ...]) -> None:
+        smooth(image[tuple(slice(max(0, s.start - halo), s.stop + halo) for s in box)])
+
+    def run() -> None:
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(on_crop, work.boxes()))
+
+    return Prepared(run=run, check=lambda _: 0.0)
+
+
+def chunks_alone(work: Stored, folder: Path) -> Prepared:
+    """Every chunk of the filtered image, written by zarr."""
+    result, target = smooth(_open(work.source(folder))[...]), folder / "target.zarr"
+
+    def run() -> None:
+        out = _create(target, work)
+        with ThreadPoolExecutor(CORES) as pool:
+            list(pool.map(lambda box: out.__setitem__(box, result[box]), work.boxes()))
+
+    def check(_: Any) -> float:
+        worst = float(np.abs(_open(target)[...] - result).max())
+        put_aside(target)
+        return worst
+
+    return Prepared(run=run, check=check)

@@ -31,7 +31,7 @@ settings.register_profile("sample", _common, max_examples=4, derandomize=True)
 settings.register_profile("whole", _common, max_examples=WHOLE, derandomize=True)
 settings.register_profile("search", _common, max_examples=1000)
 
-CASES = 2
+CASES = 1
 """Cases of a parametrised test that run where only a sample is asked for."""
 
 
@@ -54,10 +54,11 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(asked or ("whole" if config.getoption("--whole") else "sample"))
 
 
-def sampled(items: list[Any]) -> list[Any]:
+def sampled(items: list[Any], least: int = 0) -> list[Any]:
     """Return the items without most cases of long tables: the same in every run, in their order.
 
-    A case that is asked for by its name is the only one of its test, and stays.
+    A case that is asked for by its name is the only one of its test, and stays. Of each test, at least
+    ``least`` cases stay, whatever its mark says.
     """
     tables: dict[str, list[Any]] = {}
     for item in items:
@@ -65,7 +66,7 @@ def sampled(items: list[Any]) -> list[Any]:
     left: set[str] = set()
     for name, cases in tables.items():
         mark = cases[0].get_closest_marker("sample")
-        number = mark.args[0] if mark else CASES
+        number = max(least, mark.args[0]) if mark else CASES
         if len(cases) > number:
             ids = [case.nodeid for case in cases]
             left |= set(ids) - set(random.Random(name).sample(ids, number))
@@ -92,7 +93,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     kept = [item for item in items if wanted(item)]
     if not config.getoption("--whole"):
-        kept = sampled(kept)
+        # Who names a file wants to see its tests run, those of a whole run as well.
+        kept = sampled(kept, least=any(".py" in argument for argument in config.args))
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
@@ -115,6 +117,18 @@ def _synchronous() -> Iterator[None]:
     """Compute in this thread, where tracebacks and order are plain, unless a test chooses."""
     with dask.config.set(scheduler="synchronous"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _configured_scheduler() -> Iterator[None]:
+    """Put back the configured scheduler after each module.
+
+    A client that a task gets from its worker outlives the cluster, if another cluster of this process lives.
+    The client of that one then leaves "dask.distributed" in the configuration (distributed 2026.8).
+    """
+    before = dask.config.get("scheduler", None)
+    yield
+    dask.config.set(scheduler=before)
 
 
 @pytest.fixture(scope="session")

@@ -90,6 +90,7 @@ def test_what_grows_is_drawn_for_a_light_and_a_dark_page(tmp_path: Path) -> None
     assert not draw(outcome({}, {}, BUILD), tmp_path / "nothing.svg")
 
 
+@pytest.mark.sample(0)
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_contestant_that_takes_too_long_ends_with_all_that_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -218,6 +218,7 @@ def test_help_can_be_learnt_from() -> None:
         assert word in text
 
 
+@pytest.mark.sample(0)
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_run_on_workers_of_its_own(folder: Path) -> None:

@@ -91,6 +91,7 @@ def test_the_active_client_is_taken(client: Any) -> None:
     assert seen
 
 
+@pytest.mark.sample(0)
 def test_the_window_bounds_what_the_scheduler_knows(
     processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

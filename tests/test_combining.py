@@ -345,7 +345,7 @@ def test_masks_and_nodata_are_those_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["sync", "threads", "processes"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(0)
 def test_schedulers_and_stores_agree(scheduler: str, tmp_path: Path) -> None:
     fn = tw.augmented(tw.ensemble([lopsided, np.sqrt, np.abs]), "all", (0, 1))
     out = tw.tiled_map(fn, IMAGE, 12, 2, blend="gaussian")

@@ -58,7 +58,7 @@ def test_each_index_has_numbers_of_its_own(each, tmp_path):
 
 @pytest.mark.parametrize("kind", ["path", "zarr", "lazy", "numpy"])
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(0)
 def test_all_sources_and_a_table_of_a_file(tmp_path, kind, scheduler):
     labels = objects_in((30, 40), largest=2**40)
     source = sources(tmp_path, labels)[kind]

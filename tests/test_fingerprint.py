@@ -220,6 +220,7 @@ else:
 """
 
 
+@pytest.mark.sample(0)
 def test_another_process_goes_on(tmp_path: Path) -> None:
     """A restarted kernel: other addresses, another hash seed, another file; an edited one is refused."""
 

@@ -259,7 +259,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("where", ["processes", pytest.param("cluster", marks=pytest.mark.distributed)])
 def test_a_script_builds_its_model_once_per_process(where: str, tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()

@@ -159,6 +159,7 @@ def test_I2_a_killed_process_on_threads(
     check_resumed(store, tmp_path / "log", whole)
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("moment", moments(3))
 def test_I2_a_killed_client_of_a_cluster(
     moment: int, server: Any, cluster: Any, tmp_path: Path, whole: dict[str, bytes]

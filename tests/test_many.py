@@ -187,6 +187,7 @@ def test_an_image_is_let_go_when_it_is_done(kind: str, scheduler: str, tmp_path:
     assert [outcome.ok for outcome in report] == [fn is not failing] * 12
 
 
+@pytest.mark.sample(0)
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_a_cluster_is_given_few_images_at_a_time(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ def test_bytes_are_those_of_the_result_and_the_call() -> None:
         assert found.peak_bytes > found.call_bytes
 
 
+@pytest.mark.sample(0)
 def test_runs_one_batch_of_one_tile(counting: Callable[..., Any]) -> None:
     fn = counting(lambda b: (time.sleep(0.4), b)[1])
     out = tw.tiled_map(fn, IMAGE, 64, 8, dtype="float32", batch_size=4)

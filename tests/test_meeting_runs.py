@@ -539,7 +539,7 @@ class Elsewhere(zarr.storage.LocalStore):
         return zarr.storage.LocalStore, (str(self.there),)
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("there", ["nothing", "an older copy", "a copy with the claim"])
 def test_a_worker_that_sees_another_folder_is_an_error(there: str, tmp_path: Path) -> None:
     """Nothing is there, or an array of the same name, or what a synchronised folder has copied."""
@@ -570,6 +570,7 @@ def test_a_worker_that_sees_another_folder_is_an_error(there: str, tmp_path: Pat
     np.testing.assert_array_equal(write(result(), tmp_path / "a.zarr")[...], IMAGE * 2)
 
 
+@pytest.mark.sample(0)
 def test_a_unit_that_reads_differently_here_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

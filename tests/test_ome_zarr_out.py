@@ -490,7 +490,7 @@ SCRIPT = """
 """
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("wait", [0.15, 0.3, 0.5])
 def test_killed_and_resumed_it_is_the_same_image(tmp_path, wait):
     code = textwrap.dedent(SCRIPT)

@@ -235,6 +235,7 @@ def test_the_module_is_the_command(folder: Path) -> None:
     assert not prompt(folder, "--version").returncode
 
 
+@pytest.mark.sample(0)
 def test_nothing_that_only_posix_has_is_imported(folder: Path) -> None:
     """On Windows these modules do not exist; every module of the package must load without them."""
     text = """
@@ -310,7 +311,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, said
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @on_each_scheduler
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs groups of processes")
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])

@@ -35,6 +35,7 @@ def draw(seed: int) -> tuple[Any, dict[str, Any]]:
     return tw.tiled_map(np.negative, source, crop, overlap, **options), units
 
 
+@pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore")
 def test_I1_no_wrong_sample_where_dask_has_many() -> None:
     """On eight threads; `da.to_zarr` writes the same draws without an error, and wrong."""

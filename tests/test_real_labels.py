@@ -94,6 +94,7 @@ def test_the_objects_are_those_of_the_whole_image(name: str, edge: Any, tmp_path
         assert report.ok, report
 
 
+@pytest.mark.sample(0)
 def test_the_rules_of_other_tools_are_not_exact() -> None:
     """What the page on other tools says, on a part of the scene of the benchmark."""
     work = cells.Cells(side=768)

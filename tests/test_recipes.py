@@ -189,6 +189,7 @@ def settings(number: int) -> list[tuple[int, int, float]]:
     return found
 
 
+@pytest.mark.sample(0)
 def test_nnunets_patches_start_where_it_starts_them():
     """In 1249 of 1249 settings along one axis, of which evenly spaced crops have about two in three."""
     even = 0

@@ -233,6 +233,7 @@ def test_a_tile_in_flight_is_the_last_of_its_block(tmp_path: Path) -> None:
     assert not tw.status(tmp_path / "a.zarr").done
 
 
+@pytest.mark.sample(0)
 def test_processes_of_the_user_are_stopped_too(tmp_path: Path) -> None:
     """An executor that goes on living, unlike the one that dask starts for a call."""
     with (

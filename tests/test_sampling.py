@@ -34,6 +34,12 @@ def test_a_case_that_is_named_runs() -> None:
         assert sampled([item]) == [item]
 
 
+def test_a_test_of_whole_runs_runs_in_a_file_that_is_named() -> None:
+    heavy = cases("heavy", 3, 0)
+    assert sampled(heavy) == []
+    assert len(sampled(heavy, least=1)) == 1
+
+
 def test_a_share_is_never_nothing_and_never_more_than_the_whole() -> None:
     before = settings.default
     try:

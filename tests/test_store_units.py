@@ -439,7 +439,7 @@ def workers() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.distributed
 @pytest.mark.parametrize("blend", ["trim", "hann"])
 @pytest.mark.parametrize("kind", ["zarr", "numpy", "dask", "memmap"])

@@ -44,13 +44,14 @@ def _faster(peer: str, ours: str, times: float | None = 1.0) -> Bar:
 def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int) -> Case:
     """Return the identity on crops, blended by a Gaussian where the contestant has one."""
     loop = in_memory.sampled
-    numpy, place = "limit multiply-add", "tilework.compute"
+    numpy, place, given = "limit multiply-add", "tilework.compute", "tilework into a given array"
     ways = {
         "tilework compute": in_memory.tilework_compute,
         "tilework compute, one thread": partial(in_memory.tilework_compute, threads=1),
         place: in_memory.tilework_in_place,
         f"{place}, one thread": partial(in_memory.tilework_in_place, threads=1),
-        "tilework into a given array": in_memory.tilework_store,
+        given: in_memory.tilework_store,
+        f"{given}, one thread": partial(in_memory.tilework_store, threads=1),
         "tilework loop": partial(loop, package="tilework"),
         "tilework loop, chunks": partial(loop, package="tilework", chunk=chunk),
         "patchly": partial(loop, package="patchly"),
@@ -64,7 +65,10 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
     }
     bars = (
         Bar("loop / multiply-add, CPU", "cpu_s", "tilework loop", 1.15, numpy),
-        Bar("into a given array / multiply-add, CPU", "cpu_s", "tilework into a given array", 1.3, numpy),
+        Bar("given array / multiply-add, wall", "wall_s", given, 1.3, numpy),
+        Bar(
+            "into a given array, one thread / multiply-add, CPU", "cpu_s", f"{given}, one thread", 1.3, numpy
+        ),
         Bar("compute, one thread / multiply-add, CPU", "cpu_s", "tilework compute, one thread", 1.4, numpy),
         Bar("compute, two threads / one", "wall_s", "tilework compute", 0.8, "tilework compute, one thread"),
         Bar("tilework.compute, one thread / multiply-add, CPU", "cpu_s", f"{place}, one thread", 1.4, numpy),
@@ -530,7 +534,7 @@ SCHEDULER = Case(
 PYRAMID = Case(
     name="pyramid",
     why="An OME-Zarr image of five levels from a filter that takes at least as long as writing its result.",
-    workload=on_disk.Stored(shape=(8192, 8192), chunk=512, crop=512 + 2 * 10, stride=512),
+    workload=on_disk.Stored(shape=(8192, 8192), chunk=512, crop=512, stride=512),
     contestants=_contestants(
         "tilework",
         tilework=pyramids.tilework_levels,
@@ -539,11 +543,14 @@ PYRAMID = Case(
         ngff_zarr=pyramids.ngff_zarr,
         filter_alone=pyramids.filter_alone,
         chunks_alone=pyramids.chunks_alone,
+        wide_filter=partial(pyramids.tilework_levels, sigma=pyramids.WIDE),
+        wide_filter_level_0_alone=partial(pyramids.tilework_alone, sigma=pyramids.WIDE),
     ),
     bars=(
         Bar("filter alone / chunks alone: CPU", "cpu_s", "chunks alone", 1.0, "filter alone", at_least=True),
         Bar("wall / level 0 alone", "wall_s", "tilework", 1.15, "tilework level 0 alone"),
         Bar("CPU / level 0 alone", "cpu_s", "tilework", 1.15, "tilework level 0 alone"),
+        Bar("wide filter: wall / level 0 alone", "wall_s", "wide filter", 1.15, "wide filter level 0 alone"),
         Bar("peak / level 0 alone", "peak_mb", "tilework", 1.35, "tilework level 0 alone"),
         _faster("ome zarr", "tilework"),
         _faster("ngff zarr", "tilework"),

@@ -148,7 +148,7 @@ def tilework_in_place(work: Blend, folder: Path, threads: int = CORES) -> Prepar
     return blended(work, run)
 
 
-def tilework_store(work: Blend, folder: Path) -> Prepared:
+def tilework_store(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
     """Block by block into an array that exists, within a quarter of the image."""
     import dask
 
@@ -158,7 +158,7 @@ def tilework_store(work: Blend, folder: Path) -> Prepared:
 
     def run(image: Image) -> Any:
         out = _lazy(work, image, memory_limit=max(image.nbytes // 4, 2**26))
-        with dask.config.set(scheduler="threads", num_workers=CORES):
+        with dask.config.set(scheduler="threads", num_workers=threads):
             return tw.to_zarr(out, given, progress=False)
 
     return blended(work, run, allocates=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,22 +16,23 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LEVELS = 5
-SIGMA = 2.5
-"""Of the filter, samples: it takes at least as long as writing its result."""
+SIGMA, WIDE = 2.5, 5.0
+"""Of the filter, samples: it takes at least as long as writing its result, and the wide one twice that."""
 
 
-def smooth(crop: np.ndarray) -> np.ndarray:
-    """A filter that needs `4 * SIGMA` samples on each side."""
+def smooth(crop: np.ndarray, sigma: float = SIGMA) -> np.ndarray:
+    """A filter that needs `4 * sigma` samples on each side."""
     from scipy.ndimage import gaussian_filter
 
-    return gaussian_filter(crop, SIGMA)
+    return gaussian_filter(crop, sigma)
 
 
-def _lazy(work: Stored, folder: Path) -> Any:
+def _lazy(work: Stored, folder: Path, sigma: float = SIGMA) -> Any:
     import tilework as tw
 
-    image = _open(work.source(folder))
-    return tw.tiled_map(smooth, image, work.crop, work.overlap, dtype="float32")
+    image, halo = _open(work.source(folder)), round(4 * sigma)
+    fn = partial(smooth, sigma=sigma)
+    return tw.tiled_map(fn, image, work.chunk + 2 * halo, halo, dtype="float32")
 
 
 def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list[str]) -> Prepared:
@@ -50,22 +52,22 @@ def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list
     return Prepared(run=lambda: run(target), check=check, figures=lambda: {"image_mb": size / MB})
 
 
-def tilework_alone(work: Stored, folder: Path) -> Prepared:
+def tilework_alone(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
     """Level 0 only."""
-    return _tilework(work, folder, 1)
+    return _tilework(work, folder, 1, sigma)
 
 
-def tilework_levels(work: Stored, folder: Path) -> Prepared:
+def tilework_levels(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
     """All levels in one pass."""
-    return _tilework(work, folder, min(LEVELS, work.shape[0].bit_length()))
+    return _tilework(work, folder, min(LEVELS, work.shape[0].bit_length()), sigma)
 
 
-def _tilework(work: Stored, folder: Path, levels: int) -> Prepared:
+def _tilework(work: Stored, folder: Path, levels: int, sigma: float) -> Prepared:
     import tilework as tw
 
     def run(target: Path) -> None:
         with _two_threads():
-            out = _lazy(work, folder)
+            out = _lazy(work, folder, sigma)
             tw.to_zarr(out, str(target), ome=True, levels=levels, chunks=work.chunk, progress=False)
 
     return _written(work, folder, run, [str(k) for k in range(levels)])
@@ -103,8 +105,7 @@ def ngff_zarr(work: Stored, folder: Path) -> Prepared:
 
 def filter_alone(work: Stored, folder: Path) -> Prepared:
     """The filter on every crop of an image in memory."""
-    image = _open(work.source(folder))[...]
-    halo = work.overlap
+    image, halo = _open(work.source(folder))[...], round(4 * SIGMA)
 
     def on_crop(box: tuple[slice, ...]) -> None:
         smooth(image[tuple(slice(max(0, s.start - halo), s.stop + halo) for s in box)])

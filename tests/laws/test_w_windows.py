@@ -323,6 +323,17 @@ def test_W1_far_tiles_of_a_long_axis_share_their_weights():
     weights = AxisWeights(grid, profile("hann", 32), 0, Fraction(2))
     assert weights.weights(10) is weights.weights(10**5)
     assert weights.weights(0) is not weights.weights(10)
+    # Half of a crop further on, what the border changes does not reach the second tile.
+    halved = AxisWeights(AxisGrid(4096, 32, 8, trims=False), profile("hann", 32), 0)
+    assert len({id(halved.weights(i)) for i in range(len(halved.grid))}) == 3
+
+
+@many
+@given(axes(trims=False, tiles=40), st.sampled_from(WINDOWS), SIGMAS)
+def test_W1_equal_weights_are_one_array(axis, blend, sigma_scale):
+    weights = weights_of(axis, blend, sigma_scale)
+    found = [weights.weights(i) for i in range(len(axis.grid))]
+    assert len({one.tobytes() for one in found}) == len({id(one) for one in found})
 
 
 @many

@@ -362,8 +362,10 @@ class AxisWeights:
             found = self.raw(i) / self.total(*self.support(i))
             if self._profile_bytes > PROFILES:
                 self._profiles, self._profile_bytes = {}, 0
+            # Next to a tile at the border, weights may be those of all others. Products are made for each array.
+            found = self._profiles.setdefault(found.tobytes(), found)
             self._profiles[key] = found
-            self._profile_bytes += found.nbytes
+            self._profile_bytes += 2 * found.nbytes
         return found
 
     @cached_property

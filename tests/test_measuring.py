@@ -17,7 +17,7 @@ from scipy import ndimage as ndi
 
 import tilework as tw
 from tests.networks import dncnn, kodim23, noisy, realesr_x2
-from tilework.diagnostics import measuring
+from tilework.diagnostics import measuring, stages
 from tilework.diagnostics.measuring import measure
 from tilework.diagnostics.stages import BATCHES
 from tilework.engine.parts import tiles_touching
@@ -191,7 +191,7 @@ def test_stored_chunks_are_decoded_anew(tmp_path: Path, monkeypatch: pytest.Monk
         return read(self, box)
 
     monkeypatch.setattr(ZarrSource, "read", counted)
-    monkeypatch.setattr(measuring, "ENOUGH", 10.0)
+    monkeypatch.setattr(stages, "ENOUGH", 1e6)
     measure(tw.tiled_map(np.negative, store, 64, 8, dtype="f4", chunks=48))
     assert len(reads) >= 30 * 4
 

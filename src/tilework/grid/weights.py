@@ -362,7 +362,7 @@ class AxisWeights:
             found = self.raw(i) / self.total(*self.support(i))
             if self._profile_bytes > PROFILES:
                 self._profiles, self._profile_bytes = {}, 0
-            # Next to a tile at the border, weights may be those of all others. Products are made for each array.
+            # Beside a tile at the border, weights may be those of all others; each array has products of its own.
             found = self._profiles.setdefault(found.tobytes(), found)
             self._profiles[key] = found
             self._profile_bytes += 2 * found.nbytes

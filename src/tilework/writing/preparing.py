@@ -182,7 +182,7 @@ def prepare(
         if not hasattr(array, "dask"):
             raise TypeError(_not_lazy(array, key))
     first = next(iter(found.values()))
-    specs = list(specs_below(arrays[""])) if first is None else [first.spec]
+    specs = [spec for array in arrays.values() for spec in specs_below(array)]
     sources = [*reads, *(source for spec in specs for source in spec.sources)]
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)

@@ -305,7 +305,7 @@ def tiled_map(
     spec = Spec(
         plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
-        many=not isinstance(declared, Output), fixed=chunks != "auto",
+        many=not isinstance(declared, Output), fixed=not (isinstance(chunks, str) and chunks == "auto"),
         metas=_metas(sources[0], axes_of_each, outputs),
     )  # fmt: skip
     if valid is not None:

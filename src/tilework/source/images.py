@@ -219,9 +219,8 @@ class StoredImages(Report, Mapping[str, StoredImage]):
     def __getitem__(self, path: str) -> StoredImage:
         if path not in self.paths:
             raise KeyError(path)
-        return _at(
-            self._group.store_path / path, self._group.metadata.zarr_format, replace(self._choice, image=None)
-        )
+        at = _inside(self._group.store_path, path)
+        return _at(at, self._group.metadata.zarr_format, replace(self._choice, image=None))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.paths)
@@ -371,7 +370,11 @@ def _found(node: Any, choice: _Choice) -> StoredImage | StoredImages:
         return _of_group(place, zarr_format, group, choice)
     if kind := _kind(group):
         images = StoredImages(node, kind, _paths(place, zarr_format, group), choice)
-        return images if choice.image is None else images[_chosen(choice.image, images.paths, where)]
+        return (
+            images
+            if choice.image is None
+            else images[images.paths[_chosen(choice.image, images.paths, where)]]
+        )
     raise TilingError(f"{where} is not an OME-Zarr image; {_members(node)}.")
 
 
@@ -398,10 +401,10 @@ def _at(place: Any, zarr_format: Format, choice: _Choice) -> StoredImage:
 def _of_group(place: Any, zarr_format: Format, group: OmeGroup, choice: _Choice) -> StoredImage:
     where = f"the image at {place}"
     names = [image.name or str(k) for k, image in enumerate(group.images)]
-    image = group.images[names.index(_chosen(choice.image or 0, names, where))]
+    image = group.images[_chosen(choice.image or 0, names, where)]
     if choice.label is None:
         return _level(place, image, choice.level, zarr_format, ours=choice.ours)
-    inner = place / "labels" / choice.label
+    inner = _inside(place, f"labels/{choice.label}")
     (attributes,) = attributes_of([inner], zarr_format, strict=True)
     if attributes is None:
         there = _labels(place, zarr_format)
@@ -409,13 +412,23 @@ def _of_group(place: Any, zarr_format: Format, group: OmeGroup, choice: _Choice)
     return _at(inner, zarr_format, replace(choice, image=None, label=None))
 
 
-def _chosen(image: int | str, names: Sequence[str], where: str) -> str:
-    """Return the name of the image that is chosen by name or number."""
-    if isinstance(image, str) and image.strip("/") in names:
-        return image.strip("/")
-    if not isinstance(image, str) and -len(names) <= image < len(names):
-        return names[image]
+def _chosen(image: int | str, names: Sequence[str], where: str) -> int:
+    """Return the number of the image that is chosen by name or number; of several of one name, the first."""
+    if isinstance(image, str):
+        for asked in (image, image.strip("/")):
+            if asked in names:
+                return names.index(asked)
+    elif -len(names) <= image < len(names):
+        return image % len(names)
     raise TilingError(f"{where} has no image {image!r}; it has {len(names)}: {_listed(names) or 'none'}.")
+
+
+def _inside(place: Any, path: str) -> Any:
+    """Return the place at a path that metadata or the caller name."""
+    try:
+        return place / path
+    except ValueError as error:
+        raise TilingError(f"the group at {place} can hold nothing at the path {path!r}: {error}") from None
 
 
 def _level(place: Any, image: OmeImage, level: int, zarr_format: Format, *, ours: bool) -> StoredImage:
@@ -433,7 +446,7 @@ def _level(place: Any, image: OmeImage, level: int, zarr_format: Format, *, ours
 def _array(place: Any, image: OmeImage, level: int, zarr_format: Format) -> Any:
     import zarr
 
-    at = place / image.levels[level].path
+    at = _inside(place, image.levels[level].path)
     mode: Any = "r" if at.store.read_only else "r+"
     try:
         return zarr.open_array(at.store, path=at.path, mode=mode, zarr_format=zarr_format)

@@ -7,9 +7,10 @@ exists only the attributes of the image, and the list of labels above an image o
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +26,9 @@ from tilework.formats import ome_zarr
 from tilework.formats.meta import ImageMeta
 from tilework.formats.ome_zarr import OmeImage, check_axes, image_attributes, labels_attributes, read_group
 from tilework.graph.build import Found
-from tilework.identity.location import locate
+from tilework.identity.location import holds, locate
 from tilework.labels.hints import may_be_labels
+from tilework.source.base import Source
 from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level
 from tilework.writing.node import children_at, clear, found_at, home_of
@@ -37,6 +39,8 @@ __all__ = ["AskedImage", "Image", "has_places"]
 
 FORMATS = {"0.4": 2, "0.5": 3}
 """Format of Zarr by version of OME-Zarr."""
+MOST = 32
+"""More levels than an image can have."""
 OWN = ("ome", "multiscales", "omero", "image-label")
 """Attributes of the group of an image that are of OME-Zarr."""
 LABELS = "labels"
@@ -125,10 +129,10 @@ class AskedImage:
         check_axes(meta)
         _warn_of_places(meta)
         labels = self.label_name is not None
-        if labels and array.dtype.kind not in "iub":
+        if labels and array.dtype.kind not in "iu":
             raise TilingError(
-                f"labels are whole numbers; the result has dtype {array.dtype}. Let the function return "
-                'integers, or declare them: output=tw.Output("uint32").'
+                f"labels are whole numbers in OME-Zarr; the result has dtype {array.dtype}. Let the function "
+                'return integers, or declare them: output=tw.Output("uint32").'
             )
         named = labels or _names_objects(array.dtype, found)
         method = self.pyramid or usual_method(array.dtype, labels=named)
@@ -156,6 +160,7 @@ class AskedImage:
         """Return what the samples mean: as given, as known, as in the image of the labels, or as usual."""
         if self.meta is not None:
             self.meta.check("the result", array.shape)
+            _refuse_nodata(self.meta.nodata, array.dtype)
             return self.meta
         known = None if found is None else found.meta
         if levels:
@@ -190,6 +195,23 @@ def _refuse_options(options: Mapping[str, Any], version: str) -> None:
         raise TilingError(
             f"the attributes {', '.join(own)} follow from the image; leave them out, and say what its "
             "samples mean by meta=."
+        )
+
+
+def _refuse_nodata(nodata: Any, dtype: np.dtype[Any]) -> None:
+    """Raise if no sample can have the value of samples without data."""
+    if nodata is None:
+        return
+    try:
+        with np.errstate(all="ignore"):
+            value = np.asarray(nodata).astype(dtype)
+        # A float is rounded; whatever else is cast must be what it was.
+        held = dtype.kind in "fc" or bool(value == nodata) or bool(value != value)
+    except (TypeError, ValueError, OverflowError):
+        held = False
+    if not held:
+        raise TilingError(
+            f"meta says nodata={nodata!r}, which no sample of dtype {dtype} can be; leave nodata out of it."
         )
 
 
@@ -369,6 +391,18 @@ class Image:
             name=name, kind=self.method if levels else None, label=None if self.label is None else {},
             dtype=dtype,
         )  # fmt: skip
+
+    def refuse_sources(self, sources: Iterable[Source]) -> None:
+        """Raise if an array that is read is a level: all levels are written in one pass, or deleted."""
+        found = found_at(self.at, self.address, writable=False, nodes=True)
+        there = read_group(dict(found.attrs), self.address).images if isinstance(found, zarr.Group) else ()
+        paths = {level.path for image in there for level in image.levels} | set(map(str, range(1, MOST)))
+        for source, path in itertools.product(sources, sorted(paths)):
+            if holds(self.at / path, source):
+                raise TilingError(
+                    f"level {path!r} of the image at {self.address} is the array that is read; write "
+                    "somewhere else."
+                )
 
     def check(self, attributes: Mapping[str, Any], *, resumed: bool, overwrite: bool) -> None:
         """Raise unless the group may get these attributes.

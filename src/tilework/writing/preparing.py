@@ -187,6 +187,8 @@ def prepare(
     sources += [source for array in arrays.values() for source in read_by(array)]
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}
+    for image in images.values():
+        image.refuse_sources(sources)
     table = None
     dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
     plain = bool(images) or given is not None or is_array(store)

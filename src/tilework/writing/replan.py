@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import zarr
+
 from tilework._checks import parse_bytes
 from tilework._types import Index
 from tilework.engine.pyramid import PART
 from tilework.engine.spec import Spec
-from tilework.errors import GridError, MemoryBudgetError
+from tilework.errors import GridError, MemoryBudgetError, TilingError
 from tilework.execution.where import Where
 from tilework.function.devices import devices_of
 from tilework.graph.build import chunks_of
@@ -22,8 +24,9 @@ from tilework.plan.cost import peak_bytes
 from tilework.plan.decoding import decoded_ratio, with_cache
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.image import Image
+from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level, levels_of
-from tilework.writing.target import Continued, Place
+from tilework.writing.target import Continued, Fresh, Place
 from tilework.writing.units import Layout, encoding_bytes, input_unit
 
 __all__ = ["Member", "depth", "lanes", "memory_of", "replanned", "with_levels"]
@@ -72,11 +75,23 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
     for level in levels:
         path = f"{target.path.removesuffix('0')}{level.number}"
         own = replace(target, path=path, chunks=level.layout.chunks, shards=level.layout.shards)
-        place = own.look(()).compare(level.fingerprint(fingerprint, image.method, image.meta.nodata))
+        looked = own.look(())
+        _refuse_others(looked)
+        place = looked.compare(level.fingerprint(fingerprint, image.method, image.meta.nodata))
         chunks = level.layout.chunks
         place.layout(level.shape, functools.partial(tuple, chunks))
         places.append(place)
     return replace(member, levels=levels, level_places=tuple(places))
+
+
+def _refuse_others(place: Place) -> None:
+    """Raise if a coarser level, which nobody named, would replace what is none of tilework's."""
+    found = place.found if isinstance(place, Fresh) else None
+    if found is not None and (isinstance(found, zarr.Group) or Ledger(found).record is None):
+        raise TilingError(
+            f"{place.target.address} holds data that tilework did not write, where a level of the image "
+            "would be; delete them yourself, or name another place."
+        )
 
 
 def memory_of(limit: Any, where: Where) -> int:

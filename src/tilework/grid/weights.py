@@ -362,7 +362,7 @@ class AxisWeights:
             found = self.raw(i) / self.total(*self.support(i))
             if self._profile_bytes > PROFILES:
                 self._profiles, self._profile_bytes = {}, 0
-            # Beside a tile at the border, weights may be those of all others. Each array has its own products.
+            # Beside a tile at the border, weights may be those of all others, and share their products then.
             found = self._profiles.setdefault(found.tobytes(), found)
             self._profiles[key] = found
             self._profile_bytes += 2 * found.nbytes

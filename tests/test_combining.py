@@ -364,7 +364,7 @@ def test_on_a_cluster(tmp_path: Path) -> None:
     from distributed import Client
 
     nets = [tw.load_once(functools.partial, (np.multiply, np.float32(k))) for k in (2, 3)]
-    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None):
+    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0"):
         out = tw.tiled_map(tw.augmented(tw.ensemble(nets)), IMAGE, 12, 2)
         stored = tw.to_zarr(out, tmp_path / "x.zarr", progress=False)
         np.testing.assert_allclose(stored[:], IMAGE * 2.5, rtol=1e-6)

@@ -77,7 +77,7 @@ def test_a_cluster_writes_the_same(tmp_path):
 
     labels = objects_in((30, 40), largest=2**40)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         Client(cluster) as client,
     ):
         out = tw.filter_labels(

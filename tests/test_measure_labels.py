@@ -258,7 +258,7 @@ def test_all_sources_on_all_schedulers(tmp_path, kind, scheduler, request):
     if scheduler == "cluster":
         from distributed import Client, LocalCluster
 
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None)
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0")
         client = Client(cluster)
         request.addfinalizer(cluster.close)
         request.addfinalizer(client.close)

@@ -92,7 +92,7 @@ def test_a_cluster(case, tmp_path):
     distributed = pytest.importorskip("distributed")
     mask, labels = case
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         distributed.Client(cluster) as client,
     ):
         merged = tw.merge_labels(labels, tmp_path / "merged", client=client, progress=False)

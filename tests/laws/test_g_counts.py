@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from tests.laws.strategies import many, plans
 from tilework import Output, TilePlan, plan_tiles
 from tilework.grid.tiles import Box
 from tilework.plan.axis_table import Spans
-from tilework.plan.cost import busiest, rows, tasks
+from tilework.plan.cost import busiest, computed, repeated_crops, rows, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.neighbours import Neighbours
 from tilework.plan.tables import SourcePlan, box_any, box_sums
@@ -48,7 +49,7 @@ def blocks_of(plan):
 def walked_tasks(plan):
     """Return the number of tasks, block by block."""
     running = [b for b in blocks_of(plan) if plan.touched(b)]
-    getters = len(running) * len(plan.outputs) if len(plan.outputs) > 1 else 0
+    getters = len(blocks_of(plan)) * len(plan.outputs) if len(plan.outputs) > 1 else 0
     if plan.reuse == "recompute":
         return len(running) + getters
     count = 0
@@ -67,6 +68,29 @@ def walked_tasks(plan):
 def test_G6_tasks_equal_walking_all_blocks(plan):
     assert tasks(plan) == walked_tasks(plan)
     assert dict(rows(plan))["tasks"] == str(walked_tasks(plan))
+
+
+def walked_crops(plan):
+    """Return, for each block, how many crops of each shape it runs."""
+    found = []
+    for index in blocks_of(plan):
+        cut = range(len(plan.axes)) if plan.reuse == "recompute" else plan.slab_axes
+        columns = enumerate(zip(plan.tables, index, strict=True))
+        spans = [(t.touch if d in cut else t.owned)[b] for d, (t, b) in columns]
+        tiles = itertools.product(*(range(*s) for s in spans))
+        running = [t for t in tiles if plan.running([(i, i + 1) for i in t])]
+        ends = ([a.read(i) for a, i in zip(plan.axes, t, strict=True)] for t in running)
+        found.append(Counter(tuple(b - a for a, b in pairs) for pairs in ends))
+    return found
+
+
+@many
+@given(blocked(), st.integers(1, 5))
+def test_G6_samples_and_repeated_crops_equal_walking_all_crops(plan, size):
+    plan = replace(plan, batch_size=size, batches="whole")
+    blocks = walked_crops(plan)
+    assert computed(plan) == sum(n * math.prod(shape) for crops in blocks for shape, n in crops.items())
+    assert repeated_crops(plan) == sum(-n % size for crops in blocks for n in crops.values())
 
 
 def test_G6_tasks_under_masks_that_leave_blocks_alone():

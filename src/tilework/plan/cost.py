@@ -13,16 +13,20 @@ import numpy as np
 
 from tilework.grid.axis import ceil_div
 from tilework.labels.owner import limit
+from tilework.plan.axis_table import Spans
 from tilework.plan.decoding import decoded_ratio
-from tilework.plan.tables import shifted
+from tilework.plan.tables import box_sums, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tilework._types import Ints
+    from tilework.grid.axis import AxisGrid
     from tilework.plan.tables import BlockPlan
 
 __all__ = [
     "busiest",
+    "computed",
     "decoded_ratio",
     "fewest_calls",
     "parallel_bytes",
@@ -43,28 +47,54 @@ def fewest_calls(plan: BlockPlan) -> int:
     return math.prod(1 + max(0, ceil_div(a.extent + sum(a.margin) - a.crop, a.stride)) for a in plan.axes)
 
 
+def computed(plan: BlockPlan) -> int:
+    """Return the number of samples in all crops that the function gets, repeated crops not counted."""
+    if plan.axes[-1].edge != "clip":
+        return plan.calls() * math.prod(a.crop for a in plan.axes)
+    return plan.total(_ranges(plan), list(map(_lengths, plan.axes)))
+
+
 def repeated_crops(plan: BlockPlan) -> int:
-    """Return the number of crops that are repeated to fill batches; under a mask, at most so many.
+    """Return the number of crops that are repeated to fill batches.
 
     A batch has crops of one block and one shape.
     """
     size = plan.batch_size or 1
     if plan.batches != "whole" or size == 1:
         return 0
-    ranges = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
-    if plan.mask is not None and plan.axes[-1].edge != "clip":
-        return int((-plan.counts(ranges) % size).sum())
-    # Per axis, how many blocks have how many crops of each length.
+    kinds = [_by_length(*pair) for pair in zip(plan.axes, _ranges(plan), strict=True)]
+    if plan.mask is not None:
+        runs = np.asarray(plan.runs)
+        grids = (zip(*chosen, strict=True) for chosen in itertools.product(*kinds))
+        return sum(int((-box_sums(runs[np.ix_(*tiles)], spans) % size).sum()) for tiles, spans in grids)
+    # How many blocks have how many crops of each shape: a product of one length per axis.
     found: dict[tuple[int, ...], int] = {(1,): 1}
-    for axis, spans in zip(plan.axes, ranges, strict=True):
-        kinds = Counter(
-            tuple(Counter(b - a for a, b in map(axis.read, range(*pair))).values()) for pair in spans.pairs()
-        )
+    for axis in kinds:
+        lengths = np.transpose([spans.lengths for _, spans in axis]).tolist()
+        some = Counter(tuple(n for n in row if n) for row in lengths)
         crops: Counter[tuple[int, ...]] = Counter()
-        for (own, blocks), (kind, more) in itertools.product(found.items(), kinds.items()):
+        for (own, blocks), (kind, more) in itertools.product(found.items(), some.items()):
             crops[tuple(a * b for a in own for b in kind)] += blocks * more
         found = crops
     return sum(blocks * sum(-n % size for n in own) for own, blocks in found.items())
+
+
+def _ranges(plan: BlockPlan) -> Sequence[Spans]:
+    """Return the tiles per axis that each block runs."""
+    return plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
+
+
+def _lengths(axis: AxisGrid) -> Ints:
+    """Return the length of each crop along an axis, samples."""
+    start, stop = axis.read(np.arange(len(axis)))
+    return np.broadcast_to(stop - start, (len(axis),))
+
+
+def _by_length(axis: AxisGrid, ranges: Spans) -> list[tuple[Ints, Spans]]:
+    """Return the tiles of each length of crop along an axis, and the ranges of blocks among these."""
+    lengths = _lengths(axis)
+    found = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]
+    return [(tiles, Spans(*(np.searchsorted(tiles, ends) for ends in ranges))) for tiles in found]
 
 
 def tasks(plan: BlockPlan) -> int:
@@ -76,8 +106,8 @@ def tasks(plan: BlockPlan) -> int:
     besides, unless it has no neighbours, and a seam if its tiles reach into later blocks with running tiles.
     """
     running, grouped, seamed = _masked_shares(plan) if plan.mask is not None else _shares(plan)
-    # Each of several outputs has one more task per block, which picks it.
-    getters = running * len(plan.outputs) if len(plan.outputs) > 1 else 0
+    # Each of several outputs has one more task per block, also where no tile runs, which picks it.
+    getters = math.prod(plan.blocks) * len(plan.outputs) if len(plan.outputs) > 1 else 0
     return running + getters + (grouped + seamed if plan.reuse == "share" else 0)
 
 
@@ -193,7 +223,7 @@ def busiest(plan: BlockPlan, workers: int) -> float:
     if math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
     ends = [0] * workers
-    ranges = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
+    ranges = _ranges(plan)
     if plan.mask is None:
         crops = functools.reduce(np.multiply.outer, [r.lengths for r in ranges])
     else:
@@ -217,7 +247,6 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     tiled, names = plan.axes[plan.n_each :], plan.names[plan.n_each :]
     calls, run, fewest = plan.calls(), plan.n_runs, fewest_calls(plan)
     written = math.prod(plan.shape)
-    computed = calls * math.prod(a.crop for a in plan.axes)
     batches = f" in batches of {plan.batch_size}" if plan.batch_size else ""
     if plan.predictions > 1:
         together = plan.together * (plan.batch_size or 1)
@@ -242,7 +271,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("blocks", f"{math.prod(plan.blocks)} = {_by(plan.blocks)} of {plan.block} samples"),
         ("reuse", f"{plan.reuse}: {sharing}"),
         ("tasks", str(tasks(plan))),
-        ("computed", f"{computed / written:.3f} samples per sample written"),
+        ("computed", f"{computed(plan) / written:.3f} samples per sample written"),
         ("decoded", f"about {ratio:.2f} source bytes per image byte (cache {cache})"),
         ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
     ]

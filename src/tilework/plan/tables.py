@@ -407,9 +407,9 @@ class BlockPlan(Holder, Sequence[Tile]):
         ]
         if self.slabs:
             # A tile runs once in each slab in which it has weight.
-            return self._sum(self.shared)
+            return self.total(self.shared)
         if self.reuse != "share":
-            return self._sum([_part(t.touches, c) for t, c in zip(self.tables, chosen, strict=True)])
+            return self.total([_part(t.touches, c) for t, c in zip(self.tables, chosen, strict=True)])
         if self.mask is not None and box.shape != self.shape:
             return self._masked_calls(chosen)
         ranges = []
@@ -460,22 +460,28 @@ class BlockPlan(Holder, Sequence[Tile]):
             moved.append(Spans(*(np.where(some, ends - first, 0) for ends in (low, high))))
         return np.asarray(self.runs)[tuple(inside)], moved
 
-    def _sum(self, ranges: Sequence[Spans]) -> int:
-        """Return the number of tiles that run, counted once per range in which they are, along each axis."""
-        if self.mask is None:
+    def total(self, ranges: Sequence[Spans], sizes: Sequence[Ints] | None = None) -> int:
+        """Return the number of tiles that run, counted once per range in which they are, along each axis.
+
+        ``sizes`` are the samples of the tiles along each axis; with them, samples are counted.
+        """
+        if self.mask is None and sizes is None:
             return math.prod(int(r.lengths.sum()) for r in ranges)
-        found: Any = self.runs
         inside, times = [], []
-        for (low, high), n in zip(ranges, self.grid_shape, strict=True):
-            ends = np.bincount(low, minlength=n + 1) - np.bincount(high, minlength=n + 1)
-            times.append(ends.cumsum()[:n])
-            on = np.flatnonzero(times[-1])
+        for axis, (low, high) in enumerate(ranges):
+            ends = np.bincount(low, minlength=self.grid_shape[axis] + 1)
+            ends -= np.bincount(high, minlength=len(ends))
+            found = ends.cumsum()[:-1]
+            times.append(found if sizes is None else found * sizes[axis])
+            on = np.flatnonzero(found)
             inside.append(slice(on[0], on[-1] + 1) if len(on) else slice(0))
-        found = found[tuple(inside)]
+        if self.mask is None:
+            return math.prod(int(count.sum()) for count in times)
         # Whole numbers are exact in double precision up to 2**53, and products of matrices are fast.
+        sums: Any = np.asarray(self.runs)[tuple(inside)]
         for part, count in zip(reversed(inside), reversed(times), strict=True):
-            found = found @ count[part].astype(np.float64)
-        return int(found)
+            sums = sums @ count[part].astype(np.float64)
+        return int(sums)
 
     def with_blocks(
         self, block: Sequence[int], reuse: str, notes: Sequence[str] = (), slabs: int = 0

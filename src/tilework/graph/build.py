@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -17,6 +18,7 @@ from dask.tokenize import TokenizationError
 
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
+from tilework.formats.labelled import unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
@@ -24,7 +26,8 @@ from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
-from tilework.source.base import BlockSource
+from tilework.source.base import BlockSource, Source
+from tilework.source.opening import Image, open_source
 
 __all__ = [
     "Found",
@@ -37,6 +40,8 @@ __all__ = [
     "graph_of",
     "lowered",
     "name_of",
+    "open_all",
+    "open_known",
     "plan_of",
     "specs_below",
 ]
@@ -176,6 +181,22 @@ def find_spec(array: Any) -> Found | None:
         if isinstance(layer, BlockLayer) and own in layer.names.outputs and layer.is_own(layers):
             return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner)
     return None
+
+
+def open_known(array: Any, *, masked: bool = False) -> Source:
+    """Open an array as `open_source` does, and a result of `tiled_map` with its meaning."""
+    source = open_source(array, masked=masked)
+    found = find_spec(array) if source.meta is None else None
+    return source if found is None or found.meta is None else replace(source, meta=found.meta)
+
+
+def open_all(array: Image | tuple[Image, ...], *, masked: bool = False) -> tuple[Source, ...]:
+    """Open an array, or each of a tuple or Dataset, as `open_known` does."""
+    array = unpacked(array)
+    given = array if isinstance(array, tuple) else (array,)
+    if not given:
+        raise TypeError("array must be an array, or a tuple of at least one; got ().")
+    return tuple(open_known(one, masked=masked) for one in given)
 
 
 def _find_expression(expr: Any) -> Found | None:

@@ -24,6 +24,7 @@ from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
+from tilework.graph.build import open_known
 from tilework.labels.rows import Rows
 from tilework.labels.runs import check_ids
 from tilework.objects.axes import ObjectAxes
@@ -234,7 +235,7 @@ def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]
     TilingError
         If the labels are not integers, an image does not hold numbers, or has another shape.
     """
-    source = open_source(labels)
+    source = open_known(labels)
     check_ids(np.empty(0, source.dtype), "labels holds")
     if intensity is None:
         return source, {}
@@ -244,7 +245,7 @@ def open_images(labels: Any, intensity: Any) -> tuple[Source, dict[str, Source]]
         what = f"intensity[{name!r}]" if isinstance(intensity, Mapping) else "intensity"
         if not isinstance(name, str):
             raise TypeError(f"the name of an intensity image must be text; got {brief(name)}.")
-        images[name] = open_source(image)
+        images[name] = open_known(image)
         if images[name].dtype.kind not in "biuf":
             raise TilingError(f"{what} must hold numbers; got dtype {images[name].dtype}.")
         axes, own = images[name].names, source.names

@@ -30,7 +30,6 @@ from tilework.probing.merging import merged_report
 from tilework.probing.report import ProbeReport
 from tilework.probing.search import search
 from tilework.source.base import BlockSource, Source
-from tilework.source.opening import open_all
 
 __all__ = ["choose_overlap", "probe"]
 
@@ -142,6 +141,8 @@ def probe(
     if array is not None:
         if shape is not None:
             raise TilingError("give array or shape, not both: an array has its shape.")
+        from tilework.graph.build import open_all
+
         sources = open_all(array)
     else:
         if shape is None and not isinstance(crop, Mapping) and lengths(crop) is None:

@@ -19,7 +19,7 @@ import numpy as np
 from tilework._checks import as_dtype, brief, wholes
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
-from tilework.formats.labelled import meta_of, unpacked
+from tilework.formats.labelled import meta_of
 from tilework.formats.meta import ImageMeta
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
@@ -36,7 +36,7 @@ from tilework.source.images import StoredImage, StoredImages, open_path, open_za
 from tilework.source.stamps import Files, Stamp
 from tilework.source.undecoded import undecoded
 
-__all__ = ["Image", "check_extents", "open_all", "open_source"]
+__all__ = ["Image", "check_extents", "open_source"]
 
 
 # Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
@@ -80,15 +80,6 @@ def open_source(array: Image, *, masked: bool = False) -> Source:
             "Convert it with astype()."
         )
     return source
-
-
-def open_all(array: Image | tuple[Image, ...], *, masked: bool = False) -> tuple[Source, ...]:
-    """Open an array, or each of a tuple or Dataset, as a `Source`; see `open_source`."""
-    array = unpacked(array)
-    given = array if isinstance(array, tuple) else (array,)
-    if not given:
-        raise TypeError("array must be an array, or a tuple of at least one; got ().")
-    return tuple(open_source(one, masked=masked) for one in given)
 
 
 def _open(array: Any) -> Source:

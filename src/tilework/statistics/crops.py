@@ -14,6 +14,7 @@ from tilework.errors import GridError, TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
+from tilework.graph.build import open_known
 from tilework.objects.boxes import blocks_of, cuts_of
 from tilework.objects.measuring import How
 from tilework.objects.reading import BoxJob
@@ -22,7 +23,7 @@ from tilework.plan.by_dim import ordered
 from tilework.plan.nodata import valid_of
 from tilework.plan.request import Layout, Request, make_layout
 from tilework.source.base import Source, check_read
-from tilework.source.opening import Image, open_source
+from tilework.source.opening import Image
 
 __all__ = ["sample_crops"]
 
@@ -103,7 +104,7 @@ def sample_crops(
             f"array must be one image; got {len(array)} in a {type(array).__name__}. Draw from each: "
             "np.concatenate([tw.sample_crops(image, n, crop) for image in images])."
         )
-    source = open_source(array)
+    source = open_known(array)
     request = ordered(Request(crop=crop, overlap=0, axes=axes, each=each), source)
     layout = make_layout((source,), request, None)
     for axis, length in zip(layout.tiled[0], layout.crop, strict=True):

@@ -23,7 +23,7 @@ from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.labelled import unpacked
-from tilework.graph.build import bare, specs_below
+from tilework.graph.build import bare, open_known, specs_below
 from tilework.grid.axis import AxisGrid
 from tilework.objects.boxes import Cuts, cuts_of
 from tilework.objects.measuring import How
@@ -32,7 +32,7 @@ from tilework.plan.nodata import valid_of
 from tilework.plan.request import Layout
 from tilework.source.base import Source
 from tilework.source.images import StoredImage, StoredImages, open_image
-from tilework.source.opening import Image, open_source
+from tilework.source.opening import Image
 from tilework.statistics.bootstrap import ALL_KEYS, KEYS, intervals_of
 from tilework.statistics.counting import DIGIT, Counts, Tally, Target, tally_of, value_of
 from tilework.statistics.passes import Measured, PassJob, calls_of
@@ -199,7 +199,7 @@ def _opened(given: Sequence[Any], axes: Any, each: Any, where: Any, nodata: Any)
         raise TilingError(f"where needs one mask for each of the {len(given)} arrays, in a list.")
     images = []
     for array, mask in zip(given, masks, strict=True):
-        source = open_source(array, masked=True)
+        source = open_known(array, masked=True)
         if source.dtype.kind not in "biuf" or source.dtype.itemsize > 8:
             raise TilingError(
                 f"the samples must be bool, integers, or floats of at most 64 bits; got dtype {source.dtype}."

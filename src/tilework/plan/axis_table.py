@@ -111,6 +111,16 @@ class AxisTable(Holder):
         return [_extents(self.owns, *self.grid.supports(rim)) for rim in self.rims]
 
     @derived
+    def longest_reads(self) -> tuple[int, int]:
+        """The longest of `owned_reads` and of `touching_reads`, samples."""
+        return _longest(self.owned_reads), _longest(self.touching_reads)
+
+    @derived
+    def longest_canvases(self) -> tuple[int, ...]:
+        """The longest of `canvases` per output, samples."""
+        return tuple(map(_longest, self.canvases))
+
+    @derived
     def reaching(self) -> Bits:
         """`reaches` as an array."""
         ends = np.maximum.reduce([spans.high for spans in self.canvases])
@@ -144,11 +154,17 @@ def joint(supports: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
     return np.minimum.reduce([a for a, _ in supports]), np.maximum.reduce([b for _, b in supports])
 
 
+def _longest(spans: Spans) -> int:
+    return int(spans.lengths.max())
+
+
 def _extents(ranges: Spans, starts: Ints, stops: Ints) -> Spans:
     """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
     if not len(starts):
         return Spans(np.zeros_like(ranges.low), np.zeros_like(ranges.low))
     some = ranges.high > ranges.low
+    if some.all():
+        return Spans(starts.take(ranges.low), stops.take(ranges.high - 1))
     low = np.where(some, starts[np.minimum(ranges.low, len(starts) - 1)], 0)
     high = np.where(some, stops[np.maximum(ranges.high - 1, 0)], 0)
     return Spans(low, high)

@@ -77,7 +77,8 @@ class Candidate:
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
         encoding, none = plan.threads * request.encoding, plan.with_cache(0)
-        plan = with_cache(plan, limit - encoding - peak_bytes(none) + parallel_bytes(none))
+        # Made from `none`, it has the tables that the costs were taken from.
+        plan = with_cache(none, limit - encoding - peak_bytes(none) + parallel_bytes(none))
         return cls(plan, kind, plan.calls(), peak_bytes(plan) + encoding, longer)
 
     @property
@@ -368,6 +369,7 @@ def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Note
     alone = plan.with_blocks(block, "recompute", notes)
     if request.reuse != "share":
         found.append(Candidate.of(alone, request))
+        alone = found[0].plan
     if request.reuse != "recompute":
         shared = alone.with_blocks(block, "share", notes)
         if short := _too_short(shared):

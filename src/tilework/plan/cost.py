@@ -169,7 +169,7 @@ def peak_bytes(plan: BlockPlan) -> int:
     block, seams, largest = math.prod(plan.block), 0, float(read * max(loaded, default=0))
     for number, output in enumerate(plan.outputs):
         scale = float(math.prod(output.scale))
-        canvas = math.prod(int(t.canvases[number].lengths.max()) for t in tables)
+        canvas = math.prod(t.longest_canvases[number] for t in tables)
         if share:
             samples = canvas + block
             seams += int(_waiting(plan) * (canvas - block) * scale * output.sample_bytes)
@@ -187,9 +187,7 @@ def peak_bytes(plan: BlockPlan) -> int:
 def _read_samples(plan: BlockPlan) -> int:
     """Return the most samples that the tiles of a task read."""
     alone = range(len(plan.axes)) if plan.reuse != "share" else plan.slab_axes
-    columns = enumerate(plan.tables)
-    reads = (t.touching_reads if d in alone else t.owned_reads for d, t in columns)
-    return math.prod(int(spans.lengths.max()) for spans in reads)
+    return math.prod(t.longest_reads[d in alone] for d, t in enumerate(plan.tables))
 
 
 def parallel_bytes(plan: BlockPlan) -> int:
@@ -203,9 +201,8 @@ def parallel_bytes(plan: BlockPlan) -> int:
     most = 0
     for source in plan.sources:
         if source.chunks is not None:
-            pairs = zip(plan.tables, source.chunks, strict=True)
-            reads = ((t.touching_reads if d in alone else t.owned_reads, c) for d, (t, c) in enumerate(pairs))
-            chunks = math.prod(2 + (int(spans.lengths.max()) - 2) // c for spans, c in reads)
+            columns = enumerate(zip(plan.tables, source.chunks, strict=True))
+            chunks = math.prod(2 + (t.longest_reads[d in alone] - 2) // c for d, (t, c) in columns)
             further = min(PARALLEL, chunks) - 1
             most = max(most, 2 * further * source.sample_bytes * math.prod(source.chunks))
     return plan.threads * most

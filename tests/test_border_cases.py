@@ -157,3 +157,23 @@ def test_chunks_may_be_an_array(chunks: Any) -> None:
     assert out.chunks == ((6, 6), (6, 6))
     np.testing.assert_array_equal(tw.compute(out), -np.ones((12, 12)))
     assert "blocks" in dict(tw.explain(out, writing={}).rows)
+
+
+@pytest.mark.parametrize("where", [5, 0.5, True, np.bool_(True), [1, 2], (True,), {"mask": IMAGE > 5}])
+def test_a_mask_that_is_no_array_is_refused_by_its_name(where: Any) -> None:
+    with pytest.raises(TypeError, match=r"^where must be an array of bool, a path or a URL; got "):
+        tiled(PLANE, where=where)
+
+
+@pytest.mark.parametrize("dtype", [(None, 3), ("f4", (2, 2)), {}, [], "U0", "V0", object, "O,f4"])
+def test_a_dtype_that_no_sample_can_have_is_refused(dtype: Any) -> None:
+    with pytest.raises(tw.TilingError, match="an output cannot have dtype"):
+        tw.tiled_map(np.negative, PLANE, 16, 2, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["U3", "S2", "M8[s]", "f4,f4", [("xyz", "f4", 3)], "V4"])
+def test_a_dtype_of_a_fixed_length_is_taken(dtype: Any) -> None:
+    image = np.zeros((20, 20), dtype)
+    out = tw.tiled_map(np.copy, image, 10, 2, dtype=dtype)
+    assert out.dtype == np.dtype(dtype)
+    np.testing.assert_array_equal(out.compute(), image)

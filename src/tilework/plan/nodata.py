@@ -6,7 +6,7 @@ source: at the image itself, for samples that are not nodata, or at one that is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,7 @@ def _value(source: Source, value: Any) -> Any:
 
 def _where(image: Source, layout: Layout, where: Any) -> tuple[Source, tuple[int | None, ...]]:
     """Return the mask of samples, and its axis for each grid axis."""
-    if isinstance(where, list | tuple | bool | np.generic):
+    if isinstance(where, list | tuple | Mapping | bool | int | float | np.generic):
         raise TypeError(f"where must be an array of bool, a path or a URL; got {brief(where)}.")
     source = open_source(where)
     if source.dtype.kind not in "biu":

@@ -43,16 +43,21 @@ def _faster(peer: str, ours: str, times: float | None = 1.0) -> Bar:
 
 def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int) -> Case:
     """Return the identity on crops, blended by a Gaussian where the contestant has one."""
-    loop = in_memory.sampled
-    numpy, place, given = "limit multiply-add", "tilework.compute", "tilework into a given array"
-    ways = {
-        "tilework compute": in_memory.tilework_compute,
-        "tilework compute, one thread": partial(in_memory.tilework_compute, threads=1),
+    loop, numpy = in_memory.sampled, "limit multiply-add"
+    compute, place, given = "tilework compute", "tilework.compute", "tilework into a given array"
+    short = f"{given}, within a quarter of it"
+    ours = {
+        compute: in_memory.tilework_compute,
+        f"{compute}, one thread": partial(in_memory.tilework_compute, threads=1),
         place: in_memory.tilework_in_place,
         f"{place}, one thread": partial(in_memory.tilework_in_place, threads=1),
         given: in_memory.tilework_store,
         f"{given}, one thread": partial(in_memory.tilework_store, threads=1),
+        short: partial(in_memory.tilework_store, memory=0.25),
         "tilework loop": partial(loop, package="tilework"),
+    }
+    ways = {
+        **{name: in_memory.beside(in_memory.multiply_add, way) for name, way in ours.items()},
         "tilework loop, chunks": partial(loop, package="tilework", chunk=chunk),
         "patchly": partial(loop, package="patchly"),
         "patchly, chunks": partial(loop, package="patchly", chunk=chunk),
@@ -64,15 +69,17 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
         "limit memcpy": in_memory.memcpy,
     }
     bars = (
-        Bar("loop / multiply-add, CPU", "cpu_s", "tilework loop", 1.15, numpy),
-        Bar("given array / multiply-add, wall", "wall_s", given, 1.3, numpy),
-        Bar(
-            "into a given array, one thread / multiply-add, CPU", "cpu_s", f"{given}, one thread", 1.3, numpy
+        Bar("loop / multiply-add, CPU", "over_cpu", "tilework loop", 1.15),
+        *(
+            Bar(f"{way}, one thread / multiply-add, CPU", "over_cpu", f"{way}, one thread", limit)
+            for way, limit in ((given, 1.3), (compute, 1.4), (place, 1.4))
         ),
-        Bar("compute, one thread / multiply-add, CPU", "cpu_s", "tilework compute, one thread", 1.4, numpy),
-        Bar("compute, two threads / one", "wall_s", "tilework compute", 0.8, "tilework compute, one thread"),
-        Bar("tilework.compute, one thread / multiply-add, CPU", "cpu_s", f"{place}, one thread", 1.4, numpy),
-        Bar("tilework.compute, two threads / one", "wall_s", place, 0.8, f"{place}, one thread"),
+        Bar(f"{given}, two threads / multiply-add, wall", "over_wall", given, 1.3),
+        Bar(f"{short}, two threads / multiply-add, wall", "over_wall", short, None),
+        *(
+            Bar(f"{way}, two threads / one, wall", "over_wall", way, 0.8, f"{way}, one thread")
+            for way in (compute, place, given)
+        ),
         _faster("patchly", "tilework compute", times),
         _faster("patchly", "tilework loop", times),
         _faster("patchly, chunks", "tilework loop, chunks"),
@@ -80,8 +87,8 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
         # compute() keeps every block until the last one is there: one more image, whoever made the blocks.
         Bar("into a given array: peak over image and output / image", "over_image", "tilework into*", 0.25),
     )
-    contestants = _contestants("tilework compute", **ways)
-    return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=3, notes=("over_mb",))
+    contestants, notes = _contestants(compute, **ways), ("over_mb", "over_wall", "over_cpu")
+    return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=3, notes=notes)
 
 
 BLEND2D = _blend(
@@ -121,19 +128,22 @@ SMALL = Case(
         for stride in STRIDES
         for name, prepare in (
             ("tilework", in_memory.tilework_compute),
+            ("tilework beside monai", in_memory.beside(peers.monai, in_memory.tilework_compute)),
+            ("tilework.compute beside monai", in_memory.beside(peers.monai, in_memory.tilework_in_place)),
             ("tilework into a given array", in_memory.tilework_store),
             ("tilework.monai", peers.monai_face),
             ("monai", peers.monai),
         )
     ),
     bars=tuple(
-        Bar(f"{what} / MONAI, stride {s}", figure, f"tilework {s}", limit, f"monai {s}")
+        Bar(f"{name} / MONAI, stride {s}: {what}", figure, f"{name} beside monai {s}", limit)
         for s in STRIDES
-        for what, figure, limit in (("wall", "wall_s", 1.0), ("CPU", "cpu_s", None))
+        for name in ("tilework", "tilework.compute")
+        for what, figure, limit in (("wall", "over_wall", 1.0), ("CPU", "over_cpu", None))
     ),
     tolerance=1e-5,
     rounds=15,
-    notes=("over_mb",),
+    notes=("over_mb", "over_wall", "over_cpu"),
 )
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    Prepare = Callable[[Any, Path], Prepared]
+
 Image = npt.NDArray[np.float32]
 
 
@@ -112,6 +114,15 @@ def blended(work: Blend | Trim, run: Callable[[Image], Any], allocates: bool = T
     )
 
 
+def beside(other: Prepare, prepare: Prepare) -> Prepare:
+    """Return what prepares a run with that of another contestant just before each of its rounds."""
+
+    def prepared(work: Any, folder: Path) -> Prepared:
+        return replace(prepare(work, folder), beside=other(work, folder).run)
+
+    return prepared
+
+
 # ------------------------------------------------------------------------------------- tilework
 
 
@@ -148,8 +159,8 @@ def tilework_in_place(work: Blend, folder: Path, threads: int = CORES) -> Prepar
     return blended(work, run)
 
 
-def tilework_store(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
-    """Block by block into an array that exists, within a quarter of the image."""
+def tilework_store(work: Blend, folder: Path, threads: int = CORES, memory: float | None = None) -> Prepared:
+    """Block by block into an array that exists; ``memory`` is a share of the image, which limits the run."""
     import dask
 
     import tilework as tw
@@ -157,7 +168,8 @@ def tilework_store(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
     given = np.full(work.shape, np.nan, np.float32)  # written to, so resident before the start
 
     def run(image: Image) -> Any:
-        out = _lazy(work, image, memory_limit=max(image.nbytes // 4, 2**26))
+        options = {} if memory is None else {"memory_limit": max(int(memory * image.nbytes), 2**26)}
+        out = _lazy(work, image, **options)
         with dask.config.set(scheduler="threads", num_workers=threads):
             return tw.to_zarr(out, given, progress=False)
 

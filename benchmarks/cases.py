@@ -85,7 +85,7 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
         _faster("patchly, chunks", "tilework loop, chunks"),
         *(_faster(peer, "tilework compute") for peer in ("monai", "tiler", "torchio")),
         # compute() keeps every block until the last one is there: one more image, whoever made the blocks.
-        Bar("into a given array: peak over image and output / image", "over_image", "tilework into*", 0.25),
+        Bar(f"{short}: peak over image and output / image", "over_image", short, 0.25),
     )
     contestants, notes = _contestants(compute, **ways), ("over_mb", "over_wall", "over_cpu")
     return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=3, notes=notes)

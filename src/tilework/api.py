@@ -46,7 +46,7 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
 from tilework.source.base import Source
-from tilework.source.opening import Image
+from tilework.source.opening import Image, open_source
 from tilework.source.padding import Boundary
 
 __all__ = ["image_meta", "plan_tiles", "tiled_map"]
@@ -366,9 +366,12 @@ def image_meta(array: Any) -> ImageMeta | None:
     >>> image_meta(out)
     <ImageMeta: y 0.5 micrometer, x 0.5 micrometer>
     """
-    from tilework.graph.build import open_known
+    from tilework.graph.build import find_spec
 
-    return open_known(array, masked=True).meta
+    found = find_spec(array)
+    if found is not None:
+        return found.meta
+    return open_source(array, masked=True).meta
 
 
 def _build(

@@ -541,6 +541,13 @@ SCHEDULER = Case(
     notes=("blocks", "scheduler_ms_block"),
 )
 
+_EQUAL = Bar("filter alone / chunks alone: CPU", "cpu_s", "chunks alone", 1.0, "filter alone", at_least=True)
+_LEVELS = (
+    Bar("five levels / level 0 alone, wall", "over_wall", "tilework", 1.15),
+    Bar("five levels / level 0 alone, CPU", "over_cpu", "tilework", 1.15),
+    Bar("peak / level 0 alone", "peak_mb", "tilework", 1.35, "tilework level 0 alone"),
+)
+
 PYRAMID = Case(
     name="pyramid",
     why="An OME-Zarr image of five levels from a filter that takes at least as long as writing its result.",
@@ -554,19 +561,40 @@ PYRAMID = Case(
         filter_alone=pyramids.filter_alone,
         chunks_alone=pyramids.chunks_alone,
         wide_filter=partial(pyramids.tilework_levels, sigma=pyramids.WIDE),
-        wide_filter_level_0_alone=partial(pyramids.tilework_alone, sigma=pyramids.WIDE),
     ),
     bars=(
-        Bar("filter alone / chunks alone: CPU", "cpu_s", "chunks alone", 1.0, "filter alone", at_least=True),
-        Bar("wall / level 0 alone", "wall_s", "tilework", 1.15, "tilework level 0 alone"),
-        Bar("CPU / level 0 alone", "cpu_s", "tilework", 1.15, "tilework level 0 alone"),
-        Bar("wide filter: wall / level 0 alone", "wall_s", "wide filter", 1.15, "wide filter level 0 alone"),
-        Bar("peak / level 0 alone", "peak_mb", "tilework", 1.35, "tilework level 0 alone"),
+        _EQUAL,
+        *_LEVELS,
+        Bar("wide filter: five levels / level 0 alone, wall", "over_wall", "wide filter", 1.15),
         _faster("ome zarr", "tilework"),
         _faster("ngff zarr", "tilework"),
     ),
     tolerance=1e-5,
+    rounds=3,
     setup=on_disk.write_source,
+    notes=("over_wall", "over_cpu"),
+)
+PYRAMID3D = Case(
+    name="pyramid3d",
+    why="The same of a volume, whose levels have a seventh of its chunks, and not a third.",
+    workload=on_disk.Stored(shape=(256, 512, 512), chunk=64, crop=64, stride=64),
+    contestants=_contestants(
+        "tilework",
+        **{
+            name: partial(way, sigma=pyramids.SIGMA_3D)
+            for name, way in (
+                ("tilework", pyramids.tilework_levels),
+                ("tilework_level_0_alone", pyramids.tilework_alone),
+                ("filter_alone", pyramids.filter_alone),
+                ("chunks_alone", pyramids.chunks_alone),
+            )
+        },
+    ),
+    bars=(_EQUAL, *_LEVELS),
+    tolerance=1e-5,
+    rounds=3,
+    setup=on_disk.write_source,
+    notes=("over_wall", "over_cpu"),
 )
 
 # ------------------------------------------------------------------------------------------- labels
@@ -642,6 +670,7 @@ STORE_CASES = (
     ZARR_BLEND3D,
     ZARR_BLEND_BLOSC,
     PYRAMID,
+    PYRAMID3D,
     SLICER,
     LENGTH,
     CLUSTER,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-LEVELS = 5
-SIGMA, WIDE = 2.5, 5.0
+LEVELS, BESIDE = 5, "beside-"
+SIGMA, WIDE, SIGMA_3D = 2.5, 5.0, 1.2
 """Of the filter, samples: it takes at least as long as writing its result, and the wide one twice that."""
 
 
@@ -42,10 +44,12 @@ def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list
         worst, below = 0.0, _open(target / paths[0])[...]
         for path in paths[1:]:
             level = _open(target / path)[...]
-            bins = below[: level.shape[0] * 2, : level.shape[1] * 2]
-            mean = bins.reshape(level.shape[0], 2, level.shape[1], 2).mean((1, 3))
+            bins = below[tuple(slice(0, 2 * n) for n in level.shape)]
+            bins = bins.reshape([n for extent in level.shape for n in (extent, 2)])
+            mean = bins.mean(tuple(range(1, bins.ndim, 2)))
             worst, below = max(worst, float(np.abs(mean - level).max())), level
-        put_aside(target)
+        for written in (target, *folder.glob(f"{BESIDE}*.zarr")):
+            put_aside(written)
         return worst
 
     size = 4 * float(np.prod(work.shape))
@@ -54,23 +58,26 @@ def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list
 
 def tilework_alone(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
     """Level 0 only."""
-    return _tilework(work, folder, 1, sigma)
+    return _written(work, folder, partial(_write, work, folder, 1, sigma), ["0"])
 
 
 def tilework_levels(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
-    """All levels in one pass."""
-    return _tilework(work, folder, min(LEVELS, work.shape[0].bit_length()), sigma)
+    """All levels in one pass, beside level 0 only."""
+    levels, others = (
+        min(LEVELS, work.shape[0].bit_length()),
+        (folder / f"{BESIDE}{n}.zarr" for n in itertools.count()),
+    )
+    run = partial(_write, work, folder, levels, sigma)
+    prepared = _written(work, folder, run, [str(k) for k in range(levels)])
+    return replace(prepared, beside=lambda: _write(work, folder, 1, sigma, next(others)))
 
 
-def _tilework(work: Stored, folder: Path, levels: int, sigma: float) -> Prepared:
+def _write(work: Stored, folder: Path, levels: int, sigma: float, target: Path) -> None:
     import tilework as tw
 
-    def run(target: Path) -> None:
-        with _two_threads():
-            out = _lazy(work, folder, sigma)
-            tw.to_zarr(out, str(target), ome=True, levels=levels, chunks=work.chunk, progress=False)
-
-    return _written(work, folder, run, [str(k) for k in range(levels)])
+    with _two_threads():
+        out = _lazy(work, folder, sigma)
+        tw.to_zarr(out, str(target), ome=True, levels=levels, chunks=work.chunk, progress=False)
 
 
 def ome_zarr(work: Stored, folder: Path) -> Prepared:
@@ -103,12 +110,12 @@ def ngff_zarr(work: Stored, folder: Path) -> Prepared:
     return _written(work, folder, run, [f"scale{k}/image" for k in range(LEVELS)])
 
 
-def filter_alone(work: Stored, folder: Path) -> Prepared:
+def filter_alone(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
     """The filter on every crop of an image in memory."""
-    image, halo = _open(work.source(folder))[...], round(4 * SIGMA)
+    image, halo = _open(work.source(folder))[...], round(4 * sigma)
 
     def on_crop(box: tuple[slice, ...]) -> None:
-        smooth(image[tuple(slice(max(0, s.start - halo), s.stop + halo) for s in box)])
+        smooth(image[tuple(slice(max(0, s.start - halo), s.stop + halo) for s in box)], sigma)
 
     def run() -> None:
         with ThreadPoolExecutor(CORES) as pool:
@@ -117,9 +124,9 @@ def filter_alone(work: Stored, folder: Path) -> Prepared:
     return Prepared(run=run, check=lambda _: 0.0)
 
 
-def chunks_alone(work: Stored, folder: Path) -> Prepared:
+def chunks_alone(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
     """Every chunk of the filtered image, written by zarr."""
-    result, target = smooth(_open(work.source(folder))[...]), folder / "target.zarr"
+    result, target = smooth(_open(work.source(folder))[...], sigma), folder / "target.zarr"
 
     def run() -> None:
         out = _create(target, work)

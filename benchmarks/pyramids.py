@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,9 +15,8 @@ from benchmarks.on_disk import Stored, _create, _open, _two_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
-LEVELS, BESIDE = 5, "beside-"
+LEVELS, BESIDE = 5, "beside.ome.zarr"
 SIGMA, WIDE, SIGMA_3D = 2.5, 5.0, 1.2
 """Of the filter, samples: it takes at least as long as writing its result, and the wide one twice that."""
 
@@ -48,7 +47,7 @@ def _written(work: Stored, folder: Path, run: Callable[[Path], Any], paths: list
             bins = bins.reshape([n for extent in level.shape for n in (extent, 2)])
             mean = bins.mean(tuple(range(1, bins.ndim, 2)))
             worst, below = max(worst, float(np.abs(mean - level).max())), level
-        for written in (target, *folder.glob(f"{BESIDE}*.zarr")):
+        for written in filter(Path.exists, (target, folder / BESIDE)):
             put_aside(written)
         return worst
 
@@ -63,13 +62,10 @@ def tilework_alone(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared
 
 def tilework_levels(work: Stored, folder: Path, sigma: float = SIGMA) -> Prepared:
     """All levels in one pass, beside level 0 only."""
-    levels, others = (
-        min(LEVELS, work.shape[0].bit_length()),
-        (folder / f"{BESIDE}{n}.zarr" for n in itertools.count()),
-    )
+    levels = min(LEVELS, work.shape[0].bit_length())
     run = partial(_write, work, folder, levels, sigma)
     prepared = _written(work, folder, run, [str(k) for k in range(levels)])
-    return replace(prepared, beside=lambda: _write(work, folder, 1, sigma, next(others)))
+    return replace(prepared, beside=lambda: _write(work, folder, 1, sigma, folder / BESIDE))
 
 
 def _write(work: Stored, folder: Path, levels: int, sigma: float, target: Path) -> None:

@@ -30,9 +30,10 @@ had.
 * *error* is the largest difference from the exact answer. The function is the identity if nothing else is
   said, so the exact answer is the image.
 * *time* is wall time divided by that of the row in the last column.
-* *over_wall* and *over_cpu* are times divided by those of numpy's multiply-add, or of MONAI where the row
-  says so, which ran just before in the same process: both met the same load, and the same memory. A machine
-  that is a guest of another pays for memory that it has not used for seconds, so it is touched before a run.
+* *over_wall* and *over_cpu* are times divided by those of other work, which ran just before in the same
+  process: numpy's multiply-add, MONAI, or the same image without coarser levels, as the bars say. Both met
+  the same load, and the same memory. A machine that is a guest of another pays for memory that it has not
+  used for seconds, so it is touched before a run.
 * A *limit* is no peer: it does less than the work, and shows how fast the machine is.
 * A row without figures says why it has none.
 * A *bar* is a figure that tilework has to reach. *range* holds the least and the greatest value in one

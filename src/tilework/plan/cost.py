@@ -86,8 +86,8 @@ def _ranges(plan: BlockPlan) -> Sequence[Spans]:
 
 def _lengths(axis: AxisGrid) -> Ints:
     """Return the length of each crop along an axis, samples."""
-    start, stop = axis.read(np.arange(len(axis)))
-    return np.broadcast_to(stop - start, (len(axis),))
+    start, stop = axis.reads()
+    return stop - start
 
 
 def _by_length(axis: AxisGrid, ranges: Spans) -> list[tuple[Ints, Spans]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import pickle
-import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ import pytest
 import zarr
 
 import tilework
+from tests.calls import calls_of
 from tests.networks import require
 from tests.store_counts import counted
 
@@ -77,20 +77,9 @@ def noise(*shape: int) -> np.ndarray:
 
 
 def steps(call):
-    """Return how many functions run, in Python and in C: the same number on every machine."""
-    number = 0
-
-    def count(frame, event, argument):
-        nonlocal number
-        number += event in ("call", "c_call")
-
+    """Return how many functions run, in Python and in C."""
     call()  # imports and caches
-    sys.setprofile(count)
-    try:
-        call()
-    finally:
-        sys.setprofile(None)
-    return number
+    return calls_of(call, "call", "c_call")
 
 
 @seen(PATCHLY, "A01_class_map_of_torch_patches_is_zero")

@@ -1,6 +1,5 @@
 """What a tile costs besides the function and the arithmetic: calls of Python functions, which are exact."""
 
-import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 import tilework as tw
+from tests.calls import calls_of
 
 TILE = 8
 
@@ -40,23 +40,6 @@ def merged(rows: int) -> Callable[[], Any]:
     return loop
 
 
-def python_calls(function: Callable[[], Any]) -> int:
-    """Return how many functions written in Python run."""
-    calls = 0
-
-    def count(frame: object, event: str, argument: object) -> None:
-        nonlocal calls
-        calls += event == "call"
-
-    before = sys.getprofile()
-    sys.setprofile(count)
-    try:
-        function()
-    finally:
-        sys.setprofile(before)
-    return calls
-
-
 @pytest.mark.parametrize(
     ("kind", "most"),
     [
@@ -70,7 +53,7 @@ def test_a_tile_costs_few_calls(kind: Callable[[int], Callable[[], Any]], most: 
     """Of the difference of two runs, so that the fixed cost of a run does not count."""
     few, many = (kind(rows) for rows in (8, 24))
     few(), many()  # what is found out once is found out now
-    per_tile = (python_calls(many) - python_calls(few)) / (16 * 16)
+    per_tile = (calls_of(many, "call") - calls_of(few, "call")) / (16 * 16)
     assert per_tile <= most
 
 

@@ -375,6 +375,37 @@ def test_an_editable_install_is_the_users_own(tmp_path: Path) -> None:
         del sys.modules["own_module"], sys.modules["their_module"]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "record", "known"),
+    [
+        pytest.param("lib-1.5.dist-info", True, "lib 1.5", id="a target of pip"),
+        pytest.param("lib.egg-info", False, None, id="a source that runs where it is"),
+    ],
+)
+def test_a_package_that_was_copied_anywhere_is_installed(
+    metadata: str, record: bool, known: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by ``pip install --target``, for a cluster or a container."""
+    (tmp_path / "lib_copied").mkdir()
+    (tmp_path / "lib_copied" / "__init__.py").write_text("")
+    about = tmp_path / metadata
+    about.mkdir()
+    (about / ("METADATA" if record else "PKG-INFO")).write_text(
+        "Metadata-Version: 2.1\nName: lib\nVersion: 1.5\n"
+    )
+    (about / "top_level.txt").write_text("lib_copied\n")
+    if record:
+        (about / "RECORD").write_text("lib_copied/__init__.py,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    modules._distributions.cache_clear()
+    try:
+        importlib.import_module("lib_copied")
+        assert modules.installed("lib_copied") == known
+    finally:
+        sys.modules.pop("lib_copied", None)
+        modules._distributions.cache_clear()
+
+
 RUN = """
 import numpy as np, pk, tilework as tw
 def fn(x): return pk.filters.f(x)

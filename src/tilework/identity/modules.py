@@ -184,9 +184,14 @@ def installed(module: str | None) -> str | None:
     # A module of the user may have the name of one in the standard library.
     if standard and (place is None or _below(place, _STANDARD)):
         return f"python {sys.version_info.major}.{sys.version_info.minor}"
-    if place is None or not (_below(place, _INSTALLED) or _SITE & set(Path(os.path.realpath(place)).parts)):
+    if place is None:
         return None
-    for distribution in _distributions().get(top, ()):
+    known = _distributions().get(top, ())
+    if not (_below(place, _INSTALLED) or _SITE & set(Path(os.path.realpath(place)).parts)):
+        known = [name for name in known if _is_target(name, place)]
+        if not known:
+            return None
+    for distribution in known:
         return f"{distribution} {_version(distribution)}"
     return f"{top} {getattr(sys.modules.get(top), '__version__', 'installed')}"
 
@@ -210,6 +215,17 @@ def _place(spec: ModuleSpec) -> str | None:
 def _below(place: str, roots: tuple[str, ...]) -> bool:
     where = os.path.realpath(place)
     return any(where == root or where.startswith(root + os.sep) for root in roots)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_target(distribution: str, place: str) -> bool:
+    """Return whether a package was copied into a folder, as ``pip install --target`` does.
+
+    One that runs from its source, as ``pip install --editable`` leaves it, has no record of files there.
+    """
+    found = importlib.metadata.distribution(distribution)
+    folder = os.path.realpath(str(found.locate_file("")))
+    return found.read_text("RECORD") is not None and _below(place, (folder,))
 
 
 _version = functools.lru_cache(maxsize=256)(importlib.metadata.version)

@@ -61,6 +61,12 @@ class Broken:
     __len__ = __bool__ = __iter__ = __getitem__ = __contains__ = _fails
 
 
+class Words(dict[str, Any]):
+    """A dictionary whose keys are attributes, as many configurations are: other names raise KeyError."""
+
+    __getattr__ = dict.__getitem__
+
+
 class Lying:
     """An object that looks like an array, and is none."""
 
@@ -147,6 +153,7 @@ VALUES: Mapping[str, Callable[[], Any]] = {
     "module": lambda: os,
     "object": object,
     "broken object": Broken,
+    "words": lambda: Words(sigma=1, net=Words()),
     "lying object": Lying,
     "half an array": Half,
     "path": lambda: Path("nothing") / "here",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import types
 import warnings
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tilework as tw
@@ -97,6 +99,109 @@ def test_a_network_that_torch_compiled_is_known_by_its_code() -> None:
     assert changes(one, two).names
     relu, tanh = torch.nn.Sequential(torch.nn.ReLU()), torch.nn.Sequential(torch.nn.Tanh())
     assert changes(describe(scripted(relu), "fn"), describe(scripted(tanh), "fn")).names
+
+
+class Times(torch.nn.Module):  # type: ignore[misc]
+    """A network with a tensor that is no parameter: a script has it as a constant."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.factors = [torch.full((8,), k)]
+
+    def forward(self, x: Any) -> Any:
+        return x * self.factors[0]
+
+
+class Holds(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, inner: Any) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Any) -> Any:
+        return self.inner(x)
+
+
+class Chosen(torch.nn.Module):  # type: ignore[misc]
+    """A network with its weights inside a condition."""
+
+    def __init__(self, k: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((8,), k))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool(x.sum() > 0):
+            return x * self.weight
+        return x
+
+
+def filter_of(k: float) -> Any:
+    net = torch.nn.Conv2d(1, 1, 3, padding=1)
+    torch.nn.init.constant_(net.weight, k)
+    torch.nn.init.constant_(net.bias, 0.0)
+    return net.eval()
+
+
+def function_of(k: float) -> Any:
+    factors = torch.full((8,), k)
+    traced = torch.jit.trace(lambda x: x * factors, torch.ones(8))
+    del traced._torchdynamo_inline  # the function in Python, which a loaded one does not have
+    return traced
+
+
+FROZEN = {
+    "frozen": lambda k: torch.jit.freeze(torch.jit.script(filter_of(k))),
+    "frozen in a condition": lambda k: torch.jit.freeze(torch.jit.script(Chosen(k).eval())),
+    "for inference": lambda k: torch.jit.optimize_for_inference(torch.jit.script(filter_of(k))),
+    "inside": lambda k: Holds(torch.jit.freeze(torch.jit.script(filter_of(k)))),
+    "traced": lambda k: torch.jit.trace(Times(k), torch.ones(8)),
+    "traced by fx": lambda k: torch.fx.symbolic_trace(Times(k)),
+    "exported": lambda k: torch.export.export(Times(k), (torch.ones(8),)).module(),
+    "function": function_of,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "held"),
+    [(k, h) for k in FROZEN for h in ("from_torch", "closure") if (k, h) != ("function", "from_torch")],
+)
+def test_weights_in_a_graph_count(kind: str, held: str) -> None:
+    """Freezing makes parameters constants of the graph, of which no code or attribute shows the values."""
+
+    def fn(k: float) -> Any:
+        network = FROZEN[kind](k)
+        return tw.from_torch(network) if held == "from_torch" else lambda crop: network(crop)
+
+    one = describe(fn(2.0), "fn")
+    assert changes(one, describe(fn(2.0), "fn")).names == ()
+    found = changes(one, describe(fn(3.0), "fn"))
+    assert found.names
+    assert not found.unknown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_weights_in_a_graph_are_unknown() -> None:
+    """Torch does not show what it packed, so nothing is taken as equal."""
+
+    def packed() -> Any:
+        net = torch.ao.quantization.quantize_dynamic(torch.nn.Sequential(torch.nn.Linear(8, 8)).eval())
+        return tw.from_torch(torch.jit.freeze(torch.jit.trace(net, torch.ones(1, 8))))
+
+    assert changes(describe(packed(), "fn"), describe(packed(), "fn")).unknown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_results_of_two_frozen_networks_are_not_mixed(tmp_path: Path) -> None:
+    image = np.ones((16, 16), "f4")
+
+    def write(k: float, **options: Any) -> Any:
+        net = tw.from_torch(torch.jit.freeze(torch.jit.script(filter_of(k))), add_channel=True, device="cpu")
+        return tw.to_zarr(tw.tiled_map(net, image, 8, 1), tmp_path / "a.zarr", progress=False, **options)
+
+    assert write(1.0)[8, 8] == 9
+    with pytest.raises(tw.TilingError, match="changed: fn module constants"):
+        write(2.0)
+    assert write(2.0, overwrite=True)[8, 8] == 18
 
 
 def test_options_of_from_torch_count() -> None:

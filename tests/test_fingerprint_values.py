@@ -258,6 +258,28 @@ class C:
   def __dask_tokenize__(s): return 'C'
   def __call__(s, x): return x * 1
 fn = C()
+### names looked up in a dictionary
+class Config(dict):
+  __getattr__ = dict.__getitem__
+v = Config(k=1, net=Config(f=len))
+def fn(x): return x * v.k
+### names looked up in an attribute
+class Config:
+  def __init__(s, **k): object.__setattr__(s, 'held', k)
+  def __getattr__(s, name): return s.held[name]
+v = Config(k=1)
+def fn(x): return x * v.k
+### callable that looks names up
+class Config(dict):
+  __getattr__ = dict.__getitem__
+  def __call__(s, x): return x * s.k
+fn = functools.partial(Config(k=1))
+### object with errors of its own
+class Own:
+  def __init__(s): s.k = 1
+  def __getattr__(s, name): raise ValueError(name)
+v = Own()
+def fn(x): return x * v.k
 ### two functions in another order
 def a(x): return g(x)
 def b(x): return a(x)

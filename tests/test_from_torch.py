@@ -242,7 +242,7 @@ def test_building_a_result_neither_copies_nor_changes_the_network() -> None:
     image = np.zeros((20, 20), np.float32)
 
     def name() -> str:
-        return str(tw.tiled_map(tw.from_torch(net), image, 10, 1).name)
+        return str(tw.tiled_map(tw.from_torch(net, device="cpu"), image, 10, 1).name)
 
     first = name()
     assert Here.forward is forward
@@ -253,13 +253,14 @@ def test_building_a_result_neither_copies_nor_changes_the_network() -> None:
 
 
 def test_a_network_may_call_another_one() -> None:
-    inner = tw.from_torch(torch.nn.Identity())
+    inner = tw.from_torch(torch.nn.Identity(), device="cpu")
 
     class Outer(torch.nn.Module):  # type: ignore[misc]
         def forward(self, x: Any) -> Any:
             return torch.from_numpy(inner(x.numpy())) + 1
 
-    np.testing.assert_array_equal(tw.from_torch(Outer())(np.zeros((1, 2, 2), np.float32)), np.ones((1, 2, 2)))
+    outer = tw.from_torch(Outer(), device="cpu")
+    np.testing.assert_array_equal(outer(np.zeros((1, 2, 2), np.float32)), np.ones((1, 2, 2)))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -275,7 +276,31 @@ def test_compiled_and_exported_networks_run() -> None:
     np.testing.assert_allclose(tw.from_torch(fixed, add_channel=True)(batch), want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_frozen_network_gets_crops_in_the_dtype_of_its_constants(dtype: Any) -> None:
+    net, batch = conv(dtype=dtype).eval(), RNG.random((1, 8, 8))
+    got = tw.from_torch(torch.jit.freeze(torch.jit.script(net)), add_channel=True)(batch)
+    np.testing.assert_allclose(got, expected(net, batch, dtype), rtol=1e-5, atol=1e-6)
+
+
 # -- devices ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_frozen_network_stays_where_its_constants_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in its graph, and no move reaches them."""
+    frozen, cpu = torch.jit.freeze(torch.jit.script(conv().eval())), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    holder = torch.nn.Sequential(frozen)
+    for net in (frozen, holder):
+        assert network_places.place_of(net, "auto", torch) == (cpu, False)
+        with pytest.raises(tw.TilingError, match=r"device='cuda:0' .* constants .* \(cpu\), which"):
+            network_places.place_of(net, "cuda", torch)
+    assert network_places.place_of(conv(), "auto", torch) == (torch.device("cuda:0"), True)
+    assert network_places.place_of(torch.jit.script(conv()), "auto", torch) == (torch.device("cuda:0"), True)
 
 
 @pytest.mark.parametrize(

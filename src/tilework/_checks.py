@@ -35,11 +35,13 @@ __all__ = [
     "as_options",
     "as_text",
     "at_least",
+    "attribute",
     "brief",
     "check_calls",
     "check_scalar",
     "flag",
     "forget_frames",
+    "has",
     "html_table",
     "is_flag",
     "is_whole",
@@ -178,6 +180,26 @@ def is_flag(value: object) -> bool:
     return isinstance(value, bool | np.bool_)
 
 
+_NONE = object()
+
+
+def attribute(value: Any, name: str, default: Any = None) -> Any:
+    """Return an attribute of what a user gave, or the default if it has none.
+
+    A class that looks names up, as by ``__getattr__ = dict.__getitem__``, raises what it wants where it has
+    none.
+    """
+    try:
+        return getattr(value, name, default)
+    except Exception:
+        return default
+
+
+def has(value: Any, *names: str) -> bool:
+    """Return whether what a user gave has all of some attributes; see `attribute`."""
+    return all(attribute(value, name, _NONE) is not _NONE for name in names)
+
+
 def flag(what: str, value: object) -> bool:
     """Return ``value`` as a bool; raise a `TypeError` for everything else, because "false" is true."""
     if not is_flag(value):
@@ -188,7 +210,7 @@ def flag(what: str, value: object) -> bool:
 def whole(what: str, value: object) -> int:
     """Return ``value`` as an int; a float or bool is refused."""
     try:
-        if type(value).__name__ in ("bool", "bool_") or getattr(value, "ndim", 0) != 0:
+        if type(value).__name__ in ("bool", "bool_") or attribute(value, "ndim", 0) != 0:
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
@@ -236,7 +258,7 @@ def sequence(value: object) -> bool:
 
 def no_array(what: str, value: object, hint: str) -> None:
     """Raise a `TypeError` with a hint if an array is given where lengths are wanted."""
-    shape, kind = getattr(value, "shape", ()), getattr(getattr(value, "dtype", None), "kind", "O")
+    shape, kind = attribute(value, "shape", ()), attribute(attribute(value, "dtype"), "kind", "O")
     if isinstance(shape, tuple) and shape and (len(shape) > 1 or kind not in "iu"):
         raise TypeError(
             f"{what} must be whole numbers of samples; got a {type(value).__name__} of shape {tuple(shape)}. "
@@ -290,7 +312,7 @@ def as_dtype(value: Any) -> np.dtype[Any]:
     """Return ``value`` as a numpy dtype; raise a `TypeError` if it is not one."""
     # numpy takes any object that has a dtype for that dtype, also a number or an image given by mistake.
     dtype: Any = None
-    if isinstance(value, str | type | np.dtype | list | tuple | dict) or not hasattr(value, "shape"):
+    if isinstance(value, str | type | np.dtype | list | tuple | dict) or not has(value, "shape"):
         with contextlib.suppress(Exception):  # what a lookup in a foreign object raises may be anything
             dtype = np.dtype(value)
     if dtype is None:

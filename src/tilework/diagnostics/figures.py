@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import at_least, brief, whole, wholes
+from tilework._checks import at_least, attribute, brief, has, whole, wholes
 from tilework._types import Array
 from tilework.diagnostics.viewing import view
 from tilework.errors import TilingError
@@ -53,7 +53,7 @@ def new_figure(width: float, height: float) -> Any:
 def _given(axes: Any, count: int) -> Array:
     """Return the axes that a caller gave, as a 1-D array."""
     found = np.ravel(np.asarray(axes, dtype=object))
-    if found.size != count or not all(hasattr(ax, "imshow") for ax in found):
+    if found.size != count or not all(has(ax, "imshow") for ax in found):
         raise TilingError(f"axes must be {count} axes of matplotlib; got {axes!r}.")
     return found
 
@@ -226,13 +226,13 @@ def _draw_window(plan: TilePlan, ax: Any, axis: int) -> None:
 
 def check_axes(ax: Any) -> None:
     """Raise a `TypeError` unless ``ax`` can be drawn into."""
-    if not all(hasattr(ax, name) for name in ("figure", "axvline", "stairs")):
+    if not has(ax, "figure", "axvline", "stairs"):
         raise TypeError(f"ax must be axes of matplotlib; got {brief(ax)}.")
 
 
 def check_array(what: str, array: Any) -> None:
     """Raise a `TypeError` unless ``array`` can be shown."""
-    if not (isinstance(getattr(array, "shape", None), tuple) and hasattr(array, "dtype")):
+    if not (isinstance(attribute(array, "shape"), tuple) and has(array, "dtype")):
         hint = " Open it first: tw.open_image(path)." if isinstance(array, str | os.PathLike) else ""
         raise TypeError(f"{what} must be an array; got {brief(array)}.{hint}")
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import brief, warn
+from tilework._checks import attribute, brief, warn
 from tilework.diagnostics.indexing import Cut
 from tilework.diagnostics.viewing import View, view
 from tilework.errors import TilingError, TilingWarning
@@ -137,7 +137,7 @@ def add_to_napari(
     [2.0, 0.5, 0.5]
     """
     for method in ("add_image", "add_labels"):
-        if not callable(getattr(viewer, method, None)):
+        if not callable(attribute(viewer, method)):
             raise TypeError(f"viewer must be a napari viewer, napari.Viewer(); got {brief(viewer)}.")
     given: dict[tuple[Role, str], Any] = {}
     roles: tuple[tuple[Role, Any], ...] = (("image", image), ("result", result), ("labels", labels))

@@ -17,7 +17,7 @@ import dask.threaded
 from dask.base import get_scheduler
 from dask.system import CPU_COUNT
 
-from tilework._checks import as_options, at_least, brief, check_calls, of_type, positive, whole
+from tilework._checks import as_options, at_least, brief, check_calls, has, of_type, positive, whole
 from tilework._machine import default_memory, n_threads
 from tilework.errors import TilingError
 from tilework.execution.inside import can_leave, runs_of
@@ -64,7 +64,7 @@ class Where:
     def find(cls, scheduler: Any = None, client: Any = None, **options: Any) -> Where:
         """Return the scheduler that dask would choose, or the given one."""
         if client is not None:
-            if isinstance(client, type) or not hasattr(client, "scheduler_info"):
+            if isinstance(client, type) or not has(client, "scheduler_info"):
                 raise TypeError(f"client must be a distributed.Client; got {brief(client)}.")
             get = client.get
         else:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tilework._checks import attribute, has
 from tilework._types import Array
 from tilework.errors import ContractError
 from tilework.function.device_array import DeviceArray
@@ -49,12 +50,12 @@ def check_function(fn: Any) -> None:
 
 def is_batched(fn: Any) -> bool:
     """Return whether ``fn`` always takes a batch, as functions made by `from_torch` do."""
-    return getattr(fn, "__tilework_batched__", False) is True
+    return attribute(fn, "__tilework_batched__") is True
 
 
 def is_on_device(fn: Any) -> bool:
     """Return whether the results of ``fn`` stay on its device, as with ``from_torch(on_device=True)``."""
-    return getattr(fn, "__tilework_on_device__", False) is True
+    return attribute(fn, "__tilework_on_device__") is True
 
 
 def from_tensor(tensor: Any) -> Array:
@@ -132,7 +133,7 @@ def _as_array(result: Any, what: str) -> Array:
         raise ContractError(f"{what.removesuffix(' a')} None; it must return an array.")
     if isinstance(result, np.ma.MaskedArray):
         raise ContractError(f"{what} masked array; fill it first: result.filled(value).")
-    if hasattr(result, "todense"):
+    if has(result, "todense"):
         raise ContractError(f"{what} sparse array; make it a dense one.")
     try:
         return np.asarray(result)

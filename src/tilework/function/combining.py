@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from tilework._checks import brief, check_calls, one_of, sequence, whole
+from tilework._checks import attribute, brief, check_calls, one_of, sequence, whole
 from tilework._types import Array, Function, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.calling import as_results, check_function, is_batched
@@ -260,7 +260,7 @@ class Combined:
         return _results(places.keys, self.inverse, dict(zip(places.keys, found, strict=True)), variant)
 
     def __repr__(self) -> str:
-        names = ", ".join(getattr(m, "__name__", None) or brief(m) for m in self.members)
+        names = ", ".join(attribute(m, "__name__") or brief(m) for m in self.members)
         if len(self.members) != 1 or not (self.flips or self.plane):
             return f"ensemble([{names}], reduce={brief(self.reduce)})"
         return (

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 import cloudpickle
 import numpy as np
 
-from tilework._checks import as_options, at_least, brief, of_type
+from tilework._checks import as_options, at_least, attribute, brief, of_type
 from tilework.function.devices import (
     calls_at_a_time,
     devices_of,
@@ -255,5 +255,5 @@ def load_once(
             "factory open files and connections itself, and give it their paths."
         ) from error
     digest = hashlib.sha256(packed + repr((version, concurrent)).encode()).hexdigest()
-    name = getattr(factory, "__qualname__", type(factory).__name__)
+    name = attribute(factory, "__qualname__", type(factory).__name__)
     return LoadOnce(packed, digest, concurrent, name, version=version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from tilework._checks import brief, one_of
 from tilework.errors import TilingError
+from tilework.function.scripts import constants
 
 __all__ = ["check_devices", "copy_on", "dtype_of", "moved", "place_of", "unusable", "weights_of"]
 
@@ -20,6 +22,8 @@ _FLOATS = ("float32", "float64", "float16", "bfloat16", "complex64", "complex128
 
 # Copies of networks on other devices: by network, then by device, with the stamps of the weights.
 _COPIES: WeakKeyDictionary[Any, dict[str, tuple[Any, Any]]] = WeakKeyDictionary()
+# Tensors in the graphs of scripts, which are walked once; they stay where they are when a network is moved.
+_CONSTANTS: WeakKeyDictionary[Any, list[Any]] = WeakKeyDictionary()
 
 
 def weights_of(module: Any) -> Iterator[Any]:
@@ -31,7 +35,20 @@ def weights_of(module: Any) -> Iterator[Any]:
 def dtype_of(module: Any, torch: Any) -> Any:
     """Return the dtype in which a network calculates."""
     known = [getattr(torch, name) for name in _FLOATS]
-    return next((t.dtype for t in weights_of(module) if t.dtype in known), torch.float32)
+    values = itertools.chain(weights_of(module), _constants_of(module, torch))
+    return next((t.dtype for t in values if t.dtype in known), torch.float32)
+
+
+def _constants_of(module: Any, torch: Any) -> list[Any]:
+    """Return the tensors in the graphs of scripts, as weights of frozen networks; scalars run anywhere."""
+    found = []
+    for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            if part not in _CONSTANTS:
+                tensors = [c for c in constants(part) if isinstance(c, torch.Tensor) and c.ndim]
+                _CONSTANTS[part] = tensors
+            found += _CONSTANTS[part]
+    return found
 
 
 # -- devices ----------------------------------------------------------------------------------------------
@@ -40,14 +57,23 @@ def dtype_of(module: Any, torch: Any) -> Any:
 def place_of(module: Any, wanted: str, torch: Any) -> tuple[Any, bool]:
     """Return the device on which a network runs, and whether it has to be moved there."""
     places = [_numbered(w.device, torch) for w in weights_of(module)]
+    fixed = {_numbered(c.device, torch) for c in _constants_of(module, torch)}
     if wanted == "auto":
         stays = any(place.type != "cpu" for place in places)
-        wanted = str(places[0]) if stays else _best(module, torch)
+        first = places[0] if stays else next(iter(fixed), None)
+        wanted = _best(module, torch) if first is None else str(first)
         places = [] if stays else places
     if problem := _problem(wanted, torch):
         raise TilingError(problem)
     device = _numbered(torch.device(wanted), torch)
-    return device, any(place != device for place in places)
+    moves = any(place != device for place in places)
+    if fixed - {device} and (moves or not places):
+        raise TilingError(
+            f"device={str(device)!r} is not where the constants of this TorchScript network are "
+            f"({', '.join(sorted(map(str, fixed)))}), which cannot be moved. Move the network before "
+            "torch.jit.freeze or torch.jit.trace, or give device='auto', which stays there."
+        )
+    return device, moves
 
 
 def _best(module: Any, torch: Any) -> str:

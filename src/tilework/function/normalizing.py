@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import brief, flag, one_of, sequence, whole
+from tilework._checks import attribute, brief, flag, has, one_of, sequence, whole
 from tilework._types import Array, Function, Index
 from tilework.errors import ContractError, TilingError
 from tilework.function.calling import check_function, is_batched, is_on_device
@@ -215,7 +215,7 @@ class Normalized:
         return found
 
     def __repr__(self) -> str:
-        return f"normalized({getattr(self.fn, '__name__', self.fn)!s})"
+        return f"normalized({attribute(self.fn, '__name__', self.fn)!s})"
 
 
 def normalizations(fn: Any) -> Iterator[Normalized]:
@@ -316,7 +316,7 @@ def normalized(
     for one in several:
         if one is None:
             continue
-        if not (hasattr(one, "quantiles") and hasattr(one, "n_nan")):
+        if not has(one, "quantiles", "n_nan"):
             raise TypeError(f"stats must be what tw.image_statistics returned; got {brief(one)}.")
         if not np.all(np.asarray(one.count) > 0):
             which = "" if not one.axes else f" at index {tuple(map(int, np.argwhere(one.count == 0)[0]))}"

@@ -14,8 +14,8 @@ from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.optimization import cull
 from dask.task_spec import DataNode, Task
-from dask.tokenize import TokenizationError
 
+from tilework._checks import attribute, has
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.formats.labelled import unpacked
@@ -53,7 +53,7 @@ def fn_token(fn: Any) -> Any:
         return fn.token
     try:
         return tokenize(fn, ensure_deterministic=True)
-    except (TokenizationError, RuntimeError):
+    except Exception:  # dask looks into it, and what a user's own class raises may be anything
         return uuid.uuid4().hex
 
 
@@ -165,16 +165,16 @@ def bare(array: Any) -> Any:
 
 def lowered(array: Any) -> Any:
     """Return a dask array whose blocks have the names that are in its graph; an expression gets them late."""
-    return array.optimize() if hasattr(array, "expr") else array
+    return array.optimize() if has(array, "expr") else array
 
 
 def find_spec(array: Any) -> Found | None:
     """Return the origin of an array if it is an unmodified result of `tiled_map`, otherwise None."""
     array = bare(array)
-    if hasattr(array, "expr"):
+    if has(array, "expr"):
         return _find_expression(array.expr)
-    graph, own = getattr(array, "dask", None), getattr(array, "name", None)
-    layers, dependencies = getattr(graph, "layers", {}), getattr(graph, "dependencies", {})
+    graph, own = attribute(array, "dask"), attribute(array, "name")
+    layers, dependencies = attribute(graph, "layers", {}), attribute(graph, "dependencies", {})
     for name in (own, *dependencies.get(own, ())):
         layer = layers.get(name)
         # An array computed from a result depends on the same layer but has another name.

@@ -14,9 +14,10 @@ import numpy as np
 from dask.base import tokenize
 from dask.tokenize import TokenizationError
 
+from tilework._checks import has
 from tilework._types import Array
 
-__all__ = ["SHORT", "UNKNOWN", "digest", "is_network", "plain_text", "steady_digest"]
+__all__ = ["SHORT", "UNKNOWN", "digest", "is_network", "is_tensor_like", "plain_text", "steady_digest"]
 
 UNKNOWN = "unknown"
 """A part that cannot be compared; counts as different even from itself."""
@@ -30,7 +31,7 @@ def steady_digest(value: Any) -> str:
     """Return a digest, or `UNKNOWN` if there is none or if it changes from call to call."""
     try:
         found = digest(value)
-        if hasattr(value, "__dask_tokenize__") and digest(value) != found:
+        if has(value, "__dask_tokenize__") and digest(value) != found:
             return UNKNOWN
     except TokenizationError:
         return UNKNOWN
@@ -82,12 +83,12 @@ def _feed(value: Any, state: Any, depth: int) -> None:
     elif is_network(value):
         state.update(f"network:{type(value).__qualname__}:{value!r};".encode())
         _feed(dict(value.state_dict()), state, depth + 1)
-    elif hasattr(value, "detach") and hasattr(value, "numpy"):
+    elif is_tensor_like(value):
         tensor = value.detach().cpu()
         if "bfloat16" in str(tensor.dtype):
             tensor = tensor.float()
         _feed(tensor.resolve_conj().numpy(), state, depth + 1)
-    elif is_dataclass(value) and not isinstance(value, type) and not hasattr(value, "__dask_tokenize__"):
+    elif is_dataclass(value) and not isinstance(value, type) and not has(value, "__dask_tokenize__"):
         _feed((kind, {f.name: getattr(value, f.name) for f in fields(value)}), state, depth + 1)
     else:
         try:
@@ -111,4 +112,14 @@ def _feed_array(value: Array, state: Any) -> None:
 
 def is_network(value: Any) -> bool:
     """Return whether a value is a torch module, without importing torch."""
-    return all(hasattr(value, part) for part in ("state_dict", "parameters", "modules"))
+    return _is_of(value, "state_dict", "parameters", "modules")
+
+
+def is_tensor_like(value: Any) -> bool:
+    """Return whether a value is a torch tensor, without importing torch."""
+    return _is_of(value, "detach", "numpy")
+
+
+def _is_of(value: Any, *methods: str) -> bool:
+    """Return whether the class of a value has methods; the value itself may claim to have any."""
+    return not isinstance(value, type) and has(type(value), *methods)

@@ -14,7 +14,7 @@ from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
 from zarr.storage._common import make_store_path
 
-from tilework._checks import as_options, brief
+from tilework._checks import as_options, brief, has
 from tilework.errors import TilingError
 from tilework.source.base import FileSource, H5Source, Source
 from tilework.source.held import innermost
@@ -118,7 +118,7 @@ def read_by(array: Any) -> Iterator[Source]:
 
 def _values(array: Any) -> Iterator[Any]:
     """Yield the values in the graph of a dask array, as far as no tasks have to be made to see them."""
-    if hasattr(array, "expr"):
+    if has(array, "expr"):
         for node in array.expr.walk():
             yield from node.operands
         return

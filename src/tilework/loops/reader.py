@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import one_of, scalar
+from tilework._checks import attribute, one_of, scalar
 from tilework._machine import default_memory
 from tilework._types import Array
 from tilework.errors import TilingError
@@ -93,7 +93,7 @@ class CropReader:
         self._axes, self._grids, self._padding = tuple(axes), tuple(grids), padding
         self._cache_bytes = default_memory() // CACHE_SHARE if cache_bytes is None else cache_bytes
         self._tensor = is_tensor(image)
-        self._device = getattr(image, "device", None)
+        self._device = attribute(image, "device")
         # Such a source is pickled without data, because tasks of a graph get the data separately.
         bare = source.in_memory or source.dask_name is not None
         self._image = image if bare or self._tensor else None

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tilework._checks import brief
+from tilework._checks import brief, has
 from tilework._types import Array, Index, Ints, Writable
 from tilework.engine.sums import plus
 from tilework.errors import ContractError, GridError, TilingError
@@ -252,7 +252,7 @@ def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
 
 def check_writable(what: str, array: Any) -> None:
     """Raise a `TypeError` unless ``array`` can be written into."""
-    members = all(hasattr(array, name) for name in ("shape", "dtype", "__setitem__"))
+    members = has(array, "shape", "dtype", "__setitem__")
     # An array of dask takes assignments, and computes nothing.
     lazy = type(array).__module__.partition(".")[0] == "dask"
     if lazy or not members or not isinstance(array.shape, tuple):

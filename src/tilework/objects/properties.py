@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import brief, noted, positive, sequence
+from tilework._checks import attribute, brief, noted, positive, sequence
 from tilework._types import Array, Ints, Span
 from tilework.errors import TilingError
 from tilework.labels.rows import Rows, added_up
@@ -123,7 +123,7 @@ class Wanted:
         return bool(self.shapes or self.valued)
 
     def _with(self, one: Any, ndim: int) -> Wanted:
-        name = one if isinstance(one, str) else getattr(one, "__name__", None)
+        name = one if isinstance(one, str) else attribute(one, "__name__")
         if not (isinstance(one, str) or callable(one)) or name is None:
             raise TypeError(f"a property is a name or a function with a name; got {brief(one)}.")
         if name in self.names or name in BASE:

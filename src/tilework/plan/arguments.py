@@ -13,8 +13,10 @@ import numpy as np
 
 from tilework._checks import (
     as_numbers,
+    attribute,
     brief,
     flag,
+    has,
     is_whole,
     no_array,
     parse_bytes,
@@ -306,9 +308,9 @@ def tiles_in_mask(
         raise TypeError(
             "mask is needed when the graph is built; compute the dask array first: mask.compute()."
         )
-    if set(getattr(mask, "dims", ())) == set(names):  # of xarray
+    if set(attribute(mask, "dims", ())) == set(names):  # of xarray
         mask = mask.transpose(*names)
-    array = hasattr(mask, "dtype") and isinstance(getattr(mask, "shape", None), tuple)
+    array = has(mask, "dtype") and isinstance(attribute(mask, "shape"), tuple)
     values = unmasked((mask[...] if mask.shape else mask) if array else as_numbers("mask", mask))
     if values.dtype.kind not in "biu":
         raise TypeError(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import Report, brief, is_whole, of_type, warn
+from tilework._checks import Report, brief, has, is_whole, of_type, warn
 from tilework._types import Array, Index
 from tilework.errors import TilingError, TilingWarning
 from tilework.formats.meta import ImageMeta
@@ -320,7 +320,7 @@ def open_image(
         if image is None and label is None:
             return path.at(int(level))
         path = path.home
-    given = hasattr(path, "store_path") and type(path).__module__.startswith("zarr.")
+    given = has(path, "store_path") and type(path).__module__.startswith("zarr.")
     node = path if given else open_node(path, storage_options)
     found = _found(node, _Choice(int(level), image, label, ours=not given))
     if isinstance(found, StoredImages) and found.kind == "collection" and len(found) == 1:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_dtype, brief, wholes
+from tilework._checks import as_dtype, attribute, brief, has, wholes
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
 from tilework.formats.labelled import meta_of
@@ -117,7 +117,7 @@ def _open(array: Any) -> Source:
 
 def _open_duck(array: Any) -> Source:
     """Open any array that can be sliced; refuse one of a library of arrays that numpy cannot read."""
-    if hasattr(array, "__array_function__") or hasattr(array, "__array_namespace__"):
+    if has(array, "__array_function__") or has(array, "__array_namespace__"):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # that units are lost, for example
@@ -149,7 +149,7 @@ def _open_masked(array: Any) -> Source:
 def _reads_masked(array: Any) -> bool:
     """Return whether an array says that its slices are masked arrays; to see it, it would have to be read."""
     # The attribute of variables of netCDF4, by which its users turn masks off.
-    return isinstance(array, np.ma.MaskedArray) or getattr(array, "mask", None) is True
+    return isinstance(array, np.ma.MaskedArray) or attribute(array, "mask") is True
 
 
 def _halved(source: Source) -> Source:
@@ -169,7 +169,7 @@ def _refuse_fields(dtype: np.dtype[Any]) -> None:
 
 
 def _check_sliceable(array: Any) -> None:
-    members = all(hasattr(array, name) for name in ("shape", "dtype", "__getitem__"))
+    members = has(array, "shape", "dtype", "__getitem__")
     if isinstance(array, type) or not members or not isinstance(array.shape, tuple | list):
         raise TypeError(
             f"array must have shape, dtype and slicing, or be a path; got {brief(array)}{_conversion(array)}."
@@ -181,7 +181,7 @@ def _check_sliceable(array: Any) -> None:
 
 def _conversion(array: Any) -> str:
     """Return the end of a message that makes a known kind of value an array; empty if there is none."""
-    if isinstance(array, list) and any(hasattr(one, "shape") for one in array):
+    if isinstance(array, list) and any(has(one, "shape") for one in array):
         return (
             "; give np.stack(images) with each=0 for images of one shape, or a tuple of them if one call of "
             "fn takes one crop of each"
@@ -198,7 +198,7 @@ def _conversion(array: Any) -> str:
 
 
 def _regular_chunks(array: Any) -> tuple[int, ...] | None:
-    chunks = getattr(array, "chunks", None)
+    chunks = attribute(array, "chunks")
     if (
         isinstance(chunks, tuple)
         and len(chunks) == len(array.shape)

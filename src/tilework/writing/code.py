@@ -27,11 +27,21 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from tilework._checks import attribute, has
 from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
 from tilework.function.normalizing import Normalized, normalizations
-from tilework.identity.digests import SHORT, UNKNOWN, digest, is_network, plain_text, steady_digest
+from tilework.function.scripts import constants, is_script
+from tilework.identity.digests import (
+    SHORT,
+    UNKNOWN,
+    digest,
+    is_network,
+    is_tensor_like,
+    plain_text,
+    steady_digest,
+)
 from tilework.identity.hidden import among, content, script, slots
 from tilework.identity.modules import (
     Chain,
@@ -170,7 +180,7 @@ class _Description:
             self.put(name, f"logger {value.name}")
         elif isinstance(value, WEAK):
             self.put(name, "weak references")  # a cache, as in `functools.singledispatch`
-        elif callable(value) and hasattr(value, "__name__"):
+        elif callable(value) and has(value, "__name__"):
             self._named(value, name)
         else:
             self._object(value, name)
@@ -246,11 +256,11 @@ class _Description:
     def _chain(self, module: types.ModuleType, chain: Chain, name: str) -> None:
         """Describe what a chain of attributes, which begins at a module of the user, leads to."""
         found: Any = module
-        for length, attribute in enumerate(chain[1:], 2):
+        for length, key in enumerate(chain[1:], 2):
             inside = vars(found)
-            if attribute not in inside or "__getattr__" in inside:
+            if key not in inside or "__getattr__" in inside:
                 break
-            found = inside[attribute]
+            found = inside[key]
             if not isinstance(found, types.ModuleType) or installed(found.__name__):
                 self.add(found, name + ".".join(chain[:length]))
                 return
@@ -335,25 +345,25 @@ class _Description:
 
     def _named(self, value: Any, name: str) -> None:
         """Describe a builtin, a ufunc, a compiled function, or an object with a ``__name__``."""
-        module = getattr(value, "__module__", None) or type(value).__module__
+        module = attribute(value, "__module__") or type(value).__module__
         # Numba keeps the function that it compiles as ``py_func``.
-        wrapped = getattr(value, "py_func", getattr(value, "__wrapped__", None))
-        known, owner = installed(module), getattr(value, "__self__", None)
+        wrapped = attribute(value, "py_func", attribute(value, "__wrapped__"))
+        known, owner = installed(module), attribute(value, "__self__")
         if known is None and wrapped is not None:
             self.add(wrapped, name)
             self.add_later(type(value), f"{name} wrapper")
             for key, part in sorted(vars(value).items()) if _owned(value) else ():
                 if not key.startswith("__"):
                     self.add_later(part, f"{name} wrapper {key}")
-            if options := getattr(value, "targetoptions", None):
+            if options := attribute(value, "targetoptions"):
                 self.add_later(options, f"{name} options")
         elif known is None and _is_compiled(value) and module in sys.modules:
             self._formerly(value, name)
             self.later.append(functools.partial(self._whole, sys.modules[module], name))
-        elif known is None or (getattr(value, "__dict__", None) and not isinstance(value, np.ufunc)):
+        elif known is None or (attribute(value, "__dict__") and not isinstance(value, np.ufunc)):
             self._object(value, name)
         else:
-            self.put(name, _address(module, getattr(value, "__qualname__", value.__name__), known))
+            self.put(name, _address(module, attribute(value, "__qualname__", value.__name__), known))
             if isinstance(value, np.ufunc):
                 self.later.append(functools.partial(self._ufunc, value, name))
             elif owner is not None and not isinstance(owner, types.ModuleType):
@@ -389,9 +399,7 @@ class _Description:
             self.later.append(functools.partial(self._network, value, name))
             return
         # 4. Data, objects with a dask token of their own, and those without attributes, by a digest.
-        elif (
-            _is_data(value) or hasattr(value, "__dask_tokenize__") or not (_owned(value) or _has_dict(value))
-        ):
+        elif _is_data(value) or has(value, "__dask_tokenize__") or not (_owned(value) or _has_dict(value)):
             self.put(name, steady_digest(value))
             hidden = not _is_data(value) and items is None
         # 5. Any other instance, by its class and its attributes.
@@ -426,12 +434,15 @@ class _Description:
             self.put(name, UNKNOWN)
         elif _owned(value):
             self.add(type(value), name)
-            for key, part in sorted(getattr(value, "__dict__", {}).items()):
+            for key, part in sorted(attribute(value, "__dict__", {}).items()):
                 if f"{name} {key}" not in self.parts and not isinstance(value, Enum):
                     self.add(part, f"{name} {key}")
         # Those of installed classes are in the digest, or caches as in `pathlib.Path`.
         for key, part in slots(value) if _owned(value) or (hidden and _has_dict(value)) else ():
             self.add(part, f"{name} {key}")
+        if is_script(value):
+            self.add(script(value), f"{name} code")
+            self.add(constants(value), f"{name} constants")
         inside = content(value) if hidden else []
         own = any(map(_owned, _leaves(inside)))
         if own and not _has_dict(value):
@@ -465,6 +476,8 @@ class _Description:
                     self.add(part, f"{name} {number} {key}")
             plain.append((number, "script", script(module)))
         self.put(f"{name} attributes", digest(plain))
+        if found := [(n, part) for n, m in enumerate(value.modules()) for part in constants(m)]:
+            self.put(f"{name} constants", steady_digest(found))
 
 
 def _module_parts(modules: OwnModules, root: str) -> Parts:
@@ -526,11 +539,11 @@ def _items(value: Any) -> list[tuple[Any, Any]] | None:
 
 def _label(key: Any) -> Any:
     """Return a key of a mapping for the name of a part; a function's own text has its address."""
-    return getattr(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
+    return attribute(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
 
 
 def _has_dict(value: Any) -> bool:
-    return hasattr(value, "__dict__")
+    return has(value, "__dict__")
 
 
 def _owned(value: Any) -> bool:
@@ -562,7 +575,7 @@ def _held_code(value: Any) -> bool:
 
 def _is_data(value: Any) -> bool:
     """Return whether a value is a number, a word, an array, a tensor, a network or a mapping."""
-    if is_network(value) or (hasattr(value, "detach") and hasattr(value, "numpy")):
+    if is_network(value) or is_tensor_like(value):
         return True
     return plain_text(value) is not None or isinstance(value, np.ndarray | Mapping)
 

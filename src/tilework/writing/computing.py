@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from tilework._checks import brief, warn
+from tilework._checks import brief, has, warn
 from tilework.errors import TilingError, TilingWarning
 from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
@@ -86,7 +86,7 @@ def compute(
         )
     arrays, several = by_key(out), isinstance(out, tuple | list | Mapping)
     for key, array in arrays.items():
-        if not hasattr(array, "dask"):
+        if not has(array, "dask"):
             raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
     given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, list(arrays), several)
@@ -129,7 +129,7 @@ def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:
     if set(given) != set(keys):
         raise TilingError(f"into must have the members of out, {keys}; got {list(given)}.")
     for array in given.values():
-        if not is_array(array) or hasattr(array, "dask"):
+        if not is_array(array) or has(array, "dask"):
             raise TypeError(f"into must be an array that holds data; got {brief(array)}.")
         if isinstance(array, zarr.Array):
             raise TilingError("to_zarr(out, array) writes into a Zarr array, and can be resumed; use it.")

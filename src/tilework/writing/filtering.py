@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import of_type
+from tilework._checks import has, of_type
 from tilework._types import Array, Index
 from tilework.api import tiled_map
 from tilework.execution.progress import Progress, check_progress
@@ -132,7 +132,7 @@ def filter_labels(
             labels, intensity, properties, each=each, meta=meta, spacing=spacing, **run
         )  # fmt: skip
     elif not isinstance(table, Table):
-        if not isinstance(table, Mapping) and hasattr(table, "columns"):  # of pandas, or polars
+        if not isinstance(table, Mapping) and has(table, "columns"):  # of pandas, or polars
             table = {name: table[name] for name in table.columns}
         table = Table(of_type("table", table, Mapping, "a Table, a dict of columns or a DataFrame"))
     keep = kept_rows(condition, table)

@@ -16,7 +16,7 @@ import zarr
 from dask.highlevelgraph import HighLevelGraph
 from dask.task_spec import DataNode, Task, TaskRef
 
-from tilework._checks import at_least, brief, flag, one_of, sequence, wholes
+from tilework._checks import at_least, brief, flag, has, one_of, sequence, wholes
 from tilework._types import Index
 from tilework.errors import TilingError
 from tilework.execution.calls import CallsJob
@@ -210,7 +210,7 @@ def _stored(
     of the tiles of a result of `tiled_map`.
     """
     lazy = bare(labels)
-    if not hasattr(lazy, "dask"):
+    if not has(lazy, "dask"):
         yield labels, extents, version
         return
     check_ids(np.zeros(0, lazy.dtype), "the label image holds")
@@ -264,7 +264,7 @@ def _cuts(source: Source, extents: Any) -> list[Index]:
                 "the blocks that were labelled one by one: pieces=."
             )
         extents = source.chunks
-    if isinstance(extents, TilePlan) or hasattr(extents, "dask"):
+    if isinstance(extents, TilePlan) or has(extents, "dask"):
         extents = _cores(extents, ndim)
     if not sequence(extents):
         extents = (extents,) * ndim

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from tilework._checks import as_options, as_text, brief, flag, one_of
+from tilework._checks import as_options, as_text, brief, flag, has, one_of
 from tilework.engine.notices import report
 from tilework.engine.reading import Failure
 from tilework.errors import TilingError
@@ -141,7 +141,7 @@ resources, priority
     """
     overwrite, resume = flag("overwrite", overwrite), flag("resume", resume)
     check_progress(progress)
-    wrong = isinstance(jobs, type) or hasattr(jobs, "dtype") or not hasattr(jobs, "__iter__")
+    wrong = isinstance(jobs, type) or has(jobs, "dtype") or not has(jobs, "__iter__")
     if wrong or isinstance(jobs, str | bytes):
         raise TypeError(f"jobs must be an iterable of (result, store); got {brief(jobs)}.")
     one_of("on_error", on_error, ("continue", "fill", "raise"))

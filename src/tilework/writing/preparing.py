@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import of_type, one_of, warn
+from tilework._checks import attribute, has, of_type, one_of, warn
 from tilework._types import Index
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
@@ -179,7 +179,7 @@ def prepare(
             "a tuple or dict as out must be the unmodified result of one tiled_map; write others one by one."
         )
     for key, array in arrays.items():
-        if not hasattr(array, "dask"):
+        if not has(array, "dask"):
             raise TypeError(_not_lazy(array, key))
     first = next(iter(found.values()))
     specs = [spec for array in arrays.values() for spec in specs_below(array)]
@@ -291,7 +291,7 @@ def dims_of(out: Any, found: Mapping[str, Found | None], asked: Asked) -> dict[s
             asked.image.meta.check("the result", member.shape)
             given = asked.image.meta.axes
         if given is None:
-            given = getattr(member, "dims", None) or (None if meta is None else meta.axes)
+            given = attribute(member, "dims") or (None if meta is None else meta.axes)
         names[key] = None if given is None else tuple(map(str, given))
     return names
 
@@ -299,7 +299,7 @@ def dims_of(out: Any, found: Mapping[str, Found | None], asked: Asked) -> dict[s
 def _not_lazy(array: Any, key: str) -> str:
     """Return the message for an ``out`` that is no dask array."""
     what = f"out{f'[{key!r}]' if key else ''} must be a dask array, such as a result of tiled_map; "
-    if hasattr(array, "variable"):
+    if has(array, "variable"):
         return f"{what}this DataArray is not chunked: give array.chunk(), or write it with xarray."
     if isinstance(array, np.ndarray):
         return f"{what}a numpy array is computed already: zarr.save_array(store, array) writes it."

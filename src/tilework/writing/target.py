@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from tilework._checks import as_options, brief
+from tilework._checks import as_options, brief, has
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
@@ -51,7 +51,7 @@ __all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "claimed", "is_ar
 
 def is_array(store: Any) -> bool:
     """Return whether the store that the caller gave is an array to write into."""
-    return all(hasattr(store, name) for name in ("shape", "dtype", "__setitem__"))
+    return has(store, "shape", "dtype", "__setitem__")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Target:
     def given(self) -> Any:
         """The array to write into, if the caller gave one as store."""
         array = is_array(self.store)
-        if array and hasattr(self.store, "dask"):
+        if array and has(self.store, "dask"):
             raise TypeError(f"store must hold data; got {brief(self.store)}, which would take no result.")
         return self.store if array else None
 

@@ -413,7 +413,7 @@ TIMES = (1, 4, 16)
 LENGTH = Case(
     name="length",
     why="A volume may be as long as it likes: memory is a matter of its face.",
-    workload=writing.Long(length=256, face=256, crop=64, stride=32, chunk=64),
+    workload=writing.Long(length=1024, face=256, crop=64, stride=32, chunk=64),
     contestants=tuple(
         Contestant(f"tilework x{n}", partial(writing.to_zarr, times=n), None if n == 1 else "tilework x1")
         for n in TIMES

@@ -280,6 +280,12 @@ class Own:
   def __getattr__(s, name): raise ValueError(name)
 v = Own()
 def fn(x): return x * v.k
+### object that has every name
+class Every:
+  def __init__(s): s.k = 1
+  def __getattr__(s, name): return len
+v = Every()
+def fn(x): return x * v.k
 ### two functions in another order
 def a(x): return g(x)
 def b(x): return a(x)

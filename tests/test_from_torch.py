@@ -299,8 +299,15 @@ def test_a_frozen_network_stays_where_its_constants_are(monkeypatch: pytest.Monk
         assert network_places.place_of(net, "auto", torch) == (cpu, False)
         with pytest.raises(tw.TilingError, match=r"device='cuda:0' .* constants .* \(cpu\), which"):
             network_places.place_of(net, "cuda", torch)
-    assert network_places.place_of(conv(), "auto", torch) == (torch.device("cuda:0"), True)
-    assert network_places.place_of(torch.jit.script(conv()), "auto", torch) == (torch.device("cuda:0"), True)
+    half = torch.tensor(0.5)
+
+    class Halves(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: Any) -> Any:
+            return x * half
+
+    scalar = torch.jit.trace(torch.nn.Sequential(conv(), Halves()), torch.zeros(1, 1, 8, 8))
+    for net in (conv(), torch.jit.script(conv()), scalar):  # a scalar runs with tensors anywhere
+        assert network_places.place_of(net, "auto", torch) == (torch.device("cuda:0"), True)
 
 
 @pytest.mark.parametrize(

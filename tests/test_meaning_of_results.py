@@ -111,3 +111,17 @@ def test_results_are_known_with_query_planning():
         "assert tw.image_meta(tw.tiled_map(np.sqrt, first, {'y': 4, 'x': 4}, 0)) == meta\n"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
+def test_objects_are_joined_along_named_axes():
+    labels = tw.tiled_map(labelled, step(IMAGE, meta=META), (1, 32, 24), 0, dtype="u4", chunks=(1, 32, 24))
+    assert tw.image_meta(labels).axes == ("z", "y", "x")
+    by_name, by_number = (tw.merge_labels(labels, each=one).compute() for one in ("z", 0))
+    np.testing.assert_array_equal(by_name, by_number)
+
+
+def test_the_axes_of_an_intensity_image_are_compared():
+    labels = step(IMAGE, labelled, meta=META)
+    other = step(IMAGE, meta=tw.ImageMeta("zxy"))
+    with pytest.raises(tw.GridError, match="axes of the labels in their order"):
+        tw.measure_labels(labels, other, properties="mean")

@@ -17,7 +17,16 @@ from dask.tokenize import TokenizationError
 from tilework._checks import has
 from tilework._types import Array
 
-__all__ = ["SHORT", "UNKNOWN", "digest", "is_network", "is_tensor_like", "plain_text", "steady_digest"]
+__all__ = [
+    "SHORT",
+    "UNKNOWN",
+    "digest",
+    "has_token",
+    "is_network",
+    "is_tensor_like",
+    "plain_text",
+    "steady_digest",
+]
 
 UNKNOWN = "unknown"
 """A part that cannot be compared; counts as different even from itself."""
@@ -31,7 +40,7 @@ def steady_digest(value: Any) -> str:
     """Return a digest, or `UNKNOWN` if there is none or if it changes from call to call."""
     try:
         found = digest(value)
-        if has(value, "__dask_tokenize__") and digest(value) != found:
+        if has_token(value) and digest(value) != found:
             return UNKNOWN
     except TokenizationError:
         return UNKNOWN
@@ -88,7 +97,7 @@ def _feed(value: Any, state: Any, depth: int) -> None:
         if "bfloat16" in str(tensor.dtype):
             tensor = tensor.float()
         _feed(tensor.resolve_conj().numpy(), state, depth + 1)
-    elif is_dataclass(value) and not isinstance(value, type) and not has(value, "__dask_tokenize__"):
+    elif is_dataclass(value) and not isinstance(value, type) and not has_token(value):
         _feed((kind, {f.name: getattr(value, f.name) for f in fields(value)}), state, depth + 1)
     else:
         try:
@@ -108,6 +117,11 @@ def _feed_array(value: Array, state: Any) -> None:
     else:
         for part in value:
             _feed_array(np.asarray(part), state)
+
+
+def has_token(value: Any) -> bool:
+    """Return whether the class of a value says what dask hashes."""
+    return _is_of(value, "__dask_tokenize__")
 
 
 def is_network(value: Any) -> bool:

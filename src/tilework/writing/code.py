@@ -37,6 +37,7 @@ from tilework.identity.digests import (
     SHORT,
     UNKNOWN,
     digest,
+    has_token,
     is_network,
     is_tensor_like,
     plain_text,
@@ -399,7 +400,7 @@ class _Description:
             self.later.append(functools.partial(self._network, value, name))
             return
         # 4. Data, objects with a dask token of their own, and those without attributes, by a digest.
-        elif _is_data(value) or has(value, "__dask_tokenize__") or not (_owned(value) or _has_dict(value)):
+        elif _is_data(value) or has_token(value) or not (_owned(value) or _has_dict(value)):
             self.put(name, steady_digest(value))
             hidden = not _is_data(value) and items is None
         # 5. Any other instance, by its class and its attributes.

@@ -25,13 +25,13 @@ from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
-from tilework.graph.build import bare, find_spec, open_known, plan_of
+from tilework.graph.build import bare, find_spec, plan_of
 from tilework.identity.digests import digest
 from tilework.labels.runs import check_ids
 from tilework.plan.arguments import resolve_axes
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
-from tilework.source.opening import Image
+from tilework.source.opening import Image, open_source
 from tilework.writing.fingerprint import UNKNOWN, of_source
 from tilework.writing.image import AskedImage, has_places
 from tilework.writing.jobs import ChunkJob
@@ -236,7 +236,7 @@ def _stored(
 
 def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
     """Return the blocks of a label image."""
-    source = open_known(labels)
+    source = open_source(labels)
     check_ids(np.zeros(0, source.dtype), "the label image holds")
     if 0 in source.shape:
         raise TilingError(f"the label image has no samples: its shape is {source.shape}.")

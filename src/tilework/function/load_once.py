@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path, PurePath
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -27,13 +30,47 @@ from tilework.function.guard import Guard
 from tilework.function.pools import shared_among
 from tilework.function.tensors import is_module
 
-__all__ = ["LoadOnce", "in_task", "load_once"]
+__all__ = ["LoadOnce", "files_of", "in_task", "load_once"]
 
 # Objects that a process keeps although nothing uses them. A run uses one or two models; the limit keeps a
 # long session from holding all of them.
 HELD = 8
 # Time for which an object counts as used after a task that used it, seconds: the next task of a run follows.
 PAUSE = 60.0
+# Most files of a folder that are looked at: one of a model has dozens, one of a data set millions.
+FILES = 10_000
+
+
+def files_of(*values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the files and folders that a factory is given, also in containers and partial functions."""
+    for number, value in enumerate(values):
+        label = f"{name} {number}".strip()
+        if isinstance(value, functools.partial):
+            yield from files_of(value.func, value.args, value.keywords, name=label)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                yield from files_of(item, name=f"{label} {key}")
+        elif isinstance(value, tuple | list):
+            yield from files_of(*value, name=label)
+        elif isinstance(value, str | PurePath) and os.path.exists(value):  # noqa: PTH110
+            yield label, os.fspath(value)
+
+
+def _stamp(path: str) -> Any:
+    """Return what changes when a file, or one in a folder, is written anew; None if that is not known."""
+    found: list[tuple[str, int, int]] = []
+    try:
+        if not Path(path).is_dir():
+            stat = Path(path).stat()
+            return stat.st_size, stat.st_mtime_ns
+        for folder, _, names in os.walk(path):
+            if len(found) + len(names) > FILES:
+                return None
+            stats = ((os.path.join(folder, name), os.stat(os.path.join(folder, name))) for name in names)  # noqa: PTH116, PTH118
+            found += [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    except OSError:
+        return None
+    return sorted(found)
 
 
 class _Entry:
@@ -130,12 +167,20 @@ class LoadOnce:
         batched: bool = False,
         version: str | None = None,
         known: Mapping[str, Any] | None = None,
+        files: Mapping[str, Any] | None = None,
     ) -> None:
         self.packed, self.token, self._concurrent, self._inner = packed, token, concurrent, inner
         self.__tilework_batched__, self.version = batched, version
         self._known = dict(known or {})
         """Attributes of the object, which so need not be built to be asked."""
         self.__dict__.update(self._known)
+        self._files = dict(files or {})
+        """The files that the factory was given, as they were then."""
+
+    def changed_files(self) -> list[str]:
+        """Return the files that were written anew since: some processes have what they held before."""
+        now = {path: _stamp(path) for path in self._files}
+        return [path for path, found in now.items() if found is not None and found != self._files[path]]
 
     def _built(self) -> _Entry:
         entry = _REGISTRY.entry(self.token, self._concurrent)
@@ -155,7 +200,15 @@ class LoadOnce:
 
     def known_as(self, concurrent: int, known: Mapping[str, Any]) -> LoadOnce:
         """Return a proxy of the same object that lets another number of calls run, and has its attributes."""
-        return LoadOnce(self.packed, self.token, concurrent, self._inner, version=self.version, known=known)
+        return LoadOnce(
+            self.packed,
+            self.token,
+            concurrent,
+            self._inner,
+            version=self.version,
+            known=known,
+            files=self._files,
+        )
 
     def get(self) -> Any:
         """Return the object; build it if this process has not built it yet."""
@@ -186,7 +239,7 @@ class LoadOnce:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.packed, self.token, self._concurrent, self._inner)
-        return LoadOnce, (*values, self.__tilework_batched__, self.version, self._known)
+        return LoadOnce, (*values, self.__tilework_batched__, self.version, self._known, self._files)
 
     def __dask_tokenize__(self) -> Any:
         return "tilework.load_once", self.token
@@ -216,7 +269,8 @@ def load_once(
     factory : callable
         Builds the model or opens the array; may be defined in a notebook.
     args, kwargs
-        Arguments of the factory, for example the path of the weights.
+        Arguments of the factory, for example the path of the weights. Files among them, also in lists and
+        partial functions, belong to what is built: call `load_once` again when one was written anew.
     concurrent : int
         Number of calls that may run at the same time in a process; other threads, of at least eight, read and
         write meanwhile. Calls at the same time share the threads of BLAS and OpenMP if threadpoolctl is
@@ -254,6 +308,9 @@ def load_once(
             f"factory and its arguments must be picklable, because every process gets them: {error}. Let the "
             "factory open files and connections itself, and give it their paths."
         ) from error
-    digest = hashlib.sha256(packed + repr((version, concurrent)).encode()).hexdigest()
+    # A file that is written anew makes another object.
+    files = {path: _stamp(path) for _, path in files_of(factory, args, named)}
+    facts = (version, concurrent, *files.values())
+    digest = hashlib.sha256(packed + repr(facts).encode()).hexdigest()
     name = attribute(factory, "__qualname__", type(factory).__name__)
-    return LoadOnce(packed, digest, concurrent, name, version=version)
+    return LoadOnce(packed, digest, concurrent, name, version=version, files=files)

@@ -13,19 +13,20 @@ __all__ = ["constants", "is_script"]
 def is_script(value: Any) -> bool:
     """Return whether a value is a function or network that torch has compiled; does not import torch."""
     torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.jit.ScriptModule | torch.jit.ScriptFunction)
+    kinds = () if torch is None else (torch.jit.ScriptModule, torch.jit.ScriptFunction, torch.ScriptMethod)
+    return isinstance(value, kinds)
 
 
 def constants(compiled: Any) -> list[Any]:
     """Return the tensors in the graph of what torch has compiled: a frozen network has its weights there."""
     if not is_script(compiled):
         return []
-    try:
-        graph = compiled.inlined_graph  # held, because its nodes end with it
-    except (AttributeError, RuntimeError):  # without a forward method
-        return []
+    names = compiled._c._method_names() if hasattr(compiled, "_c") else []
+    graphs = [getattr(compiled, name).inlined_graph for name in names]
+    if not names and hasattr(compiled, "inlined_graph"):
+        graphs = [compiled.inlined_graph]
     found = []
-    for node in _nodes(graph):
+    for node in (node for graph in graphs for node in _nodes(graph)):
         for name in node.attributeNames():
             # A tensor, a list of tensors, or any other value.
             if (kind := node.kindOf(name)) in ("t", "ts", "ival"):

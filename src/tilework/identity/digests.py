@@ -16,6 +16,7 @@ from dask.tokenize import TokenizationError
 
 from tilework._checks import has
 from tilework._types import Array
+from tilework.function.calling import from_tensor
 
 __all__ = [
     "SHORT",
@@ -32,6 +33,10 @@ UNKNOWN = "unknown"
 """A part that cannot be compared; counts as different even from itself."""
 # Values with fewer characters are stored as text, others as a digest of this length.
 SHORT = 32
+# Python makes no decimal text of much longer integers, bits.
+LONGEST = 14_000
+# Dtypes of torch that numpy does not have.
+FOREIGN = ("torch.bfloat16", "torch.float8", "torch.complex32")
 # Containers nested more deeply count as cyclic.
 DEPTH = 40
 
@@ -62,11 +67,29 @@ def digest(value: Any) -> str:
 
 def plain_text(value: Any) -> str | None:
     """Return a number, a word or a similar plain value as text; None for any other value."""
-    if value is None or isinstance(value, bool | int | float | complex | str | Fraction | PurePath | Enum):
-        return repr(value)
+    if isinstance(value, Enum):
+        return _member_text(value)
     if isinstance(value, np.generic | np.dtype):
         return repr(value)
+    if value is None or isinstance(value, Fraction | PurePath):
+        return repr(value)
+    # What a class of the user shows of itself may be less than it is.
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        return hex(value)
+    for kind in (bool, int, float, complex, str):
+        if isinstance(value, kind):
+            return kind.__repr__(value)
     return None
+
+
+def _member_text(member: Enum) -> str:
+    """Return a member of an enumeration as text; its name alone if its value has no text of its own."""
+    kind = type(member)
+    if callable(member.value):  # a function shows its address
+        return f"<{kind.__qualname__}.{member.name}>"
+    if kind.__repr__.__module__ in ("enum", None) or kind.__module__ != kind.__repr__.__module__:
+        return repr(member)
+    return f"<{kind.__qualname__}.{member.name}: {member.value!r}>"
 
 
 def _feed(value: Any, state: Any, depth: int) -> None:
@@ -77,28 +100,32 @@ def _feed(value: Any, state: Any, depth: int) -> None:
     if plain is not None or isinstance(value, bytes | bytearray | range | slice | type(Ellipsis)):
         state.update(f"{kind}:{plain if plain is not None else repr(value)};".encode())
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
-        state.update(f"array:{value.shape}:{value.dtype.str};".encode())
-        _feed_array(value, state)
+        names = repr(value.dtype) if value.dtype.names else value.dtype.str
+        state.update(f"array:{value.shape}:{names};".encode())
+        _feed_array(np.asarray(value), state)
+        _feed_subclass(value, state, depth)
     elif isinstance(value, tuple | list):
         state.update(f"{kind}:{len(value)};".encode())
         for item in value:
             _feed(item, state, depth + 1)
-    elif isinstance(value, Mapping):
+    elif isinstance(value, Mapping) and not has_token(value):
         state.update(f"{kind}:{len(value)};".encode())
-        for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])):
+        pairs = sorted(value.items(), key=lambda pair: repr(pair[0]))
+        for key, item in pairs:
             _feed((key, item), state, depth + 1)
+        if [key for key, _ in pairs] != list(value):
+            _feed(("order", *value), state, depth + 1)
     elif isinstance(value, set | frozenset):
         state.update(f"{kind}:{sorted(map(digest, value))};".encode())
     elif is_network(value):
         state.update(f"network:{type(value).__qualname__}:{value!r};".encode())
-        _feed(dict(value.state_dict()), state, depth + 1)
+        _feed(dict(sorted(value.state_dict().items(), key=lambda pair: repr(pair[0]))), state, depth + 1)
     elif is_tensor_like(value):
-        tensor = value.detach().cpu()
-        if "bfloat16" in str(tensor.dtype):
-            tensor = tensor.float()
-        _feed(tensor.resolve_conj().numpy(), state, depth + 1)
+        _feed_tensor(value, state, depth)
     elif is_dataclass(value) and not isinstance(value, type) and not has_token(value):
         _feed((kind, {f.name: getattr(value, f.name) for f in fields(value)}), state, depth + 1)
+    elif kind == "ScriptObject":  # of torch; two pickles of it are equal by chance
+        raise TokenizationError("a compiled object")
     else:
         try:
             state.update(tokenize(value, ensure_deterministic=True).encode())
@@ -106,6 +133,33 @@ def _feed(value: Any, state: Any, depth: int) -> None:
             raise
         except Exception as error:
             raise TokenizationError(str(error)) from error
+
+
+def _feed_tensor(value: Any, state: Any, depth: int) -> None:
+    """Feed the numbers of a tensor, and its dtype and layout if numpy has no like of them."""
+    try:
+        tensor = value.detach().cpu()
+        layout, dtype = str(tensor.layout), str(tensor.dtype)
+        if layout != "torch.strided" or dtype.startswith(FOREIGN):
+            state.update(f"{layout}:{dtype};".encode())
+        if tensor.is_quantized:
+            _feed((dtype, str(tensor.qscheme()), repr(tensor.dequantize().tolist())), state, depth + 1)
+            tensor = tensor.int_repr()
+        array = from_tensor(tensor)
+    except Exception as error:  # without numbers, as on the device "meta"
+        raise TokenizationError(str(error)) from error
+    _feed(array, state, depth + 1)
+
+
+def _feed_subclass(value: Array, state: Any, depth: int) -> None:
+    """Feed what an array of a class derived from numpy's is besides its numbers."""
+    if type(value) in (np.ndarray, np.memmap):
+        return
+    state.update(f"{type(value).__qualname__};".encode())
+    if isinstance(value, np.ma.MaskedArray):
+        _feed((np.ma.getmaskarray(value), value.fill_value), state, depth + 1)
+    else:
+        _feed(getattr(value, "__dict__", {}), state, depth + 1)
 
 
 def _feed_array(value: Array, state: Any) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copyreg
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
-__all__ = ["among", "content", "script", "slots"]
+__all__ = ["content", "place_of", "places", "script", "slots"]
 
 
 def slots(value: Any) -> Iterator[tuple[str, Any]]:
@@ -31,13 +32,23 @@ def content(value: Any) -> list[Any]:
         made, arguments, *rest = value.__reduce_ex__(4)
     except Exception:  # it cannot be pickled
         return []
-    if made is not copyreg.__newobj__ and made is not type(value):  # type: ignore[attr-defined]
+    usual = made is copyreg.__newobj__ or made is type(value)  # type: ignore[attr-defined]
+    if not usual and isinstance(made, FunctionType):
         return []
     found = [
         [a for a in arguments if not isinstance(a, type)],
         *(list(r) for r in rest[1:3] if r is not None),
     ]
+    if rest and not _is_attributes(rest[0]):
+        found.append([rest[0]])
     return [part for part in found if part]
+
+
+def _is_attributes(state: Any) -> bool:
+    """Return whether a state for pickle is a ``__dict__``, with slots or without, or nothing."""
+    if isinstance(state, tuple) and len(state) == 2:
+        return all(part is None or isinstance(part, dict) for part in state)
+    return state is None or isinstance(state, dict)
 
 
 def script(module: Any) -> str | None:
@@ -55,8 +66,16 @@ def script(module: Any) -> str | None:
     )
 
 
-def among(buffer: Any, saved: Mapping[str, Any]) -> bool:
-    """Return whether a buffer is one of the saved ones."""
-    return buffer is None or any(
-        getattr(buffer, "data_ptr", int)() == getattr(other, "data_ptr", str)() for other in saved.values()
-    )
+def places(tensors: Iterable[Any]) -> set[Any]:
+    """Return where tensors are in memory, by which one of them is known again."""
+    return {found for tensor in tensors if (found := place_of(tensor)) is not None}
+
+
+def place_of(tensor: Any) -> Any:
+    """Return where a tensor is in memory and its shape; None for no tensor."""
+    if not hasattr(tensor, "data_ptr"):
+        return None
+    try:
+        return tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())
+    except Exception:  # without memory yet, or not strided
+        return id(tensor)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 import io
 import logging
-import operator
 import os
 import pickle
 import sys
 import threading
 import types
 import weakref
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from importlib.machinery import ExtensionFileLoader
@@ -28,8 +27,9 @@ import cloudpickle
 import numpy as np
 
 from tilework._checks import attribute, has
+from tilework.errors import TilingError
 from tilework.function.combining import Combined
-from tilework.function.load_once import LoadOnce
+from tilework.function.load_once import LoadOnce, files_of
 from tilework.function.network import TorchFunction
 from tilework.function.normalizing import Normalized, normalizations
 from tilework.function.scripts import constants, is_script
@@ -39,11 +39,10 @@ from tilework.identity.digests import (
     digest,
     has_token,
     is_network,
-    is_tensor_like,
     plain_text,
     steady_digest,
 )
-from tilework.identity.hidden import among, content, script, slots
+from tilework.identity.hidden import content, script, slots
 from tilework.identity.modules import (
     Chain,
     Import,
@@ -55,6 +54,21 @@ from tilework.identity.modules import (
     located,
 )
 from tilework.identity.stamps import stamp
+from tilework.writing.kinds import (
+    by_name,
+    bytecode,
+    code_constants,
+    has_dict,
+    is_compiled,
+    is_data,
+    is_derived,
+    is_of_pandas,
+    is_users,
+    owned,
+    package_of,
+    package_of_class,
+)
+from tilework.writing.network_parts import describe_network
 
 __all__ = ["Fingerprint", "describe"]
 
@@ -148,7 +162,9 @@ class _Description:
             self._recipe(value, name)
         elif isinstance(value, TorchFunction):
             for key, part in sorted(value.__getstate__().items()):
-                self.add(part, f"{name} {key.strip('_')}")
+                what = f"{name} {key.strip('_')}"
+                # Its modes do not matter: it is run for evaluation.
+                self._a_network(part, what, modes=False) if is_network(part) else self.add(part, what)
         elif isinstance(value, Combined):
             for key, part in value.parts().items():
                 self.add(part, f"{name} {key}")
@@ -166,7 +182,7 @@ class _Description:
             for key, argument in arguments:
                 self.add(argument, f"{name} argument {key}")
             self._attributes(value, name)
-            if _owned(value):
+            if owned(value):
                 self.add_later(type(value), f"{name} class")
         elif isinstance(value, types.MethodType):
             self.add(value.__func__, name)
@@ -190,8 +206,17 @@ class _Description:
         if value.version is not None:
             self.put(f"{name} version", value.version)
             return
+        if changed := value.changed_files():
+            raise TilingError(
+                f"{', '.join(changed)} changed after {value} was made, so some processes may have what was "
+                "there before. Call load_once, or from_torch, again."
+            )
         factory, args, kwargs = cloudpickle.loads(value.packed)
         self.add(factory, f"{name} factory")
+        plain = {value for value in (*args, *kwargs.values()) if isinstance(value, str | PurePath)}
+        for label, path in files_of(factory, args, kwargs):
+            if path not in map(str, plain):  # those have parts below
+                self.put(f"{name} factory file {label}", stamp(path))
         for key, argument in [*enumerate(args), *sorted(kwargs.items())]:
             what = f"{name} factory argument {key}"
             if isinstance(argument, str | PurePath) and os.path.exists(argument):  # noqa: PTH110
@@ -204,10 +229,10 @@ class _Description:
     # -- functions ----------------------------------------------------------------------------------------
 
     def _function(self, value: types.FunctionType, name: str) -> None:
-        known, inside = _package_of(value.__module__), _package_of(value.__globals__.get("__name__"))
+        known, inside = package_of(value.__module__), package_of(value.__globals__.get("__name__"))
         if known is not None:
             self.put(name, _address(value.__module__, value.__qualname__, known))
-            if inside is not None and _by_name(value) is value:
+            if inside is not None and by_name(value) is value:
                 return  # its package and version say all
             # A function that an installed one has made, or one with the name of an installed one.
             self.later.append(functools.partial(self._body, value, name, own=inside is None))
@@ -219,8 +244,8 @@ class _Description:
         """Describe a function by its code, unless this is installed, and by the values that it uses."""
         code = value.__code__
         if own:
-            self.put(f"{name} code", digest(_bytecode(code)))
-            constants = list(_constants(code))
+            self.put(f"{name} code", digest(bytecode(code)))
+            constants = list(code_constants(code))
             if value.__doc__ is not None and constants[:1] == [value.__doc__]:
                 del constants[0]
             self.put(f"{name} constants", digest(constants))
@@ -233,9 +258,11 @@ class _Description:
         for variable, cell in zip(code.co_freevars, value.__closure__ or (), strict=True):
             what = f"{name} closure value "
             try:
-                self._variable(cell.cell_contents, what, variable, found.cells)
+                inside = cell.cell_contents
             except ValueError:  # an empty cell
                 self.put(what + variable, "empty")
+            else:
+                self._variable(inside, what, variable, found.cells)
         if not own:
             return
         for variable in sorted({chain[0] for chain in found.globals} & value.__globals__.keys()):
@@ -307,14 +334,17 @@ class _Description:
     # -- classes and instances ----------------------------------------------------------------------------
 
     def _class(self, value: type, name: str) -> None:
-        if known := installed(value.__module__):
+        if known := package_of_class(value):
             self.put(f"{name} class", _address(value.__module__, value.__qualname__, known))
-            if _by_name(value) is not value:
+            if by_name(value) is not value:
                 self.later.append(functools.partial(self._methods, value, name))
             return
         for base in value.__bases__:
             if base is not object:
                 self.add(base, f"{name} {base.__name__}")
+        if len(value.__bases__) > 1:
+            order = [base.__qualname__ for base in value.__bases__]
+            self.later.append(functools.partial(self.put, f"{name} bases", ", ".join(order)))
         if installed(type(value).__module__) is None:
             self.add_later(type(value), f"{name} metaclass")
         if isinstance(getattr(find(value.__module__), "loader", None), ExtensionFileLoader):
@@ -332,16 +362,16 @@ class _Description:
                 member = member.fget
             if isinstance(member, types.FunctionType) or not key.startswith(("__", "_abc_impl")):
                 self.add(member, f"{name} {key}")
-            elif callable(member) or isinstance(member, functools.partialmethod):
+            elif callable(member) or isinstance(member, functools.partialmethod) or is_users(key, member):
                 self.add_later(member, f"{name} {key}")
 
     def _methods(self, value: type, name: str) -> None:
         """Describe functions of the user in a class that an installed one has made."""
         for key, member in sorted(vars(value).items()):
             member = getattr(member, "__func__", member)
-            if isinstance(member, types.FunctionType) and _owned(member):
+            if isinstance(member, types.FunctionType) and owned(member):
                 self.add(member, f"{name} {key}")
-        for base in filter(_owned, value.__bases__):
+        for base in filter(owned, value.__bases__):
             self.add(base, f"{name} {base.__name__}")
 
     def _named(self, value: Any, name: str) -> None:
@@ -353,12 +383,13 @@ class _Description:
         if known is None and wrapped is not None:
             self.add(wrapped, name)
             self.add_later(type(value), f"{name} wrapper")
-            for key, part in sorted(vars(value).items()) if _owned(value) else ():
+            held = [*sorted(attribute(value, "__dict__", {}).items()), *slots(value)]
+            for key, part in held if owned(value) else ():
                 if not key.startswith("__"):
                     self.add_later(part, f"{name} wrapper {key}")
             if options := attribute(value, "targetoptions"):
                 self.add_later(options, f"{name} options")
-        elif known is None and _is_compiled(value) and module in sys.modules:
+        elif known is None and is_compiled(value) and module in sys.modules:
             self._formerly(value, name)
             self.later.append(functools.partial(self._whole, sys.modules[module], name))
         elif known is None or (attribute(value, "__dict__") and not isinstance(value, np.ufunc)):
@@ -393,25 +424,24 @@ class _Description:
             self._container(value, items, name)
         # 3. A network, by its weights and the user's own classes in it.
         elif is_network(value):
-            for kind in sorted({type(m) for m in value.modules()}, key=lambda k: k.__qualname__):
-                if installed(kind.__module__) is None:
-                    self.add(kind, f"{name} {kind.__name__}")
-            self.put(f"{name} weights", digest(value))
-            self.later.append(functools.partial(self._network, value, name))
+            self._a_network(value, name)
             return
         # 4. Data, objects with a dask token of their own, and those without attributes, by a digest.
-        elif _is_data(value) or has_token(value) or not (_owned(value) or _has_dict(value)):
+        elif (
+            is_data(value) or has_token(value) or is_of_pandas(value) or not (owned(value) or has_dict(value))
+        ):
             self.put(name, steady_digest(value))
-            hidden = not _is_data(value) and items is None
+            hidden = not is_data(value) and items is None
         # 5. Any other instance, by its class and its attributes.
         elif id(value) not in self.seen:
             self.seen[id(value)] = value, name
             hidden = True
-            if _has_dict(value):
+            if has_dict(value):
                 self.add(type(value), name)
                 for key, part in sorted(vars(value).items()):
                     # A lock of `functools.cached_property`, which has one until Python 3.12.
-                    if not (isinstance(value, functools.cached_property) and key == "lock"):
+                    lock = isinstance(value, functools.cached_property) and key == "lock"
+                    if not lock and not is_derived(value, key):
                         self.add(part, f"{name} {key}")
             else:
                 self._formerly(value, name)
@@ -428,57 +458,52 @@ class _Description:
             (self.add if formerly else self.add_later)(item, f"{name}[{_label(key)}]")
             if _holds_code(key):
                 self.add_later(key, f"{name} key {_label(key)}")
+        if isinstance(value, Mapping) and [key for key, _ in items] != list(value):
+            self.later.append(
+                functools.partial(self.put, f"{name} order", digest([repr(_label(key)) for key in value]))
+            )
 
     def _further(self, value: Any, name: str, *, hidden: bool) -> None:
         """Describe what records of format 1 lack: slots, code and content of the user's own classes."""
         if isinstance(value, FLEETING):
             self.put(name, UNKNOWN)
-        elif _owned(value):
+        elif owned(value):
             self.add(type(value), name)
             for key, part in sorted(attribute(value, "__dict__", {}).items()):
-                if f"{name} {key}" not in self.parts and not isinstance(value, Enum):
+                # A member has its name and value as text; a function shows its address there.
+                text = (
+                    isinstance(value, Enum)
+                    and key.startswith("_")
+                    and not (key == "_value_" and callable(part))
+                )
+                if f"{name} {key}" not in self.parts and not text and not is_derived(value, key):
                     self.add(part, f"{name} {key}")
         # Those of installed classes are in the digest, or caches as in `pathlib.Path`.
-        for key, part in slots(value) if _owned(value) or (hidden and _has_dict(value)) else ():
+        for key, part in slots(value) if owned(value) or (hidden and has_dict(value)) else ():
             self.add(part, f"{name} {key}")
+        if isinstance(value, defaultdict):
+            self.add(value.default_factory, f"{name} default")
         if is_script(value):
             self.add(script(value), f"{name} code")
             self.add(constants(value), f"{name} constants")
         inside = content(value) if hidden else []
-        own = any(map(_owned, _leaves(inside)))
-        if own and not _has_dict(value):
+        own = any(map(owned, _leaves(inside)))
+        if own and not has_dict(value):
             self.parts.pop(name, None)  # dask's token would contain line numbers
-        if inside and (own or _has_dict(value)):
+        if inside and (own or has_dict(value)):
             self.add(inside, f"{name} content")
 
-    def _network(self, value: Any, name: str) -> None:
-        """Describe what weights do not show: attributes, buffers that are not saved, hooks, compiled code."""
-        saved = value.state_dict()
-        plain: list[Any] = []
-        for number, module in enumerate(value.modules()):
-            attributes = dict(getattr(module, "__dict__", {}))
-            buffers = attributes.pop("_buffers", None) or {}
-            plain += [(number, key, digest(b)) for key, b in buffers.items() if not among(b, saved)]
-            own = _owned(module)
-            for key, part in sorted(attributes.items()):
-                if key.endswith("_hooks"):
-                    # Torch numbers them by a counter of the process.
-                    if part:
-                        self.add(list(part.values()), f"{name} {number} {key}")
-                elif isinstance(part, types.FunctionType | types.MethodType):
-                    part = getattr(part, "__func__", part)
-                    if own or installed(part.__module__) is None:  # not one that torch has put there
-                        self.add(part, f"{name} {number} {key}")
-                elif key in ("_parameters", "_modules", "training") or (key.startswith("_") and not own):
-                    continue
-                elif _is_data(part) and not isinstance(part, Mapping):
-                    plain.append((number, key, steady_digest(part)))
-                elif own:
-                    self.add(part, f"{name} {number} {key}")
-            plain.append((number, "script", script(module)))
-        self.put(f"{name} attributes", digest(plain))
-        if found := [(n, part) for n, m in enumerate(value.modules()) for part in constants(m)]:
-            self.put(f"{name} constants", steady_digest(found))
+    def _a_network(self, value: Any, name: str, *, modes: bool = True) -> None:
+        """Describe a network by its weights and classes; what these do not show is found later."""
+        kinds = sorted(dict.fromkeys(type(m) for m in value.modules()), key=lambda kind: kind.__qualname__)
+        names: Counter[str] = Counter()
+        for kind in kinds:
+            if installed(kind.__module__) is None:
+                names[kind.__name__] += 1
+                number = names[kind.__name__]
+                self.add(kind, f"{name} {kind.__name__}" + (f" {number}" if number > 1 else ""))
+        self.put(f"{name} weights", steady_digest(value))
+        self.later.append(functools.partial(describe_network, self, value, name, modes=modes))
 
 
 def _module_parts(modules: OwnModules, root: str) -> Parts:
@@ -496,24 +521,6 @@ def _package(module: str | None) -> str | None:
     """Return the package of a module, for relative imports in it."""
     spec = getattr(sys.modules.get(module or ""), "__spec__", None)
     return getattr(spec, "parent", None) or (module or "").rpartition(".")[0] or None
-
-
-def _package_of(module: Any) -> str | None:
-    """Return name and version of the package of a module; a function that was executed may have none."""
-    return installed(module) if isinstance(module, str) else None
-
-
-def _by_name(value: Any) -> Any:
-    """Return what has the module and name of a function."""
-    try:
-        return operator.attrgetter(value.__qualname__)(sys.modules[value.__module__])
-    except (AttributeError, KeyError):
-        return None
-
-
-def _is_compiled(value: Any) -> bool:
-    """Return whether a callable is a function of an extension module."""
-    return isinstance(value, types.BuiltinFunctionType) or "cython" in type(value).__name__
 
 
 def _leaves(value: Any) -> Iterator[Any]:
@@ -543,27 +550,14 @@ def _label(key: Any) -> Any:
     return attribute(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
 
 
-def _has_dict(value: Any) -> bool:
-    return has(value, "__dict__")
-
-
-def _owned(value: Any) -> bool:
-    """Return whether a value is an instance of a class of the user, or such a class or function."""
-    if isinstance(value, types.FunctionType) and _package_of(value.__globals__.get("__name__")) is None:
-        return True
-    if isinstance(value, type | types.FunctionType) and _package_of(value.__module__) is None:
-        return True
-    return installed(type(value).__module__) is None
-
-
 def _holds_code(value: Any) -> bool:
     """Return whether a value is, or holds, a function or an instance."""
     if type(value) in PLAIN:
         return False
     items = _items(value)
     if items is not None:
-        return any(_holds_code(part) for pair in items for part in pair)
-    return _held_code(value) or _owned(value)
+        return owned(value) or any(_holds_code(part) for pair in items for part in pair)
+    return _held_code(value) or owned(value)
 
 
 def _held_code(value: Any) -> bool:
@@ -571,29 +565,7 @@ def _held_code(value: Any) -> bool:
     items = _items(value) if isinstance(value, Mapping | tuple | list) else None
     if items is not None:
         return any(_held_code(item) for _, item in items)
-    return callable(value) or (_has_dict(value) and not _is_data(value))
-
-
-def _is_data(value: Any) -> bool:
-    """Return whether a value is a number, a word, an array, a tensor, a network or a mapping."""
-    if is_network(value) or is_tensor_like(value):
-        return True
-    return plain_text(value) is not None or isinstance(value, np.ndarray | Mapping)
-
-
-def _bytecode(code: types.CodeType) -> tuple[Any, ...]:
-    """Return the instructions of a function, without file names, line numbers and constants."""
-    nested = tuple(_bytecode(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    return (code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount, names, nested)
-
-
-def _constants(code: types.CodeType) -> Iterator[Any]:
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _constants(constant)
-        else:
-            yield constant
+    return callable(value) or (has_dict(value) and not is_data(value))
 
 
 def _address(module: str | None, name: str, known: str) -> str:

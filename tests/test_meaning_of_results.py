@@ -116,7 +116,7 @@ def test_results_are_known_with_query_planning():
 def test_objects_are_joined_along_named_axes():
     labels = tw.tiled_map(labelled, step(IMAGE, meta=META), (1, 32, 24), 0, dtype="u4", chunks=(1, 32, 24))
     assert tw.image_meta(labels).axes == ("z", "y", "x")
-    by_name, by_number = (tw.merge_labels(labels, each=one).compute() for one in ("z", 0))
+    by_name, by_number = (np.asarray(tw.merge_labels(labels, each=one)) for one in ("z", 0))
     np.testing.assert_array_equal(by_name, by_number)
 
 
@@ -125,3 +125,18 @@ def test_the_axes_of_an_intensity_image_are_compared():
     other = step(IMAGE, meta=tw.ImageMeta("zxy"))
     with pytest.raises(tw.GridError, match="axes of the labels in their order"):
         tw.measure_labels(labels, other, properties="mean")
+
+
+def test_coordinates_that_a_result_was_given_come_before_what_is_known_of_it(tmp_path):
+    xarray = pytest.importorskip("xarray")
+    image = xarray.DataArray(IMAGE, dims=("z", "y", "x"), coords={"y": np.arange(64) * 3.0})
+    first = step(image, meta=META)
+    assert tw.image_meta(first) == META.replace(scale=(2, 0.5, 0.5))
+    moved = first.assign_coords(y=np.arange(64) * 7.0 + 1)
+    for known in (tw.image_meta(moved), tw.image_meta(step(moved))):
+        assert (known.scale, known.translation) == ((2, 7, 0.5), (0, 1, 0))
+        assert known.units == META.units
+    tw.to_zarr(moved, tmp_path / "a.zarr", ome=True, levels=1, progress=False)
+    assert tw.image_meta(tw.open_image(tmp_path / "a.zarr")).scale == (2, 7, 0.5)
+    renamed = first.rename(y="row")
+    assert tw.image_meta(renamed).axes == tw.image_meta(step(renamed)).axes == ("z", "row", "x")

@@ -25,7 +25,16 @@ from tilework._checks import warn
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.formats.meta import Carried, Coordinate, ImageMeta, NewAxis
 
-__all__ = ["Labels", "dataset_of", "is_dataset", "is_labelled", "meta_of", "relabelled", "unpacked"]
+__all__ = [
+    "Labels",
+    "dataset_of",
+    "is_dataset",
+    "is_labelled",
+    "meta_of",
+    "relabelled",
+    "told_by",
+    "unpacked",
+]
 
 Parts = Sequence[Carried | NewAxis]
 
@@ -88,7 +97,7 @@ def meta_of(array: Any) -> ImageMeta:
     """
     dims = _unique(array.dims)
     held = _held(array)
-    own = {dim: held[dim] for dim in dims if dim in held and held[dim].dims == (dim,)}
+    own = _along(held, dims)
     kinds = {d: kind for d, c in own.items() if (kind := CF_AXES.get(str(c.attributes.get("axis", ""))))}
     kinds |= {d: "time" for d, c in own.items() if c.values.dtype.kind == "M"}
     usual = ImageMeta(dims)
@@ -109,6 +118,37 @@ def meta_of(array: Any) -> ImageMeta:
         attributes=array.attrs,
         name=getattr(array, "name", None),
     )
+
+
+def told_by(array: Any, known: ImageMeta | None) -> ImageMeta:
+    """Return what is known of the samples of a DataArray; coordinates that it was given since come first."""
+    own = meta_of(array)
+    if known is None or known.axes != own.axes:
+        return own
+    since = {
+        dim: coordinate
+        for dim, coordinate in _along(_held(array), own.axes).items()
+        if _place(coordinate) is not None
+        and (dim not in known.coordinates or not _same(coordinate, known.coordinates[dim]))
+    }
+    if not since:
+        return known
+    number = {dim: own.axes.index(dim) for dim in since}
+    return known.replace(
+        scale={dim: own.scale[a] for dim, a in number.items()},
+        translation={dim: own.translation[a] for dim, a in number.items()},
+        units={dim: unit for dim, c in since.items() if (unit := _unit(c)) is not None},
+        coordinates={**known.coordinates, **since},
+    )
+
+
+def _same(one: Coordinate, other: Coordinate) -> bool:
+    return np.array_equal(one.values, other.values) and dict(one.attributes) == dict(other.attributes)
+
+
+def _along(held: Mapping[str, Coordinate], dims: Sequence[str]) -> dict[str, Coordinate]:
+    """Return the coordinate of each dim that has one of its own."""
+    return {dim: held[dim] for dim in dims if dim in held and held[dim].dims == (dim,)}
 
 
 def _unique(dims: Sequence[Hashable]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dask.task_spec import DataNode, Task
 from tilework._checks import attribute, has
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
-from tilework.formats.labelled import unpacked
+from tilework.formats.labelled import told_by, unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
@@ -143,6 +143,8 @@ class Found(NamedTuple):
     """Number of the output."""
     name: str
     """Common name of all outputs of the call."""
+    labelled: Any = None
+    """The DataArray that holds it, if one does."""
 
     @property
     def output(self) -> BoundOutput:
@@ -152,7 +154,8 @@ class Found(NamedTuple):
     @property
     def meta(self) -> ImageMeta | None:
         """What the samples of this array mean; None if that is not known."""
-        return self.spec.metas[self.number] if self.spec.metas else None
+        known = self.spec.metas[self.number] if self.spec.metas else None
+        return known if self.labelled is None else told_by(self.labelled, known)
 
 
 def bare(array: Any) -> Any:
@@ -170,23 +173,24 @@ def lowered(array: Any) -> Any:
 
 def find_spec(array: Any) -> Found | None:
     """Return the origin of an array if it is an unmodified result of `tiled_map`, otherwise None."""
-    array = bare(array)
+    given, array = array, bare(array)
+    labelled = None if given is array else given
     if has(array, "expr"):
-        return _find_expression(array.expr)
+        return _find_expression(array.expr, labelled)
     graph, own = attribute(array, "dask"), attribute(array, "name")
     layers, dependencies = attribute(graph, "layers", {}), attribute(graph, "dependencies", {})
     for name in (own, *dependencies.get(own, ())):
         layer = layers.get(name)
         # An array computed from a result depends on the same layer but has another name.
         if isinstance(layer, BlockLayer) and own in layer.names.outputs and layer.is_own(layers):
-            return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner)
+            return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner, labelled)
     return None
 
 
 def open_known(array: Any, *, masked: bool = False) -> Source:
     """Open an array as `open_source` does, and a result of `tiled_map` with its meaning."""
     source = open_source(array, masked=masked)
-    found = find_spec(array) if source.meta is None else None
+    found = find_spec(array)
     return source if found is None or found.meta is None else replace(source, meta=found.meta)
 
 
@@ -199,13 +203,13 @@ def open_all(array: Image | tuple[Image, ...], *, masked: bool = False) -> tuple
     return tuple(open_known(one, masked=masked) for one in given)
 
 
-def _find_expression(expr: Any) -> Found | None:
+def _find_expression(expr: Any, labelled: Any) -> Found | None:
     """Return the origin of an expression that is an unmodified result."""
     from tilework.graph.expr import Result
 
     if not isinstance(expr, Result):
         return None
-    return Found(expr.blocks.spec, expr.operands[1], expr.blocks.names.inner)
+    return Found(expr.blocks.spec, expr.operands[1], expr.blocks.names.inner, labelled)
 
 
 def graph_of(array: Any, keys: Iterable[Any]) -> dict[Any, Any]:

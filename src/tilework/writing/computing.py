@@ -15,7 +15,7 @@ from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.labelled import is_dataset, relabelled
-from tilework.graph.build import find_spec
+from tilework.graph.build import bare, find_spec
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
 from tilework.writing.preparing import Asked, Writing, by_key, prepare
@@ -84,7 +84,8 @@ def compute(
             f"an array of this process cannot be reached by the scheduler {where.name!r}; give "
             'scheduler="threads", write with to_zarr, or call out.compute().'
         )
-    arrays, several = by_key(out), isinstance(out, tuple | list | Mapping)
+    arrays = {key: bare(member) for key, member in by_key(out).items()}
+    several = isinstance(out, tuple | list | Mapping)
     for key, array in arrays.items():
         if not has(array, "dask"):
             raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")

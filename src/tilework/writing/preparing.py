@@ -170,9 +170,10 @@ def prepare(
     """
     if not callable(asked.on_error):
         one_of("on_error", asked.on_error, ("raise", "fill"))
-    arrays = by_key(out)
+    members = by_key(out)
     several = isinstance(out, tuple | list | Mapping)
-    found = {key: find_spec(array) for key, array in arrays.items()}
+    found = {key: find_spec(member) for key, member in members.items()}
+    arrays = {key: bare(member) for key, member in members.items()}
     calls = {None if f is None else f.name for f in found.values()}
     if several and (None in calls or len(calls) > 1):
         raise TilingError(
@@ -275,7 +276,7 @@ def by_key(out: Any) -> dict[str, Any]:
         arrays = {"": out}
     if not arrays:
         raise TilingError("there is nothing to write: out is empty.")
-    return {key: bare(array) for key, array in arrays.items()}
+    return arrays
 
 
 def dims_of(out: Any, found: Mapping[str, Found | None], asked: Asked) -> dict[str, Sequence[str] | None]:

@@ -150,6 +150,8 @@ def function_of(k: float) -> Any:
 
 FROZEN = {
     "frozen": lambda k: torch.jit.freeze(torch.jit.script(filter_of(k))),
+    "scripted": lambda k: torch.jit.script(torch.nn.Sequential(filter_of(k), torch.nn.ReLU())),
+    "traced in a container": lambda k: torch.jit.trace(torch.nn.Sequential(Times(k)), torch.ones(8)),
     "frozen in a condition": lambda k: torch.jit.freeze(torch.jit.script(Chosen(k).eval())),
     "for inference": lambda k: torch.jit.optimize_for_inference(torch.jit.script(filter_of(k))),
     "inside": lambda k: Holds(torch.jit.freeze(torch.jit.script(filter_of(k)))),
@@ -177,6 +179,60 @@ def test_weights_in_a_graph_count(kind: str, held: str) -> None:
     found = changes(one, describe(fn(3.0), "fn"))
     assert found.names
     assert not found.unknown
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_script_of_a_container_runs() -> None:
+    net = torch.nn.Sequential(filter_of(1.0), torch.nn.ReLU())
+    image = np.random.default_rng(0).random((16, 16), np.float32)
+    plain, scripted = (
+        tw.compute(tw.tiled_map(tw.from_torch(one, add_channel=True, device="cpu"), image, 8, 1))
+        for one in (net, torch.jit.script(net))
+    )
+    np.testing.assert_array_equal(plain, scripted)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_call_is_no_change() -> None:
+    """Of caches that torch and packages keep in a network."""
+    for net in (torch.compile(filter_of(1.0), backend="eager"), filter_of(1.0)):
+        net.scratch = [torch.rand(1)]
+        before = describe(tw.from_torch(net), "fn")
+        net(torch.ones(1, 1, 8, 8))
+        net.scratch = [torch.rand(1)]
+        assert changes(before, describe(tw.from_torch(net), "fn")).names == ()
+
+
+def test_networks_may_hold_one_another() -> None:
+    def make(k: float) -> Any:
+        outer = torch.nn.Sequential(Holds(filter_of(k)))
+        outer[0].parents = [outer]
+        outer[0].known = {"root": outer}
+        return tw.from_torch(outer)
+
+    one = describe(make(1.0), "fn")
+    assert changes(one, describe(make(1.0), "fn")).names == ()
+    assert changes(one, describe(make(2.0), "fn")).names
+
+
+def test_what_only_looks_like_a_network_is_described() -> None:
+    class Duck:
+        def __init__(self, k: int) -> None:
+            self.k = k
+
+        def state_dict(self) -> dict[str, int]:
+            return {"k": self.k}
+
+        def parameters(self) -> list[Any]:
+            return []
+
+        def modules(self) -> list[Any]:
+            return [self]
+
+        def __call__(self, crop: Any) -> Any:
+            return crop * self.k
+
+    assert changes(describe(Duck(1), "fn"), describe(Duck(2), "fn")).names
 
 
 @pytest.mark.filterwarnings("ignore")

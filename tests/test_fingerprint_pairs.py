@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import copy
 import ctypes
+import dataclasses
 import enum
 import functools
 import os
@@ -76,6 +77,20 @@ def dataset(k: int) -> Any:
     return pytest.importorskip("xarray").Dataset({"a": 1}, attrs={"k": k})
 
 
+def sets(k: int) -> Any:
+    class Kind(enum.Enum):
+        A = frozenset(("a", "b", "c", f"d{k}"))
+
+    return Kind.A
+
+
+def distribution(k: int) -> Any:
+    from scipy import stats
+
+    np.random.seed()  # noqa: NPY002 -- the state that a distribution of scipy shows
+    return (stats.norm, stats.cauchy)[k - 1]
+
+
 def kd_tree(k: int) -> Any:
     from scipy.spatial import KDTree
 
@@ -94,6 +109,9 @@ PAIRS |= {
     "state of a generator": random.Random,
     "state of a tree": kd_tree,
     "value of ctypes": ctypes.c_double,
+    "masked": lambda k: [np.ma.masked, k],
+    "distribution of scipy": distribution,
+    "member with a value of many": sets,
     "default of a dict": lambda k: collections.defaultdict((int, list)[k - 1]),
     "float with a short text": lambda k: Rounded(1 + k / 100),
     "long integer": lambda k: 10**5000 + k,
@@ -363,6 +381,15 @@ def test_functions_of_an_enumeration_have_no_address() -> None:
     assert changes(one, describe(make(3), "fn")).names
 
 
+def test_a_dataclass_has_no_hash_of_its_own() -> None:
+    @dataclasses.dataclass
+    class Options:
+        k: int = 1
+
+    options = Options()
+    assert not any("__hash__" in name for name in describe(lambda crop: crop * options.k, "fn"))
+
+
 # -- files ------------------------------------------------------------------------------------------------
 
 
@@ -401,6 +428,42 @@ def test_a_file_that_is_written_anew_is_loaded_anew(way: str, tmp_path: Path) ->
     if way != "version":
         with pytest.raises(tw.TilingError, match=r"weights.npy changed after load_once.* was made"):
             run(old)
-        with pytest.raises(tw.TilingError, match="changed: fn factory"):
+        with pytest.raises(tw.TilingError, match=r"changed: fn factory .*weights.npy"):
             run(WAYS[way](path))
     assert run(WAYS[way](path), overwrite=True) == 35
+
+
+def test_files_of_one_name_and_time_are_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, folder in enumerate(("x", "y"), 2):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "weights.npy", np.float32(number))
+        os.utime(tmp_path / folder / "weights.npy", ns=(10**18, 10**18))
+        monkeypatch.chdir(tmp_path / folder)
+        assert tw.load_once(load, ("weights.npy",))(1) == number
+
+
+def test_results_may_be_written_into_the_folder_of_the_weights(tmp_path: Path) -> None:
+    written(tmp_path / "weights.npy", 2)
+    fn = tw.load_once(lambda folder: load(f"{folder}/weights.npy"), (str(tmp_path),))
+    for name in ("a.zarr", "b.zarr"):
+        out = tw.tiled_map(fn, np.ones((8, 8), "f4"), 4, 0, dtype="f4")
+        assert tw.to_zarr(out, tmp_path / name, progress=False)[0, 0] == 2
+
+
+def test_a_network_is_built_anew_of_a_file_in_a_partial(tmp_path: Path) -> None:
+    def build(path: Any) -> Any:
+        net = torch().nn.Conv2d(1, 1, 1)
+        torch().nn.init.constant_(net.weight, float(np.load(path)))
+        torch().nn.init.zeros_(net.bias)
+        return net
+
+    def value() -> float:
+        net = tw.from_torch(
+            functools.partial(build, tmp_path / "weights.npy"), add_channel=True, device="cpu"
+        )
+        return float(net(np.ones((1, 4, 4), "f4"))[0, 0, 0])
+
+    written(tmp_path / "weights.npy", 2)
+    assert value() == 2
+    written(tmp_path / "weights.npy", 35)
+    assert value() == 35

@@ -39,21 +39,21 @@ HELD = 8
 PAUSE = 60.0
 # Most files of a folder that are looked at: one of a model has dozens, one of a data set millions.
 FILES = 10_000
+# Containers nested more deeply hold themselves.
+DEPTH = 40
 
 
-def files_of(*values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def files_of(*values: Any, depth: int = 0) -> Iterator[str]:
     """Yield the files and folders that a factory is given, also in containers and partial functions."""
-    for number, value in enumerate(values):
-        label = f"{name} {number}".strip()
+    for value in values if depth < DEPTH else ():
         if isinstance(value, functools.partial):
-            yield from files_of(value.func, value.args, value.keywords, name=label)
+            yield from files_of(value.func, value.args, value.keywords, depth=depth + 1)
         elif isinstance(value, Mapping):
-            for key, item in value.items():
-                yield from files_of(item, name=f"{label} {key}")
+            yield from files_of(*value.values(), depth=depth + 1)
         elif isinstance(value, tuple | list):
-            yield from files_of(*value, name=label)
+            yield from files_of(*value, depth=depth + 1)
         elif isinstance(value, str | PurePath) and os.path.exists(value):  # noqa: PTH110
-            yield label, os.fspath(value)
+            yield os.path.realpath(value)
 
 
 def _stamp(path: str) -> Any:
@@ -64,10 +64,10 @@ def _stamp(path: str) -> Any:
             stat = Path(path).stat()
             return stat.st_size, stat.st_mtime_ns
         for folder, _, names in os.walk(path):
-            if len(found) + len(names) > FILES:
+            files = [Path(folder, name) for name in names if not name.startswith(".")]  # locks, for example
+            if len(found) + len(files) > FILES:
                 return None
-            stats = ((os.path.join(folder, name), os.stat(os.path.join(folder, name))) for name in names)  # noqa: PTH116, PTH118
-            found += [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+            found += [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     except OSError:
         return None
     return sorted(found)
@@ -178,9 +178,12 @@ class LoadOnce:
         """The files that the factory was given, as they were then."""
 
     def changed_files(self) -> list[str]:
-        """Return the files that were written anew since: some processes have what they held before."""
-        now = {path: _stamp(path) for path in self._files}
-        return [path for path, found in now.items() if found is not None and found != self._files[path]]
+        """Return the files that were written anew since: some processes have what they held before.
+
+        Folders are none of them: results may be written there.
+        """
+        now = {path: _stamp(path) for path in self._files if not Path(path).is_dir()}
+        return [path for path, found in now.items() if found not in (None, self._files[path])]
 
     def _built(self) -> _Entry:
         entry = _REGISTRY.entry(self.token, self._concurrent)
@@ -309,8 +312,8 @@ def load_once(
             "factory open files and connections itself, and give it their paths."
         ) from error
     # A file that is written anew makes another object.
-    files = {path: _stamp(path) for _, path in files_of(factory, args, named)}
-    facts = (version, concurrent, *files.values())
+    files = {path: _stamp(path) for path in files_of(factory, args, named)}
+    facts = (version, concurrent, *files.items())
     digest = hashlib.sha256(packed + repr(facts).encode()).hexdigest()
     name = attribute(factory, "__qualname__", type(factory).__name__)
     return LoadOnce(packed, digest, concurrent, name, version=version, files=files)

@@ -21,10 +21,9 @@ def constants(compiled: Any) -> list[Any]:
     """Return the tensors in the graph of what torch has compiled: a frozen network has its weights there."""
     if not is_script(compiled):
         return []
-    names = compiled._c._method_names() if hasattr(compiled, "_c") else []
-    graphs = [getattr(compiled, name).inlined_graph for name in names]
-    if not names and hasattr(compiled, "inlined_graph"):
-        graphs = [compiled.inlined_graph]
+    inner = getattr(compiled, "_c", None)  # of a module, which has several methods
+    methods = [compiled] if inner is None else [inner._get_method(name) for name in inner._method_names()]
+    graphs = [method.inlined_graph for method in methods]  # held, because nodes end with their graph
     found = []
     for node in (node for graph in graphs for node in _nodes(graph)):
         for name in node.attributeNames():

@@ -14,7 +14,7 @@ import numpy as np
 from dask.base import tokenize
 from dask.tokenize import TokenizationError
 
-from tilework._checks import has
+from tilework._checks import attribute, has
 from tilework._types import Array
 from tilework.function.calling import from_tensor
 
@@ -35,6 +35,8 @@ UNKNOWN = "unknown"
 SHORT = 32
 # Python makes no decimal text of much longer integers, bits.
 LONGEST = 14_000
+# Types of which a value is its text.
+PLAIN = (bool, int, float, complex, str, type(None))
 # Dtypes of torch that numpy does not have.
 FOREIGN = ("torch.bfloat16", "torch.float8", "torch.complex32")
 # Containers nested more deeply count as cyclic.
@@ -67,8 +69,12 @@ def digest(value: Any) -> str:
 
 def plain_text(value: Any) -> str | None:
     """Return a number, a word or a similar plain value as text; None for any other value."""
+    if type(value) in PLAIN and (type(value) is not int or value.bit_length() <= LONGEST):
+        return repr(value)
     if isinstance(value, Enum):
         return _member_text(value)
+    if value is np.ma.masked:
+        return "masked"
     if isinstance(value, np.generic | np.dtype):
         return repr(value)
     if value is None or isinstance(value, Fraction | PurePath):
@@ -85,9 +91,10 @@ def plain_text(value: Any) -> str | None:
 def _member_text(member: Enum) -> str:
     """Return a member of an enumeration as text; its name alone if its value has no text of its own."""
     kind = type(member)
-    if callable(member.value):  # a function shows its address
+    if plain_text(member.value) is None:  # it may show an address, or an order of its own
         return f"<{kind.__qualname__}.{member.name}>"
-    if kind.__repr__.__module__ in ("enum", None) or kind.__module__ != kind.__repr__.__module__:
+    shows = attribute(kind.__repr__, "__module__")
+    if shows == "enum" or shows != kind.__module__:
         return repr(member)
     return f"<{kind.__qualname__}.{member.name}: {member.value!r}>"
 

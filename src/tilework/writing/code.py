@@ -84,6 +84,8 @@ NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl", "__tilework_device__", "__ti
 FLEETING = (threading.local, io.IOBase)
 # Of these, a list may have millions.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+# The generator behind `numpy.random.seed`.
+GLOBAL_RANDOM = np.random.mtrand._rand
 # Tables of an enumeration, whose members have parts of their own.
 ENUM = ("_member_map_", "_value2member_map_")
 WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
@@ -156,6 +158,9 @@ class _Description:
             if name not in self.parts and (first := self.seen[id(value)][1]) != name:
                 self.later.append(functools.partial(self.put, name, f"as {first}"))
             return
+        if value is GLOBAL_RANDOM:  # of the process, as distributions of scipy hold it
+            self.put(name, "numpy.random")
+            return
         if isinstance(value, types.FunctionType | type | types.MethodType | functools.partial):
             self.seen[id(value)] = value, name
         if isinstance(value, LoadOnce):
@@ -213,10 +218,7 @@ class _Description:
             )
         factory, args, kwargs = cloudpickle.loads(value.packed)
         self.add(factory, f"{name} factory")
-        plain = {value for value in (*args, *kwargs.values()) if isinstance(value, str | PurePath)}
-        for label, path in files_of(factory, args, kwargs):
-            if path not in map(str, plain):  # those have parts below
-                self.put(f"{name} factory file {label}", stamp(path))
+        self.later.append(functools.partial(self._files, (factory, args, kwargs), f"{name} factory"))
         for key, argument in [*enumerate(args), *sorted(kwargs.items())]:
             what = f"{name} factory argument {key}"
             if isinstance(argument, str | PurePath) and os.path.exists(argument):  # noqa: PTH110
@@ -225,6 +227,16 @@ class _Description:
                 self.former[f"{what}: path"] = str(argument)
             else:
                 self.add(argument, what)
+
+    def _files(self, recipe: tuple[Any, Any, Any], name: str) -> None:
+        """Describe the files in containers and partial functions; arguments have parts of their own."""
+        factory, args, kwargs = recipe
+        inside = [a for a in (*args, *kwargs.values()) if not isinstance(a, str | PurePath)]
+        for path in files_of(factory, *inside):
+            number, what = 1, f"{name} file {Path(path).name}"
+            while f"{what} {number}".removesuffix(" 1") in self.parts:
+                number += 1
+            self.put(f"{what} {number}".removesuffix(" 1"), stamp(path))
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -470,11 +482,9 @@ class _Description:
         elif owned(value):
             self.add(type(value), name)
             for key, part in sorted(attribute(value, "__dict__", {}).items()):
-                # A member has its name and value as text; a function shows its address there.
-                text = (
-                    isinstance(value, Enum)
-                    and key.startswith("_")
-                    and not (key == "_value_" and callable(part))
+                # A member has its name as text, and a plain value.
+                text = isinstance(value, Enum) and (
+                    key.startswith("_") and (key != "_value_" or plain_text(part) is not None)
                 )
                 if f"{name} {key}" not in self.parts and not text and not is_derived(value, key):
                     self.add(part, f"{name} {key}")
@@ -495,6 +505,10 @@ class _Description:
 
     def _a_network(self, value: Any, name: str, *, modes: bool = True) -> None:
         """Describe a network by its weights and classes; what these do not show is found later."""
+        if id(value) in self.seen:
+            self.later.append(functools.partial(self.put, name, f"as {self.seen[id(value)][1]}"))
+            return
+        self.seen[id(value)] = value, name
         kinds = sorted(dict.fromkeys(type(m) for m in value.modules()), key=lambda kind: kind.__qualname__)
         names: Counter[str] = Counter()
         for kind in kinds:

@@ -172,6 +172,9 @@ def changes(
     if former and isinstance(new, Fingerprint):
         unrecorded = tuple(sorted(new.keys() - new.former.keys()))
         new = new.former
+    else:  # records of format 2 had no versions of the packages of networks
+        unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if name.endswith(" packages")))
+        new = {name: value for name, value in new.items() if name not in unrecorded}
     known = sorted(old.keys() | new.keys() | set(unrecorded))
     for name in (accept := tuple(accept)):
         if name not in known:

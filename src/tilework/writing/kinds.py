@@ -28,6 +28,7 @@ __all__ = [
     "is_numbers",
     "is_of_pandas",
     "is_users",
+    "is_written",
     "owned",
     "package_of",
     "package_of_class",
@@ -45,12 +46,22 @@ def is_derived(value: Any, key: str) -> bool:
 def is_users(key: str, member: Any) -> bool:
     """Return whether an attribute of a class, with underscores, is a number or word of the user."""
     made = ("__module__", "__qualname__", "__doc__", "__firstlineno__")
-    return key.startswith("__") and key not in made and plain_text(member) is not None
+    text = None if member is None else plain_text(member)  # Python sets __hash__ to None
+    return key.startswith("__") and key not in made and text is not None
 
 
 def is_numbers(value: Any) -> bool:
     """Return whether a value is a tuple or list of numbers or words, which torch shows of a module."""
     return isinstance(value, tuple | list) and all(plain_text(item) is not None for item in value)
+
+
+def is_written(value: Any) -> bool:
+    """Return whether a value is numbers and words, in lists and dictionaries, as configurations are."""
+    if isinstance(value, Mapping):
+        return all(map(is_written, value.values()))
+    if isinstance(value, tuple | list | set | frozenset):
+        return all(map(is_written, value))
+    return plain_text(value) is not None
 
 
 def package_of(module: Any) -> str | None:

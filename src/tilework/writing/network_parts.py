@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from tilework._checks import attribute
 from tilework.function.scripts import constants
-from tilework.identity.digests import UNKNOWN, digest, steady_digest
+from tilework.identity.digests import digest, steady_digest
 from tilework.identity.hidden import place_of, places, script
 from tilework.identity.modules import installed
-from tilework.writing.kinds import by_name, is_data, is_numbers, owned
+from tilework.writing.kinds import by_name, is_data, is_numbers, is_written, owned
 
 __all__ = ["describe_network"]
 
@@ -32,7 +32,7 @@ def describe_network(description: Description, value: Any, name: str, *, modes: 
     """Describe what weights do not show: attributes, tensors that are not saved, hooks, compiled code."""
     modules, plain, found = list(value.modules()), list[Any](), list[Any]()
     saved = places(value.state_dict().values())
-    shown = all(installed(type(m).__repr__.__module__) for m in modules)
+    shown = all(installed(attribute(type(m).__repr__, "__module__")) for m in modules)
     for number, module in enumerate(modules):
         attributes = dict(getattr(module, "__dict__", {}))
         for kind in ("_buffers", "_parameters"):
@@ -78,8 +78,8 @@ def _attribute(
         return steady_digest(part)
     elif own or owned(part) or isinstance(part, functools.partial | types.BuiltinFunctionType):
         description.add(part, name)
-    elif not (shown and is_numbers(part)) and (found := steady_digest(part)) != UNKNOWN:
-        return found
+    elif is_written(part) and not (shown and is_numbers(part)):  # other objects of packages may be caches
+        return steady_digest(part)
     return None
 
 

@@ -66,6 +66,8 @@ def _attribute(
         # Torch numbers them by a counter of the process.
         if part:
             description.add(list(part.values()), name)
+    elif key.startswith("__"):
+        return None  # methods of the network of which a script was made
     elif isinstance(part, types.FunctionType | types.MethodType):
         holder, function = getattr(part, "__self__", None), getattr(part, "__func__", part)
         # Not one that torch has put there.

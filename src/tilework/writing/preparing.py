@@ -170,8 +170,7 @@ def prepare(
     """
     if not callable(asked.on_error):
         one_of("on_error", asked.on_error, ("raise", "fill"))
-    members = by_key(out)
-    several = isinstance(out, tuple | list | Mapping)
+    members, several = by_key(out), isinstance(out, tuple | list | Mapping)
     found = {key: find_spec(member) for key, member in members.items()}
     arrays = {key: bare(member) for key, member in members.items()}
     calls = {None if f is None else f.name for f in found.values()}

@@ -451,10 +451,12 @@ def test_results_may_be_written_into_the_folder_of_the_weights(tmp_path: Path) -
 
 
 def test_a_network_is_built_anew_of_a_file_in_a_partial(tmp_path: Path) -> None:
+    nn = torch().nn
+
     def build(path: Any) -> Any:
-        net = torch().nn.Conv2d(1, 1, 1)
-        torch().nn.init.constant_(net.weight, float(np.load(path)))
-        torch().nn.init.zeros_(net.bias)
+        net = nn.Conv2d(1, 1, 1)
+        nn.init.constant_(net.weight, float(np.load(path)))
+        nn.init.zeros_(net.bias)
         return net
 
     def value() -> float:

@@ -127,7 +127,7 @@ def told_by(array: Any, known: ImageMeta | None) -> ImageMeta:
         return own
     since = {
         dim: coordinate
-        for dim, coordinate in _along(_held(array), own.axes).items()
+        for dim, coordinate in _along(own.coordinates, own.axes).items()
         if _place(coordinate) is not None
         and (dim not in known.coordinates or not _same(coordinate, known.coordinates[dim]))
     }

@@ -191,7 +191,8 @@ def open_known(array: Any, *, masked: bool = False) -> Source:
     """Open an array as `open_source` does, and a result of `tiled_map` with its meaning."""
     source = open_source(array, masked=masked)
     found = find_spec(array)
-    return source if found is None or found.meta is None else replace(source, meta=found.meta)
+    meta = None if found is None else found.meta
+    return source if meta is None else replace(source, meta=meta)
 
 
 def open_all(array: Image | tuple[Image, ...], *, masked: bool = False) -> tuple[Source, ...]:

@@ -16,7 +16,7 @@ from dask.tokenize import TokenizationError
 
 from tilework._checks import attribute, has
 from tilework._types import Array
-from tilework.function.calling import from_tensor
+from tilework.function.calling import from_tensor, is_tensor
 
 __all__ = [
     "SHORT",
@@ -24,7 +24,6 @@ __all__ = [
     "digest",
     "has_token",
     "is_network",
-    "is_tensor_like",
     "plain_text",
     "steady_digest",
 ]
@@ -77,12 +76,12 @@ def plain_text(value: Any) -> str | None:
         return "masked"
     if isinstance(value, np.generic | np.dtype):
         return repr(value)
-    if value is None or isinstance(value, Fraction | PurePath):
+    if isinstance(value, Fraction | PurePath):
         return repr(value)
     # What a class of the user shows of itself may be less than it is.
     if isinstance(value, int) and value.bit_length() > LONGEST:
         return hex(value)
-    for kind in (bool, int, float, complex, str):
+    for kind in (int, float, complex, str):
         if isinstance(value, kind):
             return kind.__repr__(value)
     return None
@@ -127,7 +126,7 @@ def _feed(value: Any, state: Any, depth: int) -> None:
     elif is_network(value):
         state.update(f"network:{type(value).__qualname__}:{value!r};".encode())
         _feed(dict(sorted(value.state_dict().items(), key=lambda pair: repr(pair[0]))), state, depth + 1)
-    elif is_tensor_like(value):
+    elif is_tensor(value):
         _feed_tensor(value, state, depth)
     elif is_dataclass(value) and not isinstance(value, type) and not has_token(value):
         _feed((kind, {f.name: getattr(value, f.name) for f in fields(value)}), state, depth + 1)
@@ -188,11 +187,6 @@ def has_token(value: Any) -> bool:
 def is_network(value: Any) -> bool:
     """Return whether a value is a torch module, without importing torch."""
     return _is_of(value, "state_dict", "parameters", "modules")
-
-
-def is_tensor_like(value: Any) -> bool:
-    """Return whether a value is a torch tensor, without importing torch."""
-    return _is_of(value, "detach", "numpy")
 
 
 def _is_of(value: Any, *methods: str) -> bool:

@@ -232,11 +232,9 @@ class _Description:
         """Describe the files in containers and partial functions; arguments have parts of their own."""
         factory, args, kwargs = recipe
         inside = [a for a in (*args, *kwargs.values()) if not isinstance(a, str | PurePath)]
-        for path in files_of(factory, *inside):
-            number, what = 1, f"{name} file {Path(path).name}"
-            while f"{what} {number}".removesuffix(" 1") in self.parts:
-                number += 1
-            self.put(f"{what} {number}".removesuffix(" 1"), stamp(path))
+        paths = list(files_of(factory, *inside))
+        for what, path in zip(_numbered(Path(path).name for path in paths), paths, strict=True):
+            self.put(f"{name} file {what}", stamp(path))
 
     # -- functions ----------------------------------------------------------------------------------------
 
@@ -257,10 +255,10 @@ class _Description:
         code = value.__code__
         if own:
             self.put(f"{name} code", digest(bytecode(code)))
-            constants = list(code_constants(code))
-            if value.__doc__ is not None and constants[:1] == [value.__doc__]:
-                del constants[0]
-            self.put(f"{name} constants", digest(constants))
+            values = list(code_constants(code))
+            if value.__doc__ is not None and values[:1] == [value.__doc__]:
+                del values[0]
+            self.put(f"{name} constants", digest(values))
         defaults = {"positional": value.__defaults__, "keyword": value.__kwdefaults__}
         for kind, given in defaults.items():
             if given:
@@ -510,14 +508,19 @@ class _Description:
             return
         self.seen[id(value)] = value, name
         kinds = sorted(dict.fromkeys(type(m) for m in value.modules()), key=lambda kind: kind.__qualname__)
-        names: Counter[str] = Counter()
-        for kind in kinds:
-            if installed(kind.__module__) is None:
-                names[kind.__name__] += 1
-                number = names[kind.__name__]
-                self.add(kind, f"{name} {kind.__name__}" + (f" {number}" if number > 1 else ""))
+        own = [kind for kind in kinds if installed(kind.__module__) is None]
+        for what, kind in zip(_numbered(kind.__name__ for kind in own), own, strict=True):
+            self.add(kind, f"{name} {what}")
         self.put(f"{name} weights", steady_digest(value))
         self.later.append(functools.partial(describe_network, self, value, name, modes=modes))
+
+
+def _numbered(names: Iterable[str]) -> Iterator[str]:
+    """Yield names, with a number after each that was there before."""
+    seen: Counter[str] = Counter()
+    for name in names:
+        seen[name] += 1
+        yield name if seen[name] == 1 else f"{name} {seen[name]}"
 
 
 def _module_parts(modules: OwnModules, root: str) -> Parts:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import has
-from tilework.identity.digests import is_network, is_tensor_like, plain_text
+from tilework.function.calling import is_tensor
+from tilework.identity.digests import is_network, plain_text
 from tilework.identity.modules import installed
 
 __all__ = [
@@ -100,10 +101,10 @@ def has_dict(value: Any) -> bool:
 
 def owned(value: Any) -> bool:
     """Return whether a value is an instance of a class of the user, or such a class or function."""
-    if isinstance(value, types.FunctionType) and package_of(value.__globals__.get("__name__")) is None:
-        return True
-    if isinstance(value, types.FunctionType) and package_of(value.__module__) is None:
-        return True
+    if isinstance(value, types.FunctionType):
+        made, named = package_of(value.__globals__.get("__name__")), package_of(value.__module__)
+        if None in (made, named):
+            return True
     if isinstance(value, type) and package_of_class(value) is None:
         return True
     return package_of_class(type(value)) is None
@@ -111,7 +112,7 @@ def owned(value: Any) -> bool:
 
 def is_data(value: Any) -> bool:
     """Return whether a value is a number, a word, an array, a tensor, a network or a mapping."""
-    if is_network(value) or is_tensor_like(value):
+    if is_network(value) or is_tensor(value):
         return True
     return plain_text(value) is not None or isinstance(value, np.ndarray | Mapping)
 

@@ -292,8 +292,9 @@ def _uneven_part(
     """
     part = _hull(spans, added != 1).intersect(box)
     uneven, reached = np.zeros(part.shape, bool), np.zeros(part.shape, bool)
-    total = np.zeros(part.shape) if output.weighted else None
-    lost = np.zeros(part.shape) if output.weighted and output.compensated else None
+    # Not np.zeros, which is slower for sums: see engine/canvas.py.
+    total = np.full(part.shape, 0.0) if output.weighted else None
+    lost = np.full(part.shape, 0.0) if output.weighted and output.compensated else None
     # The tiles with weight where a tile has some that was not added once.
     meeting = []
     for along in spans:
@@ -372,8 +373,8 @@ def _periodic_sum(
 def _sum_of_piece(output: BoundOutput, chosen: Sequence[_Piece]) -> Array:
     """Return the sum of the importance maps of all tiles over one piece per axis."""
     piece = Box.of([(p.low, p.high) for p in chosen])
-    sums = np.zeros(piece.shape)
-    lost = np.zeros(piece.shape) if output.compensated else None
+    sums = np.full(piece.shape, 0.0)
+    lost = np.full(piece.shape, 0.0) if output.compensated else None
     for position in itertools.product(*(p.tiles for p in chosen)):
         support = Box.of([w.support(i) for w, i in zip(output.weights, position, strict=True)])
         common = support.intersect(piece)

@@ -88,7 +88,8 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
         Bar(f"{short}: peak over image and output / image", "over_image", short, 0.25),
     )
     contestants, notes = _contestants(compute, **ways), ("over_mb", "over_wall", "over_cpu")
-    return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=3, notes=notes)
+    # The first round is for memory, and nine are for time.
+    return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=10, notes=notes)
 
 
 BLEND2D = _blend(

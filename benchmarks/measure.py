@@ -5,7 +5,8 @@ done and the input existed. MB are 10**6 bytes. CPU seconds are user and system 
 and of finished child processes. The largest difference from the expected array is taken after the
 clock has stopped, so that a fast wrong answer shows. Ratios are of medians over the turns, with the
 least and the greatest ratio of one turn: where these lie far apart, the machine was not quiet.
-A contestant that has used its share of time in earlier turns is left out of the later ones.
+A contestant that has used its share of time in earlier turns is left out of the later ones. In a turn,
+memory is taken in the first round and times are medians of the later ones, where there are several.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MISSING = "not installed:"
 """How the line of a contestant begins that needs a package which is not there."""
 FETCHED = 6
 """Images for which memory is at hand when a run begins; the hungriest peer takes as many."""
-QUICK = 2
+QUICK = 6
 """Seconds after which no further round of a contestant begins in the same process."""
 ROOT = Path(__file__).parents[1]
 """Repository root, from which `benchmarks` and `tests` are importable."""
@@ -200,13 +201,21 @@ class Outcome:
 
 
 class PeakMemory:
-    """Context manager: `bytes` is the peak of resident memory above its start."""
+    """Context manager: `bytes` is the peak of resident memory above its start.
+
+    With `trim`, free memory is given back to the system before, so that all that is used counts. Whoever is
+    measured must then fetch it anew, which no user's second run does, so it is no time to take.
+    """
 
     bytes: int = 0
 
+    def __init__(self, trim: bool) -> None:
+        self._trim = trim
+
     def __enter__(self) -> Self:
         gc.collect()
-        _return_free_memory()
+        if self._trim:
+            _return_free_memory()
         self._stop = threading.Event()
         self._sampler: threading.Thread | None = None
         try:
@@ -285,10 +294,11 @@ def measure(case: Case, name: str, scale: float, folder: Path) -> Figures:
     warm.figures()  # closes what it opened
     del warm
     prepared = contestant.prepare(case.workload.scaled(scale), folder)
-    rounds = [_measure_once(prepared)]
+    rounds = [_measure_once(prepared, trim=True)]
     while len(rounds) < case.rounds and sum(r["wall_s"] for r in rounds) < QUICK:
-        rounds.append(_measure_once(prepared))
-    figures = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+        rounds.append(_measure_once(prepared, trim=False))
+    later = rounds[1:] or rounds
+    figures = {key: statistics.median(r[key] for r in later) for key in later[0]}
     figures |= {key: max(r[key] for r in rounds) for key in ("peak_mb", "error")}
     figures["over_mb"] = figures["peak_mb"] - prepared.output_bytes / MB
     if prepared.image_bytes:
@@ -299,10 +309,10 @@ def measure(case: Case, name: str, scale: float, folder: Path) -> Figures:
     return figures
 
 
-def _measure_once(prepared: Prepared) -> Figures:
+def _measure_once(prepared: Prepared, *, trim: bool) -> Figures:
     _fetch_memory(FETCHED * prepared.image_bytes)
     other = None if prepared.beside is None else _timed(prepared.beside)[:2]
-    with PeakMemory() as peak:
+    with PeakMemory(trim) as peak:
         wall, cpu, result = _timed(prepared.run)
     figures = {
         "wall_s": wall,

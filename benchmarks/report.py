@@ -21,7 +21,8 @@ hand.
 Each row is one way to do the work of its case, and runs in a process of its own, on two cores. The rows
 of a case take turns, so that a change of load meets all of them, and the figures are medians over the
 turns. A row that has used its share of time takes part in no further turn, and *runs* says how many it
-had.
+had. In a turn, quick work is done several times: peak memory is that of the first time, and seconds are
+medians of the others.
 
 * *wall* and *CPU* are seconds. CPU is the time of all threads and child processes; on a machine that
   others use, it is the figure to trust.

@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import dask
 import pytest
+from _pytest.doctest import DoctestModule
 from dask.multiprocessing import initialize_worker_process
 from dask.tokenize import normalize_token
 from hypothesis import HealthCheck, settings
@@ -98,6 +100,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Forget a test module that could not be imported, so that importing it again fails.
+
+    It is looked at for examples first, and skipped without an error, as modules of the package are that need
+    what is not installed. pytest then found half of it in `sys.modules`, and ran the tests in that half.
+    """
+    report = yield
+    if report.skipped and isinstance(collector, DoctestModule):
+        half = [n for n, m in sys.modules.items() if getattr(m, "__file__", None) == str(collector.path)]
+        for name in half:
+            del sys.modules[name]
+    return report
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

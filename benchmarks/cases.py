@@ -1,24 +1,22 @@
-"""The cases: what is run, by whom, and what tilework has to reach."""
+"""All cases: what is run, by whom, and what tilework has to reach."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks import (
-    devices,
     graphs,
-    in_memory,
     labels,
     on_disk,
-    peers,
     pyramids,
     quantiles,
     scheduling,
     writing,
 )  # fmt: skip
-from benchmarks.measure import Bar, Case, Contestant, Curves
+from benchmarks.cases_memory import DEVICE_CASES, MEMORY_CASES
+from benchmarks.measure import Bar, Case, Contestant, Curves, contestants_of, faster
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,259 +25,30 @@ if TYPE_CHECKING:
     from benchmarks.measure import Prepared
 
 
-def _contestants(peer: str, **ways: Callable[[Any, Path], Prepared]) -> tuple[Contestant, ...]:
-    """Return a contestant for each way, whose name has spaces for underscores."""
-    names = {name: name.replace("_", " ") for name in ways}
-    return tuple(Contestant(names[n], ways[n], None if names[n] == peer else peer) for n in ways)
-
-
-def _faster(peer: str, ours: str, times: float | None = 1.0) -> Bar:
-    """Return a bar on wall time: how many times faster than the peer."""
-    return Bar(f"{ours}: faster than {peer}", "wall_s", ours, times, peer, at_least=True)
-
-
-# ------------------------------------------------------------------------------- blends in memory
-
-
-def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int) -> Case:
-    """Return the identity on crops, blended by a Gaussian where the contestant has one."""
-    loop, numpy = in_memory.sampled, "limit multiply-add"
-    compute, place, given = "tilework compute", "tilework.compute", "tilework into a given array"
-    short = f"{given}, within a quarter of it"
-    ours = {
-        compute: in_memory.tilework_compute,
-        f"{compute}, one thread": partial(in_memory.tilework_compute, threads=1),
-        place: in_memory.tilework_in_place,
-        f"{place}, one thread": partial(in_memory.tilework_in_place, threads=1),
-        given: in_memory.tilework_store,
-        f"{given}, one thread": partial(in_memory.tilework_store, threads=1),
-        short: partial(in_memory.tilework_store, memory=0.25),
-        "tilework loop": partial(loop, package="tilework"),
-    }
-    ways = {
-        **{name: in_memory.beside(in_memory.multiply_add, way) for name, way in ours.items()},
-        "tilework loop, chunks": partial(loop, package="tilework", chunk=chunk),
-        "patchly": partial(loop, package="patchly"),
-        "patchly, chunks": partial(loop, package="patchly", chunk=chunk),
-        "monai": peers.monai,
-        "tiler": peers.tiler,
-        "torchio": peers.torchio,
-        numpy: in_memory.multiply_add,
-        "limit tiles x call": in_memory.only_calls,
-        "limit memcpy": in_memory.memcpy,
-    }
-    bars = (
-        Bar("loop / multiply-add, CPU", "over_cpu", "tilework loop", 1.15),
-        *(
-            Bar(f"{way}, one thread / multiply-add, CPU", "over_cpu", f"{way}, one thread", limit)
-            for way, limit in ((given, 1.3), (compute, 1.4), (place, 1.4))
-        ),
-        Bar(f"{given}, two threads / multiply-add, wall", "over_wall", given, 1.3),
-        Bar(f"{short}, two threads / multiply-add, wall", "over_wall", short, None),
-        *(
-            Bar(f"{way}, two threads / one, wall", "over_wall", way, 0.8, f"{way}, one thread")
-            for way in (compute, place, given)
-        ),
-        _faster("patchly", "tilework compute", times),
-        _faster("patchly", "tilework loop", times),
-        _faster("patchly, chunks", "tilework loop, chunks"),
-        *(_faster(peer, "tilework compute") for peer in ("monai", "tiler", "torchio")),
-        # compute() keeps every block until the last one is there: one more image, whoever made the blocks.
-        Bar(f"{short}: peak over image and output / image", "over_image", short, 0.25),
-    )
-    contestants, notes = _contestants(compute, **ways), ("over_mb", "over_wall", "over_cpu")
-    # The first round is for memory, and nine are for time.
-    return Case(name, why, work, contestants, bars, tolerance=1e-5, rounds=10, notes=notes)
-
-
-BLEND2D = _blend(
-    "blend2d",
-    "A level of a slide that fits into memory, each sample in four crops: Patchly's own ground.",
-    in_memory.Blend(shape=(8192, 8192), crop=512, stride=256),
-    times=4.5,
-    chunk=2048,
-)
-BLEND3D = _blend(
-    "blend3d",
-    "A volume of a microscope, each sample in eight crops: most samples are read and added 8 times.",
-    in_memory.Blend(shape=(512, 512, 512), crop=128, stride=64),
-    times=4,
-    chunk=256,
-)
-
-STRIDES = (192, 128)
-"""MONAI's overlap of 0.25 and 0.5."""
-
-
-def _with_stride(name: str, prepare: Callable[[in_memory.Blend, Path], Prepared], stride: int) -> Contestant:
-    """Return a contestant with crops that far apart: both overlaps are then one case."""
-    return Contestant(
-        f"{name} {stride}",
-        lambda work, folder: prepare(replace(work, stride=stride), folder),
-        f"tilework {stride}" if name != "tilework" else None,
-    )
-
-
-SMALL = Case(
-    name="small",
-    why="An image so small that the cost of starting counts, against the loop that most networks run in.",
-    workload=in_memory.Blend(shape=(2048, 2048), crop=256, stride=STRIDES[0]),
-    contestants=tuple(
-        _with_stride(name, prepare, stride)
-        for stride in STRIDES
-        for name, prepare in (
-            ("tilework", in_memory.tilework_compute),
-            ("tilework beside monai", in_memory.beside(peers.monai, in_memory.tilework_compute)),
-            ("tilework.compute beside monai", in_memory.beside(peers.monai, in_memory.tilework_in_place)),
-            ("tilework into a given array", in_memory.tilework_store),
-            ("tilework.monai", peers.monai_face),
-            ("monai", peers.monai),
-        )
-    ),
-    bars=tuple(
-        Bar(f"{name} / MONAI, stride {s}: {what}", figure, f"{name} beside monai {s}", limit)
-        for s in STRIDES
-        for name in ("tilework", "tilework.compute")
-        for what, figure, limit in (("wall", "over_wall", 1.0), ("CPU", "over_cpu", None))
-    ),
-    tolerance=1e-5,
-    rounds=15,
-    notes=("over_mb", "over_wall", "over_cpu"),
-)
-
-
-def _small_patches() -> Case:
-    """Return the loop of Patchly's README with both packages, in the ways in which it can be run."""
-    ways = {"gaussian": ("gaussian", None), "avg": ("avg", None), "chunks": ("gaussian", 256)}
-    return Case(
-        name="patches",
-        why="3969 patches of 32 x 32, where the cost of a patch counts and not that of its samples.",
-        workload=in_memory.Blend(shape=(1024, 1024), crop=32, stride=16),
-        contestants=(
-            Contestant("tilework compute", in_memory.tilework_compute, "tilework gaussian"),
-            *(
-                Contestant(
-                    f"{package} {way}",
-                    partial(in_memory.sampled, package=package, weights=weights, chunk=size),
-                    None if package == "tilework" else f"tilework {way}",
-                )
-                for way, (weights, size) in ways.items()
-                for package in ("tilework", "patchly")
-            ),
-        ),
-        bars=tuple(_faster(f"patchly {way}", f"tilework {way}") for way in ways),
-        tolerance=1e-5,
-        rounds=5,
-    )
-
-
-PATCHES = _small_patches()
-
-# -------------------------------------------------------------------------------- trims in memory
-
-TRIM = Case(
-    name="trim",
-    why="Chunks with a halo that is trimmed off, in memory: dask's own ground.",
-    workload=in_memory.Trim(shape=(8192, 8192), chunk=1024, depth=32),
-    contestants=_contestants(
-        "tilework",
-        tilework=in_memory.tilework_trim,
-        map_overlap=peers.map_overlap,
-        apply_parallel=peers.apply_parallel,
-        ryomen=peers.ryomen,
-        cubed=peers.cubed,
-        **{"limit copy and paste": in_memory.paste, "limit memcpy": in_memory.memcpy},
-    ),
-    bars=tuple(_faster(peer, "tilework") for peer in ("map overlap", "apply parallel", "ryomen", "cubed")),
-    rounds=5,
-    notes=("over_mb",),
-)
-
-NETWORK = Case(
-    name="network",
-    why="A network with the layers of a denoiser: tiling must vanish beside it.",
-    workload=in_memory.Denoise(extent=1024, crop=256, overlap=6),
-    contestants=(
-        Contestant("tilework", in_memory.tilework_network),
-        Contestant("plain loop", in_memory.loop_network, "tilework"),
-    ),
-    # The call in the run sees the same load; the other two also show whether tiling slows the call
-    # itself, but only on a quiet machine.
-    bars=(
-        Bar("wall / (tiles x one call alone)", "over_alone", "tilework", 1.05),
-        Bar("wall / (tiles x median call in the run)", "over_median", "tilework", 1.05),
-        Bar("wall / plain loop", "wall_s", "tilework", 1.05, "plain loop"),
-    ),
-    tolerance=1e-5,
-    notes=("tiles", "alone_ms", "over_alone", "over_median", "over_sum"),
-)
-
-# --------------------------------------------------------------------------------------- a device
-
-LANES = Case(
-    name="lanes",
-    why="Reading, the call and writing wait as long as each other, and calls follow one another: a device.",
-    workload=devices.Waiting(tiles=40, seconds=0.05),
-    contestants=(
-        Contestant("tilework", devices.tilework_lanes, "limit longest sum"),
-        Contestant("tilework two lanes", partial(devices.tilework_lanes, lanes=2), "limit longest sum"),
-        Contestant("limit longest sum", devices.longest_sum),
-    ),
-    bars=(Bar("wall / longest sum", "wall_s", "tilework", 1.2, "limit longest sum"),),
-    rounds=3,
-)
-
-NETWORK_STORED = Case(
-    name="network_stored",
-    why="The same network from Zarr to Zarr: reading and writing must vanish beside it.",
-    workload=in_memory.Denoise(extent=1536, crop=256, overlap=6),
-    contestants=(
-        Contestant("tilework", devices.tilework_stored),
-        Contestant("tilework two lanes", partial(devices.tilework_stored, lanes=2)),
-    ),
-    bars=(
-        Bar("wall / (tiles x one call alone)", "over_alone", "tilework", 1.03),
-        Bar("wall / time of the device", "over_busy", "tilework", 1.03),
-    ),
-    tolerance=1e-5,
-    rounds=3,
-    notes=("tiles", "alone_ms", "over_alone", "over_busy"),
-)
-
-NETWORK_GPU = Case(
-    name="network_gpu",
-    why="A network with the layers of a denoiser on a GPU, Zarr to Zarr, beside its calls alone there.",
-    workload=in_memory.Denoise(extent=16384, crop=1024, overlap=18),
-    contestants=(Contestant("tilework", devices.tilework_on_gpu),),
-    bars=(Bar("wall / (tiles x one call alone)", "over_alone", "tilework", 1.03),),
-    tolerance=1e-5,
-    rounds=3,
-    notes=("tiles", "alone_ms", "over_alone", "over_busy"),
-)
-
 # ----------------------------------------------------------------------------------- Zarr to Zarr
 
 SLICER = Case(
     name="slicer",
     why="The loop of Ryomen's README from Zarr to Zarr: crops overlap chunks of both sides.",
     workload=on_disk.Stored(shape=(384, 384, 384), chunk=128, crop=128, stride=64),
-    contestants=_contestants(
+    contestants=contestants_of(
         "tilework writer",
         tilework_writer=on_disk.tilework_writer,
         tilework_slicer=on_disk.tilework_slicer,
         ryomen=on_disk.ryomen,
         limit_copy=on_disk.copy_pool,
     ),
-    bars=(_faster("ryomen", "tilework writer", 3), _faster("ryomen", "tilework slicer", 1)),
+    bars=(faster("ryomen", "tilework writer", 3), faster("ryomen", "tilework slicer", 1)),
     setup=on_disk.write_source,
 )
 
 
-PROMISED = (
-    Bar("peak / estimate of the plan, at most", "over_estimate", "tilework*", 1.0),
-    Bar("peak / estimate of the plan, at least", "over_estimate", "tilework*", 0.5, at_least=True),
-)
-"""What a plan says of memory."""
+def _promised(ours: str = "tilework*") -> tuple[Bar, Bar]:
+    """Return bars on what a plan says of memory."""
+    return (
+        Bar("peak / estimate of the plan, at most", "over_estimate", ours, 1.0),
+        Bar("peak / estimate of the plan, at least", "over_estimate", ours, 0.5, at_least=True),
+    )
 
 
 def _stored(name: str, why: str, work: on_disk.Stored) -> Case:
@@ -288,7 +57,7 @@ def _stored(name: str, why: str, work: on_disk.Stored) -> Case:
         name=name,
         why=why,
         workload=work,
-        contestants=_contestants(
+        contestants=contestants_of(
             "tilework",
             tilework=on_disk.tilework_trim,
             map_overlap=on_disk.map_overlap,
@@ -301,8 +70,8 @@ def _stored(name: str, why: str, work: on_disk.Stored) -> Case:
             Bar("CPU / map_overlap", "cpu_s", "tilework", 0.9, "map overlap"),
             Bar("peak / map_overlap", "peak_mb", "tilework", 0.5, "map overlap"),
             Bar("CPU / copy", "cpu_s", "tilework", 1.15, "limit copy"),
-            _faster("cubed", "tilework"),
-            *PROMISED,
+            faster("cubed", "tilework"),
+            *_promised(),
         ),
         setup=on_disk.write_source,
         notes=("estimate_mb", "over_estimate"),
@@ -328,12 +97,12 @@ def _stored_blend(name: str, why: str, work: on_disk.Stored) -> Case:
         name=name,
         why=why,
         workload=work,
-        contestants=_contestants(
+        contestants=contestants_of(
             "tilework",
             tilework=on_disk.tilework_blend,
             **{floor: on_disk.copy_and_add, "limit copy": on_disk.copy_pool},
         ),
-        bars=(Bar("CPU / copy and multiply-add", "cpu_s", "tilework", 1.3, floor), *PROMISED),
+        bars=(Bar("CPU / copy and multiply-add", "cpu_s", "tilework", 1.3, floor), *_promised()),
         tolerance=1e-4,
         setup=on_disk.write_source,
         notes=("estimate_mb", "over_estimate"),
@@ -397,7 +166,7 @@ GROWTH = Case(
     bars=(
         Bar("peak, trim, 900 times the image", "peak_mb", "tilework trim, x900", 1.1, "tilework trim, x9"),
         Bar("peak, blend, 900 times the image", "peak_mb", "tilework blend, x900", 1.1, "tilework blend, x9"),
-        *PROMISED,
+        *_promised(),
     ),
     notes=("image_mb", "estimate_mb", "over_estimate"),
     tolerance=1e-4,
@@ -416,7 +185,12 @@ LENGTH = Case(
     why="A volume may be as long as it likes: memory is a matter of its face.",
     workload=writing.Long(length=1024, face=256, crop=64, stride=32, chunk=64),
     contestants=tuple(
-        Contestant(f"tilework x{n}", partial(writing.to_zarr, times=n), None if n == 1 else "tilework x1")
+        Contestant(
+            f"tilework x{n}{', traced' if traced else ''}",
+            partial(writing.to_zarr, times=n, traced=traced),
+            None if n == 1 or traced else "tilework x1",
+        )
+        for traced in (False, True)
         for n in TIMES
     ),
     bars=(
@@ -424,10 +198,20 @@ LENGTH = Case(
             Bar(f"peak, {n} times the length", "peak_mb", f"tilework x{n}", 1.1, "tilework x1")
             for n in TIMES[1:]
         ),
-        *PROMISED,
+        *(
+            Bar(
+                f"allocated, {n} times the length",
+                "allocated_mb",
+                f"tilework x{n}, traced",
+                1.1,
+                "tilework x1, traced",
+            )
+            for n in TIMES[1:]
+        ),
+        *_promised("tilework x*[0-9]"),
     ),
     tolerance=1e-2,
-    notes=("estimate_mb", "over_estimate", "calls", "slabs"),
+    notes=("estimate_mb", "over_estimate", "allocated_mb", "calls", "slabs"),
 )
 
 CLUSTER = Case(
@@ -553,7 +337,7 @@ PYRAMID = Case(
     name="pyramid",
     why="An OME-Zarr image of five levels from a filter that takes at least as long as writing its result.",
     workload=on_disk.Stored(shape=(8192, 8192), chunk=512, crop=512, stride=512),
-    contestants=_contestants(
+    contestants=contestants_of(
         "tilework",
         tilework=pyramids.tilework_levels,
         tilework_level_0_alone=pyramids.tilework_alone,
@@ -567,8 +351,8 @@ PYRAMID = Case(
         _EQUAL,
         *_LEVELS,
         Bar("wide filter: five levels / level 0 alone, wall", "over_wall", "wide filter", 1.15),
-        _faster("ome zarr", "tilework"),
-        _faster("ngff zarr", "tilework"),
+        faster("ome zarr", "tilework"),
+        faster("ngff zarr", "tilework"),
     ),
     tolerance=1e-5,
     rounds=3,
@@ -579,7 +363,7 @@ PYRAMID3D = Case(
     name="pyramid3d",
     why="The same of a volume, whose levels have a seventh of its chunks, and not a third.",
     workload=on_disk.Stored(shape=(256, 512, 512), chunk=64, crop=64, stride=64),
-    contestants=_contestants(
+    contestants=contestants_of(
         "tilework",
         **{
             name: partial(way, sigma=pyramids.SIGMA_3D)
@@ -625,7 +409,7 @@ def _labels(name: str, why: str, work: labels.Cells) -> Case:
         ),
     )
     notes = ("objects", "exact", "merged", "split")
-    contestants = _contestants(stored, **ways)
+    contestants = contestants_of(stored, **ways)
     return Case(name, why, work, contestants, bars, tolerance=None, rounds=3, notes=notes)
 
 
@@ -652,7 +436,7 @@ def _quantiles(name: str, why: str, dtype: str) -> Case:
         Bar("CPU / decoding once", "cpu_s", one, None, "limit decoding"),
         *(Bar(f"CPU / {peer}", "cpu_s", one, None, peer) for peer in (numpy, "dask percentile")),
     )
-    contestants = _contestants("tilework", **quantiles.WAYS)
+    contestants = contestants_of("tilework", **quantiles.WAYS)
     notes = ("rank_error", "cpu_ns")
     return Case(name, why, quantiles.Drift(dtype), contestants, bars, tolerance=None, rounds=3, notes=notes)
 
@@ -662,7 +446,6 @@ QUANTILES = _quantiles(
 )
 QUANTILES16 = _quantiles("quantiles16", "The same of uint16, as cameras give it.", "u2")
 
-MEMORY_CASES = (BLEND2D, BLEND3D, SMALL, PATCHES, TRIM, NETWORK)
 LABEL_CASES = (LABELS, LABELS_ALONE)
 STORE_CASES = (
     ZARR_TRIM,
@@ -676,7 +459,6 @@ STORE_CASES = (
     LENGTH,
     CLUSTER,
 )
-DEVICE_CASES = (LANES, NETWORK_STORED, NETWORK_GPU)
 STATISTICS_CASES = (QUANTILES, QUANTILES16)
 OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)
 CASES = {

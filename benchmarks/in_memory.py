@@ -17,7 +17,7 @@ import numpy.typing as npt
 from benchmarks.measure import CORES, Figures, Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     Prepare = Callable[[Any, Path], Prepared]
@@ -264,18 +264,40 @@ def multiply_add(work: Blend, folder: Path) -> Prepared:
     return blended(work, partial(weighted_sum, work))
 
 
-def weighted_sum(work: Blend, image: Image) -> Image:
+def multiply_add_copies(work: Blend, folder: Path) -> Prepared:
+    """The same with a copy of each crop, as a function may write into its crop."""
+    return blended(work, partial(weighted_sum, work, copies=True))
+
+
+def multiply_add_threads(work: Blend, folder: Path) -> Prepared:
+    """The same with copies, in two threads: each adds half of the rows to a canvas of its own."""
+    return blended(work, partial(weighted_sum, work, copies=True, threads=CORES))
+
+
+def weighted_sum(work: Blend, image: Image, copies: bool = False, threads: int = 1) -> Image:
     """Return the weighted mean of the crops of an image."""
     middle = (work.crop - 1) / 2
     profile = np.exp(-((((np.arange(work.crop) - middle) / (work.crop / 8)) ** 2) / 2))
     profile = np.maximum(profile, 1e-30).astype(np.float32)
-    window, out = np.ones((), np.float32), np.zeros_like(image)
+    window = np.ones((), np.float32)
     for _ in work.shape:
         window = np.multiply.outer(window, profile)
-    scratch = np.empty_like(window)
-    for box in _boxes(work):
-        np.multiply(identity(image[box]), window, out=scratch)
-        out[box] += scratch
+    starts = [_starts(extent, work.crop, work.stride) for extent in work.shape]
+
+    def add(rows: Sequence[int], canvas: Image) -> None:
+        scratch = np.empty_like(window)
+        for corner in itertools.product(rows, *starts[1:]):
+            box = tuple(slice(start, start + work.crop) for start in corner)
+            crop = image[box]
+            np.multiply(identity(crop.copy() if copies else crop), window, out=scratch)
+            part = canvas[slice(box[0].start - rows[0], box[0].stop - rows[0]), *box[1:]]
+            part += scratch
+
+    out = np.zeros_like(image)
+    if threads == 1:
+        add(starts[0], out)
+    else:
+        _add_in_threads(add, starts[0], work.crop, threads, out)
     for axis, extent in enumerate(work.shape):
         total = np.zeros(extent)
         for start in _starts(extent, work.crop, work.stride):
@@ -283,6 +305,19 @@ def weighted_sum(work: Blend, image: Image) -> Image:
         shape = [-1 if d == axis else 1 for d in range(out.ndim)]
         out *= (1 / total).astype(np.float32).reshape(shape)
     return out
+
+
+def _add_in_threads(
+    add: Callable[[Sequence[int], Image], None], starts: list[int], crop: int, threads: int, out: Image
+) -> None:
+    """Add up as many parts of the rows at a time, and put these together."""
+    each = -(-len(starts) // threads)
+    parts = [starts[k : k + each] for k in range(0, len(starts), each)]
+    canvases = [np.zeros((rows[-1] + crop - rows[0], *out.shape[1:]), out.dtype) for rows in parts]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(add, parts, canvases))
+    for rows, canvas in zip(parts, canvases, strict=True):
+        out[rows[0] : rows[0] + len(canvas)] += canvas
 
 
 def _boxes(work: Blend) -> Iterator[tuple[slice, ...]]:

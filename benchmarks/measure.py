@@ -169,6 +169,17 @@ class Curves:
     title: str
 
 
+def contestants_of(peer: str, **ways: Callable[[Any, Path], Prepared]) -> tuple[Contestant, ...]:
+    """Return a contestant for each way, whose name has spaces for underscores."""
+    names = {name: name.replace("_", " ") for name in ways}
+    return tuple(Contestant(names[n], ways[n], None if names[n] == peer else peer) for n in ways)
+
+
+def faster(peer: str, ours: str, times: float | None = 1.0) -> Bar:
+    """Return a bar on wall time: how many times faster than the peer."""
+    return Bar(f"{ours}: faster than {peer}", "wall_s", ours, times, peer, at_least=True)
+
+
 @dataclass
 class Outcome:
     """All samples of a case, per contestant, in the order in which they were taken."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from benchmarks import on_disk
 from benchmarks.in_memory import identity
-from benchmarks.measure import CORES, Figures, Prepared
+from benchmarks.measure import CORES, MB, Figures, Prepared
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,11 @@ class Long:
         return (self.length * times, self.face, self.face)
 
 
-def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
-    """Blend a stored volume into another store."""
+def to_zarr(work: Long, folder: Path, times: int, traced: bool = False) -> Prepared:
+    """Blend a stored volume into another store; with ``traced``, count what Python and numpy allocate.
+
+    Resident memory also holds what the system's allocator keeps of memory that was freed.
+    """
     import dask
     import zarr
 
@@ -51,8 +55,19 @@ def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
         for start in range(0, array.shape[0], work.chunk):
             array[start : start + work.chunk] = layer + start
     lazy: list[Any] = []
+    allocated: Figures = {}
 
     def run() -> Any:
+        if traced:
+            tracemalloc.start()
+        try:
+            return write()
+        finally:
+            if traced:
+                allocated["allocated_mb"] = tracemalloc.get_traced_memory()[1] / MB
+                tracemalloc.stop()
+
+    def write() -> Any:
         out = tw.tiled_map(identity, str(source), work.crop, stride=work.stride, blend="gaussian", dtype="f4")
         with dask.config.set(scheduler="threads", num_workers=CORES):
             target = folder / "out.zarr"
@@ -67,7 +82,7 @@ def to_zarr(work: Long, folder: Path, times: int) -> Prepared:
 
     def figures() -> Figures:
         with dask.config.set(scheduler="threads", num_workers=CORES):
-            return on_disk.estimate(lazy[-1], chunks=work.chunk)
+            return on_disk.estimate(lazy[-1], chunks=work.chunk) | allocated
 
     return Prepared(run, check, figures=figures)
 

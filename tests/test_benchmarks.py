@@ -12,7 +12,8 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import measure
-from benchmarks.cases import BLEND2D, BUILD, CASES
+from benchmarks.cases import BUILD, CASES
+from benchmarks.cases_memory import BLEND2D
 from benchmarks.measure import MISSING, Outcome
 from benchmarks.report import draw, write_page
 from benchmarks.table import document, judge, rows, text

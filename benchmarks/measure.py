@@ -297,13 +297,14 @@ def use_two_cores() -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
 
 
-def measure(case: Case, name: str, scale: float, folder: Path) -> Figures:
-    """Run one contestant in this process and return its figures."""
+def measure(case: Case, name: str, scale: float, folder: Path, *, warm: bool = True) -> Figures:
+    """Run one contestant in this process, and before that on a tiny workload, and return its figures."""
     contestant = next(c for c in case.contestants if c.name == name)
-    warm = contestant.prepare(case.workload.tiny(), folder)
-    warm.check(warm.run())
-    warm.figures()  # closes what it opened
-    del warm
+    if warm:
+        tiny = contestant.prepare(case.workload.tiny(), folder)
+        tiny.check(tiny.run())
+        tiny.figures()  # closes what it opened
+        del tiny
     prepared = contestant.prepare(case.workload.scaled(scale), folder)
     rounds = [_measure_once(prepared, trim=True)]
     while len(rounds) < case.rounds and sum(r["wall_s"] for r in rounds) < QUICK:
@@ -359,7 +360,7 @@ def run_here(case: Case, name: str | None, scale: float, folder: Path) -> Figure
     """Do the same in this process: quick, and its figures are of no use."""
     try:
         if name:
-            return measure(replace(case, rounds=1), name, scale, folder)
+            return measure(replace(case, rounds=1), name, scale, folder, warm=False)
         _set_up(case, scale, folder)
     except Exception as error:
         raise ContestantFailed(_last_line(traceback.format_exception_only(error)[-1].splitlines())) from error

@@ -473,8 +473,10 @@ def test_write_many_and_any_dask_array_accept_too() -> None:
     assert outcome.ok
     assert [a["after"] for a in record(store)["accepted"]] == ["3", "4"]
     tw.to_zarr(scaled(2) + 1, other, progress=False)
-    tw.to_zarr(scaled(3) + 1, other, progress=False, accept=["dask name"])
-    assert record(other)["accepted"][0]["part"] == "dask name"
+    with pytest.raises(tw.TilingError, match=f"below 1: {K}: 2 -> 3; dask name"):
+        tw.to_zarr(scaled(3) + 1, other, progress=False)
+    tw.to_zarr(scaled(3) + 1, other, progress=False, accept=["dask name", f"below 1: {K}"])
+    assert [a["part"] for a in record(other)["accepted"]] == [f"below 1: {K}", "dask name"]
 
 
 @pytest.mark.sample(0)

@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 import zarr
-from dask.blockwise import Blockwise
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
 from zarr.storage._common import make_store_path
 
-from tilework._checks import as_options, brief, has
+from tilework._checks import as_options, brief
 from tilework.errors import TilingError
 from tilework.source.base import FileSource, H5Source, Source
 from tilework.source.held import innermost
-from tilework.source.opening import open_source
 from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["holds", "local_path", "locate", "place_of", "read_by", "same_array"]
+__all__ = ["holds", "local_path", "locate", "place_of", "same_array"]
 
 Place = tuple[str, ...]
 """A kind of store, then the parts of a path in it."""
@@ -103,43 +101,6 @@ def local_path(store: Any) -> Path | None:
 
 
 # -- whether two are one thing ------------------------------------------------------------------------------
-
-
-# Layers with more tasks are made by computations, not by opening an array.
-FEW_TASKS = 64
-
-
-def read_by(array: Any) -> Iterator[Source]:
-    """Yield the stored arrays that a dask array reads, as far as its graph shows: zarr, h5py, memmap."""
-    for value in _values(array):
-        if (found := _stored(value)) is not None:
-            yield open_source(found)
-
-
-def _values(array: Any) -> Iterator[Any]:
-    """Yield the values in the graph of a dask array, as far as no tasks have to be made to see them."""
-    if has(array, "expr"):
-        for node in array.expr.walk():
-            yield from node.operands
-        return
-    for layer in array.dask.layers.values():
-        if isinstance(layer, Blockwise):
-            yield from (argument for argument, _ in layer.indices)
-        elif layer.is_materialized() and len(layer) <= FEW_TASKS:
-            yield from (getattr(node, "value", node) for node in layer.values())
-
-
-def _stored(value: Any) -> Any:
-    """Return the stored array inside the adapters of xarray; None if there is none."""
-    for _ in range(10):
-        kind = type(value)
-        if isinstance(value, zarr.Array | np.memmap) or (kind.__module__[:5], kind.__name__) == (
-            "h5py.",
-            "Dataset",
-        ):
-            return value
-        value = getattr(value, "array", getattr(value, "_array", None))
-    return None
 
 
 def place_of(store_path: Any) -> Place:

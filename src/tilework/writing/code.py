@@ -54,6 +54,7 @@ from tilework.identity.modules import (
     located,
 )
 from tilework.identity.stamps import stamp
+from tilework.identity.stored import data_read_by
 from tilework.writing.kinds import (
     by_name,
     bytecode,
@@ -494,6 +495,8 @@ class _Description:
         if is_script(value):
             self.add(script(value), f"{name} code")
             self.add(constants(value), f"{name} constants")
+        if type(value) not in PLAIN and (data := data_read_by(value)) is not None:
+            self.put(f"{name} data", data)
         inside = content(value) if hidden else []
         own = any(map(owned, _leaves(inside)))
         if own and not has_dict(value):

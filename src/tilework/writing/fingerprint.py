@@ -16,9 +16,11 @@ from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.function.bound import BoundOutput
+from tilework.graph.build import specs_below
 from tilework.grid.axis import AxisGrid
 from tilework.identity.digests import SHORT, UNKNOWN, digest
 from tilework.identity.stamps import of_array, stamp
+from tilework.identity.stored import data_read_by
 from tilework.source.base import (
     BlockSource,
     FileSource,
@@ -33,7 +35,17 @@ from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import Fingerprint, describe
 from tilework.writing.ledger import Accepted
 
-__all__ = ["MANY", "UNKNOWN", "Changes", "Fingerprint", "changes", "names_to_accept", "of_source", "of_spec"]
+__all__ = [
+    "MANY",
+    "UNKNOWN",
+    "Changes",
+    "Fingerprint",
+    "changes",
+    "names_to_accept",
+    "of_dask",
+    "of_source",
+    "of_spec",
+]
 
 AXIS = tuple(f.name for f in fields(AxisGrid))
 # Parts that decide which tiles and samples there are: what is stored cannot be part of another result.
@@ -41,9 +53,12 @@ FIXED = re.compile(rf"({'|'.join(AXIS)}|each axes|source axes|source \d+ shape|o
 
 # Names of parts that a message repeats.
 MANY = 6
+# Begins the names of parts of what a dask array is computed from.
+BELOW = "below"
+DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}( \d+)?: ")
 
 
-def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
+def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fingerprint:
     """Return the fingerprint of a result of `tiled_map`, without its mask.
 
     Parameters
@@ -51,6 +66,8 @@ def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
     spec : Spec
     version : str, optional
         Replaces the code of the function.
+    deep : bool
+        Whether to look at what dask arrays among the sources are computed from.
 
     Returns
     -------
@@ -72,7 +89,10 @@ def of_spec(spec: Spec, version: str | None = None) -> Fingerprint:
     for number, source in enumerate(spec.sources):
         label = labels[number]
         parts.take({"shape": str(source.shape), "dtype": str(source.dtype)}, f"{label} ")
-        found = _identity(source)
+        if isinstance(source, BlockSource) and not deep:
+            found = Fingerprint({"dask name": source.dask_name})
+        else:
+            found = _identity(source)
         if not found.keys() & {"data", "dask name"} and not isinstance(source, OnceSource):
             LOG.warning(
                 "%s: its store does not say whether data changed, so that only its place and metadata "
@@ -172,8 +192,12 @@ def changes(
     if former and isinstance(new, Fingerprint):
         unrecorded = tuple(sorted(new.keys() - new.former.keys()))
         new = new.former
-    else:  # records of format 2 had no versions of the packages of networks
-        unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if name.endswith(" packages")))
+    else:
+        # The first records of format 2 had no versions of the packages of networks, and nothing of what dask
+        # arrays are computed from.
+        late = [r" packages$"] if any(map(DEEP.search, old)) else [r" packages$", DEEP.pattern]
+        added = re.compile("|".join(late))
+        unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if added.search(name)))
         new = {name: value for name, value in new.items() if name not in unrecorded}
     known = sorted(old.keys() | new.keys() | set(unrecorded))
     for name in (accept := tuple(accept)):
@@ -219,6 +243,27 @@ def of_source(source: Source) -> Fingerprint:
     return _identity(source)
 
 
+def of_dask(array: Any, version: str | None = None) -> Fingerprint:
+    """Return the parts that identify a dask array.
+
+    Its name does not say what is in a store that was written anew in its place, nor what the functions of
+    results of `tiled_map` do from which it is computed.
+
+    Parameters
+    ----------
+    version : str, optional
+        Replaces the name, and the code of these functions.
+    """
+    name = {"version": version} if version is not None else {"dask name": array.name}
+    parts = Fingerprint(name)
+    specs = {id(spec): spec for spec in specs_below(array)}
+    for number, spec in enumerate(specs.values(), 1):
+        parts.take(of_spec(spec, version, deep=False), f"{BELOW} {number}: ")
+    if (data := data_read_by(array)) is not None:
+        parts[f"{BELOW}: data"] = data
+    return Fingerprint(parts, name)
+
+
 # -- the identity of the data of a source -----------------------------------------------------------------
 
 
@@ -247,7 +292,7 @@ def _(source: HalfSource) -> Fingerprint:
 
 @_identity.register
 def _(source: BlockSource) -> Fingerprint:
-    return Fingerprint({"dask name": source.dask_name})
+    return of_dask(source.handle)
 
 
 @_identity.register

@@ -32,7 +32,7 @@ from tilework.plan.arguments import resolve_axes
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 from tilework.source.opening import Image, open_source
-from tilework.writing.fingerprint import UNKNOWN, of_source
+from tilework.writing.fingerprint import UNKNOWN, Fingerprint, of_dask, of_source
 from tilework.writing.image import AskedImage, has_places
 from tilework.writing.jobs import ChunkJob
 from tilework.writing.pieces import Pieces, number_pieces, part_of_result, survey
@@ -231,7 +231,7 @@ def _stored(
     with place_of(None) as place:
         chunks = None if trimmed else units
         to_zarr(lazy, place, chunks=chunks, progress=False, scheduler=scheduler, client=client)
-        yield place, extents, f"dask {lazy.name}" if version is None else version
+        yield place, extents, f"dask {_text(of_dask(lazy))}" if version is None else version
 
 
 def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
@@ -302,12 +302,16 @@ def _cores(out: Any, ndim: int) -> tuple[list[int], ...]:
 
 def _key(pieces: Pieces, version: str | None) -> str:
     """Return a text that is equal for equal pieces of equal labels."""
-    found = of_source(pieces.source)
-    labels = uuid.uuid4().hex if UNKNOWN in found.values() else digest(dict(found))
+    labels = _text(of_source(pieces.source)) if version is None else version
     return (
-        f"labels {labels if version is None else version}, pieces {digest((pieces.order, pieces.cuts))}, "
+        f"labels {labels}, pieces {digest((pieces.order, pieces.cuts))}, "
         f"each {pieces.order[: pieces.n_each]}, connectivity {pieces.connectivity}"
     )
+
+
+def _text(found: Fingerprint) -> str:
+    """Return a text that is equal for equal parts, and for none that cannot be compared."""
+    return uuid.uuid4().hex if UNKNOWN in found.values() else digest(dict(found))
 
 
 def _extents(pieces: Pieces, unit: Index | None) -> Index:

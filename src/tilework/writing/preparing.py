@@ -29,14 +29,15 @@ from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
 from tilework.identity.digests import digest
-from tilework.identity.location import locate, read_by
+from tilework.identity.location import locate
+from tilework.identity.stored import read_by
 from tilework.objects.measuring import How
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
-from tilework.writing.fingerprint import names_to_accept, of_spec
+from tilework.writing.fingerprint import Fingerprint, names_to_accept, of_dask, of_spec
 from tilework.writing.growing import Growing
 from tilework.writing.image import AskedImage, Image
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
@@ -445,9 +446,12 @@ def _prepare_chunks(
     if asked.on_error != "raise":
         raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
     target = place.target
-    fingerprint = {"version": asked.version} if asked.version is not None else {"dask name": array.name}
     if asked.rebuilt is None:
-        fingerprint |= {"chunks of the dask array": digest(array.chunks)}
+        fingerprint = of_dask(array, asked.version)
+        fingerprint.take({"chunks of the dask array": digest(array.chunks)})
+    else:
+        assert asked.version is not None
+        fingerprint = Fingerprint({"version": asked.version})
     place = place.compare(fingerprint)
     layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
     if asked.rebuilt is not None:

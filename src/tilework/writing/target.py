@@ -338,7 +338,11 @@ class Continued:
                 ", ".join(missing[:MANY]),
                 more,
             )
-        return replace(self, record=with_accepted(self.record, found.accepted))
+        record = with_accepted(self.record, found.accepted)
+        if found.unrecorded and not former:
+            late = {name: fingerprint[name] for name in found.unrecorded}
+            record = record | {"fingerprint": record["fingerprint"] | late}
+        return replace(self, record=record)
 
     def _refused(self, found: Changes) -> TilingError:
         """Return the error about a result that has another fingerprint."""

@@ -1,0 +1,112 @@
+"""The stored arrays that a value reads, and what they say about their data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import zarr
+from dask.blockwise import Blockwise
+
+from tilework._checks import attribute, has
+from tilework.formats.labelled import is_dataset, is_labelled
+from tilework.identity.digests import digest
+from tilework.identity.stamps import of_array, stamp
+from tilework.source.base import Source
+from tilework.source.opening import open_source
+
+__all__ = ["data_read_by", "read_by"]
+
+# Layers with more tasks are made by computations, not by opening an array.
+FEW_TASKS = 64
+
+
+def read_by(array: Any) -> Iterator[Source]:
+    """Yield the stored arrays that a dask array reads, as far as its graph shows: zarr, h5py, memmap."""
+    for found in _stored_in(array):
+        if not isinstance(found, zarr.Group):
+            yield open_source(found)
+
+
+def data_read_by(value: Any) -> str | None:
+    """Return a digest of what stores and files say about the data that a value reads.
+
+    A Zarr array, and a dask array or DataArray that was opened from one, has the same name after its data
+    were written anew in their place.
+
+    Parameters
+    ----------
+    value : Zarr array or group, dask array, DataArray or Dataset, dataset of h5py, or anything else
+
+    Returns
+    -------
+    str or None
+        None: the value reads nothing that is stored, as far as its graph shows, or its store says nothing.
+    """
+    stamps = {found for stored in _stored_in(value) if (found := _stamp(stored)) is not None}
+    return digest(sorted(stamps)) if stamps else None
+
+
+def _stamp(stored: Any) -> str | None:
+    """Return what changes when a stored array is written anew; None if nothing is known to."""
+    if isinstance(stored, zarr.Array | zarr.Group):
+        return of_array(stored)[1]
+    name = stored.filename if isinstance(stored, np.memmap) else stored.file.filename if stored else None
+    return stamp(name) if name is not None and os.path.isfile(name) else None  # noqa: PTH113
+
+
+def _stored_in(value: Any) -> Iterator[Any]:
+    """Yield the stored arrays that a value is or reads."""
+    if isinstance(value, zarr.Group):
+        yield value
+    elif is_dataset(value):
+        for variable in value.variables.values():
+            yield from _stored_in(variable)
+    elif is_labelled(value):
+        # `data` would read what was not read yet.
+        data = getattr(getattr(value, "variable", value), "_data", None)
+        if _is_lazy(data):
+            yield from _stored_in(data)
+        elif (found := _inside(data)) is not None:
+            yield found
+    elif _is_lazy(value):
+        for one in _values(value):
+            if (found := _inside(one)) is not None:
+                yield found
+    elif _is_stored(value):
+        yield value
+
+
+def _is_lazy(value: Any) -> bool:
+    """Return whether a value has a graph of dask; an expression would make its own to show it."""
+    return not isinstance(value, type) and has(type(value), "__dask_graph__")
+
+
+def _values(array: Any) -> Iterator[Any]:
+    """Yield the values in the graph of a dask array, as far as no tasks have to be made to see them."""
+    if has(array, "expr"):
+        for node in array.expr.walk():
+            yield from node.operands
+        return
+    for layer in attribute(attribute(array, "dask"), "layers", {}).values():
+        if isinstance(layer, Blockwise):
+            yield from (argument for argument, _ in layer.indices)
+        elif layer.is_materialized() and len(layer) <= FEW_TASKS:
+            yield from (getattr(node, "value", node) for node in layer.values())
+
+
+def _inside(value: Any) -> Any:
+    """Return the stored array inside the adapters of xarray; None if there is none."""
+    for _ in range(10):
+        if _is_stored(value):
+            return value
+        value = attribute(value, "array", attribute(value, "_array"))
+    return None
+
+
+def _is_stored(value: Any) -> bool:
+    kind = type(value)
+    of_h5py = (kind.__module__[:5], kind.__name__) == ("h5py.", "Dataset")
+    return isinstance(value, zarr.Array | np.memmap) or of_h5py

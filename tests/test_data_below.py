@@ -1,0 +1,200 @@
+"""Data written anew in their place, and functions changed, below a dask array: its name stays the same."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+
+xr = pytest.importorskip("xarray")
+
+SHAPE = (16, 16)
+OPENED: dict[str, Callable[[Path], Any]] = {
+    "from_zarr of a path": lambda folder: da.from_zarr(str(folder / "image.zarr")),
+    "from_zarr of an array": lambda folder: da.from_zarr(zarr.open_array(folder / "image.zarr", mode="r")),
+    "from_array": lambda folder: da.from_array(zarr.open_array(folder / "image.zarr", mode="r")),
+    "arithmetic": lambda folder: da.from_zarr(str(folder / "image.zarr")) * 2 + 1,
+    "rechunked": lambda folder: da.from_zarr(str(folder / "image.zarr")).rechunk((16, 4)),
+    "xarray": lambda folder: xr.open_zarr(folder / "labelled.zarr", consolidated=False)["image"],
+    "xarray's dask array": lambda folder: (
+        xr.open_zarr(folder / "labelled.zarr", consolidated=False)["image"].data
+    ),
+    "tiled": lambda folder: tw.tiled_map(np.negative, str(folder / "image.zarr"), 8, 1, dtype="f4"),
+    "tiled, named": lambda folder: tw.tiled_map(
+        np.negative, str(folder / "image.zarr"), 8, 1, dtype="f4", name="first"
+    ),
+    "tiled, then arithmetic": lambda folder: (
+        tw.tiled_map(np.negative, str(folder / "image.zarr"), 8, 1, dtype="f4") + 1
+    ),
+    "tiled twice": lambda folder: tw.tiled_map(
+        np.negative,
+        tw.tiled_map(np.negative, str(folder / "image.zarr"), 8, 1, dtype="f4"),
+        8, 1, dtype="f4",
+    ),
+}  # fmt: skip
+WRITTEN: dict[str, Callable[[Any], Any]] = {
+    "tiled": lambda image: tw.tiled_map(np.abs, image, 8, 1, dtype="f4"),
+    "another of its sources": lambda image: tw.tiled_map(
+        np.add, (np.zeros(SHAPE, "f4"), image), 8, 1, dtype="f4"
+    ),
+    "as it is": lambda image: image,
+}
+
+
+def write(folder: Path, value: float) -> None:
+    """Write both images, or write them anew in their place, with equal sizes and names."""
+    image = np.full(SHAPE, value, "f4")
+    if not (folder / "image.zarr").exists():
+        zarr.create_array(str(folder / "image.zarr"), shape=SHAPE, chunks=(8, 8), dtype="f4")
+        data = xr.DataArray(image, dims=("y", "x"), name="image")
+        data.to_dataset().to_zarr(folder / "labelled.zarr", consolidated=False)
+    zarr.open_array(folder / "image.zarr", mode="r+")[...] = image
+    zarr.open_array(folder / "labelled.zarr" / "image", mode="r+")[...] = image
+
+
+def stored(store: Path) -> Any:
+    """Return the array in a store, or the image in a group of labelled arrays."""
+    found: Any = zarr.open(store, mode="r")
+    return np.asarray((found if isinstance(found, zarr.Array) else found["image"])[...])
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("written", WRITTEN)
+@pytest.mark.parametrize("opened", OPENED)
+def test_data_written_anew_are_no_old_data(opened: str, written: str, tmp_path: Path) -> None:
+    def result() -> Any:
+        return WRITTEN[written](OPENED[opened](tmp_path))
+
+    write(tmp_path, 2)
+    store = tmp_path / "result.zarr"
+    tw.to_zarr(result(), store, progress=False)
+    before = stored(store)
+    stamps = {path: path.stat().st_mtime_ns for path in store.rglob("c/*/*")}
+    assert stamps
+    tw.to_zarr(result(), store, progress=False)  # the same: nothing is written
+    assert stamps == {path: path.stat().st_mtime_ns for path in store.rglob("c/*/*")}
+    time.sleep(0.02)  # file systems stamp in steps
+    write(tmp_path, 3)
+    with pytest.raises(tw.TilingError, match=r"holds a result of other parts; changed: .*data"):
+        tw.to_zarr(result(), store, progress=False)
+    tw.to_zarr(result(), store, progress=False, overwrite=True)
+    assert not np.array_equal(before, stored(store))
+
+
+MODULE = "def step(crop):\n    return crop * {factor}\n"
+
+
+@pytest.mark.parametrize("name", [None, "first"])
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_function_below_that_changed_is_another(
+    written: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dask knows a function of a module by its name."""
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    path = tmp_path / f"steps_below_{os.getpid()}.py"
+    write(tmp_path, 1)
+
+    def result(factor: int) -> Any:
+        path.write_text(MODULE.format(factor=factor))
+        importlib.invalidate_caches()
+        module = importlib.import_module(path.stem)
+        module = importlib.reload(module)
+        below = tw.tiled_map(module.step, str(tmp_path / "image.zarr"), 8, 1, dtype="f4", name=name)
+        return WRITTEN[written](below + 1)
+
+    store = tmp_path / "result.zarr"
+    tw.to_zarr(result(2), store, progress=False)
+    tw.to_zarr(result(2), store, progress=False)
+    with pytest.raises(tw.TilingError, match="below 1: fn"):
+        tw.to_zarr(result(30), store, progress=False)
+
+
+def test_a_version_stands_for_code_and_not_for_data(tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    store = tmp_path / "result.zarr"
+
+    def result(fn: Any) -> Any:
+        return tw.tiled_map(fn, str(tmp_path / "image.zarr"), 8, 1, dtype="f4", name="first") + 1
+
+    tw.to_zarr(result(np.negative), store, progress=False, version="1")
+    tw.to_zarr(result(np.abs), store, progress=False, version="1")
+    assert (zarr.open_array(store)[...] == 0).all()
+    time.sleep(0.02)
+    write(tmp_path, 3)
+    with pytest.raises(tw.TilingError, match="below 1: source 0 data"):
+        tw.to_zarr(result(np.abs), store, progress=False, version="1")
+
+
+USED: dict[str, Callable[[Path], Any]] = {
+    "array": lambda folder: zarr.open_array(folder / "image.zarr", mode="r"),
+    "group": lambda folder: {"images": zarr.open_group(folder, mode="a")},
+    "dask": lambda folder: da.from_zarr(str(folder / "image.zarr")),
+    "xarray": lambda folder: xr.open_zarr(folder / "labelled.zarr", consolidated=False)["image"],
+    "xarray, not dask": lambda folder: xr.open_zarr(
+        folder / "labelled.zarr", consolidated=False, chunks=None
+    )["image"],
+    "dataset": lambda folder: xr.open_zarr(folder / "labelled.zarr", consolidated=False),
+}
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("used", USED)
+def test_what_a_function_reads_belongs_to_it(used: str, tmp_path: Path) -> None:
+    """As a flat field in a store, which is measured again."""
+    (tmp_path / "fields").mkdir()
+    write(tmp_path / "fields", 1)
+
+    def result() -> Any:
+        field = USED[used](tmp_path / "fields")
+
+        def corrected(crop: Any) -> Any:
+            found = field["images"]["image.zarr"] if used == "group" else field
+            found = found["image"] if used == "dataset" else found
+            return crop / np.asarray(found[:1, :1])
+
+        return tw.tiled_map(corrected, np.ones(SHAPE, "f4"), 8, 1, dtype="f4")
+
+    store = tmp_path / "result.zarr"
+    tw.to_zarr(result(), store, progress=False)
+    tw.to_zarr(result(), store, progress=False)
+    time.sleep(0.02)
+    write(tmp_path / "fields", 4)
+    with pytest.raises(tw.TilingError, match="of other parts; changed: fn closure value field"):
+        tw.to_zarr(result(), store, progress=False)
+
+
+def test_a_store_of_before_is_resumed_once_and_then_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its record has no part of what is below the dask array."""
+    write(tmp_path, 2)
+    store = tmp_path / "result.zarr"
+
+    def result() -> Any:
+        return tw.tiled_map(np.abs, OPENED["tiled, named"](tmp_path), 8, 1, dtype="f4")
+
+    tw.to_zarr(result(), store, progress=False)
+    array = zarr.open_array(store)
+    record: Any = array.attrs["tilework"]
+    kept = {name: value for name, value in record["fingerprint"].items() if " below" not in name}
+    assert len(kept) < len(record["fingerprint"])
+    array.attrs["tilework"] = {**record, "fingerprint": kept}
+    tw.to_zarr(result(), store, progress=False)
+    assert "did not record these parts" in caplog.text
+    assert zarr.open_array(store).attrs["tilework"]["fingerprint"] == record["fingerprint"]
+    time.sleep(0.02)
+    write(tmp_path, 3)
+    with pytest.raises(tw.TilingError, match="below 1: source 0 data"):
+        tw.to_zarr(result(), store, progress=False)

@@ -139,7 +139,7 @@ def test_a_version_stands_for_code_and_not_for_data(tmp_path: Path) -> None:
 
 USED: dict[str, Callable[[Path], Any]] = {
     "array": lambda folder: zarr.open_array(folder / "image.zarr", mode="r"),
-    "group": lambda folder: {"images": zarr.open_group(folder, mode="a")},
+    "in a list": lambda folder: [zarr.open_array(folder / "image.zarr", mode="r")],
     "dask": lambda folder: da.from_zarr(str(folder / "image.zarr")),
     "xarray": lambda folder: xr.open_zarr(folder / "labelled.zarr", consolidated=False)["image"],
     "xarray, not dask": lambda folder: xr.open_zarr(
@@ -160,7 +160,7 @@ def test_what_a_function_reads_belongs_to_it(used: str, tmp_path: Path) -> None:
         field = USED[used](tmp_path / "fields")
 
         def corrected(crop: Any) -> Any:
-            found = field["images"]["image.zarr"] if used == "group" else field
+            found = field[0] if used == "in a list" else field
             found = found["image"] if used == "dataset" else found
             return crop / np.asarray(found[:1, :1])
 

@@ -25,12 +25,10 @@ FEW_TASKS = 64
 
 def read_by(array: Any) -> Iterator[Source]:
     """Yield the stored arrays that a dask array reads, as far as its graph shows: zarr, h5py, memmap."""
-    for found in _stored_in(array):
-        if not isinstance(found, zarr.Group):
-            yield open_source(found)
+    yield from map(open_source, _stored_in(array))
 
 
-def data_read_by(value: Any) -> str | None:
+def data_read_by(value: Any) -> tuple[str | None, bool]:
     """Return a digest of what stores and files say about the data that a value reads.
 
     A Zarr array, and a dask array or DataArray that was opened from one, has the same name after its data
@@ -38,20 +36,24 @@ def data_read_by(value: Any) -> str | None:
 
     Parameters
     ----------
-    value : Zarr array or group, dask array, DataArray or Dataset, dataset of h5py, or anything else
+    value : Zarr array, dask array, DataArray or Dataset, dataset of h5py, or anything else
+        Of a Zarr group it is not known what is read of it; results may be written into it.
 
     Returns
     -------
     str or None
-        None: the value reads nothing that is stored, as far as its graph shows, or its store says nothing.
+        None: the value reads nothing that is stored, as far as its graph shows, or its stores say nothing.
+    bool
+        Whether all stores say something.
     """
-    stamps = {found for stored in _stored_in(value) if (found := _stamp(stored)) is not None}
-    return digest(sorted(stamps)) if stamps else None
+    stamps = set(map(_stamp, _stored_in(value)))
+    told = sorted(stamp for stamp in stamps if stamp is not None)
+    return digest(told) if told else None, None not in stamps
 
 
 def _stamp(stored: Any) -> str | None:
     """Return what changes when a stored array is written anew; None if nothing is known to."""
-    if isinstance(stored, zarr.Array | zarr.Group):
+    if isinstance(stored, zarr.Array):
         return of_array(stored)[1]
     name = stored.filename if isinstance(stored, np.memmap) else stored.file.filename if stored else None
     return stamp(name) if name is not None and os.path.isfile(name) else None  # noqa: PTH113
@@ -59,9 +61,7 @@ def _stamp(stored: Any) -> str | None:
 
 def _stored_in(value: Any) -> Iterator[Any]:
     """Yield the stored arrays that a value is or reads."""
-    if isinstance(value, zarr.Group):
-        yield value
-    elif is_dataset(value):
+    if is_dataset(value):
         for variable in value.variables.values():
             yield from _stored_in(variable)
     elif is_labelled(value):

@@ -495,7 +495,8 @@ class _Description:
         if is_script(value):
             self.add(script(value), f"{name} code")
             self.add(constants(value), f"{name} constants")
-        if type(value) not in PLAIN and (data := data_read_by(value)) is not None:
+        data = None if type(value) in PLAIN else data_read_by(value)[0]
+        if data is not None:
             self.put(f"{name} data", data)
         inside = content(value) if hidden else []
         own = any(map(owned, _leaves(inside)))

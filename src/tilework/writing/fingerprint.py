@@ -259,8 +259,15 @@ def of_dask(array: Any, version: str | None = None) -> Fingerprint:
     specs = {id(spec): spec for spec in specs_below(array)}
     for number, spec in enumerate(specs.values(), 1):
         parts.take(of_spec(spec, version, deep=False), f"{BELOW} {number}: ")
-    if (data := data_read_by(array)) is not None:
+    data, told = data_read_by(array)
+    if data is not None:
         parts[f"{BELOW}: data"] = data
+    if not told:
+        LOG.warning(
+            "%s reads a store that does not say whether data changed, so that only its name is compared; "
+            "change version= when the data change",
+            array.name,
+        )
     return Fingerprint(parts, name)
 
 

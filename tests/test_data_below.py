@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import os
 import time
 from collections.abc import Callable
@@ -90,27 +92,77 @@ def test_data_written_anew_are_no_old_data(opened: str, written: str, tmp_path: 
     assert not np.array_equal(before, stored(store))
 
 
-MODULE = "def step(crop):\n    return crop * {factor}\n"
+MODULE = """
+def step(crop):
+    return crop * {factor}
+
+class Step:
+    def __call__(self, crop):
+        return step(crop)
+"""
+STEPS: dict[str, Callable[[Any, Any], Any]] = {
+    "map_blocks": lambda module, image: image.map_blocks(module.step),
+    "map_overlap": lambda module, image: image.map_overlap(module.step, depth=1),
+    "an instance": lambda module, image: image.map_blocks(module.Step(), name="steps"),
+    "partial": lambda module, image: image.map_blocks(functools.partial(apply, module.step)),
+    "an argument": lambda module, image: image.map_blocks(applied, function=module.step),
+    "gufunc": lambda module, image: da.apply_gufunc(module.step, "()->()", image, output_dtypes="f4"),
+    "xarray": lambda module, image: xr.apply_ufunc(
+        module.step, xr.DataArray(image, dims=("y", "x")), dask="parallelized", output_dtypes=["f4"]
+    ),
+    "reduction": lambda module, image: image + image.map_blocks(module.step).sum(),
+}
+
+
+def apply(function: Any, crop: Any) -> Any:
+    return function(crop)
+
+
+def applied(crop: Any, function: Any) -> Any:
+    return function(crop)
+
+
+@pytest.fixture
+def step_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Any]:
+    """Return a function that returns a module of the user, edited to another factor."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    path = tmp_path / f"steps_below_{os.getpid()}.py"
+
+    def module(factor: int) -> Any:
+        path.write_text(MODULE.format(factor=factor))
+        importlib.invalidate_caches()
+        return importlib.reload(importlib.import_module(path.stem))
+
+    return module
+
+
+@pytest.mark.sample(4)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_function_that_dask_applies_is_compared_by_its_code(
+    step: str, tmp_path: Path, step_of: Callable[[int], Any]
+) -> None:
+    def result(factor: int) -> Any:
+        image = STEPS[step](step_of(factor), da.ones(SHAPE, chunks=8, dtype="f4"))
+        return tw.tiled_map(np.abs, image, 8, 1, dtype="f4")
+
+    store = tmp_path / "result.zarr"
+    tw.to_zarr(result(2), store, progress=False)
+    tw.to_zarr(result(2), store, progress=False)
+    with pytest.raises(tw.TilingError, match=r"changed: .*below: function \d"):
+        tw.to_zarr(result(30), store, progress=False)
 
 
 @pytest.mark.parametrize("name", [None, "first"])
 @pytest.mark.parametrize("written", WRITTEN)
 def test_a_function_below_that_changed_is_another(
-    written: str, name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    written: str, name: str | None, tmp_path: Path, step_of: Callable[[int], Any]
 ) -> None:
     """dask knows a function of a module by its name."""
-    import importlib
-
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("sys.dont_write_bytecode", True)
-    path = tmp_path / f"steps_below_{os.getpid()}.py"
     write(tmp_path, 1)
 
     def result(factor: int) -> Any:
-        path.write_text(MODULE.format(factor=factor))
-        importlib.invalidate_caches()
-        module = importlib.import_module(path.stem)
-        module = importlib.reload(module)
+        module = step_of(factor)
         below = tw.tiled_map(module.step, str(tmp_path / "image.zarr"), 8, 1, dtype="f4", name=name)
         return WRITTEN[written](below + 1)
 

@@ -1,23 +1,27 @@
-"""The stored arrays that a value reads, and what they say about their data."""
+"""What the graph of a dask array shows: the stored arrays that it reads, and the functions of its blocks."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import zarr
 from dask.blockwise import Blockwise
+from dask.task_spec import Task
 
 from tilework._checks import attribute, has
 from tilework.formats.labelled import is_dataset, is_labelled
 from tilework.identity.digests import digest
+from tilework.identity.modules import installed
 from tilework.identity.stamps import of_array, stamp
 from tilework.source.base import Source
 from tilework.source.opening import open_source
 
-__all__ = ["data_read_by", "read_by"]
+__all__ = ["data_read_by", "functions_in", "read_by"]
 
 # Layers with more tasks are made by computations, not by opening an array.
 FEW_TASKS = 64
@@ -49,6 +53,27 @@ def data_read_by(value: Any) -> tuple[str | None, bool]:
     stamps = set(map(_stamp, _stored_in(value)))
     told = sorted(stamp for stamp in stamps if stamp is not None)
     return digest(told) if told else None, None not in stamps
+
+
+def functions_in(array: Any) -> Iterator[Any]:
+    """Yield the functions of the user that the graph of a dask array applies to blocks, such as `map_blocks`.
+
+    dask knows a function of a module by its name, whatever its code.
+    """
+    seen: set[int] = set()
+    for value in _values(array):
+        if callable(value) and id(value) not in seen and _is_own(value):
+            seen.add(id(value))
+            yield value
+
+
+def _is_own(function: Any) -> bool:
+    """Return whether a function, or one in a partial function, is in no installed package."""
+    if isinstance(function, functools.partial):
+        return any(map(_is_own, (function.func, *function.args, *function.keywords.values())))
+    kind = function if isinstance(function, FunctionType | type) else type(function)
+    module = attribute(kind, "__module__")
+    return isinstance(module, str) and installed(module) is None
 
 
 def _stamp(stored: Any) -> str | None:
@@ -93,8 +118,17 @@ def _values(array: Any) -> Iterator[Any]:
     for layer in attribute(attribute(array, "dask"), "layers", {}).values():
         if isinstance(layer, Blockwise):
             yield from (argument for argument, _ in layer.indices)
+            yield from _parts(layer.task)
         elif layer.is_materialized() and len(layer) <= FEW_TASKS:
-            yield from (getattr(node, "value", node) for node in layer.values())
+            for node in layer.values():
+                yield getattr(node, "value", node)
+                yield from _parts(node)
+
+
+def _parts(task: Any) -> Iterator[Any]:
+    """Yield the function and the arguments of a task, if it is one."""
+    if isinstance(task, Task):
+        yield from (task.func, *task.args, *task.kwargs.values())
 
 
 def _inside(value: Any) -> Any:

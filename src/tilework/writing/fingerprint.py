@@ -20,7 +20,7 @@ from tilework.graph.build import specs_below
 from tilework.grid.axis import AxisGrid
 from tilework.identity.digests import SHORT, UNKNOWN, digest
 from tilework.identity.stamps import of_array, stamp
-from tilework.identity.stored import data_read_by
+from tilework.identity.stored import data_read_by, functions_in
 from tilework.source.base import (
     BlockSource,
     FileSource,
@@ -246,8 +246,8 @@ def of_source(source: Source) -> Fingerprint:
 def of_dask(array: Any, version: str | None = None) -> Fingerprint:
     """Return the parts that identify a dask array.
 
-    Its name does not say what is in a store that was written anew in its place, nor what the functions of
-    results of `tiled_map` do from which it is computed.
+    Its name does not say what is in a store that was written anew in its place, nor what the functions do
+    from whose results it is computed.
 
     Parameters
     ----------
@@ -259,6 +259,8 @@ def of_dask(array: Any, version: str | None = None) -> Fingerprint:
     specs = {id(spec): spec for spec in specs_below(array)}
     for number, spec in enumerate(specs.values(), 1):
         parts.take(of_spec(spec, version, deep=False), f"{BELOW} {number}: ")
+    for number, function in enumerate(functions_in(array) if version is None else (), 1):
+        parts.take(describe(function, f"{BELOW}: function {number}"))
     data, told = data_read_by(array)
     if data is not None:
         parts[f"{BELOW}: data"] = data

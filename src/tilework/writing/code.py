@@ -32,6 +32,7 @@ from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce, files_of
 from tilework.function.network import TorchFunction
 from tilework.function.normalizing import Normalized, normalizations
+from tilework.function.own_code import bytecode, code_constants
 from tilework.function.scripts import constants, is_script
 from tilework.identity.digests import (
     SHORT,
@@ -57,8 +58,6 @@ from tilework.identity.stamps import stamp
 from tilework.identity.stored import data_read_by
 from tilework.writing.kinds import (
     by_name,
-    bytecode,
-    code_constants,
     has_dict,
     is_compiled,
     is_data,

@@ -8,7 +8,7 @@ import inspect
 import operator
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,6 @@ from tilework.identity.modules import installed
 
 __all__ = [
     "by_name",
-    "bytecode",
-    "code_constants",
     "has_dict",
     "is_compiled",
     "is_data",
@@ -120,19 +118,3 @@ def is_data(value: Any) -> bool:
 def is_of_pandas(value: Any) -> bool:
     """Return whether dask knows how to hash an object of pandas, which keeps caches among its attributes."""
     return type(value).__module__.partition(".")[0] == "pandas"
-
-
-def bytecode(code: types.CodeType) -> tuple[Any, ...]:
-    """Return the instructions of a function, without file names, line numbers and constants."""
-    nested = tuple(bytecode(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
-    return (code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount, names, nested)
-
-
-def code_constants(code: types.CodeType) -> Iterator[Any]:
-    """Yield the constants of a function and of those inside it."""
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from code_constants(constant)
-        else:
-            yield constant

@@ -1,0 +1,127 @@
+"""The code of a function of the user, down into the functions of the user that it calls."""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from tilework._checks import attribute
+
+__all__ = ["bytecode", "code_constants", "own_code"]
+
+# Functions that are looked at: more would take longer than the rest of making a graph.
+MOST = 500
+# Globals of these types belong to the code that names them.
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_INSTALLED = tuple(sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib"))
+
+
+def bytecode(code: CodeType) -> tuple[Any, ...]:
+    """Return the instructions of a function, without file names, line numbers and constants."""
+    nested = tuple(bytecode(c) for c in code.co_consts if isinstance(c, CodeType))
+    names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+    return (code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount, names, nested)
+
+
+def code_constants(code: CodeType) -> Iterator[Any]:
+    """Yield the constants of a function and of those inside it."""
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from code_constants(constant)
+        else:
+            yield constant
+
+
+def own_code(function: Any) -> list[Any]:
+    """Return the code of a function of the user, and of all that it reaches by name in the user's modules.
+
+    dask knows a function of a module by the names of both, also after it was edited and loaded again, as
+    notebooks do. Installed functions have none here.
+    """
+    found = _Found()
+    found.add(function)
+    return found.code
+
+
+class _Found:
+    """The code found so far, and the objects that were looked at."""
+
+    def __init__(self) -> None:
+        self.code: list[Any] = []
+        self.seen: dict[int, Any] = {}
+
+    def add(self, value: Any) -> None:
+        """Add the code of a function, a class, or what is made of these."""
+        if id(value) in self.seen or len(self.seen) >= MOST:
+            return
+        self.seen[id(value)] = value
+        if isinstance(value, functools.partial):
+            for part in (value.func, *value.args, *value.keywords.values()):
+                self.add(part)
+        elif isinstance(value, MethodType):
+            self.add(value.__func__)
+            self.add(value.__self__)
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif callable(value):
+            self.add(type(value))
+            for part in attribute(value, "__dict__", {}).values():
+                if callable(part):
+                    self.add(part)
+
+    def _function(self, value: FunctionType) -> None:
+        code = value.__code__
+        if _is_installed(code.co_filename):
+            return
+        self.code.append((bytecode(code), list(code_constants(code))))
+        for part in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+            self.add(part)
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                self.add(cell.cell_contents)
+        names = dict.fromkeys(_names(code))
+        for name in names:
+            if name in value.__globals__:
+                self._global(name, value.__globals__[name], names)
+
+    def _global(self, name: str, value: Any, names: dict[str, None]) -> None:
+        """Add a global that a function names; of a module, what has a name that the function uses."""
+        if isinstance(value, PLAIN):
+            self.code.append((name, value))
+        elif not isinstance(value, ModuleType):
+            self.add(value)
+        elif not _is_installed(attribute(value, "__file__") or ""):
+            inside = vars(value)
+            for part in (inside[n] for n in names if n in inside):
+                self.add(part)
+
+    def _class(self, value: type) -> None:
+        for base in value.__mro__:
+            for key, member in sorted(vars(base).items()):
+                function = attribute(member, "__func__", attribute(member, "fget", member))
+                if isinstance(function, FunctionType):
+                    self.add(function)
+                elif isinstance(member, PLAIN) and not key.startswith("__"):
+                    self.code.append((key, member))
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the names that a function uses, and those inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _is_installed(file: str) -> bool:
+    """Return whether a file belongs to Python or to an installed package."""
+    if not file or file.startswith("<frozen"):
+        return True
+    return file.startswith(_INSTALLED) or not {"site-packages", "dist-packages"}.isdisjoint(Path(file).parts)

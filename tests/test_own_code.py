@@ -174,3 +174,18 @@ def test_names_are_those_of_another_process(module_of: Callable[..., Any], tmp_p
             env=os.environ | {"PYTHONHASHSEED": seed},
         )  # fmt: skip
         assert done.stdout.split() == names
+
+
+def test_load_once_builds_with_the_edited_factory(module_of: Callable[..., Any]) -> None:
+    def largest(factory: Any, *args: Any) -> float:
+        out = tw.tiled_map(tw.load_once(factory, args), np.ones((16, 16), "f4"), 8, 1, dtype="f4")
+        return float(out.compute().max())
+
+    for name in ("Step", "partial"):
+        factory = FACTORIES[name]
+        assert largest(factory, getattr(module_of(2), name)) == 2
+        assert largest(factory, getattr(module_of(2), name)) == 2
+        assert largest(factory, getattr(module_of(30), name)) == 30
+
+
+FACTORIES: dict[str, Any] = {"Step": lambda kind: kind(), "partial": lambda given: given}

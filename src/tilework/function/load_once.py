@@ -27,6 +27,7 @@ from tilework.function.devices import (
     working,
 )
 from tilework.function.guard import Guard
+from tilework.function.own_code import own_code
 from tilework.function.pools import shared_among
 from tilework.function.tensors import is_module
 
@@ -311,9 +312,9 @@ def load_once(
             f"factory and its arguments must be picklable, because every process gets them: {error}. Let the "
             "factory open files and connections itself, and give it their paths."
         ) from error
-    # A file that is written anew makes another object.
+    # A file that is written anew makes another object, and so does a factory in a module that was edited.
     files = {path: _stamp(path) for path in files_of(factory, args, named)}
-    facts = (version, concurrent, *files.items())
+    facts = (version, concurrent, *files.items(), *own_code(functools.partial(factory, *args, **named)))
     digest = hashlib.sha256(packed + repr(facts).encode()).hexdigest()
     name = attribute(factory, "__qualname__", type(factory).__name__)
     return LoadOnce(packed, digest, concurrent, name, version=version, files=files)

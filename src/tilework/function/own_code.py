@@ -80,7 +80,7 @@ class _Found:
         code = value.__code__
         if _is_installed(code.co_filename):
             return
-        self.code.append((bytecode(code), list(code_constants(code))))
+        self.code.append((bytecode(code), list(map(_ordered, code_constants(code)))))
         for part in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
             self.add(part)
         for cell in value.__closure__ or ():
@@ -110,6 +110,13 @@ class _Found:
                     self.add(function)
                 elif isinstance(member, PLAIN) and not key.startswith("__"):
                     self.code.append((key, member))
+
+
+def _ordered(constant: Any) -> Any:
+    """Return a constant whose text is equal in every process: sets have an order of their own in each."""
+    if isinstance(constant, frozenset):
+        return ("frozenset", *sorted(map(repr, map(_ordered, constant))))
+    return tuple(map(_ordered, constant)) if isinstance(constant, tuple) else constant
 
 
 def _names(code: CodeType) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import sysconfig
 from collections.abc import Iterator
 from contextlib import suppress
@@ -103,7 +104,8 @@ class _Found:
                 self.add(part)
 
     def _class(self, value: type) -> None:
-        for base in value.__mro__:
+        modules = ((base, sys.modules.get(str(base.__module__))) for base in value.__mro__)
+        for base in (b for b, module in modules if not _is_installed(attribute(module, "__file__") or "")):
             for key, member in sorted(vars(base).items()):
                 function = attribute(member, "__func__", attribute(member, "fget", member))
                 if isinstance(function, FunctionType):

@@ -19,7 +19,10 @@ __all__ = ["bytecode", "code_constants", "own_code"]
 MOST = 500
 # Globals of these types belong to the code that names them.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_INSTALLED = tuple(sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib"))
+_INSTALLED = (
+    *(sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")),
+    str(Path(__file__).parents[1]),
+)
 
 
 def bytecode(code: CodeType) -> tuple[Any, ...]:

@@ -93,12 +93,38 @@ def test_data_written_anew_are_no_old_data(opened: str, written: str, tmp_path: 
 
 
 MODULE = """
+import functools
+import threading
+import numpy as np
+
+LOCK = threading.Lock()
+
 def step(crop):
+    "{doc}"
     return crop * {factor}
+
+def locked(crop):
+    with LOCK:
+        return crop * {factor}
 
 class Step:
     def __call__(self, crop):
         return step(crop)
+
+    def method(self, crop):
+        return step(crop)
+
+class Model:
+    def run(self, crop):
+        return crop * {factor}
+
+class Reader:
+    shape, ndim, dtype = (16, 16), 2, np.dtype("f4")
+
+    def __getitem__(self, box):
+        return np.full((16, 16), {factor}, "f4")[box]
+
+cached = functools.lru_cache(step)
 """
 STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "map_blocks": lambda module, image: image.map_blocks(module.step),
@@ -111,11 +137,32 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
         module.step, xr.DataArray(image, dims=("y", "x")), dask="parallelized", output_dtypes=["f4"]
     ),
     "reduction": lambda module, image: image + image.map_blocks(module.step).sum(),
+    "method": lambda module, image: image.map_blocks(module.Step().method, name="steps"),
+    "list": lambda module, image: image.map_blocks(first_of, functions=[module.step], name="steps"),
+    "dict": lambda module, image: image.map_blocks(first_of, functions={0: module.step}, name="steps"),
+    "model": lambda module, image: image.map_blocks(run, model=module.Model(), name="steps"),
+    "reader": lambda module, image: da.from_array(module.Reader(), chunks=8, name="read") + image,
+    "wrapper": lambda module, image: image.map_blocks(
+        np.vectorize(module.step, otypes=["f4"]), name="steps", dtype="f4"
+    ),
+    "cached": lambda module, image: image.map_blocks(applied_uncached, function=module.cached, name="steps"),
 }
 
 
 def apply(function: Any, crop: Any) -> Any:
     return function(crop)
+
+
+def first_of(crop: Any, functions: Any) -> Any:
+    return functions[0](crop)
+
+
+def run(crop: Any, model: Any) -> Any:
+    return model.run(crop)
+
+
+def applied_uncached(crop: Any, function: Any) -> Any:
+    return function.__wrapped__(crop)
 
 
 def applied(crop: Any, function: Any) -> Any:
@@ -129,8 +176,8 @@ def step_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     monkeypatch.setattr("sys.dont_write_bytecode", True)
     path = tmp_path / f"steps_below_{os.getpid()}.py"
 
-    def module(factor: int) -> Any:
-        path.write_text(MODULE.format(factor=factor))
+    def module(factor: int, doc: str = "Do it.") -> Any:
+        path.write_text(MODULE.format(factor=factor, doc=doc))
         importlib.invalidate_caches()
         return importlib.reload(importlib.import_module(path.stem))
 
@@ -189,6 +236,70 @@ def test_a_version_stands_for_code_and_not_for_data(tmp_path: Path) -> None:
         tw.to_zarr(result(np.abs), store, progress=False, version="1")
 
 
+@pytest.mark.parametrize("version", [None, "1"])
+@pytest.mark.parametrize("chained", ["dask", "tiled"])
+def test_what_shows_nothing_below_is_known_by_the_name(
+    chained: str, version: str | None, step_of: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lock around reading is usual; the name of the array is compared still, and what else can be."""
+    store = zarr.storage.MemoryStore()
+    image = da.ones(SHAPE, chunks=8, dtype="f4")
+
+    def write_with(factor: int) -> None:
+        fn = step_of(factor).locked
+        below = image.map_blocks(fn) if chained == "dask" else tw.tiled_map(fn, image, 8, 1, dtype="f4")
+        out = tw.tiled_map(np.abs, below, 8, 1, dtype="f4")
+        tw.to_zarr(out, store, progress=False, version=version)
+
+    write_with(2)
+    write_with(2)
+    assert ("cannot be compared" in caplog.text) == (version is None)
+    if version is None:
+        with pytest.raises(tw.TilingError, match=r"below.* constants"):
+            write_with(30)
+    else:
+        write_with(30)
+
+
+def test_a_docstring_below_does_not_matter(step_of: Callable[..., Any]) -> None:
+    store, image = zarr.storage.MemoryStore(), np.ones(SHAPE, "f4")
+    for doc in ("Do it.", "Say more."):
+        below = tw.tiled_map(step_of(2, doc).step, image, 8, 1, dtype="f4")
+        tw.to_zarr(below + 1, store, progress=False)
+
+
+def test_a_mask_below_is_compared() -> None:
+    store = zarr.storage.MemoryStore()
+
+    def result(mask: Any) -> Any:
+        below = tw.tiled_map(np.negative, np.ones(SHAPE, "f4"), 8, 1, dtype="f4", mask=mask, name="masked")
+        return tw.tiled_map(np.abs, below + 1, 8, 1, dtype="f4")
+
+    tw.to_zarr(result(np.ones(SHAPE, bool)), store, progress=False)
+    with pytest.raises(tw.TilingError, match="below 1: mask"):
+        tw.to_zarr(result(np.eye(16, dtype=bool)), store, progress=False)
+
+
+def test_other_collections_of_dask_and_copies_of_maps_are_nothing_stored(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from dask import delayed
+
+    one = delayed(abs)(-2, dask_key_name="two")
+    np.save(tmp_path / "image.npy", np.ones(SHAPE, "f4"))
+    copy = np.load(tmp_path / "image.npy", mmap_mode="r").astype("f4")
+    assert isinstance(copy, np.memmap)
+
+    def doubled(crop: Any) -> Any:
+        return crop * one.compute(scheduler="synchronous")
+
+    out = tw.tiled_map(doubled, da.from_array(copy, chunks=8, name="copy"), 8, 1, dtype="f4")
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(out, store, progress=False)
+    tw.to_zarr(out, store, progress=False)
+    assert "does not say" not in caplog.text
+
+
 USED: dict[str, Callable[[Path], Any]] = {
     "array": lambda folder: zarr.open_array(folder / "image.zarr", mode="r"),
     "in a list": lambda folder: [zarr.open_array(folder / "image.zarr", mode="r")],
@@ -227,20 +338,29 @@ def test_what_a_function_reads_belongs_to_it(used: str, tmp_path: Path) -> None:
         tw.to_zarr(result(), store, progress=False)
 
 
+@pytest.mark.parametrize("opened", ["tiled, named", "tiled", "xarray"])
 def test_a_store_of_before_is_resumed_once_and_then_compared(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    opened: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its record has no part of what is below the dask array."""
+    """Its record has no part of what is below the dask array, nor of data that the function reads."""
     write(tmp_path, 2)
     store = tmp_path / "result.zarr"
 
     def result() -> Any:
-        return tw.tiled_map(np.abs, OPENED["tiled, named"](tmp_path), 8, 1, dtype="f4")
+        field = zarr.open_array(tmp_path / "image.zarr", mode="r")
+        image = getattr(OPENED[opened](tmp_path), "data", OPENED[opened](tmp_path))
+        image = (
+            image
+            if opened != "xarray"
+            else xr.open_zarr(tmp_path / "labelled.zarr", consolidated=False)["image"].data
+        )
+        return tw.tiled_map(lambda crop: np.abs(crop) + field[0, 0], image, 8, 1, dtype="f4")
 
     tw.to_zarr(result(), store, progress=False)
     array = zarr.open_array(store)
     record: Any = array.attrs["tilework"]
-    kept = {name: value for name, value in record["fingerprint"].items() if " below" not in name}
+    late = (" below", "stored data")
+    kept = {n: value for n, value in record["fingerprint"].items() if not any(word in n for word in late)}
     assert len(kept) < len(record["fingerprint"])
     array.attrs["tilework"] = {**record, "fingerprint": kept}
     tw.to_zarr(result(), store, progress=False)
@@ -248,5 +368,5 @@ def test_a_store_of_before_is_resumed_once_and_then_compared(
     assert zarr.open_array(store).attrs["tilework"]["fingerprint"] == record["fingerprint"]
     time.sleep(0.02)
     write(tmp_path, 3)
-    with pytest.raises(tw.TilingError, match="below 1: source 0 data"):
+    with pytest.raises(tw.TilingError, match="changed: fn closure value field stored data"):
         tw.to_zarr(result(), store, progress=False)

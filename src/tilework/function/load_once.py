@@ -178,6 +178,11 @@ class LoadOnce:
         self._files = dict(files or {})
         """The files that the factory was given, as they were then."""
 
+    @property
+    def named(self) -> str:
+        """The token without the code of a factory in a module, by which results are named."""
+        return self.token.partition("-")[0]
+
     def changed_files(self) -> list[str]:
         """Return the files that were written anew since: some processes have what they held before.
 
@@ -246,7 +251,7 @@ class LoadOnce:
         return LoadOnce, (*values, self.__tilework_batched__, self.version, self._known, self._files)
 
     def __dask_tokenize__(self) -> Any:
-        return "tilework.load_once", self.token
+        return "tilework.load_once", self.named
 
     def __repr__(self) -> str:
         return f"load_once({self._inner}, token={self.token[:8]!r})"
@@ -314,7 +319,9 @@ def load_once(
         ) from error
     # A file that is written anew makes another object, and so does a factory in a module that was edited.
     files = {path: _stamp(path) for path in files_of(factory, args, named)}
-    facts = (version, concurrent, *files.items(), *own_code(functools.partial(factory, *args, **named)))
+    facts = (version, concurrent, *files.items())
+    code = own_code(functools.partial(factory, *args, **named))
     digest = hashlib.sha256(packed + repr(facts).encode()).hexdigest()
     name = attribute(factory, "__qualname__", type(factory).__name__)
-    return LoadOnce(packed, digest, concurrent, name, version=version, files=files)
+    token = f"{digest}-{hashlib.sha256(repr(code).encode()).hexdigest()}" if code else digest
+    return LoadOnce(packed, token, concurrent, name, version=version, files=files)

@@ -42,13 +42,17 @@ def code_constants(code: CodeType) -> Iterator[Any]:
 
 
 def own_code(function: Any) -> list[Any]:
-    """Return the code of a function of the user, and of all that it reaches by name in the user's modules.
+    """Return the code of a function of the user, and of what it reaches by name in the user's modules.
 
-    dask knows a function of a module by the names of both, also after it was edited and loaded again, as
-    notebooks do. Installed functions have none here.
+    A pickle knows a function of a module by the names of both, also after it was edited and loaded again, as
+    notebooks do. Installed functions have none here. What an object of the user does when it is looked at
+    may be anything: then there is none.
     """
     found = _Found()
-    found.add(function)
+    try:
+        found.add(function)
+    except Exception:
+        return []
     return found.code
 
 
@@ -84,7 +88,10 @@ class _Found:
         code = value.__code__
         if _is_installed(code.co_filename):
             return
-        self.code.append((bytecode(code), list(map(_ordered, code_constants(code)))))
+        constants = list(code_constants(code))
+        if value.__doc__ is not None and constants[:1] == [value.__doc__]:
+            del constants[0]
+        self.code.append((bytecode(code), list(map(_ordered, constants))))
         for part in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
             self.add(part)
         for cell in value.__closure__ or ():

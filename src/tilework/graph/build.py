@@ -22,7 +22,6 @@ from tilework.formats.labelled import told_by, unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
-from tilework.function.own_code import own_code
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
@@ -51,9 +50,9 @@ __all__ = [
 def fn_token(fn: Any) -> Any:
     """Return a token of ``fn``: from its code if dask can hash it, otherwise random."""
     if isinstance(fn, LoadOnce):
-        return fn.token
+        return fn.named
     try:
-        return tokenize(fn, *own_code(fn), ensure_deterministic=True)
+        return tokenize(fn, ensure_deterministic=True)
     except Exception:  # dask looks into it, and what a user's own class raises may be anything
         return uuid.uuid4().hex
 

@@ -94,7 +94,7 @@ def _open(array: Any) -> Source:
         none = (slice(0, 0),) * len(opened.shape)
         dtype = from_tensor(opened[none]).dtype if is_tensor(opened) else np.dtype(opened.dtype)
         meta = opened.meta if isinstance(opened, StoredImage) else None
-        once = OnceSource(array, tuple(map(int, opened.shape)), dtype, None, meta, array.token)
+        once = OnceSource(array, tuple(map(int, opened.shape)), dtype, None, meta, array.named)
         return _halved(once) if _reads_masked(opened) else once
     if isinstance(array, np.ma.MaskedArray):
         return _open_masked(array)

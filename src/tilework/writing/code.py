@@ -70,9 +70,12 @@ from tilework.writing.kinds import (
 )
 from tilework.writing.network_parts import describe_network
 
-__all__ = ["Fingerprint", "describe"]
+__all__ = ["READ", "Fingerprint", "describe"]
 
 Parts = dict[str, str]
+
+READ = "stored data"
+"""Ends the names of parts of the data that a function reads."""
 
 # Modules that have a part each, so that messages name them; more are combined by package.
 MODULES = 100
@@ -496,7 +499,7 @@ class _Description:
             self.add(constants(value), f"{name} constants")
         data = None if type(value) in PLAIN else data_read_by(value)[0]
         if data is not None:
-            self.put(f"{name} data", data)
+            self.put(f"{name} {READ}", data)
         inside = content(value) if hidden else []
         own = any(map(owned, _leaves(inside)))
         if own and not has_dict(value):

@@ -32,7 +32,7 @@ from tilework.source.base import (
 )
 from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
-from tilework.writing.code import Fingerprint, describe
+from tilework.writing.code import READ, Fingerprint, describe
 from tilework.writing.ledger import Accepted
 
 __all__ = [
@@ -89,8 +89,9 @@ def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fin
     for number, source in enumerate(spec.sources):
         label = labels[number]
         parts.take({"shape": str(source.shape), "dtype": str(source.dtype)}, f"{label} ")
-        if isinstance(source, BlockSource) and not deep:
-            found = Fingerprint({"dask name": source.dask_name})
+        if isinstance(source, BlockSource):
+            named = Fingerprint({"dask name": source.dask_name})
+            found = of_dask(source.handle, version, named=True) if deep else named
         else:
             found = _identity(source)
         if not found.keys() & {"data", "dask name"} and not isinstance(source, OnceSource):
@@ -193,9 +194,9 @@ def changes(
         unrecorded = tuple(sorted(new.keys() - new.former.keys()))
         new = new.former
     else:
-        # The first records of format 2 had no versions of the packages of networks, and nothing of what dask
-        # arrays are computed from.
-        late = [r" packages$"] if any(map(DEEP.search, old)) else [r" packages$", DEEP.pattern]
+        # The first records of format 2 had no versions of the packages of networks, and nothing of the data
+        # that a function reads, nor of what dask arrays are computed from.
+        late = [" packages$", f" {READ}$", *([] if any(map(DEEP.search, old)) else [DEEP.pattern])]
         added = re.compile("|".join(late))
         unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if added.search(name)))
         new = {name: value for name, value in new.items() if name not in unrecorded}
@@ -243,22 +244,25 @@ def of_source(source: Source) -> Fingerprint:
     return _identity(source)
 
 
-def of_dask(array: Any, version: str | None = None) -> Fingerprint:
+def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> Fingerprint:
     """Return the parts that identify a dask array.
 
     Its name does not say what is in a store that was written anew in its place, nor what the functions do
-    from whose results it is computed.
+    from whose results it is computed. Where these show nothing of themselves, the name has to do.
 
     Parameters
     ----------
     version : str, optional
-        Replaces the name, and the code of these functions.
+        Replaces the code of these functions, and the name unless ``named``.
     """
-    name = {"version": version} if version is not None else {"dask name": array.name}
+    name = {"dask name": array.name} if version is None or named else {"version": version}
     parts = Fingerprint(name)
     specs = {id(spec): spec for spec in specs_below(array)}
     for number, spec in enumerate(specs.values(), 1):
-        parts.take(of_spec(spec, version, deep=False), f"{BELOW} {number}: ")
+        below = f"{BELOW} {number}: "
+        parts.take(of_spec(spec, version, deep=False), below)
+        if spec.plan.mask is not None:
+            parts[f"{below}mask"] = digest(spec.plan.mask)
     for number, function in enumerate(functions_in(array) if version is None else (), 1):
         parts.take(describe(function, f"{BELOW}: function {number}"))
     data, told = data_read_by(array)
@@ -270,7 +274,10 @@ def of_dask(array: Any, version: str | None = None) -> Fingerprint:
             "change version= when the data change",
             array.name,
         )
-    return Fingerprint(parts, name)
+    if silent := sorted(part for part, value in parts.items() if value == UNKNOWN):
+        more = f", and {len(silent) - MANY} more" if len(silent) > MANY else ""
+        LOG.warning("%s: parts that cannot be compared: %s%s", array.name, ", ".join(silent[:MANY]), more)
+    return Fingerprint({part: value for part, value in parts.items() if part not in silent}, name)
 
 
 # -- the identity of the data of a source -----------------------------------------------------------------
@@ -301,7 +308,7 @@ def _(source: HalfSource) -> Fingerprint:
 
 @_identity.register
 def _(source: BlockSource) -> Fingerprint:
-    return of_dask(source.handle)
+    return of_dask(source.handle, named=True)
 
 
 @_identity.register

@@ -14,8 +14,10 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import CodeType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any
+
+from tilework.function.own_code import names_in
 
 __all__ = [
     "bound_to",
@@ -110,18 +112,10 @@ def _parts(one: Any) -> Iterator[Any]:
         yield from one.__defaults__ or ()
         yield from (one.__kwdefaults__ or {}).values()
         yield from (cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell))
-        yield from (one.__globals__[name] for name in _names_in(one.__code__) if name in one.__globals__)
+        yield from (one.__globals__[name] for name in names_in(one.__code__) if name in one.__globals__)
     own = _said(one, "__dict__")
     if isinstance(own, dict):
         yield from list(own.values())
-
-
-def _names_in(code: CodeType) -> Iterator[str]:
-    """Yield the global names of a function and of what it defines: functions, and comprehensions."""
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from _names_in(inner)
 
 
 def _is_filled(cell: Any) -> bool:

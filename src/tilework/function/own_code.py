@@ -13,9 +13,9 @@ from typing import Any
 
 from tilework._checks import attribute
 
-__all__ = ["bytecode", "code_constants", "own_code"]
+__all__ = ["bytecode", "code_constants", "names_in", "own_code"]
 
-# Functions that are looked at: more would take longer than the rest of making a graph.
+# Objects that are looked at: more would take longer than pickling a factory.
 MOST = 500
 # Globals of these types belong to the code that names them.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -39,6 +39,14 @@ def code_constants(code: CodeType) -> Iterator[Any]:
             yield from code_constants(constant)
         else:
             yield constant
+
+
+def names_in(code: CodeType) -> Iterator[str]:
+    """Yield the global names of a function and of what it defines: functions, and comprehensions."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from names_in(inner)
 
 
 def own_code(function: Any) -> list[Any]:
@@ -97,7 +105,7 @@ class _Found:
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # an empty cell
                 self.add(cell.cell_contents)
-        names = dict.fromkeys(_names(code))
+        names = dict.fromkeys(names_in(code))
         for name in names:
             if name in value.__globals__:
                 self._global(name, value.__globals__[name], names)
@@ -129,14 +137,6 @@ def _ordered(constant: Any) -> Any:
     if isinstance(constant, frozenset):
         return ("frozenset", *sorted(map(repr, map(_ordered, constant))))
     return tuple(map(_ordered, constant)) if isinstance(constant, tuple) else constant
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """Yield the names that a function uses, and those inside it."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
 
 
 def _is_installed(file: str) -> bool:

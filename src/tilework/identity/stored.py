@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -87,7 +87,7 @@ def _stamp(stored: Any) -> str | None:
     if isinstance(stored, zarr.Array):
         return of_array(stored)[1]
     name = _file(stored)
-    return stamp(name) if name is not None and os.path.isfile(name) else None  # noqa: PTH113
+    return stamp(name) if name is not None and Path(name).is_file() else None
 
 
 def _place(stored: Any) -> Any:

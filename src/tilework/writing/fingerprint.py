@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -41,6 +41,7 @@ __all__ = [
     "Changes",
     "Fingerprint",
     "changes",
+    "listed",
     "names_to_accept",
     "of_dask",
     "of_source",
@@ -163,6 +164,12 @@ class Changes:
         return f" If the change does not matter, accept={names} resumes the result and records this."
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return the first names of parts, and how many more there are."""
+    more = f", and {len(names) - MANY} more" if len(names) > MANY else ""
+    return ", ".join(names[:MANY]) + more
+
+
 def names_to_accept(accept: Any) -> tuple[str, ...]:
     """Return the argument ``accept``; raise a `TypeError` unless it is a sequence of names."""
     names = tuple(accept) if isinstance(accept, AbstractSet | list | tuple) else (None,)
@@ -275,8 +282,7 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
             array.name,
         )
     if silent := sorted(part for part, value in parts.items() if value == UNKNOWN):
-        more = f", and {len(silent) - MANY} more" if len(silent) > MANY else ""
-        LOG.warning("%s: parts that cannot be compared: %s%s", array.name, ", ".join(silent[:MANY]), more)
+        LOG.warning("%s: parts that cannot be compared: %s", array.name, listed(silent))
     return Fingerprint({part: value for part, value in parts.items() if part not in silent}, name)
 
 

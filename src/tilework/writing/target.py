@@ -29,7 +29,7 @@ from tilework.identity.location import holds, locate, same_array
 from tilework.source.base import Source
 from tilework.writing.by_dim import filled
 from tilework.writing.claim import Claims, refuse_if_owned
-from tilework.writing.fingerprint import MANY, Changes, changes
+from tilework.writing.fingerprint import Changes, changes, listed
 from tilework.writing.labels import Labels
 from tilework.writing.ledger import (
     FORMAT,
@@ -330,13 +330,11 @@ class Continued:
         if found.refused:
             raise self._refused(found)
         if missing := found.unrecorded:
-            more = f", and {len(missing) - MANY} more" if len(missing) > MANY else ""
             LOG.warning(
                 "%s was begun by an earlier version, which did not record these parts; whether they changed "
-                "is not known: %s%s",
+                "is not known: %s",
                 self.target.address,
-                ", ".join(missing[:MANY]),
-                more,
+                listed(missing),
             )
         record = with_accepted(self.record, found.accepted)
         if found.unrecorded and not former:

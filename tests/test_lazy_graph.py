@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
+from tests.calls import calls_of
 from tests.sampling import share
+from tilework.errors import CostWarning
 from tilework.graph import layer as layers
 from tilework.graph.build import find_spec, specs_below
 from tilework.graph.layer import BlockLayer, OutputLayer
@@ -82,6 +85,43 @@ def written(out: Any) -> None:
 
 
 # -- the cost of an endless image -------------------------------------------------------------------------
+
+LONG = {
+    "blend": {"crop": 10, "stride": 3, "blend": "gaussian"},
+    "trim": {"crop": 16, "overlap": 2},
+    "recompute": {"crop": 10, "stride": 3, "blend": "average", "reuse": "recompute"},
+    "short of memory": {"crop": 10, "stride": 3, "blend": "max", "memory_limit": "60MB"},
+    "own window": {"crop": 16, "stride": 8, "blend": np.hanning},
+    "map": {"crop": (16, 4), "stride": (8, 2), "blend": np.ones((16, 4))},
+    "one sample a tile": {"crop": 3, "overlap": 1},
+    "edges": {"crop": 12, "overlap": 3, "edge": "clip", "batch_size": 8},
+}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("name", LONG)
+def test_a_build_costs_the_same_however_many_tiles_an_axis_has(name: str, stored: bool) -> None:
+    """Counted in functions that run, and in bytes: neither walks tiles, nor makes an array of them."""
+
+    def build(n: int) -> Callable[[], Any]:
+        shape = (n, 64)
+        image = (
+            zarr.create_array({}, shape=shape, chunks=(1000, 7), dtype="f4") if stored else Endless(*shape)
+        )
+        return lambda: tw.tiled_map(twice, image, dtype="float32", name="long", **LONG[name])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CostWarning)
+        build(10**5)()
+        small, large = (calls_of(build(n), "call", "c_call") for n in (10**6, 9 * 10**7))
+        tracemalloc.start()
+        try:
+            build(9 * 10**7)()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert large < 2 * small + 20_000  # dask makes a number of each block
+    assert peak < 8 * 10**6
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ The closed forms were found by a walk over all small grids, which law G6 in ``te
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
 
@@ -27,6 +28,7 @@ import numpy as np
 from tilework._types import Ints
 from tilework.errors import GridError
 from tilework.grid.derived import Holder, derived
+from tilework.grid.places import Places
 
 __all__ = ["AxisGrid", "Edge", "PadSide", "Starts"]
 
@@ -291,6 +293,34 @@ class AxisGrid(Holder):
         start, stop = self.valid(i)
         return (start <= 0) & (self.edge != "pad"), (stop >= self.extent) & (self.edge != "pad")
 
+    def shorter(self, period: int = 1) -> tuple[AxisGrid, int, int]:
+        """Return the crops of an image that is shorter in its middle, where crops repeat.
+
+        Parameters
+        ----------
+        period : int, samples
+            Length of what else repeats along the axis, such as a block.
+
+        Returns
+        -------
+        grid : AxisGrid
+            The crops; this grid if it has no such middle. Otherwise, a step at least is left of that.
+        step : int, samples
+            A multiple of ``period`` after which crops repeat.
+        steps : int
+            By how many steps the image is shorter.
+        """
+        step = math.lcm(period, self.stride, self.multiple, self.quantum)
+        steps = 0
+        if self.starts is None and self.edge != "squeeze":
+            steps = max(0, (self.extent - 2 * self._far - 2 * step) // step)
+        return (replace(self, extent=self.extent - steps * step) if steps else self), step, steps
+
+    @derived
+    def _far(self) -> int:
+        """Crops this far from both ends are neither moved nor cut, and have no such neighbours; samples."""
+        return 2 * (self.crop + self.stride + self.overlap + sum(self.margin) + sum(self.padding))
+
     @property
     def tiles(self) -> Ints:
         """The numbers of all tiles."""
@@ -303,6 +333,22 @@ class AxisGrid(Holder):
     def reads(self) -> tuple[Ints, Ints]:
         """Return `read` of all tiles at once, as starts and stops that nobody can change."""
         return self._places("reads", lambda: self.read(self.tiles))
+
+    def read_places(self) -> tuple[Places, Places]:
+        """Return what `reads` does, in a size that does not depend on the number of tiles."""
+        grid, _, _ = self.shorter()
+        return self._spread(*grid.reads())
+
+    def support_places(self, rim: int | None = None) -> tuple[Places, Places]:
+        """Return what `supports` does, in a size that does not depend on the number of tiles."""
+        grid, _, _ = self.shorter()
+        return self._spread(*grid.supports(rim))
+
+    def _spread(self, starts: Ints, stops: Ints) -> tuple[Places, Places]:
+        """Return the places of all tiles from those of the shorter grid."""
+        more = len(self) - len(starts)
+        at = ceil_div(self._far, self.stride)
+        return Places(starts, at, self.stride, more), Places(stops, at, self.stride, more)
 
     def supports(self, rim: int | None = None) -> tuple[Ints, Ints]:
         """Return `support` of all tiles at once, as starts and stops that nobody can change."""

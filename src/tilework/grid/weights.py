@@ -373,8 +373,16 @@ class AxisWeights:
         """The number of tiles with weight on the sample where most of them have."""
         if not len(self.grid):
             return 0
-        starts, stops = self.grid.supports(self.rim)
-        return int((self.grid.tiles + 1 - np.searchsorted(stops, starts, side="right")).max())
+        near = self._shorter[0].grid
+        starts, stops = near.supports(self.rim)
+        return int((near.tiles + 1 - np.searchsorted(stops, starts, side="right")).max())
+
+    @cached_property
+    def _shorter(self) -> tuple[AxisWeights, int]:
+        """Weights with tiles of the same kinds along a shorter axis, and by how many result samples."""
+        grid, step, steps = self.grid.shorter()
+        near = AxisWeights(grid, self.window, self.rim, self.scale) if steps else self
+        return near, self.scaled(steps * step)
 
     def total(self, start: int, stop: int) -> Floats:
         """Return the sum of the raw weights of all tiles over result samples [start, stop)."""
@@ -441,11 +449,13 @@ class AxisWeights:
 
     def hole(self) -> int | None:
         """Return the first sample found that has no weight from any tile; None if there is none."""
-        for i in self.kinds():
-            start, stop = self.support(i)
-            hole = np.flatnonzero(self.total(start, stop) <= 0)
+        near, left_out = self._shorter
+        for i in near.kinds():
+            start, stop = near.support(i)
+            hole = np.flatnonzero(near.total(start, stop) <= 0)
             if hole.size:
-                return int(start + hole[0])
+                found = int(start + hole[0])
+                return found + left_out * (2 * found > near.extent)
         return None
 
     def offsets(self) -> tuple[Ints, Ints]:
@@ -455,22 +465,23 @@ class AxisWeights:
         have shape (kinds, most tiles on a sample); the place before the first one, -1, fills up the rows.
         """
         rows, samples = [], []
-        width, rim, n = max(1, self.most), self.scaled(self.rim or 0), self.length
-        for i in self.kinds():
-            start, stop = self.support(i)
+        near, left_out = self._shorter
+        width, rim, n = max(1, near.most), self.scaled(self.rim or 0), self.length
+        for i in near.kinds():
+            start, stop = near.support(i)
             x = np.arange(start, stop)
             found = np.full((len(x), width), -1)
-            first, last = self.touching(range(len(self.grid)), start, stop)
+            first, last = near.touching(range(len(near.grid)), start, stop)
             for k in range(first, last):
-                a, b = self.support(k)
-                before, after = self.grid.borders(k)
+                a, b = near.support(k)
+                before, after = near.grid.borders(k)
                 # At the border of the image, the rim has the weight of the first sample inside it.
                 low, high = rim if before else 0, n - rim - 1 if after else n - 1
                 here = (x >= a) & (x < b)
-                place = np.clip(x[here] - self.scaled(self.grid.nominal(k)), low, high)
+                place = np.clip(x[here] - self.scaled(near.grid.nominal(k)), low, high)
                 found[here, (found[here] >= 0).sum(axis=1)] = place
             rows.append(found)
-            samples.append(x)
+            samples.append(x + left_out * (2 * x > near.extent))
         if not rows:
             return np.empty((0, width), np.int64), np.empty(0, np.int64)
         kinds, at = np.unique(np.concatenate(rows), axis=0, return_index=True)

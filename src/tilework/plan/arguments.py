@@ -28,7 +28,7 @@ from tilework._machine import default_memory
 from tilework._types import Bits, Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, PadSide, Starts, ceil_div
-from tilework.plan.axis_table import Spans, joint
+from tilework.plan.axis_table import Spans
 from tilework.plan.tables import box_any
 from tilework.source.base import Source, unmasked
 
@@ -325,10 +325,11 @@ def tiles_in_mask(
         scales = _mask_scales(values.shape, axes, names, mask_scale)
     under = []
     for d, (grid, scale, length) in enumerate(zip(axes, scales, values.shape, strict=True)):
-        starts, stops = joint([grid.supports(None if rim is None else rim[d]) for rim in rims])
+        supports = [grid.supports(None if rim is None else rim[d]) for rim in rims]
+        starts: Ints = np.minimum.reduce([a for a, _ in supports])
+        stops: Ints = np.maximum.reduce([b for _, b in supports])
         lows, highs = _mask_samples(length, grid.extent, scale)
-        first = np.searchsorted(highs, starts, side="right")
-        last = np.searchsorted(lows, stops, side="left")
+        first, last = np.searchsorted(highs, starts, "right"), np.searchsorted(lows, stops)
         under.append(Spans(first, np.maximum(first, last)))
     return box_any(values.astype(bool), under)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,8 +10,9 @@ import numpy as np
 from tilework._types import Bits, Ints, Span
 from tilework.grid.axis import AxisGrid
 from tilework.grid.derived import Holder, derived
+from tilework.grid.places import Places
 
-__all__ = ["AxisTable", "Spans", "joint"]
+__all__ = ["AxisTable", "Spans"]
 
 
 class Spans(NamedTuple):
@@ -91,24 +91,24 @@ class AxisTable(Holder):
     def touches(self) -> Spans:
         """`touch` as arrays."""
         first, (_, stops) = self._firsts, self._hulls
-        touching = np.searchsorted(stops, self._edges[:-1], side="right")
+        touching = stops.count_before(self._edges[:-1], "right")
         # A block in which no tile has weight touches an empty range, not a negative one.
         return Spans(np.minimum(touching, first[1:]), first[1:])
 
     @derived
     def owned_reads(self) -> Spans:
         """`owned_read` as arrays."""
-        return _extents(self.owns, *self.grid.reads())
+        return _extents(self.owns, *self.grid.read_places())
 
     @derived
     def touching_reads(self) -> Spans:
         """`touch_read` as arrays."""
-        return _extents(self.touches, *self.grid.reads())
+        return _extents(self.touches, *self.grid.read_places())
 
     @derived
     def canvases(self) -> list[Spans]:
         """`canvas` as arrays."""
-        return [_extents(self.owns, *self.grid.supports(rim)) for rim in self.rims]
+        return [_extents(self.owns, *self.grid.support_places(rim)) for rim in self.rims]
 
     @derived
     def longest_reads(self) -> tuple[int, int]:
@@ -130,11 +130,13 @@ class AxisTable(Holder):
     def longest(self) -> int:
         """The longest support of a tile, samples."""
         starts, stops = self._hulls
-        return int((stops - starts).max(initial=0))
+        return int((stops.near - starts.near).max(initial=0))
 
     @derived
-    def _hulls(self) -> tuple[Ints, Ints]:
-        return joint([self.grid.supports(rim) for rim in self.rims])
+    def _hulls(self) -> tuple[Places, Places]:
+        """The hulls of each tile's supports in several outputs, as starts and stops."""
+        starts, stops = zip(*(self.grid.support_places(rim) for rim in self.rims), strict=True)
+        return Places.joint(starts, np.minimum), Places.joint(stops, np.maximum)
 
     @derived
     def _edges(self) -> Ints:
@@ -144,27 +146,20 @@ class AxisTable(Holder):
     @derived
     def _firsts(self) -> Ints:
         """The number of tiles whose support starts before each edge."""
-        return np.searchsorted(self._hulls[0], self._edges)
-
-
-def joint(supports: Sequence[tuple[Ints, Ints]]) -> tuple[Ints, Ints]:
-    """Return the hulls of each tile's supports in several outputs, as starts and stops."""
-    if len(supports) == 1:
-        return supports[0]
-    return np.minimum.reduce([a for a, _ in supports]), np.maximum.reduce([b for _, b in supports])
+        return self._hulls[0].count_before(self._edges)
 
 
 def _longest(spans: Spans) -> int:
     return int(spans.lengths.max())
 
 
-def _extents(ranges: Spans, starts: Ints, stops: Ints) -> Spans:
+def _extents(ranges: Spans, starts: Places, stops: Places) -> Spans:
     """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
     if not len(starts):
         return Spans(np.zeros_like(ranges.low), np.zeros_like(ranges.low))
     some = ranges.high > ranges.low
     if some.all():
         return Spans(starts.take(ranges.low), stops.take(ranges.high - 1))
-    low = np.where(some, starts[np.minimum(ranges.low, len(starts) - 1)], 0)
-    high = np.where(some, stops[np.maximum(ranges.high - 1, 0)], 0)
+    low = np.where(some, starts.take(np.minimum(ranges.low, len(starts) - 1)), 0)
+    high = np.where(some, stops.take(np.maximum(ranges.high - 1, 0)), 0)
     return Spans(low, high)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tilework._checks import one_of
 from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
-from tilework.plan.cost import busiest, human, parallel_bytes, peak_bytes
+from tilework.plan.cost import busiest, human, parallel_bytes, peak_bytes, seam_bytes
 from tilework.plan.decoding import decoded_ratio, lost_axes, with_cache
 from tilework.plan.tile_plan import TilePlan
 
@@ -32,6 +33,8 @@ RECOMPUTE_LIMIT = 0.05
 DECODED = 1.1
 # Factors by which blocks may be longer across slabs, or to decode less.
 LONGER = (1, 2, 4, 8, 16)
+# Parts of a crop by which blocks are made longer at a time.
+PART = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +205,7 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     error: MemoryBudgetError | None = None
     best, least = None, math.inf
     # Rules, read in order for every shape, the largest first:
-    for block, notes in _shapes(plan, request):
+    for most, block, notes in _shapes(plan, request):
         # 1. Blocks that do not fit into memory are out.
         try:
             found = _choose_reuse(plan, block, request, notes, asked)
@@ -217,14 +220,42 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         #    memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
         if load < least:
             best, least = found, load
+        # 4. The rest is left out if blocks so small cannot do better.
+        if least <= _fewest(plan, most) / workers and _must_repeat(found, request):
+            break
     if best is None:
         assert error is not None
         raise error
     return best
 
 
-def _shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[Index, Notes]]:
-    """Yield block shapes from the target down, halved each time, with notes on unmet wishes."""
+def _must_repeat(plan: TilePlan, request: BlockRequest) -> bool:
+    """Return whether blocks like these, and smaller ones, cannot share: their seams take more memory."""
+    if request.reuse == "recompute" or plan.reuse == "share" or request.slabs:
+        return request.reuse == "recompute"
+    return seam_bytes(plan.with_blocks(plan.block, "share")) > (request.memory_limit or math.inf)
+
+
+def _fewest(plan: TilePlan, samples: float) -> float:
+    """Return about the fewest crops that blocks of at most ``samples`` need if they share no tiles.
+
+    Along an axis of n samples, of which a tile shares c with earlier tiles, blocks of b samples run
+    1 - c/n + c/b times the tiles. Mahler's inequality bounds the product of such sums from below.
+    """
+    shared = [(s - 1) // a.stride * a.stride for s, a in zip(plan.longest, plan.axes, strict=True)]
+    some = [(c, a.extent) for c, a in zip(shared, plan.axes, strict=True) if c]
+    if not some:
+        return plan.n_runs
+    once, twice = math.prod(max(0, 1 - c / n) for c, n in some), math.prod(c for c, _ in some) / samples
+    root = 1 / len(some)
+    return float(plan.n_runs * max(1, (once**root + twice**root) ** len(some)))
+
+
+def _shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[float, Index, Notes]]:
+    """Yield block shapes from the target down, halved each time.
+
+    Each comes after the most samples that it should have, and before notes on unmet wishes.
+    """
     wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
     target = request.target or int(min(LARGE, wanted))
     last = None
@@ -232,7 +263,7 @@ def _shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[Index, Note
         block, notes = _shape(plan, request, target)
         # A small image has small blocks whatever the target; halving that may change nothing at first.
         if block != last:
-            yield block, notes
+            yield target / _sample_bytes(plan), block, notes
         last, target = block, target // 2
 
 
@@ -285,15 +316,44 @@ def _grow(
     axes: Sequence[int],
     room: float,
 ) -> None:
-    """Lengthen ``sizes`` along ``axes`` by whole units while the block stays within ``room`` samples."""
-    open_axes = set(axes)
+    """Lengthen ``sizes`` along ``axes`` by whole units while the block stays within ``room`` samples.
+
+    The axis along which the block holds the fewest crops is next.
+    """
+    open_axes, leapt = set(axes), 0
     while open_axes:
+        if leapt != len(open_axes):
+            _leap(sizes, extents, units, crops, open_axes, room)
+            leapt = len(open_axes)
         d = min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))
         longer = min(extents[d], sizes[d] + units[d])
         if longer == sizes[d] or math.prod(sizes) // sizes[d] * longer > room:
             open_axes.discard(d)
         else:
             sizes[d] = longer
+
+
+def _leap(
+    sizes: list[int],
+    extents: Sequence[int],
+    units: Sequence[int],
+    crops: Sequence[int],
+    axes: Collection[int],
+    room: float,
+) -> None:
+    """Do most of what `_grow` does unit by unit, which may be a sample: all axes get as many crops."""
+
+    def grown(parts: int) -> list[int]:
+        # The first lengths, unit by unit, that are not below this part of a crop.
+        wanted = [ceil_div(parts * crop, PART) for crop in crops]
+        return [
+            min(n, s + max(0, ceil_div(w - s, u)) * u) if d in axes else s
+            for d, (n, s, w, u) in enumerate(zip(extents, sizes, wanted, units, strict=True))
+        ]
+
+    most = PART * max(ceil_div(extents[d], crops[d]) for d in axes)
+    parts = bisect_right(range(1, most + 1), room, key=lambda parts: math.prod(grown(parts)))
+    sizes[:] = grown(parts) if parts else sizes
 
 
 def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int], Notes]:

@@ -166,22 +166,29 @@ def peak_bytes(plan: BlockPlan) -> int:
     task = batch + read * sum(loaded)
     # A chunk is decoded on its way into the samples of a block, from a file that may be as large.
     task += 2 * max((s.sample_bytes * math.prod(s.chunks) for s in plan.sources if s.chunks), default=0)
-    block, seams, largest = math.prod(plan.block), 0, float(read * max(loaded, default=0))
+    block, largest = math.prod(plan.block), float(read * max(loaded, default=0))
     for number, output in enumerate(plan.outputs):
         scale = float(math.prod(output.scale))
         canvas = math.prod(t.longest_canvases[number] for t in tables)
-        if share:
-            samples = canvas + block
-            seams += int(_waiting(plan) * (canvas - block) * scale * output.sample_bytes)
-        else:
-            samples = block if output.rim is None else 2 * block
+        samples = block + (canvas if share else block * (output.rim is not None))
         crops = size * (plan.together + plan.waiting)
         task += int((samples + crops) * scale * output.sample_bytes + block * scale * output.final_bytes)
         largest = max(largest, (canvas if share else block) * scale * output.sample_bytes)
     # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
     # MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
     kept = plan.threads * int(largest)
+    seams = seam_bytes(plan) if share else 0
     return int(plan.threads * task + plan.cache_bytes + seams + kept + parallel_bytes(plan))
+
+
+def seam_bytes(plan: BlockPlan) -> int:
+    """Return the most bytes of seams that wait for later blocks, if blocks share tiles."""
+    total, waiting = 0, _waiting(plan)
+    for number, output in enumerate(plan.outputs):
+        canvas = math.prod(t.longest_canvases[number] for t in plan.tables)
+        scale = float(math.prod(output.scale))
+        total += int(waiting * (canvas - math.prod(plan.block)) * scale * output.sample_bytes)
+    return total
 
 
 def _read_samples(plan: BlockPlan) -> int:

@@ -1,0 +1,64 @@
+"""Places of all tiles along an axis, of which those in the middle are not stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from tilework._types import Ints
+
+__all__ = ["Places"]
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Samples, one per tile, in ascending order: an array from whose middle regular ones are left out.
+
+    Examples
+    --------
+    >>> places = Places(np.array([0, 3, 8, 13, 14]), at=2, step=5, more=100)
+    >>> len(places), places.take(np.array([1, 2, 50, 102, 103, 104])).tolist()
+    (105, [3, 8, 248, 508, 513, 514])
+    >>> places.count_before(np.array([3, 8, 248, 514])).tolist()
+    [1, 2, 50, 104]
+    """
+
+    near: Ints
+    """Those that are stored."""
+    at: int = 0
+    """Number of the one after which some are left out; it and its next differ by ``step``."""
+    step: int = 1
+    """Distance of those that are left out, samples."""
+    more: int = 0
+    """How many are left out."""
+
+    def __len__(self) -> int:
+        return len(self.near) + self.more
+
+    def take(self, tiles: Ints) -> Ints:
+        """Return the samples of some tiles."""
+        if not self.more:
+            return self.near.take(tiles)
+        turns = np.clip(tiles - self.at, 0, self.more)
+        return np.asarray(self.near.take(tiles - turns) + turns * self.step)
+
+    def count_before(self, samples: Ints, side: Literal["left", "right"] = "left") -> Ints:
+        """Return how many lie before each of ``samples``, or, with side "right", not behind it."""
+        if not self.more:
+            return np.searchsorted(self.near, samples, side)
+        turns = np.clip((samples - self.near[self.at]) // self.step, 0, self.more)
+        return np.asarray(np.searchsorted(self.near, samples - turns * self.step, side) + turns)
+
+    @staticmethod
+    def joint(places: Sequence[Places], ufunc: Any) -> Places:
+        """Return the least or the greatest place of each tile, by `numpy.minimum` or `numpy.maximum`.
+
+        All must leave out the same tiles.
+        """
+        first = places[0]
+        if len(places) == 1:
+            return first
+        return Places(ufunc.reduce([p.near for p in places]), first.at, first.step, first.more)

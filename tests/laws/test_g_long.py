@@ -26,7 +26,7 @@ def test_G1_places_of_all_tiles_equal_asking_one_by_one(grid, rim, data):
         data.draw(st.lists(st.integers(0, max(0, len(grid) - 1)), max_size=9 * bool(len(grid)))), int
     )
     samples = np.array(data.draw(st.lists(st.integers(-5, grid.extent + 5), max_size=9)), int)
-    of_one = [(grid.read_places(), grid.read), (grid.support_places(rim), lambda i: grid.support(i, rim))]
+    of_one = [(grid.read_ends(), grid.read), (grid.support_ends(rim), lambda i: grid.support(i, rim))]
     for places, one in of_one:
         every = np.array([one(i) for i in range(len(grid))], int).reshape(-1, 2)
         for end, found in enumerate(places):
@@ -39,7 +39,7 @@ def test_G1_places_of_all_tiles_equal_asking_one_by_one(grid, rim, data):
 
 def test_G1_what_is_stored_of_long_axes_does_not_grow():
     for extent in (10**5, 10**6, 10**9, 10**15):
-        starts, _ = AxisGrid(extent, 512, 128).support_places()
+        starts, _ = AxisGrid(extent, 512, 128).support_ends()
         assert len(starts.near) < 20 < len(starts)
     # Given and squeezed crops do not repeat.
     for grid in (

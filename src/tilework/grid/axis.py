@@ -28,7 +28,7 @@ import numpy as np
 from tilework._types import Ints
 from tilework.errors import GridError
 from tilework.grid.derived import Holder, derived
-from tilework.grid.places import Places
+from tilework.grid.progression import Progression
 
 __all__ = ["AxisGrid", "Edge", "PadSide", "Starts"]
 
@@ -334,21 +334,21 @@ class AxisGrid(Holder):
         """Return `read` of all tiles at once, as starts and stops that nobody can change."""
         return self._places("reads", lambda: self.read(self.tiles))
 
-    def read_places(self) -> tuple[Places, Places]:
+    def read_ends(self) -> tuple[Progression, Progression]:
         """Return what `reads` does, in a size that does not depend on the number of tiles."""
         grid, _, _ = self.shorter()
         return self._spread(*grid.reads())
 
-    def support_places(self, rim: int | None = None) -> tuple[Places, Places]:
+    def support_ends(self, rim: int | None = None) -> tuple[Progression, Progression]:
         """Return what `supports` does, in a size that does not depend on the number of tiles."""
         grid, _, _ = self.shorter()
         return self._spread(*grid.supports(rim))
 
-    def _spread(self, starts: Ints, stops: Ints) -> tuple[Places, Places]:
+    def _spread(self, starts: Ints, stops: Ints) -> tuple[Progression, Progression]:
         """Return the places of all tiles from those of the shorter grid."""
         more = len(self) - len(starts)
         at = ceil_div(self._far, self.stride)
-        return Places(starts, at, self.stride, more), Places(stops, at, self.stride, more)
+        return Progression(starts, at, self.stride, more), Progression(stops, at, self.stride, more)
 
     def supports(self, rim: int | None = None) -> tuple[Ints, Ints]:
         """Return `support` of all tiles at once, as starts and stops that nobody can change."""

@@ -10,7 +10,7 @@ import numpy as np
 from tilework._types import Bits, Ints, Span
 from tilework.grid.axis import AxisGrid
 from tilework.grid.derived import Holder, derived
-from tilework.grid.places import Places
+from tilework.grid.progression import Progression
 
 __all__ = ["AxisTable", "Spans"]
 
@@ -98,17 +98,17 @@ class AxisTable(Holder):
     @derived
     def owned_reads(self) -> Spans:
         """`owned_read` as arrays."""
-        return _extents(self.owns, *self.grid.read_places())
+        return _extents(self.owns, *self.grid.read_ends())
 
     @derived
     def touching_reads(self) -> Spans:
         """`touch_read` as arrays."""
-        return _extents(self.touches, *self.grid.read_places())
+        return _extents(self.touches, *self.grid.read_ends())
 
     @derived
     def canvases(self) -> list[Spans]:
         """`canvas` as arrays."""
-        return [_extents(self.owns, *self.grid.support_places(rim)) for rim in self.rims]
+        return [_extents(self.owns, *self.grid.support_ends(rim)) for rim in self.rims]
 
     @derived
     def longest_reads(self) -> tuple[int, int]:
@@ -133,10 +133,10 @@ class AxisTable(Holder):
         return int((stops.near - starts.near).max(initial=0))
 
     @derived
-    def _hulls(self) -> tuple[Places, Places]:
+    def _hulls(self) -> tuple[Progression, Progression]:
         """The hulls of each tile's supports in several outputs, as starts and stops."""
-        starts, stops = zip(*(self.grid.support_places(rim) for rim in self.rims), strict=True)
-        return Places.joint(starts, np.minimum), Places.joint(stops, np.maximum)
+        starts, stops = zip(*(self.grid.support_ends(rim) for rim in self.rims), strict=True)
+        return Progression.joint(starts, np.minimum), Progression.joint(stops, np.maximum)
 
     @derived
     def _edges(self) -> Ints:
@@ -153,7 +153,7 @@ def _longest(spans: Spans) -> int:
     return int(spans.lengths.max())
 
 
-def _extents(ranges: Spans, starts: Places, stops: Places) -> Spans:
+def _extents(ranges: Spans, starts: Progression, stops: Progression) -> Spans:
     """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
     if not len(starts):
         return Spans(np.zeros_like(ranges.low), np.zeros_like(ranges.low))

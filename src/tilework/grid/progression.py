@@ -1,4 +1,4 @@
-"""Places of all tiles along an axis, of which those in the middle are not stored."""
+"""Samples of all tiles along an axis, in order, of which those in the middle are not stored."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 
 from tilework._types import Ints
 
-__all__ = ["Places"]
+__all__ = ["Progression"]
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class Progression:
     """Samples, one per tile, in ascending order: an array from whose middle regular ones are left out.
 
     Examples
     --------
-    >>> places = Places(np.array([0, 3, 8, 13, 14]), at=2, step=5, more=100)
-    >>> len(places), places.take(np.array([1, 2, 50, 102, 103, 104])).tolist()
+    >>> starts = Progression(np.array([0, 3, 8, 13, 14]), at=2, step=5, more=100)
+    >>> len(starts), starts.take(np.array([1, 2, 50, 102, 103, 104])).tolist()
     (105, [3, 8, 248, 508, 513, 514])
-    >>> places.count_before(np.array([3, 8, 248, 514])).tolist()
+    >>> starts.count_before(np.array([3, 8, 248, 514])).tolist()
     [1, 2, 50, 104]
     """
 
@@ -53,12 +53,12 @@ class Places:
         return np.asarray(np.searchsorted(self.near, samples - turns * self.step, side) + turns)
 
     @staticmethod
-    def joint(places: Sequence[Places], ufunc: Any) -> Places:
-        """Return the least or the greatest place of each tile, by `numpy.minimum` or `numpy.maximum`.
+    def joint(several: Sequence[Progression], ufunc: Any) -> Progression:
+        """Return the least or the greatest sample of each tile, by `numpy.minimum` or `numpy.maximum`.
 
         All must leave out the same tiles.
         """
-        first = places[0]
-        if len(places) == 1:
+        first = several[0]
+        if len(several) == 1:
             return first
-        return Places(ufunc.reduce([p.near for p in places]), first.at, first.step, first.more)
+        return Progression(ufunc.reduce([p.near for p in several]), first.at, first.step, first.more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import os
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import cloudpickle
 import dask
@@ -229,6 +231,37 @@ def test_what_makes_all_tasks(what: str) -> None:
 def test_what_makes_tasks_of_few_blocks(made: list[int], what: str) -> None:
     LAZY[what](blend(IMAGE))
     assert sum(made) <= 4
+
+
+@pytest.mark.parametrize("what", ["masked", "several masked", "recompute", "share"])
+def test_what_a_slice_does_not_need_is_left_out_in_every_order_of_layers(what: str) -> None:
+    """dask takes layers in an order that depends on the hashes of their names."""
+    base = blend(Endless(400, 400), chunks=64, dtype="uint16", name="base")
+    if what == "masked":
+        part = blend(base, chunks=64, mask=np.eye(5, dtype=bool))[:40, 300:]
+    elif what == "several masked":
+        part = tw.tiled_map(
+            lambda c: (c, c),
+            base,
+            32,
+            0,
+            output=(tw.Output("u2"),) * 2,
+            chunks=64,
+            mask=np.eye(5, dtype=bool),
+        )[0][:40, 300:]
+    else:
+        part = da.concatenate([blend(np.ones((64, 400), "u2"), reuse=what), base])[:40, :40]
+    graph, wanted = part.dask, set(dask.core.flatten(part.__dask_keys__()))
+    orders = [
+        order
+        for order in itertools.permutations(graph.layers)
+        if all(order.index(d) < order.index(n) for n, ds in graph.dependencies.items() for d in ds)
+    ]
+    assert len(orders) > 1
+    for order in orders:
+        with mock.patch.object(type(graph), "_toposort_layers", return_value=list(order)):
+            left = graph.cull(wanted).layers.values()
+        assert not [layer for layer in left if isinstance(layer, BlockLayer)]
 
 
 def test_to_zarr_makes_no_task_of_the_array(made: list[int], tmp_path: Path) -> None:

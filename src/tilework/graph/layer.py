@@ -27,6 +27,9 @@ __all__ = ["BlockLayer", "OutputLayer", "SpecLayer", "carried", "with_carried"]
 
 # Most blocks that are computed at once: their tasks take about 2 kB each.
 MOST_BLOCKS = 10**7
+# A key that culled layers ask for and no layer has. When the last wanted key was found, dask 2026.8 keeps the
+# layers that it has not come to, and makes all their tasks (`HighLevelGraph.cull`).
+NEVER_FOUND = "tilework-never-found"
 
 
 class SpecLayer(MaterializedLayer):
@@ -47,6 +50,16 @@ class SpecLayer(MaterializedLayer):
                 copy, bound = Task(cloned, chunks.bind, copy, TaskRef(bind_to)), True
             nodes[cloned] = copy
         return SpecLayer(nodes), bound
+
+    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, Any]]:
+        """Return the key if it is wanted, and what it needs."""
+        layer, needs = super().cull(keys, all_hlg_keys)
+        return layer, _never_all(needs)
+
+
+def _never_all(needs: Mapping[Key, Any]) -> Mapping[Key, Any]:
+    """Return the keys that tasks need, and `NEVER_FOUND` among them."""
+    return {key: {*found, NEVER_FOUND} for key, found in needs.items()}
 
 
 def carried(spec: Spec) -> list[MemoryPart | None]:
@@ -122,7 +135,7 @@ class _LazyLayer(Layer):
     def _culled(self, nodes: Mapping[Key, Any]) -> tuple[Layer, Mapping[Key, Any]]:
         """Return the layer of some tasks, and the keys that each of them needs."""
         layer = MaterializedLayer(nodes, annotations=self.annotations)
-        return layer, {key: node.dependencies for key, node in nodes.items()}
+        return layer, _never_all({key: node.dependencies for key, node in nodes.items()})
 
     def clone(self, keys: AbstractSet[Key], seed: Any, bind_to: Key | None = None) -> tuple[Layer, bool]:
         """Return a layer with other keys; `SpecLayer` waits for ``bind_to``, and all tasks wait for it."""

@@ -1,4 +1,4 @@
-"""What a store argument names: a place in a Zarr store, however it is spelled; and whether two are one."""
+"""What a store argument names: a place in a Zarr store, however spelled, and whether it holds a source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import zarr
 from zarr.core.sync import sync
 from zarr.storage import LocalStore, MemoryStore, StorePath, ZipStore
@@ -20,7 +19,7 @@ from tilework.source.held import innermost
 from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["holds", "local_path", "locate", "place_of", "same_array"]
+__all__ = ["holds", "local_path", "locate", "place_of"]
 
 Place = tuple[str, ...]
 """A kind of store, then the parts of a path in it."""
@@ -184,38 +183,3 @@ def _same_file(outer: Place, inner: Place) -> bool:
 def _upwards(path: Path) -> Iterator[Path]:
     yield path
     yield from path.parents
-
-
-def same_array(target: Any, source: Source) -> bool:
-    """Return whether an array to write into, of numpy or h5py, shares samples with a source."""
-    read = source.handle
-    if isinstance(target, np.ndarray):
-        if isinstance(read, np.ndarray) and np.may_share_memory(target, read):
-            return True
-        return isinstance(source, FileSource) and _overlap(target, source)
-    if isinstance(source, H5Source) and hasattr(target, "file"):
-        if type(read) is type(target) and read and read == target:
-            return True
-        same = os.path.realpath(str(target.file.filename)) == os.path.realpath(source.path)
-        return same and target.name == source.dataset
-    return target is read
-
-
-def _overlap(target: np.ndarray[Any, Any], source: FileSource) -> bool:
-    """Return whether a mapped array and a source use the same bytes of a file."""
-    root: Any = target
-    mapped = None
-    while isinstance(root, np.ndarray):
-        mapped = root if isinstance(root, np.memmap) else mapped
-        root = root.base
-    if mapped is None or mapped.filename is None:
-        return False
-    try:
-        if not Path(mapped.filename).samefile(source.path):
-            return False
-    except OSError:
-        return False
-    low, high = np.lib.array_utils.byte_bounds(target)
-    start = mapped.offset + low - np.lib.array_utils.byte_bounds(mapped)[0]
-    size = source.dtype.itemsize + sum((n - 1) * s for n, s in zip(source.shape, source.strides, strict=True))
-    return bool(start < source.offset + size and source.offset < start + high - low)

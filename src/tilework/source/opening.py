@@ -36,7 +36,7 @@ from tilework.source.images import StoredImage, StoredImages, open_path, open_za
 from tilework.source.stamps import Files, Stamp
 from tilework.source.undecoded import undecoded
 
-__all__ = ["Image", "check_extents", "open_source"]
+__all__ = ["Image", "check_extents", "open_source", "opened"]
 
 
 # Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
@@ -80,6 +80,18 @@ def open_source(array: Image, *, masked: bool = False) -> Source:
             "Convert it with astype()."
         )
     return source
+
+
+def opened(source: Source) -> Source:
+    """Return the source of what `load_once` has opened in this process; other sources as they are."""
+    inner = source.origin if isinstance(source, HalfSource) else source
+    if not isinstance(inner, OnceSource):
+        return source
+    try:
+        with in_task():
+            return open_source(inner.handle.get(), masked=True)
+    except Exception:  # tasks read it as it is, and say what is wrong
+        return source
 
 
 def _open(array: Any) -> Source:

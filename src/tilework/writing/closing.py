@@ -207,6 +207,8 @@ class Closing:
         """Makes what is left when all blocks are written, where somebody else computes the graph."""
         self.shown: Destination | None = None
         """The array that is returned, if it is not the first that tasks write."""
+        self.given: Any = None
+        """The array that the caller gave, if it is not one of zarr."""
         self.later: Sequence[Destination] = ()
         """Arrays that are written when all blocks are."""
 
@@ -221,6 +223,8 @@ class Closing:
         """Return the array, or the group, that was written."""
         if self.group is not None:
             return self.group.open()
+        if self.given is not None:
+            return self.given
         return (self.shown or next(iter(self.destinations.values()))).array
 
     def warn(self, told: Told) -> None:

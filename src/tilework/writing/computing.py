@@ -16,6 +16,7 @@ from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.labelled import is_dataset, relabelled
 from tilework.graph.build import bare, find_spec
+from tilework.identity.samples import same_array, writable
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
 from tilework.writing.preparing import Asked, Writing, by_key, prepare
@@ -134,20 +135,8 @@ def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:
             raise TypeError(f"into must be an array that holds data; got {brief(array)}.")
         if isinstance(array, zarr.Array):
             raise TilingError("to_zarr(out, array) writes into a Zarr array, and can be resumed; use it.")
-        if isinstance(array, np.ndarray) and not array.flags.writeable:
-            raise TilingError("into is read-only; open it for writing (mode='r+' for a memmap).")
+    given = {key: writable("into", array) for key, array in given.items()}
     for one, other in itertools.combinations(given.values(), 2):
-        if one is other or _overlap(one, other):
+        if same_array(one, other):
             raise TilingError("members of into share memory; give each result an array of its own.")
     return given
-
-
-def _overlap(one: Any, other: Any) -> bool:
-    """Return whether two arrays share samples, except where it takes too long to find out."""
-    if not (isinstance(one, np.ndarray) and isinstance(other, np.ndarray)):
-        return False
-    work: Any = 10**4  # numpy's stubs know only its two special values
-    try:
-        return np.shares_memory(one, other, work)
-    except np.exceptions.TooHardError:
-        return False

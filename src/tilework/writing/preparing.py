@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from tilework._checks import attribute, has, of_type, one_of, warn
 from tilework._types import Index
@@ -34,6 +35,7 @@ from tilework.identity.stored import read_by
 from tilework.objects.measuring import How
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
+from tilework.source.opening import opened
 from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
@@ -184,8 +186,7 @@ def prepare(
             raise TypeError(_not_lazy(array, key))
     first = next(iter(found.values()))
     specs = [spec for array in arrays.values() for spec in specs_below(array)]
-    sources = [*reads, *(source for spec in specs for source in spec.sources)]
-    sources += [source for array in arrays.values() for source in read_by(array)]
+    sources = [*map(opened, _sources(arrays, specs)), *reads]
     stores = given or dict.fromkeys(arrays, store)
     images = _images(arrays, stores, found, asked) if asked.image else {}
     for image in images.values():
@@ -222,13 +223,29 @@ def prepare(
     writing = replace(writing, table=table)
     if where.postponed:
         claims.release()
-    if several and given is None:
-        writing.closing.group = GroupAt(store, asked.path or "", asked.options.get("storage_options"))
+    if given is None:
+        _show(writing.closing, store, asked, several=several)
     if job.done:
         done = f"{job.done} of {job.units} units"
         LOG.info("%s: %s were found done; %d tiles are to run", job.title, done, job.tiles)
         job.title += f" ({done} found done)"
     return job, writing
+
+
+def _sources(arrays: Mapping[str, Any], specs: Sequence[Spec]) -> Iterator[Source]:
+    """Yield all that arrays read, also where dask reads it."""
+    for spec in specs:
+        yield from spec.sources
+    for array in arrays.values():
+        yield from read_by(array)
+
+
+def _show(closing: Closing, store: Any, asked: Asked, *, several: bool) -> None:
+    """Let a run return the group of several results, or an array that the caller gave, as it is."""
+    if several:
+        closing.group = GroupAt(store, asked.path or "", asked.options.get("storage_options"))
+    elif is_array(store) and not isinstance(store, zarr.Array):
+        closing.given = store
 
 
 def _refuse_meta(asked: Asked) -> None:

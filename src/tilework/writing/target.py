@@ -25,7 +25,8 @@ from tilework._checks import as_options, brief, has
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
-from tilework.identity.location import holds, locate, same_array
+from tilework.identity.location import holds, locate
+from tilework.identity.samples import same_array, writable
 from tilework.source.base import Source
 from tilework.writing.by_dim import filled
 from tilework.writing.claim import Claims, refuse_if_owned
@@ -78,25 +79,23 @@ class Target:
     """Names of axes and other labels of the result."""
     key: str = ""
     """The output among those of the result."""
+    given: Any = field(init=False)
+    """The array to write into, if the caller gave one as store."""
     at: Any = field(init=False)
     """The place of the array in its store, a `StorePath`; None for an array that is not of zarr."""
 
     def __post_init__(self) -> None:
-        given = self.given
-        at = None
+        given, at = None, None
+        if is_array(self.store):
+            if has(self.store, "dask"):
+                raise TypeError(f"store must hold data; got {brief(self.store)}, which would take no result.")
+            given = writable("store", self.store)
         if given is None:
             at = locate(self.store, self.path, self.options.get("storage_options"))
         elif isinstance(given, zarr.Array):
             at = given.store_path
+        object.__setattr__(self, "given", given)
         object.__setattr__(self, "at", at)
-
-    @property
-    def given(self) -> Any:
-        """The array to write into, if the caller gave one as store."""
-        array = is_array(self.store)
-        if array and has(self.store, "dask"):
-            raise TypeError(f"store must hold data; got {brief(self.store)}, which would take no result.")
-        return self.store if array else None
 
     @property
     def marked(self) -> bool:
@@ -111,7 +110,7 @@ class Target:
     @property
     def address(self) -> str:
         """Store and path, for messages."""
-        if isinstance(self.store, np.ndarray):
+        if isinstance(self.given, np.ndarray):
             return type(self.store).__name__  # the text of an array is slow to make, and long
         store = self.store.store_path if isinstance(self.store, zarr.Group | zarr.Array) else self.store
         return f"{store}/{self.path}".rstrip("/")

@@ -1,0 +1,243 @@
+"""Arrays to write into that share samples with what is read, or with each other, of whatever kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import tilework as tw
+
+IMAGE = np.random.default_rng(0).random((48, 48), dtype="f4")
+Case = Callable[[Path], tuple[Any, Any]]
+READ = "the array to write into is the one that is read"
+
+
+class Wrapped:
+    """An array of another library that shows its memory."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.array[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.array[index] = value
+
+    @property
+    def __array_interface__(self) -> Any:
+        return self.array.__array_interface__
+
+
+def tensor_of(array: np.ndarray) -> Any:
+    return pytest.importorskip("torch").from_numpy(array)
+
+
+def raw(folder: Path, mode: str = "r+") -> Any:
+    if not (folder / "raw").exists():
+        IMAGE.tofile(folder / "raw")
+    return np.memmap(folder / "raw", "f4", mode, shape=IMAGE.shape)
+
+
+def hdf5(folder: Path) -> Any:
+    """Return a file with a dataset, the same under another name, and one that is virtual."""
+    file = h5py.File(folder / "a.h5", "a")
+    if "a" not in file:
+        file["a"] = IMAGE
+        file["again"] = file["a"]
+        layout = h5py.VirtualLayout(IMAGE.shape, "f4")
+        layout[:] = h5py.VirtualSource(file["a"])
+        file.create_virtual_dataset("virtual", layout)
+    return file
+
+
+def in_memory(left: Callable[[Any], Any], right: Callable[[Any], Any]) -> Case:
+    def both(_: Path) -> tuple[Any, Any]:
+        array = IMAGE.copy()
+        return left(array), right(array)
+
+    return both
+
+
+def labelled(array: Any) -> xr.DataArray:
+    return xr.DataArray(array, dims=["y", "x"])
+
+
+def same(array: Any) -> Any:
+    return array
+
+
+ONE: dict[str, Case] = {
+    "DataArray and its array": in_memory(labelled, same),
+    "array and a DataArray of it": in_memory(same, labelled),
+    "two DataArrays": in_memory(labelled, labelled),
+    "a Variable": in_memory(same, lambda x: labelled(x).variable),
+    "DataArray and a turned view": in_memory(labelled, lambda x: x[::-1].T),
+    "tensor and array": in_memory(tensor_of, same),
+    "two tensors": in_memory(tensor_of, tensor_of),
+    "masked": in_memory(np.ma.asarray, labelled),
+    "another library": in_memory(Wrapped, same),
+    "two of another library": in_memory(Wrapped, Wrapped),
+    "a buffer": in_memory(same, lambda x: labelled(np.asarray(memoryview(x)))),
+    "two maps": lambda folder: (raw(folder), raw(folder)),
+    "a map and a DataArray of it": lambda folder: (raw(folder), labelled(raw(folder))),
+    "a map and a tensor of it": lambda folder: (one := raw(folder), tensor_of(one)),
+    "datasets": lambda folder: (hdf5(folder)["a"], hdf5(folder)["again"]),
+    "a virtual dataset": lambda folder: (hdf5(folder)["virtual"], hdf5(folder)["a"]),
+    "into a virtual dataset": lambda folder: (hdf5(folder)["a"], hdf5(folder)["virtual"]),
+}
+
+
+def mapped(source: Any, **options: Any) -> Any:
+    return tw.tiled_map(np.negative, source, 16, 4, chunks=16, dtype="f4", **options)
+
+
+@pytest.mark.parametrize("case", ONE)
+def test_what_is_read_is_not_written_into(case: str, tmp_path: Path) -> None:
+    source, target = ONE[case](tmp_path)
+    for write in (tw.compute, lambda out, into: tw.to_zarr(out, into, progress=False)):
+        with pytest.raises(tw.TilingError, match=READ):
+            write(mapped(source), target)
+    np.testing.assert_array_equal(np.asarray(source[...]), IMAGE)
+
+
+def test_a_view_of_a_dataset_is_the_dataset(tmp_path: Path) -> None:
+    file = hdf5(tmp_path)
+    with pytest.raises(tw.TilingError, match=READ):
+        tw.compute(mapped(file["a"].astype("f8")), into=file["again"])
+
+
+def test_a_series_is_not_written_into_its_own_values() -> None:
+    pandas = pytest.importorskip("pandas")
+    values = np.arange(100.0)
+    out = tw.tiled_map(np.negative, pandas.Series(values, copy=False), 16, 4)
+    with pytest.raises(tw.TilingError, match=READ):
+        tw.compute(out, into=values)
+
+
+def woven(both: Any) -> tuple[Any, Any]:
+    both[:] = IMAGE[..., None]
+    return both[..., 0], both[..., 1]
+
+
+APART: dict[str, Case] = {
+    "DataArrays": in_memory(labelled, lambda x: labelled(x.copy())),
+    "tensors": in_memory(tensor_of, lambda x: tensor_of(x.copy())),
+    "another library": in_memory(Wrapped, lambda x: Wrapped(x.copy())),
+    "DataArray and tensor": in_memory(labelled, lambda x: tensor_of(x.copy())),
+    "woven": lambda _: woven(np.empty((*IMAGE.shape, 2), "f4")),
+    "datasets": lambda folder: (hdf5(folder)["a"], hdf5(folder).require_dataset("b", IMAGE.shape, "f4")),
+    "woven in a map": lambda folder: woven(np.memmap(folder / "b", "f4", "w+", shape=(*IMAGE.shape, 2))),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_what_is_apart_is_written(case: str, tmp_path: Path) -> None:
+    source, target = APART[case](tmp_path)
+    assert tw.compute(mapped(source), into=target) is target
+    np.testing.assert_array_equal(np.asarray(target[...]), -IMAGE)
+    np.testing.assert_array_equal(np.asarray(source[...]), IMAGE)
+    assert tw.to_zarr(mapped(source), target, progress=False) is target
+
+
+def test_what_load_once_opens_is_not_written_into(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", IMAGE)
+    zarr.save_array(str(tmp_path / "a.zarr"), IMAGE)
+    out = mapped(tw.load_once(np.load, (str(tmp_path / "a.npy"), "r")))
+    with pytest.raises(tw.TilingError, match=READ):
+        tw.compute(out, into=np.load(tmp_path / "a.npy", "r+"))
+    out = mapped(tw.load_once(zarr.open_array, (str(tmp_path / "a.zarr"),)))
+    with pytest.raises(tw.TilingError, match="holds the array that is read"):
+        tw.to_zarr(out, tmp_path / "a.zarr", overwrite=True, progress=False)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a.zarr", mode="r")[:], IMAGE)
+
+
+@pytest.mark.parametrize("case", [case for case in ONE if "virtual" not in case])
+def test_members_of_into_share_nothing(case: str, tmp_path: Path) -> None:
+    with pytest.raises(tw.TilingError, match="members of into share memory"):
+        tw.compute(pair(), into=ONE[case](tmp_path))
+
+
+@pytest.mark.parametrize("case", APART)
+def test_members_of_into_may_be_of_any_kind(case: str, tmp_path: Path) -> None:
+    into = APART[case](tmp_path)
+    assert tw.compute(pair(), into=into) is into
+    for array, values in zip(into, (IMAGE, -IMAGE), strict=True):
+        np.testing.assert_array_equal(np.asarray(array[...]), values)
+
+
+def pair() -> Any:
+    outputs = (tw.Output("f4"), tw.Output("f4"))
+    return tw.tiled_map(lambda x: (x, -x), IMAGE, 16, 4, chunks=16, output=outputs)
+
+
+# -- arrays of other libraries as targets -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tensor", "with gradient", "turned", "DataArray", "Variable", "read"])
+def test_arrays_in_memory_are_filled(kind: str, tmp_path: Path) -> None:
+    labelled(np.zeros_like(IMAGE)).to_netcdf(tmp_path / "a.nc")
+    into: Any = {
+        "tensor": lambda: tensor_of(np.zeros_like(IMAGE)),
+        "with gradient": lambda: tensor_of(np.zeros_like(IMAGE)).requires_grad_(),
+        "turned": lambda: tensor_of(np.zeros_like(IMAGE)).T,
+        "DataArray": lambda: labelled(np.zeros_like(IMAGE)),
+        "Variable": lambda: labelled(np.zeros_like(IMAGE)).variable,
+        "read": lambda: xr.open_dataarray(tmp_path / "a.nc").load(),
+    }[kind]()
+    assert tw.compute(mapped(IMAGE), into=into) is into
+    values = into.detach() if kind == "with gradient" else into
+    np.testing.assert_array_equal(np.asarray(values), -IMAGE)
+    assert tw.to_zarr(mapped(-IMAGE), into, progress=False) is into
+    np.testing.assert_array_equal(np.asarray(values), IMAGE)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("bfloat16", tw.TilingError, "torch.bfloat16 on cpu that numpy cannot write into"),
+        ("sparse", tw.TilingError, "numpy cannot write into"),
+        ("meta", tw.TilingError, "on meta that numpy cannot write into"),
+        ("integers", tw.TilingError, "dtype int64; the result has"),
+        ("expanded", tw.TilingError, "several samples of .* are one in memory"),
+        ("strides", tw.TilingError, "several samples of .* are one in memory"),
+        ("read-only", tw.TilingError, "is read-only"),
+        ("chunked", TypeError, "holds data"),
+        ("lazy", TypeError, "holds data"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_arrays_that_would_take_no_samples_are_refused(
+    kind: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    labelled(np.zeros_like(IMAGE)).to_netcdf(tmp_path / "a.nc")
+    shape = IMAGE.shape
+    into = {
+        "bfloat16": lambda: torch.zeros(shape, dtype=torch.bfloat16),
+        "sparse": lambda: torch.zeros(shape).to_sparse(),
+        "meta": lambda: torch.zeros(shape, device="meta"),
+        "integers": lambda: torch.zeros(shape, dtype=torch.int64),
+        "expanded": lambda: torch.zeros(1).expand(shape),
+        "strides": lambda: np.lib.stride_tricks.as_strided(np.zeros(1, "f4"), shape, (0, 0)),
+        "read-only": lambda: labelled(np.broadcast_to(np.float32(0), shape)),
+        "chunked": lambda: labelled(np.zeros_like(IMAGE)).chunk(16),
+        "lazy": lambda: xr.open_dataarray(tmp_path / "a.nc"),
+    }[kind]()
+    for write in (tw.compute, lambda out, into: tw.to_zarr(out, into, progress=False)):
+        with pytest.raises(error, match=message):
+            write(mapped(IMAGE), into)
+
+
+def test_the_index_of_an_axis_is_refused() -> None:
+    axis = xr.DataArray(np.zeros(100), dims=["x"], coords={"x": np.arange(100.0)}).x
+    with pytest.raises(tw.TilingError, match="an index of xarray"):
+        tw.compute(tw.tiled_map(np.negative, np.arange(100.0), 16, 4), into=axis)

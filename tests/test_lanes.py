@@ -286,7 +286,7 @@ def test_a_store_is_resumed_when_its_function_says_that_it_has_a_device():
 
 def test_what_the_user_says_of_threads_is_kept():
     assert threads_of(MODEL, scheduler="synchronous") == 1
-    assert threads_of(MODEL, scheduler="processes") == 1
+    assert Where.find("processes").threads_for(1) == 1
     with dask.config.set(num_workers=3):
         assert threads_of(MODEL) == 3
         assert threads_of(MODEL, lanes=5) == 5

@@ -241,3 +241,51 @@ def test_the_index_of_an_axis_is_refused() -> None:
     axis = xr.DataArray(np.zeros(100), dims=["x"], coords={"x": np.arange(100.0)}).x
     with pytest.raises(tw.TilingError, match="an index of xarray"):
         tw.compute(tw.tiled_map(np.negative, np.arange(100.0), 16, 4), into=axis)
+
+
+# -- what tasks can reach ---------------------------------------------------------------------------------
+
+REACHED: dict[str, Callable[[Path], Any]] = {
+    "numpy": lambda _: np.zeros_like(IMAGE),
+    "a map": lambda folder: np.memmap(folder / "new", "f4", "w+", shape=IMAGE.shape),
+    "hdf5": lambda folder: h5py.File(folder / "new.h5", "w").create_dataset("a", IMAGE.shape, "f4"),
+    "another library": lambda _: Wrapped(np.zeros_like(IMAGE)),
+    "DataArray": lambda _: labelled(np.zeros_like(IMAGE)),
+}
+
+
+def refuse(folder: Path, case: str, **where: Any) -> None:
+    """Check that nothing runs for an array that tasks cannot reach."""
+    ran = []
+
+    def told(_: int, __: int) -> None:
+        ran.append(1)
+
+    for out in (mapped(IMAGE), mapped(IMAGE) + 1):
+        for write in (tw.compute, tw.to_zarr):
+            with pytest.raises(tw.TilingError, match="can only be written into by threads"):
+                write(out, REACHED[case](folder), progress=told, **where)
+    assert not ran
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", REACHED)
+def test_a_cluster_reaches_no_array_of_this_process(case: str, client: Any, tmp_path: Path) -> None:
+    refuse(tmp_path, case)
+    out = mapped(IMAGE)
+    np.testing.assert_array_equal(np.asarray(tw.compute(out, scheduler="threads")), -IMAGE)
+
+
+@pytest.mark.parametrize("case", REACHED)
+def test_processes_reach_no_array_of_this_process(case: str, tmp_path: Path) -> None:
+    refuse(tmp_path, case, scheduler="processes")
+
+
+@pytest.mark.parametrize("store", ["numpy", "zarr"])
+def test_several_results_are_not_written_into_one_array(store: str) -> None:
+    array: Any = np.ones_like(IMAGE)
+    if store == "zarr":
+        array = zarr.create_array({}, data=array)
+    with pytest.raises(tw.TilingError, match="several results, and store is one array"):
+        tw.to_zarr(pair(), array, overwrite=True, progress=False)
+    np.testing.assert_array_equal(array[...], np.ones_like(IMAGE))

@@ -141,6 +141,11 @@ class Where:
         return {"dask.threaded": "threads", "dask.multiprocessing": "processes"}.get(module, "other")
 
     @property
+    def apart(self) -> bool:
+        """Whether tasks run, or may run, where they cannot reach what is in the memory of this process."""
+        return not self.postponed and self.name in ("distributed", "processes")
+
+    @property
     def threads(self) -> int:
         """Number of concurrent tasks in one process."""
         if self.client is None:

@@ -80,11 +80,6 @@ def compute(
     """
     check_progress(progress)
     where = Where.find(scheduler, None, retries=retries, lanes=lanes)
-    if where.name in ("distributed", "processes"):
-        raise TilingError(
-            f"an array of this process cannot be reached by the scheduler {where.name!r}; give "
-            'scheduler="threads", write with to_zarr, or call out.compute().'
-        )
     arrays = {key: bare(member) for key, member in by_key(out).items()}
     several = isinstance(out, tuple | list | Mapping)
     for key, array in arrays.items():

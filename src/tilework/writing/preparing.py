@@ -49,6 +49,7 @@ from tilework.writing.levels import parents_done
 from tilework.writing.measured import AskedTable, TableTo
 from tilework.writing.numbering import Numbering, forget_pieces
 from tilework.writing.replan import Member, depth, lanes, memory_of, replanned, with_levels
+from tilework.writing.sink import UNREACHED
 from tilework.writing.tail import Pyramid, Rest, Tail
 from tilework.writing.target import Continued, Fresh, Place, Target, claimed, is_array
 from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
@@ -188,6 +189,7 @@ def prepare(
     specs = [spec for array in arrays.values() for spec in specs_below(array)]
     sources = [*map(opened, _sources(arrays, specs)), *reads]
     stores = given or dict.fromkeys(arrays, store)
+    _check_arrays(stores.values(), where, one=several and given is None)
     images = _images(arrays, stores, found, asked) if asked.image else {}
     for image in images.values():
         image.refuse_sources(sources)
@@ -238,6 +240,18 @@ def _sources(arrays: Mapping[str, Any], specs: Sequence[Spec]) -> Iterator[Sourc
         yield from spec.sources
     for array in arrays.values():
         yield from read_by(array)
+
+
+def _check_arrays(stores: Iterable[Any], where: Where, *, one: bool) -> None:
+    """Raise if a store is an array that tasks cannot reach, or the ``one`` array of several results."""
+    for store in filter(is_array, stores):
+        if one:
+            raise TilingError(
+                "out has several results, and store is one array; give a group or a path, or compute into "
+                "an array of each: tw.compute(out, into=arrays)."
+            )
+        if where.apart and not isinstance(store, zarr.Array):
+            raise TilingError(f"{UNREACHED} The scheduler is {where.name!r}.")
 
 
 def _show(closing: Closing, store: Any, asked: Asked, *, several: bool) -> None:

@@ -28,7 +28,23 @@ from tilework.writing.claim import Claim
 from tilework.writing.ledger import Ledger, Marks, boxes_around
 from tilework.writing.objects import Objects, read_only
 
-__all__ = ["Part", "Sink", "Work", "Written", "block_name", "digest_of", "parts_of", "write_block"]
+__all__ = [
+    "UNREACHED",
+    "Part",
+    "Sink",
+    "Work",
+    "Written",
+    "block_name",
+    "digest_of",
+    "parts_of",
+    "write_block",
+]
+
+UNREACHED = (
+    'an array of this process can only be written into by threads of it; give scheduler="threads", or a Zarr '
+    "store for processes and clusters."
+)
+"""Why an array that is not of zarr is refused, in memory or in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +168,8 @@ class Sink:
         return found
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if isinstance(self.target, np.ndarray):
-            raise TilingError(
-                "an array in memory can only be written into by threads of this process; give a Zarr store "
-                "for processes and clusters."
-            )
+        if not isinstance(self.target, zarr.Array | Travelling):
+            raise TilingError(UNREACHED)
         values = (self.run, self.generation, self.again, self.partial, self.checked, self.home)
         target = self.target if isinstance(self.target, Travelling) else Travelling(self.target)
         return Sink, (target, *values)

@@ -16,9 +16,14 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tests.sampling import share
+from tilework.execution.local import run
+from tilework.execution.where import Where
 from tilework.function.calling import call_whole
+from tilework.graph.build import find_spec
 from tilework.plan.cost import repeated_crops
 from tilework.plan.tile_plan import TilePlan
+from tilework.writing.closing import Destination
+from tilework.writing.jobs import TileJob
 
 
 class Seen:
@@ -71,9 +76,37 @@ def test_every_batch_has_one_length_and_results_stay(option, size):
         assert (told in tw.explain(out)) == (repeated_crops(plan) > 0)
 
 
-def out_plan(out):
-    from tilework.graph.build import find_spec
+SHARED = [
+    ((120, 40), 30, 20, 30), ((100,), 24, 14, 30), ((61, 47), 16, 6, 20), ((30, 26, 22), 10, 7, 12),
+    ((40, 36, 10), (12, 10, 10), (9, 8, 10), (20, 12, 10)),
+]  # fmt: skip
 
+
+@pytest.mark.parametrize("reuse", ["share", "recompute", "slabs"])
+@pytest.mark.parametrize("blend", ["average", "gaussian", "max"])
+@pytest.mark.parametrize("edge", ["clip", "shift"])
+@pytest.mark.parametrize("tiling", SHARED, ids=str)
+def test_batches_are_full_where_a_task_runs_tiles_of_several_owners(tiling, edge, blend, reuse):
+    """The crops are those that `explain` counts, and the bits those of one crop at a time."""
+    shape, crop, stride, chunks = tiling
+    given = {"stride": stride, "edge": edge, "blend": blend, "dtype": "f4", "chunks": chunks}
+    given["reuse"] = "share" if reuse == "slabs" else reuse
+    for size in (1, 3, 4):
+        fn = Seen()
+        out = tw.tiled_map(fn, image(shape), crop, batch_size=size, pad_batch=True, **given)
+        spec = find_spec(out).spec
+        slabs = 1 if reuse == "slabs" and len(shape) > 1 else 0
+        spec = replace(spec, plan=spec.plan.with_blocks(spec.plan.block, given["reuse"], (), slabs))
+        result = np.full(shape, np.nan, "f4")
+        job = TileJob("", "batches", spec, {0: Destination(result)}, retries=0)
+        run([job], Where.find("sync"), progress=False, title="")
+        assert sum(s[0] for s in fn.shapes) == spec.plan.calls() + repeated_crops(spec.plan)
+        assert {s[0] for s in fn.shapes} == {size}
+        alone = tw.tiled_map(lambda x: np.cumsum(x, axis=-1), image(shape), crop, **given)
+        np.testing.assert_array_equal(result, alone.compute(scheduler="sync"))
+
+
+def out_plan(out):
     return find_spec(out).spec.plan
 
 

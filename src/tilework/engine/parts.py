@@ -162,7 +162,7 @@ def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
             yield index, common
 
 
-def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tuple[Index, list[Tile]]]:
+def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tuple[Index, Sequence[Tile]]]:
     """Return, per owner, the running tiles with weight in ``box``, a part of block ``index``."""
     ranges = touching(spec.outputs[number], spec.ranges(index, owned=False), box)
     found = []

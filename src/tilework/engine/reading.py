@@ -146,14 +146,18 @@ class CropCutter:
         return start - origin if d < self._n_each else slice(start - origin, stop - origin)
 
 
-def tiles_of(spec: Spec, ranges: Sequence[Span]) -> list[Tile]:
+def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Sequence[Tile]:
     """Return the running tiles in ``ranges``, in raster order within each crop shape."""
     runs = spec.active.runs
-    tiles = [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]]
-    if spec.plan.axes[-1].edge == "clip":
-        # All crops of a batch have one shape. Sorting also without batches keeps the order of summation.
-        tiles.sort(key=lambda t: t.read.shape, reverse=True)
-    return tiles
+    return _by_shape(spec, [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]])
+
+
+def _by_shape(spec: Spec, tiles: Sequence[Tile]) -> Sequence[Tile]:
+    """Return tiles by the shape of their crops, those of one shape in the order that they have."""
+    if spec.plan.axes[-1].edge != "clip":
+        return tiles
+    # Also without batches, because this is the order of summation.
+    return sorted(tiles, key=lambda t: t.read.shape, reverse=True)
 
 
 def run_tiles(
@@ -163,7 +167,10 @@ def run_tiles(
     skipped: list[int],
     failures: list[Failure],
 ) -> Iterator[Results]:
-    """Call the function in batches; yield each tile with its results, in order; one per canvas of the spec.
+    """Call the function in batches; yield each tile with its results, one per canvas of the spec.
+
+    All crops of a batch have one shape. Tiles of several owners are sorted by it, so that batches are full;
+    those of one owner, as `tiles_of` returns them, stay in order.
 
     Tiles that the skip predicate leaves out are appended to ``skipped``. Tiles that fail, if that does not
     end the run, are appended to ``skipped`` and ``failures``.
@@ -174,7 +181,7 @@ def run_tiles(
     if spec.on_error != "raise":
         attempt = functools.partial(_attempt, spec, call, skipped, failures)
     waiting: list[Results] = []
-    for tile in tiles:
+    for tile in _by_shape(spec, tiles):
         check_stop()
         cuts = _cut(spec, tile, crops, skipped, failures)
         if cuts is None:

@@ -369,6 +369,23 @@ def test_other_commands_are_interrupted_too(folder: Path, monkeypatch: pytest.Mo
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
 
+@pytest.mark.parametrize("other", ["RuntimeError", "ImportError", "SystemExit"])
+def test_what_makes_another_error_of_a_signal_is_interrupted_too(
+    other: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python does while it makes a class, and modules do that try what they can import."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    text = (
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGTERM)\nexcept BaseException as error:\n"
+        f"    raise {other}('none') from error\ndef f(crop):\n    return crop\n"
+    )
+    Path(f"of_{other}.py").write_text(text)
+    done = in_process("run", f"of_{other}.py:f", "in.zarr", "out.zarr", "--crop", "16")
+    assert done.exit_code == 143, done.output
+    assert done.stderr == "Error: interrupted; run the same command again to resume.\n"
+
+
 def test_the_error_of_an_exit_in_the_function(folder: Path) -> None:
     """The exit code is that of an error, not the one that the function asked for."""
     (folder / "filters.py").write_text(TEXT)

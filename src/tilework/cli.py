@@ -96,7 +96,10 @@ def _signals(ctx: click.Context) -> Iterator[None]:
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
-    except KeyboardInterrupt:
+    except BaseException as error:
+        # Whoever caught the interruption may have raised something else, as the making of a class does.
+        if not came and not isinstance(error, KeyboardInterrupt):
+            raise
         code = 128 + (came[0] if came else signal.SIGINT)
         again = "; run the same command again to resume" if ctx.invoked_subcommand == "run" else ""
         click.echo(f"Error: interrupted{again}.", err=True)

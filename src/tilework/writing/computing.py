@@ -46,9 +46,10 @@ def compute(
     out : dask array, or the tuple or dict of one `tiled_map`
         Several outputs are computed in one pass: the function runs once per tile.
     into : array, or tuple or dict of them, optional
-        The array to compute into, with the shape and dtype of the result: of numpy, a memory map, or anything
-        that takes slices, such as an h5py dataset. Its values are overwritten; after an error, some are
-        those of unfinished blocks. Default: new numpy arrays.
+        The array to compute into, with the shape and dtype of the result: of numpy, a memory map, a torch
+        tensor on the CPU, a DataArray in memory, or anything that takes slices, such as an h5py dataset. Its
+        values are overwritten; after an error, some are those of unfinished blocks. Default: new numpy
+        arrays.
     on_error, retries, memory_limit, lanes
         As in `to_zarr`.
     progress : bool, "auto" or callable

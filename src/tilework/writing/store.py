@@ -64,8 +64,8 @@ def to_zarr(
         Several outputs are written in one pass: the function runs once per tile. A DataArray or Dataset is
         written into a group with its coordinates and attributes, so that `xarray.open_zarr` returns it.
     store : path, URL, Zarr store, zarr.Group, zarr.Array, or array
-        An array must have the shape and dtype of the result and keeps its layout. Arrays of numpy and h5py,
-        and memory maps, work too, with threads; they cannot be resumed.
+        An array must have the shape and dtype of the result and keeps its layout. Arrays as `compute` takes
+        them, of numpy and h5py for example, work too, with threads; they cannot be resumed.
     path : str, optional
         Path in the store.
     chunks, shards : int, tuple of int or dict by name, samples per axis of the result, optional

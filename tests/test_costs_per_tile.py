@@ -1,5 +1,6 @@
-"""What a tile costs besides the function and the arithmetic: calls of Python functions, which are exact."""
+"""What a tile or a block costs besides the function: calls of Python functions and bytes, which are exact."""
 
+import tracemalloc
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 import tilework as tw
 from tests.calls import calls_of
+from tilework.engine import canvas
 
 TILE = 8
 
@@ -74,3 +76,18 @@ def test_a_crop_is_used_and_dropped_before_the_next_one_is_cut() -> None:
     out = tw.tiled_map(called, image(1), TILE, stride=TILE, blend="gaussian", dtype="float32", skip=skip)
     out.compute(scheduler="sync")
     assert seen == [("cut", 1), ("called", 1)] * 16
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_the_largest_channel_is_found_without_a_copy_of_the_sums(axis: int) -> None:
+    sums = np.random.default_rng(0).random((8, 512, 512), np.float32)
+    sums[0, 3:5], sums[2, 4, 5] = np.inf, np.nan
+    sums = np.moveaxis(sums, 0, axis)
+    tracemalloc.start()
+    try:
+        found = canvas._largest(sums, axis % 3)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found, sums.argmax(axis), strict=True)
+    assert peak < found.nbytes + sums.nbytes / 4

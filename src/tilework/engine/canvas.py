@@ -540,7 +540,7 @@ def _reduce(output: BoundOutput, total: AnyArray) -> Array:
         assert output.channel_axis is not None
         if isinstance(total, DeviceArray):
             return device_array.largest(total, n + output.channel_axis)
-        return np.asarray(total.argmax(axis=n + output.channel_axis))
+        return _largest(total, n + output.channel_axis)
     assert callable(output.reduce)
     lead = total.shape[:n]
     blocks = [np.asarray(output.reduce(total[i])) for i in np.ndindex(*lead)]
@@ -550,6 +550,17 @@ def _reduce(output: BoundOutput, total: AnyArray) -> Array:
         if block.shape != expected:
             raise ContractError(f"reduce returned shape {block.shape} for a block; expected {expected}.")
     return np.stack(blocks).reshape(*lead, *expected) if lead else blocks[0]
+
+
+def _largest(total: Array, axis: int) -> Array:
+    """Return the number of the largest value along an axis, piece by piece: numpy copies what it looks at."""
+    values = np.moveaxis(total, axis, -1)
+    if values.ndim == 1:
+        return np.asarray(values.argmax())
+    found = np.empty(values.shape[:-1], np.intp)
+    for rows in _rows(values.shape, 0):
+        found[rows] = values[rows].argmax(axis=-1)
+    return found
 
 
 def _cast(block: Array, output: BoundOutput) -> tuple[Array, int]:

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from dask.task_spec import Task
 
 import tilework as tw
+from tilework.identity import graphs
+from tilework.writing import fingerprint
 
 xr = pytest.importorskip("xarray")
 
@@ -25,6 +29,9 @@ OPENED: dict[str, Callable[[Path], Any]] = {
     "from_zarr of an array": lambda folder: da.from_zarr(zarr.open_array(folder / "image.zarr", mode="r")),
     "from_array": lambda folder: da.from_array(zarr.open_array(folder / "image.zarr", mode="r")),
     "arithmetic": lambda folder: da.from_zarr(str(folder / "image.zarr")) * 2 + 1,
+    "fused, with many tasks": lambda folder: (
+        dask.optimize(da.from_zarr(str(folder / "image.zarr"), chunks=1))[0]
+    ),
     "rechunked": lambda folder: da.from_zarr(str(folder / "image.zarr")).rechunk((16, 4)),
     "xarray": lambda folder: xr.open_zarr(folder / "labelled.zarr", consolidated=False)["image"],
     "xarray's dask array": lambda folder: (
@@ -107,6 +114,12 @@ def locked(crop):
     with LOCK:
         return crop * {factor}
 
+def summed(crop, axis=None, keepdims=False, **options):
+    return crop.sum(axis=axis, keepdims=keepdims) * {factor}
+
+def cumulated(crop, axis=None, dtype=None):
+    return crop.cumsum(axis=axis) * {factor}
+
 class Step:
     def __call__(self, crop):
         return step(crop)
@@ -145,8 +158,38 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "wrapper": lambda module, image: image.map_blocks(
         np.vectorize(module.step, otypes=["f4"]), name="steps", dtype="f4"
     ),
+    "xarray's map_blocks": lambda module, image: labelled(image.rechunk(1)).map_blocks(
+        module.step, template=labelled(image.rechunk(1))
+    ),
+    "coarsen": lambda module, image: da.coarsen(module.summed, image.rechunk(1), {0: 1, 1: 1}),
+    "aggregate": lambda module, image: (
+        image.rechunk((1, 16))
+        + da.reduction(image.rechunk(1), chunk=np.sum, aggregate=module.summed, dtype="f4", split_every=2)
+    ),
+    "cumulated": lambda module, image: da.reductions.cumreduction(
+        module.cumulated, np.add, 0, image.rechunk(1), axis=0, dtype="f4"
+    ),
+    "fused": lambda module, image: dask.optimize(image.rechunk(1).map_blocks(module.step))[0],
+    "a graph by hand": lambda module, image: by_hand(
+        lambda key: Task(key, module.step, np.ones((1, 1), "f4"))
+    ),
+    "tuples by hand": lambda module, image: by_hand(lambda key: (module.step, np.ones((1, 1), "f4"))),
+    "closure of a package": lambda module, image: pytest.importorskip("skimage.util").apply_parallel(
+        module.step, image, chunks=8, depth=1, dtype="f4", compute=False
+    ),
     "cached": lambda module, image: image.map_blocks(applied_uncached, function=module.cached, name="steps"),
 }
+
+
+def labelled(image: Any) -> Any:
+    return xr.DataArray(image, dims=("y", "x"))
+
+
+def by_hand(task: Callable[[Any], Any], *, turned: bool = False) -> Any:
+    """Return an array of a task for each sample."""
+    keys = [("by hand", *index) for index in np.ndindex(SHAPE)]
+    graph = {key: task(key) for key in (reversed(keys) if turned else keys)}
+    return da.Array(graph, "by hand", ((1,) * 16,) * 2, "f4", shape=SHAPE)
 
 
 def apply(function: Any, crop: Any) -> Any:
@@ -198,6 +241,45 @@ def test_a_function_that_dask_applies_is_compared_by_its_code(
     tw.to_zarr(result(2), store, progress=False)
     with pytest.raises(tw.TilingError, match=r"changed: .*below: function \d"):
         tw.to_zarr(result(30), store, progress=False)
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_the_order_of_tasks_does_not_matter(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dask makes some graphs from sets, whose order is another one in each process."""
+
+    def factor(by: int) -> Any:
+        return lambda: np.full((1, 1), by, "f4")
+
+    def parts(*steps: Any, turned: bool) -> Any:
+        return fingerprint.of_dask(by_hand(lambda key: Task(key, steps[key[1] % 3]), turned=turned))
+
+    monkeypatch.setattr(fingerprint, "FUNCTIONS", most)
+    steps = factor(1), factor(2), named
+    found = parts(*steps, turned=False)
+    assert found == parts(*steps, turned=True)
+    assert found != parts(factor(3), *steps[1:], turned=False)
+    assert any("function 3" in name for name in found) == (most > 1)
+
+
+def named() -> Any:
+    return np.ones((1, 1), "f4")
+
+
+def test_a_graph_that_is_too_large_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, step_of: Callable[[int], Any]
+) -> None:
+    store = zarr.storage.MemoryStore()
+
+    def result() -> Any:
+        image = STEPS["coarsen"](step_of(2), da.ones(SHAPE, chunks=8, dtype="f4"))
+        return tw.tiled_map(np.abs, image, 8, 1, dtype="f4")
+
+    tw.to_zarr(result(), store, progress=False)
+    assert "too many tasks" not in caplog.text
+    monkeypatch.setattr(graphs, "MOST", 200)
+    with pytest.raises(tw.TilingError, match="below: function"):
+        tw.to_zarr(result(), store, progress=False)
+    assert "too many tasks to look at all of them" in caplog.text
 
 
 @pytest.mark.parametrize("name", [None, "first"])

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tilework._checks import brief
+from tilework._checks import attribute, brief
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
@@ -19,8 +19,9 @@ from tilework.function.bound import BoundOutput
 from tilework.graph.build import specs_below
 from tilework.grid.axis import AxisGrid
 from tilework.identity.digests import SHORT, UNKNOWN, digest
+from tilework.identity.graphs import shown_by
 from tilework.identity.stamps import of_array, stamp
-from tilework.identity.stored import data_read_by, functions_in
+from tilework.identity.stored import data_of
 from tilework.source.base import (
     BlockSource,
     FileSource,
@@ -56,7 +57,9 @@ FIXED = re.compile(rf"({'|'.join(AXIS)}|each axes|source axes|source \d+ shape|o
 MANY = 6
 # Begins the names of parts of what a dask array is computed from.
 BELOW = "below"
-DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}( \d+)?: ")
+DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}(: (function|data)|( \d+)?: )")
+# Of these, a part each; more have one part together.
+FUNCTIONS = 100
 
 
 def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fingerprint:
@@ -203,9 +206,9 @@ def changes(
     else:
         # The first records of format 2 had no versions of the packages of networks, and nothing of the data
         # that a function reads, nor of what dask arrays are computed from.
-        late = [" packages$", f" {READ}$", *([] if any(map(DEEP.search, old)) else [DEEP.pattern])]
-        added = re.compile("|".join(late))
-        unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if added.search(name)))
+        # Later ones had these, but not of all functions and data.
+        deep = {found.group() for found in map(DEEP.match, old) if found}
+        unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if _is_late(name, deep)))
         new = {name: value for name, value in new.items() if name not in unrecorded}
     known = sorted(old.keys() | new.keys() | set(unrecorded))
     for name in (accept := tuple(accept)):
@@ -235,6 +238,14 @@ def changes(
         else:
             refused.append(f"{name}: {before} -> {after}")
     return Changes(tuple(refused), tuple(names), unknown, tuple(accepted), unrecorded)
+
+
+def _is_late(name: str, deep: AbstractSet[str]) -> bool:
+    """Return whether early records of format 2 lack a part; ``deep`` is what a record has of dask arrays."""
+    if name.endswith((" packages", f" {READ}")):
+        return True
+    found = DEEP.match(name)
+    return found is not None and not (found.group() in deep if found[4] else deep)
 
 
 def _without_module(value: str | None) -> str | None:
@@ -270,12 +281,19 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
         parts.take(of_spec(spec, version, deep=False), below)
         if spec.plan.mask is not None:
             parts[f"{below}mask"] = digest(spec.plan.mask)
-    for number, function in enumerate(functions_in(array) if version is None else (), 1):
-        parts.take(describe(function, f"{BELOW}: function {number}"))
-    data, told = data_read_by(array)
+    shown = shown_by(array)
+    if version is None and shown.whole:
+        parts.take(_functions(shown.functions), f"{BELOW}: ")
+    data, told = data_of(shown)
     if data is not None:
         parts[f"{BELOW}: data"] = data
-    if not told:
+    if not shown.whole:
+        LOG.warning(
+            "%s has too many tasks to look at all of them, so that it does not say whether functions and "
+            "data below it changed; change version= when they do",
+            array.name,
+        )
+    elif not told:
         LOG.warning(
             "%s reads a store that does not say whether data changed, so that only its name is compared; "
             "change version= when the data change",
@@ -284,6 +302,24 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
     if silent := sorted(part for part, value in parts.items() if value == UNKNOWN):
         LOG.warning("%s: parts that cannot be compared: %s", array.name, listed(silent))
     return Fingerprint({part: value for part, value in parts.items() if part not in silent}, name)
+
+
+def _functions(functions: Sequence[Any]) -> Fingerprint:
+    """Return the parts of the functions in a graph, numbered by what they are: tasks have no order."""
+    if len(functions) > 1:
+        found = [(attribute(f, "__qualname__", ""), *sorted(describe(f, "").items())) for f in functions]
+        order = sorted(range(len(found)), key=found.__getitem__)
+        functions = [functions[k] for k in order]
+        if len(functions) > FUNCTIONS:
+            known = [[pair for pair in found[k][1:] if UNKNOWN not in pair] for k in order]
+            parts = Fingerprint({"functions": digest(known)})
+            if any(UNKNOWN in pair for one in found for pair in one[1:]):
+                parts["functions, some of them"] = UNKNOWN
+            return parts
+    parts = Fingerprint()
+    for number, function in enumerate(functions, 1):
+        parts.take(describe(function, f"function {number}"))
+    return parts
 
 
 # -- the identity of the data of a source -----------------------------------------------------------------

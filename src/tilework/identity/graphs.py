@@ -1,0 +1,190 @@
+"""What a value holds: stored arrays and functions of the user, in graphs of dask, containers and objects."""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from types import FunctionType, MethodType
+from typing import Any
+
+import numpy as np
+import zarr
+from dask.blockwise import Blockwise, BlockwiseDepDict
+from dask.highlevelgraph import MaterializedLayer
+from dask.task_spec import Alias, DataNode, Task, TaskRef
+
+from tilework._checks import attribute, has
+from tilework.formats.labelled import is_dataset, is_labelled
+from tilework.identity.modules import installed
+
+__all__ = ["Shown", "shown_by"]
+
+# Values of graphs that are looked at: a million tasks, in a few seconds.
+MOST = 5_000_000
+# Nothing is in values of these types. Most values of a graph have one of them.
+SIMPLE = frozenset({
+    bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, TaskRef, Alias, np.dtype,
+    np.ndarray,
+})  # fmt: skip
+
+
+@dataclass(slots=True)
+class Shown:
+    """What a value shows of what it is computed from."""
+
+    stored: list[Any] = field(default_factory=list)
+    """Arrays of zarr and h5py, and maps of numpy; one may be there many times."""
+    functions: list[Any] = field(default_factory=list)
+    """Functions and callable objects of the user, and classes of other objects of the user."""
+    whole: bool = True
+    """Whether all of it was looked at."""
+
+
+def shown_by(value: Any) -> Shown:
+    """Return the stored arrays that a value is or reads, and the functions of the user in its graph.
+
+    Parameters
+    ----------
+    value : stored array, dask array or other collection of dask, DataArray or Dataset, or anything else
+        Of anything else nothing is shown.
+
+    Returns
+    -------
+    Shown
+
+    Notes
+    -----
+    dask knows a function of a module by its name, whatever its code. Of an object that is no function, its
+    class is shown: the name of a dask array has what it holds.
+
+    No task is made, and no data are read. The tasks of a layer share their functions and arrays, and each of
+    these is looked at once.
+    """
+    shown = Shown()
+    if is_dataset(value) or is_labelled(value) or _is_lazy(value) or _stored(value) is not None:
+        _look([value], shown)
+    return shown
+
+
+def _look(values: Iterable[Any], shown: Shown) -> None:
+    """Add what is in tasks, containers, partial functions, wrappers, adapters and objects of the user."""
+    waiting, seen, looked = deque(values), dict[int, Any](), 0
+    own: Callable[[Any], bool] = functools.cache(_is_own)
+    while waiting:
+        value = waiting.popleft()
+        kind = type(value)
+        if kind in SIMPLE:
+            continue
+        if (looked := looked + 1) > MOST:
+            shown.whole = False
+            return
+        if isinstance(value, Task):
+            waiting.append(value.func)
+            waiting.extend(value.args)
+            if value.kwargs:
+                waiting.extend(value.kwargs.values())
+        elif kind is tuple:
+            waiting.extend(value)
+        elif id(value) in seen:
+            continue
+        else:
+            seen[id(value)] = value  # kept, so that no other object gets its id
+            if kind is dict:
+                waiting.extend(value.values())
+            elif kind is list:
+                waiting.extend(value)
+            elif (stored := _stored(value)) is not None:
+                shown.stored.append(stored)
+            elif isinstance(value, FunctionType | type):
+                if _is_own(value):
+                    shown.functions.append(value)
+                else:
+                    waiting.extend(_wrapped(value))
+            elif isinstance(value, functools.partial | MethodType) or not own(kind):
+                waiting.extend(_inside(value))
+            elif callable(value):
+                shown.functions.append(value)
+            else:
+                waiting.append(kind)
+
+
+def _is_own(value: Any) -> bool:
+    """Return whether a function or class is in no installed package."""
+    module = attribute(value, "__module__")
+    return isinstance(module, str) and installed(module) is None
+
+
+def _inside(value: Any) -> Iterator[Any]:
+    """Yield what is in a value of an installed class, as far as it may hold something of the user."""
+    if isinstance(value, DataNode):
+        yield value.value
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, MethodType):
+        yield from (value.__func__, value.__self__)
+    elif is_dataset(value):
+        yield from value.variables.values()
+    elif is_labelled(value):
+        # `data` would read what was not read yet.
+        yield attribute(attribute(value, "variable", value), "_data")
+    elif _is_lazy(value):
+        yield from _values(value)
+    else:
+        yield from _items(value)
+        yield from _wrapped(value)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    """Return the items of a container of Python."""
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple | set | frozenset | deque) else ()
+
+
+def _wrapped(value: Any) -> Iterator[Any]:
+    """Yield the functions in an object that wraps some, and what an adapter of xarray reads from."""
+    module = type(value).__module__.partition(".")[0]
+    if module == "xarray":
+        yield from (attribute(value, name) for name in ("array", "_array"))
+    elif callable(value) and not isinstance(value, type) and module != "tilework":
+        held = attribute(value, "__dict__", {})
+        yield from filter(callable, held.values() if isinstance(held, dict) else ())
+        yield from (attribute(value, name) for name in ("__wrapped__", "first", "funcs"))
+        for cell in attribute(value, "__closure__") or ():
+            yield attribute(cell, "cell_contents")
+
+
+def _stored(value: Any) -> Any:
+    """Return the stored array that a value is; None for any other value."""
+    if isinstance(value, np.memmap):
+        return None if value.filename is None else value  # a copy in memory keeps the class
+    kind = type(value)
+    found = isinstance(value, zarr.Array) or (kind.__module__[:5], kind.__name__) == ("h5py.", "Dataset")
+    return value if found else None
+
+
+def _is_lazy(value: Any) -> bool:
+    """Return whether a value has a graph of dask; an expression would make its own to show it."""
+    return not isinstance(value, type) and has(type(value), "__dask_graph__")
+
+
+def _values(array: Any) -> Iterator[Any]:
+    """Yield the values in the graph of a collection of dask, as far as no tasks have to be made for it."""
+    if has(type(array), "expr"):
+        for node in array.expr.walk():
+            yield from node.operands
+        return
+    graph = attribute(array, "dask")
+    for layer in attribute(graph, "layers", {"": graph}).values():
+        if isinstance(layer, Blockwise):
+            yield from (argument for argument, _ in layer.indices)
+            yield from (part.mapping for part in layer.io_deps.values() if isinstance(part, BlockwiseDepDict))
+            yield layer.task
+        elif isinstance(layer, MaterializedLayer):
+            yield from layer.mapping.values()
+        elif isinstance(layer, dict):
+            yield from layer.values()
+        else:
+            yield from attribute(layer, "__dict__", {}).values()

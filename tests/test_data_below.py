@@ -22,13 +22,61 @@ from tilework.identity import graphs
 from tilework.writing import fingerprint
 
 xr = pytest.importorskip("xarray")
+h5py = pytest.importorskip("h5py")
 
 SHAPE = (16, 16)
+
+
+class Reader:
+    """An array of the user around another one."""
+
+    shape, ndim, dtype = SHAPE, 2, np.dtype("f4")
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+    def __getitem__(self, box: Any) -> Any:
+        return np.asarray(self.inside[box])
+
+
+class Slotted:
+    """The same around a list."""
+
+    __slots__ = ("inside",)
+    shape, ndim, dtype = SHAPE, 2, np.dtype("f4")
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+    def __getitem__(self, box: Any) -> Any:
+        return np.asarray(self.inside[0][box])
+
+
+def times(crop: Any, by: Any) -> Any:
+    return crop * np.asarray(by[:1, :1])
+
+
 OPENED: dict[str, Callable[[Path], Any]] = {
     "from_zarr of a path": lambda folder: da.from_zarr(str(folder / "image.zarr")),
     "from_zarr of an array": lambda folder: da.from_zarr(zarr.open_array(folder / "image.zarr", mode="r")),
     "from_array": lambda folder: da.from_array(zarr.open_array(folder / "image.zarr", mode="r")),
     "arithmetic": lambda folder: da.from_zarr(str(folder / "image.zarr")) * 2 + 1,
+    "open_image": lambda folder: da.from_array(tw.open_image(folder / "image.zarr"), chunks=8),
+    "open_image, used": lambda folder: da.ones(SHAPE, chunks=8, dtype="f4").map_blocks(
+        times, by=tw.open_image(folder / "image.zarr")
+    ),
+    "view of h5py": lambda folder: da.from_array(
+        h5py.File(folder / "image.h5")["image"].astype("f8"), chunks=8, name="view"
+    ).astype("f4"),
+    "reader": lambda folder: da.from_array(
+        Reader(zarr.open_array(folder / "image.zarr", mode="r")), chunks=8
+    ),
+    "reader of parts": lambda folder: da.from_array(
+        Reader(da.from_zarr(str(folder / "image.zarr"))), chunks=8, name="parts"
+    ),
+    "reader with slots": lambda folder: da.from_array(
+        Slotted([zarr.open_array(folder / "image.zarr", mode="r")]), chunks=8, name="slots"
+    ),
     "fused, with many tasks": lambda folder: (
         dask.optimize(da.from_zarr(str(folder / "image.zarr"), chunks=1))[0]
     ),
@@ -68,6 +116,9 @@ def write(folder: Path, value: float) -> None:
         data.to_dataset().to_zarr(folder / "labelled.zarr", consolidated=False)
     zarr.open_array(folder / "image.zarr", mode="r+")[...] = image
     zarr.open_array(folder / "labelled.zarr" / "image", mode="r+")[...] = image
+    with h5py.File(folder / "new.h5", "w") as file:
+        file["image"] = image
+    (folder / "new.h5").replace(folder / "image.h5")  # the old one may be open still
 
 
 def stored(store: Path) -> Any:
@@ -384,6 +435,7 @@ def test_other_collections_of_dask_and_copies_of_maps_are_nothing_stored(
 
 USED: dict[str, Callable[[Path], Any]] = {
     "array": lambda folder: zarr.open_array(folder / "image.zarr", mode="r"),
+    "open_image": lambda folder: tw.open_image(folder / "image.zarr"),
     "in a list": lambda folder: [zarr.open_array(folder / "image.zarr", mode="r")],
     "dask": lambda folder: da.from_zarr(str(folder / "image.zarr")),
     "xarray": lambda folder: xr.open_zarr(folder / "labelled.zarr", consolidated=False)["image"],

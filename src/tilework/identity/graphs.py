@@ -17,7 +17,9 @@ from dask.task_spec import Alias, DataNode, Task, TaskRef
 
 from tilework._checks import attribute, has
 from tilework.formats.labelled import is_dataset, is_labelled
+from tilework.identity.hidden import slots
 from tilework.identity.modules import installed
+from tilework.source.images import StoredImage
 
 __all__ = ["Shown", "shown_by"]
 
@@ -57,7 +59,7 @@ def shown_by(value: Any) -> Shown:
     Notes
     -----
     dask knows a function of a module by its name, whatever its code. Of an object that is no function, its
-    class is shown: the name of a dask array has what it holds.
+    class is shown: the name of a dask array has what it holds, except for what is in stores.
 
     No task is made, and no data are read. The tasks of a layer share their functions and arrays, and each of
     these is looked at once.
@@ -108,6 +110,8 @@ def _look(values: Iterable[Any], shown: Shown) -> None:
                 shown.functions.append(value)
             else:
                 waiting.append(kind)
+                waiting.extend(_attributes(value))
+                waiting.extend(_items(value))
 
 
 def _is_own(value: Any) -> bool:
@@ -136,6 +140,13 @@ def _inside(value: Any) -> Iterator[Any]:
         yield from _wrapped(value)
 
 
+def _attributes(value: Any) -> Iterator[Any]:
+    """Yield what an object of the user holds."""
+    held = attribute(value, "__dict__", {})
+    yield from held.values() if isinstance(held, dict) else ()
+    yield from (part for _, part in slots(value))
+
+
 def _items(value: Any) -> Iterable[Any]:
     """Return the items of a container of Python."""
     if isinstance(value, dict):
@@ -158,11 +169,16 @@ def _wrapped(value: Any) -> Iterator[Any]:
 
 def _stored(value: Any) -> Any:
     """Return the stored array that a value is; None for any other value."""
+    if isinstance(value, StoredImage):
+        return value.source.handle
     if isinstance(value, np.memmap):
         return None if value.filename is None else value  # a copy in memory keeps the class
+    if isinstance(value, zarr.Array):
+        return value
     kind = type(value)
-    found = isinstance(value, zarr.Array) or (kind.__module__[:5], kind.__name__) == ("h5py.", "Dataset")
-    return value if found else None
+    if kind.__module__[:5] != "h5py.":
+        return None
+    return value if kind.__name__ == "Dataset" else attribute(value, "_dset")  # a view in another dtype
 
 
 def _is_lazy(value: Any) -> bool:

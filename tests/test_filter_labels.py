@@ -1,5 +1,6 @@
 """Label images with only some of their objects, against plain loops."""
 
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,6 +105,37 @@ def test_it_goes_on_and_another_condition_is_another_result(tmp_path):
     tw.filter_labels(labels, lambda t: t["area"] > 90, store, **given)
     with pytest.raises(TilingError, match="version"):
         tw.filter_labels(labels, lambda t: t["area"] > 90, store, version="2", progress=False)
+
+
+@pytest.mark.parametrize("made", ["tiled_map", "map_blocks"])
+def test_functions_from_whose_results_labels_are_computed_are_compared(made, tmp_path):
+    labels = objects_in((32, 48))
+
+    def filtered(by, **options):
+        def step(crop):
+            return crop + 0 * by
+
+        if made == "tiled_map":
+            below = tw.tiled_map(step, labels, 16, 0, dtype="i8", name="step")
+        else:
+            below = da.from_array(labels, chunks=16).map_blocks(step, dtype="i8", name="step")
+        store = tmp_path / "a.zarr"
+        tw.filter_labels(below, lambda t: t["area"] > 0, store, progress=False, **options)
+        return zarr.open_array(store)
+
+    record = filtered(1).attrs["tilework"]
+    assert filtered(1).attrs["tilework"] == record
+    # As stores of before have it.
+    assert record["fingerprint"]["version"].startswith("objects ")
+    assert not any(name.startswith("fn") for name in record["fingerprint"])
+    with pytest.raises(TilingError, match=r"below.*closure value by: 1 -> 2"):
+        filtered(2)
+    kept = {name: value for name, value in record["fingerprint"].items() if " below" not in name}
+    filtered(1).attrs["tilework"] = {**record, "fingerprint": kept}
+    assert filtered(1).attrs["tilework"] == record
+    record = filtered(1, version="1", overwrite=True).attrs["tilework"]
+    assert record["fingerprint"]["version"].endswith(", 1")
+    assert filtered(2, version="1").attrs["tilework"] == record
 
 
 def test_labels_of_an_image_keep_their_place_and_levels(tmp_path):

@@ -23,6 +23,7 @@ from tilework.objects.choosing import Numbers, kept_rows
 from tilework.objects.measuring import measure_labels, open_images
 from tilework.objects.table import Table
 from tilework.source.opening import Image
+from tilework.writing.fingerprint import Identified
 from tilework.writing.store import to_zarr
 from tilework.writing.temporary import place_of
 
@@ -33,7 +34,7 @@ SAMPLES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Renumber:
+class Renumber(Identified):
     """The function that gives the objects of a crop their new numbers."""
 
     numbers: Numbers
@@ -49,12 +50,12 @@ class Renumber:
         values = self.numbers.of_ids(runs.ids.astype(np.int64, copy=False), index)
         return runs.painted(values.astype(self.dtype))
 
-    def digest(self) -> str:
+    def identity(self) -> str:
         """Return what identifies the new numbers."""
         found = hashlib.blake2b(digest_size=20)
         for part in (self.numbers.index, self.numbers.ids, self.numbers.numbers):
             found.update(np.ascontiguousarray(part).data)
-        return found.hexdigest()
+        return f"objects {found.hexdigest()}"
 
 
 def filter_labels(
@@ -97,7 +98,8 @@ def filter_labels(
     retries, progress, memory_limit, client, scheduler
         As in `to_zarr`.
     **options
-        Other arguments of `to_zarr`: chunks, overwrite, ome, label_name...
+        Other arguments of `to_zarr`: chunks, overwrite, version, ome, label_name... A version stands for the
+        functions from whose results the labels are computed; other objects are another result in any case.
 
     Returns
     -------
@@ -145,11 +147,8 @@ def filter_labels(
         renumber, labels, crop, 0, axes=axes.own, each=axes.each, edge="clip", dtype=dtype, pass_tile=True,
         memory_limit=memory_limit, meta=meta,
     )  # fmt: skip
-    # Whatever the user's own version says, other objects are another result.
-    own = options.get("version")
-    given = options | {"version": f"objects {renumber.digest()}" + (f", {own}" if own is not None else "")}
-    if given.get("ome") and "pyramid" not in given:
-        given["pyramid"] = "nearest"  # it would be the mean where the labels had this dtype already
+    if options.get("ome") and "pyramid" not in options:
+        options["pyramid"] = "nearest"  # it would be the mean where the labels had this dtype already
     with place_of(store) as place:
-        written = to_zarr(out, place, **run, **given)
+        written = to_zarr(out, place, **run, **options)
         return written[...] if store is None else written

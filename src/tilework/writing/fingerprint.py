@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, fields
@@ -41,6 +42,7 @@ __all__ = [
     "UNKNOWN",
     "Changes",
     "Fingerprint",
+    "Identified",
     "changes",
     "listed",
     "names_to_accept",
@@ -60,6 +62,16 @@ BELOW = "below"
 DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}(: (function|data)|( \d+)?: )")
 # Of these, a part each; more have one part together.
 FUNCTIONS = 100
+
+
+class Identified(ABC):
+    """A function of this package that says itself what it is; nothing else of it is compared."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return a text that is equal for equal functions, in every version."""
 
 
 def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fingerprint:
@@ -105,7 +117,9 @@ def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fin
                 label,
             )
         parts.take(found, f"{label} ")
-    parts.take({"version": version} if version is not None else describe(spec.fn, "fn"))
+    own = spec.fn.identity() if isinstance(spec.fn, Identified) else None
+    texts = [text for text in (own, version) if text is not None]
+    parts.take({"version": ", ".join(texts)} if texts else describe(spec.fn, "fn"))
     axis_parts = {name: str(tuple(getattr(axis, name) for axis in spec.plan.axes)) for name in AXIS}
     if all(axis.pad_side == "end" for axis in spec.plan.axes):
         del axis_parts["pad_side"]  # stores of earlier versions have no word on it

@@ -3,10 +3,12 @@
 import itertools
 
 import dask.array as da
+import fsspec
 import h5py
 import numpy as np
 import pytest
 import zarr
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage as ndi
@@ -243,6 +245,36 @@ def test_labels_that_may_have_changed_are_no_resumed_result(case, tmp_path):
     for _ in range(2):
         merged = tw.merge_labels(source, tmp_path / "other", version="1", **merge)
     assert np.array_equal(merged[:], whole(mask))
+
+
+def test_a_store_that_says_nothing_of_its_labels_is_named(tmp_path, caplog):
+    class Silent(MemoryFileSystem):
+        """A file system that lists objects without times and tags."""
+
+        protocol = "tilework-silent"
+        store, pseudo_dirs = {}, [""]
+
+        def ls(self, path, detail=True, **options):
+            facts = super().ls(path, detail=True, **options)
+            kept = [{key: one[key] for key in ("name", "size", "type")} for one in facts]
+            return kept if detail else [one["name"] for one in kept]
+
+        def info(self, path, **options):
+            facts = super().info(path, **options)
+            return {key: facts[key] for key in ("name", "size", "type")}
+
+    fsspec.register_implementation(Silent.protocol, Silent, clobber=True)
+    url, merge = f"{Silent.protocol}://labels.zarr", {"progress": False, "scheduler": "threads"}
+    labels = zarr.create_array(url, shape=(8, 8), chunks=(4, 4), dtype="i4")
+    labels[:3] = 1
+    tw.merge_labels(url, tmp_path / "a", version="1", **merge)
+    assert "does not say" not in caplog.text
+    tw.merge_labels(url, tmp_path / "b", **merge)
+    assert "labels: its store does not say whether data changed" in caplog.text
+    caplog.clear()
+    out = tw.tiled_map(lambda crop: crop + labels[0, 0], np.zeros((8, 8)), 8, 0, dtype="f8")
+    tw.to_zarr(out, tmp_path / "c", **merge)
+    assert "fn closure value labels: its store does not say whether data changed" in caplog.text
 
 
 def test_labels_of_an_ome_zarr_image(case, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from tilework.execution.progress import LOG
 from tilework.identity.digests import digest
 from tilework.identity.graphs import Shown, shown_by
 from tilework.identity.stamps import of_array, stamp
@@ -23,8 +24,8 @@ def read_by(array: Any) -> Iterator[Source]:
     yield from map(open_source, _once(shown_by(array)))
 
 
-def data_read_by(value: Any) -> tuple[str | None, bool]:
-    """Return a digest of what stores and files say about the data that a value reads.
+def data_read_by(value: Any, name: str) -> str | None:
+    """Return a digest of what stores and files say about the data that a value reads; warn where they do not.
 
     A Zarr array, and a dask array or DataArray that was opened from one, has the same name after its data
     were written anew in their place.
@@ -33,19 +34,24 @@ def data_read_by(value: Any) -> tuple[str | None, bool]:
     ----------
     value : Zarr array, dask array, DataArray or Dataset, dataset of h5py, or anything else
         Of a Zarr group it is not known what is read of it; results may be written into it.
+    name : str
+        What the value is, for the warning.
 
     Returns
     -------
     str or None
         None: the value reads nothing that is stored, as far as its graph shows, or its stores say nothing.
-    bool
-        Whether all stores say something.
     """
-    return data_of(shown_by(value))
+    data, told = data_of(shown_by(value))
+    if not told:
+        LOG.warning(
+            "%s: its store does not say whether data changed; change version= when the data change", name
+        )
+    return data
 
 
 def data_of(shown: Shown) -> tuple[str | None, bool]:
-    """Return what `data_read_by` does, for what a value shows."""
+    """Return the digest for what a value shows, and whether all its stores say something."""
     if not shown.whole:
         return None, False  # what was seen of it depends on the order of tasks
     stamps = set(map(_stamp, _once(shown)))

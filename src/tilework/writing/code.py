@@ -497,7 +497,7 @@ class _Description:
         if is_script(value):
             self.add(script(value), f"{name} code")
             self.add(constants(value), f"{name} constants")
-        data = None if type(value) in PLAIN else data_read_by(value)[0]
+        data = None if type(value) in PLAIN else data_read_by(value, name)
         if data is not None:
             self.put(f"{name} {READ}", data)
         inside = content(value) if hidden else []

@@ -109,13 +109,7 @@ def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fin
             named = Fingerprint({"dask name": source.dask_name})
             found = of_dask(source.handle, version, named=True) if deep else named
         else:
-            found = _identity(source)
-        if not found.keys() & {"data", "dask name"} and not isinstance(source, OnceSource):
-            LOG.warning(
-                "%s: its store does not say whether data changed, so that only its place and metadata "
-                "are compared; change version= when the data change",
-                label,
-            )
+            found = of_source(source, label)
         parts.take(found, f"{label} ")
     own = spec.fn.identity() if isinstance(spec.fn, Identified) else None
     texts = [text for text in (own, version) if text is not None]
@@ -271,9 +265,16 @@ def _is_digest(value: str) -> bool:
     return len(value) == SHORT and all(c in "0123456789abcdef" for c in value)
 
 
-def of_source(source: Source) -> Fingerprint:
-    """Return the parts of a fingerprint that identify the data of a source."""
-    return _identity(source)
+def of_source(source: Source, label: str) -> Fingerprint:
+    """Return the parts of a fingerprint that identify the data of a source; warn if some may be missed."""
+    found = _identity(source)
+    if "data" not in found and not isinstance(source, BlockSource | OnceSource):
+        LOG.warning(
+            "%s: its store does not say whether data changed, so that only its place and metadata are "
+            "compared; change version= when the data change",
+            label,
+        )
+    return found
 
 
 def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> Fingerprint:

@@ -302,7 +302,7 @@ def _cores(out: Any, ndim: int) -> tuple[list[int], ...]:
 
 def _key(pieces: Pieces, version: str | None) -> str:
     """Return a text that is equal for equal pieces of equal labels."""
-    labels = _text(of_source(pieces.source)) if version is None else version
+    labels = _text(of_source(pieces.source, "labels")) if version is None else version
     return (
         f"labels {labels}, pieces {digest((pieces.order, pieces.cuts))}, "
         f"each {pieces.order[: pieces.n_each]}, connectivity {pieces.connectivity}"

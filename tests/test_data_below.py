@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import zarr
 from dask.task_spec import Task
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.implementations.zip import ZipFileSystem
 
 import tilework as tw
 from tilework.identity import graphs
@@ -148,6 +152,42 @@ def test_data_written_anew_are_no_old_data(opened: str, written: str, tmp_path: 
         tw.to_zarr(result(), store, progress=False)
     tw.to_zarr(result(), store, progress=False, overwrite=True)
     assert not np.array_equal(before, stored(store))
+
+
+def buckets(folder: Path, number: int, value: float | None = None) -> Any:
+    """Return an array in a bucket of its own, at a path that is the same in all of them."""
+    system = DirFileSystem(f"{folder}/bucket {number}", AsyncFileSystemWrapper(MemoryFileSystem()))
+    store = zarr.storage.FsspecStore(system, path="")
+    if value is not None:
+        zarr.create_array(store, name="image", data=np.full(SHAPE, value, "f4"), overwrite=True)
+    return zarr.open_array(store, path="image", mode="r")
+
+
+def archives(folder: Path, number: int, value: float | None = None) -> Any:
+    """Return an array in a zip file of its own."""
+    path = folder / f"{number}.zip"
+    if value is not None:
+        with zarr.storage.ZipStore(path, mode="w") as store:
+            zarr.create_array(store, name="image", data=np.full(SHAPE, value, "f4"))
+    return zarr.open_array(f"zip://image::file://{path}", mode="r")
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+@pytest.mark.parametrize("kept", [buckets, archives])
+@pytest.mark.filterwarnings("ignore:.*asynchronous")  # a file system in memory
+def test_stores_with_the_same_path_inside_are_told_apart(kept: Any, changed: int, tmp_path: Path) -> None:
+    def result() -> Any:
+        arrays = [da.from_array(kept(tmp_path, k), name=f"image {k}") for k in range(2)]
+        return tw.tiled_map(np.negative, da.stack(arrays), (2, 8, 8), (0, 1, 1), dtype="f4")
+
+    for number in range(2):
+        kept(tmp_path, number, number)
+    tw.to_zarr(result(), tmp_path / "result.zarr", progress=False)
+    tw.to_zarr(result(), tmp_path / "result.zarr", progress=False)
+    ZipFileSystem.clear_instance_cache()  # its instances keep what was in a file
+    kept(tmp_path, changed, 7)
+    with pytest.raises(tw.TilingError, match="changed: source 0 below: data"):
+        tw.to_zarr(result(), tmp_path / "result.zarr", progress=False)
 
 
 MODULE = """

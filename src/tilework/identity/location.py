@@ -146,8 +146,17 @@ def _fsspec(fs: Any, path: str) -> Place:
         return _file(fs._strip_protocol(path))
     options = {**fs.storage_options, **(fs.storage_options.get("client_kwargs") or {})}
     where = sorted((k, str(options[k])) for k in ("endpoint_url", "host", "port") if options.get(k))
+    if (outer := options.get("fo")) is not None:  # the file of an archive, or of references
+        where.append(("fo", _outer(outer)))
     parts = [p for p in str(fs._strip_protocol(path)).split("/") if p]
     return (f"fsspec {names[0]}", repr(where), *parts)
+
+
+def _outer(file: Any) -> str:
+    """Return what the file around a file system is: a path, or the object that was given."""
+    if not isinstance(file, str | os.PathLike):
+        return str(id(file))
+    return str(file) if "://" in str(file) else os.path.realpath(file)
 
 
 def holds(outer: Any, source: Source) -> bool:

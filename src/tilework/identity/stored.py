@@ -12,6 +12,7 @@ import zarr
 from tilework.execution.progress import LOG
 from tilework.identity.digests import digest
 from tilework.identity.graphs import Shown, shown_by
+from tilework.identity.location import place_of
 from tilework.identity.stamps import of_array, stamp
 from tilework.source.base import Source
 from tilework.source.opening import open_source
@@ -74,7 +75,7 @@ def _stamp(stored: Any) -> str | None:
 
 def _place(stored: Any) -> Any:
     """Return what is equal for one array that was opened twice."""
-    return str(stored.store_path) if isinstance(stored, zarr.Array) else _file(stored)
+    return place_of(stored.store_path) if isinstance(stored, zarr.Array) else _file(stored)
 
 
 def _file(stored: Any) -> Any:

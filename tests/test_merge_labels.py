@@ -221,8 +221,9 @@ def test_another_question_is_no_resumed_answer(case, tmp_path):
             tw.merge_labels(labels, tmp_path / "merged", progress=False, **other)
     tw.merge_labels(labels, tmp_path / "merged", connectivity=2, overwrite=True, progress=False)
     labels[0, 0] = 99
-    with pytest.raises(TilingError, match="changed: version"):
+    with pytest.raises(TilingError, match="changed: version") as refused:
         tw.merge_labels(labels, tmp_path / "merged", connectivity=2, progress=False)
+    assert "accept" not in str(refused.value)  # which it does not take
 
 
 class Slices:

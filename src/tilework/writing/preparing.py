@@ -97,8 +97,8 @@ class Asked:
         return Target(
             store=store, path=path, chunks=of_output("chunks", self.chunks, key, labels.dims),
             shards=of_output("shards", self.shards, key, labels.dims), overwrite=self.overwrite,
-            resume=self.resume, accept=names_to_accept(self.accept), options=options, labels=labels,
-            key=key,
+            resume=self.resume, accept=names_to_accept(self.accept), accepts=self.rebuilt is None,
+            options=options, labels=labels, key=key,
         )  # fmt: skip
 
 

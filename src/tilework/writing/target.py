@@ -73,6 +73,8 @@ class Target:
     """Whether an earlier result is resumed."""
     accept: tuple[str, ...] = ()
     """Names of parts of the fingerprint that may have changed."""
+    accepts: bool = True
+    """Whether the caller takes such names."""
     options: Mapping[str, Any]
     """Further arguments of `zarr.create_array`."""
     labels: Labels = field(default_factory=lambda: Labels({"": None}))
@@ -350,7 +352,7 @@ class Continued:
         return TilingError(
             f"{self.target.address} holds a result of other parts{why}; changed: {'; '.join(found.refused)}. "
             "It was written by another call: undo the change to resume it, or write afresh with "
-            f"overwrite=True.{found.advice}"
+            f"overwrite=True.{found.advice if self.target.accepts else ''}"
         )
 
     def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:

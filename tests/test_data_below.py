@@ -190,6 +190,38 @@ def test_stores_with_the_same_path_inside_are_told_apart(kept: Any, changed: int
         tw.to_zarr(result(), tmp_path / "result.zarr", progress=False)
 
 
+HELD: dict[str, Callable[[Any], Any]] = {
+    "one chunk": lambda image: da.from_array(image, chunks=16, name="held"),
+    "chunks": lambda image: da.from_array(image, chunks=8, name="held") * 2,
+    "as it is": lambda image: da.from_array(image, chunks=8, name="held", lock=True),
+    "fused": lambda image: dask.optimize(da.from_array(image, chunks=8, name="held") + 1)[0],
+    "delayed": lambda image: da.from_delayed(dask.delayed(image, name="held"), SHAPE, "f4", name="read"),
+    "argument": lambda image: da.zeros(SHAPE, chunks=16, dtype="f4").map_blocks(np.add, image, name="held"),
+    "masked": lambda image: da.from_array(np.ma.masked_equal(image, 3), chunks=8, name="held").sum(axis=0)[
+        None
+    ],
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+def test_a_name_given_by_hand_does_not_stand_for_data(held: str, tmp_path: Path) -> None:
+    def result(image: Any) -> Any:
+        return tw.tiled_map(np.abs, HELD[held](image), 8, 0, edge="clip", dtype="f4")
+
+    image = np.arange(256, dtype="f4").reshape(SHAPE)
+    store = tmp_path / "result.zarr"
+    tw.to_zarr(result(image), store, progress=False)
+    tw.to_zarr(result(image.copy()), store, progress=False)
+    with pytest.raises(tw.TilingError, match="source 0 below: arrays"):
+        tw.to_zarr(result(image[::-1]), store, progress=False)
+
+
+def test_arrays_that_dask_named_are_not_read_again() -> None:
+    out = da.from_array(np.ones(SHAPE, "f4"), chunks=8)
+    for array in (out, out + 1, dask.optimize(out + 1)[0], (out + 1).persist()):
+        assert not graphs.shown_by(array).named
+
+
 MODULE = """
 import functools
 import threading

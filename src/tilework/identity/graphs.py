@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ __all__ = ["Shown", "shown_by"]
 
 # Values of graphs that are looked at: a million tasks, in a few seconds.
 MOST = 5_000_000
+# dask ends a name that it makes with a digest, which has what the array holds.
+MADE = re.compile("[0-9a-f]{32}")
 # Nothing is in values of these types. Most values of a graph have one of them.
 SIMPLE = frozenset({
     bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, TaskRef, Alias, np.dtype,
@@ -40,6 +43,9 @@ class Shown:
     """Arrays of zarr and h5py, and maps of numpy; one may be there many times."""
     functions: list[Any] = field(default_factory=list)
     """Functions and callable objects of the user, and classes of other objects of the user."""
+    named: list[tuple[Any, Any]] = field(default_factory=list)
+    """Arrays in memory under a name that was given by hand, which does not have what they hold; before each
+    its place among the blocks of that name."""
     whole: bool = True
     """Whether all of it was looked at."""
 
@@ -99,6 +105,8 @@ def _look(values: Iterable[Any], shown: Shown) -> None:
                 waiting.extend(value)
             elif (stored := _stored(value)) is not None:
                 shown.stored.append(stored)
+            elif _is_named(value):
+                shown.named.append((value.key[1:] if isinstance(value.key, tuple) else (), value.value))
             elif isinstance(value, FunctionType | type):
                 if _is_own(value):
                     shown.functions.append(value)
@@ -118,6 +126,15 @@ def _is_own(value: Any) -> bool:
     """Return whether a function or class is in no installed package."""
     module = attribute(value, "__module__")
     return isinstance(module, str) and installed(module) is None
+
+
+def _is_named(value: Any) -> bool:
+    """Return whether a value is an array in memory with a name that was given by hand."""
+    return isinstance(value, DataNode) and _is_raw(value.value) and _by_hand(value.key)
+
+
+def _by_hand(key: Any) -> bool:
+    return MADE.search(str(key[0] if isinstance(key, tuple) else key)) is None
 
 
 def _inside(value: Any) -> Iterator[Any]:
@@ -193,14 +210,21 @@ def _values(array: Any) -> Iterator[Any]:
             yield from node.operands
         return
     graph = attribute(array, "dask")
-    for layer in attribute(graph, "layers", {"": graph}).values():
+    for name, layer in attribute(graph, "layers", {"": graph}).items():
+        # Raw arrays get a node with their key, which says whether they were named by hand.
         if isinstance(layer, Blockwise):
-            yield from (argument for argument, _ in layer.indices)
+            yield from (DataNode(name, part) if _is_raw(part) else part for part, _ in layer.indices)
             yield from (part.mapping for part in layer.io_deps.values() if isinstance(part, BlockwiseDepDict))
             yield layer.task
-        elif isinstance(layer, MaterializedLayer):
-            yield from layer.mapping.values()
-        elif isinstance(layer, dict):
-            yield from layer.values()
+        elif isinstance(layer, MaterializedLayer | dict):
+            tasks = layer if isinstance(layer, dict) else layer.mapping
+            if _by_hand(name):
+                yield from (DataNode(key, part) if _is_raw(part) else part for key, part in tasks.items())
+            else:
+                yield from tasks.values()
         else:
             yield from attribute(layer, "__dict__", {}).values()
+
+
+def _is_raw(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and _stored(value) is None

@@ -59,7 +59,7 @@ FIXED = re.compile(rf"({'|'.join(AXIS)}|each axes|source axes|source \d+ shape|o
 MANY = 6
 # Begins the names of parts of what a dask array is computed from.
 BELOW = "below"
-DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}(: (function|data)|( \d+)?: )")
+DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}(: (function|data|arrays)|( \d+)?: )")
 # Of these, a part each; more have one part together.
 FUNCTIONS = 100
 
@@ -299,6 +299,8 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
     shown = shown_by(array)
     if version is None and shown.whole:
         parts.take(_functions(shown.functions), f"{BELOW}: ")
+    if shown.named and shown.whole:
+        parts[f"{BELOW}: arrays"] = digest(sorted(f"{place} {digest(held)}" for place, held in shown.named))
     data, told = data_of(shown)
     if data is not None:
         parts[f"{BELOW}: data"] = data

@@ -300,6 +300,12 @@ STEPS: dict[str, Callable[[Any, Any], Any]] = {
     "closure of a package": lambda module, image: pytest.importorskip("skimage.util").apply_parallel(
         module.step, image, chunks=8, depth=1, dtype="f4", compute=False
     ),
+    "load_once": lambda module, image: image.map_blocks(
+        tw.load_once(given, (module.step,)), dtype="f4", meta=np.empty((0, 0), "f4")
+    ),
+    "normalized": lambda module, image: image.map_blocks(
+        tw.normalized(module.step, tw.image_statistics(np.eye(4), progress=False)), dtype="f4", name="steps"
+    ),
     "cached": lambda module, image: image.map_blocks(applied_uncached, function=module.cached, name="steps"),
 }
 
@@ -313,6 +319,10 @@ def by_hand(task: Callable[[Any], Any], *, turned: bool = False) -> Any:
     keys = [("by hand", *index) for index in np.ndindex(SHAPE)]
     graph = {key: task(key) for key in (reversed(keys) if turned else keys)}
     return da.Array(graph, "by hand", ((1,) * 16,) * 2, "f4", shape=SHAPE)
+
+
+def given(function: Any) -> Any:
+    return function
 
 
 def apply(function: Any, crop: Any) -> Any:

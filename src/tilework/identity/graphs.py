@@ -18,6 +18,10 @@ from dask.task_spec import Alias, DataNode, Task, TaskRef
 
 from tilework._checks import attribute, has
 from tilework.formats.labelled import is_dataset, is_labelled
+from tilework.function.combining import Combined
+from tilework.function.load_once import LoadOnce
+from tilework.function.network import TorchFunction
+from tilework.function.normalizing import Normalized
 from tilework.identity.hidden import slots
 from tilework.identity.modules import installed
 from tilework.source.images import StoredImage
@@ -28,6 +32,8 @@ __all__ = ["Shown", "shown_by"]
 MOST = 5_000_000
 # dask ends a name that it makes with a digest, which has what the array holds.
 MADE = re.compile("[0-9a-f]{32}")
+# Functions of this package that hold functions of the user.
+HOLDERS = (Combined, LoadOnce, Normalized, TorchFunction)
 # Nothing is in values of these types. Most values of a graph have one of them.
 SIMPLE = frozenset({
     bool, int, float, complex, str, bytes, type(None), type(Ellipsis), slice, range, TaskRef, Alias, np.dtype,
@@ -42,7 +48,7 @@ class Shown:
     stored: list[Any] = field(default_factory=list)
     """Arrays of zarr and h5py, and maps of numpy; one may be there many times."""
     functions: list[Any] = field(default_factory=list)
-    """Functions and callable objects of the user, and classes of other objects of the user."""
+    """Functions of the user, objects that are or hold some, and classes of other objects of the user."""
     named: list[tuple[Any, Any]] = field(default_factory=list)
     """Arrays in memory under a name that was given by hand, which does not have what they hold; before each
     its place among the blocks of that name."""
@@ -107,6 +113,8 @@ def _look(values: Iterable[Any], shown: Shown) -> None:
                 shown.stored.append(stored)
             elif _is_named(value):
                 shown.named.append((value.key[1:] if isinstance(value.key, tuple) else (), value.value))
+            elif isinstance(value, HOLDERS):
+                shown.functions.append(value)
             elif isinstance(value, FunctionType | type):
                 if _is_own(value):
                     shown.functions.append(value)

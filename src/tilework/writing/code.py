@@ -95,17 +95,22 @@ WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
 class Fingerprint(dict[str, str]):
-    """Named parts, and the parts that a record of format 1 would have."""
+    """Named parts, and what earlier records have in their place."""
 
     def __init__(
         self, parts: Mapping[str, str] | None = None, former: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(parts or {})
         self.former = dict(self if former is None else former)
+        """The parts that a record of format 1 would have."""
+        self.named: dict[str, str] = {}
+        """For parts that refer to a result below, the parts with its dask name that earlier records have."""
 
     def take(self, parts: Mapping[str, str], prefix: str = "") -> None:
         """Add parts, with names that begin with ``prefix``."""
         former = parts.former if isinstance(parts, Fingerprint) else parts
+        if isinstance(parts, Fingerprint):
+            self.named.update({f"{prefix}{name}": value for name, value in parts.named.items()})
         self.update({f"{prefix}{name}": value for name, value in parts.items()})
         self.former.update({f"{prefix}{name}": value for name, value in former.items()})
 

@@ -8,7 +8,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.function.bound import BoundOutput
-from tilework.graph.build import specs_below
+from tilework.graph.build import find_spec, specs_below
 from tilework.grid.axis import AxisGrid
 from tilework.identity.digests import SHORT, UNKNOWN, digest
 from tilework.identity.graphs import shown_by
@@ -60,6 +60,8 @@ MANY = 6
 # Begins the names of parts of what a dask array is computed from.
 BELOW = "below"
 DEEP = re.compile(rf"^(\S+ (\d+ )?)?{BELOW}(: (function|data|arrays)|( \d+)?: )")
+# Ends of the names of two parts, of which one tells which array it is: its name, or which result below it is.
+NAMED, REFERS = "dask name", "is result"
 # Of these, a part each; more have one part together.
 FUNCTIONS = 100
 
@@ -74,7 +76,7 @@ class Identified(ABC):
         """Return a text that is equal for equal functions, in every version."""
 
 
-def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fingerprint:
+def of_spec(spec: Spec, version: str | None = None, *, below: Mapping[int, int] | None = None) -> Fingerprint:
     """Return the fingerprint of a result of `tiled_map`, without its mask.
 
     Parameters
@@ -82,8 +84,9 @@ def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fin
     spec : Spec
     version : str, optional
         Replaces the code of the function.
-    deep : bool
-        Whether to look at what dask arrays among the sources are computed from.
+    below : mapping of int to int, optional
+        Numbers, by id, of the results of which others tell what they are computed from: dask arrays among the
+        sources refer to them. Default: this looks at what dask arrays are computed from.
 
     Returns
     -------
@@ -106,8 +109,8 @@ def of_spec(spec: Spec, version: str | None = None, *, deep: bool = True) -> Fin
         label = labels[number]
         parts.take({"shape": str(source.shape), "dtype": str(source.dtype)}, f"{label} ")
         if isinstance(source, BlockSource):
-            named = Fingerprint({"dask name": source.dask_name})
-            found = of_dask(source.handle, version, named=True) if deep else named
+            named = Fingerprint({"dask name": source.dask_name} | _reference(source.handle, below or {}))
+            found = of_dask(source.handle, version, named=True) if below is None else named
         else:
             found = of_source(source, label)
         parts.take(found, f"{label} ")
@@ -165,6 +168,8 @@ class Changes:
     """The parts that differ and were accepted."""
     unrecorded: tuple[str, ...] = ()
     """New parts that a record of the former format cannot have."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """Parts of an early record with the dask name of a result below, and the new parts in their place."""
 
     @property
     def advice(self) -> str:
@@ -207,17 +212,7 @@ def changes(
     TilingError
         If ``accept`` has a name that no part has, or that of a changed part which decides what the tiles are.
     """
-    unrecorded: tuple[str, ...] = ()
-    if former and isinstance(new, Fingerprint):
-        unrecorded = tuple(sorted(new.keys() - new.former.keys()))
-        new = new.former
-    else:
-        # The first records of format 2 had no versions of the packages of networks, and nothing of the data
-        # that a function reads, nor of what dask arrays are computed from.
-        # Later ones had these, but not of all functions and data.
-        deep = {found.group() for found in map(DEEP.match, old) if found}
-        unrecorded = tuple(sorted(name for name in new.keys() - old.keys() if _is_late(name, deep)))
-        new = {name: value for name, value in new.items() if name not in unrecorded}
+    new, unrecorded, named = _as_recorded(new, old, former=former)
     known = sorted(old.keys() | new.keys() | set(unrecorded))
     for name in (accept := tuple(accept)):
         if name not in known:
@@ -245,7 +240,30 @@ def changes(
             refused.append(name)
         else:
             refused.append(f"{name}: {before} -> {after}")
-    return Changes(tuple(refused), tuple(names), unknown, tuple(accepted), unrecorded)
+    return Changes(tuple(refused), tuple(names), unknown, tuple(accepted), unrecorded, named)
+
+
+def _as_recorded(
+    new: Mapping[str, str], old: Mapping[str, str], *, former: bool
+) -> tuple[dict[str, str], tuple[str, ...], dict[str, str]]:
+    """Return new parts as an earlier version recorded them, and `Changes.unrecorded` and `Changes.named`."""
+    if former and isinstance(new, Fingerprint):
+        return new.former, tuple(sorted(new.keys() - new.former.keys())), {}
+    called = new.named if isinstance(new, Fingerprint) else {}
+    named = {name: _refers(name) for name in called if name in old}
+    parts = {name: value for name, value in new.items() if name not in named.values()}
+    parts |= {name: called[name] for name in named}
+    # The first records of format 2 had no versions of the packages of networks, and nothing of the data
+    # that a function reads, nor of what dask arrays are computed from.
+    # Later ones had these, but not of all functions and data.
+    deep = {found.group() for found in map(DEEP.match, old) if found}
+    unrecorded = tuple(sorted(name for name in parts.keys() - old.keys() if _is_late(name, deep)))
+    return {name: value for name, value in parts.items() if name not in unrecorded}, unrecorded, named
+
+
+def _refers(name: str) -> str:
+    """Return the name of the part in the place of one that has a dask name."""
+    return name.removesuffix(NAMED) + REFERS
 
 
 def _is_late(name: str, deep: AbstractSet[str]) -> bool:
@@ -281,7 +299,9 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
     """Return the parts that identify a dask array.
 
     Its name does not say what is in a store that was written anew in its place, nor what the functions do
-    from whose results it is computed. Where these show nothing of themselves, the name has to do.
+    from whose results it is computed. Where these show nothing of themselves, the name has to do. The name of
+    a result of `tiled_map` is that of a pickled function, which changes with its file and line: if all that
+    the result is computed from can be compared, it has no part.
 
     Parameters
     ----------
@@ -291,9 +311,11 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
     name = {"dask name": array.name} if version is None or named else {"version": version}
     parts = Fingerprint(name)
     specs = {id(spec): spec for spec in specs_below(array)}
+    numbers = {found: number for number, found in enumerate(specs, 1)}
+    parts.update(_reference(array, numbers))
     for number, spec in enumerate(specs.values(), 1):
         below = f"{BELOW} {number}: "
-        parts.take(of_spec(spec, version, deep=False), below)
+        parts.take(of_spec(spec, version, below=numbers), below)
         if spec.plan.mask is not None:
             parts[f"{below}mask"] = digest(spec.plan.mask)
     shown = shown_by(array)
@@ -318,7 +340,26 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
         )
     if silent := sorted(part for part, value in parts.items() if value == UNKNOWN):
         LOG.warning("%s: parts that cannot be compared: %s", array.name, listed(silent))
-    return Fingerprint({part: value for part, value in parts.items() if part not in silent}, name)
+    result = Fingerprint({part: value for part, value in parts.items() if part not in silent}, name)
+    _refer(result, sure=shown.whole and told and not silent)
+    return result
+
+
+def _reference(array: Any, numbers: Mapping[int, int]) -> dict[str, str]:
+    """Return the part that says which result below an array is, if it is an unmodified one."""
+    found = find_spec(array)
+    if found is None or id(found.spec) not in numbers:
+        return {}
+    return {REFERS: f"{numbers[id(found.spec)]}, output {found.number}"}
+
+
+def _refer(parts: Fingerprint, *, sure: bool) -> None:
+    """Leave one part that tells which array it is: if ``sure``, the result below that it is."""
+    for named in [name for name in parts if name.endswith(NAMED)]:
+        if not sure:
+            parts.pop(_refers(named), None)
+        elif _refers(named) in parts:
+            parts.named[named] = parts.pop(named)
 
 
 def _functions(functions: Sequence[Any]) -> Fingerprint:

@@ -338,9 +338,10 @@ class Continued:
                 listed(missing),
             )
         record = with_accepted(self.record, found.accepted)
-        if found.unrecorded and not former:
-            late = {name: fingerprint[name] for name in found.unrecorded}
-            record = record | {"fingerprint": record["fingerprint"] | late}
+        if (found.unrecorded or found.named) and not former:
+            late = {name: fingerprint[name] for name in (*found.unrecorded, *found.named.values())}
+            kept = {name: part for name, part in record["fingerprint"].items() if name not in found.named}
+            record = record | {"fingerprint": kept | late}
         return replace(self, record=record)
 
     def _refused(self, found: Changes) -> TilingError:

@@ -74,13 +74,12 @@ __all__ = ["READ", "Fingerprint", "describe"]
 
 Parts = dict[str, str]
 
+# Ends the names of parts of the data that a function reads.
 READ = "stored data"
-"""Ends the names of parts of the data that a function reads."""
 
 # Modules that have a part each, so that messages name them; more are combined by package.
 MODULES = 100
-# Letters of numbers that a message shows.
-LONGEST = 200
+LONGEST = 200  # letters of numbers that a message shows
 # Attributes of functions and classes that do not change what they do.
 NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl", "__tilework_device__", "__tilework_whole_batches__")
 # Objects whose content a process alone can have, or that change as they are read.
@@ -97,22 +96,18 @@ WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 class Fingerprint(dict[str, str]):
     """Named parts, and what earlier records have in their place."""
 
-    def __init__(
-        self, parts: Mapping[str, str] | None = None, former: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, parts: Mapping[str, str] | None = None, former: Parts | None = None) -> None:
         super().__init__(parts or {})
+        # The parts that a record of format 1 would have.
         self.former = dict(self if former is None else former)
-        """The parts that a record of format 1 would have."""
-        self.named: dict[str, str] = {}
-        """For parts that refer to a result below, the parts with its dask name that earlier records have."""
+        # For parts that refer to a result below, the parts with its dask name that earlier records have.
+        self.named: Parts = {}
 
     def take(self, parts: Mapping[str, str], prefix: str = "") -> None:
         """Add parts, with names that begin with ``prefix``."""
-        former = parts.former if isinstance(parts, Fingerprint) else parts
-        if isinstance(parts, Fingerprint):
-            self.named.update({f"{prefix}{name}": value for name, value in parts.named.items()})
-        self.update({f"{prefix}{name}": value for name, value in parts.items()})
-        self.former.update({f"{prefix}{name}": value for name, value in former.items()})
+        given = parts if isinstance(parts, Fingerprint) else Fingerprint(parts)
+        for own, new in ((self, given), (self.former, given.former), (self.named, given.named)):
+            own.update({f"{prefix}{name}": value for name, value in new.items()})
 
 
 def describe(value: Any, name: str) -> Fingerprint:

@@ -280,6 +280,10 @@ BUILD = Case(
             "tilework 10^6 x 10^6 of dask", partial(graphs.tilework_build, source="dask"), "dask 10^6 x 10^6"
         ),
         Contestant("dask 10^6 x 10^6", graphs.dask_source),
+        *(
+            Contestant(f"tilework, chosen: {name}", partial(graphs.chosen_build, **given))
+            for name, given in graphs.CHOSEN.items()
+        ),
     ),
     bars=(
         Bar("build, CPU s", "cpu_s", "tilework *-D*", 0.02),
@@ -288,6 +292,8 @@ BUILD = Case(
         Bar("explain, CPU s", "explain_s", "tilework *", 0.05),
         Bar("picture of a notebook, CPU s", "html_s", "tilework *", 0.05),
         Bar("build on a dask source, CPU s", "cpu_s", "tilework 10^6 x 10^6 of dask", None),
+        Bar("build with chosen blocks, CPU s", "cpu_s", "tilework, chosen*", 0.02),
+        Bar("explain with chosen blocks, CPU s", "explain_s", "tilework, chosen*", 0.05),
     ),
     rounds=3,
     turns=1,

@@ -86,16 +86,63 @@ WHOLE = Grid((1_000_000, 1_000_000), 512, 2048)
 """A million samples along each axis, more than any slide has."""
 
 
+def _source(kind: str, here: Grid) -> Any:
+    """Return an image without data: of no library, of dask, or of Zarr in chunks as long as a block."""
+    import dask.array as da
+    import zarr
+
+    if kind == "zeros":
+        return Zeros(here.shape)
+    chunks = (here.block,) * len(here.shape)
+    if kind == "dask":
+        return da.zeros(here.shape, chunks=chunks, dtype="f4")
+    return zarr.create_array({}, shape=here.shape, chunks=chunks, dtype="f4")
+
+
+def chosen_build(
+    work: Grid, folder: Path, given: Grid, source: str = "zarr", mask: int = 0, **options: Any
+) -> Prepared:
+    """Build a result whose blocks are chosen, and explain it; with a mask of so many samples an axis."""
+    import tilework as tw
+
+    here = _of(work, given)
+    image = _source(source, here)
+    if mask:
+        options["mask"] = np.random.default_rng(0).random((mask,) * image.ndim) < 0.5
+    built: list[Any] = []
+
+    def run() -> Any:
+        options["chunks"] = "auto"
+        built[:] = [tw.tiled_map(identity, image, dtype="f4", name="bench", **here.options | options)]
+        return built[0]
+
+    def figures() -> Figures:
+        return {
+            "blocks": float(math.prod(built[0].numblocks)),
+            "explain_s": _seconds(lambda: tw.explain(built[0])),
+        }
+
+    return Prepared(run, lambda out: 0.0 if out.shape == here.shape else float("inf"), figures=figures)
+
+
+CHOSEN: dict[str, dict[str, Any]] = {
+    "10^7 x 10^7 of Zarr": {"given": Grid((10**7,) * 2, 512, 1000)},
+    "10^7 x 10^7 of Zarr, recompute": {"given": Grid((10**7,) * 2, 512, 1000), "reuse": "recompute"},
+    "640 000 cubed of Zarr": {"given": Grid((640_000,) * 3, 64, 100)},
+    "10^8 samples in crops of 10": {"given": Grid((10**8,), 10, 1000), "source": "zeros"},
+    "mask of 4 million tiles": {"given": Grid((10**6,) * 2, 1024, 1024), "source": "zeros", "mask": 100},
+}
+"""Builds that choose their blocks: the more tiles an axis has, the more there would be to look at."""
+
+
 def tilework_build(work: Grid, folder: Path, given: Grid | None = None, source: str = "zeros") -> Prepared:
     """Build a result, explain and draw it, and compute a part of it."""
     import dask
-    import dask.array as da
 
     import tilework as tw
 
     here = _of(work, given)
-    sources = {"zeros": Zeros, "dask": lambda shape: da.zeros(shape, chunks=here.block, dtype="f4")}
-    image = sources[source](here.shape)
+    image = _source(source, here)
     built: list[Any] = []
 
     def run() -> Any:

@@ -85,6 +85,7 @@ def scheduled(work: Scheduled, folder: Path, blend: str) -> Prepared:
     from tilework.execution.local import run as compute
     from tilework.execution.where import Where
     from tilework.graph.build import find_spec
+    from tilework.source.held import Travelling
     from tilework.writing.jobs import Destination, TileJob
 
     stride = work.crop if blend == "trim" else work.crop // 2
@@ -98,9 +99,10 @@ def scheduled(work: Scheduled, folder: Path, blend: str) -> Prepared:
             identity, source, work.crop, stride=stride, blend=blend, dtype="u1", chunks=2 * work.crop,
             reuse="recompute" if blend == "trim" else "share",
         )  # fmt: skip
-        origin = find_spec(out)
+        # A run hands it to its tasks; the front door refuses arrays that processes would fill as copies.
+        forgetting, origin = Travelling(Nothing(side)), find_spec(out)
         assert origin is not None
-        job = TileJob("", origin.name, origin.spec, {0: Destination(Nothing(side))}, retries=0)
+        job = TileJob("", origin.name, origin.spec, {0: Destination(forgetting)}, retries=0)
         with processes(folder) as client:
             before = client.run_on_scheduler(time.process_time)
             compute([job], Where.find(None, client), progress=False, title="")

@@ -42,7 +42,7 @@ def sink_of(
 ) -> Sink:  # fmt: skip
     """Return an array as tasks get it; a unit of some of ``blocks`` is read back when it is written."""
     if destination.done is None:
-        return Sink(destination.array)
+        return Sink(destination.target)
     checked = random.sample(range(len(blocks)), min(CHECKED, len(blocks)))
     return Sink(
         destination.array, destination.run, destination.generation, again, partial,

@@ -58,8 +58,8 @@ class SpecLayer(MaterializedLayer):
 
 
 def _never_all(needs: Mapping[Key, Any]) -> Mapping[Key, Any]:
-    """Return the keys that tasks need, and `NEVER_FOUND` among them."""
-    return {key: {*found, NEVER_FOUND} for key, found in needs.items()}
+    """Return the keys that tasks need; the first task needs `NEVER_FOUND` too."""
+    return {**needs, **{key: {*needs[key], NEVER_FOUND} for key in itertools.islice(needs, 1)}}
 
 
 def carried(spec: Spec) -> list[MemoryPart | None]:

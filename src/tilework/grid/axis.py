@@ -336,13 +336,17 @@ class AxisGrid(Holder):
 
     def read_ends(self) -> tuple[Progression, Progression]:
         """Return what `reads` does, in a size that does not depend on the number of tiles."""
-        grid, _, _ = self.shorter()
-        return self._spread(*grid.reads())
+        return self._spread(*(self if self._short is None else self._short).reads())
 
     def support_ends(self, rim: int | None = None) -> tuple[Progression, Progression]:
         """Return what `supports` does, in a size that does not depend on the number of tiles."""
-        grid, _, _ = self.shorter()
-        return self._spread(*grid.supports(rim))
+        return self._spread(*(self if self._short is None else self._short).supports(rim))
+
+    @derived
+    def _short(self) -> AxisGrid | None:
+        """The shorter grid, with the places that it holds; None if it would be this one."""
+        grid, _, steps = self.shorter()
+        return grid if steps else None
 
     def _spread(self, starts: Ints, stops: Ints) -> tuple[Progression, Progression]:
         """Return the places of all tiles from those of the shorter grid."""

@@ -373,11 +373,10 @@ class AxisWeights:
         """The number of tiles with weight on the sample where most of them have."""
         if not len(self.grid):
             return 0
-        near = self._shorter[0].grid
+        near = self._shorter()[0].grid
         starts, stops = near.supports(self.rim)
         return int((near.tiles + 1 - np.searchsorted(stops, starts, side="right")).max())
 
-    @cached_property
     def _shorter(self) -> tuple[AxisWeights, int]:
         """Weights with tiles of the same kinds along a shorter axis, and by how many result samples."""
         grid, step, steps = self.grid.shorter()
@@ -449,7 +448,7 @@ class AxisWeights:
 
     def hole(self) -> int | None:
         """Return the first sample found that has no weight from any tile; None if there is none."""
-        near, left_out = self._shorter
+        near, left_out = self._shorter()
         for i in near.kinds():
             start, stop = near.support(i)
             hole = np.flatnonzero(near.total(start, stop) <= 0)
@@ -465,7 +464,7 @@ class AxisWeights:
         have shape (kinds, most tiles on a sample); the place before the first one, -1, fills up the rows.
         """
         rows, samples = [], []
-        near, left_out = self._shorter
+        near, left_out = self._shorter()
         width, rim, n = max(1, near.most), self.scaled(self.rim or 0), self.length
         for i in near.kinds():
             start, stop = near.support(i)

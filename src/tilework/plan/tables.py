@@ -481,21 +481,25 @@ class BlockPlan(Holder, Sequence[Tile]):
         """
         if self.mask is None and sizes is None:
             return math.prod(int(r.lengths.sum()) for r in ranges)
-        times = []
+        inside, times = [], []
         for axis, (low, high) in enumerate(ranges):
             ends = np.bincount(low, minlength=self.grid_shape[axis] + 1)
             ends -= np.bincount(high, minlength=len(ends))
             found = ends.cumsum()[:-1]
             times.append(found if sizes is None else found * sizes[axis])
+            on = np.flatnonzero(found)
+            inside.append(slice(on[0], on[-1] + 1) if len(on) else slice(0))
         if self.mask is None:
             return math.prod(int(count.sum()) for count in times)
         # Bits of one power of two in the counts along the last axis are counted eight at a time.
-        sums: Any = np.zeros(self.grid_shape[:-1], np.int64)
+        lead = tuple(inside[:-1])
+        rows = self._rows[lead]
+        sums: Any = np.zeros(rows.shape[:-1], np.int64)
         for power in range(int(times[-1].max(initial=0)).bit_length()):
-            chosen = self._rows & np.packbits((times[-1] >> power) & 1 == 1)
+            chosen = rows & np.packbits((times[-1] >> power) & 1 == 1)
             sums += np.bitwise_count(chosen).sum(axis=-1, dtype=np.int64) << power
-        for count in reversed(times[:-1]):
-            sums = sums @ count
+        for part, count in zip(reversed(lead), reversed(times[:-1]), strict=True):
+            sums = sums @ count[part]
         return int(sums)
 
     def with_blocks(

@@ -107,13 +107,13 @@ def chosen_build(
 
     here = _of(work, given)
     image = _source(source, here)
+    options = here.options | options | {"chunks": "auto"}
     if mask:
         options["mask"] = np.random.default_rng(0).random((mask,) * image.ndim) < 0.5
     built: list[Any] = []
 
     def run() -> Any:
-        options["chunks"] = "auto"
-        built[:] = [tw.tiled_map(identity, image, dtype="f4", name="bench", **here.options | options)]
+        built[:] = [tw.tiled_map(identity, image, dtype="f4", name="bench", **options)]
         return built[0]
 
     def figures() -> Figures:

@@ -193,5 +193,5 @@ def _places(array: Any, dataset: Any) -> Iterator[tuple[str, str]]:
     yield path, dataset.name
     for part in dataset.virtual_sources() if dataset.is_virtual else ():
         # "." is the file itself.
-        file = path if part.file_name == "." else os.path.join(os.path.dirname(path), part.file_name)  # noqa: PTH118, PTH120
+        file = path if part.file_name == "." else Path(path).parent / part.file_name
         yield os.path.realpath(file), f"/{part.dset_name.lstrip('/')}"

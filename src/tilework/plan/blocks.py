@@ -231,8 +231,10 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
 
 def _must_repeat(plan: TilePlan, request: BlockRequest) -> bool:
     """Return whether blocks like these, and smaller ones, cannot share: their seams take more memory."""
-    if request.reuse == "recompute" or plan.reuse == "share" or request.slabs:
-        return request.reuse == "recompute"
+    if request.reuse == "recompute":
+        return True
+    if plan.reuse == "share" or request.slabs:
+        return False
     return seam_bytes(plan.with_blocks(plan.block, "share")) > (request.memory_limit or math.inf)
 
 
@@ -320,17 +322,16 @@ def _grow(
 
     The axis along which the block holds the fewest crops is next.
     """
-    open_axes, leapt = set(axes), 0
+    open_axes = set(axes)
     while open_axes:
-        if leapt != len(open_axes):
-            _leap(sizes, extents, units, crops, open_axes, room)
-            leapt = len(open_axes)
-        d = min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))
-        longer = min(extents[d], sizes[d] + units[d])
-        if longer == sizes[d] or math.prod(sizes) // sizes[d] * longer > room:
-            open_axes.discard(d)
-        else:
+        _leap(sizes, extents, units, crops, open_axes, room)
+        while True:
+            d = min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))
+            longer = min(extents[d], sizes[d] + units[d])
+            if longer == sizes[d] or math.prod(sizes) // sizes[d] * longer > room:
+                break
             sizes[d] = longer
+        open_axes.discard(d)
 
 
 def _leap(

@@ -156,7 +156,7 @@ def peak_bytes(plan: BlockPlan) -> int:
     ``share`` the seams that wait for later blocks, and what the system's allocator keeps. The sum does not
     grow with the slowest axis.
     """
-    tables, crop = plan.tables, math.prod(a.crop for a in plan.axes)
+    crop = math.prod(a.crop for a in plan.axes)
     share = plan.reuse == "share"
     read = _read_samples(plan)
     # Of several predictions, the crop and the variants of it that a call gets.
@@ -168,8 +168,7 @@ def peak_bytes(plan: BlockPlan) -> int:
     task += 2 * max((s.sample_bytes * math.prod(s.chunks) for s in plan.sources if s.chunks), default=0)
     block, largest = math.prod(plan.block), float(read * max(loaded, default=0))
     for number, output in enumerate(plan.outputs):
-        scale = float(math.prod(output.scale))
-        canvas = math.prod(t.longest_canvases[number] for t in tables)
+        scale, canvas = float(math.prod(output.scale)), _canvas(plan, number)
         samples = block + (canvas if share else block * (output.rim is not None))
         crops = size * (plan.together + plan.waiting)
         task += int((samples + crops) * scale * output.sample_bytes + block * scale * output.final_bytes)
@@ -185,10 +184,14 @@ def seam_bytes(plan: BlockPlan) -> int:
     """Return the most bytes of seams that wait for later blocks, if blocks share tiles."""
     total, waiting = 0, _waiting(plan)
     for number, output in enumerate(plan.outputs):
-        canvas = math.prod(t.longest_canvases[number] for t in plan.tables)
-        scale = float(math.prod(output.scale))
-        total += int(waiting * (canvas - math.prod(plan.block)) * scale * output.sample_bytes)
+        samples = _canvas(plan, number) - math.prod(plan.block)
+        total += int(waiting * samples * float(math.prod(output.scale)) * output.sample_bytes)
     return total
+
+
+def _canvas(plan: BlockPlan, number: int) -> int:
+    """Return the most image samples in which the tiles of a block have weight in an output."""
+    return math.prod(t.longest_canvases[number] for t in plan.tables)
 
 
 def _read_samples(plan: BlockPlan) -> int:

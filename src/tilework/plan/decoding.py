@@ -74,8 +74,7 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
     counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
     for d, axis in enumerate(axes):
         if d not in lost:
-            own = plan.reuse == "share" and d not in plan.slab_axes
-            first, stop = _reads(plan.tables[d], source.chunks[d], own)
+            first, stop = _reads(plan.tables[d], source.chunks[d], _reads_own(plan, d))
             changes = np.bincount(first, minlength=len(counts[axis]) + 1)
             changes -= np.bincount(stop, minlength=len(changes))
             counts[axis] = changes.cumsum()[:-1]
@@ -212,15 +211,21 @@ def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
     found = []
     for d, (table, chunk) in enumerate(zip(plan.tables, chunks, strict=True)):
         # Plans of the same tiles share a table.
-        key = "chunks", chunk, plan.reuse == "share" and d not in plan.slab_axes
+        own = _reads_own(plan, d)
+        key = "chunks", chunk, own
         if key not in table.held:
-            table.held[key] = _facts_along(table, chunk, key[2])
+            table.held[key] = _facts_along(table, chunk, own)
         found.append(table.held[key])
     return found
 
 
+def _reads_own(plan: BlockPlan, d: int) -> bool:
+    """Return whether blocks read what their own tiles do along an axis, not what all do that touch them."""
+    return plan.reuse == "share" and d not in plan.slab_axes
+
+
 def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
-    """Return the facts of one axis. ``own``: blocks read what their own tiles do, not all that touch them.
+    """Return the facts of one axis; ``own`` as `_reads_own` says.
 
     Along many blocks, the facts of a short image and of one with one more repetition tell those of any.
     """

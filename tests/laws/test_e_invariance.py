@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from fractions import Fraction
 from math import prod
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import dask
 import dask.array as da
@@ -31,6 +33,7 @@ from tests.laws.engine_strategies import (
     tiled,
 )
 from tests.sampling import share
+from tilework.engine import block, canvas
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
 
 FILL = -777
+SCALES = (1, 2, Fraction(1, 2), Fraction(3, 2))
+new_canvas = canvas._canvas
 layouts = st.sampled_from(LAYOUTS)
 
 
@@ -117,6 +122,46 @@ def test_E5_with_fixed_blocks_nothing_changes_a_bit(
         out = tiled(case, fn, **options, reuse=reuse, batch_size=batch_size, image=image)
         with dask.config.set(scheduler=data.draw(st.sampled_from(("sync", "threads")))):
             assert_same_bits(out.compute(), first)
+
+
+def poisoned(*args: Any, clear: bool) -> Any:
+    """Return a canvas that holds what no result holds, unless it is to be cleared."""
+    made = new_canvas(*args, clear=clear)
+    if not clear:
+        made[...] = np.frombuffer(b"\xfb" * made.dtype.itemsize, made.dtype)[0]
+    return made
+
+
+@given(
+    case=cases(words=ALL, margins=True, scales=SCALES, multiples=(1, 2)), layout=layouts,
+    gaps=st.sampled_from(("none", "skipped", "failed")), reuse=st.sampled_from(("share", "recompute")),
+    into=st.booleans(),
+)  # fmt: skip
+def test_E5_what_memory_held_before_does_not_show(
+    case: Case, layout: str, gaps: str, reuse: str, into: bool
+) -> None:
+    """Canvases are cleared row of tiles by row of tiles; here against those that are cleared at once."""
+    fn = Rough(case, layout)
+
+    def failing(crop: np.ndarray, number: int) -> np.ndarray:
+        if gaps == "failed" and dull(crop):
+            raise ValueError("dull")
+        return fn(crop, number)
+
+    options = {"numbered": True, "output": fn.output(), "fill_value": FILL, "reuse": reuse}
+    out = tiled(case, failing, **options, skip=dull if gaps == "skipped" else None)
+
+    def run() -> np.ndarray:
+        if not into and gaps != "failed":
+            return out.compute()
+        array = np.full(out.shape, np.nan, out.dtype)
+        tw.to_zarr(out, array, on_error="fill", progress=False)
+        return array
+
+    with mock.patch.object(block, "in_raster_order", return_value=False):
+        expected = run()
+    with mock.patch.object(canvas, "_canvas", poisoned):
+        assert_same_bits(run(), expected)
 
 
 @pytest.mark.parametrize("blend", ["average", "gaussian"])

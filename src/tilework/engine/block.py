@@ -23,7 +23,7 @@ from tilework._types import Array, Index, Span
 from tilework.engine.accumulate import Accumulator, cover
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.notices import report, tell
-from tilework.engine.reading import CropCutter, Failure, run_tiles, tiles_of
+from tilework.engine.reading import CropCutter, Failure, in_raster_order, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.engine.sums import real_dtype
@@ -110,9 +110,11 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     for owner in owners_of(spec, index, alone):
         canvases[owner] = canvas_boxes(spec, owner)
         regions = spans_of(spec, index, canvases[owner], alone, whole=owner == index)
-        sums[owner] = Accumulator(spec, regions, spec.rooms(index) if owner == index else ())
         own = [t.owned[b] for t, b in zip(plan.tables, owner, strict=True)]
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
+        rooms = spec.rooms(index) if owner == index else ()
+        order = [range(*span) for span in common] if in_raster_order(spec) else None
+        sums[owner] = Accumulator(spec, regions, rooms, order)
         queue += [(sums[owner], tile) for tile in tiles_of(spec, common)]
     skipped: list[int] = []
     failures: list[Failure] = []
@@ -122,6 +124,8 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
         for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
             accumulators[tile.index].add(tile.position, results)
             del results  # the next crop, or result, gets its memory, which is in the processor's cache
+    for accumulator in sums.values():
+        accumulator.close()
     used = dict.fromkeys(accumulator for accumulator, _ in queue)
     groups = []
     for owner, accumulator in sums.items():

@@ -55,15 +55,18 @@ class Partial:
     room: Array | None = None
     """Memory for the array, in the place where the finished block is wanted; its values mean nothing."""
 
-    def prepare(self, output: BoundOutput, values: AnyArray) -> None:
-        """Make the array, where ``values`` are, if there is none, and let it hold their dtype."""
+    def prepare(self, output: BoundOutput, values: AnyArray, *, clear: bool = True) -> None:
+        """Make the array, where ``values`` are, if there is none, and let it hold their dtype.
+
+        Without ``clear``, its samples mean nothing before `clear`, unless it is on a device.
+        """
         if self.array is not None and values.dtype == self.array.dtype:
             return
         dtype = output.accumulator(values.dtype)
         if output.kind == "trim" and output.reduce is None:
             dtype = output.dtype
         if self.array is None:
-            self.array = _neutral(output, self.box, dtype, self.room, values)
+            self.array = _canvas(output, self.box, dtype, self.room, values, clear=clear)
             self._compensate(output)
         elif dtype != self.array.dtype and not np.can_cast(dtype, self.array.dtype):
             # A function may return integers for one crop and floats for the next.
@@ -71,6 +74,11 @@ class Partial:
             self.array = _widened(self.array, wider)
             self.lost = None if self.lost is None else _widened(self.lost, wider)
             self._compensate(output)
+
+    def clear(self, output: BoundOutput, index: tuple[slice, ...]) -> None:
+        """Put the neutral value of the output's blend at ``index``, in an array on the host."""
+        if isinstance(self.array, np.ndarray):
+            self.array[index] = _neutral(output.kind, self.array.dtype)
 
     def _compensate(self, output: BoundOutput) -> None:
         """Make ``lost`` if the sums need it; those of integers are exact."""
@@ -119,37 +127,46 @@ def _widened(array: AnyArray, dtype: np.dtype[Any]) -> AnyArray:
     if isinstance(array, DeviceArray):
         array.widen(dtype)
         return array
-    return array.astype(dtype)
+    with np.errstate(invalid="ignore"):  # what was not cleared yet means nothing
+        return array.astype(dtype)
 
 
-def _neutral(
-    output: BoundOutput, box: Box, dtype: np.dtype[Any], room: Array | None, values: AnyArray
+def _canvas(
+    output: BoundOutput,
+    box: Box,
+    dtype: np.dtype[Any],
+    room: Array | None,
+    values: AnyArray,
+    *,
+    clear: bool,
 ) -> AnyArray:
-    """Return a canvas over ``box`` with the neutral value of the output's blend.
+    """Return a canvas over ``box``, on the device of ``values``, or in ``room`` if it fits.
 
-    It is on the device of ``values``, or in ``room`` if it fits.
+    It has the neutral value of the output's blend on a device, and elsewhere if ``clear``.
     """
-    shape = output.layout(box.shape)
-    value = _neutral_value(output.kind, dtype)
+    shape, neutral = output.layout(box.shape), _neutral(output.kind, dtype)
     if isinstance(values, DeviceArray):
-        return device_array.full(values, shape, dtype, value, output.held)
+        return device_array.full(values, shape, dtype, neutral, output.held)
     fits = room is not None and room.dtype == dtype and room.shape == shape and not output.compensated
-    neutral = np.zeros((), dtype) if value == 0 else value  # a record is no number
     if fits and room is not None:
-        room[...] = neutral
-        return room
-    if output.kind == "trim":
+        canvas = room
+    elif clear and output.kind == "trim":
         return np.zeros(shape, dtype)  # written only: the system has such pages
-    # Not np.zeros: a sum is read before it is written, so that each of its pages would be fetched twice. 8 MB
-    # took 2.7 ms so, and 1.9 filled.
-    return np.full(shape, neutral, dtype)
+    else:
+        # Not np.zeros: a sum is read before it is written, so that each of its pages would be fetched twice.
+        # 8 MB took 2.7 ms so, and 1.9 filled.
+        canvas = np.empty(shape, dtype)
+    if clear:
+        canvas[...] = neutral
+    return canvas
 
 
-def _neutral_value(kind: str, dtype: np.dtype[Any]) -> Any:
+def _neutral(kind: str, dtype: np.dtype[Any]) -> Any:
+    """Return the neutral value of a blend."""
     if kind == "own":
         return NOTHING
     if kind not in ("max", "min"):
-        return 0
+        return 0 if dtype.kind in "biufc" else np.zeros((), dtype)  # a record is no number
     sign = -1 if kind == "max" else 1
     if dtype.kind == "f":
         return sign * np.inf

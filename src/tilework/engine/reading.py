@@ -31,7 +31,7 @@ from tilework.grid.tiles import Tile
 from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["CropCutter", "Failure", "run_tiles", "tiles_of", "wait"]
+__all__ = ["CropCutter", "Failure", "in_raster_order", "run_tiles", "tiles_of", "wait"]
 
 Results = tuple[Tile, list[Array]]
 
@@ -150,6 +150,11 @@ def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Sequence[Tile]:
     """Return the running tiles in ``ranges``, in raster order within each crop shape."""
     runs = spec.active.runs
     return _by_shape(spec, [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]])
+
+
+def in_raster_order(spec: Spec) -> bool:
+    """Return whether `run_tiles` yields the tiles of a box in raster order, all but those it leaves out."""
+    return spec.active.runs is None and spec.plan.axes[-1].edge != "clip"
 
 
 def _by_shape(spec: Spec, tiles: Sequence[Tile]) -> Sequence[Tile]:

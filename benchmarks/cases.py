@@ -186,25 +186,20 @@ LENGTH = Case(
     workload=writing.Long(length=1024, face=256, crop=64, stride=32, chunk=64),
     contestants=tuple(
         Contestant(
-            f"tilework x{n}{', traced' if traced else ''}",
-            partial(writing.to_zarr, times=n, traced=traced),
-            None if n == 1 or traced else "tilework x1",
+            f"tilework x{n}{way}",
+            partial(writing.to_zarr, times=n, traced=way == ", traced", one_arena=way == ", one arena"),
+            None if n == 1 or way == ", traced" else f"tilework x1{way}",
         )
-        for traced in (False, True)
+        for way in ("", ", one arena", ", traced")
         for n in TIMES
     ),
     bars=(
         *(
-            Bar(f"peak, {n} times the length", "peak_mb", f"tilework x{n}", 1.1, "tilework x1")
-            for n in TIMES[1:]
-        ),
-        *(
-            Bar(
-                f"allocated, {n} times the length",
-                "allocated_mb",
-                f"tilework x{n}, traced",
-                1.1,
-                "tilework x1, traced",
+            Bar(f"{what}, {n} times the length", figure, f"tilework x{n}{way}", 1.1, f"tilework x1{way}")
+            for what, figure, way in (
+                ("peak", "peak_mb", ""),
+                ("peak, one arena", "peak_mb", ", one arena"),
+                ("allocated", "allocated_mb", ", traced"),
             )
             for n in TIMES[1:]
         ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 import tracemalloc
 from dataclasses import dataclass, replace
@@ -13,6 +14,9 @@ import numpy as np
 from benchmarks import on_disk
 from benchmarks.in_memory import identity
 from benchmarks.measure import CORES, MB, Figures, Prepared
+
+M_ARENA_MAX = -8
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,14 @@ class Long:
         return (self.length * times, self.face, self.face)
 
 
-def to_zarr(work: Long, folder: Path, times: int, traced: bool = False) -> Prepared:
+def to_zarr(work: Long, folder: Path, times: int, traced: bool = False, one_arena: bool = False) -> Prepared:
     """Blend a stored volume into another store; with ``traced``, count what Python and numpy allocate.
 
-    Resident memory also holds what the system's allocator keeps of memory that was freed.
+    Resident memory also holds what the system's allocator keeps of memory that was freed. glibc keeps it in
+    an arena per thread; ``one_arena`` is what the environment variable MALLOC_ARENA_MAX=1 does.
     """
+    if one_arena and not ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1):
+        raise OSError("this allocator has no arenas")
     import dask
     import zarr
 

@@ -227,6 +227,23 @@ CLUSTER = Case(
     notes=("run_s",),
 )
 
+CLUSTER_MEMORY = Case(
+    name="cluster_memory",
+    why="Workers give freed memory back to the system, as dask starts them, or keep it.",
+    workload=writing.Long(length=1024, face=256, crop=64, stride=32, chunk=64),
+    contestants=(
+        Contestant("given back", partial(writing.blended_on_cluster, kept=False)),
+        Contestant("kept", partial(writing.blended_on_cluster, kept=True), "given back"),
+    ),
+    bars=(
+        Bar("kept / given back, wall", "run_s", "kept", 0.8, "given back"),
+        Bar("kept / given back, CPU of the workers", "worker_cpu_s", "kept", 0.8, "given back"),
+    ),
+    tolerance=1e-4,
+    rounds=3,
+    notes=("run_s", "worker_cpu_s", "worker_mb"),
+)
+
 MILLION = Case(
     name="million",
     why="A million blocks: neither client nor scheduler may ever hold them.",
@@ -459,6 +476,7 @@ STORE_CASES = (
     SLICER,
     LENGTH,
     CLUSTER,
+    CLUSTER_MEMORY,
 )
 STATISTICS_CASES = (QUANTILES, QUANTILES16)
 OTHER_CASES = (BUILD, TASKS, MILLION, SCHEDULER, GROWTH)

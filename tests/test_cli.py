@@ -43,6 +43,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
         def bad_argument(crop):
             raise TypeError("overlap=3 is wrong")
+
+        def kept(crop):
+            import os
+
+            assert "MALLOC_TRIM_THRESHOLD_" not in os.environ, "memory is given back at once"
+            assert os.environ["MALLOC_ARENA_MAX"] == "1"
+            return crop * 2
         """)
     )
     return tmp_path
@@ -221,9 +228,12 @@ def test_help_can_be_learnt_from() -> None:
 @pytest.mark.sample(0)
 @pytest.mark.distributed
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_run_on_workers_of_its_own(folder: Path) -> None:
-    line = ["run", "./cli_filters.py:double", "in.zarr", "out.zarr", "--crop", 16, "--overlap", 2]
-    result = tilework(*line, "--workers", 1)
+def test_run_on_workers_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They keep memory that was freed, unless the environment says otherwise."""
+    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
+    monkeypatch.delenv("MALLOC_ARENA_MAX", raising=False)
+    line = ["run", "./cli_filters.py:kept", "in.zarr", "out.zarr", "--crop", 16, "--overlap", 2]
+    result = tilework(*line, "--dtype", str(IMAGE.dtype), "--workers", 1)
     assert result.exit_code == 0, result.output
     np.testing.assert_array_equal(zarr.open_array("out.zarr")[...], IMAGE * 2)
 

@@ -14,7 +14,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import click
 from tilework._options import Fractions, Lengths, NoData, Overlap, axes_of
 from tilework.engine.pyramid import PYRAMIDS
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
+from tilework.execution.started import connected, prepare, safe_start
 from tilework.function.output import LABELS, Output
 from tilework.function.user_file import UserFile
 from tilework.grid.axis import EDGES, PAD_SIDES
@@ -516,9 +517,9 @@ def _file(place: str) -> Any:
     context = click.get_current_context()
     context.meta[_FILES] = [file]
     # For a scheduler "processes" in dask's configuration.
-    prepare = functools.partial(_prepare, [], [file], started=True)
-    context.with_resource(dask.config.set({"multiprocessing.initializer": prepare}))
-    context.with_resource(_safe_start())
+    ready = functools.partial(prepare, [], [file], started=True)
+    context.with_resource(dask.config.set({"multiprocessing.initializer": ready}))
+    context.with_resource(safe_start())
     return file.load()
 
 
@@ -533,68 +534,9 @@ _FILES = "tilework.files"
 
 
 @contextmanager
-def _safe_start() -> Iterator[None]:
-    """Return a context in which processes start although a file here has the name of a standard module.
-
-    Python looks for the modules that start a process in the current folder first.
-    """
-    hiding = any(file.stem in sys.stdlib_module_names for file in Path().glob("*.py"))
-    if not hiding or _SAFE in os.environ:
-        yield
-        return
-    os.environ[_SAFE] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(_SAFE, None)
-
-
-_SAFE = "PYTHONSAFEPATH"
-
-
-def _prepare(folders: list[str], files: list[UserFile], *, started: bool = False) -> None:
-    """Make a process able to load what belongs to the function.
-
-    One that the command has started leaves Ctrl-C, which reaches it too, to the command.
-    """
-    sys.path.extend(p for p in folders if p not in sys.path)
-    if started:
-        os.environ.pop(_SAFE, None)
-        with suppress(ValueError):  # not in the main thread
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for file in files:
-        file.load()
-
-
-@contextmanager
 def _client(address: str | None, workers: int | None) -> Iterator[Any]:
     """Return a context with a client of the cluster at ``address``, or of one started here, or None."""
-    if address is None and workers is None:
-        yield None
-        return
     if address and workers:
         raise click.UsageError("--cluster and --workers exclude each other.")
-    from distributed import Client, LocalCluster
-
-    files = click.get_current_context().meta.get(_FILES, [])
-    if address is not None:
-        with Client(address) as client:
-            _share(client, files)
-            yield client
-        return
-    with (
-        _safe_start(),
-        LocalCluster(n_workers=workers, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
-    ):
-        _share(client, files, [p for p in sys.path if p])
+    with connected(address, workers, click.get_current_context().meta.get(_FILES, [])) as client:
         yield client
-
-
-def _share(client: Any, files: list[UserFile], folders: list[str] | None = None) -> None:
-    """Prepare the processes of a cluster: with ``folders``, one that was started here."""
-    if files or folders:
-        prepare = functools.partial(_prepare, folders or [], files, started=folders is not None)
-        client.register_worker_callbacks(prepare)
-    if files:  # the scheduler reads graphs, and so the functions in them
-        client.run_on_scheduler(functools.partial(_prepare, [], files))

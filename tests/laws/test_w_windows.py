@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from tests.laws.strategies import WINDOWS, Axis, arange, axes, blocks, calls, endless, many
 from tests.reference import window
 from tilework import Output, tiled_map
-from tilework.engine.canvas import Products, add
+from tilework.engine.canvas import add
+from tilework.engine.products import Products
 from tilework.errors import GridError, TilingError
 from tilework.function.bound import BoundOutput, bind
 from tilework.grid.axis import AxisGrid

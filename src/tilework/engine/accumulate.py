@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilework._types import Array, Bits, Index, Ints, Span
-from tilework.engine.canvas import AnyArray, Partial, Profile, add
+from tilework.engine.canvas import Partial, add
+from tilework.engine.products import AnyArray, Profile
 from tilework.engine.spec import Spec
 from tilework.engine.sums import plus
 from tilework.errors import GridError

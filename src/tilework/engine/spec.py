@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tilework._types import Array, Function, Index, Predicate, Span
-from tilework.engine.canvas import Products
 from tilework.engine.notices import Notice
+from tilework.engine.products import Products
 from tilework.engine.validity import Validity, validity_of
 from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput

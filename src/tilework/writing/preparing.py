@@ -185,9 +185,10 @@ def prepare(
     for key, array in arrays.items():
         if not has(array, "dask"):
             raise TypeError(_not_lazy(array, key))
-    first = next(iter(found.values()))
-    specs = [spec for array in arrays.values() for spec in specs_below(array)]
-    sources = [*map(opened, _sources(arrays, specs)), *reads]
+    # The outputs of one call are computed from the same.
+    first, lazy = next(iter(found.values())), next(iter(arrays.values()))
+    specs = list(specs_below(lazy))
+    sources = [*map(opened, _sources(lazy, specs)), *reads]
     stores = given or dict.fromkeys(arrays, store)
     _check_arrays(stores.values(), where, one=several and given is None)
     images = _images(arrays, stores, found, asked) if asked.image else {}
@@ -212,11 +213,11 @@ def prepare(
     try:
         if first is None:
             job, writing = _prepare_chunks(
-                lowered(arrays[""]), places[""], images.get(""), asked, where, claims, specs
+                lowered(lazy), places[""], images.get(""), asked, where, claims, specs
             )
         else:
             origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
-            job, writing = _prepare_tiles(arrays, places, images, origins, asked, where, claims)
+            job, writing = _prepare_tiles(arrays, places, images, origins, asked, where, claims, specs)
         if labels.dataset is not None:
             labels.write(group, names)
     except BaseException:
@@ -234,12 +235,11 @@ def prepare(
     return job, writing
 
 
-def _sources(arrays: Mapping[str, Any], specs: Sequence[Spec]) -> Iterator[Source]:
-    """Yield all that arrays read, also where dask reads it."""
+def _sources(array: Any, specs: Sequence[Spec]) -> Iterator[Source]:
+    """Yield all that an array reads, also where dask reads it."""
     for spec in specs:
         yield from spec.sources
-    for array in arrays.values():
-        yield from read_by(array)
+    yield from read_by(array)
 
 
 def _check_arrays(stores: Iterable[Any], where: Where, *, one: bool) -> None:
@@ -353,11 +353,12 @@ def _prepare_tiles(
     asked: Asked,
     where: Where,
     claims: Claims,
+    specs: Sequence[Spec],
 ) -> tuple[WriteJob, Writing]:
-    """Return the job that writes outputs of one `tiled_map`."""
+    """Return the job that writes outputs of one `tiled_map`; ``specs`` has its own, and those below."""
     first = next(iter(found.values()))
     spec = first.spec
-    below = [other for other in specs_below(next(iter(arrays.values()))) if other is not spec]
+    below = [other for other in specs if other is not spec]
     marked = all(place.target.marked for place in places.values())
     fingerprint = of_spec(spec, asked.version) if marked else {}
     members = [

@@ -8,7 +8,6 @@ them on: what a function holds is searched.
 
 from __future__ import annotations
 
-import functools
 import threading
 import time
 from collections import defaultdict
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from types import FunctionType, MethodType
 from typing import Any
 
-from tilework.function.own_code import names_in
+from tilework.function.own_code import held_by, names_in
 
 __all__ = [
     "bound_to",
@@ -103,26 +102,13 @@ def _held(fn: Any) -> Iterator[Any]:
 
 
 def _parts(one: Any) -> Iterator[Any]:
-    """Yield what a callable holds: parts of a partial or a method, names of a function, attributes."""
-    if isinstance(one, functools.partial):
-        yield from (one.func, *one.args, *one.keywords.values())
-    elif isinstance(one, MethodType):
-        yield from (one.__func__, one.__self__)
-    elif isinstance(one, FunctionType):
-        yield from one.__defaults__ or ()
-        yield from (one.__kwdefaults__ or {}).values()
-        yield from (cell.cell_contents for cell in one.__closure__ or () if _is_filled(cell))
+    """Yield what a callable holds, also under the global names of a function and as attributes."""
+    yield from held_by(one)
+    if isinstance(one, FunctionType):
         yield from (one.__globals__[name] for name in names_in(one.__code__) if name in one.__globals__)
     own = _said(one, "__dict__")
     if isinstance(own, dict):
         yield from list(own.values())
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        return bool(cell.cell_contents is not cell)
-    except ValueError:  # of a name that is not bound yet
-        return False
 
 
 # -- calls ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 from tilework._checks import attribute
 
-__all__ = ["bytecode", "code_constants", "names_in", "own_code"]
+__all__ = ["bytecode", "code_constants", "held_by", "names_in", "own_code"]
 
 # Objects that are looked at: more would take longer than pickling a factory.
 MOST = 500
@@ -49,6 +49,20 @@ def names_in(code: CodeType) -> Iterator[str]:
             yield from names_in(inner)
 
 
+def held_by(function: Any) -> Iterator[Any]:
+    """Yield what a partial function, a method or a function holds: its parts, defaults and closure values."""
+    if isinstance(function, functools.partial):
+        yield from (function.func, *function.args, *function.keywords.values())
+    elif isinstance(function, MethodType):
+        yield from (function.__func__, function.__self__)
+    elif isinstance(function, FunctionType):
+        yield from function.__defaults__ or ()
+        yield from (function.__kwdefaults__ or {}).values()
+        for cell in function.__closure__ or ():
+            with suppress(ValueError):  # an empty cell
+                yield cell.cell_contents
+
+
 def own_code(function: Any) -> list[Any]:
     """Return the code of a function of the user, and of what it reaches by name in the user's modules.
 
@@ -76,12 +90,9 @@ class _Found:
         if id(value) in self.seen or len(self.seen) >= MOST:
             return
         self.seen[id(value)] = value
-        if isinstance(value, functools.partial):
-            for part in (value.func, *value.args, *value.keywords.values()):
+        if isinstance(value, functools.partial | MethodType):
+            for part in held_by(value):
                 self.add(part)
-        elif isinstance(value, MethodType):
-            self.add(value.__func__)
-            self.add(value.__self__)
         elif isinstance(value, FunctionType):
             self._function(value)
         elif isinstance(value, type):
@@ -100,11 +111,8 @@ class _Found:
         if value.__doc__ is not None and constants[:1] == [value.__doc__]:
             del constants[0]
         self.code.append((bytecode(code), list(map(_ordered, constants))))
-        for part in (*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()):
+        for part in held_by(value):
             self.add(part)
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # an empty cell
-                self.add(cell.cell_contents)
         names = dict.fromkeys(names_in(code))
         for name in names:
             if name in value.__globals__:

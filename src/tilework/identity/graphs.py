@@ -22,6 +22,7 @@ from tilework.function.combining import Combined
 from tilework.function.load_once import LoadOnce
 from tilework.function.network import TorchFunction
 from tilework.function.normalizing import Normalized
+from tilework.function.own_code import held_by
 from tilework.identity.hidden import slots
 from tilework.identity.modules import installed
 from tilework.source.images import StoredImage
@@ -149,10 +150,8 @@ def _inside(value: Any) -> Iterator[Any]:
     """Yield what is in a value of an installed class, as far as it may hold something of the user."""
     if isinstance(value, DataNode):
         yield value.value
-    elif isinstance(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, MethodType):
-        yield from (value.__func__, value.__self__)
+    elif isinstance(value, functools.partial | MethodType):
+        yield from held_by(value)
     elif is_dataset(value):
         yield from value.variables.values()
     elif is_labelled(value):

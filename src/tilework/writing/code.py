@@ -15,7 +15,6 @@ import pickle
 import sys
 import threading
 import types
-import weakref
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
@@ -56,6 +55,7 @@ from tilework.identity.modules import (
 )
 from tilework.identity.stamps import stamp
 from tilework.identity.stored import data_read_by
+from tilework.writing.containers import PLAIN, WEAK, held_code, holds_code, items_of, label, leaves
 from tilework.writing.kinds import (
     by_name,
     has_dict,
@@ -84,13 +84,10 @@ LONGEST = 200  # letters of numbers that a message shows
 NO_EFFECT = ("__doc__", "__wrapped__", "_abc_impl", "__tilework_device__", "__tilework_whole_batches__")
 # Objects whose content a process alone can have, or that change as they are read.
 FLEETING = (threading.local, io.IOBase)
-# Of these, a list may have millions.
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
 # The generator behind `numpy.random.seed`.
 GLOBAL_RANDOM = np.random.mtrand._rand
 # Tables of an enumeration, whose members have parts of their own.
 ENUM = ("_member_map_", "_value2member_map_")
-WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
 class Fingerprint(dict[str, str]):
@@ -428,12 +425,12 @@ class _Description:
 
     def _object(self, value: Any, name: str) -> None:
         """Describe data, or an instance, by the first of these rules that applies."""
-        plain, items, hidden = plain_text(value), _items(value), False
+        plain, items, hidden = plain_text(value), items_of(value), False
         # 1. A number or a word, as text.
         if plain is not None:
             self.put(name, plain if len(plain) < SHORT else digest(value))
         # 2. A container of functions or instances, item by item: dask's token would contain line numbers.
-        elif items is not None and any(_holds_code(part) for pair in items for part in pair):
+        elif items is not None and any(holds_code(part) for pair in items for part in pair):
             self._container(value, items, name)
         # 3. A network, by its weights and the user's own classes in it.
         elif is_network(value):
@@ -464,16 +461,18 @@ class _Description:
 
     def _container(self, value: Any, items: list[tuple[Any, Any]], name: str) -> None:
         """Describe a container item by item."""
-        formerly = isinstance(value, Mapping | tuple | list) and any(_held_code(item) for _, item in items)
+        if isinstance(value, set | frozenset):
+            items = list(enumerate(sorted(value, key=lambda item: digest(describe(item, "item")))))
+        formerly = isinstance(value, Mapping | tuple | list) and any(held_code(item) for _, item in items)
         if not formerly:
             self._formerly(value, name)
         for key, item in items:
-            (self.add if formerly else self.add_later)(item, f"{name}[{_label(key)}]")
-            if _holds_code(key):
-                self.add_later(key, f"{name} key {_label(key)}")
+            (self.add if formerly else self.add_later)(item, f"{name}[{label(key)}]")
+            if holds_code(key):
+                self.add_later(key, f"{name} key {label(key)}")
         if isinstance(value, Mapping) and [key for key, _ in items] != list(value):
             self.later.append(
-                functools.partial(self.put, f"{name} order", digest([repr(_label(key)) for key in value]))
+                functools.partial(self.put, f"{name} order", digest([repr(label(key)) for key in value]))
             )
 
     def _further(self, value: Any, name: str, *, hidden: bool) -> None:
@@ -501,7 +500,7 @@ class _Description:
         if data is not None:
             self.put(f"{name} {READ}", data)
         inside = content(value) if hidden else []
-        own = any(map(owned, _leaves(inside)))
+        own = any(map(owned, leaves(inside)))
         if own and not has_dict(value):
             self.parts.pop(name, None)  # dask's token would contain line numbers
         if inside and (own or has_dict(value)):
@@ -544,51 +543,6 @@ def _package(module: str | None) -> str | None:
     """Return the package of a module, for relative imports in it."""
     spec = getattr(sys.modules.get(module or ""), "__spec__", None)
     return getattr(spec, "parent", None) or (module or "").rpartition(".")[0] or None
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """Yield the items of containers, inside each other."""
-    items = _items(value)
-    if items is None:
-        yield value
-    else:
-        for _, item in items:
-            yield from _leaves(item)
-
-
-def _items(value: Any) -> list[tuple[Any, Any]] | None:
-    if isinstance(value, Mapping) and not isinstance(value, WEAK):
-        return sorted(value.items(), key=lambda pair: repr(_label(pair[0])))
-    if isinstance(value, tuple | list | deque):
-        return list(enumerate(value))
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
-        return list(enumerate(value.flat))
-    if isinstance(value, set | frozenset) and any(map(_holds_code, value)):
-        return list(enumerate(sorted(value, key=lambda item: digest(describe(item, "item")))))
-    return None
-
-
-def _label(key: Any) -> Any:
-    """Return a key of a mapping for the name of a part; a function's own text has its address."""
-    return attribute(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
-
-
-def _holds_code(value: Any) -> bool:
-    """Return whether a value is, or holds, a function or an instance."""
-    if type(value) in PLAIN:
-        return False
-    items = _items(value)
-    if items is not None:
-        return owned(value) or any(_holds_code(part) for pair in items for part in pair)
-    return _held_code(value) or owned(value)
-
-
-def _held_code(value: Any) -> bool:
-    """Return whether a value is, or holds, a function or an instance with attributes."""
-    items = _items(value) if isinstance(value, Mapping | tuple | list) else None
-    if items is not None:
-        return any(_held_code(item) for _, item in items)
-    return callable(value) or (has_dict(value) and not is_data(value))
 
 
 def _address(module: str | None, name: str, known: str) -> str:

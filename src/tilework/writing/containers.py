@@ -1,0 +1,68 @@
+"""What containers hold, for a fingerprint: items, in one order in every process, and code among them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from tilework._checks import attribute
+from tilework.writing.kinds import has_dict, is_data, owned
+
+__all__ = ["PLAIN", "WEAK", "held_code", "holds_code", "items_of", "label", "leaves"]
+
+# Of these, a list may have millions.
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
+
+
+def items_of(value: Any) -> list[tuple[Any, Any]] | None:
+    """Return the keys and items of a container; None for no container, and for a set without code.
+
+    Sets have no order of their own.
+    """
+    if isinstance(value, Mapping) and not isinstance(value, WEAK):
+        return sorted(value.items(), key=lambda pair: repr(label(pair[0])))
+    if isinstance(value, tuple | list | deque):
+        return list(enumerate(value))
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return list(enumerate(value.flat))
+    if isinstance(value, set | frozenset) and any(map(holds_code, value)):
+        return list(enumerate(value))
+    return None
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield the items of containers, inside each other."""
+    items = items_of(value)
+    if items is None:
+        yield value
+    else:
+        for _, item in items:
+            yield from leaves(item)
+
+
+def label(key: Any) -> Any:
+    """Return a key of a mapping for the name of a part; a function's own text has its address."""
+    return attribute(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
+
+
+def holds_code(value: Any) -> bool:
+    """Return whether a value is, or holds, a function or an instance."""
+    if type(value) in PLAIN:
+        return False
+    items = items_of(value)
+    if items is not None:
+        return owned(value) or any(holds_code(part) for pair in items for part in pair)
+    return held_code(value) or owned(value)
+
+
+def held_code(value: Any) -> bool:
+    """Return whether a value is, or holds, a function or an instance with attributes."""
+    items = items_of(value) if isinstance(value, Mapping | tuple | list) else None
+    if items is not None:
+        return any(held_code(item) for _, item in items)
+    return callable(value) or (has_dict(value) and not is_data(value))

@@ -13,7 +13,7 @@ from typing import Any
 
 from tilework._checks import attribute
 
-__all__ = ["bytecode", "code_constants", "held_by", "names_in", "own_code"]
+__all__ = ["bytecode", "code_constants", "code_objects", "held_by", "names_in", "own_code"]
 
 # Objects that are looked at: more would take longer than pickling a factory.
 MOST = 500
@@ -32,21 +32,34 @@ def bytecode(code: CodeType) -> tuple[Any, ...]:
     return (code.co_code, code.co_exceptiontable, code.co_flags, code.co_argcount, names, nested)
 
 
-def code_constants(code: CodeType) -> Iterator[Any]:
-    """Yield the constants of a function and of those inside it."""
+def code_constants(function: FunctionType) -> list[Any]:
+    """Return the constants of a function and of those inside it, without its docstring."""
+    found = list(_constants(function.__code__))
+    if function.__doc__ is not None and found[:1] == [function.__doc__]:
+        del found[0]
+    return found
+
+
+def _constants(code: CodeType) -> Iterator[Any]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from code_constants(constant)
+            yield from _constants(constant)
         else:
             yield constant
 
 
+def code_objects(code: CodeType) -> Iterator[CodeType]:
+    """Yield a code object and those of what it defines: functions, and comprehensions."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from code_objects(constant)
+
+
 def names_in(code: CodeType) -> Iterator[str]:
-    """Yield the global names of a function and of what it defines: functions, and comprehensions."""
-    yield from code.co_names
-    for inner in code.co_consts:
-        if isinstance(inner, CodeType):
-            yield from names_in(inner)
+    """Yield the global names of a function and of what it defines."""
+    for part in code_objects(code):
+        yield from part.co_names
 
 
 def held_by(function: Any) -> Iterator[Any]:
@@ -107,10 +120,7 @@ class _Found:
         code = value.__code__
         if _is_installed(code.co_filename):
             return
-        constants = list(code_constants(code))
-        if value.__doc__ is not None and constants[:1] == [value.__doc__]:
-            del constants[0]
-        self.code.append((bytecode(code), list(map(_ordered, constants))))
+        self.code.append((bytecode(code), list(map(_ordered, code_constants(value)))))
         for part in held_by(value):
             self.add(part)
         names = dict.fromkeys(names_in(code))

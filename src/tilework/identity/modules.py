@@ -44,6 +44,7 @@ from typing import Any
 
 import psutil  # comes with distributed
 
+from tilework.function.own_code import code_objects, names_in
 from tilework.identity.digests import UNKNOWN
 
 __all__ = ["Chain", "Import", "OwnModules", "References", "file_digest", "find", "installed", "located"]
@@ -115,17 +116,9 @@ class References:
                 if step.opname == "IMPORT_NAME":
                     imports.append(Import(step.argval, before[-2], tuple(before[-1] or ())))
                 before = [before[-1], step.argval]
-        names = frozenset(name for part in code_objects(code) for name in part.co_names)
+        names = frozenset(names_in(code))
         outer, cells = (tuple(sorted(chains[where])) for where in ("global", "cell"))
         return cls(outer, cells, tuple(dict.fromkeys(imports)), names)
-
-
-def code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
-    """Yield a code object and those of the functions inside it."""
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from code_objects(constant)
 
 
 # -- where modules are ------------------------------------------------------------------------------------

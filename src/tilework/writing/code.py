@@ -255,10 +255,7 @@ class _Description:
         code = value.__code__
         if own:
             self.put(f"{name} code", digest(bytecode(code)))
-            values = list(code_constants(code))
-            if value.__doc__ is not None and values[:1] == [value.__doc__]:
-                del values[0]
-            self.put(f"{name} constants", digest(values))
+            self.put(f"{name} constants", digest(code_constants(value)))
         defaults = {"positional": value.__defaults__, "keyword": value.__kwdefaults__}
         for kind, given in defaults.items():
             if given:

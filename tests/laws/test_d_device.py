@@ -158,13 +158,40 @@ def test_D1_results_may_have_other_dtypes_from_crop_to_crop(
 
     for reduce in ("argmax", None):
         output = tw.Output("u1" if reduce else "f8", channels=3, reduce=reduce)
-        found = [
-            tw.tiled_map(
-                fn, IMAGE, 16, 3, blend=blend, output=output, chunks=47, pass_tile=True
-            ).compute(scheduler="sync")
+        outs = [
+            tw.tiled_map(fn, IMAGE, 16, 3, blend=blend, output=output, chunks=47, pass_tile=True)
             for fn in (mixed, There(mixed))
-        ]  # fmt: skip
-        assert_same_bits(found[1], found[0])
+        ]
+        if reduce and first == "i2" and blend == "max":
+            for out in outs:
+                with pytest.raises(tw.ContractError, match="float32 for one crop and int16 for another"):
+                    out.compute(scheduler="sync")
+        else:
+            assert_same_bits(*(out.compute(scheduler="sync") for out in outs))
+
+
+@pytest.mark.parametrize("blend", ["max", "min"])
+@pytest.mark.parametrize("first", ["?", "u1", "i2", "f4"])
+@pytest.mark.parametrize("declared", ["u1", "i2", "i4", "f4", "f8"])
+def test_D1_extremes_of_other_dtypes_from_crop_to_crop_are_those_of_one_dtype(
+    blend: str, first: str, declared: str
+) -> None:
+    """The neutral value of the first dtype must not stay where a later one lies beyond it."""
+
+    def mixed(crop: np.ndarray, tile: Any) -> np.ndarray:
+        far = -300 if blend == "max" else 300
+        scores = np.rint(100 * crop)
+        return scores * far if tile.index % 3 else scores.astype(first)
+
+    def same(crop: np.ndarray, tile: Any) -> np.ndarray:
+        return mixed(crop, tile).astype("f8")
+
+    for fn in (mixed, There(mixed)):
+        found, expected = (
+            tw.tiled_map(one, IMAGE, 16, stride=7, blend=blend, dtype=declared, chunks=20, pass_tile=True)
+            for one in (fn, same)
+        )
+        np.testing.assert_array_equal(*(out.compute(scheduler="sync") for out in (found, expected)))
 
 
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i2", "u2", "u1"])

@@ -134,12 +134,9 @@ def poisoned(*args: Any, clear: bool) -> Any:
 
 @given(
     case=cases(words=ALL, margins=True, scales=SCALES, multiples=(1, 2)), layout=layouts,
-    gaps=st.sampled_from(("none", "skipped", "failed")), reuse=st.sampled_from(("share", "recompute")),
-    into=st.booleans(),
+    gaps=st.sampled_from(("none", "skipped", "failed")), into=st.booleans(),
 )  # fmt: skip
-def test_E5_what_memory_held_before_does_not_show(
-    case: Case, layout: str, gaps: str, reuse: str, into: bool
-) -> None:
+def test_E5_what_memory_held_before_does_not_show(case: Case, layout: str, gaps: str, into: bool) -> None:
     """Canvases are cleared row of tiles by row of tiles; here against those that are cleared at once."""
     fn = Rough(case, layout)
 
@@ -148,7 +145,7 @@ def test_E5_what_memory_held_before_does_not_show(
             raise ValueError("dull")
         return fn(crop, number)
 
-    options = {"numbered": True, "output": fn.output(), "fill_value": FILL, "reuse": reuse}
+    options = {"numbered": True, "output": fn.output(), "fill_value": FILL}
     out = tiled(case, failing, **options, skip=dull if gaps == "skipped" else None)
 
     def run() -> np.ndarray:

@@ -29,7 +29,7 @@ from tests.laws.engine_strategies import (
 )
 from tests.reference import reference
 from tests.sampling import share
-from tilework.engine import canvas
+from tilework.engine import products
 from tilework.graph.build import plan_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
@@ -106,8 +106,8 @@ def test_E4_with_crops_too_large_for_one_product_of_weights(
     case: Case, layout: str, product: int, piece: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(canvas, "PRODUCT", product)
-        patch.setattr(canvas, "PIECE", piece)
+        patch.setattr(products, "PRODUCT", product)
+        patch.setattr(products, "PIECE", piece)
         check(case, PerTile(case, layout))
 
 

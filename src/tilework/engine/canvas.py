@@ -53,6 +53,12 @@ class Partial:
         elif dtype != self.array.dtype and not np.can_cast(dtype, self.array.dtype):
             # A function may return integers for one crop and floats for the next.
             wider = np.result_type(dtype, self.array.dtype)
+            # Without reduce, no result lies beyond the neutral value, the end of the declared type.
+            if output.reduce and output.kind in ("max", "min") and self.array.dtype.kind != "f":
+                raise ContractError(
+                    f"the function returned {dtype} for one crop and {self.array.dtype} for another. With "
+                    f"blend={output.kind!r} and reduce=, convert the results of all crops to {wider}."
+                )
             self.array = _widened(self.array, wider)
             self.lost = None if self.lost is None else _widened(self.lost, wider)
             self._compensate(output)

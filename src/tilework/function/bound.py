@@ -107,7 +107,9 @@ class BoundOutput(Holder):
         values = values or self.values or (self.dtype if self.reduce is None else np.dtype(np.float32))
         dtype = accumulation_dtype(values, self.kind)
         dtype = np.result_type(dtype, np.float64) if self.steep else dtype
-        wider = self.reduce is None and self.kind != "trim" and self.dtype.kind in "fc"
+        # The neutral value of a maximum is the end of its type: results of a wider one may lie beyond it.
+        extreme = self.kind in ("max", "min") and self.dtype.kind in "iu"
+        wider = self.reduce is None and self.kind != "trim" and (extreme or self.dtype.kind in "fc")
         return np.result_type(dtype, accumulation_dtype(self.dtype, self.kind)) if wider else dtype
 
     @property

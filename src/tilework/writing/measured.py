@@ -55,12 +55,14 @@ class AskedTable:
         places: Mapping[str, Place],
         *,
         overwrite: bool,
-    ) -> TableTo:
-        """Return where the table goes; raise if it cannot be made, or written there.
+    ) -> TableTo | None:
+        """Return where the table goes, if one is asked for; raise if it cannot be made, or written there.
 
         All arguments are by the key of the output: the lazy arrays, their origins, the stores as given,
         OME-Zarr images, and what is in the store.
         """
+        if not self:
+            return None
         key = _labels_among(arrays, found)
         origin = found[key]
         each = tuple(range(0 if origin is None else origin.output.n_each))

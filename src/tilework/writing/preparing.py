@@ -194,13 +194,11 @@ def prepare(
     images = _images(arrays, stores, found, asked) if asked.image else {}
     for image in images.values():
         image.refuse_sources(sources)
-    table = None
     dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
     plain = bool(images) or given is not None or is_array(store)
     labels = Labels(dims) if plain else Labels.of(out, dims)
     places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
-    if asked.table:
-        table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
+    table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
     if not images and given is None:
         _warn_of_name(store, asked.path)
     new = [place for place in places.values() if isinstance(place, Fresh)]

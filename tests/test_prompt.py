@@ -405,6 +405,10 @@ def test_the_words_of_the_command_line() -> None:
         ("memory_limit is 3; batch_size=4", "--memory-limit is 3; --batch-size 4"),
         ("Name the axes with axes= first", "Name the axes with --axes first"),
         ("no_overlap=3, tw.overlap, overlapping", "no_overlap=3, tw.overlap, overlapping"),
+        ('Output("u1", labels="own"), and resume=True', "--dtype u1 --labels own, and --resume"),
+        ('declare them: output=tw.Output("uint32").', "declare them: --dtype uint32."),
+        ("nodata=numpy.nan, or meta=tw.ImageMeta(axes, nodata=3)",
+         "--nodata nan, or meta=tw.ImageMeta(axes, nodata=3)"),
     ):  # fmt: skip
         assert _in_options(text) == said
     assert issubclass(TilingError, ValueError)

@@ -188,19 +188,39 @@ def _own_line(error: BaseException) -> list[str]:
 
 # Names of arguments that are no words of the messages.
 _ARGUMENTS = ("overlap", "stride", "rim", "multiple", "boundary", "batch_size", "memory_limit")
+# A class that a message calls, and the `Output` among them that options can say.
+_CALL = re.compile(r"((?:output=)?(?:tw\.)?\b[A-Z]\w*\([^()]*\))")
+_OUTPUT = re.compile(r'(?:output=)?(?:tw\.)?Output\((?:"(\w+)")?(?:, )?(?:labels="(\w+)")?\)')
 
 
 def _in_options(text: str, *, bare: bool = True) -> str:
     """Return a message about arguments in the words of the command line; with ``bare``, also names alone.
 
-    Stores may have such names, so messages about stores keep them.
+    Stores may have such names, so messages about stores keep them. The arguments of a class are no options.
     """
+    parts = _CALL.split(text)
+    parts[::2] = [_said_as_options(part, bare=bare) for part in parts[::2]]
+    parts[1::2] = map(_call_as_options, parts[1::2])
+    return "".join(parts)
+
+
+def _call_as_options(call: str) -> str:
+    """Return ``Output("uint32", labels="own")`` as options, and other calls as they are."""
+    if not (found := _OUTPUT.fullmatch(call)):
+        return call
+    names = zip(("--dtype", "--labels"), found.groups(), strict=True)
+    return " ".join(f"{option} {value}" for option, value in names if value) or call
+
+
+def _said_as_options(text: str, *, bare: bool) -> str:
+    """Return a text without calls in the words of the command line."""
     options = (p for c in main.commands.values() for p in c.params if isinstance(p, click.Option))
     for option, off in sorted({(p.opts[0], (p.secondary_opts or p.opts)[0]) for p in options}):
         name = option[2:].replace("-", "_")
         word = rf"(?<![\w./-]){name}"
         put = functools.partial(_with_value, option, off)
         text = re.sub(rf"{word}=(True|False|\([^()\[]*\)|\[[^(\]]*\]|(?=[\w'\"-]))?", put, text)
+        text = text.replace(f"{option} numpy.nan", f"{option} nan")
         if bare:
             text = re.sub(rf"{word if name in _ARGUMENTS else f'^{name}'}(?![\w=-])", option, text)
     return text

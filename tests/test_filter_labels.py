@@ -57,6 +57,19 @@ def test_each_index_has_numbers_of_its_own(each, tmp_path):
         assert np.array_equal(out[at], expected(moved[at], kept))
 
 
+def test_meta_names_the_axes_of_each():
+    labels, meta = objects_in((4, 7, 9), seed=3, largest=12), tw.ImageMeta("ytx")
+
+    def keep(table):
+        return table["area"] > 2
+
+    expected = tw.filter_labels(labels, keep, each=1, progress=False)
+    found = tw.filter_labels(labels, keep, each="t", meta=meta, progress=False)
+    assert np.array_equal(found, expected)
+    with pytest.raises(TilingError, match="meta has 2 axes"):
+        tw.filter_labels(labels, keep, each=1, meta=tw.ImageMeta("yx"), progress=False)
+
+
 @pytest.mark.parametrize("kind", ["path", "zarr", "lazy", "numpy"])
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 @pytest.mark.sample(0)

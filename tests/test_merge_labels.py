@@ -291,6 +291,17 @@ def test_labels_of_an_ome_zarr_image(case, tmp_path):
     assert not list((tmp_path / "x.ome.zarr").rglob("*-joined"))
 
 
+def test_meta_names_the_axes_of_each(case):
+    mask, labels = case
+    stack, meta = np.stack([labels[:], labels[:]], axis=-1), tw.ImageMeta("yxt")
+    options = {"pieces": (*labels.chunks, 1), "progress": False}
+    found = tw.merge_labels(stack, each="t", meta=meta, **options)
+    assert np.array_equal(found, tw.merge_labels(stack, each=2, **options))
+    assert np.array_equal(found[..., 0], whole(mask))
+    with pytest.raises(TilingError, match="meta has 1 axes"):
+        tw.merge_labels(stack, each=0, meta=tw.ImageMeta("x"), **options)
+
+
 def test_labels_lie_where_the_level_of_their_extents_does(tmp_path):
     meta = tw.ImageMeta("tcyx", units="micrometer", scale={"y": 0.25, "x": 1}, translation={"y": 7})
     image = tw.tiled_map(np.negative, np.zeros((2, 3, 64, 96)), 32, 0, axes=(2, 3), dtype="f4")

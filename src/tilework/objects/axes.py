@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -45,15 +45,18 @@ class ObjectAxes:
 
     @classmethod
     def of(cls, source: Source, each: Any, meta: ImageMeta | None = None) -> ObjectAxes:
-        """Return the axes of an image; ``each`` are numbers or names.
+        """Return the axes of an image; ``each`` are numbers or names, those of ``meta`` if it is given.
 
         Raises
         ------
-        GridError
-            For axes that do not exist, and if none is left for the objects.
+        TilingError
+            For axes that do not exist, if none is left for the objects, and for ``meta`` of other axes.
         """
+        if meta is not None:
+            meta.check("labels", source.shape)
+            source = replace(source, meta=meta)
         chosen, own = resolve_axes(source, None, each, None)
-        return cls(source.shape, chosen, own, meta if meta is not None else source.meta)
+        return cls(source.shape, chosen, own, source.meta)
 
     @property
     def extents(self) -> Index:

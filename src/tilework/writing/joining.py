@@ -152,7 +152,7 @@ def merge_labels(
         _stored(labels, pieces, version, scheduler, client) as (stored, extents, version),
         place_of(store) as place,
     ):
-        pieces = _pieces(stored, extents, each, connectivity)
+        pieces = _pieces(stored, extents, each, connectivity, meta)
         key = _key(pieces, version)
 
         def rebuilt(unit: Index | None) -> Any:
@@ -234,13 +234,16 @@ def _stored(
         yield place, extents, f"dask {_text(of_dask(lazy))}" if version is None else version
 
 
-def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any) -> Pieces:
-    """Return the blocks of a label image."""
+def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any, meta: ImageMeta | None) -> Pieces:
+    """Return the blocks of a label image, whose axes have the names of ``meta`` if it is given."""
     source = open_source(labels)
     check_ids(np.zeros(0, source.dtype), "the label image holds")
     if 0 in source.shape:
         raise TilingError(f"the label image has no samples: its shape is {source.shape}.")
-    own, tiled = resolve_axes(source, None, each, None)
+    if meta is not None:
+        meta.check("the label image", source.shape)
+    named = source if meta is None else replace(source, meta=meta)
+    own, tiled = resolve_axes(named, None, each, None)
     most = at_least("connectivity", connectivity, 1)
     if most > len(tiled):
         raise TilingError(f"connectivity must be 1 to {len(tiled)}, the number of axes; got {connectivity}.")

@@ -383,7 +383,7 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @click.option("--version", "fn_version", help="Identifies FN in place of its code.")
 @click.option("--accept", metavar="PART", multiple=True, help="Resume OUT although PART changed; repeatable.")
 @_choice("--on-error", ("raise", "fill"), "Whether a tile that fails ends the run or is left out.")
-@click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at a tile that fails.")
+@click.option("--retries", type=click.IntRange(0), default=0, help="Further attempts at what has failed.")
 @click.option("--lanes", type=click.IntRange(1), help="Threads that read, call FN and write here.")
 @click.option("--progress/--no-progress", default=None, help="Show progress; default: in a terminal.")
 def run(function: str, source: str, target: str, **options: Any) -> None:

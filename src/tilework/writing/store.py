@@ -87,7 +87,8 @@ def to_zarr(
         are not marked as done, and a warning and the attributes list it. A callable gets the tile and the
         exception; it may raise, or return to leave the tile out.
     retries : int
-        Further attempts at a tile or task that fails.
+        Further attempts at a tile that fails, or with ``on_error="raise"`` at its task, whose tiles share
+        them.
     progress : bool, "auto" or callable
         Whether to show a bar that counts tiles. "auto" shows it in a terminal and in a notebook, and
         otherwise logs a line a minute to the logger "tilework". A callable gets the number of finished tiles

@@ -461,6 +461,14 @@ def test_what_a_dataarray_means():
     assert tw.image_meta(array.astype("i4").assign_attrs(missing_value=3)).nodata == 3
 
 
+def test_times_are_in_seconds_and_dates_count_from_the_first():
+    times = np.array([10, 12, 14], "m8[m]").astype("m8[ns]")
+    for values, start in ((times, 600), (np.datetime64("2024-06-01", "ns") + times, 0)):
+        array = xr.DataArray(np.zeros((3, 8)), dims=("time", "x"), coords={"time": values})
+        meta = tw.image_meta(tw.tiled_map(np.positive, array, {"x": 4}, 0, each="time"))
+        assert (meta.units[0], meta.scale[0], meta.translation[0]) == ("second", 120, start)
+
+
 # -- stores -----------------------------------------------------------------------------------------------
 
 

@@ -197,7 +197,11 @@ def _place(coordinate: Coordinate) -> tuple[float, float] | None:
     """Return the distance of neighbouring values and the first one; None if there is no single distance."""
     values, step = coordinate.values, coordinate.step()
     if values.dtype.kind in "mM":
-        return None if step is None else (float(step / np.timedelta64(1, "s")), 0.0)
+        if step is None:
+            return None
+        second = np.timedelta64(1, "s")
+        # No date is the zero of a time, but a difference of times is one.
+        return float(step / second), float(values[0] / second) if values.dtype.kind == "m" else 0.0
     if step is not None:
         return float(step), float(values[0])
     # A single sample has a place, but no distance.

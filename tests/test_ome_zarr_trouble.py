@@ -264,6 +264,11 @@ def test_coordinates_that_have_no_place_in_ome_zarr_are_said():
     out = tw.tiled_map(add_one, array, 16, 0, dtype="u2")
     with pytest.warns(tw.TilingWarning, match="coordinates of y are not evenly spaced"):
         tw.to_zarr(out, {}, ome=True, progress=False)
+    days = np.datetime64("2024-06-01", "ns") + np.array([0, 1, 9], "m8[D]")
+    movie = array.drop_vars("y").expand_dims(t=days)
+    out = tw.tiled_map(add_one, movie, 16, 0, each="t", dtype="u2")
+    with pytest.warns(tw.TilingWarning, match="coordinates of t are not evenly spaced"):
+        tw.to_zarr(out, {}, ome=True, progress=False)
 
 
 # -- labels -------------------------------------------------------------------------------------------------

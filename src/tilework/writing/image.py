@@ -220,7 +220,7 @@ def _warn_of_places(meta: ImageMeta) -> None:
     uneven = [
         axis
         for axis, kind in zip(meta.axes, meta.types, strict=True)
-        if kind == "space" and axis in meta.coordinates and len(meta.coordinates[axis].values) > 1
+        if kind in ("space", "time") and axis in meta.coordinates and len(meta.coordinates[axis].values) > 1
         and meta.coordinates[axis].step() is None
     ]  # fmt: skip
     if uneven:

@@ -24,6 +24,7 @@ import numpy as np
 from tilework._checks import warn
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.formats.meta import Carried, Coordinate, ImageMeta, NewAxis
+from tilework.formats.missing import OF_VALUES
 
 __all__ = [
     "Labels",
@@ -38,8 +39,6 @@ __all__ = [
 
 Parts = Sequence[Carried | NewAxis]
 
-# Attributes that are values of samples; they mean nothing for samples of another dtype.
-OF_VALUES = ("_FillValue", "missing_value", "fill_value", "nodata")
 # Attributes on how values are packed; rioxarray leaves them there if it does not decode.
 OF_PACKING = ("scale_factor", "add_offset", "valid_min", "valid_max", "valid_range")
 # Attributes on the size of samples; stackstac writes them.

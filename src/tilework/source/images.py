@@ -19,6 +19,7 @@ from tilework._checks import Report, brief, has, is_whole, of_type, warn
 from tilework._types import Array, Index
 from tilework.errors import TilingError, TilingWarning
 from tilework.formats.meta import ImageMeta
+from tilework.formats.missing import missing_value
 from tilework.formats.ome_zarr import OmeGroup, OmeImage, read_group
 from tilework.source.held import Travelling
 from tilework.source.places import above, attributes_of, open_node
@@ -468,7 +469,7 @@ def _meta(place: Any, image: OmeImage, level: int, array: Any) -> ImageMeta | No
             f"Correct its multiscales, or give the array {array.store_path}, and meta= if it should have a "
             "meaning."
         )
-    meta = image.meta(level)
+    meta = image.meta(level).replace(nodata=missing_value(array.attrs, array.dtype))
     channel = meta.channel_axis
     for what in ("channel_names", "channel_colors"):
         values = getattr(meta, what)
@@ -495,7 +496,9 @@ def _plain(array: Any) -> ImageMeta | None:
     found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS")
     sound = isinstance(found, list | tuple) and len(found) == array.ndim and None not in found
     names = tuple(map(str, found)) if sound else ()
-    return ImageMeta(names) if names and len(set(names)) == len(names) else None
+    if not names or len(set(names)) < len(names):
+        return None
+    return ImageMeta(names, nodata=missing_value(array.attrs, array.dtype))
 
 
 def _labels(place: Any, zarr_format: Format) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,8 @@ class Labels:
     """The Dataset that is written; None: no array of xarray is."""
     variables: Mapping[str, Any] | None = None
     """Names of its variables, by key of the output."""
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Attributes of each output that is no array of xarray, by key."""
 
     @classmethod
     def of(cls, out: Any, dims: Mapping[str, Sequence[str] | None]) -> Labels:
@@ -151,10 +153,13 @@ class Labels:
         dims = self.dims[key]
         if self.dataset is not None:
             return self._encoded(zarr_format)[self.name(key)]
+        attributes = dict(self.attributes.get(key, {}))
         if dims is None or len(set(dims)) < len(dims):
-            return {}
+            return {"attributes": attributes}
         named = list(dims)
-        return {"dimension_names": named} if zarr_format == 3 else {"attributes": {DIMENSIONS: named}}
+        if zarr_format == 3:
+            return {"dimension_names": named, "attributes": attributes}
+        return {"attributes": attributes | {DIMENSIONS: named}}
 
     def write(self, at: Any, fresh: Sequence[str]) -> None:
         """Write the coordinates that the group at ``at`` does not have, and its consolidated metadata.

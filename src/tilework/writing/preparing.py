@@ -28,6 +28,7 @@ from tilework.errors import TilingError, TilingWarning
 from tilework.execution.calls import CallsJob
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
+from tilework.formats.missing import missing_attribute
 from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
 from tilework.identity.digests import digest
 from tilework.identity.location import locate
@@ -196,7 +197,7 @@ def prepare(
         image.refuse_sources(sources)
     dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
     plain = bool(images) or given is not None or is_array(store)
-    labels = Labels(dims) if plain else Labels.of(out, dims)
+    labels = replace(Labels(dims) if plain else Labels.of(out, dims), attributes=_said(arrays, found, images))
     places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
     table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
     if not images and given is None:
@@ -324,6 +325,19 @@ def dims_of(out: Any, found: Mapping[str, Found | None], asked: Asked) -> dict[s
             given = attribute(member, "dims") or (None if meta is None else meta.axes)
         names[key] = None if given is None else tuple(map(str, given))
     return names
+
+
+def _said(
+    arrays: Mapping[str, Any], found: Mapping[str, Found | None], images: Mapping[str, Image]
+) -> dict[str, dict[str, Any]]:
+    """Return the attributes of each output that say the value of its samples without data."""
+    metas = {key: None if origin is None else origin.meta for key, origin in found.items()}
+    metas |= {key: image.meta for key, image in images.items()}
+    return {
+        key: missing_attribute(meta.nodata, arrays[key].dtype)
+        for key, meta in metas.items()
+        if meta is not None
+    }
 
 
 def _not_lazy(array: Any, key: str) -> str:

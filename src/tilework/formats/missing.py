@@ -1,0 +1,69 @@
+"""The value of samples without data, in the attributes of an array of Zarr."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+__all__ = ["OF_VALUES", "missing_attribute", "missing_value"]
+
+# Attributes that are values of samples; they mean nothing for samples of another dtype.
+OF_VALUES = ("_FillValue", "missing_value", "fill_value", "nodata")
+# JSON has no such numbers; Zarr has these words for fill values.
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def missing_value(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> Any:
+    """Return the value of samples without data that the attributes of an array say; None if they say none.
+
+    A value that no sample of the dtype has says nothing.
+    """
+    for name in OF_VALUES:
+        value = _number(attributes.get(name), dtype)
+        if value is not None:
+            return value
+    return None
+
+
+def missing_attribute(value: Any, dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return the attribute that says the value of samples without data, if it can be said.
+
+    It is one that no reader takes for a reason to mask, as classes often have the same value.
+    """
+    if value is None or dtype.kind not in "iuf" or _number(value, dtype) is None:
+        return {}
+    if dtype.kind != "f":
+        return {OF_VALUES[-1]: int(value)}
+    number = float(value)
+    word = next((word for word, own in WORDS.items() if str(own) == str(number)), None)
+    return {OF_VALUES[-1]: number if word is None else word}
+
+
+def _number(value: Any, dtype: np.dtype[Any]) -> Any:
+    """Return a value as a number of ``dtype``; None if it is none."""
+    if isinstance(value, str):
+        value = WORDS.get(value, _unpacked(value) if dtype.kind == "f" else None)
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
+        return None
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            number = dtype.type(value)
+        return None if np.isinf(number) and not np.isinf(value) else number
+    if dtype.kind not in "iu" or value != value or value in (math.inf, -math.inf) or value != int(value):
+        return None
+    info = np.iinfo(dtype)
+    return dtype.type(int(value)) if info.min <= value <= info.max else None
+
+
+def _unpacked(text: str) -> float | None:
+    """Return the number in a ``_FillValue`` of xarray, which packs eight bytes as text in Zarr format 3."""
+    try:
+        (number,) = struct.unpack("<d", base64.b64decode(text, validate=True))
+    except (ValueError, struct.error):
+        return None
+    return float(number)

@@ -1,0 +1,100 @@
+"""The value of samples without data, in stored arrays: written with results, and read again."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+from tilework.formats.missing import missing_attribute, missing_value
+
+FEW = [
+    ("f4", -9999.0),
+    ("f8", math.nan),
+    ("f4", math.inf),
+    ("f8", 0.1),
+    ("i2", -1),
+    ("u1", 255),
+    ("i8", 2**62),
+]
+
+
+def same(a: Any, b: Any) -> bool:
+    return bool(a == b or (a != a and b != b))
+
+
+def result(dtype: str, nodata: Any) -> tuple[np.ndarray, Any]:
+    image = np.arange(40 * 44).reshape(40, 44).astype(dtype)
+    image[::3] = nodata
+    meta = tw.ImageMeta("yx", units="micrometer")
+    out = tw.tiled_map(
+        np.copy, image, 16, 2, dtype=dtype, nodata=nodata, fill_value=nodata, meta=meta
+    )  # fmt: skip
+    return image, out
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), FEW)
+@pytest.mark.parametrize(
+    "options", [{}, {"zarr_format": 2}, {"ome": True, "levels": 2}, {"ome": "0.4", "levels": 2}], ids=str
+)
+def test_the_next_step_knows_what_is_no_data(
+    dtype: str, nodata: Any, options: dict[str, Any], tmp_path: Path
+) -> None:
+    image, out = result(dtype, nodata)
+    tw.to_zarr(out, tmp_path / "out.zarr", progress=False, **options)
+    stored = tw.open_image(tmp_path / "out.zarr")
+    assert same(tw.image_meta(stored).nodata, nodata)
+    if "ome" in options:
+        assert same(tw.image_meta(tw.open_image(tmp_path / "out.zarr", level=1)).nodata, nodata)
+    found = tw.image_statistics(tmp_path / "out.zarr", nodata=True, progress=False)
+    assert found.count == sum(not same(v, nodata) for v in image.ravel().tolist())
+
+
+def test_attributes_of_the_caller_go_first(tmp_path: Path) -> None:
+    _, out = result("f4", -9999.0)
+    array = tw.to_zarr(out, tmp_path / "out.zarr", attributes={"nodata": -1, "by": "me"}, progress=False)
+    assert (array.attrs["nodata"], array.attrs["by"]) == (-1, "me")
+    assert tw.image_meta(array).nodata == -1
+
+
+@pytest.mark.parametrize(("dtype", "nodata"), [("f4", -9999.0), ("f8", math.nan), ("i2", -1), ("u1", 255)])
+def test_a_fill_value_that_xarray_wrote(dtype: str, nodata: Any, tmp_path: Path) -> None:
+    """It packs those of floats as text."""
+    xr = pytest.importorskip("xarray")
+    image = xr.DataArray(np.zeros((6, 8), dtype), dims=("y", "x"), name="v")
+    image.encoding["_FillValue"] = np.dtype(dtype).type(nodata)
+    image.to_dataset().to_zarr(tmp_path / "x.zarr", zarr_format=3, consolidated=False)
+    assert same(tw.image_meta(tmp_path / "x.zarr" / "v").nodata, nodata)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        ("u1", -1), ("u1", 256), ("i2", 0.5), ("i4", math.nan), ("u1", "NaN"), ("f4", "none"), ("f4", 1e300),
+        ("f4", True), ("f4", None), ("f4", [1.0]), ("f4", {"value": 1}), ("i2", "AAAAAICHw8A="), ("?", 1),
+        ("f4", "AAAA"), ("c8", 0.0), ("M8[s]", 0),
+    ],
+)  # fmt: skip
+def test_what_no_sample_can_be_says_nothing(dtype: str, value: Any, tmp_path: Path) -> None:
+    assert missing_value({"_FillValue": value}, np.dtype(dtype)) is None
+    assert missing_value({"_FillValue": value, "nodata": 0}, np.dtype("f4")) is not None
+    assert missing_attribute(value, np.dtype(dtype)) == {} or isinstance(value, str)
+    if dtype in ("u1", "f4"):
+        array = zarr.create_array(
+            tmp_path / "a.zarr", shape=(4, 4), chunks=(2, 2), dtype=dtype,
+            dimension_names=("y", "x"), attributes={"missing_value": value},
+        )  # fmt: skip
+        assert tw.image_meta(array).nodata is None
+
+
+def test_results_that_say_none_have_no_attribute(tmp_path: Path) -> None:
+    out = tw.tiled_map(np.copy, np.zeros((20, 20)), 8, 2, meta=tw.ImageMeta("yx"))
+    assert "nodata" not in tw.to_zarr(out, tmp_path / "a.zarr", progress=False).attrs
+    _, out = result("f4", -9999.0)
+    counted = tw.tiled_map(lambda crop: crop > 0, out, 8, 2, dtype=bool)
+    assert "nodata" not in tw.to_zarr(counted, tmp_path / "b.zarr", progress=False).attrs

@@ -110,11 +110,20 @@ class Blocks:
         return replace(self, count=4)
 
 
+def _workers() -> tuple[Any, Any]:
+    """Return a cluster of a process per core, which is ready, and its client."""
+    from distributed import Client, LocalCluster
+
+    cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
+    client = Client(cluster)
+    client.wait_for_workers(CORES)
+    return cluster, client
+
+
 def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
     """Write an identity on a cluster, by tilework or by dask."""
     import dask.array as da
     import zarr
-    from distributed import Client, LocalCluster
 
     import tilework as tw
 
@@ -124,9 +133,7 @@ def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
         str(folder / "in.zarr"), shape=shape, dtype="f4", chunks=(work.side,) * 2, overwrite=True
     )
     source[:] = np.random.default_rng(0).random(shape, "f4")
-    cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
-    client = Client(cluster)
-    client.wait_for_workers(CORES)
+    cluster, client = _workers()
     client.run(__import__, "tilework.writing.store")
     taken: list[float] = []
 
@@ -154,7 +161,6 @@ def blended_on_cluster(work: Long, folder: Path, kept: bool) -> Prepared:
     """Blend a stored volume on a cluster, twice; ``kept``: workers keep memory that was freed."""
     import dask
     import zarr
-    from distributed import Client, LocalCluster
 
     import tilework as tw
     from tilework.execution.started import KEPT_MEMORY
@@ -164,9 +170,7 @@ def blended_on_cluster(work: Long, folder: Path, kept: bool) -> Prepared:
     )
     source[:] = np.random.default_rng(0).random(source.shape, "f4")
     with dask.config.set(KEPT_MEMORY if kept else {}):
-        cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
-    client = Client(cluster)
-    client.wait_for_workers(CORES)
+        cluster, client = _workers()
     taken: list[Figures] = []
 
     def run() -> Any:

@@ -154,12 +154,17 @@ def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Sequence[Tile]:
 
 def in_raster_order(spec: Spec) -> bool:
     """Return whether `run_tiles` yields the tiles of a box in raster order, all but those it leaves out."""
-    return spec.active.runs is None and spec.plan.axes[-1].edge != "clip"
+    return spec.active.runs is None and _of_one_shape(spec)
+
+
+def _of_one_shape(spec: Spec) -> bool:
+    """Return whether all crops have the same shape."""
+    return spec.plan.axes[-1].edge != "clip"
 
 
 def _by_shape(spec: Spec, tiles: Sequence[Tile]) -> Sequence[Tile]:
     """Return tiles by the shape of their crops, those of one shape in the order that they have."""
-    if spec.plan.axes[-1].edge != "clip":
+    if _of_one_shape(spec):
         return tiles
     # Also without batches, because this is the order of summation.
     return sorted(tiles, key=lambda t: t.read.shape, reverse=True)

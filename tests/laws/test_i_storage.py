@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -19,7 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
+import tilework.engine.block
 import tilework.execution.local
+import tilework.graph.tasks
 from tilework.execution.local import run
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, plan_of
@@ -153,13 +156,19 @@ def written_under(spec: Any, name: str, plan: Any, shape: tuple[int, ...]) -> tu
     return result, calls
 
 
+def in_batches(monkeypatch: pytest.MonkeyPatch, blocks: int) -> None:
+    """Let local schedulers get a number of blocks at a time."""
+    monkeypatch.setattr(tilework.execution.local, "LOCAL_BLOCKS", blocks)
+    monkeypatch.setattr(tilework.execution.local, "BLOCKS_PER_WORKER", 1)
+
+
 @pytest.mark.parametrize("window", [1, 3, 16])
 @pytest.mark.parametrize("blend", ["trim", "gaussian"])
 def test_I2_seams_are_carried_over_from_window_to_window(
     window: int, blend: str, monkeypatch: pytest.MonkeyPatch, scheduler: str
 ) -> None:
     """A run in small portions: each tile once, the same bits."""
-    monkeypatch.setattr(tilework.execution.local, "LOCAL_BLOCKS", window)
+    in_batches(monkeypatch, window)
     image = np.random.default_rng(0).random((30, 26, 14)).astype("f4")
     out = tw.tiled_map(np.sqrt, image, 6, stride=4, blend=blend, dtype="f4", chunks=8)
     with dask.config.set(scheduler="sync"):
@@ -174,6 +183,40 @@ def test_I2_seams_are_carried_over_from_window_to_window(
     np.testing.assert_array_equal(written[...], whole)
     assert seen[-1] == len(plan_of(out))
     assert seen == sorted(seen)
+
+
+class Seams(dict[Any, Any]):
+    """The seams of a block, which a weak set can hold."""
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("shape", [(256, 16, 16), (192, 32), (32, 192)])
+@pytest.mark.parametrize("blocks", [8, 24])
+def test_I2_batches_hold_few_more_seams_than_one_run(
+    shape: tuple[int, ...], blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is for the next batch; those of the batch before go when they were added."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    counts: list[int] = []
+
+    def cut_seams(*args: Any) -> Any:
+        found = Seams(tilework.engine.block.cut_seams(*args))
+        alive.add(found)
+        counts.append(len(alive))
+        return found
+
+    def most() -> int:
+        counts.clear()
+        out = tw.tiled_map(np.sqrt, np.ones(shape, "f4"), 8, stride=4, blend="gaussian", dtype="f4", chunks=8)
+        tw.compute(out, scheduler="sync")
+        assert len(counts) > 2 * blocks
+        return max(counts)
+
+    monkeypatch.setattr(tilework.graph.tasks, "cut_seams", cut_seams)
+    whole = most()
+    in_batches(monkeypatch, blocks)
+    assert most() <= whole + 2
 
 
 def test_I3_slabs_where_a_plane_of_seams_does_not_fit() -> None:

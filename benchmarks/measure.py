@@ -322,8 +322,11 @@ def measure(case: Case, name: str, scale: float, folder: Path, *, warm: bool = T
 
 
 def _measure_once(prepared: Prepared, *, trim: bool) -> Figures:
+    other = None
+    if prepared.beside is not None:
+        _fetch_memory(FETCHED * prepared.image_bytes)
+        other = _timed(prepared.beside)[:2]
     _fetch_memory(FETCHED * prepared.image_bytes)
-    other = None if prepared.beside is None else _timed(prepared.beside)[:2]
     with PeakMemory(trim) as peak:
         wall, cpu, result = _timed(prepared.run)
     figures = {

@@ -171,9 +171,17 @@ TRIM = Case(
         apply_parallel=peers.apply_parallel,
         ryomen=peers.ryomen,
         cubed=peers.cubed,
-        **{"limit copy and paste": in_memory.paste, "limit memcpy": in_memory.memcpy},
+        **{
+            "tilework.compute": partial(in_memory.tilework_trim, in_place=True),
+            "limit copy and paste": in_memory.paste,
+            "limit memcpy": in_memory.memcpy,
+        },
     ),
-    bars=tuple(faster(peer, "tilework") for peer in ("map overlap", "apply parallel", "ryomen", "cubed")),
+    bars=tuple(
+        faster(peer, way)
+        for way in ("tilework", "tilework.compute")
+        for peer in ("map overlap", "apply parallel", "ryomen", "cubed")
+    ),
     rounds=5,
     notes=("over_mb",),
 )

@@ -176,14 +176,17 @@ def tilework_store(work: Blend, folder: Path, threads: int = CORES, memory: floa
     return blended(work, run, allocates=False)
 
 
-def tilework_trim(work: Trim, folder: Path) -> Prepared:
-    """`compute()` of trimmed crops."""
+def tilework_trim(work: Trim, folder: Path, in_place: bool = False) -> Prepared:
+    """`compute()` of trimmed crops, or `tilework.compute`."""
+    import dask
+
     import tilework as tw
 
     def run(image: Image) -> Any:
         crop = work.chunk + 2 * work.depth
         out = tw.tiled_map(identity, image, crop, work.depth, dtype="float32", name="bench")
-        return out.compute(scheduler="threads", num_workers=CORES)
+        with dask.config.set(scheduler="threads", num_workers=CORES):
+            return tw.compute(out) if in_place else out.compute()
 
     return blended(work, run)
 

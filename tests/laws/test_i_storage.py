@@ -197,6 +197,31 @@ def test_I2_batches_hold_few_more_seams_than_one_run(
     shape: tuple[int, ...], blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is for the next batch; those of the batch before go when they were added."""
+    options: dict[str, Any] = {"crop": 8, "stride": 4, "blend": "gaussian", "chunks": 8}
+    whole = most_seams(shape, options, monkeypatch)
+    in_batches(monkeypatch, blocks)
+    assert most_seams(shape, options, monkeypatch) <= whole + 2
+
+
+@pytest.mark.parametrize(
+    "face",
+    [(64,), (60,), (50,), (64, 50), (50, 64), (60, 36), (40, 150), (40, 144)],
+    ids=lambda face: "x".join(map(str, face)),
+)
+@pytest.mark.parametrize("blend", ["max", "gaussian"])
+def test_I2_seams_wait_in_one_plane_whether_or_not_the_last_blocks_own_tiles(
+    face: tuple[int, ...], blend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block without a group of its own is not computed before those that come first."""
+    chunks = (24, *(12 for _ in face))
+    options: dict[str, Any] = {"crop": 8, "overlap": 1, "blend": blend, "chunks": chunks, "reuse": "share"}
+    in_batches(monkeypatch, 10**6)
+    short, long = (most_seams((length, *face), options, monkeypatch) for length in (8 * 24, 20 * 24))
+    assert long <= short + 1
+
+
+def most_seams(shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Return the largest number of blocks whose seams are held at the same time."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     counts: list[int] = []
 
@@ -206,17 +231,12 @@ def test_I2_batches_hold_few_more_seams_than_one_run(
         counts.append(len(alive))
         return found
 
-    def most() -> int:
-        counts.clear()
-        out = tw.tiled_map(np.sqrt, np.ones(shape, "f4"), 8, stride=4, blend="gaussian", dtype="f4", chunks=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(tilework.graph.tasks, "cut_seams", cut_seams)
+        out = tw.tiled_map(np.sqrt, np.ones(shape, "f4"), dtype="f4", **options)
         tw.compute(out, scheduler="sync")
-        assert len(counts) > 2 * blocks
-        return max(counts)
-
-    monkeypatch.setattr(tilework.graph.tasks, "cut_seams", cut_seams)
-    whole = most()
-    in_batches(monkeypatch, blocks)
-    assert most() <= whole + 2
+    assert len(counts) > 8
+    return max(counts)
 
 
 def test_I3_slabs_where_a_plane_of_seams_does_not_fit() -> None:

@@ -127,11 +127,14 @@ class Local:
             for node in piece.tasks.values():
                 if isinstance(function := getattr(node, "func", None), Guarded):
                     function.stop = self.stop
-        ends = {key: end for key, (end, _) in carried.items()}
-        graph |= {key: self._held(key, carried.pop(key)[1]) for key in ends}
+        # What lies in the graph of a dask array may be plain data; it needs no seams.
+        nodes = (node for node in graph.values() if isinstance(node, GraphNode))
+        needed = set().union(*(node.dependencies for node in nodes))
         writes = self.unfinished = {key: piece for piece in batch for key in piece.writes}
-        kept = self._kept(batch, ends)
-        _put_off(graph, kept, list(writes)[-1:])
+        kept = self._kept(batch, carried)
+        graph |= {k: self._held(k, seam) for k, (_, seam) in carried.items() if k in needed or k in kept}
+        carried.clear()
+        _put_off(graph, kept.keys() - needed, list(writes)[-1:])
         keys = [*writes, *kept]
         values = self.where.get(graph, keys, **self._options(batch, writes))
         found = dict(zip(keys, values, strict=True))
@@ -149,12 +152,12 @@ class Local:
         """
         return Task(key, [seam].pop) if self.where.name in ("threads", "sync") else DataNode(key, seam)
 
-    def _kept(self, batch: list[Piece], carried: Mapping[Key, int]) -> dict[Key, int]:
+    def _kept(self, batch: list[Piece], carried: Mapping[Key, tuple[int, Any]]) -> dict[Key, int]:
         """Return the seams that pieces after the batch need, and the position of the last such piece."""
         last = batch[-1]
         kept = {key: end for p in batch if p.shared is last.shared for key, end in p.keep.items()}
         if batch[0].shared is last.shared:
-            kept |= carried
+            kept |= {key: end for key, (end, _) in carried.items()}
         return {key: end for key, end in kept.items() if end > last.position}
 
     def _options(self, batch: list[Piece], writes: dict[Key, Piece]) -> dict[str, Any]:
@@ -218,15 +221,13 @@ class Local:
             self.stop.forget()
 
 
-def _put_off(graph: dict[Key, Any], kept: Iterable[Key], last: Sequence[Key]) -> None:
-    """Let the seams that no task of a batch needs wait for its ``last`` tasks.
+def _put_off(graph: dict[Key, Any], seams: Iterable[Key], last: Sequence[Key]) -> None:
+    """Let ``seams``, which no task of a batch needs, wait for its ``last`` tasks.
 
     dask first computes what needs the fewest roots. That is the seam of the last block, which would wait,
     with the samples of its group, until the batch ends.
     """
-    # What lies in the graph of a dask array may be plain data; it needs no seams.
-    needed = set().union(*(node.dependencies for node in graph.values() if isinstance(node, GraphNode)))
-    for key in set(kept) - needed:
+    for key in seams:
         graph[key] = Task(key, _first, graph[key], List(*map(TaskRef, last)))
 
 

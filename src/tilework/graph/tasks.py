@@ -18,6 +18,7 @@ Block numbers in inner keys have the slowest axis first, and leading zeros: dask
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 import math
@@ -46,6 +47,9 @@ from tilework.engine.block import (
 from tilework.engine.spec import Spec
 
 __all__ = ["BlockTasks", "Key", "Names", "Nodes", "calls_function"]
+
+# Owners that are looked at in place of one that has no seam, or is waited for already.
+MOST_PASSED = 4
 
 Key = Any
 Nodes = Iterator[tuple[Key, Any]]
@@ -138,9 +142,8 @@ class BlockTasks:
         self._counts = [self._blocks[d] for d in self._axes]
         self._strides = [math.prod(self._counts[k + 1 :]) for k in range(len(self._counts))]
         # Of the axes along which blocks share tiles.
-        cut = spec.plan.slab_axes
-        columns = zip(self._axes, self._strides, self._counts, strict=True)
-        self._open_strides = [s for d, s, n in columns if n > 1 and d not in cut]
+        columns = zip(self._axes, self._counts, strict=True)
+        self._open_axes = [d for d, n in columns if n > 1 and d not in spec.plan.slab_axes]
         self._texts = [_Padded(n) for n in self._counts]
         self._in_order = self._axes == list(range(len(self._axes)))
         self._near = spec.active.neighbours
@@ -157,10 +160,14 @@ class BlockTasks:
         """The node to which every task refers."""
         return {self.names.spec: DataNode(self.names.spec, self.spec)}
 
-    @property
+    @functools.cached_property
     def reach(self) -> int:
         """Number of blocks, in raster order, after which a seam is used for the last time."""
-        return sum(self._open_strides) + 1
+        columns = list(zip(self._axes, self._strides, self._counts, self._owners, strict=True))
+        steps = sum(s for d, s, *_ in columns if d in self._open_axes)
+        # A block at the start of a row waits for the last owner of a row before it.
+        idle = sum(s * (n - 1 - along[-1]) for _, s, n, along in columns[1:] if along)
+        return steps + max(1, idle)
 
     def order(self) -> Iterator[Index]:
         """Return the numbers of all blocks in raster order, the slowest axis first."""
@@ -299,36 +306,57 @@ class BlockTasks:
         blocks, seen with dask 2026.8). If rows wrap around, so that a block at the start of a row also waits
         for the end of the row before, all blocks need the same number of roots and dask keeps raster order:
         22 seams wait, whatever the length of the slowest axis. So does a block at the start of a slab, or two
-        slabs would run side by side. This is only for runs that deliver blocks: a slice would have to compute
-        those that it waits for.
+        slabs would run side by side. A block that owns no tiles waits for one owner more, and offsets are
+        counted among owners: otherwise dask ran the last column of blocks down the whole image first. This is
+        only for runs that deliver blocks: a slice would have to compute those that it waits for.
         """
         if self.spec.end is None:
             return []
-        waited: list[Index] = []
-        number = sum(index[d] * s for d, s in zip(self._axes, self._strides, strict=True))
-        for offset in self._offsets:
-            # The last block of a row may have no seam; the one before it has.
-            owners = (self._numbered(n) for n in (number - offset, number - offset - 1) if n >= 0)
-            owner = next((owner for owner in owners if self._later(owner)), None)
-            if owner is not None and owner not in earlier and owner not in waited:
-                waited.append(owner)
-        return [TaskRef(self.key("seam", owner)) for owner in waited]
+        before, roots = self._owners_before(index), set[Index]()
+        # A block that owns no tiles has no group of its own among its roots.
+        for offset in (*self._offsets, *(() if self._near.owns(index) else (1,))):
+            first = before - offset
+            for owner in map(self._owner, range(first, max(-1, first - MOST_PASSED), -1)):
+                if self._number(index) - self._number(owner) > self.reach:
+                    break
+                if owner not in roots and self._later(owner):
+                    roots.add(owner)
+                    break
+        return [TaskRef(self.key("seam", owner)) for owner in sorted(roots.difference(earlier))]
+
+    @functools.cached_property
+    def _owners(self) -> list[list[int]]:
+        """The blocks along each axis that own tiles, the slowest axis first."""
+        return [self._near.owners_along(d) for d in self._axes]
 
     @functools.cached_property
     def _offsets(self) -> list[int]:
-        """The distances in raster order from a block to the neighbours before it."""
-        steps = itertools.product((1, 0), repeat=len(self._open_strides))
-        return sorted(
-            {sum(map(operator.mul, step, self._open_strides)) for step in steps} - {0}, reverse=True
-        )
+        """The distances in raster order, among owners, from a block to the neighbours before it."""
+        counts = list(map(len, self._owners))
+        strides = [math.prod(counts[k + 1 :]) for k, d in enumerate(self._axes) if d in self._open_axes]
+        steps = itertools.product((1, 0), repeat=len(strides))
+        return sorted({sum(map(operator.mul, step, strides)) for step in steps} - {0}, reverse=True)
 
-    def _numbered(self, number: int) -> Index:
-        """Return the block with a number in raster order."""
+    def _number(self, index: Index) -> int:
+        """Return the number of a block in raster order."""
+        return sum(index[d] * s for d, s in zip(self._axes, self._strides, strict=True))
+
+    def _owners_before(self, index: Index) -> int:
+        """Return how many owners are before a block in raster order."""
+        count, inside = 0, True
+        for d, along in zip(self._axes, self._owners, strict=True):
+            place = bisect.bisect_left(along, index[d]) if inside else 0
+            inside = inside and place < len(along) and along[place] == index[d]
+            count = count * len(along) + place
+        return count
+
+    def _owner(self, number: int) -> Index:
+        """Return the owner with a number among all owners."""
         ordered = []
-        for stride in self._strides:
-            place, number = divmod(number, stride)
-            ordered.append(place)
-        return self.index(ordered)
+        for along in reversed(self._owners):
+            number, place = divmod(number, len(along))
+            ordered.append(along[place])
+        return self.index(ordered[::-1])
 
     def _given(self, index: Index, *, owned: bool) -> Generator[tuple[Key, Any], None, Any]:
         """Yield the tasks that hold parts of arrays in memory; return the data given to a block's task."""

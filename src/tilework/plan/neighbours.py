@@ -52,6 +52,10 @@ class Neighbours:
         """Return whether a block owns a tile that runs."""
         return self._all_own or self._has(self._owns, index, owned=True)
 
+    def owners_along(self, axis: int) -> list[int]:
+        """Return the blocks along an axis that own tiles, whether or not these run."""
+        return [b for b, owns in enumerate(self._owns[axis]) if owns]
+
     def touched(self, index: Index) -> bool:
         """Return whether a tile that runs has weight in a block."""
         return self._has(self._touched, index, owned=False)

@@ -166,7 +166,7 @@ class BlockTasks:
         columns = list(zip(self._axes, self._strides, self._counts, self._owners, strict=True))
         steps = sum(s for d, s, *_ in columns if d in self._open_axes)
         # A block at the start of a row waits for the last owner of a row before it.
-        idle = sum(s * (n - 1 - along[-1]) for _, s, n, along in columns[1:] if along)
+        idle = sum(s * (n - 1 - along[-1]) for _, s, n, along in columns[1:])
         return steps + max(1, idle)
 
     def order(self) -> Iterator[Index]:
@@ -312,12 +312,12 @@ class BlockTasks:
         """
         if self.spec.end is None:
             return []
-        before, roots = self._owners_before(index), set[Index]()
+        number, before, roots = self._number(index), self._owners_before(index), set[Index]()
         # A block that owns no tiles has no group of its own among its roots.
         for offset in (*self._offsets, *(() if self._near.owns(index) else (1,))):
             first = before - offset
             for owner in map(self._owner, range(first, max(-1, first - MOST_PASSED), -1)):
-                if self._number(index) - self._number(owner) > self.reach:
+                if number - self._number(owner) > self.reach:
                     break
                 if owner not in roots and self._later(owner):
                     roots.add(owner)

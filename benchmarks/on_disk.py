@@ -177,7 +177,7 @@ def estimate(out: Any, **writing: Any) -> Figures:
 
     It keeps fewer chunks than that of the lazy array, of which dask may compute the blocks in any order.
     """
-    from tilework.plan.cost import peak_bytes
+    from tilework.plan.memory import peak_bytes
     from tilework.writing.forecast import forecast
 
     plan, _ = forecast(out, writing)

@@ -122,7 +122,7 @@ def test_memory_holds_few_results() -> None:
 
 def test_memory_of_a_plan_knows_the_variants() -> None:
     def peak(fn: Any, **options: Any) -> int:
-        from tilework.plan.cost import peak_bytes
+        from tilework.plan.memory import peak_bytes
 
         out = tw.tiled_map(
             fn, np.zeros((900, 900), "float32"), 300, 0, dtype="float32", chunks=300, **options

@@ -15,7 +15,8 @@ import tilework as tw
 import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.graph.build import plan_of
-from tilework.plan.cost import decoded_ratio, parallel_bytes, peak_bytes
+from tilework.plan.cost import decoded_ratio
+from tilework.plan.memory import parallel_bytes, peak_bytes
 from tilework.source import kept
 
 if TYPE_CHECKING:

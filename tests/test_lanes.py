@@ -31,7 +31,7 @@ from tilework.function.devices import (
 )
 from tilework.function.pools import shared_among
 from tilework.graph.build import find_spec
-from tilework.plan.cost import peak_bytes
+from tilework.plan.memory import peak_bytes
 from tilework.writing.code import describe
 from tilework.writing.preparing import Asked, prepare
 

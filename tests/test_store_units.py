@@ -30,7 +30,7 @@ from tilework import (
 )
 from tilework.errors import GridError
 from tilework.graph.build import plan_of
-from tilework.plan.cost import peak_bytes
+from tilework.plan.memory import peak_bytes
 from tilework.writing import sink
 
 if TYPE_CHECKING:

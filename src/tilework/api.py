@@ -300,7 +300,8 @@ def tiled_map(
     valid = valid_of(sources, layout, where, nodata, nodata_fill)
     if stays:
         refuse_on_device(outputs, disagreement=disagreement, valid=valid is not None)
-    plan = make_plan(sources, layout, request, outputs, None if valid is None else valid.extra, predictions)
+    extra = None if valid is None else valid.extra
+    plan = make_plan(sources, layout, request, outputs, extra, predictions, skips=skip is not None)
     axes_of_each = [
         axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
     ]

@@ -27,9 +27,10 @@ from tests.laws.engine_strategies import ALL, Case, assert_same_bits, cases, mas
 from tests.laws.test_e_invariance import Rough, dull
 from tests.networks import dncnn_module, kodim23
 from tests.sampling import share
-from tilework.engine.products import HELD, Products
+from tilework.engine.products import Products
 from tilework.function import bound, device_array, device_memory
 from tilework.function.device_array import DeviceArray
+from tilework.plan.output_plan import PRODUCTS
 
 torch = pytest.importorskip("torch")
 
@@ -428,7 +429,7 @@ def test_D2_memory_that_does_not_come_back_ends_with_the_figures() -> None:
 
 
 def test_D2_weights_on_a_device_are_bounded() -> None:
-    held, products = HELD, Products()
+    held, products = PRODUCTS, Products()
     for key in range(5):
         products._hold_there(key, device_array.Weights(np.ones(held // 2, "u1"), positive=True), None)
         assert products._bytes_there == len(products._there) * (held // 2) <= held

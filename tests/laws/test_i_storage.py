@@ -27,7 +27,7 @@ from tilework.execution.local import run
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, plan_of
 from tilework.plan.blocks import BlockRequest, choose_blocks
-from tilework.plan.cost import peak_bytes
+from tilework.plan.memory import peak_bytes
 from tilework.writing.jobs import Destination, TileJob
 from tilework.writing.ledger import Ledger
 
@@ -286,7 +286,7 @@ def test_I3_fewer_threads_where_memory_asks_for_it() -> None:
 def test_I3_a_result_in_slabs_is_the_same(tmp_path: Path) -> None:
     """End to end: less memory, the same numbers; the store says in how many slabs."""
     image = np.random.default_rng(0).random((160, 120, 120)).astype("f4")
-    out = tw.tiled_map(np.sqrt, image, 24, stride=12, blend="gaussian", dtype="f4")
+    out = tw.tiled_map(np.sqrt, image, 24, stride=12, blend="sum", dtype="f4")
     options: Any = {"chunks": 24, "progress": False, "scheduler": "synchronous"}
     whole = tw.to_zarr(out, tmp_path / "a.zarr", **options)
     limit = peak_bytes(replace(plan_of(out), threads=1)) // 12

@@ -38,7 +38,8 @@ from tilework.function.bound import BoundOutput
 from tilework.function.devices import calls_at_a_time, devices_of, transfer_seconds
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
-from tilework.plan.cost import busiest, decoded_ratio, human, peak_bytes, tasks
+from tilework.plan.cost import busiest, decoded_ratio, human, tasks
+from tilework.plan.memory import peak_bytes
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.kept import CHUNKS
 from tilework.writing.forecast import forecast

@@ -21,12 +21,10 @@ from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
 from tilework.labels.painting import Claims, Place, painted, trimmed
 from tilework.plan.axis_table import Spans
+from tilework.plan.output_plan import SUMS
 from tilework.plan.tables import box_any
 
 __all__ = ["Accumulator", "cover", "touching"]
-
-# Bytes of sums of importance maps that an output keeps: those of a few pieces serve nearly all blocks.
-SUMS = 2**25
 
 
 class _Spot(NamedTuple):

@@ -15,6 +15,7 @@ from tilework.function import device_array
 from tilework.function.bound import BoundOutput, spread
 from tilework.function.device_array import DeviceArray, Weights
 from tilework.grid.weights import AxisWeights
+from tilework.plan.output_plan import PRODUCT, PRODUCTS
 
 __all__ = ["AnyArray", "Products", "Profile", "rows_of"]
 
@@ -22,11 +23,9 @@ __all__ = ["AnyArray", "Products", "Profile", "rows_of"]
 # processor's cache, so that memory is read once. Half as many took 4 % longer in one thread and 4 to 12 % in
 # two, which then waited for one another more often.
 PIECE = 2**17
-# Most samples of weights that are kept as one product; larger crops use further axes as scalars.
-PRODUCT = 2**18
-# Bytes of products that a result keeps, and number of tiles along an axis whose weights it keeps by number.
-# Tiles inside the image share their weights, so few products serve all.
-HELD, NUMBERED = 2**24, 2**14
+# Number of tiles along an axis whose weights a result keeps by number. Tiles inside the image share their
+# weights, so few products serve all.
+NUMBERED = 2**14
 
 AnyArray = Any
 """An array of numpy, or a `DeviceArray`."""
@@ -148,7 +147,7 @@ class Products:
 
     def _hold_there(self, key: Any, weights: Weights, alive: Any) -> tuple[Weights, Any]:
         """Keep weights for devices."""
-        if self._bytes_there + weights.nbytes > HELD or len(self._there) >= NUMBERED:
+        if self._bytes_there + weights.nbytes > PRODUCTS or len(self._there) >= NUMBERED:
             self._there, self._bytes_there = {}, 0
         found = self._there[key] = weights, alive
         self._bytes_there += weights.nbytes
@@ -197,7 +196,7 @@ class Products:
     def _hold(self, key: Any, product: Array, weights: list[Array]) -> tuple[Array, bool, list[Array]]:
         """Keep a product, whether it has no 0, and its weights, so that no other array gets their id."""
         found = product, bool(product.min() > 0), weights
-        if self._bytes + product.nbytes > HELD:
+        if self._bytes + product.nbytes > PRODUCTS:
             self._held, self._ready, self._bytes = {}, {}, 0
         self._held[key] = found
         self._bytes += product.nbytes

@@ -124,8 +124,8 @@ class CropCutter:
                 )
             return read_padded(read, plans, spec.cval)
 
-    def cut(self, tile: Tile) -> Array:
-        """Return a copy of the crop of ``tile``, without its ``each`` axes."""
+    def cut(self, tile: Tile, *, view: bool = False) -> Array:
+        """Return the crop of ``tile``, without its ``each`` axes: a copy, or a view that must not change."""
         if self._unread is not None:
             self.read()
         whole = self._union
@@ -139,6 +139,8 @@ class CropCutter:
         for axis, place in zip(self._axes, places, strict=True):
             if axis is not None:
                 index[axis] = place
+        if view:
+            return np.asarray(whole[tuple(index)])
         return np.array(whole[tuple(index)], order="C", copy=self._copy)
 
     def _place(self, d: int, start: int, stop: int, origin: int) -> Any:
@@ -187,13 +189,15 @@ def run_tiles(
     """
     size = spec.plan.batch_size or 1
     call = _Calls(spec)
+    # A batch is a copy already; the predicate may change what it looks at.
+    view = call.batched and spec.skip is None
     attempt: Callable[[Sequence[Results]], Iterable[Results]] = call
     if spec.on_error != "raise":
         attempt = functools.partial(_attempt, spec, call, skipped, failures)
     waiting: list[Results] = []
     for tile in _by_shape(spec, tiles):
         check_stop()
-        cuts = _cut(spec, tile, crops, skipped, failures)
+        cuts = _cut(spec, tile, crops, skipped, failures, view=view)
         if cuts is None:
             continue
         if waiting and waiting[0][0].read.shape != tile.read.shape:
@@ -210,7 +214,13 @@ def run_tiles(
 
 
 def _cut(
-    spec: Spec, tile: Tile, crops: Sequence[CropCutter], skipped: list[int], failures: list[Failure]
+    spec: Spec,
+    tile: Tile,
+    crops: Sequence[CropCutter],
+    skipped: list[int],
+    failures: list[Failure],
+    *,
+    view: bool,
 ) -> list[Array] | None:
     """Return the crops of a tile, then the valid samples of its result if they are asked for.
 
@@ -220,7 +230,7 @@ def _cut(
     valid: list[Array] = []
     try:
         if spec.validity is None:
-            cuts = [c.cut(tile) for c in crops]
+            cuts = [c.cut(tile, view=view) for c in crops]
         else:
             found = _valid_crops(spec, spec.validity, tile, crops)
             if found is None:
@@ -259,8 +269,9 @@ def _attempt(
         if attempt:
             wait(attempt - 1)
         try:
-            # The function may write into its crops, which may be needed again.
-            yield from call([(tile, [c.copy() for c in cuts]) for tile, cuts in waiting])
+            # The function may write into its crop, which may be needed again; a batch is a copy.
+            own = waiting if call.batched else [(tile, [c.copy() for c in cuts]) for tile, cuts in waiting]
+            yield from call(own)
         except Exception as failed:
             error = failed
         else:
@@ -291,7 +302,8 @@ class _Calls:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self._batched = spec.plan.batch_size is not None or is_batched(spec.fn)
+        self.batched = spec.plan.batch_size is not None or is_batched(spec.fn)
+        """Whether the function gets crops as one array, with a batch axis."""
         self._keys = [output.key for output in spec.outputs]
         self._inputs, self._stay = len(spec.inputs), is_on_device(spec.fn)
 
@@ -305,8 +317,8 @@ class _Calls:
         spec, n, (tile, cuts) = self._spec, self._inputs, waiting[0]
         arguments = cuts[:n]
         extra: dict[str, Any] = {"tile": tile} if spec.pass_tile else {}
-        if self._batched:
-            arguments = [np.stack(column) for column in zip(*(cuts[:n] for _, cuts in waiting), strict=True)]
+        if self.batched:
+            arguments = [_stacked(column) for column in zip(*(cuts[:n] for _, cuts in waiting), strict=True)]
             extra = {"tiles": tuple(tile for tile, _ in waiting)} if spec.pass_tile else {}
         full = ""
         try:
@@ -328,10 +340,10 @@ class _Calls:
         try:
             results = as_results(raw, self._keys, stay=self._stay)
             for output, result in zip(spec.outputs, results, strict=True):
-                _check(output, tile, result, len(waiting) if self._batched else None)
+                _check(output, tile, result, len(waiting) if self.batched else None)
         except TilingError as error:
             raise type(error)(f"{error} [{_where(waiting)}]") from None
-        if self._batched:
+        if self.batched:
             return [(tile, [*(r[k] for r in results), *cuts[n:]]) for k, (tile, cuts) in enumerate(waiting)]
         return ((tile, [*results, *cuts[n:]]),)
 
@@ -359,9 +371,14 @@ class _Calls:
             lambda a, b: self(waiting[a:b], part=True), len(waiting),
             lambda: (fn.token if isinstance(fn, LoadOnce) else id(fn), *shapes), keep=fn,
             crop=lambda: f"fn with a crop of shape {', '.join(map(str, shapes))}", told=full,
-            again=self._batched,  # a crop of which there is no copy may have been written into
+            again=self.batched,  # a crop of which there is no copy may have been written into
         )  # fmt: skip
         return [one for part in parts for one in part]
+
+
+def _stacked(crops: Sequence[Array]) -> Array:
+    """Return crops as one array in C order."""
+    return np.stack(crops, out=np.empty((len(crops), *crops[0].shape), crops[0].dtype))
 
 
 def _span(plans: Sequence[AxisRead]) -> str:

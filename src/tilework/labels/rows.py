@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,6 +15,8 @@ from tilework.labels.runs import Runs, raveled
 
 __all__ = ["Firsts", "Rows", "added_up", "index_of"]
 
+# Samples of which runs are found at a time.
+PIECE = 2**17
 ADDS: dict[str, Any] = {
     "first": np.minimum,
     "area": np.add,
@@ -55,14 +58,33 @@ class Firsts:
         """Return the first samples in a part of an image; arguments as those of `Rows.of`."""
         index, ids, first = [], [], []
         for at in np.ndindex(*labels.shape[:n_each]):
-            found, begins, _ = Runs.of(labels[at]).firsts()
+            found, begins = _firsts(labels[at], start[n_each:], shape[n_each:])
             index.append(np.full(len(found), index_of(at, start, shape)))
-            ids.append(found.astype(np.int64, copy=False))
-            first.append(raveled(begins, labels.shape[n_each:], start[n_each:], shape[n_each:]))
+            ids.append(found)
+            first.append(begins)
         return cls(np.concatenate(index), np.concatenate(ids), np.concatenate(first))
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def _firsts(labels: Array, start: Sequence[int], shape: Sequence[int]) -> tuple[Ints, Ints]:
+    """Return the ids in a part of an image, ascending, and the raveled position of the first sample of each.
+
+    Runs may take ten times the memory of their samples, so they are found piece by piece.
+    """
+    rows = max(1, PIECE // max(1, math.prod(labels.shape[1:])))
+    ids, first = [], []
+    for a in range(0, max(1, len(labels)), rows):
+        piece = labels[a : a + rows]
+        found, begins, _ = Runs.of(piece).firsts()
+        ids.append(found.astype(np.int64, copy=False))
+        first.append(raveled(begins, piece.shape, (start[0] + a, *start[1:]), shape))
+    if len(ids) == 1:
+        return ids[0], first[0]
+    # The first of equal ids is the one that counts.
+    found, which = np.unique(np.concatenate(ids), return_index=True)
+    return found, np.concatenate(first)[which]
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,8 +117,9 @@ class AxisTable(Holder):
 
     @derived
     def longest_canvases(self) -> tuple[int, ...]:
-        """The longest of `canvases` per output, samples."""
-        return tuple(map(_longest, self.canvases))
+        """The longest from the start of a block to the end of its canvas or its own, per output, samples."""
+        first, last = self._edges[:-1], self._edges[1:]
+        return tuple(int((np.maximum(ends, last) - first).max()) for _, ends in self.canvases)
 
     @derived
     def reaching(self) -> Bits:

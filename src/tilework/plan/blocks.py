@@ -11,8 +11,9 @@ from tilework._checks import one_of
 from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
-from tilework.plan.cost import busiest, human, parallel_bytes, peak_bytes, seam_bytes
+from tilework.plan.cost import busiest, human
 from tilework.plan.decoding import decoded_ratio, lost_axes, with_cache
+from tilework.plan.memory import parallel_bytes, peak_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["DECODED", "BlockRequest", "Candidate", "choose_blocks", "is_fair"]

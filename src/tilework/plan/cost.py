@@ -1,4 +1,4 @@
-"""The cost of a plan: calls, tasks, bytes read and peak bytes; and `explain`, which returns it as text."""
+"""The cost of a plan: calls, tasks and bytes read; and `explain`, which returns it as text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tilework.grid.axis import ceil_div
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
 from tilework.plan.decoding import decoded_ratio
+from tilework.plan.memory import peak_bytes
 from tilework.plan.tables import box_sums, shifted
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ __all__ = [
     "computed",
     "decoded_ratio",
     "fewest_calls",
-    "parallel_bytes",
-    "peak_bytes",
     "repeated_crops",
     "rows",
     "tasks",
@@ -38,8 +37,6 @@ __all__ = [
 
 # Most blocks that are assigned to workers one by one; with more, the last block hardly matters.
 LAID_OUT = 20_000
-# Chunks that zarr reads at a time, by default (``async.concurrency``).
-PARALLEL = 10
 
 
 def fewest_calls(plan: BlockPlan) -> int:
@@ -146,83 +143,6 @@ def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
     seams, seamed = owns & (later > runs), earlier > owns
     grouped = seams | (owns & seamed)
     return int(np.count_nonzero(runs)), int(np.count_nonzero(grouped)), int(np.count_nonzero(seams))
-
-
-def peak_bytes(plan: BlockPlan) -> int:
-    """Return the peak memory of one process, bytes, without allocations of the function itself.
-
-    For each thread: the samples read for a block, chunks that are decoded, a batch of crops and of results,
-    the canvas and the finished block. For the process: the chunks that are kept for later blocks, under
-    ``share`` the seams that wait for later blocks, and what the system's allocator keeps. The sum does not
-    grow with the slowest axis.
-    """
-    crop = math.prod(a.crop for a in plan.axes)
-    share = plan.reuse == "share"
-    read = _read_samples(plan)
-    # Of several predictions, the crop and the variants of it that a call gets.
-    size = (plan.batch_size or 1) * crop
-    batch = size * (plan.together + (plan.predictions > 1)) * sum(s.sample_bytes for s in plan.sources)
-    loaded = [s.sample_bytes for s in plan.sources if not s.in_memory]
-    task = batch + read * sum(loaded)
-    # A chunk is decoded on its way into the samples of a block, from a file that may be as large.
-    task += 2 * max((s.sample_bytes * math.prod(s.chunks) for s in plan.sources if s.chunks), default=0)
-    block, largest = math.prod(plan.block), float(read * max(loaded, default=0))
-    for number, output in enumerate(plan.outputs):
-        scale, canvas = float(math.prod(output.scale)), _canvas(plan, number)
-        samples = block + (canvas if share else block * (output.rim is not None))
-        crops = size * (plan.together + plan.waiting)
-        task += int((samples + crops) * scale * output.sample_bytes + block * scale * output.final_bytes)
-        largest = max(largest, (canvas if share else block) * scale * output.sample_bytes)
-    # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
-    # MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
-    kept = plan.threads * int(largest)
-    seams = seam_bytes(plan) if share else 0
-    return int(plan.threads * task + plan.cache_bytes + seams + kept + parallel_bytes(plan))
-
-
-def seam_bytes(plan: BlockPlan) -> int:
-    """Return the most bytes of seams that wait for later blocks, if blocks share tiles."""
-    total, waiting = 0, _waiting(plan)
-    for number, output in enumerate(plan.outputs):
-        samples = _canvas(plan, number) - math.prod(plan.block)
-        total += int(waiting * samples * float(math.prod(output.scale)) * output.sample_bytes)
-    return total
-
-
-def _canvas(plan: BlockPlan, number: int) -> int:
-    """Return the most image samples in which the tiles of a block have weight in an output."""
-    return math.prod(t.longest_canvases[number] for t in plan.tables)
-
-
-def _read_samples(plan: BlockPlan) -> int:
-    """Return the most samples that the tiles of a task read."""
-    alone = range(len(plan.axes)) if plan.reuse != "share" else plan.slab_axes
-    return math.prod(t.longest_reads[d in alone] for d, t in enumerate(plan.tables))
-
-
-def parallel_bytes(plan: BlockPlan) -> int:
-    """Return the bytes of the further chunks that zarr decodes at a time, where no chunk is kept.
-
-    Chunks that are kept are decoded one by one.
-    """
-    if plan.cache_bytes:
-        return 0
-    alone = range(len(plan.axes)) if plan.reuse != "share" else plan.slab_axes
-    most = 0
-    for source in plan.sources:
-        if source.chunks is not None:
-            columns = enumerate(zip(plan.tables, source.chunks, strict=True))
-            chunks = math.prod(2 + (t.longest_reads[d in alone] - 2) // c for d, (t, c) in columns)
-            further = min(PARALLEL, chunks) - 1
-            most = max(most, 2 * further * source.sample_bytes * math.prod(source.chunks))
-    return plan.threads * most
-
-
-def _waiting(plan: BlockPlan) -> int:
-    """Return the number of seams that wait at a time: a plane of blocks, a row, and so on."""
-    counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
-    first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
-    return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
 
 
 def busiest(plan: BlockPlan, workers: int) -> float:

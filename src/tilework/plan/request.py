@@ -34,8 +34,8 @@ from tilework.plan.arguments import (
     tiles_in_mask,
 )
 from tilework.plan.blocks import BlockRequest, choose_blocks
-from tilework.plan.cost import peak_bytes
 from tilework.plan.decoding import with_spare
+from tilework.plan.memory import peak_bytes
 from tilework.plan.tables import pack
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
 from tilework.source.base import Source
@@ -330,11 +330,14 @@ def make_plan(
     bound: Sequence[BoundOutput],
     extra: Iterable[tuple[Source, Sequence[int | None]]] | None = None,
     predictions: Predictions = Predictions(),  # noqa: B008 -- a tuple
+    *,
+    skips: bool = False,
 ) -> TilePlan:
     """Return the plan of one call: the tiles that run, blocks and reuse.
 
     ``extra`` has the sources that are read to see which samples are valid, with their axes for each grid
-    axis; None: all samples are valid. ``predictions`` tells how many predictions are made for a crop.
+    axis; None: all samples are valid. ``predictions`` tells how many predictions are made for a crop, and
+    ``skips`` whether a predicate leaves tiles out.
     """
     n_each = layout.n_each
     outputs = tuple(map(OutputPlan.of, bound))
@@ -366,6 +369,7 @@ def make_plan(
         predictions=predictions.made,
         together=predictions.together,
         waiting=predictions.waiting,
+        gaps="any" if skips else "known",
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     plan = choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))

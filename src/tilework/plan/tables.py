@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Any, Self, overload
 
 import numpy as np
@@ -21,12 +20,12 @@ import numpy as np
 from tilework._checks import brief, of_type
 from tilework._types import Array, Bits, Ints, Span
 from tilework.errors import GridError
-from tilework.function.bound import BoundOutput
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.axis_table import AxisTable, Spans
 from tilework.plan.neighbours import Neighbours
+from tilework.plan.output_plan import OutputPlan
 
 # Derived values of a plan that do not depend on its blocks.
 OF_TILES = ("grid", "grid_shape", "shape", "runs", "n_runs", "longest", "_rows")
@@ -131,38 +130,6 @@ def _part(spans: Spans, blocks: range) -> Spans:
 
 
 @dataclass(frozen=True, slots=True)
-class OutputPlan:
-    """Facts about one output that a plan needs."""
-
-    rim: tuple[int, ...] | None = None
-    """Image samples at each end of a crop that get no weight, per grid axis; None for a trimmed output."""
-    scale: tuple[Fraction, ...] = ()
-    """Result samples per image sample, per grid axis."""
-    sample_bytes: int = 1
-    """Bytes of one result sample while it is accumulated, over all channels."""
-    final_bytes: int = 1
-    """Bytes of one sample of the returned array, over all channels."""
-    blend: str = "trim"
-    """The word of the blend, or "window" for weights given by the caller; for pictures."""
-    sigma_scale: float = 0.125
-    """Standard deviation of a gaussian window, as a fraction of the crop."""
-
-    @classmethod
-    def of(cls, output: BoundOutput) -> OutputPlan:
-        """Return the facts that a plan, and its JSON, keep about an output with weights."""
-        tiled = max(1, math.prod(output.shape[a] for a in output.axes))
-        rims = tuple(w.rim or 0 for w in output.weights)
-        return cls(
-            rim=None if output.kind == "trim" else rims,
-            scale=tuple(w.scale for w in output.weights),
-            sample_bytes=math.prod(output.shape) // tiled * output.sum_bytes,
-            final_bytes=math.prod(output.reduced_shape) // tiled * output.dtype.itemsize,
-            blend=output.kind,
-            sigma_scale=output.sigma_scale,
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class SourcePlan:
     """Facts about one source that a plan needs."""
 
@@ -219,6 +186,9 @@ class BlockPlan(Holder, Sequence[Tile]):
     batches: str = "asked"
     """"whole": short batches repeat their last crop; "short": they do not; "asked": if the function wants it
     where it runs."""
+    gaps: str = "known"
+    """"known": tiles that are left out are those of the mask; "any": also others, by a predicate or because
+    they fail."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 

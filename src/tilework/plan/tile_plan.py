@@ -22,6 +22,8 @@ __all__ = ["OutputPlan", "SourcePlan", "TilePlan"]
 
 FORMAT = 1
 """Version of the JSON form."""
+MEMORY = ("finish_bytes", "gap_bytes", "kept_bytes")
+"""Fields of an `OutputPlan` that records of earlier versions do not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,11 @@ class TilePlan(BlockPlan):
         data["axes"] = [
             {k: v for k, v in asdict(axis).items() if k != "pad_side" or v != "end"} for axis in self.axes
         ]
-        data["outputs"] = [asdict(o) | {"scale": [str(s) for s in o.scale]} for o in self.outputs]
+        # Nor on the memory of outputs.
+        data["outputs"] = [
+            {k: v for k, v in asdict(o).items() if k not in MEMORY or v} | {"scale": list(map(str, o.scale))}
+            for o in self.outputs
+        ]
         # Records in stores of earlier versions have no word on sharing.
         data["sources"] = [
             {k: v for k, v in asdict(s).items() if k != "shared" or not v} for s in self.sources
@@ -58,6 +64,8 @@ class TilePlan(BlockPlan):
             del data["predictions"], data["together"], data["waiting"]
         if self.batches == "asked":
             del data["batches"]
+        if self.gaps == "known":
+            del data["gaps"]
         return json.dumps({"tilework_plan": FORMAT, **data})
 
     @classmethod
@@ -85,6 +93,7 @@ class TilePlan(BlockPlan):
                 o["final_bytes"],
                 o.get("blend", "trim"),
                 o.get("sigma_scale", 0.125),
+                *(o.get(name, 0) for name in MEMORY),
             )
             for o in data["outputs"]
         )

@@ -377,11 +377,8 @@ def _prepare_tiles(
         _member(found[key], array, places[key], images.get(key), fingerprint, numbers=asked.numbers)
         for key, array in arrays.items()
     ]
-    spec = replace(
-        replanned(spec, members, asked.memory_limit, where, below),
-        on_error=asked.on_error,
-        retries=where.retries,
-    )
+    spec = replace(spec, on_error=asked.on_error, retries=where.retries)
+    spec = replanned(spec, members, asked.memory_limit, where, below)
     for member in members:
         check_aligned(spec, member.number, member.layout.unit)
     # The versions in a record take as long to look up as a small image takes to compute.

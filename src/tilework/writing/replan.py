@@ -20,8 +20,8 @@ from tilework.execution.where import Where
 from tilework.function.devices import devices_of
 from tilework.graph.build import chunks_of
 from tilework.plan.blocks import DECODED, BlockRequest, Candidate, choose_blocks, is_fair
-from tilework.plan.cost import peak_bytes
 from tilework.plan.decoding import decoded_ratio, with_cache
+from tilework.plan.memory import peak_bytes
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.image import Image
 from tilework.writing.ledger import Ledger
@@ -116,8 +116,9 @@ def replanned(
         encoding=_encoding(spec, members),
     )  # fmt: skip
     refused: MemoryBudgetError | None = None
+    gaps = spec.plan.gaps if spec.on_error == "raise" else "any"
     for threads in where.fewer():
-        plan = replace(spec.plan, threads=threads, cache_bytes=0)
+        plan = replace(spec.plan, threads=threads, cache_bytes=0, gaps=gaps)
         try:
             plan = _fitting(spec, plan, request, where, given=limit is not None)
         except MemoryBudgetError as error:

@@ -1,0 +1,159 @@
+"""The peak memory of a plan: what a task holds in its two phases, and what a process keeps between tasks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tilework.plan.output_plan import OutputPlan
+
+if TYPE_CHECKING:
+    from tilework._types import Ints
+    from tilework.plan.axis_table import Spans
+    from tilework.plan.tables import BlockPlan
+
+__all__ = ["parallel_bytes", "peak_bytes", "seam_bytes"]
+
+# Chunks that zarr reads at a time, by default (``async.concurrency``).
+PARALLEL = 10
+# Bytes of scratch memory in which a thread multiplies results by weights.
+SCRATCH = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """Bytes of one task, without what the function itself takes."""
+
+    gathering: int
+    """Samples that are read, chunks that are decoded, crops and results of a call."""
+    finishing: int
+    """What turns a canvas into the finished block."""
+    held: int
+    """Canvases and finished blocks."""
+    largest: int
+    """The largest array."""
+
+
+def peak_bytes(plan: BlockPlan) -> int:
+    """Return the peak memory of one process, bytes, without allocations of the function itself.
+
+    For each thread: the canvases and the finished block, and the larger of two: what is read for a block,
+    with a batch of crops and of results; and what finishing a block takes. For the process: the chunks that
+    are kept for later blocks, products of weights, under ``share`` the seams that wait for later blocks, and
+    what the system's allocator keeps. The sum does not grow with the slowest axis.
+    """
+    task = _task(plan)
+    # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
+    # MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
+    threads = plan.threads * (max(task.gathering, task.finishing) + task.held + task.largest)
+    seams = seam_bytes(plan) if plan.reuse == "share" else 0
+    kept = sum(output.kept_bytes for output in plan.outputs)
+    return int(threads + plan.cache_bytes + seams + kept + parallel_bytes(plan))
+
+
+def _task(plan: BlockPlan) -> _Task:
+    """Return the bytes of one task."""
+    crop, block = math.prod(a.crop for a in plan.axes), math.prod(plan.block)
+    read, size = _read_samples(plan), min(plan.batch_size or 1, _tiles(plan)) * crop
+    loaded = [s.sample_bytes for s in plan.sources if not s.in_memory]
+    # Of several predictions, the crop and the variants of it that a call gets. Crops that are looked at, or
+    # may be needed again, are copied besides.
+    copied = plan.gaps == "any" or plan.counted == "most"
+    crops = plan.together + (plan.predictions > 1) + copied
+    gathering = size * crops * sum(s.sample_bytes for s in plan.sources) + read * sum(loaded)
+    # A chunk is decoded on its way into the samples of a block, from a file that may be as large.
+    gathering += 2 * max((s.sample_bytes * math.prod(s.chunks) for s in plan.sources if s.chunks), default=0)
+    held, finishing, largest = 0.0, 0.0, float(read * max(loaded, default=0))
+    for number, output in enumerate(plan.outputs):
+        scale, weighted = float(math.prod(output.scale)), output.rim is not None
+        canvas = _canvas(plan, number)
+        results = size * (plan.together + plan.waiting) * scale * output.sample_bytes
+        gathering += int(results + weighted * min(SCRATCH, results))
+        if plan.reuse == "share":
+            canvas, own = block + canvas, canvas
+        else:
+            canvas, own = max(block * (1 + weighted), canvas), block
+        held += scale * (canvas * output.sample_bytes + block * output.final_bytes)
+        finishing = max(finishing, _finishing(plan, output))
+        largest = max(largest, own * scale * output.sample_bytes)
+    return _Task(gathering, int(finishing), int(held), int(largest))
+
+
+def _finishing(plan: BlockPlan, output: OutputPlan) -> float:
+    """Return the bytes that finishing a block of one output takes."""
+    scale = float(math.prod(output.scale))
+    if plan.gaps == "known" and plan.mask is None and plan.counted == "exact":
+        return math.prod(plan.block) * scale * output.finish_bytes
+    # The weights of a tile, and where they are positive.
+    tile = math.prod(a.crop for a in plan.axes) * scale * (17 if output.rim is not None else 0)
+    return math.prod(plan.block) * scale * output.gap_bytes + tile
+
+
+def seam_bytes(plan: BlockPlan) -> int:
+    """Return the most bytes of seams that wait for later blocks, if blocks share tiles."""
+    total, waiting = 0, _waiting(plan)
+    for number, output in enumerate(plan.outputs):
+        samples = _canvas(plan, number) - math.prod(plan.block)
+        total += int(waiting * samples * float(math.prod(output.scale)) * output.sample_bytes)
+    return total
+
+
+def _canvas(plan: BlockPlan, number: int) -> int:
+    """Return the most image samples in which the tiles of a block have weight in an output.
+
+    It is also the most that blocks of one shape, which share no tiles, take for the sums of each owner: what
+    the tiles of one owner have in later blocks is what a block has of earlier owners.
+    """
+    return math.prod(t.longest_canvases[number] for t in plan.tables)
+
+
+def _read_samples(plan: BlockPlan) -> int:
+    """Return the most samples that the tiles of a task read."""
+    alone = _alone(plan)
+    return math.prod(t.longest_reads[d in alone] for d, t in enumerate(plan.tables))
+
+
+def _tiles(plan: BlockPlan) -> int:
+    """Return the most tiles that a task runs, if no mask leaves some out; at least 1."""
+    alone = _alone(plan)
+    ranges = (t.touches if d in alone else t.owns for d, t in enumerate(plan.tables))
+    return max(1, math.prod(int(spans.lengths.max()) for spans in ranges))
+
+
+def _alone(plan: BlockPlan) -> list[int]:
+    """Return the axes along which a task runs all tiles with weight in its block, not only those it owns."""
+    return list(range(len(plan.axes))) if plan.reuse != "share" else plan.slab_axes
+
+
+def parallel_bytes(plan: BlockPlan) -> int:
+    """Return the bytes of the further chunks that zarr decodes at a time, where no chunk is kept.
+
+    Chunks that are kept are decoded one by one.
+    """
+    if plan.cache_bytes:
+        return 0
+    alone, most = _alone(plan), 0
+    reads = [t.touching_reads if d in alone else t.owned_reads for d, t in enumerate(plan.tables)]
+    for source in plan.sources:
+        if source.chunks is not None:
+            columns = zip(reads, plan.shape, source.chunks, strict=True)
+            chunks = math.prod(int(_chunks(*column).max(initial=1)) for column in columns)
+            further = min(PARALLEL, chunks) - 1
+            most = max(most, 2 * further * source.sample_bytes * math.prod(source.chunks))
+    return plan.threads * most
+
+
+def _chunks(reads: Spans, extent: int, chunk: int) -> Ints:
+    """Return the number of chunks along an axis in which each block reads."""
+    first, last = (np.clip(ends, 0, extent - 1) // chunk for ends in (reads.low, reads.high - 1))
+    return last - first + 1
+
+
+def _waiting(plan: BlockPlan) -> int:
+    """Return the number of seams that wait at a time: a plane of blocks, a row, and so on."""
+    counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
+    first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
+    return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0

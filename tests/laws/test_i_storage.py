@@ -220,7 +220,9 @@ def test_I2_seams_wait_in_one_plane_whether_or_not_the_last_blocks_own_tiles(
     assert long <= short + 1
 
 
-def most_seams(shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> int:
+def most_seams(
+    shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, image: Any = None
+) -> int:
     """Return the largest number of blocks whose seams are held at the same time."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     counts: list[int] = []
@@ -233,7 +235,8 @@ def most_seams(shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(tilework.graph.tasks, "cut_seams", cut_seams)
-        out = tw.tiled_map(np.sqrt, np.ones(shape, "f4"), dtype="f4", **options)
+        image = np.ones(shape, "f4") if image is None else image
+        out = tw.tiled_map(np.sqrt, image, **{"dtype": "f4", **options})
         tw.compute(out, scheduler="sync")
     assert len(counts) > 8
     return max(counts)

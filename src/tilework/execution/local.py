@@ -27,7 +27,8 @@ __all__ = ["delayed", "run"]
 
 # Pieces that a local scheduler gets at a time, and those per worker: enough that waiting for the last one
 # takes little time. What dask keeps of a piece takes about 12 kB; 4096 small pieces took as long with 64 at a
-# time as with 256, and a tenth longer with 2048.
+# time as with 256, and a tenth longer with 2048. Pieces that read dask arrays are only those per worker: dask
+# orders them by the chunks that they need, and more seams wait.
 LOCAL_BLOCKS, BLOCKS_PER_WORKER = 256, 32
 
 
@@ -110,6 +111,8 @@ class Local:
         for piece in pieces:
             if piece is not None:
                 batch.append(piece)
+                if piece.reads:
+                    most = BLOCKS_PER_WORKER * self.where.at_a_time
                 enough = max(enough, BUSY * (piece.job.threads or 1))
             if len(batch) >= (enough if piece is None else most):
                 break

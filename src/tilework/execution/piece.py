@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+import dask.core
+from dask.core import get_dependencies
+from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
@@ -16,7 +21,7 @@ from tilework.graph.tasks import Key
 from tilework.grid.tiles import Tile
 from tilework.source.zarr_requests import at_work
 
-__all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded"]
+__all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded", "with_sources"]
 
 
 class Job(Protocol):
@@ -74,9 +79,63 @@ class Piece:
     heavy: frozenset[Key] = frozenset()
     """Tasks that call the function, and so need the resources of the run."""
     keep: Mapping[Key, int] = field(default_factory=dict)
-    """Seams that later pieces of the same `Shared` need, and the position of the last such piece."""
+    """Values that later pieces of the same `Shared` need, and the position of the last such piece."""
     position: int = 0
     """Number of the piece among those of its `Shared`."""
+    reads: bool = False
+    """Whether it also computes what it reads, in tasks that may be of any kind."""
+
+
+def with_sources(pieces: Iterable[Piece], below: Mapping[Key, Any]) -> Iterator[Piece]:
+    """Yield pieces with the tasks from which they are computed, each in the first piece that needs it.
+
+    What later pieces need too is kept until the last of these has run. So nothing is computed twice, and a
+    run holds no more of its sources than the pieces in its window need.
+
+    Parameters
+    ----------
+    pieces : iterable of Piece
+    below : dict
+        The tasks of the arrays that are read.
+    """
+    found = list(pieces)
+    own: list[dict[Key, Any]] = [{} for _ in found]
+    first: dict[Key, int] = {}
+    last: dict[Key, int] = {}
+    for number, piece in enumerate(found):
+        waiting = list(piece.tasks.values())
+        while waiting:
+            for key in waiting.pop().dependencies:
+                if key not in below:
+                    continue
+                last[key] = number
+                if key not in first:
+                    first[key] = number
+                    node = own[number][key] = _as_node(key, below)
+                    waiting.append(node)
+    for number, piece in enumerate(found):
+        kept = {key: found[last[key]].position for key in own[number] if last[key] > number}
+        yield replace(piece, tasks={**own[number], **piece.tasks}, keep={**piece.keep, **kept}, reads=True)
+
+
+def _as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode:
+    """Return what a graph has at ``key`` as a node, which says what it needs.
+
+    Tasks of dask's older kind, tuples, name keys without a sign. Only among all keys of a graph these are
+    known, so a cluster would take a key whose task it got earlier for a value.
+    """
+    node = graph[key]
+    if isinstance(node, GraphNode):
+        return node
+    needed = sorted(get_dependencies(graph, task=node), key=str)
+    if not needed and not (type(node) is tuple and node and callable(node[0])):
+        return DataNode(key, node)
+    return Task(key, functools.partial(_evaluated, key, node, needed), *map(TaskRef, needed))
+
+
+def _evaluated(key: Key, node: Any, needed: Sequence[Key], *values: Any) -> Any:
+    """Return the value of a task of dask's older kind, from the values of the keys that it names."""
+    return dask.core.get({key: node}, [key], dict(zip(needed, values, strict=True)))[0]
 
 
 @dataclass(frozen=True, slots=True)

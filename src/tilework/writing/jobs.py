@@ -16,7 +16,7 @@ from dask.task_spec import DataNode, Task, TaskRef
 from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
-from tilework.execution.piece import Job, Piece, Shared, guarded
+from tilework.execution.piece import Job, Piece, Shared, guarded, with_sources
 from tilework.graph.build import graph_of
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
@@ -214,7 +214,8 @@ class TileJob(WriteJob):
         if blocks.any():
             spec = replace(with_todo(self.spec, self.missing.tiles), end=self._writer, run=self.run, metas=())
             self._blocks = self._tasks(self.name, spec, blocks)
-            yield from self._merged(self._blocks) if self.upstream else self._by_block(self._blocks)
+            found = self._by_block(self._blocks)
+            yield from with_sources(found, self.upstream) if self.upstream else found
 
     def _by_block(self, blocks: BlockTasks) -> Iterator[Piece]:
         """Yield the tasks of each block that has any, in raster order."""
@@ -234,18 +235,6 @@ class TileJob(WriteJob):
                 keep={seam: position + blocks.reach} if seam in nodes else {},
                 position=position,
             )
-
-    def _merged(self, blocks: BlockTasks) -> Iterator[Piece]:
-        """Yield one piece of all blocks, because the graph of a dask source exists as a whole."""
-        pieces = list(self._by_block(blocks))
-        if pieces:
-            tasks = dict(self.upstream)
-            writes: dict[Key, int] = {}
-            for piece in pieces:
-                tasks.update(piece.tasks)
-                writes.update(piece.writes)
-            heavy = frozenset().union(*(piece.heavy for piece in pieces))
-            yield Piece(self, pieces[0].shared, tasks, writes, heavy)
 
     def _tasks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
         return BlockTasks(spec, name, wanted=lambda index: bool(wanted[index]), apart=self.apart)

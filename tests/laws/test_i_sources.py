@@ -1,0 +1,145 @@
+"""I, storage: dask arrays that are read, in runs of many windows."""
+
+from __future__ import annotations
+
+import gc
+import operator
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from dask.highlevelgraph import HighLevelGraph
+
+import tilework as tw
+import tilework.execution.cluster
+from tests.laws.test_i_storage import in_batches, most_seams
+from tilework.graph.build import plan_of
+
+IMAGE = np.random.default_rng(0).integers(0, 99, (60, 34)).astype("f4")
+OPTIONS: dict[str, Any] = {"crop": 8, "stride": 4, "blend": "max", "dtype": "f4", "chunks": 8}
+
+
+def tuples(image: np.ndarray) -> Any:
+    """Return an array of the older kind of tasks: of tuples, lists, keys that stand for others, and data."""
+    graph: dict[Any, Any] = {"data": image, "other": "data", "rows": (list, ["other", "other"])}
+    for row in range(4):
+        part = slice(15 * row, 15 * row + 15)
+        graph["made", row, 0] = (operator.getitem, (operator.getitem, "rows", row % 2), part)
+    return da.Array(HighLevelGraph.from_collections("made", graph), "made", ((15,) * 4, (34,)), image.dtype)
+
+
+SOURCES: dict[str, Callable[[np.ndarray], Any]] = {
+    "data": lambda image: da.from_array(image, chunks=7),
+    "tasks": lambda image: da.from_array(image, chunks=7) * 2,
+    "rechunked": lambda image: da.from_array(image, chunks=(60, 3)).rechunk((5, 34)),
+    "overlaps": lambda image: da.from_array(image, chunks=10).map_overlap(np.copy, depth=2, boundary=0),
+    "parts": lambda image: da.concatenate([da.from_array(image[:31], chunks=9), image[31:]]),
+    "sums of all before": lambda image: da.from_array(image, chunks=7).cumsum(axis=0),
+    "less its mean": lambda image: (a := da.from_array(image, chunks=7)) - a.mean().round(),
+    "turned": lambda image: da.from_array(image, chunks=7)[::-1, ::-1],
+    "delayed": lambda image: da.from_delayed(dask.delayed(np.copy)(image), image.shape, image.dtype),
+    "tuples": tuples,
+    "tiled": lambda image: tw.tiled_map(np.arctan, da.from_array(image, chunks=7), **OPTIONS),
+}
+
+
+@pytest.mark.parametrize("window", [1, 5])
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.sample(8)
+def test_I5_windows_give_the_bits_of_the_array_in_memory(
+    kind: str, window: int, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_batches(monkeypatch, window)
+    source = SOURCES[kind](IMAGE)
+    with dask.config.set(scheduler="sync"):
+        whole = tw.tiled_map(np.arctan, np.asarray(source.compute()), **OPTIONS).compute()
+    written = tw.to_zarr(tw.tiled_map(np.arctan, source, **OPTIONS), tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(written[...], whole)
+
+
+@pytest.mark.parametrize("kind", ["data", "overlaps", "less its mean", "tuples", "tiled"])
+@pytest.mark.sample(2)
+def test_I5_windows_of_a_cluster_give_the_same_bits(
+    kind: str, client: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tilework.execution.cluster, "CLUSTER_BLOCKS", 8)
+    monkeypatch.setattr(tilework.execution.cluster, "BLOCKS_PER_THREAD", 1)
+    source = SOURCES[kind](IMAGE)
+    with dask.config.set(scheduler="sync"):
+        whole = tw.tiled_map(np.arctan, np.asarray(source.compute()), **OPTIONS).compute()
+    out = tw.tiled_map(np.arctan, source, **OPTIONS)
+    written = tw.to_zarr(out, tmp_path / "a.zarr", progress=False, scheduler=client)
+    np.testing.assert_array_equal(written[...], whole)
+
+
+@pytest.mark.parametrize("kind", ["tasks", "overlaps", "sums of all before", "less its mean"])
+@pytest.mark.parametrize("window", [1, 3, 100])
+def test_I5_what_is_read_is_computed_once(kind: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_batches(monkeypatch, window)
+    lock, calls = threading.Lock(), [0]
+
+    def loaded(chunk: np.ndarray) -> np.ndarray:
+        with lock:
+            calls[0] += 1
+        return chunk
+
+    below = da.from_array(IMAGE, chunks=7).map_blocks(loaded, dtype="f4", meta=np.empty((0, 0), "f4"))
+    source = {
+        "tasks": below,
+        "overlaps": below.map_overlap(np.copy, depth=2, boundary=0, dtype="f4", meta=np.empty((0, 0), "f4")),
+        "sums of all before": below.cumsum(axis=0),
+        "less its mean": below - below.mean(),
+    }[kind]
+    out = tw.tiled_map(np.negative, source, **OPTIONS)
+    assert plan_of(out).blocks == (8, 5)
+    calls[0] = 0
+    tw.compute(out, into=np.empty(IMAGE.shape, "f4"), scheduler="threads")
+    assert calls[0] == below.npartitions
+
+
+@pytest.mark.parametrize("product", [False, True])
+@pytest.mark.parametrize(("width", "chunks"), [(52, 3), (52, 5), (34, 3)])
+def test_I5_a_longer_image_has_no_more_seams(
+    width: int, chunks: int, product: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """dask would run some columns of blocks down the whole image first: those that need fewer chunks."""
+    short, long = 384, 1536
+    found = []
+    for length in (short, long):
+        source = da.from_array(np.ones((length, width), "f4"), chunks=chunks)
+        found.append(most_seams(source.shape, OPTIONS, monkeypatch, source * 2 if product else source))
+    assert found[1] <= found[0] + 4 < short // 8
+
+
+@pytest.mark.parametrize("chunks", [7, (16, 24)])
+def test_I5_a_longer_image_holds_no_more_chunks(chunks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_batches(monkeypatch, 8)
+    live, most = [0], [0]
+
+    def gone() -> None:
+        live[0] -= 1
+
+    def loaded(chunk: np.ndarray) -> np.ndarray:
+        made = chunk + 1
+        weakref.finalize(made, gone)
+        live[0] += 1
+        most[0] = max(most[0], live[0])
+        return made
+
+    found = []
+    for length in (96, 768):
+        gc.collect()
+        live[0] = most[0] = 0
+        zeros = da.zeros((length, 24), chunks=chunks, dtype="f4")
+        source = zeros.map_blocks(loaded, dtype="f4", meta=np.empty((0, 0), "f4"))
+        out = tw.tiled_map(np.negative, source, **OPTIONS)
+        result = tw.compute(out, into=np.empty(source.shape, "f4"), scheduler="sync")
+        assert (result == -1).all()
+        found.append(most[0])
+    assert found[1] <= found[0] + 4 < zeros.npartitions / 4

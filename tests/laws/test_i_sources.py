@@ -78,6 +78,19 @@ def test_I5_windows_of_a_cluster_give_the_same_bits(
     np.testing.assert_array_equal(written[...], whole)
 
 
+@pytest.mark.parametrize("way", ["persisted", "delayed", "scattered"])
+def test_I5_what_is_on_a_cluster_already_is_read_there(way: str, client: Any, tmp_path: Path) -> None:
+    """The graph names its futures by their own keys."""
+    if way == "persisted":
+        source = (da.from_array(IMAGE, chunks=7) * 3).persist()
+    else:
+        lazy = dask.delayed(np.copy)(IMAGE)
+        value = lazy.persist() if way == "delayed" else dask.delayed(np.copy)(client.scatter([IMAGE])[0])
+        source = da.from_delayed(value, IMAGE.shape, IMAGE.dtype) * 3
+    written = tw.to_zarr(tw.tiled_map(np.negative, source, **OPTIONS), tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(written[...], -3 * IMAGE)
+
+
 @pytest.mark.parametrize("kind", ["tasks", "overlaps", "sums of all before", "less its mean"])
 @pytest.mark.parametrize("window", [1, 3, 100])
 def test_I5_what_is_read_is_computed_once(kind: str, window: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import dask.core
-from dask.core import get_dependencies
-from dask.task_spec import DataNode, GraphNode, Task, TaskRef
+# Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
+from dask._task_spec import convert_legacy_task
+from dask.task_spec import Alias, DataNode, GraphNode
 
 from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
@@ -111,31 +110,24 @@ def with_sources(pieces: Iterable[Piece], below: Mapping[Key, Any]) -> Iterator[
                 last[key] = number
                 if key not in first:
                     first[key] = number
-                    node = own[number][key] = _as_node(key, below)
-                    waiting.append(node)
+                    if (node := _as_node(key, below)) is not None:
+                        own[number][key] = node
+                        waiting.append(node)
     for number, piece in enumerate(found):
         kept = {key: found[last[key]].position for key in own[number] if last[key] > number}
         yield replace(piece, tasks={**own[number], **piece.tasks}, keep={**piece.keep, **kept}, reads=True)
 
 
-def _as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode:
-    """Return what a graph has at ``key`` as a node, which says what it needs.
+def _as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:
+    """Return what a graph has at ``key`` as a node, which says what it needs; None: a cluster has the value.
 
     Tasks of dask's older kind, tuples, name keys without a sign. Only among all keys of a graph these are
     known, so a cluster would take a key whose task it got earlier for a value.
     """
-    node = graph[key]
-    if isinstance(node, GraphNode):
-        return node
-    needed = sorted(get_dependencies(graph, task=node), key=str)
-    if not needed and not (type(node) is tuple and node and callable(node[0])):
-        return DataNode(key, node)
-    return Task(key, functools.partial(_evaluated, key, node, needed), *map(TaskRef, needed))
-
-
-def _evaluated(key: Key, node: Any, needed: Sequence[Key], *values: Any) -> Any:
-    """Return the value of a task of dask's older kind, from the values of the keys that it names."""
-    return dask.core.get({key: node}, [key], dict(zip(needed, values, strict=True)))[0]
+    node = convert_legacy_task(key, graph[key], graph)
+    if isinstance(node, Alias) and node.target == key:
+        return None
+    return node if isinstance(node, GraphNode) else DataNode(key, node)
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,3 +405,20 @@ def test_devices_must_differ():
         with pytest.raises(tw.TilingError, match="different names"):
             tw.from_torch(convolution, device=wrong)
     assert isinstance(tw.from_torch(convolution, device=["cpu"]), type(tw.from_torch(convolution)))
+
+
+@pytest.mark.parametrize("dtype", [">u2", ">f4", "<f8"])
+@pytest.mark.parametrize("skip", [None, np.any])
+def test_batches_have_the_byte_order_of_the_machine(dtype, skip):
+    """As numpy stacks them: torch takes no other one."""
+    seen = []
+
+    def noted(batch):
+        seen.append((batch.dtype, batch.flags.c_contiguous))
+        return batch.astype("f8")
+
+    image = np.arange(1, 401).reshape(20, 20).astype(dtype)
+    skips = {} if skip is None else {"skip": lambda crop: not skip(crop)}
+    out = tw.tiled_map(noted, np.asfortranarray(image), 8, 2, batch_size=3, dtype="f8", **skips)
+    np.testing.assert_array_equal(out.compute(), image)
+    assert set(seen) == {(np.dtype(dtype).newbyteorder("="), True)}

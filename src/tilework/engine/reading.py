@@ -377,8 +377,9 @@ class _Calls:
 
 
 def _stacked(crops: Sequence[Array]) -> Array:
-    """Return crops as one array in C order."""
-    return np.stack(crops, out=np.empty((len(crops), *crops[0].shape), crops[0].dtype))
+    """Return crops as one array, in C order and the processor's byte order."""
+    dtype = crops[0].dtype.newbyteorder("=")
+    return np.stack(crops, out=np.empty((len(crops), *crops[0].shape), dtype))
 
 
 def _span(plans: Sequence[AxisRead]) -> str:

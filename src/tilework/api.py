@@ -302,19 +302,17 @@ def tiled_map(
         refuse_on_device(outputs, disagreement=disagreement, valid=valid is not None)
     extra = None if valid is None else valid.extra
     plan = make_plan(sources, layout, request, outputs, extra, predictions, skips=skip is not None)
-    axes_of_each = [
-        axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)
-    ]
+    of_each = [axes_of(sources[0], layout, b, o) for b, (_, o) in zip(outputs, named(declared), strict=True)]
     spec = Spec(
         plan=plan.with_notes((*plan.notes, *chosen)), sources=sources, source_axes=layout.source_axes,
         fn=fn, outputs=outputs, boundary=boundary, cval=cval, skip=skip, pass_tile=pass_tile,
         many=not isinstance(declared, Output), fixed=not (isinstance(chunks, str) and chunks == "auto"),
-        metas=_metas(sources[0], axes_of_each, outputs),
+        metas=_metas(sources[0], of_each, outputs),
     )  # fmt: skip
     if valid is not None:
         spec = with_validity(spec, valid, layout, request)
     _warn(spec)
-    return _build(spec, declared, name, labels, axes_of_each)
+    return _build(spec, declared, name, labels, of_each)
 
 
 def _pads(fn: Function | None, batch_size: int | None, asked: bool | None) -> bool | None:

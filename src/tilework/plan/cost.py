@@ -15,7 +15,7 @@ from tilework.grid.axis import ceil_div
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
 from tilework.plan.decoding import decoded_ratio
-from tilework.plan.memory import peak_bytes
+from tilework.plan.memory import peak_bytes, tiles_of_blocks
 from tilework.plan.tables import box_sums, shifted
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def computed(plan: BlockPlan) -> int:
     """Return the number of samples in all crops that the function gets, repeated crops not counted."""
     if plan.axes[-1].edge != "clip":
         return plan.calls() * math.prod(a.crop for a in plan.axes)
-    return plan.total(_ranges(plan), list(map(_lengths, plan.axes)))
+    return plan.total(tiles_of_blocks(plan), list(map(_lengths, plan.axes)))
 
 
 def repeated_crops(plan: BlockPlan) -> int:
@@ -59,7 +59,7 @@ def repeated_crops(plan: BlockPlan) -> int:
     size = plan.batch_size or 1
     if plan.batches != "whole" or size == 1:
         return 0
-    kinds = [_by_length(*pair) for pair in zip(plan.axes, _ranges(plan), strict=True)]
+    kinds = [_by_length(*pair) for pair in zip(plan.axes, tiles_of_blocks(plan), strict=True)]
     if plan.mask is not None:
         runs = np.asarray(plan.runs)
         grids = (zip(*chosen, strict=True) for chosen in itertools.product(*kinds))
@@ -74,11 +74,6 @@ def repeated_crops(plan: BlockPlan) -> int:
             crops[tuple(a * b for a in own for b in kind)] += blocks * more
         found = crops
     return sum(blocks * sum(-n % size for n in own) for own, blocks in found.items())
-
-
-def _ranges(plan: BlockPlan) -> Sequence[Spans]:
-    """Return the tiles per axis that each block runs."""
-    return plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
 
 
 def _lengths(axis: AxisGrid) -> Ints:
@@ -150,7 +145,7 @@ def busiest(plan: BlockPlan, workers: int) -> float:
     if math.prod(plan.blocks) > LAID_OUT:
         return plan.calls() / workers
     ends = [0] * workers
-    ranges = _ranges(plan)
+    ranges = tiles_of_blocks(plan)
     if plan.mask is None:
         crops = functools.reduce(np.multiply.outer, [r.lengths for r in ranges])
     else:

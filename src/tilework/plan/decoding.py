@@ -23,7 +23,16 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import AxisTable, Spans
 from tilework.plan.tables import BlockPlan, SourcePlan, box_any
 
-__all__ = ["Kept", "decoded_ratio", "kept_chunks", "lost_axes", "with_cache", "with_spare"]
+__all__ = [
+    "Kept",
+    "chunk_reads",
+    "decoded_ratio",
+    "kept_chunks",
+    "lost_axes",
+    "reads_own",
+    "with_cache",
+    "with_spare",
+]
 
 Plan = TypeVar("Plan", bound=BlockPlan)
 # Repetitions of blocks and chunks along an axis from which on they are not looked at one by one.
@@ -74,7 +83,7 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
     counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
     for d, axis in enumerate(axes):
         if d not in lost:
-            first, stop = _reads(plan.tables[d], source.chunks[d], _reads_own(plan, d))
+            first, stop = chunk_reads(plan.tables[d], source.chunks[d], reads_own(plan, d))
             changes = np.bincount(first, minlength=len(counts[axis]) + 1)
             changes -= np.bincount(stop, minlength=len(changes))
             counts[axis] = changes.cumsum()[:-1]
@@ -211,7 +220,7 @@ def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
     found = []
     for d, (table, chunk) in enumerate(zip(plan.tables, chunks, strict=True)):
         # Plans of the same tiles share a table.
-        own = _reads_own(plan, d)
+        own = reads_own(plan, d)
         key = "chunks", chunk, own
         if key not in table.held:
             table.held[key] = _facts_along(table, chunk, own)
@@ -219,13 +228,13 @@ def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
     return found
 
 
-def _reads_own(plan: BlockPlan, d: int) -> bool:
+def reads_own(plan: BlockPlan, d: int) -> bool:
     """Return whether blocks read what their own tiles do along an axis, not what all do that touch them."""
     return plan.reuse == "share" and d not in plan.slab_axes
 
 
 def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
-    """Return the facts of one axis; ``own`` as `_reads_own` says.
+    """Return the facts of one axis; ``own`` as `reads_own` says.
 
     Along many blocks, the facts of a short image and of one with one more repetition tell those of any.
     """
@@ -242,7 +251,7 @@ def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     return replace(two, **grown)
 
 
-def _reads(table: AxisTable, chunk: int, own: bool) -> Ints:
+def chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
     """Return the first chunk that each block reads along an axis, and the one after the last; two rows."""
     start, stop = table.owned_reads if own else table.touching_reads
     first = np.maximum(start, 0) // chunk
@@ -252,7 +261,7 @@ def _reads(table: AxisTable, chunk: int, own: bool) -> Ints:
 
 def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     """Return the same, from all blocks."""
-    extent, reads = table.grid.extent, _reads(table, chunk, own)
+    extent, reads = table.grid.extent, chunk_reads(table, chunk, own)
     count, n = ceil_div(extent, chunk), reads.shape[1]
     sizes = np.minimum(np.arange(1, count + 1) * chunk, extent) - np.arange(count) * chunk
     edges = np.append(np.arange(count) * chunk, extent)

@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from tilework.plan.decoding import chunk_reads, reads_own
 from tilework.plan.output_plan import OutputPlan
 
 if TYPE_CHECKING:
-    from tilework._types import Ints
+    from collections.abc import Sequence
+
     from tilework.plan.axis_table import Spans
     from tilework.plan.tables import BlockPlan
 
-__all__ = ["parallel_bytes", "peak_bytes", "seam_bytes"]
+__all__ = ["parallel_bytes", "peak_bytes", "seam_bytes", "tiles_of_blocks"]
 
 # Chunks that zarr reads at a time, by default (``async.concurrency``).
 PARALLEL = 10
@@ -112,20 +112,17 @@ def _canvas(plan: BlockPlan, number: int) -> int:
 
 def _read_samples(plan: BlockPlan) -> int:
     """Return the most samples that the tiles of a task read."""
-    alone = _alone(plan)
-    return math.prod(t.longest_reads[d in alone] for d, t in enumerate(plan.tables))
+    return math.prod(t.longest_reads[not reads_own(plan, d)] for d, t in enumerate(plan.tables))
 
 
 def _tiles(plan: BlockPlan) -> int:
     """Return the most tiles that a task runs, if no mask leaves some out; at least 1."""
-    alone = _alone(plan)
-    ranges = (t.touches if d in alone else t.owns for d, t in enumerate(plan.tables))
-    return max(1, math.prod(int(spans.lengths.max()) for spans in ranges))
+    return max(1, math.prod(int(spans.lengths.max()) for spans in tiles_of_blocks(plan)))
 
 
-def _alone(plan: BlockPlan) -> list[int]:
-    """Return the axes along which a task runs all tiles with weight in its block, not only those it owns."""
-    return list(range(len(plan.axes))) if plan.reuse != "share" else plan.slab_axes
+def tiles_of_blocks(plan: BlockPlan) -> Sequence[Spans]:
+    """Return the tiles per axis that each block runs."""
+    return plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
 
 
 def parallel_bytes(plan: BlockPlan) -> int:
@@ -135,21 +132,16 @@ def parallel_bytes(plan: BlockPlan) -> int:
     """
     if plan.cache_bytes:
         return 0
-    alone, most = _alone(plan), 0
-    reads = [t.touching_reads if d in alone else t.owned_reads for d, t in enumerate(plan.tables)]
+    most = 0
     for source in plan.sources:
         if source.chunks is not None:
-            columns = zip(reads, plan.shape, source.chunks, strict=True)
-            chunks = math.prod(int(_chunks(*column).max(initial=1)) for column in columns)
+            chunks = 1
+            for d, (table, chunk) in enumerate(zip(plan.tables, source.chunks, strict=True)):
+                first, stop = chunk_reads(table, chunk, reads_own(plan, d))
+                chunks *= int((stop - first).max(initial=1))
             further = min(PARALLEL, chunks) - 1
             most = max(most, 2 * further * source.sample_bytes * math.prod(source.chunks))
     return plan.threads * most
-
-
-def _chunks(reads: Spans, extent: int, chunk: int) -> Ints:
-    """Return the number of chunks along an axis in which each block reads."""
-    first, last = (np.clip(ends, 0, extent - 1) // chunk for ends in (reads.low, reads.high - 1))
-    return last - first + 1
 
 
 def _waiting(plan: BlockPlan) -> int:

@@ -7,15 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-# Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
-from dask._task_spec import convert_legacy_task
-from dask.task_spec import Alias, DataNode, GraphNode
-
 from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
 from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
+from tilework.graph.own_names import as_node
 from tilework.graph.tasks import Key
 from tilework.grid.tiles import Tile
 from tilework.source.zarr_requests import at_work
@@ -110,24 +107,12 @@ def with_sources(pieces: Iterable[Piece], below: Mapping[Key, Any]) -> Iterator[
                 last[key] = number
                 if key not in first:
                     first[key] = number
-                    if (node := _as_node(key, below)) is not None:
+                    if (node := as_node(key, below)) is not None:
                         own[number][key] = node
                         waiting.append(node)
     for number, piece in enumerate(found):
         kept = {key: found[last[key]].position for key in own[number] if last[key] > number}
         yield replace(piece, tasks={**own[number], **piece.tasks}, keep={**piece.keep, **kept}, reads=True)
-
-
-def _as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:
-    """Return what a graph has at ``key`` as a node, which says what it needs; None: a cluster has the value.
-
-    Tasks of dask's older kind, tuples, name keys without a sign. Only among all keys of a graph these are
-    known, so a cluster would take a key whose task it got earlier for a value.
-    """
-    node = convert_legacy_task(key, graph[key], graph)
-    if isinstance(node, Alias) and node.target == key:
-        return None
-    return node if isinstance(node, GraphNode) else DataNode(key, node)
 
 
 @dataclass(frozen=True, slots=True)

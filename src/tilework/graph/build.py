@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
+from tilework.graph.own_names import check_names
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
@@ -102,6 +103,7 @@ def build(spec: Spec, name: str) -> list[da.Array]:
     """Return the lazy dask arrays of all outputs; no task is made."""
     if da.array_expr_enabled():
         return _expressions(spec, name)
+    check_names(spec.sources)
     names = Names.of(spec, name)
     used = [source.handle for source in spec.sources if source.dask_name is not None]
     high = HighLevelGraph.from_collections(name, BlockLayer(spec, names), dependencies=used)
@@ -224,13 +226,15 @@ def graph_of(array: Any, keys: Iterable[Any]) -> dict[Any, Any]:
     return dict(tasks)
 
 
-def graph_below(array: Any, found: Found) -> dict[Any, Any]:
-    """Return the graphs of the dask arrays that a result reads: the tasks that their blocks need."""
-    if hasattr(array, "expr"):
-        graphs = [source.lower_completely().__dask_graph__() for source in array.expr.blocks.operands[2:]]
-        return {key: node for graph in graphs for key, node in graph.items()}
-    sources = [source for source in found.spec.sources if isinstance(source, BlockSource)]
-    return graph_of(array, [key for source in sources for key in source.block_keys()])
+def graph_below(sources: Sequence[Source]) -> dict[Any, Any]:
+    """Return the graphs of the dask arrays that are read: the tasks that their blocks need."""
+    found: dict[Any, Any] = {}
+    for source in sources:
+        if isinstance(source, BlockSource):
+            array = source.handle
+            tasks = array.expr.lower_completely() if has(array, "expr") else array
+            found |= graph_of(tasks, source.block_keys())
+    return found
 
 
 def plan_of(array: Any) -> TilePlan:

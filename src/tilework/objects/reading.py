@@ -13,6 +13,7 @@ from tilework.execution.piece import Piece, Shared, guarded
 from tilework.execution.where import Where
 from tilework.function.load_once import in_task
 from tilework.graph.build import graph_of
+from tilework.graph.own_names import named_apart
 from tilework.graph.tasks import Key
 from tilework.source import kept
 from tilework.source.base import BlockSource, Source
@@ -51,7 +52,7 @@ class BoxJob(CallsJob):
         threads: int | None = None,
     ) -> None:
         super().__init__(title, function, lambda run: (function, self.sources, run), calls, where.guard)
-        self.sources, self.threads = tuple(sources), threads
+        self.sources, self.threads = named_apart(sources, self.name), threads
 
     def pieces(self) -> Iterator[Piece]:
         """Yield one piece per box; a single one if blocks of dask arrays are read, whose graph is a whole."""

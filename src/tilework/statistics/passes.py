@@ -17,6 +17,7 @@ from tilework.execution.piece import Piece, Shared, guarded
 from tilework.execution.where import Where
 from tilework.function.load_once import in_task
 from tilework.graph.build import graph_of
+from tilework.graph.own_names import named_apart
 from tilework.graph.tasks import Key
 from tilework.objects.boxes import Cuts
 from tilework.objects.reading import given_to
@@ -218,7 +219,7 @@ class PassJob(CallsJob):
         super().__init__(
             "image-statistics", step, lambda run: replace(step, run=run), [(c,) for c in calls], where.guard
         )
-        self.image = image
+        self.image = replace(image, sources=named_apart(image.sources, self.name))
         size *= max(1, sum(map(len, targets.values())))
         chains = max(1, min(len(calls), CHAINS * where.at_a_time, max(where.at_a_time, KEPT // size)))
         self.length = max(1, math.ceil(len(calls) / chains))

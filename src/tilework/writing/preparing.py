@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.formats.missing import missing_attribute
 from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
+from tilework.graph.own_names import named_apart
 from tilework.identity.digests import digest
 from tilework.identity.location import locate
 from tilework.identity.stored import read_by
@@ -377,7 +379,8 @@ def _prepare_tiles(
         _member(found[key], array, places[key], images.get(key), fingerprint, numbers=asked.numbers)
         for key, array in arrays.items()
     ]
-    spec = replace(spec, on_error=asked.on_error, retries=where.retries)
+    sources = named_apart(spec.sources, uuid.uuid4().hex[:8])
+    spec = replace(spec, sources=sources, on_error=asked.on_error, retries=where.retries)
     spec = replanned(spec, members, asked.memory_limit, where, below)
     for member in members:
         check_aligned(spec, member.number, member.layout.unit)
@@ -404,7 +407,7 @@ def _prepare_tiles(
         n.coarser = {k: d for p in pyramids if p.number == n.number for k, d in p.named().items()}
     job = TileJob(
         title, first.name, spec, destinations | {n.number: n.pieces for n in numberings},
-        upstream=graph_below(members[0].lazy, first),
+        upstream=graph_below(spec.sources),
         claims=None if pyramids or numberings else claims,
         retries=where.guard, again=where.again, apart=bool(where.resources),
         coarser={n: d for p in pyramids for n, d in p.named().items()}, growing=growing,

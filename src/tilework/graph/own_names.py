@@ -1,0 +1,141 @@
+"""Names in graphs of dask that were given by hand: several arrays may share one, and a run tells them apart.
+
+dask takes tasks of one name for the same task, in one graph and on a cluster. The names that it makes hold a
+digest of what is computed, or a random number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+# Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
+from dask._task_spec import convert_legacy_task
+from dask.array.core import Array as GraphArray  # also where dask makes expressions
+from dask.base import tokenize
+from dask.task_spec import Alias, DataNode, GraphNode, Task
+
+from tilework._checks import attribute, has
+from tilework.errors import TilingError
+from tilework.graph.tasks import Key
+from tilework.source.base import BlockSource, Source
+
+__all__ = ["as_node", "check_names", "named_apart", "with_own_names"]
+
+# A digest, or a random number as uuid writes it.
+MADE = re.compile("[0-9a-f]{8}(-?)[0-9a-f]{4}(-?[0-9a-f]{4}){2}-?[0-9a-f]{12}")
+
+
+def check_names(sources: Sequence[Source]) -> None:
+    """Raise if dask arrays hold different things under one name, of which a graph would keep one.
+
+    Raises
+    ------
+    TilingError
+        Names the name, and the numbers of the sources.
+    """
+    read = [(k, source.handle) for k, source in enumerate(sources) if isinstance(source, BlockSource)]
+    arrays = {k: array for k, array in read if not has(array, "expr")}  # dask has one expression of a name
+    if len(arrays) < 2:
+        return
+    found: dict[str, tuple[int, Any]] = {}
+    for number, array in arrays.items():
+        for name, tasks in _given_names(array).items():
+            first, known = found.setdefault(name, (number, tasks))
+            if known is not tasks and not _equal(known, tasks):
+                raise TilingError(
+                    f"sources {first} and {number} are computed from different dask arrays that have one "
+                    f"name, {name!r}, of which dask would compute one: give each a name of its own, or none."
+                )
+
+
+def named_apart(sources: Sequence[Source], mark: str) -> tuple[Source, ...]:
+    """Return sources of which the dask arrays share no name with those of other runs.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+    mark : str
+        Name of the run.
+
+    Raises
+    ------
+    TilingError
+        If dask arrays hold different things under one name.
+    """
+    check_names(sources)
+    return tuple(_apart(source, mark) for source in sources)
+
+
+def _apart(source: Source, mark: str) -> Source:
+    if not isinstance(source, BlockSource):
+        return source
+    array = with_own_names(source.handle, mark)
+    return source if array is source.handle else replace(source, handle=array, token=("dask", array.name))
+
+
+def with_own_names(array: Any, mark: str) -> Any:
+    """Return a dask array that shares no task with other arrays whose names were given by hand.
+
+    Parameters
+    ----------
+    array : dask array
+    mark : str
+        Added to the names of all its tasks, if one of them was given by hand: what dask computes from such
+        an array has its name, and not what it holds, in a digest.
+
+    Returns
+    -------
+    dask array
+        The same one if dask made all names.
+    """
+    if not _given_names(array):
+        return array
+    graph = dict((array.expr.lower_completely() if has(array, "expr") else array).__dask_graph__())
+    names = {key: _renamed(key, mark) for key in graph}
+    nodes: dict[Key, Any] = {}
+    for key, name in names.items():
+        if (node := as_node(key, graph)) is None:
+            nodes |= {key: graph[key], name: Alias(name, key)}
+            continue
+        made = node.substitute(names, key=name)
+        nodes[name] = made if made.key == name else Task(name, _itself, made)
+    return GraphArray(nodes, _renamed(array.name, mark), array.chunks, meta=array._meta)
+
+
+def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:
+    """Return what a graph has at ``key`` as a node, which says what it needs; None: a cluster has the value.
+
+    Tasks of dask's older kind, tuples, name keys without a sign. Only among all keys of a graph these are
+    known, so a cluster would take a key whose task it got earlier for a value.
+    """
+    node = convert_legacy_task(key, graph[key], graph)
+    if isinstance(node, Alias) and node.target == key:
+        return None
+    return node if isinstance(node, GraphNode) else DataNode(key, node)
+
+
+def _given_names(array: Any) -> dict[str, Any]:
+    """Return the layers of a dask array whose names were given by hand; of an expression its parts."""
+    if has(array, "expr"):
+        layers = {node._name: node for node in array.expr.walk() if has(node, "_name")}
+    else:
+        layers = dict(attribute(array.__dask_graph__(), "layers", {}))
+    return {name: layer for name, layer in layers.items() if MADE.search(str(name)) is None}
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Return whether two layers compute the same, as far as both have the tasks."""
+    tasks = dict(one), dict(other)
+    keys = tasks[0].keys() & tasks[1].keys()
+    return len({tokenize([(key, held[key]) for key in sorted(keys, key=str)]) for held in tasks}) == 1
+
+
+def _renamed(key: Any, mark: str) -> Any:
+    return (_renamed(key[0], mark), *key[1:]) if isinstance(key, tuple) else f"{key}-{mark}"
+
+
+def _itself(value: Any) -> Any:
+    return value

@@ -1,0 +1,193 @@
+"""Dask arrays that were given one name and hold different things: dask would compute one of them for both."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from dask.highlevelgraph import HighLevelGraph
+
+import tilework as tw
+from tilework.graph.own_names import with_own_names
+
+IMAGES = np.random.default_rng(3).integers(1, 99, (3, 40, 30)).astype("f4")
+TILES: dict[str, Any] = {"crop": 10, "stride": 5, "blend": "max", "chunks": 10}
+
+
+def named(image: np.ndarray) -> Any:
+    return da.from_array(image, chunks=(10, 30), name="image")
+
+
+def by_tuples(image: np.ndarray) -> Any:
+    """Return an array of the older kind of tasks, with keys of every kind and one that stands for another."""
+    graph: dict[Any, Any] = {
+        7: image,
+        "data": 7,
+        ("image", 0, 0): (operator.getitem, "data", slice(0, 20)),
+        ("image", 1, 0): (operator.itemgetter(1), [0, (operator.getitem, 7, slice(20, 40))]),
+    }
+    return da.Array(HighLevelGraph.from_collections("image", graph), "image", ((20, 20), (30,)), image.dtype)
+
+
+def by_function(image: np.ndarray) -> Any:
+    return da.zeros((40, 30), chunks=(40, 15), dtype="f4").map_blocks(
+        lambda chunk, block_info: chunk + image[tuple(slice(*s) for s in block_info[0]["array-location"])],
+        dtype="f4", name="image",
+    )  # fmt: skip
+
+
+SOURCES: dict[str, Callable[[np.ndarray], Any]] = {
+    "array": named,
+    "computed from it": lambda image: (named(image) * 2).rechunk((7, 7)),
+    "tuples": by_tuples,
+    "function": by_function,
+    "delayed": lambda image: da.from_delayed(
+        dask.delayed(np.copy)(image, dask_key_name="image"), image.shape, image.dtype
+    ),
+    "masked": lambda image: named(np.ma.masked_array(image, image > 90)),
+    "tiled": lambda image: tw.tiled_map(np.negative, named(image), **TILES),
+}
+
+
+def right(kind: str) -> list[np.ndarray]:
+    """Return the samples of each image's source, computed alone."""
+    with dask.config.set(scheduler="sync"):
+        return [np.ma.getdata(SOURCES[kind](image).compute()) for image in IMAGES]
+
+
+def written(folder: Path) -> list[np.ndarray]:
+    return [np.asarray(zarr.open_array(folder / f"{k}.zarr", mode="r")) for k in range(len(IMAGES))]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.sample(4)
+def test_images_of_one_name_are_written_apart(kind: str, tiled: bool, scheduler: str, tmp_path: Path) -> None:
+    sources = [SOURCES[kind](image) for image in IMAGES]
+    if kind == "masked" and not tiled:
+        sources = [da.ma.getdata(source) for source in sources]
+    outs = [tw.tiled_map(np.sqrt, np.abs(s), fill_value=0, **TILES) for s in sources] if tiled else sources
+    report = tw.write_many(
+        ((out, tmp_path / f"{k}.zarr") for k, out in enumerate(outs)), progress=False, on_error="raise"
+    )
+    assert all(outcome.ok for outcome in report)
+    with dask.config.set(scheduler="sync"):
+        alone = [out.compute() for out in outs]
+    assert not np.array_equal(alone[0], alone[1])
+    for found, expected in zip(written(tmp_path), alone, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("tiled", [True, False])
+@pytest.mark.sample(3)
+def test_images_of_one_name_are_written_apart_on_a_cluster(
+    kind: str, tiled: bool, client: Any, tmp_path: Path
+) -> None:
+    del client
+    expected = right(kind)
+    sources = [SOURCES[kind](image) for image in IMAGES]
+    if kind == "masked":
+        sources = [da.ma.getdata(source) for source in sources]
+    outs = [tw.tiled_map(np.negative, s, **TILES) for s in sources] if tiled else [-s for s in sources]
+    tw.write_many(((out, tmp_path / f"{k}.zarr") for k, out in enumerate(outs)), progress=False)
+    for found, image in zip(written(tmp_path), expected, strict=True):
+        np.testing.assert_array_equal(found, -image)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_what_another_array_of_the_name_left_on_a_cluster_is_not_taken(
+    tiled: bool, client: Any, tmp_path: Path
+) -> None:
+    held = named(IMAGES[0]).persist()
+    for image, source in ((IMAGES[1], named(IMAGES[1])), (IMAGES[0], held), (IMAGES[0], held * 1)):
+        out = tw.tiled_map(np.negative, source, **TILES) if tiled else -source
+        done = tw.to_zarr(out, tmp_path / "a.zarr", client=client, overwrite=True, progress=False)
+        np.testing.assert_array_equal(done[...], -image)
+
+
+@pytest.mark.parametrize("tiled", [True, False])
+def test_delayed_runs_may_be_computed_together(tiled: bool, tmp_path: Path) -> None:
+    sources = map(named, IMAGES)
+    outs = [tw.tiled_map(np.negative, s, **TILES) if tiled else -s for s in sources]
+    runs = [tw.to_zarr(out, tmp_path / f"{k}.zarr", compute=False) for k, out in enumerate(outs)]
+    dask.compute(*runs)
+    for found, image in zip(written(tmp_path), IMAGES, strict=True):
+        np.testing.assert_array_equal(found, -image)
+
+
+def test_a_run_is_resumed_and_knows_another_array_of_the_name(tmp_path: Path) -> None:
+    def of(image: np.ndarray) -> Any:
+        return tw.tiled_map(np.negative, named(image), **TILES)
+
+    tw.to_zarr(of(IMAGES[0]), tmp_path / "a.zarr", progress=False)
+    tw.to_zarr(of(IMAGES[0]), tmp_path / "a.zarr", progress=False)
+    with pytest.raises(tw.TilingError, match="arrays"):
+        tw.to_zarr(of(IMAGES[1]), tmp_path / "a.zarr", progress=False)
+
+
+@pytest.mark.parametrize("both", [named, lambda image: named(image) + 1])
+def test_sources_of_one_name_are_refused(both: Callable[[np.ndarray], Any]) -> None:
+    """dask keeps one of them in the graph of a result."""
+    with pytest.raises(tw.TilingError, match=r"sources 0 and 1 .* 'image'"):
+        tw.tiled_map(np.subtract, (named(IMAGES[0]), both(IMAGES[1])), crop=10, overlap=0)
+    with pytest.raises(tw.TilingError, match="'image'"):
+        tw.measure_labels(named(IMAGES[0].astype(int)), both(IMAGES[1]), ["intensity_mean"], progress=False)
+    with pytest.raises(tw.TilingError, match="'image'"):
+        tw.image_statistics(named(IMAGES[0]), where=named(IMAGES[1] > 5), progress=False)
+
+
+def test_sources_that_hold_the_same_are_taken() -> None:
+    one, other = named(IMAGES[0]), named(IMAGES[0].copy())
+    for pair in ((one, one), (one, other), (one + 1, other), dask.optimize(one, one * 1)):
+        expected = np.subtract(*dask.compute(*pair, scheduler="sync"))
+        out = tw.tiled_map(np.subtract, pair, crop=10, overlap=0)
+        np.testing.assert_array_equal(tw.compute(out), expected)
+    table = tw.measure_labels(named(IMAGES[0].astype(int)), progress=False)
+    assert len(table) == len(np.unique(IMAGES[0]))
+
+
+def test_statistics_of_images_of_one_name_are_of_each(client: Any) -> None:
+    del client
+    held = named(IMAGES[0]).persist()
+    for source, images in (([named(image) for image in IMAGES[1:]], IMAGES[1:]), (held, IMAGES[0])):
+        found = tw.image_statistics(source, progress=False)
+        assert (found.mean, found.std) == (images.mean(dtype=float), images.std(dtype=float))
+
+
+def test_a_shared_source_is_read_once_in_a_run() -> None:
+    calls = []
+
+    def loaded(chunk: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return chunk
+
+    below = named(IMAGES[0]).map_blocks(loaded, dtype="f4", meta=np.empty((0, 0), "f4"), name="loaded")
+    out = tw.tiled_map(np.subtract, (below, below * 3), crop=10, overlap=0)
+    calls.clear()
+    np.testing.assert_array_equal(tw.compute(out, scheduler="threads"), -2 * IMAGES[0])
+    assert len(calls) == below.npartitions
+
+
+MADE: dict[str, Callable[[], Any]] = {
+    "data": lambda: da.from_array(IMAGES[0], chunks=10),
+    "at random": lambda: da.from_array(IMAGES[0], chunks=10, name=False) + 1,
+    "delayed": lambda: da.from_delayed(dask.delayed(np.copy)(IMAGES[0]), (40, 30), "f4").rechunk(7),
+    "overlaps": lambda: (
+        da.random.default_rng(0).random((40, 30), chunks=10).map_overlap(np.copy, depth=1).sum(0)
+    ),
+    "tiled": lambda: tw.tiled_map(np.negative, da.zeros((40, 30), chunks=10), crop=10, overlap=0),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_names_that_dask_makes_are_kept(kind: str) -> None:
+    array = MADE[kind]()
+    assert with_own_names(array, "run") is array

@@ -191,3 +191,17 @@ MADE: dict[str, Callable[[], Any]] = {
 def test_names_that_dask_makes_are_kept(kind: str) -> None:
     array = MADE[kind]()
     assert with_own_names(array, "run") is array
+
+
+def test_what_dask_moves_between_workers_keeps_its_names(
+    client: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scheduler finds the barrier of a rechunk by its name."""
+    with dask.config.set({"array.rechunk.method": "p2p"}):
+        for source, told in ((named(IMAGES[0]), 1), (da.from_array(IMAGES[0], chunks=(10, 30)), 0)):
+            caplog.clear()
+            out = tw.tiled_map(np.negative, source.rechunk((40, 10)), **TILES)
+            made = tw.to_zarr(out, tmp_path / f"{told}.zarr", client=client, progress=False)
+            np.testing.assert_array_equal(made[...], -IMAGES[0])
+            texts = [record.getMessage() for record in caplog.records if record.name == "tilework"]
+            assert sum("'image', was given by hand" in text for text in texts) == told

@@ -78,6 +78,20 @@ def test_I5_windows_of_a_cluster_give_the_same_bits(
     np.testing.assert_array_equal(written[...], whole)
 
 
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("window", [1, 8])
+@pytest.mark.sample(4)
+def test_I5_any_dask_array_is_written_in_windows(
+    kind: str, window: int, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_batches(monkeypatch, window)
+    source = SOURCES[kind](IMAGE)
+    with dask.config.set(scheduler="sync"):
+        whole = source.compute()
+    written = tw.to_zarr(source.rechunk(9), tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(written[...], whole)
+
+
 @pytest.mark.parametrize("way", ["persisted", "delayed", "scattered", "by hand"])
 def test_I5_what_is_on_a_cluster_already_is_read_there(way: str, client: Any, tmp_path: Path) -> None:
     """The graph names its futures by their own keys."""
@@ -114,9 +128,10 @@ def test_I5_what_is_read_is_computed_once(kind: str, window: int, monkeypatch: p
     }[kind]
     out = tw.tiled_map(np.negative, source, **OPTIONS)
     assert plan_of(out).blocks == (8, 5)
-    calls[0] = 0
-    tw.compute(out, into=np.empty(IMAGE.shape, "f4"), scheduler="threads")
-    assert calls[0] == below.npartitions
+    for result in (out, source, out * 2):
+        calls[0] = 0
+        tw.compute(result, into=np.empty(IMAGE.shape, "f4"), scheduler="threads")
+        assert calls[0] == below.npartitions
 
 
 @pytest.mark.parametrize(("width", "chunks", "product"), [(52, 3, False), (34, 3, False), (52, 5, True)])
@@ -130,6 +145,19 @@ def test_I5_a_longer_image_has_no_more_seams(
         source = da.from_array(np.ones((length, width), "f4"), chunks=chunks)
         found.append(most_seams(source.shape, OPTIONS, monkeypatch, source * 2 if product else source))
     assert found[1] <= found[0] + 8 < short // 4
+
+
+@pytest.mark.parametrize("width", [34, 52])
+@pytest.mark.parametrize("then", [
+    lambda out: (out > 1).astype("u1"),
+    lambda out: out.map_overlap(np.copy, depth=1, boundary=0),
+    lambda out: out.rechunk((16, 16)),
+], ids=["threshold", "overlaps", "rechunked"])  # fmt: skip
+def test_I5_what_is_computed_from_a_result_has_no_more_seams(
+    width: int, then: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short, long = (most_seams((length, width), OPTIONS, monkeypatch, then=then) for length in (192, 768))
+    assert long <= short + 16 < 768 // 8
 
 
 @pytest.mark.parametrize("chunks", [7, (16, 24)])

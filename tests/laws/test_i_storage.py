@@ -221,9 +221,13 @@ def test_I2_seams_wait_in_one_plane_whether_or_not_the_last_blocks_own_tiles(
 
 
 def most_seams(
-    shape: tuple[int, ...], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, image: Any = None
+    shape: tuple[int, ...],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    image: Any = None,
+    then: Callable[[Any], Any] = lambda out: out,
 ) -> int:
-    """Return the largest number of blocks whose seams are held at the same time."""
+    """Return the largest number of blocks whose seams are held at a time, to make ``then`` of a result."""
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
     counts: list[int] = []
 
@@ -237,7 +241,7 @@ def most_seams(
         patch.setattr(tilework.graph.tasks, "cut_seams", cut_seams)
         image = np.ones(shape, "f4") if image is None else image
         out = tw.tiled_map(np.sqrt, image, **{"dtype": "f4", **options})
-        tw.compute(out, scheduler="sync")
+        tw.compute(then(out), scheduler="sync")
     assert len(counts) > 8
     return max(counts)
 

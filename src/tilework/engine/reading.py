@@ -79,6 +79,7 @@ class CropCutter:
         union = math.prod(b - a for a, b in spans)
         apart = n_tiles * math.prod(g.crop for g in grids) < union and given is None
         self._once = not apart
+        self._ranges = ranges
         self._unread = None if apart else ranges
         self._union: Array | None = None
         # Of each tile along each axis: its samples in the union.
@@ -113,8 +114,10 @@ class CropCutter:
         """Return the samples that the tiles in ``ranges`` read, padded."""
         spec, source = self._spec, self._spec.sources[self._number]
         plans = spec.reads(self._number, ranges)
+        # A task is given what the union of its tiles needs.
+        whole = plans if self._given is None else spec.reads(self._number, self._ranges)
         with Guard(lambda: f"raised while reading samples [{_span(plans)}] of the source"):
-            read = source.reader(self._given, plans)
+            read = source.reader(self._given, whole)
             if isinstance(source, ZarrSource) and (kept := spec.kept(self._number)) is not None:
                 # Crops overlap if they are read one by one; a mirrored or wrapped part is read apart.
                 again = not self._once or any(len(plan.intervals) > 1 for plan in plans)

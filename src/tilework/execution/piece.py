@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
+
+from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
 from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
+from tilework.graph.build import graph_of
 from tilework.graph.own_names import as_node
-from tilework.graph.tasks import Key
+from tilework.graph.tasks import Key, calls_function
 from tilework.grid.tiles import Tile
+from tilework.source.base import Unread
 from tilework.source.zarr_requests import at_work
 
 __all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded", "with_sources"]
@@ -82,7 +86,14 @@ class Piece:
     """Whether it also computes what it reads, in tasks that may be of any kind."""
 
 
-def with_sources(pieces: Iterable[Piece], below: Mapping[Key, Any]) -> Iterator[Piece]:
+def with_sources(
+    pieces: Iterable[Piece],
+    arrays: Sequence[Any],
+    retries: int | None,
+    *,
+    apart: bool = False,
+    left_out: bool = False,
+) -> Iterator[Piece]:
     """Yield pieces with the tasks from which they are computed, each in the first piece that needs it.
 
     What later pieces need too is kept until the last of these has run. So nothing is computed twice, and a
@@ -91,11 +102,25 @@ def with_sources(pieces: Iterable[Piece], below: Mapping[Key, Any]) -> Iterator[
     Parameters
     ----------
     pieces : iterable of Piece
-    below : dict
-        The tasks of the arrays that are read.
+    arrays : sequence of dask arrays
+        The arrays that are read; without any, the pieces are as they are.
+    retries : int or None
+        As in `guarded`.
+    apart : bool
+        Whether only the tasks that call the function need resources.
+    left_out : bool
+        Whether pieces get an `Unread` for a block that cannot be computed, and not the error.
     """
+    if not arrays:
+        yield from pieces
+        return
     found = list(pieces)
-    own: list[dict[Key, Any]] = [{} for _ in found]
+    wanted = _blocks(arrays, found)
+    below: dict[Key, Any] = {}
+    for array in arrays:
+        below |= graph_of(array, wanted[array.name])
+    blocks = frozenset().union(*wanted.values()) if left_out else frozenset()
+    own: list[dict[Key, GraphNode]] = [{} for _ in found]
     first: dict[Key, int] = {}
     last: dict[Key, int] = {}
     for number, piece in enumerate(found):
@@ -112,7 +137,49 @@ def with_sources(pieces: Iterable[Piece], below: Mapping[Key, Any]) -> Iterator[
                         waiting.append(node)
     for number, piece in enumerate(found):
         kept = {key: found[last[key]].position for key in own[number] if last[key] > number}
-        yield replace(piece, tasks={**own[number], **piece.tasks}, keep={**piece.keep, **kept}, reads=True)
+        read = {key: _guarded_node(node, retries, key in blocks) for key, node in own[number].items()}
+        yield replace(
+            piece,
+            tasks={**read, **piece.tasks},
+            heavy=piece.heavy.union(k for k, node in own[number].items() if apart and calls_function(node)),
+            keep={**piece.keep, **kept},
+            reads=True,
+        )
+
+
+def _blocks(arrays: Iterable[Any], pieces: Iterable[Piece]) -> dict[str, set[Key]]:
+    """Return the keys of the blocks of dask arrays that pieces need, by the names of the arrays."""
+    wanted: dict[str, set[Key]] = {array.name: set() for array in arrays}
+    for piece in pieces:
+        for node in piece.tasks.values():
+            for key in node.dependencies:
+                if isinstance(key, tuple) and key[0] in wanted:
+                    wanted[key[0]].add(key)
+    return wanted
+
+
+def _guarded_node(node: GraphNode, retries: int | None, is_block: bool) -> GraphNode:
+    """Return a task of a dask array that returns its exception, if the scheduler does not report it."""
+    if retries is None or isinstance(node, DataNode) or not (is_block or isinstance(node, Task)):
+        return node
+    needs = tuple(node.dependencies)
+    kind = _GuardedBlock if is_block else Guarded
+    return Task(node.key, kind(_Evaluated(node, needs), retries), *map(TaskRef, needs))
+
+
+class _Evaluated:
+    """The function of a task of any kind, of the values that it needs."""
+
+    __slots__ = ("needs", "node")
+
+    def __init__(self, node: GraphNode, needs: Sequence[Key]) -> None:
+        self.node, self.needs = node, needs
+
+    def __call__(self, *values: Any) -> Any:
+        for value in values:
+            if isinstance(value, Unread):
+                return Broken(value.error, "")
+        return self.node(dict(zip(self.needs, values, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +225,19 @@ class Guarded:
                 return _attempt(self.retries, self.function, *args)
 
 
+class _GuardedBlock(Guarded):
+    """The function of a task that makes a block of a dask array; it returns an `Unread`, not a `Broken`."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _GuardedBlock, (self.function, self.retries, self.stop)
+
+    def __call__(self, *args: Any) -> Any:
+        made = super().__call__(*args)
+        return Unread(made.reason()) if isinstance(made, Broken) else made
+
+
 def guarded(function: Callable[..., Any], retries: int | None) -> Guarded:
     """Return ``function`` as a `Guarded`.
 
@@ -172,10 +252,8 @@ def guarded(function: Callable[..., Any], retries: int | None) -> Guarded:
 
 def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
     """Call ``function``; return a `Broken` with its exception, or the `Broken` among its arguments."""
-    for argument in args:
-        for value in argument if isinstance(argument, list | tuple) else (argument,):
-            if isinstance(value, Broken):
-                return value
+    if (broken := _broken_in(args)) is not None:
+        return broken
     for attempt in range(retries):
         try:
             return function(*args)
@@ -188,3 +266,14 @@ def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
     except Exception as error:
         return Broken(error, traceback.format_exc())
+
+
+def _broken_in(value: Any) -> Broken | None:
+    """Return the first `Broken` that is a value, or in lists and tuples of one."""
+    if isinstance(value, Broken):
+        return value
+    if type(value) in (list, tuple):
+        for part in value:
+            if (found := _broken_in(part)) is not None:
+                return found
+    return None

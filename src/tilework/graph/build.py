@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -35,9 +35,9 @@ __all__ = [
     "bare",
     "build",
     "chunks_of",
+    "dask_arrays",
     "find_spec",
     "fn_token",
-    "graph_below",
     "graph_of",
     "lowered",
     "name_of",
@@ -226,15 +226,9 @@ def graph_of(array: Any, keys: Iterable[Any]) -> dict[Any, Any]:
     return dict(tasks)
 
 
-def graph_below(sources: Sequence[Source]) -> dict[Any, Any]:
-    """Return the graphs of the dask arrays that are read: the tasks that their blocks need."""
-    found: dict[Any, Any] = {}
-    for source in sources:
-        if isinstance(source, BlockSource):
-            array = source.handle
-            tasks = array.expr.lower_completely() if has(array, "expr") else array
-            found |= graph_of(tasks, source.block_keys())
-    return found
+def dask_arrays(sources: Iterable[Source]) -> list[Any]:
+    """Return the dask arrays among some sources."""
+    return [source.handle for source in sources if isinstance(source, BlockSource)]
 
 
 def plan_of(array: Any) -> TilePlan:

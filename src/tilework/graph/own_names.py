@@ -6,6 +6,7 @@ digest of what is computed, or a random number.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +25,9 @@ from tilework.source.base import BlockSource, Source
 
 __all__ = ["as_node", "check_names", "named_apart", "with_own_names"]
 
+LOG = logging.getLogger("tilework")
+# Begins the key of a task that dask's scheduler finds by its name.
+P2P = "shuffle-barrier-"
 # A digest, or a random number as uuid writes it.
 MADE = re.compile("[0-9a-f]{8}(-?)[0-9a-f]{4}(-?[0-9a-f]{4}){2}-?[0-9a-f]{12}")
 
@@ -91,9 +95,17 @@ def with_own_names(array: Any, mark: str) -> Any:
     dask array
         The same one if dask made all names.
     """
-    if not _given_names(array):
+    if not (given := _given_names(array)):
         return array
-    graph = dict((array.expr.lower_completely() if has(array, "expr") else array).__dask_graph__())
+    graph = dict(array.__dask_graph__())
+    if any(str(key).startswith(P2P) for key in graph):
+        LOG.warning(
+            "dask moves samples of an array whose name, %r, was given by hand, between workers in tasks of "
+            "which it needs the names: another array of this name that is computed at the same time would be "
+            "taken for it. Leave the name out, or set dask's array.rechunk.method to tasks.",
+            next(iter(given)),
+        )
+        return array
     names = {key: _renamed(key, mark) for key in graph}
     nodes: dict[Key, Any] = {}
     for key, name in names.items():

@@ -57,7 +57,7 @@ Nodes = Iterator[tuple[Key, Any]]
 
 def calls_function(node: Any) -> bool:
     """Return whether a task calls the user's function, if delivering is a task of its own."""
-    return type(node) is Task and node.func in (gather_owned, assemble)
+    return type(node) is Task and node.func in (gather_owned, assemble, make_block)
 
 
 def _everything(index: Index) -> bool:

@@ -9,10 +9,10 @@ from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework._types import Array, Span
 from tilework.execution.calls import CallsJob
-from tilework.execution.piece import Piece, Shared, guarded
+from tilework.execution.piece import Piece, Shared, guarded, with_sources
 from tilework.execution.where import Where
 from tilework.function.load_once import in_task
-from tilework.graph.build import graph_of
+from tilework.graph.build import dask_arrays
 from tilework.graph.own_names import named_apart
 from tilework.graph.tasks import Key
 from tilework.source import kept
@@ -55,36 +55,27 @@ class BoxJob(CallsJob):
         self.sources, self.threads = named_apart(sources, self.name), threads
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield one piece per box; a single one if blocks of dask arrays are read, whose graph is a whole."""
+        """Yield one piece per box."""
+        return with_sources(self._by_box(), dask_arrays(self.sources), self.retries)
+
+    def _by_box(self) -> Iterator[Piece]:
         name = self.name
         shared = Shared({name: DataNode(name, self.common(self.run))})
         task = guarded(_call, self.retries)
-        needed: dict[int, set[Key]] = {k: set() for k, s in enumerate(self.sources) if s.dask_name}
-        together: dict[Key, Any] = {}
         for number, (box, argument) in enumerate(self.calls):
             key = (f"{name}-box", number)
             tasks: dict[Key, Any] = {}
             given = []
             for k, source in enumerate(self.sources):
                 part = (f"{name}-part-{k}", number)
-                reference, nodes = given_to(source, part, _reads(box), needed.get(k))
+                reference, nodes = given_to(source, part, _reads(box))
                 given.append(reference)
                 tasks |= nodes
             tasks[key] = Task(key, task, TaskRef(name), box, argument, List(*given))
-            if needed:
-                together |= tasks
-            else:
-                yield Piece(self, shared, tasks, {key: 1}, position=number)
-        if together:
-            for k, keys in needed.items():
-                together |= graph_of(self.sources[k].handle, keys)
-            writes = {(f"{name}-box", number): 1 for number in range(len(self.calls))}
-            yield Piece(self, shared, together, writes)
+            yield Piece(self, shared, tasks, {key: 1}, position=number)
 
 
-def given_to(
-    source: Source, key: Key, reads: Sequence[AxisRead], needed: set[Key] | None
-) -> tuple[Any, dict[Key, Any]]:
+def given_to(source: Source, key: Key, reads: Sequence[AxisRead]) -> tuple[Any, dict[Key, Any]]:
     """Return what refers to the data that a task is given of a source, and the nodes that hold them.
 
     Parameters
@@ -94,16 +85,12 @@ def given_to(
         Key of the node.
     reads : sequence of AxisRead
         What the task reads.
-    needed : set of keys, optional
-        Keys of the blocks of a dask array that tasks need; those of this task are added.
     """
     need = source.needs(reads)
-    if isinstance(source, BlockSource) and needed is not None:
-        keys = [(source.dask_name, *block) for block in need]
-        needed.update(keys)
-        return List(*map(TaskRef, keys)), {}
     if need is None:
         return None, {}
+    if isinstance(source, BlockSource):
+        return List(*[TaskRef((source.dask_name, *block)) for block in need]), {}
     return TaskRef(key), {key: DataNode(key, need)}
 
 

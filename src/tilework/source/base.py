@@ -40,6 +40,7 @@ __all__ = [
     "OnDisk",
     "OnceSource",
     "Source",
+    "Unread",
     "slices_of",
     "unmasked",
 ]
@@ -214,6 +215,14 @@ class MemoryPart:
         return MemoryPart, (np.ascontiguousarray(self.view), self.origin, self.whole)
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """Stands for a block of a dask array that could not be computed: only what reads it fails."""
+
+    error: BaseException
+    """The exception."""
+
+
 @dataclass(slots=True)
 class BlockSource(Source):
     """A dask array; tasks get the blocks that their crops touch."""
@@ -235,7 +244,8 @@ class BlockSource(Source):
 
     def reader(self, given: Sequence[Array], reads: Sequence[AxisRead]) -> Reader:
         """Return a function that reads from the computed blocks that the task was given."""
-        blocks = dict(zip(self.needs(reads), map(unmasked, given), strict=True))
+        found = [block if isinstance(block, Unread) else unmasked(block) for block in given]
+        blocks = dict(zip(self.needs(reads), found, strict=True))
         return lambda box: self.read_blocks(blocks, box)
 
     def read(self, box: Sequence[Span]) -> Array:
@@ -258,13 +268,17 @@ class BlockSource(Source):
             ranges.append(range(first, max(first + 1, int(np.searchsorted(edges, b, side="left")))))
         return list(itertools.product(*ranges))
 
-    def read_blocks(self, blocks: Mapping[Index, Array], box: Sequence[Span]) -> Array:
+    def read_blocks(self, blocks: Mapping[Index, Any], box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
         indices = self.meeting(box)
+        for index in indices:
+            if isinstance(unread := blocks[index], Unread):
+                raise unread.error.with_traceback(None)  # or it keeps the frames of all that fail
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
             inside = [(a - s, b - s) for (a, b), s in zip(box, starts[0], strict=True)]
-            return blocks[indices[0]][slices_of(inside)]
+            part: Array = blocks[indices[0]][slices_of(inside)]
+            return part
         out = np.empty([b - a for a, b in box], self.dtype)
         for index, start in zip(indices, starts, strict=True):
             check_read(blocks[index], self.dtype)

@@ -13,10 +13,10 @@ from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework._types import Array, Index, Span
 from tilework.execution.calls import CallsJob
-from tilework.execution.piece import Piece, Shared, guarded
+from tilework.execution.piece import Piece, Shared, guarded, with_sources
 from tilework.execution.where import Where
 from tilework.function.load_once import in_task
-from tilework.graph.build import graph_of
+from tilework.graph.build import dask_arrays
 from tilework.graph.own_names import named_apart
 from tilework.graph.tasks import Key
 from tilework.objects.boxes import Cuts
@@ -24,7 +24,7 @@ from tilework.objects.reading import given_to
 from tilework.plan.nodata import Valid
 from tilework.plan.request import Layout
 from tilework.source import kept
-from tilework.source.base import BlockSource, Source, check_read
+from tilework.source.base import Source, check_read
 from tilework.source.padding import AxisRead, read_padded
 from tilework.statistics.counting import DIGIT, Counts, Tally, Target, keys_of, tally_of
 
@@ -225,13 +225,13 @@ class PassJob(CallsJob):
         self.length = max(1, math.ceil(len(calls) / chains))
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield one piece per chain; a single one for blocks of dask arrays, whose graph is a whole."""
+        """Yield one piece per chain."""
+        return with_sources(self._by_chain(), dask_arrays(self.image.sources), self.retries)
+
+    def _by_chain(self) -> Iterator[Piece]:
         name, sources = self.name, self.image.sources
         shared = Shared({name: DataNode(name, self.common(self.run))})
         task = guarded(_step, self.retries)
-        needed: dict[int, set[Key]] = {k: set() for k, s in enumerate(sources) if isinstance(s, BlockSource)}
-        together: dict[Key, Any] = {}
-        writes: dict[Key, int] = {}
         calls = [call for (call,) in self.calls]
         for first in range(0, len(calls), self.length):
             tasks: dict[Key, Any] = {}
@@ -242,21 +242,13 @@ class PassJob(CallsJob):
                 for k, source in enumerate(sources):
                     reads = self.image.reads(k, call[0])
                     part = (f"{name}-part-{k}", number)
-                    reference, nodes = given_to(source, part, reads, needed.get(k))
+                    reference, nodes = given_to(source, part, reads)
                     given.append(reference)
                     tasks |= nodes
                 tasks[key] = Task(key, task, TaskRef(name), before, call, List(*given))
                 before = TaskRef(key)
             last = {key: min(self.length, len(calls) - first)}
-            if needed:
-                together |= tasks
-                writes |= last
-            else:
-                yield Piece(self, shared, tasks, last, position=first)
-        if together:
-            graphs = (graph_of(sources[k].handle, keys) for k, keys in needed.items())
-            together |= dict(itertools.chain.from_iterable(graph.items() for graph in graphs))
-            yield Piece(self, shared, together, writes)
+            yield Piece(self, shared, tasks, last, position=first)
 
 
 def _step(step: Step, before: Counts | None, call: Call, given: Sequence[Any]) -> Counts:

@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
 from tilework.execution.piece import Job, Piece, Shared, guarded, with_sources
-from tilework.graph.build import graph_of
+from tilework.graph.build import dask_arrays
 from tilework.graph.own_names import with_own_names
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
@@ -157,8 +157,6 @@ class TileJob(WriteJob):
     spec : Spec
     destinations : dict of int to Destination
         The array of each output, by number.
-    upstream : dict, optional
-        Graphs of the dask arrays that are read.
     claims : Claims, optional
         The claims of the run on the arrays.
     retries : int or None
@@ -184,7 +182,6 @@ class TileJob(WriteJob):
         spec: Spec,
         destinations: Mapping[int, Destination],
         *,
-        upstream: Mapping[Key, Any] | None = None,
         claims: Claims | None = None,
         retries: int | None = None,
         again: bool = False,
@@ -195,7 +192,7 @@ class TileJob(WriteJob):
         later: Sequence[Destination] = (),
     ) -> None:
         super().__init__(title, name, destinations, claims, retries, coarser, later)
-        self.spec, self.upstream, self.apart = spec, upstream or {}, apart
+        self.spec, self.apart = spec, apart
         self.growing = growing or {}
         self.missing = _missing(spec, destinations)
         blocks = np.argwhere(self.missing.blocks)
@@ -215,8 +212,13 @@ class TileJob(WriteJob):
         if blocks.any():
             spec = replace(with_todo(self.spec, self.missing.tiles), end=self._writer, run=self.run, metas=())
             self._blocks = self._tasks(self.name, spec, blocks)
-            found = self._by_block(self._blocks)
-            yield from with_sources(found, self.upstream) if self.upstream else found
+            yield from self._reading(self._by_block(self._blocks))
+
+    def _reading(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        """Yield pieces with the tasks of the dask arrays that they read."""
+        arrays, left_out = dask_arrays(self.spec.sources), self.spec.on_error != "raise"
+        retries = self.spec.retries if left_out else self.retries
+        return with_sources(pieces, arrays, retries, apart=self.apart, left_out=left_out)
 
     def _by_block(self, blocks: BlockTasks) -> Iterator[Piece]:
         """Yield the tasks of each block that has any, in raster order."""
@@ -263,7 +265,8 @@ class TileJob(WriteJob):
         spec = replace(spec, todo=replace(spec.active, reuse="recompute"))
         blocks = self._tasks(f"{self.name}-alone-{tile.index}", spec, np.ones(spec.plan.blocks, bool))
         tasks = self._guarded(dict(blocks.of(index)))
-        return Piece(self, Shared(blocks.shared), {**self.upstream, **tasks}, {blocks.key("write", index): 1})
+        [piece] = self._reading([Piece(self, Shared(blocks.shared), tasks, {blocks.key("write", index): 1})])
+        return piece
 
 
 class ChunkedJob(WriteJob):
@@ -333,21 +336,23 @@ class ChunkJob(ChunkedJob):
         again: bool = False,
         coarser: Mapping[int, Destination] | None = None,
         growing: Growing | None = None,
+        *,
+        apart: bool = False,
     ) -> None:
         super().__init__(title, array.name, array.chunks, 0, destination, claims, retries, again, coarser)
+        self.apart = apart
         self.array, self.growing = with_own_names(array, uuid.uuid4().hex[:8]), growing or Growing()
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the whole graph as one piece, because dask makes it as a whole."""
-        if not self.missing:
-            return
-        name, writes = f"{self.name}-writer", {}
-        tasks = graph_of(self.array, [(self.array.name, *index) for index in self.missing])
+        """Yield the tasks of every chunk, in raster order."""
+        return with_sources(self._by_chunk(), [self.array], self.retries, apart=self.apart)
+
+    def _by_chunk(self) -> Iterator[Piece]:
+        """Yield the task of every chunk that writes it."""
+        name = f"{self.name}-writer"
+        shared = Shared({name: DataNode(name, (self.sink(), self.growing))})
         write = guarded(write_chunk, self.retries)
-        for index, (box, units, _) in self.missing.items():
-            key = (f"{self.name}-write", *index)
-            tasks[key] = Task(
-                key, write, TaskRef(name), index, box, units, TaskRef((self.array.name, *index))
-            )
-            writes[key] = 1
-        yield Piece(self, Shared({name: DataNode(name, (self.sink(), self.growing))}), tasks, writes)
+        for position, (index, (box, units, _)) in enumerate(self.missing.items()):
+            key, chunk = (f"{self.name}-write", *index), TaskRef((self.array.name, *index))
+            task = Task(key, write, TaskRef(name), index, box, units, chunk)
+            yield Piece(self, shared, {key: task}, {key: 1}, position=position)

@@ -30,7 +30,7 @@ from tilework.execution.calls import CallsJob
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.formats.missing import missing_attribute
-from tilework.graph.build import Found, bare, chunks_of, find_spec, graph_below, lowered, specs_below
+from tilework.graph.build import Found, bare, chunks_of, find_spec, lowered, specs_below
 from tilework.graph.own_names import named_apart
 from tilework.identity.digests import digest
 from tilework.identity.location import locate
@@ -407,7 +407,6 @@ def _prepare_tiles(
         n.coarser = {k: d for p in pyramids if p.number == n.number for k, d in p.named().items()}
     job = TileJob(
         title, first.name, spec, destinations | {n.number: n.pieces for n in numberings},
-        upstream=graph_below(spec.sources),
         claims=None if pyramids or numberings else claims,
         retries=where.guard, again=where.again, apart=bool(where.resources),
         coarser={n: d for p in pyramids for n, d in p.named().items()}, growing=growing,
@@ -513,6 +512,7 @@ def _prepare_chunks(
     job = ChunkJob(
         _title(target), array, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, growing[0] if growing else None,
+        apart=bool(where.resources),
     )  # fmt: skip
     job.threads = lanes(below, math.prod(array.numblocks), asked.memory_limit, where)
     return _writing(job, target, claims, {"": destination}, [member], pyramids, where)

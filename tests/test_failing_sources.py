@@ -1,0 +1,208 @@
+"""Dask arrays of which some blocks cannot be computed: what reads them fails, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+
+import tilework as tw
+
+IMAGE = np.random.default_rng(5).integers(1, 99, (48, 40)).astype("f4")
+CHUNK = 12
+TILES: dict[str, Any] = {"crop": 10, "stride": 5, "blend": "max", "chunks": 10}
+
+
+def chunks_of(image: np.ndarray, fails: Callable[[int, int], bool] = lambda row, column: False) -> Any:
+    """Return an array of which some blocks cannot be computed."""
+
+    def load(chunk: np.ndarray, block_id: tuple[int, int]) -> np.ndarray:
+        if fails(*block_id):
+            raise OSError(f"no file for chunk {block_id}")
+        return chunk
+
+    return da.from_array(image, chunks=CHUNK).map_blocks(
+        load, dtype=image.dtype, meta=np.empty((0, 0), image.dtype)
+    )
+
+
+class FirstCalls:
+    """Fails the first times that it is asked, whatever the block."""
+
+    def __init__(self, times: int) -> None:
+        self.times = itertools.count(times, -1)
+
+    def __call__(self, row: int, column: int) -> bool:
+        return next(self.times) > 0
+
+
+RESULTS: dict[str, Callable[[Any], Any]] = {
+    "tiled": lambda source: tw.tiled_map(np.sqrt, source, **TILES),
+    "lazy": lambda source: -source.rechunk(20),
+    "of a result": lambda source: tw.tiled_map(np.sqrt, source, **TILES) > 5,
+    "of two": lambda source: tw.tiled_map(np.subtract, (source, source * 2), **TILES),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.sample(3)
+def test_an_image_that_cannot_be_read_ends_no_other(kind: str, scheduler: str, tmp_path: Path) -> None:
+    sources = [
+        chunks_of(IMAGE),
+        chunks_of(IMAGE, lambda row, column: (row, column) == (2, 1)),
+        chunks_of(IMAGE),
+    ]
+    report = tw.write_many(
+        ((RESULTS[kind](source), tmp_path / f"{k}.zarr") for k, source in enumerate(sources)), progress=False
+    )
+    assert [outcome.ok for outcome in report] == [True, False, True]
+    assert "no file for chunk (2, 1)" in str(report[1].error)
+    expected = RESULTS[kind](IMAGE if kind != "lazy" else da.from_array(IMAGE)).compute(scheduler="sync")
+    for k in (0, 2):
+        np.testing.assert_array_equal(zarr.open_array(tmp_path / f"{k}.zarr", mode="r")[...], expected)
+
+
+def test_a_function_that_fails_below_arithmetic_ends_no_other_image(tmp_path: Path) -> None:
+    def fails(crop: np.ndarray) -> np.ndarray:
+        raise ValueError("no result")
+
+    outs = [tw.tiled_map(fn, IMAGE, dtype="f4", **TILES) * 2 for fn in (fails, np.negative)]
+    report = tw.write_many(zip(outs, (tmp_path / "a.zarr", tmp_path / "b.zarr"), strict=True), progress=False)
+    assert [outcome.ok for outcome in report] == [False, True]
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "b.zarr", mode="r")[...], -2 * IMAGE)
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+@pytest.mark.parametrize("ways", ["threads", "sync"])
+def test_retries_are_for_what_is_read_too(
+    kind: str, ways: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilework.engine.reading.FIRST_WAIT", 0.0)
+    expected = RESULTS[kind](chunks_of(IMAGE)).compute(scheduler="sync")
+    with dask.config.set(scheduler=ways):
+        made = tw.to_zarr(
+            RESULTS[kind](chunks_of(IMAGE, FirstCalls(2))), tmp_path / "a.zarr", retries=2, progress=False
+        )
+        np.testing.assert_array_equal(made[...], expected)
+        with pytest.raises(OSError, match="no file"):
+            tw.to_zarr(RESULTS[kind](chunks_of(IMAGE, FirstCalls(99))), tmp_path / "b.zarr", progress=False)
+
+
+def test_retries_of_statistics_and_of_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tilework.engine.reading.FIRST_WAIT", 0.0)
+    labels = IMAGE.astype(int)
+    with dask.config.set(scheduler="threads"):
+        found = tw.image_statistics(chunks_of(IMAGE, FirstCalls(2)), retries=2, progress=False)
+        assert found.mean == IMAGE.mean(dtype=float)
+        table = tw.measure_labels(chunks_of(labels, FirstCalls(2)), retries=2, progress=False)
+        assert len(table) == len(np.unique(labels))
+        with pytest.raises(OSError, match="no file"):
+            tw.image_statistics(chunks_of(IMAGE, FirstCalls(9)), progress=False)
+
+
+def raises_on_nan(crop: np.ndarray, *more: np.ndarray) -> np.ndarray:
+    """Fail as reading would where a block that cannot be computed is NaN."""
+    if any(np.isnan(one).any() for one in (crop, *more)):
+        raise OSError("no file")
+    return crop * 2 if not more else crop + more[0]
+
+
+def on_batches(crops: np.ndarray) -> np.ndarray:
+    return raises_on_nan(crops)
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "trim": {"crop": 10, "overlap": 2, "chunks": 10},
+    "blend": {"crop": 10, "stride": 5, "blend": "gaussian", "chunks": 10},
+    "recompute": {"crop": 10, "stride": 5, "blend": "gaussian", "chunks": 10, "reuse": "recompute"},
+    "one block": {"crop": 10, "stride": 5, "blend": "max", "chunks": 60},
+    "clip": {"crop": 10, "overlap": 1, "edge": "clip", "chunks": 16},
+    "batches": {"crop": 10, "overlap": 2, "chunks": 20, "batch_size": 4},
+    "wrap": {"crop": 10, "overlap": 2, "chunks": 20, "boundary": "wrap"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("arrays", [1, 2])
+@pytest.mark.sample(4)
+def test_only_the_tiles_are_left_out_that_read_it(
+    layout: str, arrays: int, scheduler: str, tmp_path: Path
+) -> None:
+    """The same tiles as where the function fails on samples of the block."""
+    lost = {(1, 1), (3, 0)}
+    holes = IMAGE.copy()
+    for row, column in lost:
+        holes[row * CHUNK :][:CHUNK, column * CHUNK :][:, :CHUNK] = np.nan
+    options = LAYOUTS[layout] | {"dtype": "f4", "fill_value": -1}
+    source = chunks_of(IMAGE, lambda *index: index in lost)
+    fn = on_batches if "batch_size" in options else raises_on_nan
+    if arrays == 2 and "batch_size" in options:
+        options.pop("batch_size")
+        fn = raises_on_nan
+    given = {
+        True: source if arrays == 1 else (source, source + 1),
+        False: holes if arrays == 1 else (holes, holes + 1),
+    }
+    written = {}
+    for lazy, images in given.items():
+        with pytest.warns(tw.TilingWarning, match="tiles failed"):
+            written[lazy] = tw.to_zarr(
+                tw.tiled_map(fn, images, **options),
+                tmp_path / f"{lazy}.zarr",
+                on_error="fill",
+                progress=False,
+            )[...]
+    assert 0 < (written[True] == -1).mean() < 0.9
+    np.testing.assert_array_equal(written[True], written[False])
+
+
+LOST: set[tuple[int, int]] = set()
+
+
+def load(chunk: np.ndarray, block_id: tuple[int, int]) -> np.ndarray:
+    if block_id in LOST:
+        raise OSError(f"no file for chunk {block_id}")
+    return chunk
+
+
+def test_tiles_are_left_out_on_a_cluster_and_made_later(client: Any, tmp_path: Path) -> None:
+    source = da.from_array(IMAGE, chunks=CHUNK).map_blocks(load, dtype="f4", meta=np.empty((0, 0), "f4"))
+    out = tw.tiled_map(np.negative, source, fill_value=7, **TILES)
+    options: dict[str, Any] = {"client": client, "version": "1", "progress": False}
+    LOST.add((1, 1))
+    with pytest.warns(tw.TilingWarning, match=r"tiles failed.*no file for chunk \(1, 1\)"):
+        made = tw.to_zarr(out, tmp_path / "a.zarr", on_error="fill", **options)[...]
+    assert set(np.unique((made + IMAGE)[made != 7])) == {0}
+    assert 0 < (made == 7).mean() < 0.3
+    LOST.clear()
+    np.testing.assert_array_equal(tw.to_zarr(out, tmp_path / "a.zarr", **options)[...], -IMAGE)
+
+
+def test_all_tasks_that_call_a_function_are_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of results that are read, and of results below arithmetic, need the resources of a run too."""
+    from tilework.writing.jobs import ChunkJob, TileJob
+
+    found: dict[str, set[str]] = {}
+
+    def noted(job: Any) -> Any:
+        job.apart = True
+        for piece in made[type(job)](job):
+            found.setdefault(type(job).__name__, set()).update(str(key[0]) for key in piece.heavy)
+            yield piece
+
+    made = {kind: kind.pieces for kind in (ChunkJob, TileJob)}
+    for kind in made:
+        monkeypatch.setattr(kind, "pieces", noted)
+    below = tw.tiled_map(np.negative, IMAGE, **TILES)
+    tw.to_zarr(below * 2, tmp_path / "a.zarr", progress=False)
+    assert any("group" in name for name in found["ChunkJob"])
+    found.clear()
+    tw.to_zarr(tw.tiled_map(np.negative, below, **TILES), tmp_path / "b.zarr", progress=False)
+    assert {name.rpartition("-")[0] for name in found["TileJob"] if "group" in name} >= {below.name}

@@ -201,7 +201,11 @@ def test_what_dask_moves_between_workers_keeps_its_names(
         for source, told in ((named(IMAGES[0]), 1), (da.from_array(IMAGES[0], chunks=(10, 30)), 0)):
             caplog.clear()
             out = tw.tiled_map(np.negative, source.rechunk((40, 10)), **TILES)
-            made = tw.to_zarr(out, tmp_path / f"{told}.zarr", client=client, progress=False)
-            np.testing.assert_array_equal(made[...], -IMAGES[0])
+            for on_error in ("fill", "raise"):
+                made = tw.to_zarr(
+                    out, tmp_path / f"{told}.zarr", client=client, progress=False, on_error=on_error,
+                    overwrite=True,
+                )  # fmt: skip
+                np.testing.assert_array_equal(made[...], -IMAGES[0])
             texts = [record.getMessage() for record in caplog.records if record.name == "tilework"]
-            assert sum("'image', was given by hand" in text for text in texts) == told
+            assert sum("'image', was given by hand" in text for text in texts) == 2 * told

@@ -15,7 +15,7 @@ from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
 from tilework.graph.build import graph_of
-from tilework.graph.own_names import as_node
+from tilework.graph.own_names import as_node, moves
 from tilework.graph.tasks import Key, calls_function
 from tilework.grid.tiles import Tile
 from tilework.source.base import Unread
@@ -119,6 +119,8 @@ def with_sources(
     below: dict[Key, Any] = {}
     for array in arrays:
         below |= graph_of(array, wanted[array.name])
+    if moves(below):  # these tasks raise what tells the worker to run them again
+        retries, left_out = None, False
     blocks = frozenset().union(*wanted.values()) if left_out else frozenset()
     own: list[dict[Key, GraphNode]] = [{} for _ in found]
     first: dict[Key, int] = {}

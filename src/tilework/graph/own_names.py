@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from tilework.errors import TilingError
 from tilework.graph.tasks import Key
 from tilework.source.base import BlockSource, Source
 
-__all__ = ["as_node", "check_names", "named_apart", "with_own_names"]
+__all__ = ["as_node", "check_names", "moves", "named_apart", "with_own_names"]
 
 LOG = logging.getLogger("tilework")
 # Begins the key of a task that dask's scheduler finds by its name.
@@ -98,7 +98,7 @@ def with_own_names(array: Any, mark: str) -> Any:
     if not (given := _given_names(array)):
         return array
     graph = dict(array.__dask_graph__())
-    if any(str(key).startswith(P2P) for key in graph):
+    if moves(graph):
         LOG.warning(
             "dask moves samples of an array whose name, %r, was given by hand, between workers in tasks of "
             "which it needs the names: another array of this name that is computed at the same time would be "
@@ -115,6 +115,11 @@ def with_own_names(array: Any, mark: str) -> Any:
         made = node.substitute(names, key=name)
         nodes[name] = made if made.key == name else Task(name, _itself, made)
     return GraphArray(nodes, _renamed(array.name, mark), array.chunks, meta=array._meta)
+
+
+def moves(graph: Iterable[Key]) -> bool:
+    """Return whether dask moves samples between workers, in tasks that its scheduler knows by name."""
+    return any(str(key).startswith(P2P) for key in graph)
 
 
 def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:

@@ -35,6 +35,10 @@ def draw(seed: int) -> tuple[Any, dict[str, Any]]:
     return tw.tiled_map(np.negative, source, crop, overlap, **options), units
 
 
+# Of the draws, those that dask writes too.
+PEERS = 20
+
+
 @pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore")
 def test_I1_no_wrong_sample_where_dask_has_many() -> None:
@@ -45,9 +49,10 @@ def test_I1_no_wrong_sample_where_dask_has_many() -> None:
             out, units = draw(2 * seed + 1)
             written = tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, **units)
             ours += not np.allclose(written[...], -IMAGE)
-            store = zarr.storage.MemoryStore()
-            da.to_zarr(out, store, **units)
-            theirs += not np.allclose(zarr.open_array(store)[...], -IMAGE)
+            if seed < PEERS:
+                store = zarr.storage.MemoryStore()
+                da.to_zarr(out, store, **units)
+                theirs += not np.allclose(zarr.open_array(store)[...], -IMAGE)
     assert ours == 0
     # 195 of 200, seen with dask 2026.8: https://github.com/dask/dask/issues/12583
     assert theirs > 0, "dask has been mended: say so in the docs"

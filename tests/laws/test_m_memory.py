@@ -167,7 +167,7 @@ def test_M1_what_takes_most_is_counted(part, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::tilework.CostWarning")
-@settings(max_examples=max(1, settings.default.max_examples // 2))
+@settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(job=jobs())
 def test_M2_no_run_allocates_more_than_its_plan_says(job, tmp_path_factory):
     folder = tmp_path_factory.mktemp("memory")

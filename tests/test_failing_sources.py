@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import dask
@@ -12,6 +13,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from distributed import Event
 
 import tilework as tw
 
@@ -206,3 +208,40 @@ def test_all_tasks_that_call_a_function_are_known(tmp_path: Path, monkeypatch: p
     found.clear()
     tw.to_zarr(tw.tiled_map(np.negative, below, **TILES), tmp_path / "b.zarr", progress=False)
     assert {name.rpartition("-")[0] for name in found["TileJob"] if "group" in name} >= {below.name}
+
+
+@pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
+@pytest.mark.parametrize("way", ["left out", "delayed", "delayed, below arithmetic"])
+def test_what_else_runs_on_a_cluster_gets_the_error(way: str, client: Any, tmp_path: Path) -> None:
+    """Tasks that return their errors have names of their own."""
+    began, go = Event(client=client), Event(client=client)
+
+    def late(chunk: np.ndarray, block_id: tuple[int, int]) -> np.ndarray:
+        began.set()
+        go.wait(20)
+        if block_id == (1, 1):
+            raise OSError("no file")
+        return chunk
+
+    source = da.from_array(IMAGE, chunks=24).map_blocks(late, dtype="f4", meta=np.empty((0, 0), "f4"))
+    out = tw.tiled_map(np.negative, source, **TILES)
+    if way == "left out":
+        run = Thread(
+            target=tw.to_zarr, args=(out, tmp_path / "a.zarr"),
+            kwargs={"on_error": "fill", "progress": False, "client": client},
+        )  # fmt: skip
+        run.start()
+    else:
+        run = client.compute(
+            tw.to_zarr(source * 2 if "below" in way else out, tmp_path / "a.zarr", compute=False)
+        )
+    assert began.wait(20)
+    own = client.compute((source + 0).sum(), optimize_graph=False)
+    go.set()
+    with pytest.raises(OSError, match="no file"):
+        own.result(timeout=30)
+    if isinstance(run, Thread):
+        run.join()
+    else:
+        with pytest.raises(OSError, match="no file"):
+            run.result(timeout=30)

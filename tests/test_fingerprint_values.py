@@ -325,6 +325,15 @@ def failing_token() -> Any:
     return C()
 
 
+def in_itself(value: Any, *more: Any) -> Any:
+    """Return a container that holds itself, two levels down, and ``more``."""
+    if isinstance(value, dict):
+        value["inside"] = [*more, {"again": value}]
+    else:
+        value.append((*more, [value]))
+    return value
+
+
 def with_slot(value: Any) -> Any:
     class C:
         __slots__ = ("k",)
@@ -347,6 +356,10 @@ def with_slot(value: Any) -> Any:
         pytest.param(random_token, id="random token"),
         pytest.param(failing_token, id="failing token"),
         pytest.param(lambda: with_slot(threading.Lock()), id="lock in a slot"),
+        pytest.param(lambda: in_itself([]), id="list in itself"),
+        pytest.param(lambda: in_itself({}), id="dict in itself"),
+        pytest.param(lambda: in_itself([], np.add, random_token), id="list of functions in itself"),
+        pytest.param(lambda: in_itself({}, random_token), id="dict of functions in itself"),
     ],
 )
 def test_what_cannot_be_compared_says_so(make: Callable[[], Any]) -> None:
@@ -398,3 +411,20 @@ def test_ufuncs_are_known_by_the_package_that_has_them() -> None:
 def test_partials_of_partials_are_equal_to_themselves() -> None:
     fn = functools.partial(functools.partial(np.add, 1), 2)
     assert describe(fn, "fn") == describe(fn, "fn")
+
+
+def test_what_belongs_to_a_cluster_is_known_by_its_kind(client: Any) -> None:
+    """Each holds the client, and through it all that its process has."""
+    from distributed import Event, Lock, Queue, Variable
+
+    scattered = client.scatter(1)
+    known = [describe(value, "v") for value in (client, Lock("a"), Event("b"), scattered, client.scatter(2))]
+    assert all(UNKNOWN not in parts.values() for parts in known)
+    assert known[3] != known[4]
+    assert describe(scattered, "v") == known[3]
+    lock = Lock("c")
+    assert describe(lambda crop: crop if lock is None else crop + 1, "v") == describe(
+        lambda crop: crop if lock is None else crop + 1, "v"
+    )
+    for value in (Queue("d"), Variable("e")):
+        assert UNKNOWN in describe(value, "v").values()

@@ -55,7 +55,7 @@ def check_names(sources: Sequence[Source]) -> None:
                 )
 
 
-def named_apart(sources: Sequence[Source], mark: str) -> tuple[Source, ...]:
+def named_apart(sources: Sequence[Source], mark: str, *, always: bool = False) -> tuple[Source, ...]:
     """Return sources of which the dask arrays share no name with those of other runs.
 
     Parameters
@@ -63,6 +63,8 @@ def named_apart(sources: Sequence[Source], mark: str) -> tuple[Source, ...]:
     sources : sequence of Source
     mark : str
         Name of the run.
+    always : bool
+        Whether also those do not of which dask made all names: tasks of the run have other results.
 
     Raises
     ------
@@ -70,17 +72,17 @@ def named_apart(sources: Sequence[Source], mark: str) -> tuple[Source, ...]:
         If dask arrays hold different things under one name.
     """
     check_names(sources)
-    return tuple(_apart(source, mark) for source in sources)
+    return tuple(_apart(source, mark, always) for source in sources)
 
 
-def _apart(source: Source, mark: str) -> Source:
+def _apart(source: Source, mark: str, always: bool) -> Source:
     if not isinstance(source, BlockSource):
         return source
-    array = with_own_names(source.handle, mark)
+    array = with_own_names(source.handle, mark, always=always)
     return source if array is source.handle else replace(source, handle=array, token=("dask", array.name))
 
 
-def with_own_names(array: Any, mark: str) -> Any:
+def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
     """Return a dask array that shares no task with other arrays whose names were given by hand.
 
     Parameters
@@ -89,16 +91,20 @@ def with_own_names(array: Any, mark: str) -> Any:
     mark : str
         Added to the names of all its tasks, if one of them was given by hand: what dask computes from such
         an array has its name, and not what it holds, in a digest.
+    always : bool
+        Whether it is added also if dask made all names.
 
     Returns
     -------
     dask array
-        The same one if dask made all names.
+        The same one if nothing was added.
     """
-    if not (given := _given_names(array)):
+    if not (given := _given_names(array)) and not always:
         return array
     graph = dict(array.__dask_graph__())
     if moves(graph):
+        if not given:
+            return array
         LOG.warning(
             "dask moves samples of an array whose name, %r, was given by hand, between workers in tasks of "
             "which it needs the names: another array of this name that is computed at the same time would be "

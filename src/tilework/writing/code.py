@@ -55,7 +55,16 @@ from tilework.identity.modules import (
 )
 from tilework.identity.stamps import stamp
 from tilework.identity.stored import data_read_by
-from tilework.writing.containers import PLAIN, WEAK, held_code, holds_code, items_of, label, leaves
+from tilework.writing.containers import (
+    PLAIN,
+    WEAK,
+    held_code,
+    holds_code,
+    holds_itself,
+    items_of,
+    label,
+    leaves,
+)
 from tilework.writing.kinds import (
     by_name,
     has_dict,
@@ -64,6 +73,7 @@ from tilework.writing.kinds import (
     is_derived,
     is_of_pandas,
     is_users,
+    of_cluster,
     owned,
     package_of,
     package_of_class,
@@ -426,20 +436,24 @@ class _Description:
         # 1. A number or a word, as text.
         if plain is not None:
             self.put(name, plain if len(plain) < SHORT else digest(value))
-        # 2. A container of functions or instances, item by item: dask's token would contain line numbers.
+        # 2. What would never end: an object of a cluster holds its client, and a container may hold itself.
+        elif (text := of_cluster(value)) is not None or holds_itself(value):
+            self.put(name, UNKNOWN if text is None else text)
+            return
+        # 3. A container of functions or instances, item by item: dask's token would contain line numbers.
         elif items is not None and any(holds_code(part) for pair in items for part in pair):
             self._container(value, items, name)
-        # 3. A network, by its weights and the user's own classes in it.
+        # 4. A network, by its weights and the user's own classes in it.
         elif is_network(value):
             self._a_network(value, name)
             return
-        # 4. Data, objects with a dask token of their own, and those without attributes, by a digest.
+        # 5. Data, objects with a dask token of their own, and those without attributes, by a digest.
         elif (
             is_data(value) or has_token(value) or is_of_pandas(value) or not (owned(value) or has_dict(value))
         ):
             self.put(name, steady_digest(value))
             hidden = not is_data(value) and items is None
-        # 5. Any other instance, by its class and its attributes.
+        # 6. Any other instance, by its class and its attributes.
         elif id(value) not in self.seen:
             self.seen[id(value)] = value, name
             hidden = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from tilework._checks import attribute
 from tilework.writing.kinds import has_dict, is_data, owned
 
-__all__ = ["PLAIN", "WEAK", "held_code", "holds_code", "items_of", "label", "leaves"]
+__all__ = ["PLAIN", "WEAK", "held_code", "holds_code", "holds_itself", "items_of", "label", "leaves"]
 
 # Of these, a list may have millions.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -35,14 +35,30 @@ def items_of(value: Any) -> list[tuple[Any, Any]] | None:
     return None
 
 
-def leaves(value: Any) -> Iterator[Any]:
-    """Yield the items of containers, inside each other."""
+def leaves(value: Any, around: frozenset[int] = frozenset()) -> Iterator[Any]:
+    """Yield the items of containers, inside each other; ``around`` are the ids of those around the value."""
     items = items_of(value)
     if items is None:
         yield value
-    else:
+    elif id(value) not in around:
         for _, item in items:
-            yield from leaves(item)
+            yield from leaves(item, around | {id(value)})
+
+
+def holds_itself(value: Any, around: frozenset[int] = frozenset()) -> bool:
+    """Return whether a container, or one inside it, is inside itself."""
+    if type(value) in PLAIN:
+        return False
+    if isinstance(value, Mapping) and not isinstance(value, WEAK):
+        items: Iterable[Any] = value.values()
+    elif isinstance(value, tuple | list | deque):
+        items = value
+    elif isinstance(value, np.ndarray) and value.dtype.hasobject:
+        items = value.flat
+    else:
+        return False
+    inside = around | {id(value)}
+    return id(value) in around or any(holds_itself(item, inside) for item in items)
 
 
 def label(key: Any) -> Any:
@@ -50,19 +66,23 @@ def label(key: Any) -> Any:
     return attribute(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
 
 
-def holds_code(value: Any) -> bool:
-    """Return whether a value is, or holds, a function or an instance."""
+def holds_code(value: Any, around: frozenset[int] = frozenset()) -> bool:
+    """Return whether a value is, or holds, a function or an instance; ``around`` as of `leaves`."""
     if type(value) in PLAIN:
         return False
     items = items_of(value)
     if items is not None:
-        return owned(value) or any(holds_code(part) for pair in items for part in pair)
+        inside = around | {id(value)}
+        return id(value) not in around and (
+            owned(value) or any(holds_code(part, inside) for pair in items for part in pair)
+        )
     return held_code(value) or owned(value)
 
 
-def held_code(value: Any) -> bool:
-    """Return whether a value is, or holds, a function or an instance with attributes."""
+def held_code(value: Any, around: frozenset[int] = frozenset()) -> bool:
+    """Return whether a value is, or holds, a function or an instance with attributes; as `holds_code`."""
     items = items_of(value) if isinstance(value, Mapping | tuple | list) else None
     if items is not None:
-        return any(held_code(item) for _, item in items)
+        inside = around | {id(value)}
+        return id(value) not in around and any(held_code(item, inside) for _, item in items)
     return callable(value) or (has_dict(value) and not is_data(value))

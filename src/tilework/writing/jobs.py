@@ -18,7 +18,6 @@ from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
 from tilework.execution.piece import Job, Piece, Shared, guarded, with_sources
 from tilework.graph.build import dask_arrays
-from tilework.graph.own_names import with_own_names
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
@@ -341,7 +340,7 @@ class ChunkJob(ChunkedJob):
     ) -> None:
         super().__init__(title, array.name, array.chunks, 0, destination, claims, retries, again, coarser)
         self.apart = apart
-        self.array, self.growing = with_own_names(array, uuid.uuid4().hex[:8]), growing or Growing()
+        self.array, self.growing = array, growing or Growing()
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the tasks of every chunk, in raster order."""

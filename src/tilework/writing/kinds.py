@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import has
+from tilework._checks import attribute, has
 from tilework.function.calling import is_tensor
-from tilework.identity.digests import is_network, plain_text
+from tilework.identity.digests import UNKNOWN, is_network, plain_text
 from tilework.identity.modules import installed
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "is_of_pandas",
     "is_users",
     "is_written",
+    "of_cluster",
     "owned",
     "package_of",
     "package_of_class",
@@ -118,3 +119,17 @@ def is_data(value: Any) -> bool:
 def is_of_pandas(value: Any) -> bool:
     """Return whether dask knows how to hash an object of pandas, which keeps caches among its attributes."""
     return type(value).__module__.partition(".")[0] == "pandas"
+
+
+def of_cluster(value: Any) -> str | None:
+    """Return what tells objects of `distributed` apart, which hold its client; None for any other value.
+
+    Clients, locks and events do not change samples. What is in a queue or a variable may, and cannot be
+    compared.
+    """
+    if isinstance(value, type) or not type(value).__module__.startswith("distributed."):
+        return None
+    name = f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(key := attribute(value, "key"), str | tuple):
+        return f"{name} {key}"
+    return UNKNOWN if type(value).__name__ in ("Queue", "Variable") else name

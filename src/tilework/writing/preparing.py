@@ -31,7 +31,7 @@ from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.formats.missing import missing_attribute
 from tilework.graph.build import Found, bare, chunks_of, find_spec, lowered, specs_below
-from tilework.graph.own_names import named_apart
+from tilework.graph.own_names import named_apart, with_own_names
 from tilework.identity.digests import digest
 from tilework.identity.location import locate
 from tilework.identity.stored import read_by
@@ -379,7 +379,9 @@ def _prepare_tiles(
         _member(found[key], array, places[key], images.get(key), fingerprint, numbers=asked.numbers)
         for key, array in arrays.items()
     ]
-    sources = named_apart(spec.sources, uuid.uuid4().hex[:8])
+    # Where tiles may be left out, and in tasks that a graph of the user gets, errors are results.
+    told = where.postponed or (where.client is not None and asked.on_error != "raise")
+    sources = named_apart(spec.sources, uuid.uuid4().hex[:8], always=told)
     spec = replace(spec, sources=sources, on_error=asked.on_error, retries=where.retries)
     spec = replanned(spec, members, asked.memory_limit, where, below)
     for member in members:
@@ -509,8 +511,9 @@ def _prepare_chunks(
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
     memory = memory_of(asked.memory_limit, where)
     growing = [Growing(p.coarser(where.again), depth(array.chunks, member.levels), memory) for p in pyramids]
+    own = with_own_names(array, uuid.uuid4().hex[:8], always=where.postponed)
     job = ChunkJob(
-        _title(target), array, destination, None if pyramids else claims, where.guard,
+        _title(target), own, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, growing[0] if growing else None,
         apart=bool(where.resources),
     )  # fmt: skip

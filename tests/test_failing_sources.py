@@ -245,3 +245,72 @@ def test_what_else_runs_on_a_cluster_gets_the_error(way: str, client: Any, tmp_p
     else:
         with pytest.raises(OSError, match="no file"):
             run.result(timeout=30)
+
+
+def test_tiles_are_left_out_of_each_image_alone(tmp_path: Path) -> None:
+    """A block of one image may be computed on the way to blocks of the other."""
+    source = chunks_of(IMAGE, lambda *index: index == (1, 1))
+    outs = [tw.tiled_map(np.negative, s, dtype="f4", fill_value=7, **TILES) for s in (source, source + 0)]
+    with pytest.warns(tw.TilingWarning, match="tiles failed"):
+        alone = tw.to_zarr(outs[0], tmp_path / "alone.zarr", on_error="fill", progress=False)[...]
+    report = tw.write_many(
+        zip(outs, (tmp_path / "0.zarr", tmp_path / "1.zarr"), strict=True), on_error="fill", progress=False
+    )
+    assert all(outcome.failures for outcome in report)
+    for k in (0, 1):
+        np.testing.assert_array_equal(zarr.open_array(tmp_path / f"{k}.zarr", mode="r")[...], alone)
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_an_error_that_many_tasks_meet_has_one_note(scheduler: str, tmp_path: Path) -> None:
+    source = chunks_of(IMAGE, lambda *index: index == (1, 1))
+    with dask.config.set(scheduler=scheduler):
+        report = tw.write_many([(source - source.mean(), tmp_path / "a.zarr")], progress=False)
+    [note] = report[0].error.__notes__
+    assert note.startswith("Traceback")
+
+
+class TwoWords(Exception):
+    """An error that pickle cannot make again."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+def two_words(chunk: np.ndarray, block_id: tuple[int, int]) -> np.ndarray:
+    if block_id == (1, 1):
+        raise TwoWords("no", "file")
+    return chunk
+
+
+@pytest.mark.parametrize("on_error", ["continue", "fill"])
+def test_an_error_that_cannot_be_sent_ends_no_other_image(
+    on_error: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    sound = chunks_of(IMAGE)
+    broken = da.from_array(IMAGE, chunks=CHUNK).map_blocks(two_words, dtype="f4", meta=sound._meta)
+    outs = [tw.tiled_map(np.negative, s, dtype="f4", fill_value=7, **TILES) for s in (broken, sound)]
+    stores = tmp_path / "0.zarr", tmp_path / "1.zarr"
+    with dask.config.set(scheduler="processes", pool=request.getfixturevalue("_process_pool")):
+        report = tw.write_many(zip(outs, stores, strict=True), on_error=on_error, progress=False)
+    assert "TwoWords: no file" in str(report[0].error or report[0].failures[0].error)
+    assert report[1].ok
+    np.testing.assert_array_equal(zarr.open_array(stores[1], mode="r")[...], -IMAGE)
+
+
+def test_values_of_a_user_are_not_searched(tmp_path: Path) -> None:
+    """What is between the tasks of a dask array may be anything."""
+
+    def anything() -> list[Any]:
+        endless: list[Any] = []
+        endless.append(endless)
+        deep: Any = ()
+        for _ in range(3000):
+            deep = (deep,)
+        return [endless, deep, IMAGE]
+
+    value = dask.delayed(anything)()
+    source = da.from_delayed(dask.delayed(lambda found: found[2])(value), IMAGE.shape, "f4")
+    with dask.config.set(scheduler="threads"):
+        made = tw.to_zarr(source.rechunk(10) * 2, tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(made[...], 2 * IMAGE)

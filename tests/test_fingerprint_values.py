@@ -358,6 +358,7 @@ def with_slot(value: Any) -> Any:
         pytest.param(lambda: with_slot(threading.Lock()), id="lock in a slot"),
         pytest.param(lambda: in_itself([]), id="list in itself"),
         pytest.param(lambda: in_itself({}), id="dict in itself"),
+        pytest.param(lambda: functools.reduce(lambda value, _: [value], range(5000), 1), id="deep list"),
         pytest.param(lambda: in_itself([], np.add, random_token), id="list of functions in itself"),
         pytest.param(lambda: in_itself({}, random_token), id="dict of functions in itself"),
     ],

@@ -154,6 +154,13 @@ def test_sources_that_hold_the_same_are_taken() -> None:
     assert len(table) == len(np.unique(IMAGES[0]))
 
 
+def test_a_new_lock_is_no_other_content() -> None:
+    """`from_array` makes one for each array that it is asked to read alone."""
+    pair = [da.from_array(IMAGES[0], chunks=10, name="image", lock=True) for _ in range(2)]
+    out = tw.tiled_map(np.subtract, tuple(pair), crop=10, overlap=0)
+    assert not tw.compute(out).any()
+
+
 def test_statistics_of_images_of_one_name_are_of_each(client: Any) -> None:
     del client
     held = named(IMAGES[0]).persist()
@@ -207,5 +214,8 @@ def test_what_dask_moves_between_workers_keeps_its_names(
                     overwrite=True,
                 )  # fmt: skip
                 np.testing.assert_array_equal(made[...], -IMAGES[0])
+            client.compute(tw.to_zarr(out, tmp_path / f"{told}-later.zarr", compute=False)).result(timeout=60)
+            later = zarr.open_array(tmp_path / f"{told}-later.zarr", mode="r")
+            np.testing.assert_array_equal(later[...], -IMAGES[0])
             texts = [record.getMessage() for record in caplog.records if record.name == "tilework"]
-            assert sum("'image', was given by hand" in text for text in texts) == 2 * told
+            assert sum("'image', was given by hand" in text for text in texts) == 3 * told

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import operator
+import pickle
 import re
 import sys
 import textwrap
@@ -50,6 +51,7 @@ __all__ = [
     "of_type",
     "one_of",
     "parse_bytes",
+    "picklable",
     "positive",
     "read_json",
     "report",
@@ -358,6 +360,15 @@ def as_text(error: BaseException) -> BaseException:
     if error.__traceback__ is not None:
         error.add_note("".join(traceback.format_exception(error)).rstrip())
     forget_frames(error)
+    return error
+
+
+def picklable(error: BaseException) -> BaseException:
+    """Return an error that another process gets: one with its text, if itself cannot be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # of the user's own class, which may raise anything
+        return RuntimeError(f"{type(error).__qualname__}: {error}")
     return error
 
 

@@ -160,6 +160,54 @@ def test_I5_what_is_computed_from_a_result_has_no_more_seams(
     assert long <= short + 16 < 768 // 8
 
 
+@pytest.mark.parametrize("far", [
+    lambda source: source + da.roll(source, source.shape[0] // 2, 0),
+    lambda source: source + source.T,
+    lambda source: source.rechunk(2),
+], ids=["half an image away", "transposed", "cut small"])  # fmt: skip
+def test_I5_dask_orders_what_has_no_results_below(far: Callable[[Any], Any]) -> None:
+    """In raster order half of the image would wait."""
+    live, most = [0], [0]
+
+    def gone() -> None:
+        live[0] -= 1
+
+    def loaded(chunk: np.ndarray) -> np.ndarray:
+        made = chunk + 1
+        weakref.finalize(made, gone)
+        live[0] += 1
+        most[0] = max(most[0], live[0])
+        return made
+
+    gc.collect()
+    zeros = da.zeros((96, 96), chunks=8, dtype="f4")
+    result = far(zeros.map_blocks(loaded, dtype="f4", meta=np.empty((0, 0), "f4")))
+    tw.compute(result, into=np.empty(result.shape, "f4"), scheduler="sync")
+    assert 1 <= most[0] <= 12
+
+
+@pytest.mark.parametrize("below", [lambda x: x - x.mean(), lambda x: x.cumsum(0)], ids=["mean", "sums"])
+def test_I5_what_waits_costs_a_batch_nothing(
+    below: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs of batches hold what their own tasks need."""
+    in_batches(monkeypatch, 8)
+    sizes: list[tuple[int, int]] = []
+
+    def get(graph: Any, keys: Any, **options: Any) -> Any:
+        sizes.append((len(graph), len(keys)))
+        return dask.get(graph, keys, **options)
+
+    source = below(da.from_array(IMAGE, chunks=4))
+    out = tw.tiled_map(np.negative, source, crop=4, overlap=0, dtype="f4", chunks=4)
+    np.testing.assert_array_equal(
+        tw.compute(out, scheduler=get), -np.asarray(source.compute(scheduler="sync"))
+    )
+    assert len(sizes) > 12
+    assert max(graph for graph, _ in sizes[2:]) < 90
+    assert max(keys for _, keys in sizes[2:]) < 40
+
+
 @pytest.mark.parametrize("chunks", [7, (16, 24)])
 def test_I5_a_longer_image_holds_no_more_chunks(chunks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     in_batches(monkeypatch, 8)

@@ -6,7 +6,7 @@ import functools
 import inspect
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -134,8 +134,11 @@ class Local:
         nodes = (node for node in graph.values() if isinstance(node, GraphNode))
         needed = set().union(*(node.dependencies for node in nodes))
         writes = self.unfinished = {key: piece for piece in batch for key in piece.writes}
-        kept = self._kept(batch, carried)
-        graph |= {k: self._held(k, seam) for k, (_, seam) in carried.items() if k in needed or k in kept}
+        kept = self._kept(batch)
+        later = {key: held for key, held in carried.items() if held[0] > batch[-1].position}
+        if batch[0].shared is not batch[-1].shared:
+            later.clear()
+        graph |= {k: self._held(k, carried[k][1], k in later) for k in carried.keys() & needed}
         carried.clear()
         _put_off(graph, kept.keys() - needed, list(writes)[-1:])
         keys = [*writes, *kept]
@@ -143,24 +146,23 @@ class Local:
         found = dict(zip(keys, values, strict=True))
         for key in list(writes):  # of which no callback told
             self._note(writes, key, found[key])
-        self.seams = {key: (end, found[key]) for key, end in kept.items()}
-        self.shared = batch[-1].shared if kept else None
+        self.seams = later | {key: (end, found[key]) for key, end in kept.items()}
+        self.shared = batch[-1].shared if self.seams else None
         return True
 
-    def _held(self, key: Key, seam: Any) -> Task | DataNode:
-        """Return the node of a seam that is carried over.
+    def _held(self, key: Key, seam: Any, later: bool) -> Task | DataNode:
+        """Return the node of a seam that is carried over; ``later``: pieces after the batch need it too.
 
         A task hands it out, and holds it no more: the graph would, until the batch ends. Where the scheduler
         has other processes, the seam would travel to one of them and back.
         """
-        return Task(key, [seam].pop) if self.where.name in ("threads", "sync") else DataNode(key, seam)
+        gives = not later and self.where.name in ("threads", "sync")
+        return Task(key, [seam].pop) if gives else DataNode(key, seam)
 
-    def _kept(self, batch: list[Piece], carried: Mapping[Key, tuple[int, Any]]) -> dict[Key, int]:
-        """Return the seams that pieces after the batch need, and the position of the last such piece."""
+    def _kept(self, batch: list[Piece]) -> dict[Key, int]:
+        """Return the seams of a batch that pieces after it need, and the position of the last such piece."""
         last = batch[-1]
         kept = {key: end for p in batch if p.shared is last.shared for key, end in p.keep.items()}
-        if batch[0].shared is last.shared:
-            kept |= {key: end for key, (end, _) in carried.items()}
         return {key: end for key, end in kept.items() if end > last.position}
 
     def _options(self, batch: list[Piece], writes: dict[Key, Piece]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
+from tilework._checks import attribute, picklable
 from tilework.engine.reading import wait
 from tilework.engine.stopping import stopped_by
 from tilework.errors import SupersededError
@@ -179,6 +180,8 @@ class _Evaluated:
 
     def __call__(self, *values: Any) -> Any:
         for value in values:
+            if isinstance(value, Broken):
+                return value
             if isinstance(value, Unread):
                 return Broken(value.error, "")
         return self.node(dict(zip(self.needs, values, strict=True)))
@@ -192,11 +195,17 @@ class Broken:
     """The exception."""
     text: str
     """Its traceback, which pickling does not keep."""
+    elsewhere: bool = False
+    """Whether it came from another process."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Broken, (picklable(self.error), self.text, True)
 
     def reason(self) -> BaseException:
         """Return the error, with its traceback as a note if it came from another process."""
-        if self.error.__traceback__ is None:
-            self.error.add_note(f"in another process:\n{self.text}")
+        note = f"in another process:\n{self.text}"
+        if self.elsewhere and note not in attribute(self.error, "__notes__", ()):
+            self.error.add_note(note)
         return self.error
 
 
@@ -254,7 +263,8 @@ def guarded(function: Callable[..., Any], retries: int | None) -> Guarded:
 
 def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
     """Call ``function``; return a `Broken` with its exception, or the `Broken` among its arguments."""
-    if (broken := _broken_in(args)) is not None:
+    # That of a dask array looks itself: values of a user may be long lists.
+    if not isinstance(function, _Evaluated) and (broken := _broken_in(args)) is not None:
         return broken
     for attempt in range(retries):
         try:
@@ -270,12 +280,11 @@ def _attempt(retries: int, function: Callable[..., Any], *args: Any) -> Any:
         return Broken(error, traceback.format_exc())
 
 
-def _broken_in(value: Any) -> Broken | None:
-    """Return the first `Broken` that is a value, or in lists and tuples of one."""
-    if isinstance(value, Broken):
-        return value
-    if type(value) in (list, tuple):
-        for part in value:
-            if (found := _broken_in(part)) is not None:
-                return found
+def _broken_in(values: Iterable[Any]) -> Broken | None:
+    """Return the first `Broken` among values, or in the lists that a task is given."""
+    for value in values:
+        if isinstance(value, Broken):
+            return value
+        if type(value) is list and (found := _broken_in(value)) is not None:
+            return found
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from dask._task_spec import convert_legacy_task
 from dask.array.core import Array as GraphArray  # also where dask makes expressions
 from dask.base import tokenize
 from dask.task_spec import Alias, DataNode, GraphNode, Task
+from dask.utils import SerializableLock
 
 from tilework._checks import attribute, has
 from tilework.errors import TilingError
@@ -28,6 +30,8 @@ __all__ = ["as_node", "check_names", "moves", "named_apart", "with_own_names"]
 LOG = logging.getLogger("tilework")
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
+# Of these, `from_array` makes a new one for each array.
+LOCKS = (SerializableLock, type(threading.Lock()))
 # A digest, or a random number as uuid writes it.
 MADE = re.compile("[0-9a-f]{8}(-?)[0-9a-f]{4}(-?[0-9a-f]{4}){2}-?[0-9a-f]{12}")
 
@@ -152,8 +156,22 @@ def _given_names(array: Any) -> dict[str, Any]:
 def _equal(one: Any, other: Any) -> bool:
     """Return whether two layers compute the same, as far as both have the tasks."""
     tasks = dict(one), dict(other)
-    keys = tasks[0].keys() & tasks[1].keys()
-    return len({tokenize([(key, held[key]) for key in sorted(keys, key=str)]) for held in tasks}) == 1
+    return all(_same(tasks[0][key], tasks[1][key]) for key in tasks[0].keys() & tasks[1].keys())
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two values in tasks are one object, or hold the same."""
+    if one is other or (isinstance(one, LOCKS) and isinstance(other, LOCKS)):
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Task):
+        return _same((one.func, one.args, one.kwargs), (other.func, other.args, other.kwargs))
+    if type(one) in (tuple, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if type(one) is dict:
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    return bool(tokenize(one) == tokenize(other))
 
 
 def _renamed(key: Any, mark: str) -> Any:

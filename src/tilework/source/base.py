@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import cloudpickle
 import numpy as np
 
+from tilework._checks import picklable
 from tilework._types import Array, Index, Span
 from tilework.errors import ContractError, TilingError
 from tilework.formats.meta import ImageMeta
@@ -221,6 +222,9 @@ class Unread:
 
     error: BaseException
     """The exception."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unread, (picklable(self.error),)
 
 
 @dataclass(slots=True)

@@ -60,7 +60,7 @@ from tilework.writing.containers import (
     WEAK,
     held_code,
     holds_code,
-    holds_itself,
+    is_endless,
     items_of,
     label,
     leaves,
@@ -436,8 +436,8 @@ class _Description:
         # 1. A number or a word, as text.
         if plain is not None:
             self.put(name, plain if len(plain) < SHORT else digest(value))
-        # 2. What would never end: an object of a cluster holds its client, and a container may hold itself.
-        elif (text := of_cluster(value)) is not None or holds_itself(value):
+        # 2. What would never end: an object of a cluster holds its client, and a container may be in itself.
+        elif (text := of_cluster(value)) is not None or is_endless(value):
             self.put(name, UNKNOWN if text is None else text)
             return
         # 3. A container of functions or instances, item by item: dask's token would contain line numbers.

@@ -12,7 +12,7 @@ import numpy as np
 from tilework._checks import attribute
 from tilework.writing.kinds import has_dict, is_data, owned
 
-__all__ = ["PLAIN", "WEAK", "held_code", "holds_code", "holds_itself", "items_of", "label", "leaves"]
+__all__ = ["PLAIN", "WEAK", "held_code", "holds_code", "is_endless", "items_of", "label", "leaves"]
 
 # Of these, a list may have millions.
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
@@ -45,8 +45,15 @@ def leaves(value: Any, around: frozenset[int] = frozenset()) -> Iterator[Any]:
             yield from leaves(item, around | {id(value)})
 
 
-def holds_itself(value: Any, around: frozenset[int] = frozenset()) -> bool:
-    """Return whether a container, or one inside it, is inside itself."""
+def is_endless(value: Any) -> bool:
+    """Return whether a container, or one inside it, is inside itself, or they are too deep for Python."""
+    try:
+        return _holds_itself(value, frozenset())
+    except RecursionError:
+        return True
+
+
+def _holds_itself(value: Any, around: frozenset[int]) -> bool:
     if type(value) in PLAIN:
         return False
     if isinstance(value, Mapping) and not isinstance(value, WEAK):
@@ -58,7 +65,7 @@ def holds_itself(value: Any, around: frozenset[int] = frozenset()) -> bool:
     else:
         return False
     inside = around | {id(value)}
-    return id(value) in around or any(holds_itself(item, inside) for item in items)
+    return id(value) in around or any(_holds_itself(item, inside) for item in items)
 
 
 def label(key: Any) -> Any:

@@ -380,7 +380,7 @@ def _prepare_tiles(
         for key, array in arrays.items()
     ]
     # Where tiles may be left out, and in tasks that a graph of the user gets, errors are results.
-    told = where.postponed or (where.client is not None and asked.on_error != "raise")
+    told = where.postponed or asked.on_error != "raise"
     sources = named_apart(spec.sources, uuid.uuid4().hex[:8], always=told)
     spec = replace(spec, sources=sources, on_error=asked.on_error, retries=where.retries)
     spec = replanned(spec, members, asked.memory_limit, where, below)

@@ -160,6 +160,7 @@ def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
 def blended_on_cluster(work: Long, folder: Path, kept: bool) -> Prepared:
     """Blend a stored volume on a cluster, twice; ``kept``: workers keep memory that was freed."""
     import dask
+    import distributed  # noqa: F401  # its defaults would be lost at the end of the block that sets some
     import zarr
 
     import tilework as tw

@@ -66,6 +66,7 @@ def test_an_image_that_cannot_be_read_ends_no_other(kind: str, scheduler: str, t
     )
     assert [outcome.ok for outcome in report] == [True, False, True]
     assert "no file for chunk (2, 1)" in str(report[1].error)
+    assert str(report[1]).endswith("OSError: no file for chunk (2, 1)")  # it has no notes on a tile
     expected = RESULTS[kind](IMAGE if kind != "lazy" else da.from_array(IMAGE)).compute(scheduler="sync")
     for k in (0, 2):
         np.testing.assert_array_equal(zarr.open_array(tmp_path / f"{k}.zarr", mode="r")[...], expected)

@@ -46,7 +46,8 @@ class Outcome:
     def __str__(self) -> str:
         if self.error is not None:
             notes = "; ".join(n for n in getattr(self.error, "__notes__", ()) if "\n" not in n)
-            return f"{self.store}: failed, {type(self.error).__name__}: {self.error} ({notes})"
+            said = f"{self.store}: failed, {type(self.error).__name__}: {self.error}"
+            return f"{said} ({notes})" if notes else said
         left = f", {len(self.failures)} tiles failed" if self.failures else ""
         return f"{self.store}: {self.tiles} tiles run{left}"
 

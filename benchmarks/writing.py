@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import time
 import tracemalloc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,13 +111,17 @@ class Blocks:
         return replace(self, count=4)
 
 
-def _workers() -> tuple[Any, Any]:
-    """Return a cluster of a process per core, which is ready, and its client."""
+def _workers(settings: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return a cluster of a process per core, which is ready, and its client; ``settings`` are dask's."""
+    import dask
+
+    # Imported first: its defaults would be lost at the end of a block that sets some.
     from distributed import Client, LocalCluster
 
-    cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
-    client = Client(cluster)
-    client.wait_for_workers(CORES)
+    with dask.config.set(settings):
+        cluster = LocalCluster(n_workers=CORES, threads_per_worker=1, dashboard_address=":0")
+        client = Client(cluster)
+        client.wait_for_workers(CORES)
     return cluster, client
 
 
@@ -133,7 +138,7 @@ def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
         str(folder / "in.zarr"), shape=shape, dtype="f4", chunks=(work.side,) * 2, overwrite=True
     )
     source[:] = np.random.default_rng(0).random(shape, "f4")
-    cluster, client = _workers()
+    cluster, client = _workers({})
     client.run(__import__, "tilework.writing.store")
     taken: list[float] = []
 
@@ -159,8 +164,6 @@ def on_cluster(work: Blocks, folder: Path, who: str) -> Prepared:
 
 def blended_on_cluster(work: Long, folder: Path, kept: bool) -> Prepared:
     """Blend a stored volume on a cluster, twice; ``kept``: workers keep memory that was freed."""
-    import dask
-    import distributed  # noqa: F401  # its defaults would be lost at the end of the block that sets some
     import zarr
 
     import tilework as tw
@@ -170,8 +173,7 @@ def blended_on_cluster(work: Long, folder: Path, kept: bool) -> Prepared:
         str(folder / "in.zarr"), shape=work.shape(1), dtype="f4", chunks=(work.chunk,) * 3, overwrite=True
     )
     source[:] = np.random.default_rng(0).random(source.shape, "f4")
-    with dask.config.set(KEPT_MEMORY if kept else {}):
-        cluster, client = _workers()
+    cluster, client = _workers(KEPT_MEMORY if kept else {})
     taken: list[Figures] = []
 
     def run() -> Any:

@@ -147,6 +147,28 @@ def test_I5_a_longer_image_has_no_more_seams(
     assert found[1] <= found[0] + 8 < short // 4
 
 
+class LiveChunks:
+    """Counts the chunks of an array that are alive at the same time."""
+
+    def __init__(self) -> None:
+        gc.collect()
+        self.live = self.most = 0
+
+    def of(self, zeros: Any) -> Any:
+        """Return an array of ones whose chunks are counted."""
+        return zeros.map_blocks(self._loaded, dtype="f4", meta=np.empty((0, 0), "f4"))
+
+    def _loaded(self, chunk: np.ndarray) -> np.ndarray:
+        made = chunk + 1
+        weakref.finalize(made, self._gone)
+        self.live += 1
+        self.most = max(self.most, self.live)
+        return made
+
+    def _gone(self) -> None:
+        self.live -= 1
+
+
 @pytest.mark.parametrize("width", [34, 52])
 @pytest.mark.parametrize("then", [
     lambda out: (out > 1).astype("u1"),
@@ -167,23 +189,10 @@ def test_I5_what_is_computed_from_a_result_has_no_more_seams(
 ], ids=["half an image away", "transposed", "cut small"])  # fmt: skip
 def test_I5_dask_orders_what_has_no_results_below(far: Callable[[Any], Any]) -> None:
     """In raster order half of the image would wait."""
-    live, most = [0], [0]
-
-    def gone() -> None:
-        live[0] -= 1
-
-    def loaded(chunk: np.ndarray) -> np.ndarray:
-        made = chunk + 1
-        weakref.finalize(made, gone)
-        live[0] += 1
-        most[0] = max(most[0], live[0])
-        return made
-
-    gc.collect()
-    zeros = da.zeros((96, 96), chunks=8, dtype="f4")
-    result = far(zeros.map_blocks(loaded, dtype="f4", meta=np.empty((0, 0), "f4")))
+    chunks = LiveChunks()
+    result = far(chunks.of(da.zeros((96, 96), chunks=8, dtype="f4")))
     tw.compute(result, into=np.empty(result.shape, "f4"), scheduler="sync")
-    assert 1 <= most[0] <= 12
+    assert 1 <= chunks.most <= 12
 
 
 @pytest.mark.parametrize("below", [lambda x: x - x.mean(), lambda x: x.cumsum(0)], ids=["mean", "sums"])
@@ -211,26 +220,13 @@ def test_I5_what_waits_costs_a_batch_nothing(
 @pytest.mark.parametrize("chunks", [7, (16, 24)])
 def test_I5_a_longer_image_holds_no_more_chunks(chunks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     in_batches(monkeypatch, 8)
-    live, most = [0], [0]
-
-    def gone() -> None:
-        live[0] -= 1
-
-    def loaded(chunk: np.ndarray) -> np.ndarray:
-        made = chunk + 1
-        weakref.finalize(made, gone)
-        live[0] += 1
-        most[0] = max(most[0], live[0])
-        return made
-
     found = []
     for length in (96, 768):
-        gc.collect()
-        live[0] = most[0] = 0
+        held = LiveChunks()
         zeros = da.zeros((length, 24), chunks=chunks, dtype="f4")
-        source = zeros.map_blocks(loaded, dtype="f4", meta=np.empty((0, 0), "f4"))
+        source = held.of(zeros)
         out = tw.tiled_map(np.negative, source, **OPTIONS)
         result = tw.compute(out, into=np.empty(source.shape, "f4"), scheduler="sync")
         assert (result == -1).all()
-        found.append(most[0])
+        found.append(held.most)
     assert found[1] <= found[0] + 4 < zeros.npartitions / 4

@@ -114,8 +114,9 @@ class CropCutter:
         """Return the samples that the tiles in ``ranges`` read, padded."""
         spec, source = self._spec, self._spec.sources[self._number]
         plans = spec.reads(self._number, ranges)
-        # A task is given what the union of its tiles needs.
-        whole = plans if self._given is None else spec.reads(self._number, self._ranges)
+        # A task is given what the union of its tiles needs; that of one tile may be less.
+        alone = self._given is not None and ranges is not self._ranges
+        whole = spec.reads(self._number, self._ranges) if alone else plans
         with Guard(lambda: f"raised while reading samples [{_span(plans)}] of the source"):
             read = source.reader(self._given, whole)
             if isinstance(source, ZarrSource) and (kept := spec.kept(self._number)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,9 +136,8 @@ class Local:
         needed = set().union(*(node.dependencies for node in nodes))
         writes = self.unfinished = {key: piece for piece in batch for key in piece.writes}
         kept = self._kept(batch)
-        later = {key: held for key, held in carried.items() if held[0] > batch[-1].position}
-        if batch[0].shared is not batch[-1].shared:
-            later.clear()
+        ends = math.inf if batch[0].shared is not batch[-1].shared else batch[-1].position
+        later = {key: held for key, held in carried.items() if held[0] > ends}
         graph |= {k: self._held(k, carried[k][1], k in later) for k in carried.keys() & needed}
         carried.clear()
         _put_off(graph, kept.keys() - needed, list(writes)[-1:])

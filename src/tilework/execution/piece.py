@@ -222,7 +222,7 @@ class Guarded:
         self.function, self.retries, self.stop = function, retries, stop
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Guarded, (self.function, self.retries, self.stop)
+        return type(self), (self.function, self.retries, self.stop)
 
     def __call__(self, *args: Any) -> Any:
         """Call the function; raise `Stopped` if the run was told to stop."""
@@ -240,9 +240,6 @@ class _GuardedBlock(Guarded):
     """The function of a task that makes a block of a dask array; it returns an `Unread`, not a `Broken`."""
 
     __slots__ = ()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _GuardedBlock, (self.function, self.retries, self.stop)
 
     def __call__(self, *args: Any) -> Any:
         made = super().__call__(*args)

@@ -27,7 +27,7 @@ from tilework.source.base import BlockSource, Source
 
 __all__ = ["as_node", "check_names", "moves", "named_apart", "with_own_names"]
 
-LOG = logging.getLogger("tilework")
+_LOG = logging.getLogger("tilework")
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
 # Of these, `from_array` makes a new one for each array.
@@ -109,7 +109,7 @@ def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
     if moves(graph):
         if not given:
             return array
-        LOG.warning(
+        _LOG.warning(
             "dask moves samples of an array whose name, %r, was given by hand, between workers in tasks of "
             "which it needs the names: another array of this name that is computed at the same time would be "
             "taken for it. Leave the name out, or set dask's array.rechunk.method to tasks.",
@@ -129,7 +129,7 @@ def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
 
 def moves(graph: Iterable[Key]) -> bool:
     """Return whether dask moves samples between workers, in tasks that its scheduler knows by name."""
-    return any(str(key).startswith(P2P) for key in graph)
+    return any(isinstance(key, str) and key.startswith(P2P) for key in graph)
 
 
 def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:

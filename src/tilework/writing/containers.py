@@ -73,23 +73,19 @@ def label(key: Any) -> Any:
     return attribute(key, "__qualname__", key) if callable(key) and not isinstance(key, type) else key
 
 
-def holds_code(value: Any, around: frozenset[int] = frozenset()) -> bool:
-    """Return whether a value is, or holds, a function or an instance; ``around`` as of `leaves`."""
+def holds_code(value: Any) -> bool:
+    """Return whether a value is, or holds, a function or an instance; not for what `is_endless`."""
     if type(value) in PLAIN:
         return False
     items = items_of(value)
     if items is not None:
-        inside = around | {id(value)}
-        return id(value) not in around and (
-            owned(value) or any(holds_code(part, inside) for pair in items for part in pair)
-        )
+        return owned(value) or any(holds_code(part) for pair in items for part in pair)
     return held_code(value) or owned(value)
 
 
-def held_code(value: Any, around: frozenset[int] = frozenset()) -> bool:
+def held_code(value: Any) -> bool:
     """Return whether a value is, or holds, a function or an instance with attributes; as `holds_code`."""
     items = items_of(value) if isinstance(value, Mapping | tuple | list) else None
     if items is not None:
-        inside = around | {id(value)}
-        return id(value) not in around and any(held_code(item, inside) for _, item in items)
+        return any(held_code(item) for _, item in items)
     return callable(value) or (has_dict(value) and not is_data(value))

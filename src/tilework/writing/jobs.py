@@ -17,7 +17,7 @@ from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
 from tilework.execution.piece import Job, Piece, Shared, guarded, with_sources
-from tilework.graph.build import dask_arrays, specs_below
+from tilework.graph.build import dask_arrays
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
@@ -337,19 +337,16 @@ class ChunkJob(ChunkedJob):
         growing: Growing | None = None,
         *,
         apart: bool = False,
+        in_order: bool = False,
     ) -> None:
         super().__init__(title, array.name, array.chunks, 0, destination, claims, retries, again, coarser)
-        self.apart = apart
+        self.apart, self.in_order = apart, in_order
         self.array, self.growing = array, growing or Growing()
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the tasks of every chunk, in raster order if there are results of `tiled_map` among them.
-
-        dask alone knows a better order for others, such as sums of an image and itself transposed, but lets
-        seams wait that grow with the image.
-        """
+        """Yield the tasks of every chunk: in raster order, or as one piece that dask orders."""
         pieces = self._by_chunk()
-        if not any(True for _ in specs_below(self.array)) and (found := list(pieces)):
+        if not self.in_order and (found := list(pieces)):
             tasks = {key: task for piece in found for key, task in piece.tasks.items()}
             pieces = iter([replace(found[0], tasks=tasks, writes=dict.fromkeys(tasks, 1))])
         return with_sources(pieces, [self.array], self.retries, apart=self.apart)

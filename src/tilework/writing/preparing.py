@@ -512,10 +512,12 @@ def _prepare_chunks(
     memory = memory_of(asked.memory_limit, where)
     growing = [Growing(p.coarser(where.again), depth(array.chunks, member.levels), memory) for p in pyramids]
     own = with_own_names(array, uuid.uuid4().hex[:8], always=where.postponed)
+    # dask alone knows a better order, as for sums of an image and itself transposed; but it lets the seams of
+    # results below grow with the image.
     job = ChunkJob(
         _title(target), own, destination, None if pyramids else claims, where.guard,
         where.again, {n: d for p in pyramids for n, d in p.named().items()}, growing[0] if growing else None,
-        apart=bool(where.resources),
+        apart=bool(where.resources), in_order=bool(below),
     )  # fmt: skip
     job.threads = lanes(below, math.prod(array.numblocks), asked.memory_limit, where)
     return _writing(job, target, claims, {"": destination}, [member], pyramids, where)

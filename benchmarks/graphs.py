@@ -129,6 +129,11 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "10^7 x 10^7 of Zarr": {"given": Grid((10**7,) * 2, 512, 1000)},
     "10^7 x 10^7 of Zarr, recompute": {"given": Grid((10**7,) * 2, 512, 1000), "reuse": "recompute"},
     "640 000 cubed of Zarr": {"given": Grid((640_000,) * 3, 64, 100)},
+    "five axes of Zarr, within 1 GB": {
+        "given": Grid((10_000, 8_000, 9_000, 7_000, 6_000), 12, 16),
+        "memory_limit": "1GB",
+        "edge": "clip",
+    },
     "10^8 samples in crops of 10": {"given": Grid((10**8,), 10, 1000), "source": "zeros"},
     "mask of 4 million tiles": {"given": Grid((10**6,) * 2, 1024, 1024), "source": "zeros", "mask": 100},
 }

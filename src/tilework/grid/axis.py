@@ -49,7 +49,9 @@ def ceil_div(a: Number, b: int) -> Number:
 
 def _clamp(x: Number, low: int | None, high: int | None) -> Number:
     if isinstance(x, np.ndarray):
-        return np.clip(x, low, high)
+        # np.clip takes 6 us, whatever it clips; each of these takes one.
+        x = x if low is None else np.maximum(x, low)
+        return x if high is None else np.minimum(x, high)
     x = x if low is None else max(x, low)
     return x if high is None else min(x, high)
 

@@ -42,15 +42,19 @@ class Progression:
         """Return the samples of some tiles."""
         if not self.more:
             return self.near.take(tiles)
-        turns = np.clip(tiles - self.at, 0, self.more)
+        turns = self._turns(tiles - self.at)
         return np.asarray(self.near.take(tiles - turns) + turns * self.step)
 
     def count_before(self, samples: Ints, side: Literal["left", "right"] = "left") -> Ints:
         """Return how many lie before each of ``samples``, or, with side "right", not behind it."""
         if not self.more:
             return np.searchsorted(self.near, samples, side)
-        turns = np.clip((samples - self.near[self.at]) // self.step, 0, self.more)
+        turns = self._turns((samples - self.near[self.at]) // self.step)
         return np.asarray(np.searchsorted(self.near, samples - turns * self.step, side) + turns)
+
+    def _turns(self, steps: Ints) -> Ints:
+        """Return how many of these steps lie in what is left out; np.clip takes three times as long."""
+        return np.minimum(np.maximum(steps, 0), self.more)
 
     @staticmethod
     def joint(several: Sequence[Progression], ufunc: Any) -> Progression:

@@ -133,6 +133,8 @@ def _masked_uses(plan: BlockPlan, chunks: Index) -> Ints:
 
 def with_cache(plan: Plan, room: float) -> Plan:
     """Return a plan that keeps chunks along as many axes as ``room`` bytes suffice for."""
+    if room < 0:
+        return plan.with_cache(0)  # the chunks of a plan that does not fit need not be counted
     needs = (_bytes_at(plan, level) for level in range(len(plan.axes), -1, -1))
     return plan.with_cache(next((need for need in needs if need <= room), 0))
 
@@ -253,6 +255,14 @@ def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
 
 def chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
     """Return the first chunk that each block reads along an axis, and the one after the last; two rows."""
+    key = "reads", chunk, own
+    if key not in table.held:
+        table.held[key] = _chunk_reads(table, chunk, own)
+    found: Ints = table.held[key]
+    return found
+
+
+def _chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
     start, stop = table.owned_reads if own else table.touching_reads
     first = np.maximum(start, 0) // chunk
     last = -(-np.minimum(stop, table.grid.extent) // chunk)

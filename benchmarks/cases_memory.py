@@ -27,6 +27,7 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
     ours = {
         compute: in_memory.tilework_compute,
         f"{compute}, one thread": partial(in_memory.tilework_compute, threads=1),
+        f"{compute}, memory kept, one thread": partial(in_memory.tilework_compute, threads=1, kept=True),
         place: in_memory.tilework_in_place,
         f"{place}, one thread": partial(in_memory.tilework_in_place, threads=1),
         given: in_memory.tilework_store,
@@ -52,7 +53,7 @@ def _blend(name: str, why: str, work: in_memory.Blend, times: float, chunk: int)
         Bar("loop / multiply-add, CPU", "over_cpu", "tilework loop", 1.15),
         *(
             Bar(f"{way}, one thread / multiply-add, CPU", "over_cpu", f"{way}, one thread", limit)
-            for way, limit in ((given, 1.3), (compute, 1.4), (place, 1.4))
+            for way, limit in ((given, 1.3), (compute, 1.4), (f"{compute}, memory kept", 1.4), (place, 1.4))
         ),
         Bar(f"{given}, two threads / multiply-add, wall", "over_wall", given, 1.3),
         Bar(f"{short}, two threads / multiply-add, wall", "over_wall", short, None),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.measure import CORES, Figures, Prepared
+from benchmarks.measure import CORES, Figures, Prepared, keep_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -135,8 +135,10 @@ def _lazy(work: Blend, image: Image, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def tilework_compute(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
-    """`compute()`, which holds all blocks while it puts them together."""
+def tilework_compute(work: Blend, folder: Path, threads: int = CORES, kept: bool = False) -> Prepared:
+    """`compute()`, which holds all blocks while it puts them together; ``kept`` as `keep_memory` says."""
+    if kept:
+        keep_memory()
 
     def run(image: Image) -> Any:
         out = _lazy(work, image)

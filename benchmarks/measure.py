@@ -47,6 +47,8 @@ QUICK = 6
 """Seconds after which no further round of a contestant begins in the same process."""
 ROOT = Path(__file__).parents[1]
 """Repository root, from which `benchmarks` and `tests` are importable."""
+MALLOC = {"M_TRIM_THRESHOLD": -1, "M_MMAP_MAX": -4, "M_ARENA_MAX": -8}
+"""Numbers of the options in glibc's malloc.h."""
 RESET_PEAK = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 
@@ -273,6 +275,19 @@ def _return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):  # not glibc
         return
+
+
+def set_malloc(**options: int) -> None:
+    """Set options of glibc's allocator, by their names in malloc.h, for the rest of this process."""
+    library = ctypes.CDLL(None)
+    for name, value in options.items():
+        if not library.mallopt(MALLOC[name], value):
+            raise OSError(f"this allocator has no {name}")
+
+
+def keep_memory() -> None:
+    """Let this process keep all memory that it frees, so that no later run fetches it from the system."""
+    set_malloc(M_ARENA_MAX=1, M_MMAP_MAX=0, M_TRIM_THRESHOLD=2**31 - 1)
 
 
 def _fetch_memory(size: int) -> None:

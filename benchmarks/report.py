@@ -34,7 +34,8 @@ medians of the others.
 * *over_wall* and *over_cpu* are times divided by those of other work, which ran just before in the same
   process: numpy's multiply-add, MONAI, or the same image without coarser levels, as the bars say. Both met
   the same load, and the same memory. A machine that is a guest of another pays for memory that it has not
-  used for seconds, so it is touched before a run.
+  used for seconds, so it is touched before a run. With *memory kept*, the allocator of the process gives
+  nothing back, so that only the first run fetches memory: the difference is what fresh memory costs.
 * A *limit* is no peer: it does less than the work, and shows how fast the machine is.
 * A row without figures says why it has none.
 * A *bar* is a figure that tilework has to reach. *range* holds the least and the greatest value in one

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 import tracemalloc
 from collections.abc import Mapping
@@ -14,10 +13,7 @@ import numpy as np
 
 from benchmarks import on_disk
 from benchmarks.in_memory import identity
-from benchmarks.measure import CORES, MB, Figures, Prepared
-
-M_ARENA_MAX = -8
-"""Of glibc's malloc.h."""
+from benchmarks.measure import CORES, MB, Figures, Prepared, set_malloc
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,8 @@ def to_zarr(work: Long, folder: Path, times: int, traced: bool = False, one_aren
     Resident memory also holds what the system's allocator keeps of memory that was freed. glibc keeps it in
     an arena per thread; ``one_arena`` is what the environment variable MALLOC_ARENA_MAX=1 does.
     """
-    if one_arena and not ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1):
-        raise OSError("this allocator has no arenas")
+    if one_arena:
+        set_malloc(M_ARENA_MAX=1)
     import dask
     import zarr
 

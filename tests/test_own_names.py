@@ -12,9 +12,11 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph
 
 import tilework as tw
+from tilework.graph.nodes import needed
 from tilework.graph.own_names import with_own_names
 
 IMAGES = np.random.default_rng(3).integers(1, 99, (3, 40, 30)).astype("f4")
@@ -181,6 +183,39 @@ def test_a_shared_source_is_read_once_in_a_run() -> None:
     calls.clear()
     np.testing.assert_array_equal(tw.compute(out, scheduler="threads"), -2 * IMAGES[0])
     assert len(calls) == below.npartitions
+
+
+class Endless:
+    """Zeros that take no memory."""
+
+    shape, ndim, dtype = (10**6, 10**6), 2, np.dtype("f4")
+
+    def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
+        return np.zeros([len(range(*s.indices(n))) for s, n in zip(box, self.shape, strict=True)], self.dtype)
+
+
+ENDLESS: dict[str, Callable[[], Any]] = {
+    "source": lambda: tw.tiled_map(
+        np.negative, da.from_array(Endless(), chunks=2048, name="image"), crop=512, overlap=128, dtype="f4"
+    ),
+    "result": lambda: tw.tiled_map(
+        np.negative, Endless(), crop=512, overlap=128, blend="gaussian", dtype="f4", name="image"
+    ),
+    "dask": lambda: da.from_array(Endless(), chunks=2048, name="image"),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_only_the_tasks_of_what_is_looked_at_are_made(kind: str, tmp_path: Path) -> None:
+    """All of them would be 240 000 blocks and more."""
+    part = ENDLESS[kind]()[5000:5100, 7000:7100]
+    own = with_own_names(part, "run")
+    [layer] = own.dask.layers.values()
+    tasks = needed(own.dask, flatten(own.__dask_keys__()))
+    assert 3 <= len(tasks) <= 100
+    assert not layer.is_materialized()
+    assert not tw.compute(part).any()
+    assert not tw.to_zarr(part, tmp_path / "part.zarr", progress=False)[...].any()
 
 
 MADE: dict[str, Callable[[], Any]] = {

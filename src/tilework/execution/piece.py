@@ -15,8 +15,7 @@ from tilework.engine.stopping import stopped_by
 from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
-from tilework.graph.build import graph_of
-from tilework.graph.own_names import as_node, moves
+from tilework.graph.nodes import as_node, moves, needed
 from tilework.graph.tasks import Key, calls_function
 from tilework.grid.tiles import Tile
 from tilework.source.base import Unread
@@ -119,7 +118,7 @@ def with_sources(
     wanted = _blocks(arrays, found)
     below: dict[Key, Any] = {}
     for array in arrays:
-        below |= graph_of(array, wanted[array.name])
+        below |= needed(array.__dask_graph__(), wanted[array.name])
     if moves(below):  # these tasks raise what tells the worker to run them again
         retries, left_out = None, False
     blocks = frozenset().union(*wanted.values()) if left_out else frozenset()

@@ -12,7 +12,6 @@ import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.optimization import cull
 from dask.task_spec import DataNode, Task
 
 from tilework._checks import attribute, has
@@ -38,7 +37,6 @@ __all__ = [
     "dask_arrays",
     "find_spec",
     "fn_token",
-    "graph_of",
     "lowered",
     "name_of",
     "open_all",
@@ -213,17 +211,6 @@ def _find_expression(expr: Any, labelled: Any) -> Found | None:
     if not isinstance(expr, Result):
         return None
     return Found(expr.blocks.spec, expr.operands[1], expr.blocks.names.inner, labelled)
-
-
-def graph_of(array: Any, keys: Iterable[Any]) -> dict[Any, Any]:
-    """Return the tasks that some keys of a dask array need; only those are made."""
-    graph, wanted = array.__dask_graph__(), list(keys)
-    if not wanted:
-        return {}  # dask would keep everything
-    if hasattr(graph, "layers"):
-        graph = graph.cull(wanted)
-    tasks, _ = cull(dict(graph), wanted)
-    return dict(tasks)
 
 
 def dask_arrays(sources: Iterable[Source]) -> list[Any]:

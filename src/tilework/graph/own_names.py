@@ -6,30 +6,31 @@ digest of what is computed, or a random number.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import logging
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
 
-# Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
-from dask._task_spec import convert_legacy_task
 from dask.array.core import Array as GraphArray  # also where dask makes expressions
 from dask.base import tokenize
-from dask.task_spec import Alias, DataNode, GraphNode, Task
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
+from dask.task_spec import Alias, Task
 from dask.utils import SerializableLock
 
 from tilework._checks import attribute, has
 from tilework.errors import TilingError
+from tilework.graph.nodes import as_node, moves, needed
 from tilework.graph.tasks import Key
 from tilework.source.base import BlockSource, Source
 
-__all__ = ["as_node", "check_names", "moves", "named_apart", "with_own_names"]
+__all__ = ["check_names", "named_apart", "with_own_names"]
 
 _LOG = logging.getLogger("tilework")
-# Begins the key of a task that dask's scheduler finds by its name.
-P2P = "shuffle-barrier-"
 # Of these, `from_array` makes a new one for each array.
 LOCKS = (SerializableLock, type(threading.Lock()))
 # A digest, or a random number as uuid writes it.
@@ -101,47 +102,93 @@ def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
     Returns
     -------
     dask array
-        The same one if nothing was added.
+        The same one if nothing was added. Otherwise its tasks are made and named when they are asked for.
     """
-    if not (given := _given_names(array)) and not always:
+    given = _given_names(array)
+    if not given and not always:
         return array
-    graph = dict(array.__dask_graph__())
-    if moves(graph):
-        if not given:
-            return array
-        _LOG.warning(
-            "dask moves samples of an array whose name, %r, was given by hand, between workers in tasks of "
-            "which it needs the names: another array of this name that is computed at the same time would be "
-            "taken for it. Leave the name out, or set dask's array.rechunk.method to tasks.",
-            next(iter(given)),
-        )
-        return array
-    names = {key: _renamed(key, mark) for key in graph}
-    nodes: dict[Key, Any] = {}
-    for key, name in names.items():
-        if (node := as_node(key, graph)) is None:
-            nodes |= {key: graph[key], name: Alias(name, key)}
-            continue
-        made = node.substitute(names, key=name)
-        nodes[name] = made if made.key == name else Task(name, _itself, made)
-    return GraphArray(nodes, _renamed(array.name, mark), array.chunks, meta=array._meta)
+    layer = _Renamed(array, mark, next(iter(given), None))
+    graph = HighLevelGraph({layer.name: layer}, {layer.name: set()})
+    return GraphArray(graph, layer.name, array.chunks, meta=array._meta)
 
 
-def moves(graph: Iterable[Key]) -> bool:
-    """Return whether dask moves samples between workers, in tasks that its scheduler knows by name."""
-    return any(isinstance(key, str) and key.startswith(P2P) for key in graph)
+class _Renamed(Layer):
+    """All tasks of a dask array, with a mark in their names; they are made when somebody asks for them.
 
-
-def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:
-    """Return what a graph has at ``key`` as a node, which says what it needs; None: a cluster has the value.
-
-    Tasks of dask's older kind, tuples, name keys without a sign. Only among all keys of a graph these are
-    known, so a cluster would take a key whose task it got earlier for a value.
+    Parameters
+    ----------
+    array : dask array
+    mark : str
+        As in `with_own_names`.
+    given : str or None
+        A name that was given by hand.
     """
-    node = convert_legacy_task(key, graph[key], graph)
-    if isinstance(node, Alias) and node.target == key:
-        return None
-    return node if isinstance(node, GraphNode) else DataNode(key, node)
+
+    # dask would make all tasks to find out.
+    has_legacy_tasks = False
+
+    def __init__(self, array: Any, mark: str, given: str | None) -> None:
+        super().__init__()
+        self._graph, self._mark, self._given = array.__dask_graph__(), mark, given
+        self._blocks, self._array = array.numblocks, array.name
+        self.name = _renamed(array.name, mark)
+
+    @functools.cached_property
+    def _nodes(self) -> dict[Key, Any]:
+        """All tasks."""
+        return self._own(dict(self._graph))
+
+    def _own(self, graph: Mapping[Key, Any]) -> dict[Key, Any]:
+        """Return tasks, and all that they need, with names of their own."""
+        if moves(graph):
+            return {**graph, **{name: Alias(name, key) for name, key in self._moved(graph)}}
+        names = {key: _renamed(key, self._mark) for key in graph}
+        nodes: dict[Key, Any] = {}
+        for key, name in names.items():
+            if (node := as_node(key, graph)) is None:
+                nodes |= {key: graph[key], name: Alias(name, key)}
+                continue
+            made = node.substitute(names, key=name)
+            nodes[name] = made if made.key == name else Task(name, _itself, made)
+        return nodes
+
+    def _moved(self, graph: Iterable[Key]) -> Iterator[tuple[Key, Key]]:
+        """Yield the names of the blocks among tasks that must keep theirs, with these."""
+        if self._given is not None:
+            _LOG.warning(
+                "dask moves samples of an array whose name, %r, was given by hand, between workers in tasks "
+                "of which it needs the names: another array of this name that is computed at the same time "
+                "would be taken for it. Leave the name out, or set dask's array.rechunk.method to tasks.",
+                self._given,
+            )
+        for key in graph:
+            if isinstance(key, tuple) and key[0] == self._array:
+                yield _renamed(key, self._mark), key
+
+    def get_output_keys(self) -> AbstractSet[Key]:
+        """Return the keys of the blocks."""
+        return {(self.name, *index) for index in itertools.product(*map(range, self._blocks))}
+
+    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, Any]]:
+        """Return the tasks that ``keys`` need, and the keys that each task needs."""
+        del all_hlg_keys
+        blocks = [(self._array, *key[1:]) for key in keys if isinstance(key, tuple) and key[0] == self.name]
+        nodes = self._own(needed(self._graph, blocks))
+        needs = {key: set(node.dependencies) for key in nodes if (node := as_node(key, nodes)) is not None}
+        return MaterializedLayer(nodes, annotations=self.annotations), needs
+
+    def is_materialized(self) -> bool:
+        """Return whether all tasks were made."""
+        return "_nodes" in vars(self)
+
+    def __getitem__(self, key: Key) -> Any:
+        return self._nodes[key]
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
 
 def _given_names(array: Any) -> dict[str, Any]:

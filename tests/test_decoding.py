@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import warnings
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import dask
 import numpy as np
 import pytest
 import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import tilework as tw
 import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.graph.build import plan_of
-from tilework.plan.cost import decoded_ratio
+from tilework.plan.decoding import decoded_ratio, kept_bytes
 from tilework.plan.memory import parallel_bytes, peak_bytes
 from tilework.source import kept
 
@@ -74,6 +79,12 @@ LAYOUTS = {
     "3-D blend, recomputed": Layout(
         (128, 128, 96), (32, 32, 32), 32, HALF | {"reuse": "recompute"}, blocks=32
     ),
+    "3-D trim, many blocks": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16),
+    "2-D trim, many blocks": Layout((384, 320), (16, 16), 24, TRIM, blocks=16),
+    "2-D blend, many blocks": Layout((384, 320), (16, 16), 16, {"stride": 8, "blend": "hann"}, blocks=16),
+    "planes": Layout((48, 128, 160), (1, 128, 160), 12, {"overlap": 2}, blocks=16),
+    "planes, blend": Layout((48, 96, 96), (1, 96, 96), 8, {"stride": 4, "blend": "hann"}, blocks=16),
+    "rows": Layout((256, 512), (1, 512), 24, TRIM, blocks=32),
     "4-D with each": Layout((3, 64, 64, 64), (1, 16, 16, 16), 24, TRIM | {"each": 0}, blocks=16),
     "4-D with each, long chunks": Layout((4, 64, 64, 64), (2, 16, 16, 16), 24, TRIM | {"each": 0}, blocks=16),
     "sharded": Layout((128, 128, 128), (16, 16, 16), 40, TRIM, shards=(32, 32, 32), blocks=32),
@@ -155,3 +166,89 @@ def test_several_sources_are_decoded_as_often_as_each_alone(tmp_path: Path) -> N
             with counted_codecs(np.dtype(kind)) as counts:
                 tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
             assert counts["decoded"] == 20, (n, kind)
+
+
+def planned(folder: Path, shape: tuple[int, ...], there: tuple[int, ...], crop: Any, **options: Any) -> Any:
+    """Return the plan for a stored image; its samples are not written."""
+    stored = zarr.create_array(folder / "image.zarr", shape=shape, chunks=there, dtype="u2", overwrite=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tw.CostWarning)
+        return plan_of(tw.tiled_map(np.copy, stored, crop, dtype="u2", **options))
+
+
+def most_alive(plan: Any) -> int:
+    """Return the most bytes of chunks that a block has read and another will, block by block."""
+    [source], own = plan.sources, plan.reuse == "share"
+    reads = [
+        [range(max(0, a) // c, -(-min(b, n) // c)) for a, b in (t.owned_read if own else t.touch_read)]
+        for t, c, n in zip(plan.tables, source.chunks, plan.shape, strict=True)
+    ]
+    order = plan.slow_axes
+    blocks = []
+    for numbers in itertools.product(*(range(plan.blocks[d]) for d in order)):
+        place = dict(zip(order, numbers, strict=True))
+        blocks.append(set(itertools.product(*(reads[d][place[d]] for d in range(len(order))))))
+    left = Counter(chunk for block in blocks for chunk in block)
+    begun, most = set[Any](), 0
+    for block in blocks:
+        begun |= {chunk for chunk in block if left[chunk] > 1}
+        most = max(most, sum(size_of(plan, chunk) for chunk in begun))
+        left.subtract(block)
+        begun -= {chunk for chunk in block if not left[chunk]}
+    return most
+
+
+def size_of(plan: Any, chunk: tuple[int, ...]) -> int:
+    [source] = plan.sources
+    lengths = [min(c, n - k * c) for k, c, n in zip(chunk, source.chunks, plan.shape, strict=True)]
+    return int(math.prod(lengths) * source.sample_bytes)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_memory_for_chunks_suffices_in_the_order_of_blocks(tmp_path: Path, data: st.DataObject) -> None:
+    """A single chunk too few, and a run that forgets the oldest first decodes all of them again."""
+    ndim = data.draw(st.integers(1, 3))
+    shape = tuple(data.draw(st.integers(20, (200, 80, 40)[ndim - 1])) for _ in range(ndim))
+    crop = tuple(data.draw(st.integers(4, n // 3)) for n in shape)
+    chunks = tuple(data.draw(st.one_of(st.integers(1, n // 3), st.just(n))) for n in shape)
+    block = tuple(data.draw(st.integers(c, n)) for c, n in zip(crop, shape, strict=True))
+    tiling: dict[str, Any] = {"overlap": tuple(data.draw(st.integers(0, (c - 1) // 2)) for c in crop)}
+    if data.draw(st.booleans()):
+        tiling = {"stride": tuple(data.draw(st.integers(1 + c // 3, c)) for c in crop), "blend": "hann"}
+    edge = data.draw(st.sampled_from(["shift", "clip", "squeeze"]))
+    plan = planned(tmp_path, shape, chunks, crop, chunks=block, edge=edge, **tiling)
+    plan = dataclasses.replace(plan, threads=1)
+    alive = most_alive(plan)
+    assert alive <= kept_bytes(plan) <= 4 * alive
+
+
+@pytest.mark.parametrize("shape", [(256, 2048, 2048), (2048, 256, 2048), (1024, 2048, 2048)])
+@pytest.mark.parametrize("plane", [0, 1])
+def test_planes_of_a_volume_are_left_one_after_the_other(
+    shape: tuple[int, ...], plane: int, tmp_path: Path
+) -> None:
+    """From the longest axis on, each row of blocks would need all planes: the volume would be kept."""
+    chunks = tuple(1 if d == plane else n for d, n in enumerate(shape))
+    plan = planned(tmp_path, shape, chunks, 64, overlap=8)
+    volume = 2 * math.prod(shape)
+    assert kept_bytes(plan) <= 3 * (plan.block[plane] + 2 * 8) * 2 * math.prod(chunks)
+    assert kept_bytes(plan) <= volume / 4 or volume < 4e9
+    assert decoded_ratio(plan) == 1
+
+
+@pytest.mark.parametrize("limit", ["40MB", "60MB", "100MB", "200MB"])
+def test_blocks_leave_room_for_the_chunks_that_they_share(limit: str, tmp_path: Path) -> None:
+    plan = planned(tmp_path, (8192, 8192), (1, 8192), 512, overlap=16, memory_limit=limit)
+    assert peak_bytes(plan) <= int(limit[:-2]) * 10**6
+    assert decoded_ratio(plan) <= 1.1
+
+
+def test_a_refused_limit_names_one_that_suffices(tmp_path: Path) -> None:
+    """Chunks that are kept take less than those that zarr decodes side by side."""
+    asked: dict[str, Any] = {"overlap": 16, "chunks": 1440}
+    with pytest.raises(tw.MemoryBudgetError, match="memory_limit=") as refused:
+        planned(tmp_path, (8192, 8192), (4096, 4096), 512, memory_limit="100MB", **asked)
+    limit = int(str(refused.value).rsplit("=", 1)[1].rstrip("."))
+    plan = planned(tmp_path, (8192, 8192), (4096, 4096), 512, memory_limit=limit, **asked)
+    assert 0.9 * limit <= peak_bytes(plan) <= limit

@@ -99,15 +99,23 @@ class Names:
 
 
 class _Padded(dict[int, str]):
-    """The numbers below ``n`` as text with leading zeros, so that their order is that of the text."""
+    """The numbers below ``n`` as text with leading zeros, so that their order is that of the text.
 
-    def __init__(self, n: int) -> None:
+    With ``down`` it is the reverse of it.
+    """
+
+    def __init__(self, n: int, *, down: bool = False) -> None:
         super().__init__()
+        self._last, self._down = n - 1, down
         self._width = len(str(n - 1))
 
     def __missing__(self, number: int) -> str:
-        text = self[number] = str(number).zfill(self._width)
+        text = self[number] = str(self.own(number)).zfill(self._width)
         return text
+
+    def own(self, number: int) -> int:
+        """Return the number in the text of another number; the number of a text, from that in it."""
+        return self._last - number if self._down else number
 
 
 class BlockTasks:
@@ -144,7 +152,11 @@ class BlockTasks:
         # Of the axes along which blocks share tiles.
         columns = zip(self._axes, self._counts, strict=True)
         self._open_axes = [d for d, n in columns if n > 1 and d not in spec.plan.slab_axes]
-        self._texts = [_Padded(n) for n in self._counts]
+        # dask runs tasks that need nothing of one another from the last key to the first (2026.8), and gets a
+        # run in parts. Each would first read what the next part needs, and it would wait: the chunks of a
+        # volume of 512 blocks were decoded 1.9 times.
+        down = spec.active.reuse != "share"
+        self._texts = [_Padded(n, down=down) for n in self._counts]
         self._in_order = self._axes == list(range(len(self._axes)))
         self._near = spec.active.neighbours
         self._ref = TaskRef(self.names.spec)
@@ -197,7 +209,8 @@ class BlockTasks:
         columns = zip(key[1:], self._counts, strict=True)
         if not all(isinstance(b, str) and b.isdecimal() and int(b) < n for b, n in columns):
             return None
-        return self._kinds[key[0]], self.index(key[1:])
+        numbers = [texts.own(int(b)) for texts, b in zip(self._texts, key[1:], strict=True)]
+        return self._kinds[key[0]], self.index(numbers)
 
     def block_of(self, key: Key, number: int = 0) -> Index | None:
         """Return the block of a key of the dask array of an output; None for any other key."""

@@ -12,11 +12,11 @@ from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human
-from tilework.plan.decoding import decoded_ratio, lost_axes, with_cache
-from tilework.plan.memory import parallel_bytes, peak_bytes, seam_bytes
+from tilework.plan.decoding import decoded_ratio, kept_levels, lost_axes, with_cache
+from tilework.plan.memory import in_order, parallel_bytes, peak_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["DECODED", "BlockRequest", "Candidate", "choose_blocks", "is_fair"]
+__all__ = ["DECODED", "BlockRequest", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
 
 Notes = tuple[str, ...]
 
@@ -81,6 +81,8 @@ class Candidate:
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
         encoding, none = plan.threads * request.encoding, plan.with_cache(0)
+        if limit - encoding - peak_bytes(none) + parallel_bytes(none) >= 0:
+            none = in_order(none)
         # Made from `none`, it has the tables that the costs were taken from.
         plan = with_cache(none, limit - encoding - peak_bytes(none) + parallel_bytes(none))
         return cls(plan, kind, plan.calls(), peak_bytes(plan) + encoding, longer)
@@ -109,7 +111,10 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
     asked = f"reuse={request.reuse!r} was asked for"
     if request.chunks is not None:
         _check_chunks(plan, request.chunks, request.unit)
-        return _choose_reuse(plan, request.chunks, request, (), asked)
+        try:
+            return _choose_reuse(plan, request.chunks, request, (), asked)
+        except _TooLarge as error:
+            raise error.refusal(request) from None
     try:
         return _widened(_choose_shape(plan, request, asked), request, asked)
     except MemoryBudgetError:
@@ -121,20 +126,20 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 
 def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
-    """Return ``plan``, with longer blocks where memory does not suffice to keep its decoded chunks.
+    """Return ``plan``, with other blocks where memory does not suffice to keep its decoded chunks.
 
-    Blocks grow along the axes along which chunks are decoded again, and share these among more tiles.
+    Blocks grow along the axes along which chunks are decoded again, and share these among more tiles; or they
+    are shorter along the axis that comes last, so that the chunks of fewer blocks wait.
     """
-    best, least = plan, decoded_ratio(plan)
-    if least <= DECODED or request.target is not None or not any(s.shared and s.chunks for s in plan.sources):
+    if request.target is not None or _keeps_chunks(plan):
         return plan
+    best, least = plan, decoded_ratio(plan)
     workers = request.workers or plan.threads
-    for times, block in _longer(plan, lost_axes(plan)):
-        if times == 1:
-            continue
+    longer = (block for times, block in _longer(plan, lost_axes(plan)) if times > 1)
+    for block in (*longer, *_thinner(plan, request)):
         try:
             found = _choose_reuse(plan, block, request, plan.notes[:-1], asked)
-        except MemoryBudgetError:
+        except (GridError, _TooLarge):
             continue
         ratio = decoded_ratio(found)
         if ratio < least and found.calls() <= plan.calls() and is_fair(found, workers):
@@ -200,23 +205,30 @@ def _check_supports(plan: TilePlan, chunks: Sequence[int]) -> None:
 def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     """Return the plan with the largest blocks up to the target that fit into memory and keep workers busy."""
     workers = request.workers or plan.threads
-    limit = 0.0 if _paints(plan) else RECOMPUTE_LIMIT
-    enough = (1 + limit) * plan.n_runs
+    enough = _enough(plan)
     fair = math.inf if request.target else _fair(plan, workers)
-    error: MemoryBudgetError | None = None
+    error: _TooLarge | None = None
     best, least = None, math.inf
+    good: TilePlan | None = None
     # Rules, read in order for every shape, the largest first:
     for most, block, notes in _shapes(plan, request):
         # 1. Blocks that do not fit into memory are out.
         try:
             found = _choose_reuse(plan, block, request, notes, asked)
-        except MemoryBudgetError as e:
+        except _TooLarge as e:
             error = e
             continue
-        # 2. The first shape with few extra calls, evenly spread over the workers, is taken.
+        # 2. The first shape with few extra calls, evenly spread over the workers, is taken, or a smaller one
+        #    that leaves room for chunks that would be decoded again.
         load = found.calls() / workers if request.target else _load(found, workers)
         if found.calls() <= enough and load <= fair:
-            return found
+            if good is None or decoded_ratio(found) < decoded_ratio(good):
+                good = found
+            if _has_room(found, request):
+                return good
+            continue
+        if good is not None:
+            return good
         # 3. Otherwise the one whose busiest worker runs the fewest crops; among equals, the largest. If
         #    memory is short, smaller blocks that share may cost fewer calls than larger ones that do not.
         if load < least:
@@ -224,10 +236,38 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         # 4. The rest is left out if blocks so small cannot do better.
         if least <= _fewest(plan, most) / workers and _must_repeat(found, request):
             break
+    if good is not None:
+        return good
     if best is None:
         assert error is not None
-        raise error
+        raise error.refusal(request)
     return best
+
+
+def _has_room(plan: TilePlan, request: BlockRequest) -> bool:
+    """Return whether smaller blocks would hardly leave more room for chunks, or need not."""
+    if request.memory_limit is None or request.target is not None or _keeps_chunks(plan):
+        return True
+    # Tasks of small blocks are so short that one thread overtakes another by many of them.
+    small = math.prod(plan.block) * _sample_bytes(plan) < SMALL / 8
+    return small or 32 * (peak_bytes(plan) - plan.cache_bytes) <= request.memory_limit
+
+
+def is_thrifty(plan: TilePlan) -> bool:
+    """Return whether few crops run twice, and hardly any chunk that may be kept is decoded again."""
+    return plan.calls() <= _enough(plan) and _keeps_chunks(plan)
+
+
+def _enough(plan: TilePlan) -> float:
+    """Return the number of crops that blocks may run without others being looked for."""
+    return (1 + (0.0 if _paints(plan) else RECOMPUTE_LIMIT)) * plan.n_runs
+
+
+def _keeps_chunks(plan: TilePlan) -> bool:
+    """Return whether memory suffices to decode hardly any chunk again that may be kept."""
+    if not lost_axes(plan) or not any(s.shared and s.chunks for s in plan.sources):
+        return True
+    return decoded_ratio(plan) <= DECODED
 
 
 def _must_repeat(plan: TilePlan, request: BlockRequest) -> bool:
@@ -387,12 +427,7 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     limit = math.inf if request.memory_limit is None else request.memory_limit
     fitting = [c for c in found if c.peak <= limit]
     if not fitting:
-        least = min(c.peak for c in found)
-        raise MemoryBudgetError(
-            f"blocks of {block} samples need about {human(least)} in a process with {plan.threads} threads"
-            f"{_encoded(plan, request)}; memory_limit is {human(limit)}. Use fewer threads, a smaller crop "
-            f"or batch, or memory_limit={least}."
-        )
+        raise _TooLarge(block, found)
     alone, share = (next((c for c in found if c.kind == kind), None) for kind in ("recompute", "share"))
     tiles = max(1, plan.n_runs)
     cheapest = min(fitting, key=lambda c: c.rank)
@@ -415,6 +450,34 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     else:
         best, why = cheapest, (f"share: blocks alone would cost {extra:.1%} extra calls",)
     return best.plan.with_notes((*notes, *why))
+
+
+class _TooLarge(Exception):
+    """Blocks of one shape do not fit into memory, however they are computed."""
+
+    def __init__(self, block: Index, found: Sequence[Candidate]) -> None:
+        super().__init__(block)
+        self.block, self.found = block, found
+
+    def refusal(self, request: BlockRequest) -> MemoryBudgetError:
+        """Return the error for the user; to find a limit that suffices takes long."""
+        plan, least = self.found[0].plan, min(map(_least, self.found))
+        fewer, limit = "fewer threads, " if plan.threads > 1 else "", request.memory_limit
+        return MemoryBudgetError(
+            f"blocks of {self.block} samples need about {human(least)} in a process with {plan.threads} "
+            f"threads{_encoded(plan, request)}; memory_limit is {human(limit or 0)}. Use {fewer}a smaller "
+            f"crop or batch, or memory_limit={least}."
+        )
+
+
+def _least(candidate: Candidate) -> int:
+    """Return the smallest limit of memory that a candidate fits."""
+    plan = candidate.plan
+    if plan.cache_bytes:
+        return candidate.peak
+    # Kept chunks are decoded one by one: keeping a few may take less than decoding several at a time.
+    kept = min((need for need in kept_levels(plan) if need), default=math.inf)
+    return int(min(candidate.peak, candidate.peak - parallel_bytes(plan) + kept))
 
 
 def _encoded(plan: TilePlan, request: BlockRequest) -> str:
@@ -458,7 +521,7 @@ def _too_short(plan: TilePlan) -> str:
 def _slabs(plan: TilePlan, request: BlockRequest) -> Iterator[Candidate]:
     """Yield slabs along one or more axes; blocks that are longer across slabs run fewer tiles twice."""
     for slabs in range(1, len(plan.axes) - plan.n_each):
-        cut = plan.slow_axes[plan.n_each : plan.n_each + slabs]
+        cut = plan.long_axes[:slabs]
         for times, block in _longer(plan, cut) if request.chunks is None else ((1, plan.block),):
             yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), request, times)
 
@@ -469,6 +532,18 @@ def _longer(plan: TilePlan, axes: Sequence[int]) -> Iterator[tuple[int, Index]]:
         block = [b * times if d in axes else b for d, b in enumerate(plan.block)]
         if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in axes):
             yield times, tuple(min(b, n) for b, n in zip(block, plan.shape, strict=True))
+
+
+def _thinner(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
+    """Yield block shapes that are shorter along the slowest axis of a slab, halved each time."""
+    d = plan.slow_axes[plan.n_each + plan.slabs]
+    step = math.lcm(plan.axes[d].quantum, plan.axes[d].stride, request.unit[d] if request.unit else 1)
+    size = ceil_div(plan.block[d], 2 * step) * step
+    while size < plan.block[d]:
+        yield (*plan.block[:d], size, *plan.block[d + 1 :])
+        if size == step:
+            return
+        size = ceil_div(size, 2 * step) * step
 
 
 def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:

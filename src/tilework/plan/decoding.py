@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -27,7 +27,9 @@ __all__ = [
     "Kept",
     "chunk_reads",
     "decoded_ratio",
+    "kept_bytes",
     "kept_chunks",
+    "kept_levels",
     "lost_axes",
     "reads_own",
     "with_cache",
@@ -61,7 +63,7 @@ def kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes:
     axes : tuple of int
         The source's axis for each axis of the plan.
     """
-    key = "kept", number, shape, chunks, axes, plan.cache_bytes
+    key = "kept", number, shape, chunks, axes, plan.cache_bytes, plan.order
     if key not in plan.held:
         plan.held[key] = _kept_chunks(plan, number, shape, chunks, axes)
     found: Kept = plan.held[key]
@@ -135,8 +137,12 @@ def with_cache(plan: Plan, room: float) -> Plan:
     """Return a plan that keeps chunks along as many axes as ``room`` bytes suffice for."""
     if room < 0:
         return plan.with_cache(0)  # the chunks of a plan that does not fit need not be counted
-    needs = (_bytes_at(plan, level) for level in range(len(plan.axes), -1, -1))
-    return plan.with_cache(next((need for need in needs if need <= room), 0))
+    return plan.with_cache(next((need for need in kept_levels(plan) if need <= room), 0))
+
+
+def kept_levels(plan: BlockPlan) -> Iterator[int]:
+    """Yield the bytes of chunks that are kept along all axes, all but the slowest, and so on."""
+    return (_bytes_at(plan, level) for level in range(len(plan.axes), -1, -1))
 
 
 def with_spare(plan: Plan, room: float) -> Plan:
@@ -167,6 +173,11 @@ def _order(plan: BlockPlan) -> list[int]:
     return [*cut, *(d for d in plan.slow_axes if d not in cut)]
 
 
+def kept_bytes(plan: BlockPlan) -> int:
+    """Return the bytes of chunks that a process keeps so that none is decoded again."""
+    return _bytes_at(plan, len(plan.axes))
+
+
 def _bytes_at(plan: BlockPlan, level: int) -> int:
     """Return the most bytes of chunks that a process keeps at a level."""
     return sum(_source_bytes(plan, s, s.chunks, level) for s in plan.sources if s.chunks is not None)
@@ -180,19 +191,35 @@ def _source_bytes(plan: BlockPlan, source: SourcePlan, chunks: Index, level: int
     own = plan.threads * math.prod(f.widest for f in facts) if again else 0.0
     if not source.shared or not level:
         return int(source.sample_bytes * own)
-    # ``live`` bounds the chunks that some blocks have read and others will read, over the axes so far.
-    every, live, new, alone = 1.0, 0.0, 1.0, 1.0
+    # ``live`` bounds the chunks that some blocks have read and others will read, over the axes so far, and
+    # ``own_live`` also has those that one block alone reads, which blocks along slower axes may read too.
+    every, live, own_live, new, alone = 1.0, 0.0, 1.0, 1.0, 1.0
     for d in reversed(order[len(lost) :]):
         if d in plan.slab_axes:
-            live = every = every * facts[d].widest
+            live = own_live = every = every * facts[d].widest
         else:
-            live = max((stay * every + change * live for stay, change in facts[d].places), default=0.0)
+            places = facts[d].places
+            live = max((s * every + b * own_live + a * live for s, b, a in places), default=0.0)
+            own_live = max((s * every + (b + a) * own_live for s, b, a in places), default=0.0)
             every *= facts[d].total
         new, alone = new * facts[d].new, alone * facts[d].alone
     if live:
         # Tasks that run at the same time may begin before the tasks of earlier blocks.
-        live = min(every, live + 2 * (plan.threads - 1) * (new - alone))
+        live = min(every, live + _openers(plan, order, facts) * (new - alone))
     return int(source.sample_bytes * (own + live * math.prod(facts[d].widest for d in lost)))
+
+
+def _openers(plan: BlockPlan, order: Sequence[int], facts: Sequence[_AxisChunks]) -> int:
+    """Return how many of the blocks that may run too early can be the first to read a chunk.
+
+    Along axes along which chunks are longer than blocks, only one of all blocks is.
+    """
+    early, together = 2 * (plan.threads - 1), 1
+    for d in reversed(order):
+        if facts[d].openers > 1:
+            break
+        together *= plan.blocks[d]
+    return ceil_div(early, together)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +240,11 @@ class _AxisChunks:
     """Most samples of the chunks that a block is the first to read."""
     alone: int
     """How many of these no other block reads."""
-    places: tuple[tuple[int, int], ...]
-    """For each kind of block, two numbers of samples: those whose chunks are live beside all chunks along the
-    faster axes, and those whose chunks are live beside the live ones."""
+    openers: int
+    """Number of blocks that are the first to read a chunk."""
+    places: tuple[tuple[int, int, int], ...]
+    """For each kind of block, three numbers of samples: of the chunks that are live beside all chunks along
+    the faster axes, of those that are live beside the live ones, and of those that only this block reads."""
 
 
 def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
@@ -248,7 +277,7 @@ def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     one, two = (_chunks_along(replace(table, grid=g), chunk, own) for g in grids)
     grown = {
         name: getattr(two, name) + (steps - 2) * (getattr(two, name) - getattr(one, name))
-        for name in ("count", "once", "reads", "total")
+        for name in ("count", "once", "reads", "total", "openers")
     }
     return replace(two, **grown)
 
@@ -278,7 +307,7 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     widths = edges[reads[1]] - edges[reads[0]]
     [blocks] = np.nonzero(widths)
     if not len(blocks):
-        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, ())
+        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, ())
     # The first and the last block that reads each chunk.
     first, stop = reads[:, blocks]
     numbers = np.arange(count)
@@ -297,23 +326,24 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     widest_new = int((opens + alone).argmax())
     # While the blocks of one number run, what they open is live behind the place that was reached in their
     # plane, and what they close is live ahead of it: together a plane, and twice what is live in the plane.
-    stay, change = within + np.maximum(opens, closes), np.minimum(opens, closes) + alone
+    stay, both = within + np.maximum(opens, closes), np.minimum(opens, closes)
     return _AxisChunks(
         count, int(read.sum()), int((reads[1] - reads[0]).sum()), int(sizes.sum()), int(widths.max()),
         int((opens + alone)[widest_new]), int(alone[widest_new]),
-        _largest(stay, change),
+        int(np.count_nonzero(opens + alone)),
+        _largest(stay, both, alone),
     )  # fmt: skip
 
 
-def _largest(stay: Ints, change: Ints) -> tuple[tuple[int, int], ...]:
-    """Return, for each value of ``change``, the largest of ``stay`` and the value.
+def _largest(stay: Ints, both: Ints, alone: Ints) -> tuple[tuple[int, int, int], ...]:
+    """Return, for each pair of ``both`` and ``alone``, the largest of ``stay`` and the pair.
 
     np.unique(axis=0) would do, in 50 times the time.
     """
-    order = np.lexsort((stay, change))
-    stay, change = stay[order], change[order]
-    last = np.append(change[1:] != change[:-1], True)
-    return tuple(zip(stay[last].tolist(), change[last].tolist(), strict=True))
+    order = np.lexsort((stay, both, alone))
+    stay, both, alone = stay[order], both[order], alone[order]
+    last = np.append((both[1:] != both[:-1]) | (alone[1:] != alone[:-1]), True)
+    return tuple(zip(stay[last].tolist(), both[last].tolist(), alone[last].tolist(), strict=True))
 
 
 # -- what is decoded --------------------------------------------------------------------------------------

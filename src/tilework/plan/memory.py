@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from tilework.plan.decoding import chunk_reads, reads_own
+from tilework.plan.decoding import chunk_reads, kept_bytes, reads_own
 from tilework.plan.output_plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from tilework.plan.axis_table import Spans
     from tilework.plan.tables import BlockPlan
 
-__all__ = ["parallel_bytes", "peak_bytes", "seam_bytes", "tiles_of_blocks"]
+__all__ = ["in_order", "parallel_bytes", "peak_bytes", "seam_bytes", "tiles_of_blocks"]
 
+Plan = TypeVar("Plan", bound="BlockPlan")
+# Another order than from the longest axis on has to keep less than this part of it.
+ENOUGH = 0.9
 # Chunks that zarr reads at a time, by default (``async.concurrency``).
 PARALLEL = 10
 # Bytes of scratch memory in which a thread multiplies results by weights.
@@ -90,6 +93,33 @@ def _finishing(plan: BlockPlan, output: OutputPlan) -> float:
     # The weights of a tile, and where they are positive.
     tile = math.prod(a.crop for a in plan.axes) * scale * (17 if output.rim is not None else 0)
     return math.prod(plan.block) * scale * output.gap_bytes + tile
+
+
+def in_order(plan: Plan) -> Plan:
+    """Return the plan with its blocks in the order of axes in which seams and kept chunks take the least.
+
+    From the longest axis on, seams take the least, and so do chunks that lie on blocks. A chunk that is
+    longer than a block waits for all blocks on it: the planes of a volume, as chunks, then come in turn.
+    """
+    free = [d for d in plan.long_axes if d not in plan.slab_axes and plan.blocks[d] > 1]
+    long = any(s.shared and s.chunks and any(s.chunks[d] > plan.block[d] for d in free) for s in plan.sources)
+    if not long or len(free) < 2:
+        return plan
+    best, least = plan, ENOUGH * _between(plan)
+    first: list[int] = []
+    while len(free) > 1:
+        for d in free:
+            found = plan.with_order([*first, d, *(e for e in plan.long_axes if e not in (*first, d))])
+            if (kept := _between(found)) < least:
+                best, least = found, kept
+        first.append(next(d for d in best.slow_axes if d in free))
+        free.remove(first[-1])
+    return best
+
+
+def _between(plan: BlockPlan) -> float:
+    """Return the bytes that a process keeps between tasks so that none of its work is done again."""
+    return kept_bytes(plan) + (seam_bytes(plan) if plan.reuse == "share" else 0)
 
 
 def seam_bytes(plan: BlockPlan) -> int:

@@ -189,6 +189,8 @@ class BlockPlan(Holder, Sequence[Tile]):
     gaps: str = "known"
     """"known": tiles that are left out are those of the mask; "any": also others, by a predicate or because
     they fail."""
+    order: tuple[int, ...] = ()
+    """The tiled axes in the order in which blocks run, slowest first; (): from the longest."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 
@@ -285,15 +287,21 @@ class BlockPlan(Holder, Sequence[Tile]):
         return tuple(ceil_div(a.extent, b) for a, b in zip(self.axes, self.block, strict=True))
 
     @property
-    def slow_axes(self) -> list[int]:
-        """The axes in the order of keys, slowest first: ``each`` axes, then tiled axes from the longest."""
+    def long_axes(self) -> list[int]:
+        """The tiled axes, the longest first."""
         tiled = range(self.n_each, len(self.axes))
-        return [*range(self.n_each), *sorted(tiled, key=lambda d: (-self.axes[d].extent, d))]
+        return sorted(tiled, key=lambda d: (-self.axes[d].extent, d))
+
+    @property
+    def slow_axes(self) -> list[int]:
+        """The axes in the order of keys, slowest first: ``each`` axes, those across slabs, the others."""
+        cut = self.slab_axes
+        return [*range(self.n_each), *cut, *(d for d in self.order or self.long_axes if d not in cut)]
 
     @property
     def slab_axes(self) -> list[int]:
         """The axes along which a slab is one block long."""
-        return self.slow_axes[self.n_each : self.n_each + self.slabs]
+        return self.long_axes[: self.slabs]
 
     @derived
     def tables(self) -> tuple[AxisTable, ...]:
@@ -492,7 +500,7 @@ class BlockPlan(Holder, Sequence[Tile]):
         -------
         TilePlan
         """
-        plan = replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes), slabs=slabs)
+        plan = replace(self, block=tuple(block), reuse=reuse, notes=tuple(notes), slabs=slabs, order=())
         plan.held.update((name, self.held[name]) for name in OF_TILES if name in self.held)
         plan.held["near"] = self.held.get("tables", ())
         return plan
@@ -506,6 +514,12 @@ class BlockPlan(Holder, Sequence[Tile]):
     def with_cache(self, cache_bytes: int) -> Self:
         """Return the same plan with other memory for decoded chunks."""
         plan = replace(self, cache_bytes=cache_bytes)
+        plan.held.update(self.held)
+        return plan
+
+    def with_order(self, order: Sequence[int]) -> Self:
+        """Return the same plan with blocks that run in another order of the tiled axes, slowest first."""
+        plan = replace(self, order=tuple(order))
         plan.held.update(self.held)
         return plan
 

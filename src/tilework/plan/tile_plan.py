@@ -66,6 +66,8 @@ class TilePlan(BlockPlan):
             del data["batches"]
         if self.gaps == "known":
             del data["gaps"]
+        if not self.order:
+            del data["order"]
         return json.dumps({"tilework_plan": FORMAT, **data})
 
     @classmethod
@@ -106,8 +108,8 @@ class TilePlan(BlockPlan):
             )
             for s in data["sources"]
         )
-        for name in ("names", "block", "notes"):
-            data[name] = tuple(data[name])
+        for name in ("names", "block", "notes", "order"):
+            data[name] = tuple(data.get(name, ()))
         data["mask"] = None if data["mask"] is None else base64.b64decode(data["mask"])
         return cls(**data)
 

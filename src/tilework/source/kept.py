@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import threading
 import time
 import weakref
@@ -164,6 +165,7 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._pending: dict[Key, threading.Event] = {}
+        self._random = random.Random(0)
         self._sizes: dict[Any, int] = {}
         """Bytes of the chunks of each share."""
         self._limits: dict[Any, list[int]] = {}
@@ -320,15 +322,19 @@ class ChunkCache:
     def _make_room(self, share: Any, nbytes: int) -> bool:
         """Drop chunks until ``nbytes`` more fit; return whether they do.
 
-        The oldest of the same share go first, then those of tasks that do not run any more.
+        Some of the same share go first, then those of tasks that do not run any more. Blocks run in rows, so
+        the oldest chunk is the next to be read: if it went first and a hundredth of the memory were missing,
+        all chunks would be decoded again, and of those that are drawn a fiftieth are.
         """
         limit, total = self._limits[share][0], sum(limit for limit, _ in self._limits.values())
         if nbytes > limit:
             return False
         if self._sizes.get(share, 0) + nbytes > limit:
-            own = (key for key, entry in list(self._entries.items()) if entry.share == share)
+            own = [key for key, entry in self._entries.items() if entry.share == share]
             while self._sizes.get(share, 0) + nbytes > limit:
-                self._drop(next(own))
+                number = self._random.randrange(len(own))
+                own[number], own[-1] = own[-1], own[number]
+                self._drop(own.pop())
         if self.nbytes + nbytes > total:
             others = [key for key, entry in self._entries.items() if entry.share not in self._limits]
             while self.nbytes + nbytes > total and others:

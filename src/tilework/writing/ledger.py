@@ -128,7 +128,8 @@ def record_of(fingerprint: Mapping[str, str], plan: TilePlan | None = None) -> R
     record: Record = {"format": FORMAT, "versions": versions(), "fingerprint": dict(fingerprint)}
     if plan is not None:
         # Without the facts on the machine that do not affect values: stores of two machines are equal.
-        record["plan"] = json.loads(replace(plan, threads=1, cache_bytes=0, notes=(), gaps="known").to_json())
+        own = replace(plan, threads=1, cache_bytes=0, notes=(), gaps="known", order=())
+        record["plan"] = json.loads(own.to_json())
     return record
 
 

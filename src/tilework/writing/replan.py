@@ -19,7 +19,7 @@ from tilework.errors import GridError, MemoryBudgetError, TilingError
 from tilework.execution.where import Where
 from tilework.function.devices import devices_of
 from tilework.graph.build import chunks_of
-from tilework.plan.blocks import DECODED, BlockRequest, Candidate, choose_blocks, is_fair
+from tilework.plan.blocks import DECODED, BlockRequest, Candidate, choose_blocks, is_fair, is_thrifty
 from tilework.plan.decoding import decoded_ratio, with_cache
 from tilework.plan.memory import peak_bytes
 from tilework.plan.tile_plan import TilePlan
@@ -201,9 +201,12 @@ def _fitting(spec: Spec, plan: TilePlan, request: BlockRequest, where: Where, *,
     if request.chunks is not None:
         return _resumed(plan, request)
     memory = request.memory_limit - plan.threads * request.encoding
-    if given or not _fits(plan, request.unit, memory) or _too_few(spec, where):
-        return choose_blocks(plan, request)
-    return with_cache(plan, memory - peak_bytes(plan))
+    if _fits(plan, request.unit, memory) and not _too_few(spec, where):
+        own = with_cache(plan, memory - peak_bytes(plan))
+        # Other blocks are for a limit that these do not fit, with their chunks and all their tiles run once.
+        if not given or is_thrifty(own):
+            return own
+    return choose_blocks(plan, request)
 
 
 def _fits(plan: TilePlan, unit: Index, memory: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 import warnings
 from fractions import Fraction
@@ -382,6 +383,47 @@ def test_values_that_sums_would_change_are_copied():
     aggregator.append(*sampler[0])
     with pytest.raises(tw.TilingError, match="came twice"):
         aggregator.append(*sampler[0])
+
+
+@pytest.mark.parametrize("chunk", [None, 8])
+@pytest.mark.parametrize("dtype", ["u1", "f4", "i8", "u8", "?", "M8[s]"])
+@pytest.mark.parametrize("mode", SAMPLE)
+def test_all_samples_of_a_patch_are_in_the_result_whatever_its_dtype(mode, dtype, chunk):
+    wrong = []
+    cases = itertools.product((8, 9, 13, 25), (3, 4, 8), (1, 2, 4, 8))
+    for extent, patch, step in (case for case in cases if case[2] <= case[1]):
+        image, reached = (np.arange(extent) % 251 + 1).astype(dtype), np.zeros(extent, bool)
+        sampler = GridSampler(None, extent, patch, step, chunk, mode=mode)
+        aggregator = Aggregator(sampler, output=np.zeros(extent, dtype))
+        try:
+            for (box,) in sampler:
+                aggregator.append(image[slice(*box)], [box])
+                reached[slice(*box)] = True
+        except tw.TilingError:
+            assert dtype in ("M8[s]", "?")  # the average of times does not exist, that of flags is no flag
+            continue
+        expected = np.where(reached, image, np.zeros(1, dtype)).astype(np.int64)
+        if not np.allclose(aggregator.get_output().astype("i8" if dtype == "M8[s]" else "f8"), expected):
+            wrong.append((extent, patch, step))
+    assert not wrong
+
+
+@pytest.mark.parametrize("dtype", ["f4", "u1", "i8", "?", "M8[s]"])
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.array([[1.0, 1.0], [1.0, 0.0]]), "sample 1 on axis 0, 1 on axis 1 has none"),
+        ([np.array([1.0, 0.0]), np.ones(2)], "axis 0"),
+        (np.ones((4, 4)), "importance map"),
+        ([np.ones(3), np.ones(2)], "window"),
+    ],
+    ids=["hole", "hole in one axis", "shape", "length"],
+)
+def test_weights_are_checked_whatever_the_dtype_of_patches(dtype, weights, message):
+    sampler = GridSampler(None, (4, 4), (2, 2), mode="edge")
+    aggregator = Aggregator(sampler, output_size=(4, 4), weights=weights)
+    with pytest.raises(tw.TilingError, match=message):
+        aggregator.append(np.zeros((2, 2), dtype), sampler[0])
 
 
 @pytest.mark.parametrize("weights", ["max", "min", "sum", "trim", "linear"])

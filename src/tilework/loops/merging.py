@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -181,9 +181,8 @@ class Merge:
         axes = self._axes(ndim)
         untiled = tuple(n for a, n in enumerate(first.shape) if a not in axes)
         reduce, channel, left = self._reduction(ndim, untiled)
-        blend = self.blend
-        if kind_of(blend) not in UNWEIGHTED and self._copied(first.dtype):
-            blend = "trim"
+        copied = kind_of(self.blend) not in UNWEIGHTED and self._copied(first.dtype)
+        blend = "trim" if copied else self.blend
         kind = kind_of(blend)
         values = addable(first[(slice(0),) * ndim], kind).dtype
         dtype = self._default(values, kind, reduce) if self.dtype is None else self.dtype
@@ -195,10 +194,15 @@ class Merge:
             reduced_axes=self._axes(len(left) + len(self.grids)),
         )  # fmt: skip
         cut = Cut.numbered(axes, self.grids)
+        if copied:
+            # Refuses the weights that it would refuse for patches of other dtypes.
+            cut.weighed(replace(bound, blend=self.blend, kind=kind_of(self.blend)))
+            # The core of a patch without context is all of it, also where the grid drops what follows.
+            cut = Cut.numbered(axes, tuple(replace(grid, overlap=0) for grid in self.grids))
         rim = None if kind == "trim" else cut.rim
         size = math.prod(untiled)
         outputs = (OutputPlan(rim, self.scale, size * values.itemsize, size * dtype.itemsize),)
-        plan = TilePlan(self.grids, cut.names, 0, chunk or self._block(unit, bound), outputs, ())
+        plan = TilePlan(cut.grids, cut.names, 0, chunk or self._block(unit, bound), outputs, ())
         return Spec(plan=plan, sources=(), source_axes=(), fn=_not_called, outputs=(cut.weighed(bound),))
 
     def argmax_left(self, output: BoundOutput) -> int | None:
@@ -249,7 +253,7 @@ class Merge:
             return np.dtype(np.int64)
         if reduce is not None:
             return np.dtype(np.float32)
-        if kind == "trim" and self.blend != "trim" and values.kind in "biu":
+        if kind == "trim" and kind_of(self.blend) != "trim" and values.kind in "biu":
             # The dtype of averages also for copied values, so that it does not depend on the step.
             values, kind = addable(np.empty(0, values), "average").dtype, "average"
         return accumulation_dtype(values, kind)

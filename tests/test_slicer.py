@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 from fractions import Fraction
 from typing import Any
 
@@ -288,6 +290,60 @@ def test_writer_keeps_what_was_left_out_and_fails_safely(tmp_path):
     assert output[:].tolist() == [0] * 16 + [7] * 24, "only whole chunks"
     with pytest.raises(tw.GridError, match="extent 40 on axis 0"):
         slices.writer(np.zeros(39))
+
+
+class Slow:
+    """An array with chunks whose first write takes as long as it is told."""
+
+    shape, chunks = (8,), (4,)
+
+    def __init__(self, dtype: Any) -> None:
+        self.values, self.dtype = np.zeros(8, dtype), np.dtype(dtype)
+        self.begun, self.may_end, self.writes = threading.Event(), threading.Event(), 0
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.values[index]
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self.writes += 1
+        if self.writes == 1:
+            self.begun.set()
+            assert self.may_end.wait(60)
+        self.values[index] = values
+
+
+@pytest.mark.parametrize("place", [slice(0, 4), slice(1, 3)], ids=["whole", "part"])
+@pytest.mark.parametrize("dtype", ["i4", "f8"])
+def test_a_part_may_come_while_its_chunk_is_written(place, dtype):
+    store = Slow(dtype)
+    first = np.full(4, 1, np.int8)
+    expected = np.array([1, 1, 1, 1, 0, 0, 0, 0])
+    expected[place] = 70_000
+    with tw.Slicer(np.zeros(8), 4, 0).writer(store) as out, ThreadPoolExecutor(2) as pool:
+        one = pool.submit(out.__setitem__, slice(0, 4), first)
+        assert store.begun.wait(60)
+        other = pool.submit(out.__setitem__, place, np.full(place.stop - place.start, 70_000))
+        wait([other], timeout=0.2)
+        store.may_end.set()
+        one.result()
+        first[:] = 5  # what the caller does with it afterwards is not written
+        other.result()
+    assert store.values.tolist() == expected.tolist()
+
+
+def test_every_crop_of_a_threaded_loop_is_written():
+    image = np.random.default_rng(0).random(14)
+    slices = tw.Slicer(image, 12, 3)  # two destinations overlap, of which one is a chunk
+    for _ in range(40):
+        output = zarr.create_array({}, shape=(14,), dtype="f8", chunks=(10,))
+
+        def put(number, out):
+            values, source, destination = slices[number]
+            out[destination] = values[source]
+
+        with slices.writer(output) as out, ThreadPoolExecutor(3) as pool:
+            list(pool.map(put, (2, 1, 0), [out] * 3))
+        np.testing.assert_array_equal(output[...], image)
 
 
 def test_plan_reads_the_same_crops():

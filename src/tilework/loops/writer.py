@@ -39,7 +39,7 @@ class _Unwritten:
     """A storage chunk of which some or all parts have arrived, until it is written."""
 
     array: Array
-    """The chunk's samples; those of no part are not valid."""
+    """The chunk's samples; those of no part are not valid. Until a call ends, perhaps its caller's memory."""
     left: int
     """Number of missing parts."""
     full: bool
@@ -141,6 +141,9 @@ class ChunkWriter(Locked):
             array = part if common == chunk else np.empty(chunk.shape, self.array.dtype)
             here = self._unwritten[number] = _Unwritten(array, left, full)
         if here.array is not part:
+            if here.array.base is not None or here.array.dtype != self.array.dtype:
+                # Of a part that is a chunk, which another thread may be writing just now.
+                here.array = here.array.astype(self.array.dtype)
             here.array[common.shift([-a for a in chunk.start]).slices] = part
         here.left -= common not in here.boxes
         here.boxes.add(common)
@@ -159,9 +162,10 @@ class ChunkWriter(Locked):
             if first is not None:
                 raise first
         finally:
-            for here in filter(None, map(self._unwritten.get, numbers)):
-                if here.array.base is not None:
-                    here.array = here.array.copy()  # the caller may use its memory again
+            with self._lock:
+                for here in filter(None, map(self._unwritten.get, numbers)):
+                    if here.array.base is not None:
+                        here.array = here.array.copy()  # the caller may use its memory again
 
     def _write(self, number: Index) -> None:
         """Write one chunk. Threads write different chunks at the same time."""
@@ -170,13 +174,15 @@ class ChunkWriter(Locked):
                 here = self._unwritten.get(number)
                 if here is None:
                     return
-                changes = here.changes
-            chunk, values = self._box(number), here.array
-            if here.left > 0 or not here.full:
+                # Parts that arrive meanwhile change all of these, and are written next.
+                changes, kept, boxes = here.changes, here.array, tuple(here.boxes)
+                whole = here.left <= 0 and here.full
+            chunk, values = self._box(number), kept
+            if not whole:
                 values = np.array(self.array[chunk.slices])
-                for box in here.boxes:
+                for box in boxes:
                     at = box.shift([-a for a in chunk.start]).slices
-                    values[at] = here.array[at]
+                    values[at] = kept[at]
             self.array[chunk.slices] = values
             with self._lock:
                 if here.changes == changes:

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 
 import tilework as tw
+from tilework.identity import samples
 
 IMAGE = np.random.default_rng(0).random((48, 48), dtype="f4")
 Case = Callable[[Path], tuple[Any, Any]]
@@ -199,6 +200,12 @@ def test_arrays_in_memory_are_filled(kind: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.asarray(values), IMAGE)
 
 
+def windows() -> np.ndarray:
+    rows, columns = IMAGE.shape
+    line = np.zeros(rows + columns - 1, "f4")
+    return np.lib.stride_tricks.sliding_window_view(line, columns, writeable=True)
+
+
 @pytest.mark.filterwarnings("ignore:Sparse")
 @pytest.mark.parametrize(
     ("kind", "error", "message"),
@@ -209,6 +216,8 @@ def test_arrays_in_memory_are_filled(kind: str, tmp_path: Path) -> None:
         ("integers", tw.TilingError, "dtype int64; the result has"),
         ("expanded", tw.TilingError, "several samples of .* are one in memory"),
         ("strides", tw.TilingError, "several samples of .* are one in memory"),
+        ("windows", tw.TilingError, "several samples of .* are one in memory"),
+        ("windows of a tensor", tw.TilingError, "several samples of .* are one in memory"),
         ("read-only", tw.TilingError, "is read-only"),
         ("chunked", TypeError, "holds data"),
         ("lazy", TypeError, "holds data"),
@@ -228,6 +237,8 @@ def test_arrays_that_would_take_no_samples_are_refused(
         "integers": lambda: torch.zeros(shape, dtype=torch.int64),
         "expanded": lambda: torch.zeros(1).expand(shape),
         "strides": lambda: np.lib.stride_tricks.as_strided(np.zeros(1, "f4"), shape, (0, 0)),
+        "windows": lambda: labelled(windows()),
+        "windows of a tensor": lambda: torch.from_numpy(windows()),
         "read-only": lambda: labelled(np.broadcast_to(np.float32(0), shape)),
         "chunked": lambda: labelled(np.zeros_like(IMAGE)).chunk(16),
         "lazy": lambda: xr.open_dataarray(tmp_path / "a.nc"),
@@ -237,10 +248,126 @@ def test_arrays_that_would_take_no_samples_are_refused(
             write(mapped(IMAGE), into)
 
 
+def _bytes_met(array: np.ndarray) -> np.ndarray:
+    """Return the places of all samples in memory, sorted."""
+    places = np.zeros(1, np.int64)
+    for length, step in zip(array.shape, array.strides, strict=True):
+        places = np.add.outer(places, np.arange(length) * step).ravel()
+    return np.sort(places)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_samples_are_one_exactly_where_their_bytes_are(seed: int) -> None:
+    random, found = np.random.default_rng(seed), set()
+    memory = np.zeros(4000, "u1")
+    for _ in range(150):
+        shape = random.integers(random.integers(2), 6, random.integers(5))
+        dtype = np.dtype(str(random.choice(["u1", "f4", "V3"])))
+        steps = random.integers(-60, 61, len(shape)) * random.choice([1, dtype.itemsize])
+        if random.integers(2):  # steps of a view of an array
+            steps = random.permutation(np.cumprod(random.integers(1, 6, len(shape)))) * dtype.itemsize
+        array = np.lib.stride_tricks.as_strided(
+            memory[2000 : 2000 + dtype.itemsize].view(dtype), shape, steps
+        )
+        one = bool((np.diff(_bytes_met(array)) < dtype.itemsize).any())
+        found.add(one)
+        try:
+            samples.check_samples("into", array)
+        except tw.TilingError:
+            assert one, (shape, steps, dtype)
+        else:
+            assert not one, (shape, steps, dtype)
+    assert found == {False, True}
+
+
+VIEWS: dict[str, Callable[[], Any]] = {
+    "turned": lambda: np.zeros((40, 48, 48), "f4").transpose(2, 0, 1)[:, 3],
+    "Fortran": lambda: np.zeros(IMAGE.shape, "f4", order="F"),
+    "from behind": lambda: np.zeros((96, 48), "f4")[::-2, ::-1],
+    "woven": lambda: np.zeros((48, 48, 2), "f4")[..., 1],
+    "a field": lambda: np.zeros(IMAGE.shape, "u1,f4")["f1"],
+    "windows apart": lambda: np.lib.stride_tricks.as_strided(np.zeros(48 * 50, "f4"), (48, 48), (200, 4)),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_views_are_written_into(view: str) -> None:
+    into = VIEWS[view]()
+    assert tw.compute(mapped(IMAGE), into=into) is into
+    np.testing.assert_array_equal(into, -IMAGE)
+
+
+def test_a_result_without_samples_has_none_that_are_one() -> None:
+    empty = mapped(IMAGE)[:0]
+    assert tw.compute(empty).shape == (0, 48)
+    assert tw.compute(empty, into=np.empty((0, 48), "f4")).shape == (0, 48)
+
+
 def test_the_index_of_an_axis_is_refused() -> None:
     axis = xr.DataArray(np.zeros(100), dims=["x"], coords={"x": np.arange(100.0)}).x
     with pytest.raises(tw.TilingError, match="an index of xarray"):
         tw.compute(tw.tiled_map(np.negative, np.arange(100.0), 16, 4), into=axis)
+
+
+# -- the loops --------------------------------------------------------------------------------------------
+
+
+def aggregated(image: Any, output: Any) -> Any:
+    sampler = tw.GridSampler(image, (48, 48), (16, 16), (8, 8), mode="edge")
+    aggregator = tw.Aggregator(sampler, output=output, weights="trim")
+    for patch, box in sampler:
+        aggregator.append(-np.asarray(patch), box)
+    return aggregator.get_output(inplace=True)
+
+
+def sliced(image: Any, output: Any) -> Any:
+    slices = tw.Slicer(image, 16, 4)
+    with slices.writer(output) as out:
+        for crop, source, destination in slices:
+            out[destination] = -np.asarray(crop)[source]
+    return output
+
+
+LOOPS = {"Aggregator": aggregated, "Slicer": sliced}
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("view", VIEWS)
+def test_loops_write_into_views(loop: str, view: str) -> None:
+    output = VIEWS[view]()
+    LOOPS[loop](IMAGE, output)
+    np.testing.assert_array_equal(output, -IMAGE)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("expanded", tw.TilingError, "several samples of output are one in memory"),
+        ("expanded bfloat16", tw.TilingError, "several samples of output are one in memory"),
+        ("windows", tw.TilingError, "several samples of output are one in memory"),
+        ("labelled windows", tw.TilingError, "several samples of output are one in memory"),
+        ("read-only", tw.TilingError, "output is read-only"),
+        ("chunked", TypeError, "output must be an array that holds data.*load it"),
+        ("chunked variable", TypeError, "output must be an array that holds data.*load it"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." not in value else "",
+)
+def test_loops_refuse_arrays_that_would_take_no_samples(
+    loop: str, kind: str, error: type[Exception], message: str
+) -> None:
+    torch = pytest.importorskip("torch")
+    output = {
+        "expanded": lambda: torch.zeros(1, 48).expand(48, 48),
+        "expanded bfloat16": lambda: torch.zeros(1, 48, dtype=torch.bfloat16).expand(48, 48),
+        "windows": windows,
+        "labelled windows": lambda: labelled(windows()),
+        "read-only": lambda: np.broadcast_to(np.zeros(48, "f4"), (48, 48)),
+        "chunked": lambda: labelled(np.zeros_like(IMAGE)).chunk(16),
+        "chunked variable": lambda: labelled(np.zeros_like(IMAGE)).chunk(16).variable,
+    }[kind]()
+    with pytest.raises(error, match=message):
+        LOOPS[loop](IMAGE, output)
 
 
 # -- what tasks can reach ---------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import attribute, brief, has
-from tilework._types import Array
+from tilework._types import Array, Index
 from tilework.errors import TilingError
 from tilework.formats.labelled import is_labelled
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.source.base import FileSource, H5Source, Source
 
-__all__ = ["same_array", "writable"]
+__all__ = ["check_samples", "same_array", "writable"]
 
 Bytes = tuple[str, int, int]
 """A file, and the first and last byte in it, the latter excluded."""
@@ -40,7 +41,7 @@ def writable(what: str, array: Any) -> Any:
     TypeError
         If it is lazy: it would take no samples.
     """
-    memory = array if isinstance(array, np.ndarray) else None
+    check_samples(what, array)
     if is_tensor(array):
         memory = _view_of_tensor(array)
         if memory is None:
@@ -48,20 +49,42 @@ def writable(what: str, array: Any) -> Any:
                 f"{what} is a tensor of {array.dtype} on {array.device} that numpy cannot write into; give "
                 "a numpy array, and convert it then: torch.from_numpy(array)."
             )
-    elif is_labelled(array):
+        return memory
+    if is_labelled(array):
+        data = attribute(array, "variable", array).data
+        return data if isinstance(data, np.ndarray) else array
+    return array
+
+
+def check_samples(what: str, array: Any) -> None:
+    """Raise unless an array to write into takes every sample, at a place of its own.
+
+    Of arrays that are neither of numpy, torch nor xarray, nothing is known.
+
+    Raises
+    ------
+    TilingError
+        If it is read-only, or if some of its samples are one.
+    TypeError
+        If it is lazy: it would take no samples.
+    """
+    if is_labelled(array):
         variable = attribute(array, "variable", array)
         if _is_lazy(variable):
             raise TypeError(f"{what} must be an array that holds data; got {brief(array)}: load it first.")
         if type(variable).__name__ == "IndexVariable":
             raise TilingError(f"{what} is an index of xarray, which nothing can be written into.")
-        memory = variable.data if isinstance(variable.data, np.ndarray) else None
-    if memory is None:
-        return array
-    if not memory.flags.writeable:
-        raise TilingError(f"{what} is read-only; open it for writing (mode='r+' for a memmap).")
-    if any(n > 1 and step == 0 for n, step in zip(memory.shape, memory.strides, strict=True)):
+        array = variable.data
+    one = False
+    if isinstance(array, np.ndarray):
+        if not array.flags.writeable:
+            raise TilingError(f"{what} is read-only; open it for writing (mode='r+' for a memmap).")
+        one = _repeats(array.shape, array.strides, array.itemsize)
+    elif is_tensor(array) and str(array.layout) == "torch.strided":
+        size = array.element_size()
+        one = _repeats(tuple(array.shape), tuple(size * step for step in array.stride()), size)
+    if one:
         raise TilingError(f"several samples of {what} are one in memory; give an array that holds all.")
-    return memory
 
 
 def same_array(one: Any, other: Any) -> bool:
@@ -135,6 +158,32 @@ def _overlap(one: Array, other: Array) -> bool:
         return np.shares_memory(one, other, WORK)
     except np.exceptions.TooHardError:
         return True
+
+
+def _repeats(shape: Index, strides: Index, size: int) -> bool:
+    """Return whether samples of an array share bytes; False where it takes too long to find out.
+
+    If two samples do, so do two at the same distance that lie at 0 on all axes before the first on which they
+    differ, and one of them on this axis, too. So, axis by axis, the first place is compared with all others.
+    """
+    if 0 in shape:
+        return False
+    # The longest step first: nearly always, the others then lie within it, and bounds are compared.
+    axes = sorted((axis for axis, n in enumerate(shape) if n > 1), key=lambda a: -abs(strides[a]))
+    lengths, steps = [shape[a] for a in axes], [abs(strides[a]) for a in axes]
+    reach = size + sum((n - 1) * step for n, step in zip(lengths, steps, strict=True))
+    if math.prod(lengths) * size > reach:
+        return True
+    # Only its addresses are looked at, never what is there.
+    left = np.lib.stride_tricks.as_strided(np.empty(1, f"V{size}"), lengths, steps)
+    try:
+        while left.ndim:
+            if np.shares_memory(left[1:], left[:1], WORK):
+                return True
+            left = left[0, ...]
+    except np.exceptions.TooHardError:
+        return False
+    return False
 
 
 # -- in files ---------------------------------------------------------------------------------------------

@@ -20,9 +20,10 @@ import numpy as np
 from tilework._checks import brief, has
 from tilework._types import Array, Index, Ints, Writable
 from tilework.engine.sums import plus
-from tilework.errors import ContractError, GridError, TilingError
+from tilework.errors import ContractError, GridError
 from tilework.function.calling import as_array, from_tensor, is_tensor
 from tilework.grid.tiles import Box
+from tilework.identity.samples import check_samples
 from tilework.loops.common import Locked
 
 __all__ = ["ChunkWriter", "Sink", "Spans", "check_writable"]
@@ -257,12 +258,13 @@ def _count(extent: int, unit: int, spans: Spans) -> list[tuple[int, bool]]:
 
 
 def check_writable(what: str, array: Any) -> None:
-    """Raise a `TypeError` unless ``array`` can be written into."""
+    """Raise unless ``array`` can be written into, and takes every sample at a place of its own."""
     members = has(array, "shape", "dtype", "__setitem__")
     # An array of dask takes assignments, and computes nothing.
     lazy = type(array).__module__.partition(".")[0] == "dask"
     if lazy or not members or not isinstance(array.shape, tuple):
         raise TypeError(f"{what} must have shape, dtype and item assignment; got {brief(array)}.")
+    check_samples(what, array)
 
 
 class Sink:
@@ -286,8 +288,6 @@ class Sink:
         else:
             self.dtype = np.dtype(array.dtype)
             self.view = array if isinstance(array, np.ndarray) else None
-        if self.view is not None and not self.view.flags.writeable:
-            raise TilingError("output is read-only; open it for writing (mode='r+' for a memmap).")
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The view is left out, because it would be pickled as memory of its own.

@@ -370,6 +370,55 @@ def test_loops_refuse_arrays_that_would_take_no_samples(
         LOOPS[loop](IMAGE, output)
 
 
+LOOP_READ = "output is, or shares samples with, the image that is read"
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("case", ONE)
+def test_loops_do_not_write_into_their_image(loop: str, case: str, tmp_path: Path) -> None:
+    source, output = ONE[case](tmp_path)
+    with pytest.raises(tw.TilingError, match=LOOP_READ):
+        LOOPS[loop](source, output)
+    np.testing.assert_array_equal(np.asarray(source[...]), IMAGE)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("case", [case for case in APART if "tensor" not in case])
+def test_loops_write_into_what_is_apart(loop: str, case: str, tmp_path: Path) -> None:
+    source, output = APART[case](tmp_path)
+    LOOPS[loop](source, output)
+    np.testing.assert_array_equal(np.asarray(output[...]), -IMAGE)
+    np.testing.assert_array_equal(np.asarray(source[...]), IMAGE)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("kind", ["itself", "opened again", "path", "load_once"])
+def test_loops_do_not_write_into_the_zarr_array_that_they_read(loop: str, kind: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "a.zarr")
+    output = zarr.create_array(path, data=IMAGE, chunks=(16, 16))
+    source = {
+        "itself": lambda: output,
+        "opened again": lambda: zarr.open_array(path, mode="r"),
+        "path": lambda: path,
+        "load_once": lambda: tw.load_once(zarr.open_array, (path,)),
+    }[kind]()
+    with pytest.raises(tw.TilingError, match=LOOP_READ):
+        LOOPS[loop](source, output)
+    beside = zarr.create_array(str(tmp_path / "b.zarr"), shape=IMAGE.shape, dtype="f4", chunks=(16, 16))
+    LOOPS[loop](source, beside)
+    np.testing.assert_array_equal(beside[...], -IMAGE)
+    np.testing.assert_array_equal(output[...], IMAGE)
+
+
+def test_an_aggregator_writes_into_none_of_several_images() -> None:
+    images = {"a": IMAGE.copy(), "b": IMAGE.copy()}
+    sampler = tw.GridSampler(images, (48, 48), (16, 16))
+    for image in images.values():
+        with pytest.raises(tw.TilingError, match=LOOP_READ):
+            tw.Aggregator(sampler, output=image)
+    tw.Aggregator(sampler, output=IMAGE.copy())
+
+
 # -- what tasks can reach ---------------------------------------------------------------------------------
 
 REACHED: dict[str, Callable[[Path], Any]] = {

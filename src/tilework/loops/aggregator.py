@@ -17,6 +17,7 @@ from tilework.function.calling import as_array, is_tensor
 from tilework.function.output import scales
 from tilework.loops.common import Locked, raises_as_ancestors
 from tilework.loops.merging import Gatherer, Merge, addable, blend_of, gatherer_of, gaussian
+from tilework.loops.reader import check_apart
 from tilework.loops.sampler import GridSampler
 from tilework.loops.writer import Sink
 
@@ -40,7 +41,7 @@ class Aggregator(Locked):
         array. Not needed with ``output``.
     output : array, optional
         The array to write into: numpy, memmap, torch, Zarr v2 and v3, h5py, anything with shape, dtype and
-        item assignment. Storage chunks are written whole.
+        item assignment. Storage chunks are written whole. It must not be the sampler's image.
     weights : str, callable, array of a patch's shape, or one 1-D array per tiled axis
         "avg", "gaussian" (as in Patchly) or a word of ``blend`` in `tiled_map`. A callable maps a length in
         samples to 1-D weights.
@@ -119,6 +120,7 @@ class Aggregator(Locked):
             raise TypeError(f"chunk_postprocess_func must be callable; got {chunk_postprocess_func!r}.")
         self._sampler, self._device = sampler, device
         self._sink = None if output is None else Sink(output, accumulate)
+        check_apart(output, sampler.readers.values())
         size = wholes("output_size", output_size) if self._sink is None else self._sink.shape
         wanted = None if dtype is None else as_dtype(dtype)
         if self._sink is not None:

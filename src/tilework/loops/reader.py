@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,14 @@ from tilework.errors import TilingError
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import in_task
 from tilework.grid.axis import AxisGrid
+from tilework.identity.samples import same_array
 from tilework.plan.arguments import check_crop_bytes
 from tilework.source.base import Source
-from tilework.source.opening import open_source
+from tilework.source.opening import open_source, opened
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["CropReader", "Padding", "open_image"]
+__all__ = ["CropReader", "Padding", "check_apart", "open_image"]
 
 Position = Sequence[int]
 
@@ -169,6 +170,23 @@ class CropReader:
                 for a, b in self._plan(grid, span).intervals:
                     counts[axis][a // chunks[axis] : -(-b // chunks[axis])] += b > a
         return tuple(counts)
+
+
+def check_apart(output: Any, readers: Iterable[CropReader]) -> None:
+    """Raise a `TilingError` if an array to write into is, or shares samples with, an image that is read."""
+    place = attribute(output, "store_path") if type(output).__module__.partition(".")[0] == "zarr" else None
+    for source in (opened(reader.source) for reader in readers):
+        if same_array(output, source) or (place is not None and _is_at(source, place)):
+            raise TilingError(
+                "output is, or shares samples with, the image that is read; write into another array."
+            )
+
+
+def _is_at(source: Source, place: Any) -> bool:
+    """Return whether a source is the Zarr array at a place in a store."""
+    from tilework.identity.location import holds  # imports zarr
+
+    return holds(place, source)
 
 
 def _reopened(image: Any, *rest: Any) -> CropReader:

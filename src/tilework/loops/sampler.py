@@ -182,7 +182,7 @@ class GridSampler:
         )
         limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)
         self._many = isinstance(image, Mapping)
-        self._readers = {
+        self.readers = {
             key: CropReader(images[key], source, self._axes(source), self.grids, self._padding, limit)
             for key, source in sources.items()
         }
@@ -243,11 +243,11 @@ class GridSampler:
 
     def _at(self, position: Index) -> Any:
         """Return the item at ``position`` (number of the patch along each axis)."""
-        if not self._readers:
+        if not self.readers:
             return self._bbox(position)
         if not self._many:
-            return self._readers[None].read(position), self._bbox(position)
-        patches = {key: reader.read(position) for key, reader in self._readers.items()}
+            return self.readers[None].read(position), self._bbox(position)
+        patches = {key: reader.read(position) for key, reader in self.readers.items()}
         return patches, self._bbox(position)
 
     def __iter__(self) -> Iterator[Any]:
@@ -313,7 +313,7 @@ class GridSampler:
     @property
     def plan(self) -> TilePlan:
         """A `TilePlan` of the same patches, averaged, in raster order, which tells their cost."""
-        first = next(iter(self._readers.values()), None)
+        first = next(iter(self.readers.values()), None)
         source = Source(None, self.spatial_size, np.dtype(np.float32)) if first is None else first.source
         cut = Cut.numbered(self._axes(source), self.grids)
         return cut.plan(source, "average", chunks=self.chunk_size or "auto")

@@ -14,7 +14,7 @@ from tilework.function.output import scales
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import AxisWeights
 from tilework.loops.common import Cut, check_scale, raises_as_ancestors
-from tilework.loops.reader import CropReader, Padding, open_image
+from tilework.loops.reader import CropReader, Padding, check_apart, open_image
 from tilework.loops.writer import ChunkWriter, check_writable
 from tilework.plan.arguments import LONGEST, check_axis, guard_channels, lengths, per_axis, resolve_axes
 from tilework.plan.tile_plan import TilePlan
@@ -222,6 +222,8 @@ class Slicer:
         ------
         GridError
             If ``output`` has other extents than the result.
+        TilingError
+            If ``output`` is, or shares samples with, the image: later crops would read results.
 
         Examples
         --------
@@ -235,6 +237,7 @@ class Slicer:
         True
         """
         check_writable("output", output)
+        check_apart(output, [self._reader])
         shape, ndim = tuple(map(int, output.shape)), len(self._reader.source.shape)
         axes = tuple(a - ndim + len(shape) for a in self._axes) if self._last else self._axes
         parts: list[Any] = [None] * len(shape)

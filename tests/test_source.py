@@ -1,6 +1,7 @@
 """Every source gives the bits of the numpy array behind it, and travels as a recipe."""
 
 import pickle
+import re
 import threading
 
 import cloudpickle
@@ -229,3 +230,141 @@ def test_dask_source_computes_only_the_blocks_that_a_slice_needs():
 def test_a_dask_array_without_samples_along_an_untiled_axis():
     for image in (np.zeros((0, 8, 10)), da.zeros((0, 8, 10), chunks=(1, 4, 5))):
         assert tw.tiled_map(np.negative, image, (4, 4), 1, dtype=float).compute().shape == (0, 8, 10)
+
+
+# -- what is read is as declared --------------------------------------------------------------------------
+
+# What a function returns for a chunk of 16 x 50, or a slice, instead of the chunk.
+OTHERS = {
+    "short": lambda block: block[:-1],
+    "narrow": lambda block: block[:, 1:],
+    "long": lambda block: np.pad(block, 2),
+    "transposed": np.transpose,
+    "one row": lambda block: block[:1],
+    "fewer axes": lambda block: block[0],
+    "more axes": lambda block: block[None],
+    "masked": lambda block: np.ma.masked_array(block[1:], False),
+}
+WAYS = {
+    "dask": lambda out: out.compute(),
+    "compute": tw.compute,
+    "fill": lambda out: tw.compute(out, on_error="fill"),
+    "store": lambda out: tw.to_zarr(out, {}, progress=False),
+    "view": lambda out: tw.view(out)[...],
+}
+
+
+def lying(returns, declared="f4", chunks=(16, 50)):
+    """Return a dask array that declares the chunks of the image, of which one is another."""
+
+    def block_of(block, block_id=None):
+        return returns(block) if block_id == (1, 0) else block
+
+    source = da.from_array(IMAGE, chunks=chunks)
+    return source.map_blocks(block_of, dtype=declared, meta=np.empty((0, 0), declared))
+
+
+@pytest.mark.parametrize("chunks", [8, 16, 64])
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.sample(8)
+def test_a_block_of_another_shape_is_refused(other, chunks):
+    """It was cut or moved to its place, and what it does not cover was memory of before."""
+    has = np.shape(OTHERS[other](IMAGE[16:32]))
+    says = re.escape(f"declares shape (16, 50) for its block (1, 0), and the block has {has}: ")
+    says += ".*chunks= in map_blocks"
+    out = tw.tiled_map(np.copy, lying(OTHERS[other]), 12, 2, dtype="f4", chunks=chunks, fill_value=-1)
+    for way, made in WAYS.items():
+        if way == "fill":
+            with pytest.warns(tw.TilingWarning, match=says):
+                filled = made(out)
+            np.testing.assert_array_equal(filled[:8], IMAGE[:8])
+            np.testing.assert_array_equal(filled[40:], IMAGE[40:])
+            assert (filled[16:32] == -1).all()
+        else:
+            with pytest.raises(tw.ContractError, match=says):
+                made(out)
+
+
+def test_the_message_names_the_axis():
+    out = tw.tiled_map(np.copy, lying(OTHERS["short"]), 12, 2, dtype="f4")
+    with pytest.raises(tw.ContractError, match="15 samples on axis 0, not 16"):
+        out.compute()
+    out = tw.tiled_map(np.copy, lying(OTHERS["more axes"]), 12, 2, dtype="f4")
+    with pytest.raises(tw.ContractError, match="3 axes, not 2"):
+        out.compute()
+
+
+def test_blocks_of_another_shape_are_refused_wherever_they_are_read():
+    short = lying(OTHERS["short"])
+    with pytest.raises(tw.ContractError, match="declares shape"):
+        tw.image_statistics(short, progress=False)
+    with pytest.raises(tw.ContractError, match="declares shape"):
+        tw.measure_labels(lying(OTHERS["short"], "i4").astype("i4"), progress=False)
+    with pytest.raises(tw.ContractError, match="15 samples on axis 0, not 16"):
+        open_source(short).read([(16, 32), (0, 50)])
+    with pytest.raises(tw.ContractError, match="declares shape"):
+        tw.tiled_map(np.add, (IMAGE, short), 12, 2, dtype="f4").compute()
+    masked = da.ma.masked_less(short, 100)
+    with pytest.raises(tw.ContractError, match="declares shape"):
+        tw.tiled_map(np.copy, masked, 12, 2, dtype="f4").compute()
+
+
+def test_a_block_of_an_array_without_axes():
+    source = open_source(da.from_array(np.array(3.0, "f4"), chunks=()))
+    assert source.read_blocks({(): np.asarray(np.float64(0.1))}, []) == np.float32(0.1)
+    with pytest.raises(tw.ContractError, match="1 axes, not 0"):
+        source.read_blocks({(): np.zeros(1, "f4")}, [])
+
+
+@pytest.mark.parametrize("chunks", [8, 16, 64])
+def test_blocks_have_the_dtype_of_their_array_wherever_they_are_read(chunks):
+    """It depended on whether a task reads one block, or several."""
+
+    def seen(source):
+        found = set()
+
+        def note(crop):
+            found.add(crop.dtype)
+            return crop.astype("f8")
+
+        out = tw.tiled_map(note, source, 8, 0, dtype="f8", chunks=chunks)
+        result = tw.compute(out)
+        np.testing.assert_array_equal(tw.view(out)[...], result)
+        return found, result
+
+    image = np.random.default_rng(0).random((64, 64))
+    for actual, declared in (("f8", "f4"), ("i4", "f8"), ("?", "u1"), ("f4", ">f4")):
+        values = (image * 2).astype(actual)
+        source = da.from_array(values, chunks=16).map_blocks(
+            np.copy, dtype=declared, meta=np.empty((0, 0), declared)
+        )
+        found, result = seen(source)
+        assert found == {np.dtype(declared)}
+        np.testing.assert_array_equal(result, values.astype(declared))
+        np.testing.assert_array_equal(
+            open_source(source).read([(3, 9), (0, 5)]), values[3:9, :5].astype(declared)
+        )
+    with pytest.raises(tw.ContractError, match="are uint8, and its blocks are int64"):
+        seen(
+            da.ones((64, 64), dtype="i8", chunks=16).map_blocks(
+                np.copy, dtype="u1", meta=np.empty((0, 0), "u1")
+            )
+        )
+
+
+@pytest.mark.parametrize("edge", ["shift", "pad"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_slice_of_another_shape_is_refused(other, edge):
+    class Lying(Sliceable):
+        def __getitem__(self, index):
+            return OTHERS[other](IMAGE[index])
+
+    class Masked(Lying):
+        mask = True
+
+    for kind in (Lying, Masked):
+        for source in (kind(), tw.load_once(kind)):
+            with pytest.raises(
+                tw.ContractError, match=r"returned shape .* for the slice \[.*: .*(on axis|axes, not)"
+            ):
+                tw.compute(tw.tiled_map(np.copy, source, 12, 2, edge=edge, dtype="f4"))

@@ -5,7 +5,7 @@
     ValueError
      └── TilingError            the request cannot be carried out
           ├── GridError         impossible geometry: crop, overlap, stride, axes
-          ├── ContractError     the result of a function differs from its declaration
+          ├── ContractError     a function or an array returned another shape or dtype than declared
           ├── AlignmentError    several tasks would write the same storage unit
           ├── MemoryBudgetError the smallest plan exceeds the memory limit
           └── SupersededError   another run writes the store by now
@@ -39,7 +39,7 @@ class GridError(TilingError):
 
 
 class ContractError(TilingError):
-    """The result of a function differs from its declaration: shape, dtype or number of arrays."""
+    """The result of a function, or what an array returns, differs from its declaration: shape, dtype..."""
 
 
 class AlignmentError(TilingError):

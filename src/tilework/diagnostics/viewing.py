@@ -118,7 +118,7 @@ class TileRunner:
 
         missing = [index for index in need if (number, index) not in self._read]
         with self.outside():
-            computed = compute(*(source.handle[source.slices(index)] for index in missing))
+            computed = compute(*(_block(source, index) for index in missing))
         self._read |= {(number, i): unmasked(b) for i, b in zip(missing, computed, strict=True)}
         return [self._read[number, index] for index in need]
 
@@ -140,6 +140,14 @@ class TileRunner:
         while self._bytes > self._limit and self._held:
             _, dropped = self._held.popitem(last=False)
             self._bytes -= sum(r.nbytes for r in dropped or ())
+
+
+def _block(source: BlockSource, index: Index) -> Any:
+    """Return a block of a dask array as a dask array."""
+    if hasattr(source.handle, "blocks"):
+        return source.handle.blocks[index]
+    # Behind query planning dask has only slices, which hide that a block is too long.
+    return source.handle[tuple(slice(o[i], o[i + 1]) for o, i in zip(source.offsets, index, strict=True))]
 
 
 class View:

@@ -127,7 +127,9 @@ class Source:
 
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
-        return unmasked(self.raw(box))
+        part = unmasked(self.raw(box))
+        check_box(part, box, self.handle)
+        return part
 
     def raw(self, box: Sequence[Span]) -> Any:
         """Return what the object returns for ``box``, a masked array for example."""
@@ -254,15 +256,13 @@ class BlockSource(Source):
 
     def read(self, box: Sequence[Span]) -> Array:
         """Compute and return the samples of ``box``."""
-        return unmasked(self.handle[slices_of(box)].compute())
+        part = unmasked(self.handle[slices_of(box)].compute())
+        check_box(part, box, self.handle)
+        return self._as_declared(part)
 
     def block_keys(self) -> Iterator[tuple[Any, ...]]:
         """Return the keys of all blocks in the graph of dask."""
         return itertools.product([self.dask_name], *(range(len(o) - 1) for o in self.offsets))
-
-    def slices(self, index: Index) -> tuple[slice, ...]:
-        """Return the samples of a block as an index."""
-        return tuple(slice(o[i], o[i + 1]) for o, i in zip(self.offsets, index, strict=True))
 
     def meeting(self, box: Sequence[Span]) -> list[Index]:
         """Return the numbers of the blocks that meet ``box``."""
@@ -275,19 +275,35 @@ class BlockSource(Source):
     def read_blocks(self, blocks: Mapping[Index, Any], box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
         indices = self.meeting(box)
-        for index in indices:
-            if isinstance(unread := blocks[index], Unread):
-                raise unread.error.with_traceback(None)  # or it keeps the frames of all that fail
+        found = [self._block(index, blocks[index]) for index in indices]
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
             inside = [(a - s, b - s) for (a, b), s in zip(box, starts[0], strict=True)]
-            part: Array = blocks[indices[0]][slices_of(inside)]
-            return part
+            return self._as_declared(found[0][slices_of(inside)])
         out = np.empty([b - a for a, b in box], self.dtype)
-        for index, start in zip(indices, starts, strict=True):
-            check_read(blocks[index], self.dtype)
-            copy_overlap(out, [a for a, _ in box], blocks[index], start)
+        for block, start in zip(found, starts, strict=True):
+            check_read(block, self.dtype)
+            copy_overlap(out, [a for a, _ in box], block, start)
         return out
+
+    def _block(self, index: Index, block: Any) -> Array:
+        """Return a computed block; raise if there is none, or if it has another shape than declared."""
+        if isinstance(block, Unread):
+            raise block.error.with_traceback(None)  # or it keeps the frames of all that fail
+        declared = tuple([o[i + 1] - o[i] for o, i in zip(self.offsets, index, strict=True)])
+        if block.shape != declared:
+            raise ContractError(
+                f"the dask array {self.dask_name} declares shape {declared} for its block {index}, and the "
+                f"block has {block.shape}: {_difference(block.shape, declared)}. Declare the shapes of its "
+                "blocks where it is built, by chunks= in map_blocks or shape= in from_delayed, or let the "
+                "function return blocks of the declared shape."
+            )
+        return block  # type: ignore[no-any-return]
+
+    def _as_declared(self, part: Array) -> Array:
+        """Return samples in the dtype of the array; raise if they do not fit in it."""
+        check_read(part, self.dtype)
+        return part.astype(self.dtype, copy=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (None, self.shape, self.dtype, None, None, self.token, self.offsets)
@@ -310,6 +326,31 @@ def check_read(samples: Array, dtype: np.dtype[Any], *, exact: bool = False) -> 
             f'the array says that its samples are {dtype}, and its blocks are {own}. Say dtype="{own}" where '
             f'it is built, as in map_blocks, or convert the blocks: block.astype("{dtype}").'
         )
+
+
+def check_box(part: Array, box: Sequence[Span], array: Any) -> None:
+    """Raise if ``part``, what an array returned for ``box``, has another shape.
+
+    Raises
+    ------
+    ContractError
+    """
+    asked = tuple([b - a for a, b in box])
+    if part.shape != asked:
+        raise ContractError(
+            f"the array, a {type(array).__name__}, returned shape {part.shape} for the slice "
+            f"[{', '.join(f'{a}:{b}' for a, b in box)}], which has {asked}: "
+            f"{_difference(part.shape, asked)}. Correct the shape that the array declares, or what its "
+            "slices return."
+        )
+
+
+def _difference(found: Index, declared: Index) -> str:
+    """Return in words where two shapes differ."""
+    if len(found) != len(declared):
+        return f"{len(found)} axes, not {len(declared)}"
+    pairs = enumerate(zip(found, declared, strict=True))
+    return ", ".join(f"{n} samples on axis {axis}, not {m}" for axis, (n, m) in pairs if n != m)
 
 
 def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence[int]) -> None:
@@ -503,6 +544,7 @@ class HalfSource(Source):
             return found
         part = self.origin.raw(box)
         data, valid = np.ma.getdata(part), ~np.ma.getmaskarray(part)
+        check_box(data, box, self.handle)
         if own is not None:
             own.halves[not self.mask, *key] = data if self.mask else valid
         return valid if self.mask else data

@@ -166,6 +166,25 @@ def test_only_the_tiles_are_left_out_that_read_it(
     np.testing.assert_array_equal(written[True], written[False])
 
 
+@pytest.mark.parametrize("target", ["compute", "into", "numpy", "store"])
+def test_the_warning_says_what_another_call_does(target: str) -> None:
+    """Only a store knows which units are to be computed again."""
+    out = tw.tiled_map(
+        np.copy, chunks_of(IMAGE, lambda *index: index == (1, 1)), **LAYOUTS["trim"], dtype="f4"
+    )
+    array, store = np.empty(IMAGE.shape, "f4"), zarr.storage.MemoryStore()
+    write = {
+        "compute": lambda: tw.compute(out, on_error="fill"),
+        "into": lambda: tw.compute(out, into=array, on_error="fill"),
+        "numpy": lambda: tw.to_zarr(out, array, on_error="fill", progress=False),
+        "store": lambda: tw.to_zarr(out, store, on_error="fill", progress=False),
+    }[target]
+    kept = "another call computes all of it; retries= tries them again"
+    says = "the next call computes the units that they touch again" if target == "store" else kept
+    with pytest.warns(tw.TilingWarning, match=rf"tiles failed.*{says}.* The first: tile \d+"):
+        write()
+
+
 LOST: set[tuple[int, int]] = set()
 
 

@@ -233,10 +233,16 @@ class Closing:
             report(told.unknown)
         if told.failures:
             first = told.failures[0]
+            if any(destination.done is not None for destination in self.destinations.values()):
+                after = ", and the next call computes the units that they touch again."
+            else:
+                after = (
+                    ". Which ones is not kept with the array, so another call computes all of it; retries= "
+                    "tries them again in the same call."
+                )
             warn(
                 f"{len(told.failures)} tiles failed; their samples are fill_value where no other tile has "
-                "weight, and the next call computes the units that they touch again. The first: "
-                f"{first.tile}: {first.error}",
+                f"weight{after} The first: {first.tile}: {first.error}",
                 TilingWarning,
             )
 

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import sys
 from fractions import Fraction
 
@@ -683,6 +684,81 @@ def test_a_plain_result_carries_the_names_of_its_axes():
     assert written.metadata.dimension_names == ("k", "l", "m")
     written = tw.to_zarr(out > 0, zarr.storage.MemoryStore(), version="1", progress=False)
     assert written.metadata.dimension_names is None
+
+
+def placed(like, dims, *, wrap=xr.DataArray):
+    """Return an array of ones to write into, with the extents of another one along its dims."""
+    sizes = dict(zip(like.dims, like.shape, strict=True))
+    return wrap(dims=dims, data=np.ones([sizes[dim] for dim in dims], like.dtype))
+
+
+WRITERS = {
+    "compute": lambda out, into: tw.compute(out, into=into),
+    "to_zarr": lambda out, into: tw.to_zarr(out, into, progress=False),
+}
+
+
+@pytest.mark.parametrize("square", [False, True])
+@pytest.mark.parametrize("wrap", [xr.DataArray, xr.Variable])
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("order", [("y", "x", "band"), ("band", "x", "y"), ("x", "band", "y")])
+def test_an_array_to_write_into_gets_the_samples_by_its_dims(order, writer, wrap, square):
+    """By their positions they would be under the labels of others, without a word where extents are equal."""
+    image = scene()[:, :24, :24] if square else scene()
+    for out in (tiled(image), tiled(image) * 1):
+        into = placed(out, order, wrap=wrap)
+        held = into.data
+        assert WRITERS[writer](out, into) is into
+        assert into.dims == order
+        assert into.data is held
+        np.testing.assert_array_equal(into.transpose(*image.dims).data, -image.data)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate dimension names")
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("dims", [("time", "channel"), ("y", "band"), ("y", "y"), ("band", "y", "x"), ("y",)])
+def test_an_array_with_other_dims_than_the_result_is_refused(dims, writer):
+    out = tiled(scene()[0])
+    shape = {1: out.shape[:1], 2: out.shape, 3: (2, *out.shape)}[len(dims)]
+    into = xr.DataArray(np.ones(shape, "f4"), dims=dims)
+    says = re.escape(f"has dims {dims}, and the result has dims ('y', 'x')")
+    with pytest.raises(tw.TilingError, match=says):
+        WRITERS[writer](out, into)
+    assert (into.data == 1).all()
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_where_nobody_has_named_dims_only_extents_count(writer):
+    image = scene()[0]
+    out = tiled(image)
+    plain = xr.DataArray(image.data)
+    for result, dims in ((out, None), (out.data, ("u", "v")), (tiled(plain, axes=(0, 1)), ("u", "v"))):
+        into = xr.DataArray(np.ones(out.shape, "f4"), dims=dims)
+        WRITERS[writer](result, into)
+        np.testing.assert_array_equal(into.data, -image.data)
+
+
+def test_members_to_compute_into_get_the_samples_by_their_dims():
+    image = scene()[0, :24, :24]
+    out = tiled(image, lambda crop: {"a": crop, "b": -crop}, dtype=None)
+    assert isinstance(out, xr.Dataset)
+    for into in (
+        {"a": placed(image, ("x", "y")), "b": placed(image, ("y", "x"))},
+        xr.Dataset({"a": placed(image, ("x", "y")), "b": placed(image, ("y", "x"))}),
+    ):
+        assert tw.compute(out, into=into) is into
+        np.testing.assert_array_equal(into["a"].transpose("y", "x").data, image.data)
+        np.testing.assert_array_equal(into["b"].transpose("y", "x").data, -image.data)
+    pair = tiled(image, lambda crop: (crop, -crop), output=(tw.Output("f4"), tw.Output("f4")))
+    into = (placed(image, ("x", "y")), placed(image, ("x", "y")))
+    tw.compute(pair, into=into)
+    np.testing.assert_array_equal(into[1].transpose("y", "x").data, -image.data)
+    with pytest.raises(tw.TilingError, match=r"into\['b'\] has dims"):
+        tw.compute(out, into={"a": placed(image, ("x", "y")), "b": into[0].rename(x="z")})
+    with pytest.raises(tw.TilingError, match="share memory"):
+        tw.compute(pair, into=(into[0], into[0].transpose("y", "x")))
+    with pytest.raises(tw.TilingError, match="the one that is read"):
+        tw.compute(tiled(image), into=image.transpose("x", "y"))
 
 
 def test_a_computed_dataarray_keeps_its_labels_in_a_store(tmp_path):

@@ -20,7 +20,7 @@ from tilework.identity.samples import same_array, writable
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
 from tilework.writing.preparing import Asked, Writing, by_key, prepare
-from tilework.writing.target import is_array
+from tilework.writing.target import by_dims, is_array
 
 __all__ = ["compute"]
 
@@ -48,8 +48,8 @@ def compute(
     into : array, or tuple or dict of them, optional
         The array to compute into, with the shape and dtype of the result: of numpy, a memory map, a torch
         tensor on the CPU, a DataArray in memory, or anything that takes slices, such as an h5py dataset. Its
-        values are overwritten; after an error, some are those of unfinished blocks. Default: new numpy
-        arrays.
+        values are overwritten; after an error, some are those of unfinished blocks. A DataArray gets those of
+        a result with dims by the names of these, in any order. Default: new numpy arrays.
     on_error, retries, memory_limit, lanes
         As in `to_zarr`.
     progress : bool, "auto" or callable
@@ -66,8 +66,8 @@ def compute(
     Raises
     ------
     TilingError
-        If an array has another shape or dtype, is the one that is read, is a Zarr array, or would have to be
-        reached from another process; if ``out`` is empty or has members of different calls.
+        If an array has another shape or dtype, or other dims, is the one that is read, is a Zarr array, or
+        would have to be reached from another process; if ``out`` is empty or has members of different calls.
     TypeError
         If ``out`` is not a dask array, or ``into`` does not have its structure.
 
@@ -81,13 +81,14 @@ def compute(
     """
     check_progress(progress)
     where = Where.find(scheduler, None, retries=retries, lanes=lanes)
-    arrays = {key: bare(member) for key, member in by_key(out).items()}
+    results = by_key(out)
+    arrays = {key: bare(member) for key, member in results.items()}
     several = isinstance(out, tuple | list | Mapping)
     for key, array in arrays.items():
         if not has(array, "dask"):
             raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
-    given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, list(arrays), several)
+    given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, results, several)
     asked = Asked(on_error=on_error, memory_limit=memory_limit, numbers=False)
     job, writing = prepare(out, None, asked, where, given)
     run([job], where, progress=progress, title="compute")
@@ -115,8 +116,9 @@ def _tell_of_labels(arrays: Mapping[str, Any], writing: Writing) -> None:
             warn(text, TilingWarning)
 
 
-def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:
+def _given(into: Any, results: Mapping[str, Any], several: bool) -> dict[str, Any]:
     """Return the arrays to compute into by key; raise unless they are one for each result, and apart."""
+    keys = list(results)
     if isinstance(into, tuple | list | Mapping) != several:
         what = f"a tuple or dict of {len(keys)} arrays, as out is" if several else "one array, as out is"
         raise TypeError(f"into must be {what}; got {brief(into)}.")
@@ -131,7 +133,10 @@ def _given(into: Any, keys: list[str], several: bool) -> dict[str, Any]:
             raise TypeError(f"into must be an array that holds data; got {brief(array)}.")
         if isinstance(array, zarr.Array):
             raise TilingError("to_zarr(out, array) writes into a Zarr array, and can be resumed; use it.")
-    given = {key: writable("into", array) for key, array in given.items()}
+    given = {
+        key: writable("into", by_dims(f"into[{key!r}]" if several else "into", array, results[key]))
+        for key, array in given.items()
+    }
     for one, other in itertools.combinations(given.values(), 2):
         if same_array(one, other):
             raise TilingError("members of into share memory; give each result an array of its own.")

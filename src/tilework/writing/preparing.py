@@ -54,7 +54,7 @@ from tilework.writing.numbering import Numbering, forget_pieces
 from tilework.writing.replan import Member, depth, lanes, memory_of, replanned, with_levels
 from tilework.writing.sink import UNREACHED
 from tilework.writing.tail import Pyramid, Rest, Tail
-from tilework.writing.target import Continued, Fresh, Place, Target, claimed, is_array
+from tilework.writing.target import Continued, Fresh, Place, Target, by_dims, claimed, is_array
 from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
 
 __all__ = ["Asked", "Writing", "by_key", "prepare"]
@@ -192,8 +192,8 @@ def prepare(
     first, lazy = next(iter(found.values())), next(iter(arrays.values()))
     specs = list(specs_below(lazy))
     sources = [*map(opened, _sources(lazy, specs)), *reads]
-    stores = given or dict.fromkeys(arrays, store)
-    _check_arrays(stores.values(), where, one=several and given is None)
+    _check_arrays([store] if given is None else given.values(), where, one=several and given is None)
+    stores = given or {key: by_dims("store", store, member) for key, member in members.items()}
     images = _images(arrays, stores, found, asked) if asked.image else {}
     for image in images.values():
         image.refuse_sources(sources)

@@ -25,6 +25,7 @@ from tilework._checks import as_options, brief, has
 from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
+from tilework.formats.labelled import is_labelled
 from tilework.identity.location import holds, locate
 from tilework.identity.samples import same_array, writable
 from tilework.source.base import Source
@@ -47,12 +48,53 @@ from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_s
 from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, chunks_in_shards, layout_of, lengths, shard_lengths
 
-__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "claimed", "is_array"]
+__all__ = ["Continued", "Foreign", "Fresh", "Place", "Target", "by_dims", "claimed", "is_array"]
 
 
 def is_array(store: Any) -> bool:
     """Return whether the store that the caller gave is an array to write into."""
     return has(store, "shape", "dtype", "__setitem__")
+
+
+def by_dims(what: str, array: Any, member: Any) -> Any:
+    """Return an array to write into with its axes in the order of a result, if xarray names those of both.
+
+    Parameters
+    ----------
+    what : str
+        Name of the argument, for messages.
+    array : array
+        The array that the caller gave.
+    member : array
+        The result.
+
+    Raises
+    ------
+    TilingError
+        If the names differ, or if the axes of the array cannot be brought into this order.
+    """
+    own, theirs = _dims(array), _dims(member)
+    if own is None or theirs is None or own == theirs:
+        return array
+    differ = f"{what} has dims {own}, and the result has dims {theirs}"
+    if len(set(own)) < len(own) or len(own) != len(theirs) or set(own) != set(theirs):
+        raise TilingError(
+            f"{differ}, so that values would be under labels of others. Give an array with the dims of the "
+            "result, or one without names: the .data of this one."
+        )
+    memory = writable(what, array)
+    if not isinstance(memory, np.ndarray):
+        raise TilingError(
+            f"{differ}; as it is no array of numpy, its axes cannot be turned for writing. Give one with its "
+            "dims in the order of the result."
+        )
+    return memory.transpose([own.index(name) for name in theirs])
+
+
+def _dims(array: Any) -> tuple[Any, ...] | None:
+    """Return the dims of an array of xarray; None for others, and if nobody has named them."""
+    dims = tuple(array.dims) if is_labelled(array) else None
+    return None if dims is None or dims == tuple(f"dim_{k}" for k in range(len(dims))) else dims
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

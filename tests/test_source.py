@@ -309,6 +309,17 @@ def test_blocks_of_another_shape_are_refused_wherever_they_are_read():
         tw.tiled_map(np.copy, masked, 12, 2, dtype="f4").compute()
 
 
+@pytest.mark.parametrize("other", OTHERS)
+def test_blocks_of_another_shape_are_not_written(other):
+    """Numpy and zarr repeat samples, or leave some out, until they have the shape of their place."""
+    says = re.escape("written declares shape (16, 50) for its block (1, 0), and the block has ")
+    for array in (lying(OTHERS[other]), lying(OTHERS[other]) + 1):
+        with pytest.raises(tw.ContractError, match=says):
+            tw.compute(array)
+        with pytest.raises(tw.ContractError, match=says):
+            tw.to_zarr(array, {}, progress=False)
+
+
 def test_a_block_of_an_array_without_axes():
     source = open_source(da.from_array(np.array(3.0, "f4"), chunks=()))
     assert source.read_blocks({(): np.asarray(np.float64(0.1))}, []) == np.float32(0.1)

@@ -291,13 +291,7 @@ class BlockSource(Source):
         if isinstance(block, Unread):
             raise block.error.with_traceback(None)  # or it keeps the frames of all that fail
         declared = tuple([o[i + 1] - o[i] for o, i in zip(self.offsets, index, strict=True)])
-        if block.shape != declared:
-            raise ContractError(
-                f"the dask array {self.dask_name} declares shape {declared} for its block {index}, and the "
-                f"block has {block.shape}: {_difference(block.shape, declared)}. Declare the shapes of its "
-                "blocks where it is built, by chunks= in map_blocks or shape= in from_delayed, or let the "
-                "function return blocks of the declared shape."
-            )
+        check_block(block.shape, declared, f"the dask array {self.dask_name}", index)
         return block  # type: ignore[no-any-return]
 
     def _as_declared(self, part: Array) -> Array:
@@ -325,6 +319,21 @@ def check_read(samples: Array, dtype: np.dtype[Any], *, exact: bool = False) -> 
         raise ContractError(
             f'the array says that its samples are {dtype}, and its blocks are {own}. Say dtype="{own}" where '
             f'it is built, as in map_blocks, or convert the blocks: block.astype("{dtype}").'
+        )
+
+
+def check_block(found: Index, declared: Index, array: str, index: Index) -> None:
+    """Raise if a block of a dask array has another shape than the array declares.
+
+    Raises
+    ------
+    ContractError
+    """
+    if found != declared:
+        raise ContractError(
+            f"{array} declares shape {declared} for its block {index}, and the block has {found}: "
+            f"{_difference(found, declared)}. Declare the shapes of blocks where it is built, by chunks= in "
+            "map_blocks or shape= in from_delayed, or let the function return blocks of the declared shape."
         )
 
 

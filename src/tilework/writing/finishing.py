@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from tilework._types import Array, Index, Span
 from tilework.engine.block import Assembled
 from tilework.engine.reading import Failure
@@ -15,6 +17,7 @@ from tilework.grid.tiles import Box
 from tilework.labels.facts import BlockFacts
 from tilework.labels.painting import Counts
 from tilework.labels.rows import Firsts
+from tilework.source.base import check_block
 from tilework.writing.growing import Growing, write_grown
 from tilework.writing.sink import Part, Sink, Work, Written, block_name, parts_of
 from tilework.writing.tables import Tables
@@ -104,6 +107,8 @@ def write_chunk(
 ) -> Written:
     """Write a chunk of a dask array, and what follows of coarser levels, and mark the units."""
     sink, growing = into
+    declared = tuple([len(range(*s.indices(n))) for s, n in zip(box, sink.array.shape, strict=True)])
+    check_block(np.shape(data), declared, "the dask array that is written", index)
     parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
     work = Work(0, sink, parts, ranges)
     works = list(growing.works(work, box, data, index))

@@ -48,7 +48,7 @@ def merged(rows: int) -> Callable[[], Any]:
         pytest.param(mapped, 43, id="tiled_map"),
         pytest.param(lambda rows: mapped(rows, blend="trim", stride=None, overlap=0), 35, id="trim"),
         pytest.param(lambda rows: mapped(rows, batch_size=4), 45, id="batched"),
-        pytest.param(merged, 54, id="Aggregator"),
+        pytest.param(merged, 56, id="Aggregator"),
     ],
 )
 def test_a_tile_costs_few_calls(kind: Callable[[int], Callable[[], Any]], most: int) -> None:

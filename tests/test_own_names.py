@@ -156,6 +156,24 @@ def test_sources_that_hold_the_same_are_taken() -> None:
     assert len(table) == len(np.unique(IMAGES[0]))
 
 
+@pytest.mark.parametrize("below", ["named", "computed", "loop", "loop of two outputs"])
+def test_a_result_has_no_name_of_what_it_is_computed_from(below: str) -> None:
+    """dask would take a block of the source for one of the result: a cycle, or a key that is missing."""
+    options: dict[str, Any] = {"crop": 10, "overlap": 2, "name": "image"}
+    if below == "named":
+        source = named(IMAGES[0])
+    elif below == "computed":
+        source = named(IMAGES[0])[2:] + 1
+    elif below == "loop":
+        source = tw.tiled_map(np.negative, IMAGES[0], **options) + 0
+    else:
+        outputs = [tw.Output(dtype="f4"), tw.Output(dtype="f4")]
+        _, source = tw.tiled_map(lambda x: (x, x), IMAGES[0], output=outputs, **options)
+    pair = IMAGES[0][: source.shape[0]], source
+    with pytest.raises(tw.TilingError, match=r"source 1 is, or is computed from, .*'image' of the result"):
+        tw.tiled_map(np.subtract, pair, **options)
+
+
 def test_a_new_lock_is_no_other_content() -> None:
     """`from_array` makes one for each array that it is asked to read alone."""
     pair = [da.from_array(IMAGES[0], chunks=10, name="image", lock=True) for _ in range(2)]

@@ -87,14 +87,14 @@ def walked(table, chunk, own):
         opens = samples(b, lambda first, last, b: first == b < last)
         closes = samples(b, lambda first, last, b: first < b == last)
         alone = samples(b, lambda first, last, b: first == b == last)
-        change, stay = min(opens, closes) + alone, through + max(opens, closes)
-        places[change] = max(places[change], stay)
+        kind, stay = (alone, min(opens, closes)), through + max(opens, closes)
+        places[kind] = max(places[kind], stay)
         new.append((opens + alone, alone))
     largest = max(new, key=lambda pair: pair[0])
     return (
         count, len(readers), sum(map(len, read)), sum(size[c] for c in readers),
-        max(sum(size[c] for c in chunks) for chunks in read), *largest,
-        tuple((s, c) for c, s in sorted(places.items())),
+        max(sum(size[c] for c in chunks) for chunks in read), *largest, sum(n > 0 for n, _ in new),
+        tuple((s, both, alone) for (alone, both), s in sorted(places.items())),
     )  # fmt: skip
 
 
@@ -108,7 +108,8 @@ def test_G6_facts_on_chunks_equal_walking_all_blocks(axis, own, data):
     table = AxisTable(grid, size, (axis.rim,))
     found = decoding._facts_along(table, chunk, own)
     assert (
-        found.count, found.once, found.reads, found.total, found.widest, found.new, found.alone, found.places
+        found.count, found.once, found.reads, found.total, found.widest, found.new, found.alone,
+        found.openers, found.places,
     ) == walked(table, chunk, own)  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
-from tilework.graph.own_names import check_names
+from tilework.graph.own_names import check_names, check_result
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
@@ -99,10 +99,11 @@ def chunks_of(spec: Spec, output: BoundOutput) -> tuple[tuple[int, ...], ...]:
 
 def build(spec: Spec, name: str) -> list[da.Array]:
     """Return the lazy dask arrays of all outputs; no task is made."""
+    names = Names.of(spec, name)
+    check_result(name, {name, names.spec, *names.outputs}, spec.sources)
     if da.array_expr_enabled():
         return _expressions(spec, name)
     check_names(spec.sources)
-    names = Names.of(spec, name)
     used = [source.handle for source in spec.sources if source.dask_name is not None]
     high = HighLevelGraph.from_collections(name, BlockLayer(spec, names), dependencies=used)
     layers: dict[str, Any] = {**high.layers, names.spec: SpecLayer({names.spec: DataNode(names.spec, spec)})}

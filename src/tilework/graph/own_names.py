@@ -28,7 +28,7 @@ from tilework.graph.nodes import as_node, moves, needed
 from tilework.graph.tasks import Key
 from tilework.source.base import BlockSource, Source
 
-__all__ = ["check_names", "named_apart", "with_own_names"]
+__all__ = ["check_names", "check_result", "named_apart", "with_own_names"]
 
 _LOG = logging.getLogger("tilework")
 # Of these, `from_array` makes a new one for each array.
@@ -58,6 +58,31 @@ def check_names(sources: Sequence[Source]) -> None:
                     f"sources {first} and {number} are computed from different dask arrays that have one "
                     f"name, {name!r}, of which dask would compute one: give each a name of its own, or none."
                 )
+
+
+def check_result(name: str, keys: Iterable[str], sources: Sequence[Source]) -> None:
+    """Raise if what a result is computed from has its name: dask would take one for the other.
+
+    Parameters
+    ----------
+    name : str
+        The name of the result.
+    keys : iterable of str
+        All names in the keys of its tasks.
+    sources : sequence of Source
+
+    Raises
+    ------
+    TilingError
+        Names the name, and the number of the source.
+    """
+    own = set(keys)
+    for number, source in enumerate(sources):
+        if isinstance(source, BlockSource) and not own.isdisjoint(_names(source.handle)):
+            raise TilingError(
+                f"source {number} is, or is computed from, a dask array that has the name {name!r} of the "
+                "result, and dask takes tasks of one name for the same: give each a name of its own, or none."
+            )
 
 
 def named_apart(sources: Sequence[Source], mark: str, *, always: bool = False) -> tuple[Source, ...]:
@@ -193,11 +218,14 @@ class _Renamed(Layer):
 
 def _given_names(array: Any) -> dict[str, Any]:
     """Return the layers of a dask array whose names were given by hand; of an expression its parts."""
+    return {name: layer for name, layer in _names(array).items() if MADE.search(str(name)) is None}
+
+
+def _names(array: Any) -> dict[str, Any]:
+    """Return the layers of a dask array by name; of an expression its parts."""
     if has(array, "expr"):
-        layers = {node._name: node for node in array.expr.walk() if has(node, "_name")}
-    else:
-        layers = dict(attribute(array.__dask_graph__(), "layers", {}))
-    return {name: layer for name, layer in layers.items() if MADE.search(str(name)) is None}
+        return {node._name: node for node in array.expr.walk() if has(node, "_name")}
+    return dict(attribute(array.__dask_graph__(), "layers", {}))
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -268,7 +268,7 @@ class OutputKeys(AbstractSet[Key]):
         return self._tasks.block_of(key, self._number) is not None
 
     def __iter__(self) -> Iterator[Key]:
-        return (self._tasks.output_key(index, self._number) for index in self._tasks.order())
+        return self._tasks.output_keys(self._number)
 
     def __len__(self) -> int:
         return math.prod(self._tasks.spec.plan.blocks)

@@ -444,6 +444,14 @@ class BlockTasks:
             numbers[axis] = b
         return (name, *numbers)
 
+    def output_keys(self, number: int = 0) -> Iterator[Key]:
+        """Yield the keys of all blocks in the dask array of an output; a microsecond each would be long."""
+        name, axes, ndim = self._outputs[number]
+        counts = [1] * ndim
+        for axis, n in zip(axes, self._blocks, strict=True):
+            counts[axis] = n
+        return itertools.product((name,), *map(range, counts))
+
     def block(self, index: Index) -> Key:
         """Return the key of a finished block of all outputs, or of the block that it shares with others."""
         if not self._near.touched(index):

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tilework import Output, plan_tiles
 from tilework.errors import TilingWarning
 from tilework.grid.axis import EDGES, AxisGrid
+from tilework.plan.axis_table import Spans
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,6 +160,22 @@ def calls(
 def blocks(draw: Any, shape: Sequence[int]) -> tuple[int, ...]:
     """Draw a block shape with few blocks along each axis."""
     return tuple(-(-n // draw(st.integers(1, min(3, n)))) for n in shape)
+
+
+@st.composite
+def coarse(draw: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """Draw bits of a shape, of which neighbours are often equal, in whole rows too."""
+    share, seed = draw(st.floats(0, 1)), draw(st.integers(0, 99))
+    groups = [np.arange(n) // draw(st.integers(1, max(1, n))) for n in shape]
+    bits = np.random.default_rng(seed).random([len(set(g.tolist())) for g in groups]) < share
+    return bits[np.ix_(*groups)]
+
+
+@st.composite
+def spans(draw: Any, n: int) -> Spans:
+    """Draw ranges of ``n`` entries, some of which are empty."""
+    pair = st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted)
+    return Spans(*np.array(draw(st.lists(pair, max_size=5)), np.int64).reshape(-1, 2).T)
 
 
 @st.composite

@@ -12,14 +12,14 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.laws.strategies import many, plans
+from tests.laws.strategies import coarse, many, plans, spans
 from tilework import Output, TilePlan, plan_tiles
 from tilework.grid.tiles import Box
-from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import box_any, box_sums
 from tilework.plan.cost import busiest, computed, repeated_crops, rows, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.neighbours import Neighbours
-from tilework.plan.tables import SourcePlan, box_any, box_sums
+from tilework.plan.tables import SourcePlan
 
 
 @st.composite
@@ -27,9 +27,7 @@ def blocked(draw):
     """Draw a plan in blocks of any length, which share or not, in slabs or not, with a mask or not."""
     plan = draw(plans())
     if draw(st.booleans()):
-        share = draw(st.floats(0, 1))
-        runs = np.random.default_rng(draw(st.integers(0, 99))).random(plan.grid_shape) < share
-        plan = plan.with_runs(runs)
+        plan = plan.with_runs(draw(coarse(plan.grid_shape)))
     sizes = []
     for axis, longest in zip(plan.axes, plan.longest, strict=True):
         # Blocks of whole strides are often without neighbours.
@@ -207,12 +205,7 @@ def boxes(draw):
     """Draw bits and, per axis, ranges of them, some of which are empty."""
     shape = draw(st.lists(st.integers(0, 9), min_size=1, max_size=3))
     bits = np.random.default_rng(draw(st.integers(0, 99))).random(shape) < draw(st.floats(0, 1))
-    ranges = []
-    for n in shape:
-        pair = st.tuples(st.integers(0, n), st.integers(0, n)).map(sorted)
-        pairs = np.array(draw(st.lists(pair, max_size=5)), np.int64).reshape(-1, 2)
-        ranges.append(Spans(*pairs.T))
-    return bits, ranges
+    return bits, [draw(spans(n)) for n in shape]
 
 
 @many

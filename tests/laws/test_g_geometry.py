@@ -22,6 +22,7 @@ from tilework.grid.axis import EDGES, AxisGrid
 from tilework.grid.tiles import Box, TileGrid
 from tilework.identity.digests import digest
 from tilework.plan.arguments import check_axis
+from tilework.plan.tile_mask import TileMask
 
 
 def frame_length(grid: AxisGrid) -> int:
@@ -371,7 +372,7 @@ def test_G8_equal_arguments_give_equal_plans_and_others_differ(plan):
         replace(plan, axes=(first, *plan.axes[1:])),
         replace(plan, block=tuple(b + 1 for b in plan.block)),
         replace(plan, batch_size=99),
-        replace(plan, mask=b"" if plan.mask is None else None),
+        replace(plan, mask=TileMask.all(plan.grid_shape) if plan.mask is None else None),
         replace(plan, outputs=plan.outputs * 2),
         replace(plan, notes=("another",)),
     ]

@@ -40,6 +40,7 @@ from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
 from tilework.plan.cost import busiest, decoded_ratio, human, tasks
 from tilework.plan.memory import peak_bytes
+from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.kept import CHUNKS
 from tilework.writing.forecast import forecast
@@ -257,16 +258,15 @@ def _around(plan: TilePlan, result_bytes: int, where: Where) -> float:
 def _batch(spec: Spec) -> list[Tile]:
     """Return one batch: a running tile near the middle of a middle block, repeated to fill the batch."""
     plan = spec.plan
-    runs = plan.runs
-    if not len(plan) or (runs is not None and not runs.any()):
+    mask = plan.mask
+    if not len(plan) or (mask is not None and not mask.bits.any()):
         raise TilingError("no tile of this plan runs; there is nothing to measure.")
     # At a corner of blocks, what each block costs would count for the few tiles there.
     sizes = zip(plan.shape, plan.blocks, plan.block, strict=True)
     middle = [min(n - 1, count // 2 * size + size // 2) for n, count, size in sizes]
     position = tuple(axis.owner(min(x, axis.covered - 1)) for axis, x in zip(plan.axes, middle, strict=True))
-    if runs is not None and not runs[position]:
-        running = np.argwhere(runs)
-        position = tuple(int(i) for i in running[np.abs(running - position).sum(axis=1).argmin()])
+    if mask is not None:
+        position = mask.nearest(position)
     return [plan.grid.tile(position)] * min(plan.batch_size or 1, len(plan))
 
 
@@ -275,9 +275,9 @@ def _running(runner: TileRunner, tiles: list[Tile]) -> list[Tile]:
     spec = runner.spec
     if spec.skip is None and spec.validity is None:
         return tiles
-    runs = spec.plan.runs
-    numbers = np.arange(len(spec.plan)) if runs is None else np.flatnonzero(runs)
-    others = (spec.plan[int(n)] for n in numbers[:: max(1, len(numbers) // TRIED)])
+    grid = spec.plan.grid
+    mask = spec.plan.mask or TileMask.all(grid.shape)
+    others = map(grid.tile, mask.some(TRIED))
     found = (t for t in (tiles[0], *others) if runner.get([t])[t.index] is not None)
     return [next(found, tiles[0])] * len(tiles)
 

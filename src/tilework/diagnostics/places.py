@@ -140,17 +140,16 @@ def _nearest_cut(grid: AxisGrid, point: int) -> int:
 
 def _unmasked(spec: Spec, point: Sequence[int]) -> Index:
     """Return ``point``, or the middle of the nearest tile that runs if a mask leaves ``point`` out."""
-    runs, plan = spec.plan.runs, spec.plan
-    if runs is None:
+    plan, mask = spec.plan, spec.plan.mask
+    if mask is None:
         return tuple(point)
-    own = np.asarray(runs.any(axis=tuple(range(plan.n_each))))
+    tiled = range(plan.n_each, len(plan.axes))
     grids = plan.axes[plan.n_each :]
     at = [g.owner(p) for g, p in zip(grids, point, strict=True)]
-    if own[tuple(at)]:
+    nearest = list(mask.nearest(at, tiled)[plan.n_each :])
+    if nearest == at:
         return tuple(point)
-    running = np.argwhere(own)
-    nearest = running[np.abs(running - at).sum(axis=1).argmin()]
-    return tuple(sum(g.core(int(i))) // 2 for g, i in zip(grids, nearest, strict=True))
+    return tuple(sum(g.core(i)) // 2 for g, i in zip(grids, nearest, strict=True))
 
 
 def around(spec: Spec, point: Sequence[int], sizes: Sequence[int], *, whole: bool = False) -> Box:

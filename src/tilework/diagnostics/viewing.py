@@ -254,8 +254,8 @@ class View:
 
     def has_run(self, position: Index) -> bool:
         """Return whether the tile at ``position`` has a result; run it if that is seen only then."""
-        spec, runs = self._tiles.spec, self._tiles.spec.plan.runs
-        if runs is not None and not runs[position]:
+        spec, mask = self._tiles.spec, self._tiles.spec.plan.mask
+        if mask is not None and not mask[position]:
             return False
         if spec.skip is None and spec.validity is None:
             return True
@@ -491,7 +491,7 @@ def _far_apart(plan: TilePlan, fixed: Mapping[int, int]) -> Iterator[Index]:
 
     ``fixed`` has the position along some axes.
     """
-    shape, runs = plan.grid_shape, plan.runs
+    shape, mask = plan.grid_shape, plan.mask
     if 0 in shape:  # edge="drop" of an image smaller than the crop
         return
     # Steps of the additive recurrence of Roberts, "R_d": the powers of the root of x ** (d + 1) = x + 1.
@@ -502,17 +502,13 @@ def _far_apart(plan: TilePlan, fixed: Mapping[int, int]) -> Iterator[Index]:
     for k in range(LOOKED_AT):
         spread = (int((0.5 + k / root ** (d + 1)) % 1 * n) for d, n in enumerate(shape))
         position = tuple(fixed.get(d, i) for d, i in enumerate(spread))
-        if position not in seen and (runs is None or runs[position]):
+        if position not in seen and (mask is None or mask[position]):
             seen.add(position)
             yield position
-    if runs is None:
-        rest: Iterator[Any] = itertools.product(
-            *([fixed[d]] if d in fixed else range(n) for d, n in enumerate(shape))
-        )
-    else:
-        on = np.argwhere(runs)
-        rest = iter(on[np.all([on[:, d] == i for d, i in fixed.items()], axis=0)] if fixed else on)
-    for position in (tuple(map(int, p)) for p in rest):
+    rest: Iterator[Index] = itertools.product(
+        *([fixed[d]] if d in fixed else range(n) for d, n in enumerate(shape))
+    )
+    for position in rest if mask is None else mask.positions(fixed):
         if position not in seen:
             yield position
 

@@ -21,8 +21,8 @@ from tilework.grid.tiles import Box
 from tilework.grid.weights import AxisWeights
 from tilework.labels.painting import Claims, Place, painted, trimmed
 from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import box_any
 from tilework.plan.output_plan import SUMS
-from tilework.plan.tables import box_any
 
 __all__ = ["Accumulator", "cover", "touching"]
 
@@ -301,15 +301,14 @@ def _times_added(
     spec: Spec, ranges: Sequence[Span], skipped: set[int], times: Mapping[int, int]
 ) -> Ints | None:
     """Return how often each tile in ``ranges`` was added; None: all of them once."""
-    runs, shape = spec.plan.runs, spec.plan.grid_shape
-    box = tuple(slice(a, b) for a, b in ranges)
+    mask, shape = spec.plan.mask, spec.plan.grid_shape
     counts = np.ones([b - a for a, b in ranges], np.int64)
     for number, count in times.items():
         _put(counts, ranges, np.array([number]), shape, count)
     if skipped:
         _put(counts, ranges, np.fromiter(skipped, np.int64), shape, 0)
-    if runs is not None:
-        counts[~runs[box]] = 0
+    if mask is not None:
+        counts[~mask.box(ranges)] = 0
     return None if (counts == 1).all() else counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 import random
@@ -154,13 +155,15 @@ class CropCutter:
 
 def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Sequence[Tile]:
     """Return the running tiles in ``ranges``, in raster order within each crop shape."""
-    runs = spec.active.runs
-    return _by_shape(spec, [t for t in spec.plan.grid.within(ranges) if runs is None or runs[t.position]])
+    tiles, mask = spec.plan.grid.within(ranges), spec.active.mask
+    if mask is not None:
+        tiles = itertools.compress(tiles, mask.box(ranges).ravel().tolist())
+    return _by_shape(spec, list(tiles))
 
 
 def in_raster_order(spec: Spec) -> bool:
     """Return whether `run_tiles` yields the tiles of a box in raster order, all but those it leaves out."""
-    return spec.active.runs is None and _of_one_shape(spec)
+    return spec.active.mask is None and _of_one_shape(spec)
 
 
 def _of_one_shape(spec: Spec) -> bool:

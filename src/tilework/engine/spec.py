@@ -98,10 +98,9 @@ class Spec:
 
     def running(self, ranges: list[Span]) -> list[Span]:
         """Return ranges of tiles per axis without those at the ends of which none runs."""
-        runs = self.active.runs
-        if runs is None:
+        if self.active.mask is None:
             return ranges
-        part = runs[tuple(slice(a, b) for a, b in ranges)]
+        part = self.active.mask.box(ranges)
         for d in range(part.ndim):
             on = np.flatnonzero(part.any(axis=tuple(a for a in range(part.ndim) if a != d)))
             first = ranges[d][0]

@@ -19,9 +19,9 @@ from tilework.function.output import Output
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box
 from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import box_any
 from tilework.plan.nodata import Term, Valid
 from tilework.plan.request import Layout, Request, weighed
-from tilework.plan.tables import box_any
 from tilework.source.base import Source
 
 __all__ = ["Validity", "hide", "validity_of"]

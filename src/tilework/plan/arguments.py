@@ -25,11 +25,13 @@ from tilework._checks import (
     whole,
 )
 from tilework._machine import default_memory
-from tilework._types import Bits, Index, Ints
+from tilework._types import Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, PadSide, Starts, ceil_div
+from tilework.grid.progression import Progression
 from tilework.plan.axis_table import Spans
-from tilework.plan.tables import box_any
+from tilework.plan.box_sums import box_any
+from tilework.plan.tile_mask import TileMask
 from tilework.source.base import Source, unmasked
 
 __all__ = [
@@ -289,8 +291,8 @@ def tiles_in_mask(
     rims: Sequence[Index | None],
     names: Sequence[str],
     mask_scale: Any = None,
-) -> Bits:
-    """Return which tiles have a True mask sample in their support, shape: tiles per tiled axis.
+) -> TileMask:
+    """Return which tiles have a True mask sample in their support.
 
     Parameters
     ----------
@@ -323,15 +325,20 @@ def tiles_in_mask(
         check_proportions("mask", values.shape, axes, names, "Say mask_scale= if not.")
     else:
         scales = _mask_scales(values.shape, axes, names, mask_scale)
-    under = []
+    edges, under = [], []
     for d, (grid, scale, length) in enumerate(zip(axes, scales, values.shape, strict=True)):
-        supports = [grid.supports(None if rim is None else rim[d]) for rim in rims]
-        starts: Ints = np.minimum.reduce([a for a, _ in supports])
-        stops: Ints = np.maximum.reduce([b for _, b in supports])
+        ends = [grid.support_ends(None if rim is None else rim[d]) for rim in rims]
+        starts = Progression.joint([start for start, _ in ends], np.minimum)
+        stops = Progression.joint([stop for _, stop in ends], np.maximum)
         lows, highs = _mask_samples(length, grid.extent, scale)
-        first, last = np.searchsorted(highs, starts, "right"), np.searchsorted(lows, stops)
+        # Tiles between two of these places have weight in the same mask samples.
+        changes = (starts.count_before(highs), stops.count_before(lows, "right"), [0, len(grid)])
+        edges.append(np.unique(np.concatenate(changes)))
+        tiles = edges[-1][:-1]
+        first = np.searchsorted(highs, starts.take(tiles), "right")
+        last = np.searchsorted(lows, stops.take(tiles))
         under.append(Spans(first, np.maximum(first, last)))
-    return box_any(values.astype(bool), under)
+    return TileMask.between(edges, box_any(values.astype(bool, copy=False), under))
 
 
 def _mask_samples(length: int, extent: int, scale: float | None) -> tuple[Ints, Ints]:

@@ -6,22 +6,23 @@ import functools
 import heapq
 import itertools
 import math
+import operator
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tilework.grid.axis import ceil_div
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import shifted
 from tilework.plan.decoding import decoded_ratio
 from tilework.plan.memory import peak_bytes, tiles_of_blocks
-from tilework.plan.tables import box_sums, shifted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tilework._types import Ints
+    from tilework._types import Array, Ints
     from tilework.grid.axis import AxisGrid
     from tilework.plan.tables import BlockPlan
 
@@ -61,9 +62,8 @@ def repeated_crops(plan: BlockPlan) -> int:
         return 0
     kinds = [_by_length(*pair) for pair in zip(plan.axes, tiles_of_blocks(plan), strict=True)]
     if plan.mask is not None:
-        runs = np.asarray(plan.runs)
         grids = (zip(*chosen, strict=True) for chosen in itertools.product(*kinds))
-        return sum(int((-box_sums(runs[np.ix_(*tiles)], spans) % size).sum()) for tiles, spans in grids)
+        return sum(int((-plan.mask.among(tiles).counts(spans) % size).sum()) for tiles, spans in grids)
     # How many blocks have how many crops of each shape: a product of one length per axis.
     found: dict[tuple[int, ...], int] = {(1,): 1}
     for axis in kinds:
@@ -122,22 +122,44 @@ def _shares(plan: BlockPlan) -> tuple[int, int, int]:
 
 def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
     """Return what `_shares` does, for a plan with a mask."""
-    tables = plan.tables
-    runs = plan.run_in([t.touches for t in tables])
+    mask: Any = plan.mask
+    touches, shared, links, times = [], [], [], []
+    for axis, (table, own) in enumerate(zip(plan.tables, plan.shared, strict=True)):
+        kept, counts = _unlike(*mask.groups(axis, table.touches), *mask.groups(axis, own), table.reaching)
+        touches.append(Spans(*(ends[kept] for ends in table.touches)))
+        shared.append(Spans(*(ends[kept] for ends in own)))
+        links.append(table.reaching[kept])
+        times.append(counts)
+
+    def count(bits: Any) -> int:
+        return int(functools.reduce(operator.matmul, reversed(times), bits))
+
+    runs = mask.run_in(touches)
     if plan.reuse != "share":
-        return int(np.count_nonzero(runs)), 0, 0
-    owns = plan.run_in(plan.shared)
-    kind = np.min_scalar_type(2 ** len(tables))
+        return count(runs), 0, 0
+    owns = mask.run_in(shared)
+    kind = np.min_scalar_type(2 ** len(links))
     later, earlier = runs.astype(kind), owns.astype(kind)
-    for axis, table in enumerate(tables):
+    for axis, reaching in enumerate(links):
         if axis in plan.slab_axes:
             continue
-        later += shifted(later, axis, table.reaching, -1)
-        earlier += shifted(earlier, axis, table.reaching, 1)
+        later += shifted(later, axis, reaching, -1)
+        earlier += shifted(earlier, axis, reaching, 1)
     # The block itself is counted among its neighbours.
     seams, seamed = owns & (later > runs), earlier > owns
-    grouped = seams | (owns & seamed)
-    return int(np.count_nonzero(runs)), int(np.count_nonzero(grouped)), int(np.count_nonzero(seams))
+    return count(runs), count(seams | (owns & seamed)), count(seams)
+
+
+def _unlike(*facts: Array) -> tuple[Ints, Ints]:
+    """Return a few blocks along an axis that stand for all, and for how many each does.
+
+    Blocks between two that have the same facts are as they are and have the same neighbours, so that the
+    first of them stands for all.
+    """
+    same = np.logical_and.reduce([fact[1:] == fact[:-1] for fact in facts])
+    between = np.append(False, same) & np.append(same, False)
+    kept = np.flatnonzero(~between | ~np.append(False, between[:-1]))
+    return kept, np.diff(np.append(kept, len(between)))
 
 
 def busiest(plan: BlockPlan, workers: int) -> float:
@@ -149,7 +171,7 @@ def busiest(plan: BlockPlan, workers: int) -> float:
     if plan.mask is None:
         crops = functools.reduce(np.multiply.outer, [r.lengths for r in ranges])
     else:
-        crops = plan.counts(ranges)
+        crops = plan.mask.counts(ranges)
     for tiles in crops.ravel().tolist():
         heapq.heapreplace(ends, ends[0] + tiles)
     return float(max(ends))

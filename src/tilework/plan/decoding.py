@@ -21,7 +21,8 @@ import numpy as np
 from tilework._types import Array, Index, Ints
 from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import AxisTable, Spans
-from tilework.plan.tables import BlockPlan, SourcePlan, box_any
+from tilework.plan.box_sums import box_any
+from tilework.plan.tables import BlockPlan, SourcePlan
 
 __all__ = [
     "Kept",
@@ -94,28 +95,30 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
 
 def _masked_uses(plan: BlockPlan, chunks: Index) -> Ints:
     """Return the number of blocks that read each chunk, over the grid axes, where not all tiles run."""
-    runs, share = plan.runs, plan.reuse == "share"
-    assert runs is not None
-    if not runs.size:
+    mask, share = plan.mask, plan.reuse == "share"
+    assert mask is not None
+    if not mask.bits.size:
         return np.zeros([ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True)], np.int64)
     tiles = [t.owns if share else t.touches for t in plan.tables]
+    groups = [mask.groups(d, spans) for d, spans in enumerate(tiles)]
     lows, highs = [], []
     for d, (grid, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
         # A block reads from its first running tile to its last along each axis.
-        single = [tiles[e] if e != d else Spans(grid.tiles, grid.tiles + 1) for e in range(runs.ndim)]
-        along = box_any(runs, single)
-        reads = np.stack(grid.reads(), axis=1)
+        ends = np.asarray(mask.edges[d])
+        each = np.arange(len(ends) - 1)
+        single = [groups[e] if e != d else Spans(each, each + 1) for e in range(len(groups))]
+        along = np.moveaxis(box_any(mask.bits, single), d, -1)
+        starts, stops = grid.reads()
         low, high = [], []
-        for first, stop in tiles[d].pairs():
-            part = np.moveaxis(along, d, -1)[..., first:stop]
+        for (first, stop), (own, after) in zip(tiles[d].pairs(), groups[d].pairs(), strict=True):
             if stop == first:
-                part = np.zeros((*part.shape[:-1], 1), bool)
-                low.append(np.zeros(part.shape[:-1], np.int64))
+                low.append(np.zeros(along.shape[:-1], np.int64))
                 high.append(low[-1])
                 continue
+            part = along[..., own:after]
             some = part.any(-1)
-            start = reads[first + part.argmax(-1), 0]
-            end = reads[stop - 1 - part[..., ::-1].argmax(-1), 1]
+            start = starts[np.maximum(first, ends[own + part.argmax(-1)])]
+            end = stops[np.minimum(stop, ends[after - part[..., ::-1].argmax(-1)]) - 1]
             low.append(np.where(some, np.maximum(start, 0) // chunk, 0))
             high.append(np.where(some, -(-np.minimum(end, grid.extent) // chunk), 0))
         lows.append(np.moveaxis(np.stack(low, -1), -1, d))

@@ -6,8 +6,9 @@ import itertools
 import operator
 from collections.abc import Collection, Sequence
 
-from tilework._types import Bits, Index
+from tilework._types import Index
 from tilework.plan.axis_table import AxisTable
+from tilework.plan.tile_mask import TileMask
 
 __all__ = ["Neighbours"]
 
@@ -22,29 +23,30 @@ class Neighbours:
     ----------
     tables : sequence of AxisTable
         One table per axis.
-    runs : array of bool, or None
-        Whether each tile runs; None: all run.
+    mask : TileMask or None
+        Which tiles run; None: all.
     alone : collection of int
         Axes across which blocks share no tiles: each runs all with weight in it, as if it owned them.
     """
 
-    def __init__(self, tables: Sequence[AxisTable], runs: Bits | None, alone: Collection[int] = ()) -> None:
-        self._runs = runs
+    def __init__(
+        self, tables: Sequence[AxisTable], mask: TileMask | None, alone: Collection[int] = ()
+    ) -> None:
+        self._runs = None if mask is None else mask.bits
         owned = [t.touch if d in alone else t.owned for d, t in enumerate(tables)]
         self._owns = [[a < b for a, b in spans] for spans in owned]
         self._touched = [[a < b for a, b in t.touch] for t in tables]
         self._forth = [[r and d not in alone for r in t.reaches] for d, t in enumerate(tables)]
         self._back = [[False, *forth[:-1]] for forth in self._forth]
         self._all_own = self._runs is None and all(map(all, self._owns))
-        # Under a mask, the tiles of each block, and whether one of them runs, as far as it was asked.
-        self._tiles = (
-            {}
-            if self._runs is None
-            else {
-                True: [[slice(*span) for span in spans] for spans in owned],
-                False: [[slice(*span) for span in t.touch] for t in tables],
-            }
-        )
+        # Under a mask, the groups of tiles of each block, and whether one of them runs as far as was asked.
+        self._tiles = {}
+        if mask is not None:
+            touches = [t.touches for t in tables]
+            owns = [touches[d] if d in alone else t.owns for d, t in enumerate(tables)]
+            for kind, along in ((True, owns), (False, touches)):
+                groups = [mask.groups(d, spans).pairs() for d, spans in enumerate(along)]
+                self._tiles[kind] = [[slice(*pair) for pair in pairs] for pairs in groups]
         self._known: dict[bool, dict[Index, bool]] = {True: {}, False: {}}
         self._steps: dict[tuple[bool, ...], list[Index]] = {}
 

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from tilework._checks import brief, is_whole, one_of, sequence, warn, whole
 from tilework._machine import n_threads
 from tilework._types import Array, Index
@@ -36,7 +34,7 @@ from tilework.plan.arguments import (
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.decoding import with_spare
 from tilework.plan.memory import peak_bytes
-from tilework.plan.tables import pack
+from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
 from tilework.source.base import Source
 from tilework.source.opening import check_extents
@@ -363,7 +361,7 @@ def make_plan(
         batch_size=None if batch is None else int(batch),
         batches={None: "asked", True: "whole", False: "short"}[request.pad_batch],
         reuse="recompute",
-        mask=None if request.mask is None else _mask_bits(layout, request, outputs, n_each),
+        mask=None if request.mask is None else _mask(layout, request, outputs, n_each),
         threads=n_threads(),
         counted="exact" if extra is None else "most",
         predictions=predictions.made,
@@ -386,8 +384,8 @@ def _source_plan(source: Source, grid_axes: Sequence[int | None]) -> SourcePlan:
     )
 
 
-def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], n_each: int) -> bytes:
-    """Return which tiles run, one bit per tile in raster order."""
+def _mask(layout: Layout, request: Request, outputs: Sequence[OutputPlan], n_each: int) -> TileMask:
+    """Return which tiles run."""
     runs = tiles_in_mask(
         request.mask,
         layout.grids[n_each:],
@@ -395,7 +393,6 @@ def _mask_bits(layout: Layout, request: Request, outputs: Sequence[OutputPlan], 
         layout.names[n_each:],
         request.mask_scale,
     )
-    if not runs.any():
+    if not runs.bits.any():
         warn("the mask is False everywhere: no tile runs, all is fill_value.", TilingWarning)
-    counts = tuple(len(g) for g in layout.grids[:n_each])
-    return pack(np.broadcast_to(runs, counts + runs.shape))
+    return runs.repeated([len(g) for g in layout.grids[:n_each]])

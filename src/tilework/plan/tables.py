@@ -18,111 +18,25 @@ from typing import Any, Self, overload
 import numpy as np
 
 from tilework._checks import brief, of_type
-from tilework._types import Array, Bits, Ints, Span
+from tilework._types import Bits, Ints, Span
 from tilework.errors import GridError
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.axis_table import AxisTable, Spans
+from tilework.plan.box_sums import shifted
 from tilework.plan.neighbours import Neighbours
 from tilework.plan.output_plan import OutputPlan
+from tilework.plan.tile_mask import TileMask
 
 # Derived values of a plan that do not depend on its blocks.
-OF_TILES = ("grid", "grid_shape", "shape", "runs", "n_runs", "longest", "_rows")
+OF_TILES = ("grid", "grid_shape", "shape", "n_runs", "longest")
 
 __all__ = [
     "BlockPlan",
     "OutputPlan",
     "SourcePlan",
-    "box_any",
-    "box_sums",
-    "pack",
 ]
-
-
-def box_sums(values: Array, ranges: Sequence[Spans]) -> Ints:
-    """Return the sum of ``values`` over each product of one range per axis.
-
-    Parameters
-    ----------
-    values : bool or int array
-    ranges : sequence of Spans
-        For each axis, the ranges along it.
-
-    Returns
-    -------
-    int array
-        One entry per range along each axis.
-    """
-    # Sums of bits mostly fit into 32 bits, which takes half the time.
-    small = values.dtype == bool and values.size < 2**31
-    sums: Any = values
-    for axis, (low, high) in enumerate(ranges):
-        shape = list(sums.shape)
-        shape[axis] += 1
-        before = np.zeros(shape, np.int32 if small else np.int64)
-        later = (slice(None),) * axis + (slice(1, None),)
-        np.cumsum(sums, axis, before.dtype, before[later])
-        sums = before.take(high, axis)
-        sums -= before.take(low, axis)
-    return np.asarray(sums)
-
-
-def box_any(bits: Bits, ranges: Sequence[Spans]) -> Bits:
-    """Return whether any of ``bits`` is true in each product of one range per axis.
-
-    The same as ``box_sums(bits, ranges) > 0``, in a tenth of the time: along each axis, windows of 1, 2, 4
-    and more bits are joined, and a range is two windows.
-    """
-    # The axis that shortens most comes first. Of equals it is the first one, whose rows are copied whole,
-    # unless they lengthen.
-    grown = [len(low) / max(1, n) for (low, _), n in zip(ranges, bits.shape, strict=True)]
-    for axis in sorted(range(bits.ndim), key=lambda a: (grown[a], a if grown[a] < 1 else -a)):
-        low, high = ranges[axis]
-        lengths, window, size = high - low, bits, 1
-        lead: tuple[Any, ...] = (slice(None),) * axis
-        found = np.zeros((*bits.shape[:axis], len(low), *bits.shape[axis + 1 :]), bool)
-        longest = int(lengths.max(initial=0))
-        while size <= longest:
-            here = np.flatnonzero((size <= lengths) & (lengths < 2 * size))
-            if len(here):
-                both = window.take(low[here], axis)
-                both |= window.take(high[here] - size, axis)
-                if len(here) == len(low):
-                    found = both
-                else:
-                    found[(*lead, here)] = both
-            if 2 * size <= longest:
-                window = window[(*lead, slice(None, -size))] | window[(*lead, slice(size, None))]
-            size *= 2
-        bits = found
-    return bits
-
-
-def pack(runs: Bits) -> bytes:
-    """Return one bit per tile in raster order; `BlockPlan.runs` is the inverse."""
-    return np.packbits(runs).tobytes()
-
-
-def shifted(values: Array, axis: int, links: Bits, step: int) -> Array:
-    """Return, for each block, the value of a neighbour that is linked to it, or 0.
-
-    Parameters
-    ----------
-    values : array over blocks
-    axis : int
-    links : bool array, one per block along ``axis``
-        Whether each block is linked to the next one.
-    step : {1, -1}
-        The neighbour: the one before (1) or the next one (-1).
-    """
-    found = np.zeros_like(values)
-    low, high = slice(None, -1), slice(1, None)
-    target, source = (high, low) if step > 0 else (low, high)
-    lead = (slice(None),) * axis
-    along = links[:-1].reshape((-1,) + (1,) * (values.ndim - axis - 1))
-    np.multiply(values[(*lead, source)], along, out=found[(*lead, target)])
-    return found
 
 
 def _part(spans: Spans, blocks: range) -> Spans:
@@ -163,8 +77,8 @@ class BlockPlan(Holder, Sequence[Tile]):
     """"share": each tile runs once; "recompute": blocks share no tiles."""
     batch_size: int | None = None
     """Crops per call of the function; None: one crop without a batch axis."""
-    mask: bytes | None = None
-    """Which tiles run, one bit per tile in raster order; None: all."""
+    mask: TileMask | None = None
+    """Which tiles run; None: all."""
     threads: int = 1
     """Number of concurrent tasks in a process, for the estimate of memory."""
     cache_bytes: int = 0
@@ -265,19 +179,13 @@ class BlockPlan(Holder, Sequence[Tile]):
         """Fraction of the image that cores cover; below 1 only for ``edge="drop"`` and given starts."""
         return math.prod(axis.covered / axis.extent for axis in self.axes)
 
-    @derived
+    @property
     def runs(self) -> Bits | None:
-        """Whether each tile runs, shape ``grid_shape``; None: all run."""
-        if self.mask is None:
-            return None
-        bits = np.unpackbits(np.frombuffer(self.mask, np.uint8), count=self.n_tiles)
-        bits.flags.writeable = False
-        return bits.view(bool).reshape(self.grid_shape)
+        """Whether each tile runs, shape ``grid_shape``; None: all run.
 
-    @derived
-    def _rows(self) -> Array:
-        """`runs` as bits, eight tiles along the last axis in a byte."""
-        return np.packbits(np.asarray(self.runs), axis=-1)
+        It takes a byte per tile. `mask` tells the same and takes as little as the mask that was given.
+        """
+        return None if self.mask is None else self.mask.tiles
 
     # -- blocks -----------------------------------------------------------------------------------------
 
@@ -332,9 +240,9 @@ class BlockPlan(Holder, Sequence[Tile]):
         -------
         int
         """
-        if (runs := self.runs) is None:
+        if self.mask is None:
             return math.prod(max(0, b - a) for a, b in ranges)
-        return int(runs[tuple(slice(a, b) for a, b in ranges)].sum())
+        return self.mask.running(ranges)
 
     @derived
     def n_runs(self) -> int:
@@ -357,7 +265,7 @@ class BlockPlan(Holder, Sequence[Tile]):
     @derived
     def neighbours(self) -> Neighbours:
         """The blocks around each block."""
-        return Neighbours(self.tables, self.runs, self.slab_axes)
+        return Neighbours(self.tables, self.mask, self.slab_axes)
 
     @derived
     def shared(self) -> tuple[Spans, ...]:
@@ -417,7 +325,8 @@ class BlockPlan(Holder, Sequence[Tile]):
         reach into them: along each axis, one more block before the first.
         """
         tables = self.tables
-        needed = self.run_in([_part(t.touches, c) for t, c in zip(tables, chosen, strict=True)])
+        mask: Any = self.mask
+        needed = mask.run_in([_part(t.touches, c) for t, c in zip(tables, chosen, strict=True)])
         owned = []
         for axis, (table, blocks) in enumerate(zip(tables, chosen, strict=True)):
             before = np.zeros_like(needed.take([0], axis))
@@ -429,28 +338,7 @@ class BlockPlan(Holder, Sequence[Tile]):
             # Block -1 owns nothing.
             none = np.zeros(int(not blocks.start), np.int64)
             owned.append(Spans(np.append(none, own.low), np.append(none, own.high)))
-        return int(self.counts(owned)[needed].sum())
-
-    def counts(self, ranges: Sequence[Spans]) -> Ints:
-        """Return the number of tiles that run in each product of one range of tiles per axis."""
-        return box_sums(*self._within(ranges))
-
-    def run_in(self, ranges: Sequence[Spans]) -> Bits:
-        """Return whether any tile runs in each product of one range of tiles per axis."""
-        return box_any(*self._within(ranges))
-
-    def _within(self, ranges: Sequence[Spans]) -> tuple[Bits, list[Spans]]:
-        """Return whether tiles run, for those around all ``ranges``, and the ranges among these.
-
-        They are few where a part of a plan is asked for.
-        """
-        inside, moved = [], []
-        for low, high in ranges:
-            some = low < high
-            first = int(low[some].min()) if some.any() else 0
-            inside.append(slice(first, int(high[some].max(initial=first))))
-            moved.append(Spans(*(np.where(some, ends - first, 0) for ends in (low, high))))
-        return np.asarray(self.runs)[tuple(inside)], moved
+        return int(mask.counts(owned)[needed].sum())
 
     def total(self, ranges: Sequence[Spans], sizes: Sequence[Ints] | None = None) -> int:
         """Return the number of tiles that run, counted once per range in which they are, along each axis.
@@ -459,26 +347,15 @@ class BlockPlan(Holder, Sequence[Tile]):
         """
         if self.mask is None and sizes is None:
             return math.prod(int(r.lengths.sum()) for r in ranges)
-        inside, times = [], []
+        times = []
         for axis, (low, high) in enumerate(ranges):
             ends = np.bincount(low, minlength=self.grid_shape[axis] + 1)
             ends -= np.bincount(high, minlength=len(ends))
             found = ends.cumsum()[:-1]
             times.append(found if sizes is None else found * sizes[axis])
-            on = np.flatnonzero(found)
-            inside.append(slice(on[0], on[-1] + 1) if len(on) else slice(0))
         if self.mask is None:
             return math.prod(int(count.sum()) for count in times)
-        # Bits of one power of two in the counts along the last axis are counted eight at a time.
-        lead = tuple(inside[:-1])
-        rows = self._rows[lead]
-        sums: Any = np.zeros(rows.shape[:-1], np.int64)
-        for power in range(int(times[-1].max(initial=0)).bit_length()):
-            chosen = rows & np.packbits((times[-1] >> power) & 1 == 1)
-            sums += np.bitwise_count(chosen).sum(axis=-1, dtype=np.int64) << power
-        for part, count in zip(reversed(lead), reversed(times[:-1]), strict=True):
-            sums = sums @ count[part]
-        return int(sums)
+        return self.mask.total(times)
 
     def with_blocks(
         self, block: Sequence[int], reuse: str, notes: Sequence[str] = (), slabs: int = 0
@@ -505,9 +382,9 @@ class BlockPlan(Holder, Sequence[Tile]):
         plan.held["near"] = self.held.get("tables", ())
         return plan
 
-    def with_runs(self, runs: Bits) -> Self:
-        """Return a plan in which only some tiles run; an array of shape ``grid_shape`` tells which."""
-        plan = replace(self, mask=pack(runs))
+    def with_runs(self, runs: Bits | TileMask) -> Self:
+        """Return a plan in which only some tiles run; an array of shape ``grid_shape`` may tell which."""
+        plan = replace(self, mask=runs if isinstance(runs, TileMask) else TileMask.of(runs))
         plan.held.update(near=self.tables, longest=self.longest)
         return plan
 

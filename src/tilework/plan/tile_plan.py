@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import sys
@@ -17,6 +16,7 @@ from tilework.grid.axis import AxisGrid, Starts
 from tilework.plan.cost import rows
 from tilework.plan.picture import html
 from tilework.plan.tables import BlockPlan, OutputPlan, SourcePlan
+from tilework.plan.tile_mask import TileMask
 
 __all__ = ["OutputPlan", "SourcePlan", "TilePlan"]
 
@@ -57,7 +57,7 @@ class TilePlan(BlockPlan):
         data["sources"] = [
             {k: v for k, v in asdict(s).items() if k != "shared" or not v} for s in self.sources
         ]
-        data["mask"] = None if self.mask is None else base64.b64encode(self.mask).decode()
+        data["mask"] = None if self.mask is None else self.mask.to_json()
         if self.counted == "exact":
             del data["counted"]  # likewise
         if self.predictions == 1:
@@ -110,7 +110,8 @@ class TilePlan(BlockPlan):
         )
         for name in ("names", "block", "notes", "order"):
             data[name] = tuple(data.get(name, ()))
-        data["mask"] = None if data["mask"] is None else base64.b64decode(data["mask"])
+        if data["mask"] is not None:
+            data["mask"] = TileMask.from_json(data["mask"], tuple(map(len, data["axes"])))
         return cls(**data)
 
     def explain(self, *, measure: bool = False) -> Explanation:

@@ -317,7 +317,7 @@ def of_dask(array: Any, version: str | None = None, *, named: bool = False) -> F
         below = f"{BELOW} {number}: "
         parts.take(of_spec(spec, version, below=numbers), below)
         if spec.plan.mask is not None:
-            parts[f"{below}mask"] = digest(spec.plan.mask)
+            parts[f"{below}mask"] = digest(spec.plan.mask.identity)
     shown = shown_by(array)
     if version is None and shown.whole:
         parts.take(_functions(shown.functions), f"{BELOW}: ")

@@ -21,6 +21,7 @@ from tilework.graph.build import dask_arrays
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
+from tilework.plan.tile_mask import TileMask
 from tilework.source.held import this_process
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, Opening, Told
@@ -124,7 +125,7 @@ class _Missing:
 
     blocks: Bits
     """Which blocks to write."""
-    tiles: Bits | None = None
+    tiles: TileMask | None = None
     """Which tiles to run; None: all that have a result."""
     partial: Mapping[int, Mapping[Index, list[Index]]] = field(default_factory=dict)
     """For each output and block of which some units are done, the units to write."""
@@ -258,8 +259,7 @@ class TileJob(WriteJob):
         return [(tile, self._alone(tile, index)) for tile in tiles_of(spec, ranges)]
 
     def _alone(self, tile: Tile, index: Index) -> Piece:
-        only = np.zeros(self.spec.plan.grid_shape, bool)
-        only[tile.position] = True
+        only = TileMask.of_box([(i, i + 1) for i in tile.position], self.spec.plan.grid_shape)
         spec = replace(with_todo(self.spec, only), on_error="raise", end=_forget)
         spec = replace(spec, todo=replace(spec.active, reuse="recompute"))
         blocks = self._tasks(f"{self.name}-alone-{tile.index}", spec, np.ones(spec.plan.blocks, bool))

@@ -20,7 +20,7 @@ from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
-from tilework.plan.tables import box_any
+from tilework.plan.box_sums import box_any
 from tilework.source.zarr_requests import read_box
 from tilework.writing.ledger import Ledger
 from tilework.writing.sink import Part, Sink, Work, Written, parts_of, write_block

@@ -36,6 +36,7 @@ from tilework.identity.digests import digest
 from tilework.identity.location import locate
 from tilework.identity.stored import read_by
 from tilework.objects.measuring import How
+from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 from tilework.source.opening import opened
@@ -461,11 +462,9 @@ def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> 
     if isinstance(place, Continued):
         old = TilePlan.from_json(json.dumps(place.record["plan"]))
         if old.mask != spec.plan.mask:
-            before, now = (True if plan.runs is None else plan.runs for plan in (old, spec.plan))
-            grid, units = spec.plan.grid, Units.of(spec, member.number, array)
-            for position in np.argwhere(np.not_equal(before, now)):
-                for unit in units.of_tile(grid[grid.number(tuple(map(int, position)))]):
-                    done[unit] = False
+            every = TileMask.all(spec.plan.grid_shape)
+            changed = (old.mask or every) ^ (spec.plan.mask or every)
+            done &= ~Units.of(spec, member.number, array).under(changed)
             # Marks first: with the old record, units of the new mask must never count.
             marks.keep(done)
             there |= {"plan": record["plan"]}

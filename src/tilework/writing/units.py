@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,7 +22,8 @@ from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Tile
 from tilework.plan.axis_table import Spans
-from tilework.plan.tables import box_any, box_sums
+from tilework.plan.box_sums import box_sums
+from tilework.plan.tile_mask import TileMask
 
 __all__ = [
     "Layout",
@@ -133,13 +136,24 @@ class Units:
             ranges.append(self._meetings(axis, edges[:-1], edges[1:]))
         return box_sums(self._sums(bits), ranges)
 
-    def tiles(self, bits: Bits) -> Bits:
-        """Return which tiles have weight in a unit with a true bit, over the grid of tiles."""
+    def tiles(self, bits: Bits) -> TileMask:
+        """Return which tiles have weight in a unit with a true bit."""
         ranges = [
             self._meetings(axis, *map(weights.scaled, weights.grid.supports(weights.rim)))
             for axis, weights in zip(self.output.grid_axes, self.output.weights, strict=True)
         ]
-        return box_any(self._sums(bits) > 0, ranges)
+        return TileMask.under(self._sums(bits) > 0, ranges)
+
+    def under(self, tiles: TileMask) -> Bits:
+        """Return which units have a sample in which a tile has weight; axes without tiles have length 1."""
+        ranges, axes = [], self.output.grid_axes
+        for axis, weights in zip(axes, self.output.weights, strict=True):
+            starts, stops = map(weights.scaled, weights.grid.supports(weights.rim))
+            edges = np.arange(self.grid[axis] + 1) * self.unit[axis]
+            first = np.searchsorted(stops, edges[:-1], "right")
+            ranges.append(Spans(first, np.maximum(first, np.searchsorted(starts, edges[1:]))))
+        rest = tuple(a for a in range(len(self.grid)) if a not in axes)
+        return np.expand_dims(tiles.run_in(ranges).transpose(np.argsort(axes)), rest)
 
     def _meetings(self, axis: int, starts: Ints, stops: Ints) -> Spans:
         """Return the units along one axis that meet each span of samples."""
@@ -155,19 +169,18 @@ class Units:
         return flat.transpose([kept.index(a) for a in axes])
 
 
-def tiles_of_units(units: Sequence[Units], missing: Sequence[Bits]) -> Bits:
+def tiles_of_units(units: Sequence[Units], missing: Sequence[Bits]) -> TileMask:
     """Return which tiles have weight in a missing unit of any output."""
     found = [u.tiles(bits) for u, bits in zip(units, missing, strict=True)]
-    either: Bits = np.logical_or.reduce(found)
-    return either
+    return functools.reduce(operator.or_, found)
 
 
-def with_todo(spec: Spec, tiles: Bits | None) -> Spec:
+def with_todo(spec: Spec, tiles: TileMask | None) -> Spec:
     """Return ``spec`` for a run that computes only ``tiles``; None: all tiles."""
     if tiles is None:
         return replace(spec, todo=None)
-    runs = spec.plan.runs
-    return replace(spec, todo=spec.plan.with_runs(tiles if runs is None else tiles & runs))
+    mask = spec.plan.mask
+    return replace(spec, todo=spec.plan.with_runs(tiles if mask is None else tiles & mask))
 
 
 def lengths(what: str, value: Any, shape: Index) -> Index | None:

@@ -1,0 +1,317 @@
+"""Which tiles run: one bit for each group of equal neighbours, so that a coarse mask stays coarse."""
+
+from __future__ import annotations
+
+import base64
+import bisect
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from tilework._types import Array, Bits, Index, Ints, Span
+from tilework.grid.axis import ceil_div
+from tilework.grid.derived import Holder, derived
+from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import box_any, box_sums
+
+__all__ = ["TileMask"]
+
+# Masks of up to so many tiles are written with a bit for each, as earlier versions wrote all.
+WRITTEN_WHOLE = 2**23
+
+
+@dataclass(frozen=True, slots=True)
+class TileMask(Holder):
+    """Which tiles run.
+
+    Along each axis, neighbouring tiles that are equal in all rows are one group. So equal masks have equal
+    fields, however they were made, and a mask of 100 x 100 samples over 10**10 tiles takes 10**4 bits or a
+    few times as many.
+    """
+
+    edges: tuple[tuple[int, ...], ...]
+    """Per axis, the first tile of each group; then the number of tiles."""
+    packed: bytes
+    """One bit per group, in raster order."""
+
+    @classmethod
+    def of(cls, tiles: Bits) -> Self:
+        """Return the mask in which the tiles run that an array over all tiles says."""
+        return cls.between([np.arange(n + 1) for n in tiles.shape], np.asarray(tiles, bool))
+
+    @classmethod
+    def all(cls, shape: Sequence[int]) -> Self:
+        """Return the mask in which all tiles run, of ``shape`` tiles."""
+        return cls.of_box([(0, n) for n in shape], shape)
+
+    @classmethod
+    def of_box(cls, ranges: Sequence[Span], shape: Sequence[int]) -> Self:
+        """Return the mask in which the tiles of a box run alone, of ``shape`` tiles."""
+        edges = [np.unique([0, a, b, n]) for (a, b), n in zip(ranges, shape, strict=True)]
+        inside = [(ends[:-1] >= a) & (ends[:-1] < b) for ends, (a, b) in zip(edges, ranges, strict=True)]
+        return cls.between(edges, functools.reduce(np.logical_and.outer, inside))
+
+    @classmethod
+    def under(cls, values: Bits, ranges: Sequence[Spans]) -> Self:
+        """Return the mask of tiles that have a true value in their range, one range per tile and axis."""
+        edges, few = [], []
+        for low, high in ranges:
+            new = np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1]))[: len(low)]
+            edges.append(np.append(np.flatnonzero(new), len(low)))
+            few.append(Spans(low[new], high[new]))
+        return cls.between(edges, box_any(values, few))
+
+    @classmethod
+    def between(cls, edges: Sequence[Ints], bits: Bits) -> Self:
+        """Return the mask of groups of tiles between ``edges``; equal neighbours become one."""
+        found = []
+        for axis, ends in enumerate(edges):
+            rows = np.moveaxis(bits, axis, 0)
+            changes = (rows[1:] != rows[:-1]).any(axis=tuple(range(1, bits.ndim)))
+            keep = np.append(True, changes)[: len(rows)]
+            if not keep.all():
+                bits = bits.compress(keep, axis)
+            found.append((*ends[:-1][keep].tolist(), int(ends[-1])))
+        mask = cls(tuple(found), np.packbits(bits).tobytes())
+        mask.held["bits"] = _fixed(np.ascontiguousarray(bits))
+        return mask
+
+    def repeated(self, counts: Sequence[int]) -> Self:
+        """Return the mask that is the same along more axes, which come first, with so many tiles."""
+        edges = [np.unique([0, n]) for n in counts]
+        bits = np.broadcast_to(self.bits, [len(ends) - 1 for ends in edges] + list(self.bits.shape))
+        return self.between([*edges, *self._ends], bits)
+
+    # -- the same in other forms ------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> Index:
+        """Number of tiles per axis."""
+        return tuple(ends[-1] for ends in self.edges)
+
+    @derived
+    def bits(self) -> Bits:
+        """Whether the tiles of each group run; one entry per group along each axis."""
+        shape = [len(ends) - 1 for ends in self.edges]
+        bits = np.unpackbits(np.frombuffer(self.packed, np.uint8), count=math.prod(shape))
+        return _fixed(bits.view(bool).reshape(shape))
+
+    @property
+    def tiles(self) -> Bits:
+        """Whether each tile runs; a byte per tile."""
+        return _fixed(self.box([(0, n) for n in self.shape]))
+
+    @derived
+    def _ends(self) -> list[Ints]:
+        """`edges` as arrays."""
+        return [np.asarray(ends) for ends in self.edges]
+
+    @derived
+    def _rows(self) -> Array:
+        """`bits`, eight groups along the last axis in a byte."""
+        return np.packbits(self.bits, axis=-1)
+
+    @property
+    def identity(self) -> bytes | tuple[Any, ...]:
+        """What stands for the mask in names: if tiles are few a bit for each, as in earlier versions."""
+        if math.prod(self.shape) <= WRITTEN_WHOLE:
+            return np.packbits(self.tiles).tobytes()
+        return self.edges, self.packed
+
+    def to_json(self) -> Any:
+        """Return text or a dict of the fields; `from_json` returns an equal mask."""
+        if isinstance(whole := self.identity, bytes):
+            return base64.b64encode(whole).decode()
+        return {"edges": self.edges, "bits": base64.b64encode(self.packed).decode()}
+
+    @classmethod
+    def from_json(cls, found: Any, shape: Index) -> Self:
+        """Return the mask over tiles of ``shape`` that `to_json` wrote."""
+        if isinstance(found, dict):
+            return cls(tuple(map(tuple, found["edges"])), base64.b64decode(found["bits"]))
+        packed = np.frombuffer(base64.b64decode(found), np.uint8)
+        return cls.of(np.unpackbits(packed, count=math.prod(shape)).view(bool).reshape(shape))
+
+    # -- tiles ------------------------------------------------------------------------------------------
+
+    def __getitem__(self, position: Index) -> bool:
+        """Return whether a tile runs."""
+        groups = (bisect.bisect_right(ends, i) - 1 for ends, i in zip(self.edges, position, strict=True))
+        return bool(self.bits[tuple(groups)])
+
+    def box(self, ranges: Sequence[Span]) -> Bits:
+        """Return whether each tile in a box of tiles runs."""
+        parts = [self._part(axis, span) for axis, span in enumerate(ranges)]
+        found = self.bits[tuple(inside for inside, _ in parts)]
+        for axis, (_, sizes) in enumerate(parts):
+            if not (sizes == 1).all():
+                found = found.repeat(sizes, axis)
+        return found
+
+    def running(self, ranges: Sequence[Span]) -> int:
+        """Return the number of tiles that run in a box of tiles."""
+        parts = [self._part(axis, span) for axis, span in enumerate(ranges)]
+        inside = [near for near, _ in parts]
+        if all((sizes == 1).all() for _, sizes in parts):
+            return int(np.count_nonzero(self.bits[tuple(inside)]))
+        return self._weighted(inside, [sizes for _, sizes in parts])
+
+    def nearest(self, position: Sequence[int], axes: Sequence[int] | None = None) -> Index:
+        """Return the position of a tile that runs and is nearest to ``position``, counted in tiles.
+
+        Parameters
+        ----------
+        position : sequence of int, tiles per axis in ``axes``
+        axes : sequence of int, optional
+            The axes that count; along the others any tile may be found. Default: all.
+        """
+        own = range(len(self.edges)) if axes is None else axes
+        groups = np.argwhere(self.bits)
+        found, away = [], np.zeros(len(groups), np.int64)
+        for axis, ends in enumerate(self._ends):
+            low, high = ends[groups[:, axis]], ends[groups[:, axis] + 1] - 1
+            at = low if axis not in own else np.clip(position[own.index(axis)], low, high)
+            if axis in own:
+                away += np.abs(at - position[own.index(axis)])
+            found.append(at)
+        best = int(away.argmin())
+        return tuple(int(at[best]) for at in found)
+
+    def some(self, count: int) -> list[Index]:
+        """Return positions of up to ``count`` tiles that run, spread over all of them."""
+        groups = np.argwhere(self.bits)
+        sizes = [np.diff(ends)[groups[:, axis]] for axis, ends in enumerate(self._ends)]
+        before = np.append(0, np.multiply.reduce(sizes).cumsum())
+        ranks = np.arange(0, before[-1], max(1, int(before[-1]) // count))
+        which = np.searchsorted(before, ranks, "right") - 1
+        rest, places = ranks - before[which], []
+        for axis in reversed(range(len(sizes))):
+            rest, place = np.divmod(rest, sizes[axis][which])
+            places.append(self._ends[axis][groups[which, axis]] + place)
+        return list(zip(*(place.tolist() for place in reversed(places)), strict=True))
+
+    def positions(self, fixed: Mapping[int, int]) -> Iterator[Index]:
+        """Yield the positions of all tiles that run, or of those at a given position along some axes."""
+        for group in map(tuple, np.argwhere(self.bits).tolist()):
+            spans = [range(*ends[g : g + 2]) for ends, g in zip(self.edges, group, strict=True)]
+            if all(i in spans[axis] for axis, i in fixed.items()):
+                yield from itertools.product(
+                    *((fixed[d],) if d in fixed else span for d, span in enumerate(spans))
+                )
+
+    # -- ranges of tiles --------------------------------------------------------------------------------
+
+    def groups(self, axis: int, spans: Spans) -> Spans:
+        """Return the groups along an axis that meet each range of tiles."""
+        ends = self._ends[axis]
+        if len(ends) == ends[-1] + 1:  # each tile is a group
+            return spans
+        low = np.searchsorted(ends, spans.low, "right") - 1
+        return Spans(low, np.where(spans.low < spans.high, np.searchsorted(ends, spans.high), low))
+
+    def run_in(self, ranges: Sequence[Spans]) -> Bits:
+        """Return whether any tile runs in each product of one range of tiles per axis."""
+        inside, moved = [], []
+        for axis, spans in enumerate(ranges):
+            # Groups around all ranges are few where a part of a plan is asked for.
+            near, (low, high) = _around(self.groups(axis, spans))
+            inside.append(near)
+            moved.append(Spans(low, high))
+        return box_any(self.bits[tuple(inside)], moved)
+
+    def counts(self, ranges: Sequence[Spans]) -> Ints:
+        """Return the number of tiles that run in each product of one range of tiles per axis."""
+        inside, moved, edges = [], [], []
+        for axis, spans in enumerate(ranges):
+            near, _ = _around(self.groups(axis, spans))
+            ends = self._ends[axis][near.start : near.stop + 1]
+            inside.append(near)
+            edges.append(ends)
+            moved.append(Spans(*(np.where(spans.low < spans.high, at, ends[0]) for at in spans)))
+        return box_sums(self.bits[tuple(inside)], moved, edges)
+
+    def total(self, times: Sequence[Ints]) -> int:
+        """Return the sum over the tiles that run of the product of ``times``, one entry per tile and axis."""
+        inside, counts = [], []
+        for ends, count in zip(self._ends, times, strict=True):
+            sums = np.add.reduceat(count, ends[:-1]) if len(ends) <= len(count) else count
+            on = np.flatnonzero(sums)
+            inside.append(slice(int(on[0]), int(on[-1]) + 1) if len(on) else slice(0, 0))
+            counts.append(sums[inside[-1]])
+        return self._weighted(inside, counts)
+
+    def _weighted(self, inside: Sequence[slice], counts: Sequence[Ints]) -> int:
+        """Return the sum over the groups ``inside`` that run of the product of ``counts`` of each axis."""
+        # Bits of one power of two in the counts along the last axis are counted eight at a time.
+        start, stop = inside[-1].start // 8, ceil_div(inside[-1].stop, 8)
+        rows = self._rows[(*inside[:-1], slice(start, stop))]
+        last = np.zeros(8 * (stop - start), np.int64)
+        last[inside[-1].start - 8 * start :][: len(counts[-1])] = counts[-1]
+        sums: Any = np.zeros(rows.shape[:-1], np.int64)
+        for power in range(int(last.max(initial=0)).bit_length()):
+            chosen = rows & np.packbits((last >> power) & 1 == 1)
+            sums += np.bitwise_count(chosen).sum(axis=-1, dtype=np.int64) << power
+        for count in reversed(counts[:-1]):
+            sums = sums @ count
+        return int(sums)
+
+    def _part(self, axis: int, span: Span) -> tuple[slice, Ints]:
+        """Return the groups that meet a range of tiles, and how many of its tiles are in each."""
+        ends = self._ends[axis]
+        first, stop = span[0], max(span)
+        low = bisect.bisect_right(self.edges[axis], first) - 1
+        high = bisect.bisect_left(self.edges[axis], stop) if first < stop else low
+        return slice(low, high), np.diff(ends[low : high + 1].clip(first, stop))
+
+    # -- other masks ------------------------------------------------------------------------------------
+
+    def among(self, tiles: Sequence[Ints]) -> Self:
+        """Return the mask over some tiles of each axis alone, which are given in order."""
+        bits, edges = self.bits, []
+        for axis, (ends, chosen) in enumerate(zip(self._ends, tiles, strict=True)):
+            found = np.searchsorted(chosen, ends)
+            keep = np.diff(found) > 0
+            bits = bits.compress(keep, axis)
+            edges.append(np.append(found[:-1][keep], found[-1]))
+        return self.between(edges, bits)
+
+    def __and__(self, other: TileMask) -> Self:
+        return self._joined(other, np.logical_and)
+
+    def __or__(self, other: TileMask) -> Self:
+        return self._joined(other, np.logical_or)
+
+    def __xor__(self, other: TileMask) -> Self:
+        return self._joined(other, np.logical_xor)
+
+    def _joined(self, other: TileMask, how: Callable[[Bits, Bits], Bits]) -> Self:
+        if self.shape != other.shape:
+            raise ValueError(f"these are masks of {self.shape} and {other.shape} tiles.")
+        edges = [np.union1d(a, b) for a, b in zip(self._ends, other._ends, strict=True)]
+        parts = []
+        for mask in (self, other):
+            places = [
+                np.searchsorted(own, ends[:-1], "right") - 1
+                for own, ends in zip(mask._ends, edges, strict=True)
+            ]
+            parts.append(mask.bits[np.ix_(*places)])
+        return self.between(edges, how(*parts))
+
+
+def _fixed(bits: Bits) -> Bits:
+    """Return an array that nobody may write, because others hold it."""
+    bits.flags.writeable = False
+    return bits
+
+
+def _around(spans: Spans) -> tuple[slice, Spans]:
+    """Return what is around all ranges, and the ranges in it."""
+    some = spans.low < spans.high
+    first = int(spans.low[some].min()) if some.any() else 0
+    inside = slice(first, int(spans.high[some].max(initial=first)))
+    return inside, Spans(*(np.where(some, ends - first, 0) for ends in spans))

@@ -1,0 +1,191 @@
+"""G, masks: which tiles run, told by groups, is what an array over all tiles tells."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import pickle
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.laws.strategies import coarse, many, spans
+from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_tasks
+from tilework import TilePlan, plan_tiles
+from tilework.plan import tile_mask
+from tilework.plan.cost import repeated_crops, tasks
+from tilework.plan.decoding import kept_chunks
+from tilework.plan.tables import SourcePlan
+from tilework.plan.tile_mask import TileMask
+
+
+@st.composite
+def shapes(draw: Any) -> tuple[int, ...]:
+    return tuple(draw(st.lists(st.integers(0, 9), min_size=1, max_size=3)))
+
+
+@st.composite
+def masks(draw: Any) -> tuple[TileMask, np.ndarray]:
+    tiles = draw(coarse(draw(shapes())))
+    return TileMask.of(tiles), tiles
+
+
+@many
+@given(masks(), st.data())
+def test_G9_a_mask_tells_what_an_array_over_all_tiles_does(drawn, data):
+    mask, tiles = drawn
+    assert mask.shape == tiles.shape
+    np.testing.assert_array_equal(mask.tiles, tiles)
+    for position in np.ndindex(tiles.shape):
+        assert mask[position] == tiles[position]
+    ranges = [data.draw(spans(n)) for n in tiles.shape]
+    pairs = [r.pairs() for r in ranges]
+    boxes = [tiles[tuple(slice(*p) for p in box)] for box in itertools.product(*pairs)]
+    assert mask.counts(ranges).ravel().tolist() == [int(box.sum()) for box in boxes]
+    assert mask.run_in(ranges).ravel().tolist() == [bool(box.any()) for box in boxes]
+    for box, pair in zip(boxes, itertools.product(*pairs), strict=True):
+        np.testing.assert_array_equal(mask.box(pair), box)
+        assert mask.running(pair) == box.sum()
+    times = [
+        np.array(data.draw(st.lists(st.integers(0, 70), min_size=n, max_size=n)), int) for n in mask.shape
+    ]
+    weighed = tiles.astype(int)
+    for axis, count in enumerate(times):
+        weighed = weighed * count.reshape((-1,) + (1,) * (tiles.ndim - axis - 1))
+    assert mask.total(times) == weighed.sum()
+    some = [np.array(sorted(data.draw(st.sets(st.integers(0, n - 1)))) if n else [], int) for n in mask.shape]
+    assert mask.among(some) == TileMask.of(tiles[np.ix_(*some)])
+
+
+@given(masks(), st.data())
+def test_G9_tiles_are_found_among_those_that_run(drawn, data):
+    mask, tiles = drawn
+    on = set(map(tuple, np.argwhere(tiles).tolist()))
+    assert sorted(mask.positions({})) == sorted(on)
+    if not on:
+        assert mask.some(3) == []
+        return
+    place = {axis: data.draw(st.integers(0, n - 1)) for axis, n in enumerate(tiles.shape)}
+    fixed = {axis: place[axis] for axis in data.draw(st.sets(st.sampled_from(range(tiles.ndim))))}
+    assert sorted(mask.positions(fixed)) == sorted(t for t in on if all(t[d] == i for d, i in fixed.items()))
+    count = data.draw(st.integers(1, 9))
+    some = mask.some(count)
+    assert min(count, len(on)) <= len(some) == len(set(some)) <= 2 * count
+    assert set(some) <= on
+    own = sorted(fixed) or range(tiles.ndim)
+    found = mask.nearest([place[d] for d in own], own)
+    assert found in on
+
+    def away(tile):
+        return sum(abs(tile[d] - place[d]) for d in own)
+
+    assert away(found) == min(map(away, on))
+
+
+@given(masks(), st.data())
+def test_G9_equal_masks_are_equal_however_they_were_made(drawn, data):
+    mask, tiles = drawn
+    other = data.draw(coarse(tiles.shape))
+    assert (mask == TileMask.of(other)) == (tiles == other).all()
+    assert mask & TileMask.of(other) == TileMask.of(tiles & other)
+    assert mask | TileMask.of(other) == TileMask.of(tiles | other)
+    assert mask ^ TileMask.of(other) == TileMask.of(tiles ^ other)
+    again = pickle.loads(pickle.dumps(mask))
+    assert again == mask
+    assert hash(again) == hash(mask)
+    box = [sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2))) for n in tiles.shape]
+    inside = np.zeros(tiles.shape, bool)
+    inside[tuple(slice(*pair) for pair in box)] = True
+    assert TileMask.of_box(box, tiles.shape) == TileMask.of(inside)
+    assert TileMask.all(tiles.shape) == TileMask.of(np.ones(tiles.shape, bool))
+    for lead in ([1], [2, 3], [0]):
+        assert mask.repeated(lead) == TileMask.of(np.broadcast_to(tiles, (*lead, *tiles.shape)))
+    assert [len(part) - 1 for part in mask.edges] == list(mask.bits.shape)
+
+
+@pytest.mark.parametrize("most", [0, 2**23], ids=["groups", "tiles"])
+@given(masks())
+def test_G9_masks_survive_json(most, drawn):
+    mask, tiles = drawn
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile_mask, "WRITTEN_WHOLE", most)
+        text = json.dumps(mask.to_json())
+        # A mask without tiles has no more than none.
+        assert (text[0] == '"') == (tiles.size <= most)
+        assert TileMask.from_json(json.loads(text), tiles.shape) == mask
+
+
+@given(st.data())
+def test_G9_tiles_over_true_values_run(data):
+    values = data.draw(coarse(data.draw(shapes())))
+    ranges = [data.draw(spans(n)) for n in values.shape]
+    boxes = itertools.product(*(r.pairs() for r in ranges))
+    any_in = [values[tuple(slice(*p) for p in box)].any() for box in boxes]
+    expected = np.array(any_in, bool).reshape([len(low) for low, _ in ranges])
+    assert TileMask.under(values, ranges) == TileMask.of(expected)
+
+
+@given(blocked(), st.data())
+def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
+    """A block reads from its first running tile to its last along each axis."""
+    chunks = tuple(data.draw(st.integers(1, 9)) for _ in plan.shape)
+    if plan.mask is None:
+        plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
+    plan = replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12)
+    uses = np.zeros([-(-n // c) for n, c in zip(plan.shape, chunks, strict=True)], int)
+    for index in blocks_of(plan):
+        ranges = [
+            (t.owned if plan.reuse == "share" else t.touch)[b]
+            for t, b in zip(plan.tables, index, strict=True)
+        ]
+        on = np.argwhere(plan.mask.box(ranges))
+        if len(on):
+            first, last = on.min(axis=0), on.max(axis=0)
+            reads = [
+                (axis.read(a + int(i))[0], axis.read(a + int(j))[1])
+                for axis, (a, _), i, j in zip(plan.axes, ranges, first, last, strict=True)
+            ]
+            uses[tuple(
+                slice(max(0, a) // c, -(-min(b, n) // c))
+                for (a, b), c, n in zip(reads, chunks, plan.shape, strict=True)
+            )] += 1  # fmt: skip
+    kept = kept_chunks(plan, 0, plan.shape, chunks, tuple(range(len(plan.shape))))
+    if not kept.lost:
+        np.testing.assert_array_equal(kept.uses, uses)
+
+
+@given(st.data(), st.integers(1, 9))
+def test_G9_costs_of_many_equal_blocks_equal_walking_them(data, size):
+    """Blocks along an axis that have the same neighbours are counted together."""
+    options = data.draw(st.sampled_from(({"overlap": 0}, {"overlap": 1}, {"stride": 2, "blend": "hann"})))
+    extents = data.draw(st.sampled_from(((300,), (60, 90))))
+    chunks = {"chunks": data.draw(st.sampled_from((4, 8, 12))), "batch_size": size, "pad_batch": True}
+    plan = plan_tiles(
+        extents, 4, reuse=data.draw(st.sampled_from(("share", "recompute"))), **options, **chunks
+    )
+    plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
+    assert tasks(plan) == walked_tasks(plan)
+    assert repeated_crops(plan) == sum(-n % size for crops in walked_crops(plan) for n in crops.values())
+
+
+@pytest.mark.parametrize("extents", [(10**7,) * 2, (640_000,) * 3], ids=["2-D", "3-D"])
+@pytest.mark.parametrize("options", [{"overlap": 4}, {"stride": 32, "blend": "hann"}], ids=["trim", "blend"])
+def test_a_coarse_mask_stays_coarse_whatever_the_image(extents, options):
+    """10**9 tiles and more, of which an array would take gigabytes."""
+    values = np.zeros((10,) * len(extents), bool)
+    values[(3,) * len(extents)] = values[(slice(6, 9),) * len(extents)] = True
+    plan = plan_tiles(extents, 64, mask=values, **options)
+    assert plan.n_tiles > 10**9
+    assert plan.mask.bits.size <= 3 ** len(extents) * values.size
+    assert len(plan.to_json()) < 10_000
+    assert TilePlan.from_json(plan.to_json()) == plan
+    low = 3 / 10 * extents[0] - 64
+    assert all(low <= plan.grid.tile(t).read.start[0] for t in plan.mask.some(9))
+    share = plan.n_runs / plan.n_tiles
+    assert math.isclose(share, values.sum() / values.size, rel_tol=0.01)
+    assert f"{plan.n_runs} run (mask)" in plan.explain()

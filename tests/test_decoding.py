@@ -143,6 +143,29 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
         assert counts["encoded"] == written.nchunks == array.nchunks
 
 
+@pytest.mark.parametrize(
+    ("name", "seams"),
+    [("3-D trim, many blocks", 0), ("2-D trim, many blocks", 0), ("2-D blend, many blocks", 32)],
+)
+def test_a_worker_of_a_cluster_gets_batches_one_after_the_other(
+    name: str, seams: int, tmp_path: Path, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches that ran side by side decoded chunks up to five times, and held 160 seams."""
+    array, [worker], held = LAYOUTS[name].stored(tmp_path), client.cluster.workers.values(), [0]
+    ranges = tw.engine.spec.Spec.ranges
+
+    def watched(spec: Spec, *args: Any, **options: Any) -> Any:
+        held.append(sum("seam" in str(key) for key in list(worker.data)))
+        return ranges(spec, *args, **options)
+
+    monkeypatch.setattr(tw.engine.spec.Spec, "ranges", watched)
+    with counted_codecs("f4") as counts:
+        LAYOUTS[name].write(array, tmp_path / "out.zarr")
+    assert counts["decoded"] <= 1.1 * array.nchunks
+    assert bool(seams) == (max(held) > 0)
+    assert max(held) <= seams
+
+
 @pytest.mark.parametrize(("crop", "further"), [(16, 7), (144, 9)])
 def test_chunks_that_are_not_kept_are_decoded_side_by_side(crop: int, further: int) -> None:
     """A block of 64 with a halo reads 2 x 2 x 2 chunks of 80 at most; zarr decodes ten at a time."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from tilework.execution.piece import Piece, Shared
+from tilework.execution.piece import Piece, Shared, needed_in, put_off
 from tilework.execution.progress import LOG, Tracker, add_note
 from tilework.execution.stop import PATIENCE
 from tilework.execution.where import BUSY, Where
@@ -129,21 +129,26 @@ class Cluster:
 
     def _graph(self, batch: list[Piece]) -> Any:
         """Return the tasks of a batch; those that need resources are in a layer annotated with them."""
-        heavy = {key: piece.tasks[key] for piece in batch for key in piece.heavy}
-        light = {k: task for piece in batch for k, task in piece.tasks.items() if k not in piece.heavy}
+        tasks = {key: task for piece in batch for key, task in piece.tasks.items()}
+        kept = {key for piece in batch for key in piece.keep}
+        put_off(tasks, kept - needed_in(tasks), list(batch[-1].writes)[-1:])
+        heavy = {key: tasks.pop(key) for piece in batch for key in piece.heavy}
         if not heavy:
-            return light
+            return tasks
         resources = {"resources": dict(self.where.resources or {})}
         return HighLevelGraph(
-            {"light": MaterializedLayer(light), "heavy": MaterializedLayer(heavy, resources)},
+            {"light": MaterializedLayer(tasks), "heavy": MaterializedLayer(heavy, resources)},
             {"light": {"heavy"}, "heavy": set()},
         )
 
     def _get(self, graph: Any, keys: list[Key]) -> list[Any]:
         """Submit a graph, and return the futures of ``keys``."""
+        # Each graph comes after those before it. By default those of a minute run together, the first tasks
+        # of each first: five batches of 128 blocks decoded each chunk 4.5 times, and held the seams of all.
         found: list[Any] = self.client.get(
-            graph, keys, sync=False, retries=self.where.retries or None, priority=self.where.priority
-        )
+            graph, keys, sync=False, retries=self.where.retries or None, priority=self.where.priority,
+            fifo_timeout=0,
+        )  # fmt: skip
         return found
 
     def _collect(self, future: Any) -> None:

@@ -15,10 +15,10 @@ import dask
 from dask.callbacks import Callback
 from dask.delayed import Delayed
 from dask.multiprocessing import get_context, initialize_worker_process
-from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
+from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework.execution.cluster import Cluster
-from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared
+from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared, needed_in, put_off
 from tilework.execution.progress import LOG, Progress, Tracker, bar
 from tilework.execution.stop import PATIENCE, Stop
 from tilework.execution.where import BUSY, Where, local_workers
@@ -131,16 +131,14 @@ class Local:
             for node in piece.tasks.values():
                 if isinstance(function := getattr(node, "func", None), Guarded):
                     function.stop = self.stop
-        # What lies in the graph of a dask array may be plain data; it needs no seams.
-        nodes = (node for node in graph.values() if isinstance(node, GraphNode))
-        needed = set().union(*(node.dependencies for node in nodes))
+        needed = needed_in(graph)
         writes = self.unfinished = {key: piece for piece in batch for key in piece.writes}
         kept = self._kept(batch)
         ends = math.inf if batch[0].shared is not batch[-1].shared else batch[-1].position
         later = {key: held for key, held in carried.items() if held[0] > ends}
         graph |= {k: self._held(k, carried[k][1], k in later) for k in carried.keys() & needed}
         carried.clear()
-        _put_off(graph, kept.keys() - needed, list(writes)[-1:])
+        put_off(graph, kept.keys() - needed, list(writes)[-1:])
         keys = [*writes, *kept]
         values = self.where.get(graph, keys, **self._options(batch, writes))
         found = dict(zip(keys, values, strict=True))
@@ -224,22 +222,6 @@ class Local:
             LOG.warning("%d tasks still run after %.0f s; they write nothing later", left, PATIENCE)
         else:
             self.stop.forget()
-
-
-def _put_off(graph: dict[Key, Any], seams: Iterable[Key], last: Sequence[Key]) -> None:
-    """Let ``seams``, which no task of a batch needs, wait for its ``last`` tasks.
-
-    dask first computes what needs the fewest roots. That is the seam of the last block, which would wait,
-    with the samples of its group, until the batch ends.
-    """
-    for key in seams:
-        graph[key] = Task(key, _first, graph[key], List(*map(TaskRef, last)))
-
-
-def _first(value: Any, later: Any) -> Any:
-    """Return ``value``; the other argument is a dependency only."""
-    del later
-    return value
 
 
 class _Pool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from dask.task_spec import DataNode, GraphNode, Task, TaskRef
+from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
 
 from tilework._checks import attribute, picklable
 from tilework.engine.reading import wait
@@ -21,7 +21,7 @@ from tilework.grid.tiles import Tile
 from tilework.source.base import Unread
 from tilework.source.zarr_requests import at_work
 
-__all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded", "with_sources"]
+__all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded", "needed_in", "put_off", "with_sources"]
 
 
 class Job(Protocol):
@@ -84,6 +84,29 @@ class Piece:
     """Number of the piece among those of its `Shared`."""
     reads: bool = False
     """Whether it also computes what it reads, in tasks that may be of any kind."""
+
+
+def needed_in(graph: Mapping[Key, Any]) -> set[Key]:
+    """Return the keys that tasks of a graph need."""
+    # What lies in the graph of a dask array may be plain data; it needs nothing.
+    nodes = (node for node in graph.values() if isinstance(node, GraphNode))
+    return set().union(*(node.dependencies for node in nodes))
+
+
+def put_off(graph: dict[Key, Any], kept: Iterable[Key], last: Sequence[Key]) -> None:
+    """Let the tasks ``kept``, which no task of a batch needs, wait for its ``last`` tasks.
+
+    dask first computes what needs the fewest roots. That is the seam of the last block, which would wait,
+    with the samples of its group, until the batch ends.
+    """
+    for key in kept:
+        graph[key] = Task(key, _first, graph[key], List(*map(TaskRef, last)))
+
+
+def _first(value: Any, later: Any) -> Any:
+    """Return ``value``; the other argument is a dependency only."""
+    del later
+    return value
 
 
 def with_sources(

@@ -20,8 +20,9 @@ import tilework as tw
 import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.graph.build import plan_of
-from tilework.plan.decoding import decoded_ratio, kept_bytes
+from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks
 from tilework.plan.memory import parallel_bytes, peak_bytes
+from tilework.plan.tables import SourcePlan
 from tilework.source import kept
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def test_a_worker_of_a_cluster_gets_batches_one_after_the_other(
     array, [worker], held = LAYOUTS[name].stored(tmp_path), client.cluster.workers.values(), [0]
     ranges = tw.engine.spec.Spec.ranges
 
-    def watched(spec: Spec, *args: Any, **options: Any) -> Any:
+    def watched(spec: Any, *args: Any, **options: Any) -> Any:
         held.append(sum("seam" in str(key) for key in list(worker.data)))
         return ranges(spec, *args, **options)
 
@@ -164,6 +165,38 @@ def test_a_worker_of_a_cluster_gets_batches_one_after_the_other(
     assert counts["decoded"] <= 1.1 * array.nchunks
     assert bool(seams) == (max(held) > 0)
     assert max(held) <= seams
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(768, 768), (1536, 160), (192, 160, 128)], ids=str)
+def test_a_process_that_runs_some_of_the_blocks_decodes_each_chunk_once(
+    shape: tuple[int, ...], every: int
+) -> None:
+    """The others are run elsewhere, as on a cluster, so that most uses of a chunk never come."""
+    n = len(shape)
+    plan = tw.plan_tiles(shape, 40, 4, chunks=32)
+    plan = dataclasses.replace(plan, sources=(SourcePlan(1, (32,) * n),), threads=1)
+    plan = plan.with_cache(kept_bytes(plan))
+    facts = kept_chunks(plan, 0, shape, (32,) * n, tuple(range(n)))
+    assert facts.lost == ()
+    cache, loaded = kept.ChunkCache(), Counter[Any]()
+
+    def load(keys: list[Any]) -> Iterator[tuple[Any, Any, bool]]:
+        for key in keys:
+            loaded[key] += 1
+            yield key, np.zeros(32**n, "u1"), True
+
+    for number, block in enumerate(itertools.product(*map(range, plan.blocks))):
+        if number % every == 0:
+            reads = [t.touch_read[b] for t, b in zip(plan.tables, block, strict=True)]
+            spans = [
+                range(max(0, a) // 32, -(-min(b, m) // 32)) for (a, b), m in zip(reads, shape, strict=True)
+            ]
+            chunks = list(itertools.product(*spans))
+            uses = {c: math.prod(int(u[i]) for u, i in zip(facts.uses, c, strict=True)) for c in chunks}
+            lasts = {c: facts.last(c) for c in chunks}
+            cache.fetch(uses, load, lambda *_: None, facts.limit, now=facts.rank(block), lasts=lasts)
+    assert max(loaded.values()) == 1
 
 
 @pytest.mark.parametrize(("crop", "further"), [(16, 7), (144, 9)])

@@ -123,9 +123,15 @@ class CropCutter:
             if isinstance(source, ZarrSource) and (kept := spec.kept(self._number)) is not None:
                 # Crops overlap if they are read one by one; a mirrored or wrapped part is read apart.
                 again = not self._once or any(len(plan.intervals) > 1 for plan in plans)
-                row = tuple(self._index[d] for d in kept.lost) if self._index else ()
+                block = self._index
                 read = functools.partial(
-                    source.read_shared, uses=kept.uses, limit=kept.limit, again=again, row=row
+                    source.read_shared,
+                    uses=kept.uses,
+                    limit=kept.limit,
+                    again=again,
+                    row=kept.row(block) if block else (),
+                    now=kept.rank(block) if block else (),
+                    last=kept.last,
                 )
             return read_padded(read, plans, spec.cval)
 

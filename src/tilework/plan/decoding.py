@@ -53,6 +53,21 @@ class Kept:
     """Most bytes of decoded chunks."""
     lost: Index
     """Grid axes along which chunks are not kept: blocks with other numbers along these share none."""
+    lasts: Sequence[tuple[int, int, Ints]] = ()
+    """For each grid axis that is kept, in the order of blocks: its number, that of the source's axis, and the
+    last block that reads each chunk along it."""
+
+    def row(self, block: Index) -> Index:
+        """Return what blocks have in common between which chunks are kept."""
+        return tuple(block[d] for d in self.lost)
+
+    def rank(self, block: Index) -> Index:
+        """Return the place of a block among those of its row, to be compared."""
+        return tuple(block[d] for d, _, _ in self.lasts)
+
+    def last(self, chunk: Index) -> Index:
+        """Return the place after which no block of a row reads a chunk."""
+        return tuple(int(blocks[chunk[axis]]) for _, axis, blocks in self.lasts)
 
 
 def kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index) -> Kept:
@@ -82,7 +97,8 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
         masked = _masked_uses(plan, source.chunks).transpose(np.argsort(axes))
         rest = tuple(a for a in range(len(shape)) if a not in axes)
         grid = [ceil_div(n, c) for n, c in zip(shape, chunks, strict=True)]
-        return Kept(np.broadcast_to(np.expand_dims(masked, rest), grid), limit, lost)
+        uses = np.broadcast_to(np.expand_dims(masked, rest), grid)
+        return Kept(uses, limit, lost, _lasts(plan, shape, source.chunks, axes))
     counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
     for d, axis in enumerate(axes):
         if d not in lost:
@@ -90,7 +106,21 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
             changes = np.bincount(first, minlength=len(counts[axis]) + 1)
             changes -= np.bincount(stop, minlength=len(changes))
             counts[axis] = changes.cumsum()[:-1]
-    return Kept(tuple(counts), limit, lost)
+    return Kept(tuple(counts), limit, lost, _lasts(plan, shape, source.chunks, axes))
+
+
+def _lasts(plan: BlockPlan, shape: Index, chunks: Index, axes: Index) -> list[tuple[int, int, Ints]]:
+    """Return `Kept.lasts`; ``chunks`` are those along the grid axes."""
+    found, lost = [], lost_axes(plan)
+    for d in _order(plan):
+        if d not in lost:
+            first, stop = chunk_reads(plan.tables[d], chunks[d], reads_own(plan, d))
+            reading = np.flatnonzero(stop > first)
+            each = np.arange(ceil_div(shape[axes[d]], chunks[d]))
+            # A chunk that is never read may get any block.
+            place = np.searchsorted(first[reading], each, "right") - 1
+            found.append((d, axes[d], reading[place] if len(reading) else np.zeros_like(each)))
+    return found
 
 
 def _masked_uses(plan: BlockPlan, chunks: Index) -> Ints:

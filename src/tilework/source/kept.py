@@ -7,13 +7,14 @@ Decoded chunks and open files are kept for the next task. A chunk may be used ag
 3. otherwise only by the task that decoded it. So no computation sees chunks of an earlier one.
 
 A plan knows how many blocks read each chunk, so a chunk is dropped at its last use. Chunks that never reach
-it (only a slice was computed, or another process took the other blocks) are evicted in least-recently-used
-order, dropped at the end of their run in the process that started it, and in any process when no task has
-read for `IDLE` seconds.
+it (only a slice was computed, or another process took the other blocks) are the first to go once the block
+after the last that reads them runs. They are dropped at the end of their run in the process that started it,
+and in any process when no task has read for `IDLE` seconds.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import os
 import random
@@ -21,10 +22,11 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tilework._types import Array
@@ -144,6 +146,9 @@ class _Idle:
 
 # -- decoded chunks ---------------------------------------------------------------------------------------
 
+# Chunks that are gone and not yet forgotten, at least.
+FEW = 64
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -151,6 +156,68 @@ class _Entry:
     uses: int
     run: str | None
     share: Any
+    last: tuple[int, ...]
+    """The place of the last task that reads it, in the order of tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """A task that reads chunks of a share."""
+
+    task: Scope
+    share: Any
+    again: bool
+    """Whether it may need a chunk again."""
+    now: tuple[int, ...]
+    """Its place among all tasks that use the share."""
+    lasts: Mapping[Key, tuple[int, ...]]
+    """The place of the last task that reads each chunk."""
+
+
+class _Share:
+    """The chunks of one user; says which of them goes first."""
+
+    def __init__(self) -> None:
+        self.nbytes = 0
+        self._keys: list[Key] = []
+        self._places: dict[Key, int] = {}
+        """Where each key is in `_keys`, from which one is drawn."""
+        self._ends: list[tuple[tuple[int, ...], int, Key]] = []
+        """A heap of keys by the last task that reads them; some are no longer here."""
+        self._numbers = itertools.count()
+        self._random = random.Random(0)
+
+    def add(self, key: Key, entry: _Entry) -> None:
+        """Add a chunk."""
+        self.nbytes += entry.array.nbytes
+        self._places[key] = len(self._keys)
+        self._keys.append(key)
+        if len(self._ends) > 2 * len(self._keys) + FEW:
+            self._ends = [end for end in self._ends if end[-1] in self._places]
+            heapq.heapify(self._ends)
+        heapq.heappush(self._ends, (entry.last, next(self._numbers), key))
+
+    def drop(self, key: Key, entry: _Entry) -> bool:
+        """Take a chunk out; return whether any is left."""
+        self.nbytes -= entry.array.nbytes
+        place, last = self._places.pop(key), self._keys.pop()
+        if last != key:
+            self._keys[place], self._places[last] = last, place
+        return bool(self._keys)
+
+    def first(self, now: tuple[int, ...]) -> Key:
+        """Return the key of the chunk to drop where memory is short.
+
+        Blocks run in rows, so the oldest chunk is the next to be read: if it went first and a hundredth of
+        the memory were missing, all chunks would be decoded again, and of those that are drawn a fiftieth
+        are. Where other processes took blocks that read a chunk, its uses never end: one that only tasks
+        before ``now`` read goes first.
+        """
+        while self._ends and (self._ends[0][0] < now or self._ends[0][-1] not in self._places):
+            key = heapq.heappop(self._ends)[-1]
+            if key in self._places:
+                return key
+        return self._random.choice(self._keys)
 
 
 class ChunkCache:
@@ -165,9 +232,8 @@ class ChunkCache:
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, _Entry] = OrderedDict()
         self._pending: dict[Key, threading.Event] = {}
-        self._random = random.Random(0)
-        self._sizes: dict[Any, int] = {}
-        """Bytes of the chunks of each share."""
+        self._shares: dict[Any, _Share] = {}
+        """The chunks of each share that has some."""
         self._limits: dict[Any, list[int]] = {}
         """For each share that running tasks use, its bytes and the number of these tasks."""
         self.nbytes = 0
@@ -182,6 +248,8 @@ class ChunkCache:
         *,
         share: Any = None,
         again: bool = False,
+        now: tuple[int, ...] = (),
+        lasts: Mapping[Key, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         """Call ``use(key, chunk)`` for every key of ``uses``; load the chunks that are not cached.
 
@@ -198,12 +266,16 @@ class ChunkCache:
             The share of the memory.
         again : bool
             Whether the task may need a key again: it counts once, until the task ends.
+        now : tuple of int
+            The place of this task among all that use the share.
+        lasts : mapping
+            The place of the last task that reads each key.
         """
         current = scope() or Scope(None, next(_NUMBERS))
         with self._lock:
             self._begin(current, share, limit)
         try:
-            self._fetch(uses, load, use, current, share, again)
+            self._fetch(uses, load, use, _Reader(current, share, again, now, lasts))
         finally:
             if current is not scope():
                 self.end_task(current)
@@ -213,15 +285,13 @@ class ChunkCache:
         uses: dict[Key, int],
         load: Callable[[list[Key]], Iterable[tuple[Key, Array, bool]]],
         use: Callable[[Key, Array], None],
-        current: Scope,
-        share: Any,
-        again: bool,
+        by: _Reader,
     ) -> None:
         mine, theirs, found = [], [], []
         with self._lock:
             for key, count in uses.items():
                 if key in self._entries:
-                    found.append((key, self._take(key, current, again)))
+                    found.append((key, self._take(key, by)))
                 elif key in self._pending:
                     theirs.append(key)
                 else:
@@ -233,7 +303,7 @@ class ChunkCache:
                 use(key, array)
             del found
             for key, array, sound in load(mine):
-                self._put(key, array, uses[key] if sound else 0, current, share, again)
+                self._put(key, array, uses[key] if sound else 0, by)
                 use(key, array)
         finally:
             with self._lock:
@@ -243,7 +313,7 @@ class ChunkCache:
         for key in theirs:
             self._wait(key)
             with self._lock:
-                here = self._take(key, current, again) if key in self._entries else None
+                here = self._take(key, by) if key in self._entries else None
             for _, array, _ in load([key]) if here is None else [(key, here, True)]:
                 use(key, array)
 
@@ -260,7 +330,7 @@ class ChunkCache:
         """Drop all chunks."""
         with self._lock:
             self._entries.clear()
-            self._sizes.clear()
+            self._shares.clear()
             self.nbytes = 0
 
     def end_task(self, ended: Scope) -> None:
@@ -294,12 +364,12 @@ class ChunkCache:
             self._limits.setdefault(share, [0, 0])[1] += 1
         self._limits[share][0] = limit
 
-    def _take(self, key: Key, current: Scope, again: bool) -> Array:
+    def _take(self, key: Key, by: _Reader) -> Array:
         array = self._entries[key].array
         self._entries.move_to_end(key)
-        if again:
-            current.held.add(key)
-        elif key not in current.held:
+        if by.again:
+            by.task.held.add(key)
+        elif key not in by.task.held:
             self._used(key)
         return array
 
@@ -309,32 +379,27 @@ class ChunkCache:
         if entry.uses <= 0 or alone:
             self._drop(key)
 
-    def _put(self, key: Key, array: Array, uses: int, current: Scope, share: Any, again: bool) -> None:
+    def _put(self, key: Key, array: Array, uses: int, by: _Reader) -> None:
         with self._lock:
-            if uses > (not again) and key not in self._entries and self._make_room(share, array.nbytes):
-                self._entries[key] = _Entry(array, uses, current.run, share)
-                self._sizes[share] = self._sizes.get(share, 0) + array.nbytes
+            if uses > (not by.again) and key not in self._entries and self._make_room(by, array.nbytes):
+                entry = _Entry(array, uses, by.task.run, by.share, by.lasts.get(key, ()))
+                self._entries[key] = entry
+                self._shares.setdefault(by.share, _Share()).add(key, entry)
                 self.nbytes += array.nbytes
-                self._take(key, current, again)
+                self._take(key, by)
             if (event := self._pending.pop(key, None)) is not None:
                 event.set()
 
-    def _make_room(self, share: Any, nbytes: int) -> bool:
+    def _make_room(self, by: _Reader, nbytes: int) -> bool:
         """Drop chunks until ``nbytes`` more fit; return whether they do.
 
-        Some of the same share go first, then those of tasks that do not run any more. Blocks run in rows, so
-        the oldest chunk is the next to be read: if it went first and a hundredth of the memory were missing,
-        all chunks would be decoded again, and of those that are drawn a fiftieth are.
+        Some of the same share go first, then those of tasks that do not run any more.
         """
-        limit, total = self._limits[share][0], sum(limit for limit, _ in self._limits.values())
+        limit, total = self._limits[by.share][0], sum(limit for limit, _ in self._limits.values())
         if nbytes > limit:
             return False
-        if self._sizes.get(share, 0) + nbytes > limit:
-            own = [key for key, entry in self._entries.items() if entry.share == share]
-            while self._sizes.get(share, 0) + nbytes > limit:
-                number = self._random.randrange(len(own))
-                own[number], own[-1] = own[-1], own[number]
-                self._drop(own.pop())
+        while (own := self._shares.get(by.share)) is not None and own.nbytes + nbytes > limit:
+            self._drop(own.first(by.now))
         if self.nbytes + nbytes > total:
             others = [key for key, entry in self._entries.items() if entry.share not in self._limits]
             while self.nbytes + nbytes > total and others:
@@ -344,9 +409,8 @@ class ChunkCache:
     def _drop(self, key: Key) -> None:
         entry = self._entries.pop(key)
         self.nbytes -= entry.array.nbytes
-        self._sizes[entry.share] -= entry.array.nbytes
-        if not self._sizes[entry.share]:
-            del self._sizes[entry.share]
+        if not self._shares[entry.share].drop(key, entry):
+            del self._shares[entry.share]
 
 
 # -- open files -------------------------------------------------------------------------------------------

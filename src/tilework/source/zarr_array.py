@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,6 +112,8 @@ class ZarrSource(Source):
         *,
         again: bool = True,
         row: Index = (),
+        now: Index = (),
+        last: Callable[[Index], Index] = lambda chunk: (),
     ) -> Array:
         """Return the samples of ``box``; chunks are decoded once for all tasks that may share them.
 
@@ -125,6 +127,10 @@ class ZarrSource(Source):
             Whether this task may read a chunk again.
         row : tuple of int
             The tasks between which chunks are kept: those of the same row.
+        now : tuple of int
+            The place of this task in its row.
+        last : callable
+            Maps the index of a chunk to the place of the last task that reads it.
         """
         own = scope()
         if own is None:
@@ -138,12 +144,13 @@ class ZarrSource(Source):
             return self.read(box)
         self.check()
         out = np.empty([b - a for a, b in box], self.dtype)
-        wanted = {}
+        wanted, lasts = {}, {}
         for index in itertools.product(*grid):
             proof = self._proof(index, own)
             # A chunk of one task goes with the task.
             count = sys.maxsize if proof == own.number else _uses_of(uses, index)
             wanted[self.token, index, row, proof] = count
+            lasts[self.token, index, row, proof] = (*row, *last(index))
         CHUNKS.fetch(
             wanted,
             lambda keys: ((key, self.read(self._chunk(key)), self._is_sound(key)) for key in keys),
@@ -153,6 +160,8 @@ class ZarrSource(Source):
             limit,
             share=(self.token, limit),
             again=again,
+            now=(*row, *now),
+            lasts=lasts,
         )
         return out
 

@@ -23,6 +23,7 @@ import pytest
 import zarr
 from dask.array.utils import assert_eq
 from dask.graph_manipulation import bind, checkpoint, clone, wait_on
+from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -262,6 +263,49 @@ def test_what_a_slice_does_not_need_is_left_out_in_every_order_of_layers(what: s
         with mock.patch.object(type(graph), "_toposort_layers", return_value=list(order)):
             left = graph.cull(wanted).layers.values()
         assert not [layer for layer in left if isinstance(layer, BlockLayer)]
+
+
+def of_older_tasks(name: str, image: Any) -> Any:
+    """Return the double of a dask array by tasks of dask's older kind, which name keys without a sign."""
+    graph = {(name, *key[1:]): (twice, key) for key in dask.core.flatten(image.__dask_keys__())}
+    layer = HighLevelGraph.from_collections(name, graph, dependencies=[image])
+    return da.Array(layer, name, image.chunks, image.dtype)
+
+
+OLDER: dict[str, Callable[[], Any]] = {
+    "from_array": lambda: da.from_array(Endless(400, 300), chunks=50, asarray=False),
+    "from_array of numpy": lambda: da.from_array(np.asarray(Endless(400, 300)[0:400, 0:300]), chunks=50),
+    "from_zarr": lambda: da.from_zarr(
+        zarr.array(Endless(400, 300)[0:400, 0:300], store=zarr.storage.MemoryStore(), chunks=(50, 50))
+    ),
+    "tasks above tasks": lambda: of_older_tasks("upper", of_older_tasks("lower", OLDER["from_array"]())),
+    "tasks above a result": lambda: of_older_tasks("upper", blend(Endless(400, 300), dtype="uint16")),
+}
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("kind", OLDER)
+def test_a_slice_asks_for_no_other_keys_above_tasks_of_the_older_kind(kind: str, several: bool) -> None:
+    source = OLDER[kind]()
+    fn, output = (lambda x: (x, x), (tw.Output("u2"),) * 2) if several else (lambda x: x, tw.Output("u2"))
+    out = tw.tiled_map(fn, source, 16, 2, output=output, chunks=16)
+    out = out[1] if several else out
+    again = blend(out, fn=lambda x: x, chunks=16)
+    expected = source.compute(scheduler="sync")[70:90, 200:230]
+    with mock.patch.object(BlockTasks, "output_keys", side_effect=AssertionError):
+        np.testing.assert_array_equal(out[70:90, 200:230].compute(scheduler="sync"), expected)
+        np.testing.assert_allclose(again[70:90, 200:230].compute(scheduler="sync"), expected, rtol=1e-6)
+        copied = pickle.loads(cloudpickle.dumps(out))
+        np.testing.assert_array_equal(copied[70:90, 200:230].compute(scheduler="sync"), expected)
+    np.testing.assert_array_equal((out - source).compute(scheduler="sync"), np.zeros(out.shape, "u2"))
+    np.testing.assert_array_equal(clone(out)[70:90, 200:230].compute(scheduler="sync"), expected)
+
+
+def test_a_source_named_by_hand_and_a_result_of_it_may_be_read_together() -> None:
+    """The layers of the source are others below the result, and hold the same."""
+    source = of_older_tasks("upper", da.from_array(Endless(40, 30), chunks=5, asarray=False, name="image"))
+    out = tw.tiled_map(lambda x, y: y - x, (source, blend(source, fn=lambda x: x, dtype="u2")), 16, 0)
+    np.testing.assert_array_equal(out, np.zeros(out.shape))
 
 
 def test_to_zarr_makes_no_task_of_the_array(made: list[int], tmp_path: Path) -> None:

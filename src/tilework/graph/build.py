@@ -22,6 +22,7 @@ from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
+from tilework.graph.nodes import layers_below
 from tilework.graph.own_names import check_names, check_result
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
@@ -106,7 +107,7 @@ def build(spec: Spec, name: str) -> list[da.Array]:
     check_names(spec.sources)
     used = [source.handle for source in spec.sources if source.dask_name is not None]
     high = HighLevelGraph.from_collections(name, BlockLayer(spec, names), dependencies=used)
-    layers: dict[str, Any] = {**high.layers, names.spec: SpecLayer({names.spec: DataNode(names.spec, spec)})}
+    layers = {**layers_below(high), names.spec: SpecLayer({names.spec: DataNode(names.spec, spec)})}
     below = {**high.dependencies, names.spec: set(), name: high.dependencies[name] | {names.spec}}
     if not spec.many:
         return [da.Array(HighLevelGraph(layers, below), name, **_facts(spec, spec.outputs[0]))]

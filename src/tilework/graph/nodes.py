@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 # Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
 from dask._task_spec import convert_legacy_task
+from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.optimization import cull
 from dask.task_spec import Alias, DataNode, GraphNode
 
 from tilework._checks import has
 from tilework.graph.tasks import Key
 
-__all__ = ["as_node", "moves", "needed"]
+__all__ = ["as_node", "layers_below", "moves", "needed"]
 
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
@@ -45,3 +48,60 @@ def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:
     if isinstance(node, Alias) and node.target == key:
         return None
     return node if isinstance(node, GraphNode) else DataNode(key, node)
+
+
+def layers_below(graph: HighLevelGraph) -> dict[str, Any]:
+    """Return the layers of a graph by name; for none of them dask makes a set of all keys."""
+    layers = graph.layers
+    return {
+        key: LayerBelow(layer, map(layers.__getitem__, graph.dependencies[key]))
+        if type(layer) is MaterializedLayer
+        else layer
+        for key, layer in layers.items()
+    }
+
+
+class LayerBelow(MaterializedLayer):
+    """A layer of tasks that dask made, which knows the layers that it may need.
+
+    Tasks of dask's older kind name keys without a sign. For one layer of them, as the array that `from_array`
+    and `from_zarr` put into a graph, dask makes a set of all keys of all layers when a slice is computed:
+    0.2 s for 240 000 blocks, 6 s and 1.4 GB for ten million.
+
+    Parameters
+    ----------
+    layer : MaterializedLayer
+    below : iterable of Layer
+        The layers of which it may need keys, besides its own.
+    """
+
+    # If no layer says that it has some, dask makes no set of all keys.
+    has_legacy_tasks = False
+
+    def __init__(self, layer: MaterializedLayer, below: Iterable[Layer]) -> None:
+        super().__init__(layer.mapping, layer.annotations, layer.collection_annotations)
+        self.layer = layer
+        self._known: Any = _Keys((layer, *below))  # what dask does with it is ``in``
+
+    def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, Any]]:
+        """Return the tasks that ``keys`` need, and the keys that each task needs."""
+        del all_hlg_keys
+        layer, needs = self.layer.cull(keys, self._known)
+        return layer, needs
+
+
+class _Keys(Container[Key]):
+    """The keys of some layers, which are made when a task first names one."""
+
+    def __init__(self, layers: tuple[Layer, ...]) -> None:
+        self._layers = layers
+
+    @functools.cached_property
+    def _sets(self) -> list[AbstractSet[Key]]:
+        return [layer.get_output_keys() for layer in self._layers]
+
+    def __contains__(self, key: object) -> bool:
+        return any(key in keys for keys in self._sets)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_layers": self._layers}

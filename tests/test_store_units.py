@@ -14,6 +14,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -311,21 +312,78 @@ def test_what_was_made_of_a_result_is_written_as_it_stands(
         assert (len(store.writes), set(store.writes.values())) == (written.nchunks, {1})
 
 
+# By the end of a chunk that lies in a unit, for default units.
+IRREGULAR: dict[str, tuple[Callable[[Any], Any], int | None]] = {
+    "slice": (lambda out: out[3:50], 13),
+    "both axes": (lambda out: out[3:50, 7:], 13),
+    "slice of whole chunks": (lambda out: out[32:], None),
+    "a short chunk that divides the others": (lambda out: out[8:], None),
+    "turned": (lambda out: out[3:51][::-1], 3),
+    "every second": (lambda out: out[::2], None),
+    "every fifth": (lambda out: out[1::5], 3),
+    "concatenated": (lambda out: da.concatenate([out[:90], out]), 90),
+    "rolled": (lambda out: da.roll(out, 7, 0), 7),
+    "some rows": (lambda out: out[[0, 1, 2, 50]], None),
+    "filtered": (lambda out: known(out[out[:, 0] > 1600]), 12),
+    "filtered, empty chunks at the end": (lambda out: known(out[out[:, 0] < 900]), None),
+    "filtered, few are left": (lambda out: known(out[out[:, 0] % 11 == 0]), None),
+    "nothing": (lambda out: out[5:5], None),
+    "DataArray": (lambda out: xr.DataArray(out, dims=("y", "x"), name="a").isel(y=slice(3, 50)), 13),
+}
+
+
+def known(array: Any) -> Any:
+    """Return an array with the lengths of its chunks, of which some may be 0."""
+    with dask.config.set(scheduler="synchronous"):
+        return array.compute_chunk_sizes()
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+def test_chunks_that_are_no_units_are_named(name: str, tmp_path: Path) -> None:
+    change, end = IRREGULAR[name]
+    out = change(mapped(crop=12, overlap=2, chunks=16))
+    if end is None:
+        np.testing.assert_array_equal(to_zarr(out, tmp_path / "a", progress=False)[...], np.asarray(out))
+        return
+    with pytest.raises(AlignmentError, match=rf"on axis 0, where a chunk ends at {end}\. Write out\."):
+        to_zarr(out, tmp_path / "a", progress=False)
+
+
+@pytest.mark.parametrize("name", IRREGULAR)
+@pytest.mark.parametrize("options", [{}, {"chunks": 7}, {"chunks": 4, "shards": 8}], ids=str)
+def test_the_call_that_is_told_for_chunks_that_are_no_units_works(
+    name: str, options: dict[str, int], tmp_path: Path
+) -> None:
+    out = IRREGULAR[name][0](mapped(crop=12, overlap=2, chunks=16))
+    expected, lengths = np.asarray(out), {key: (value, value) for key, value in options.items()}
+    try:
+        to_zarr(out, tmp_path / "a", progress=False, **lengths)
+    except AlignmentError as error:
+        out = eval(str(error).rpartition("Write ")[2].rstrip("."), {"out": out})
+    written = to_zarr(out, tmp_path / "a", progress=False, **lengths)
+    np.testing.assert_array_equal(written[...], expected)
+
+
 def test_blocks_that_are_no_units_are_refused_before_anything_runs(tmp_path: Path) -> None:
     def boom(_: Any) -> Any:
         pytest.fail("something ran")
 
     array = da.ones((50, 40), chunks=(20, 20)).map_blocks(boom, dtype=float, meta=np.empty((0, 0)))
     for options, told in (
-        ({"chunks": (15, 20)}, "blocks of 20 and units of 15 samples on axis 0"),
-        ({"chunks": (5, 5), "shards": (20, 15)}, "blocks of 20 and units of 15 samples on axis 1"),
+        (
+            {"chunks": (15, 20)},
+            "chunks of 20, 20, 10 and units of 15 samples on axis 0, where a chunk ends at 20",
+        ),
+        ({"chunks": (5, 5), "shards": (20, 15)}, "chunks of 20, 20 and units of 15 samples on axis 1"),
     ):
         with pytest.raises(AlignmentError, match=told):
             to_zarr(array, tmp_path / "a", **options)
     existing = zarr.create_array(
         str(tmp_path / "b"), shape=(50, 40), chunks=(5, 5), shards=(30, 20), dtype=float
     )
-    with pytest.raises(AlignmentError, match="blocks of 20 and units of 30 samples on axis 0"):
+    with pytest.raises(
+        AlignmentError, match=r"units of 30 samples on axis 0, .* Write out.rechunk\({0: 30}\)"
+    ):
         to_zarr(array, existing)
     for shards in ((25, 20), (20, 3)):
         with pytest.raises(

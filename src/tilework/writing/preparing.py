@@ -56,7 +56,14 @@ from tilework.writing.replan import Member, depth, lanes, memory_of, replanned, 
 from tilework.writing.sink import UNREACHED
 from tilework.writing.tail import Pyramid, Rest, Tail
 from tilework.writing.target import Continued, Fresh, Place, Target, by_dims, claimed, is_array
-from tilework.writing.units import Units, check_aligned, check_edges, default_chunks, source_chunks
+from tilework.writing.units import (
+    Units,
+    check_aligned,
+    check_chunks,
+    default_chunks,
+    source_chunks,
+    usual_unit,
+)
 
 __all__ = ["Asked", "Writing", "by_key", "prepare"]
 
@@ -214,8 +221,9 @@ def prepare(
     claims = Claims()
     try:
         if first is None:
+            own = attribute(members[""], "dims")
             job, writing = _prepare_chunks(
-                lowered(lazy), places[""], images.get(""), asked, where, claims, specs
+                lowered(lazy), places[""], images.get(""), asked, where, claims, specs, own
             )
         else:
             origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
@@ -483,6 +491,7 @@ def _prepare_chunks(
     where: Where,
     claims: Claims,
     below: Sequence[Spec],
+    dims: Sequence[Any] | None,
 ) -> tuple[WriteJob, Writing]:
     """Return the job that writes a dask array whose chunks are whole write units."""
     if any(math.isnan(n) for n in array.shape):
@@ -497,11 +506,10 @@ def _prepare_chunks(
         assert asked.version is not None
         fingerprint = Fingerprint({"version": asked.version})
     place = place.compare(fingerprint)
-    layout = place.layout(array.shape, lambda: tuple(sizes[0] for sizes in array.chunks))
+    layout = place.layout(array.shape, lambda: tuple(map(usual_unit, array.chunks)))
     if asked.rebuilt is not None:
         array = asked.rebuilt(layout.unit)
-    for axis, (sizes, unit) in enumerate(zip(array.chunks, layout.unit, strict=True)):
-        check_edges(sizes, unit, axis)
+    check_chunks(array.chunks, layout.unit, dims)
     member = Member(number=0, lazy=array, dtype=array.dtype, place=place, layout=layout, image=image)
     member = with_levels(member, fingerprint)
     array_there, there, run = claimed(place, array.shape, array.dtype, layout, record_of(fingerprint), claims)

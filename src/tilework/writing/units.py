@@ -29,7 +29,7 @@ __all__ = [
     "Layout",
     "Units",
     "check_aligned",
-    "check_edges",
+    "check_chunks",
     "chunks_in_shards",
     "default_chunks",
     "encoding_bytes",
@@ -39,12 +39,14 @@ __all__ = [
     "shard_lengths",
     "source_chunks",
     "tiles_of_units",
+    "usual_unit",
     "with_todo",
 ]
 
 
 # Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
 CHUNK_BYTES = 4 * 2**20
+WHOLE = "must be whole write units, or two tasks would write one unit; got"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,16 +275,49 @@ def input_unit(spec: Spec, number: int, unit: Index) -> Index:
 
 def check_aligned(spec: Spec, number: int, unit: Index) -> None:
     """Raise an `AlignmentError` unless every block of an output is whole write units."""
-    for axis, sizes in enumerate(chunks_of(spec, spec.outputs[number])):
-        check_edges(sizes, unit[axis], axis)
+    for axis, (sizes, u) in enumerate(zip(chunks_of(spec, spec.outputs[number]), unit, strict=True)):
+        if _cut(sizes, u):
+            raise AlignmentError(
+                f"blocks {WHOLE} blocks of {max(sizes)} and units of {u} samples on axis {axis}. Use chunks "
+                f"of the array that are multiples of {u}, for example {_multiple(sizes, u)}, or write units "
+                f"that divide {max(sizes)}."
+            )
 
 
-def check_edges(sizes: Sequence[int], unit: int, axis: int) -> None:
-    """Raise an `AlignmentError` unless all but the last of ``sizes`` are multiples of ``unit``."""
-    if any(edge % unit for edge in itertools.accumulate(sizes[:-1])):
-        multiple = max(1, round(max(sizes) / unit)) * unit
-        raise AlignmentError(
-            "blocks must be whole write units, or two tasks would write one unit; got blocks of "
-            f"{max(sizes)} and units of {unit} samples on axis {axis}. Use chunks of the array that are "
-            f"multiples of {unit}, for example {multiple}, or write units that divide {max(sizes)}."
-        )
+def check_chunks(chunks: Sequence[Sequence[int]], unit: Index, dims: Sequence[Any] | None) -> None:
+    """Raise an `AlignmentError` unless all chunks of a dask array, or of a DataArray, are whole write units.
+
+    Parameters
+    ----------
+    chunks : sequence of sequence of int, samples per axis
+    unit : tuple of int, samples per axis
+    dims : sequence, optional
+        The names of the axes of a DataArray, by which it is chunked.
+    """
+    cut = {axis: u for axis, (sizes, u) in enumerate(zip(chunks, unit, strict=True)) if _cut(sizes, u)}
+    if not cut:
+        return
+    axis, u = next(iter(cut.items()))
+    sizes = ", ".join(map(str, chunks[axis][:4])) + (", ..." if len(chunks[axis]) > 4 else "")
+    lengths = {a if dims is None else dims[a]: _multiple(chunks[a], u) for a, u in cut.items()}
+    raise AlignmentError(
+        f"chunks {WHOLE} chunks of {sizes} and units of {u} samples on axis {axis}, where a chunk ends at "
+        f"{_cut(chunks[axis], u)[0]}. Write out.{'rechunk' if dims is None else 'chunk'}({lengths})."
+    )
+
+
+def usual_unit(sizes: Sequence[int]) -> int:
+    """Return the length of the first chunk along an axis if it divides the others, or of the longest."""
+    first = next(filter(None, sizes), 1)
+    return max(sizes) if _cut(sizes, first) else first
+
+
+def _cut(sizes: Sequence[int], unit: int) -> list[int]:
+    """Return the ends of chunks that lie inside a unit."""
+    *edges, last = itertools.accumulate(sizes)
+    return [edge for edge in edges if edge % unit and edge < last]
+
+
+def _multiple(sizes: Sequence[int], unit: int) -> int:
+    """Return the multiple of a unit that is next to the length of the longest chunk."""
+    return max(1, round(max(sizes) / unit)) * unit

@@ -38,6 +38,7 @@ from tilework.formats.meta import ImageMeta
 from tilework.function.guard import current_worker
 from tilework.function.load_once import in_task
 from tilework.graph.build import bare, find_spec
+from tilework.graph.nodes import block_of
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box, Tile
 from tilework.labels.doubts import PIECES
@@ -144,8 +145,8 @@ class TileRunner:
 
 def _block(source: BlockSource, index: Index) -> Any:
     """Return a block of a dask array as a dask array."""
-    if hasattr(source.handle, "blocks"):
-        return source.handle.blocks[index]
+    if not hasattr(source.handle, "expr"):
+        return block_of(source.handle, index)
     # Behind query planning dask has only slices, which hide that a block is too long.
     return source.handle[tuple(slice(o[i], o[i + 1]) for o, i in zip(source.offsets, index, strict=True))]
 

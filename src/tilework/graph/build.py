@@ -22,7 +22,7 @@ from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
-from tilework.graph.nodes import layers_below
+from tilework.graph.nodes import sliced_lazily
 from tilework.graph.own_names import check_names, check_result
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
@@ -105,9 +105,10 @@ def build(spec: Spec, name: str) -> list[da.Array]:
     if da.array_expr_enabled():
         return _expressions(spec, name)
     check_names(spec.sources)
+    spec = replace(spec, sources=tuple(map(_below, spec.sources)))
     used = [source.handle for source in spec.sources if source.dask_name is not None]
     high = HighLevelGraph.from_collections(name, BlockLayer(spec, names), dependencies=used)
-    layers = {**layers_below(high), names.spec: SpecLayer({names.spec: DataNode(names.spec, spec)})}
+    layers: dict[str, Any] = {**high.layers, names.spec: SpecLayer({names.spec: DataNode(names.spec, spec)})}
     below = {**high.dependencies, names.spec: set(), name: high.dependencies[name] | {names.spec}}
     if not spec.many:
         return [da.Array(HighLevelGraph(layers, below), name, **_facts(spec, spec.outputs[0]))]
@@ -116,6 +117,11 @@ def build(spec: Spec, name: str) -> list[da.Array]:
         graph = HighLevelGraph({key: OutputLayer(spec, names, number), **layers}, {key: {name}, **below})
         arrays.append(da.Array(graph, key, **_facts(spec, output)))
     return arrays
+
+
+def _below(source: Source) -> Source:
+    """Return a source of which a part costs only itself, also for what reads it without the result."""
+    return replace(source, handle=sliced_lazily(source.handle)) if isinstance(source, BlockSource) else source
 
 
 def _facts(spec: Spec, output: BoundOutput) -> dict[str, Any]:

@@ -9,14 +9,17 @@ from typing import Any
 
 # Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
 from dask._task_spec import convert_legacy_task
+from dask.array.core import Array as GraphArray  # also where dask makes expressions
+from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.optimization import cull
 from dask.task_spec import Alias, DataNode, GraphNode
 
 from tilework._checks import has
+from tilework._types import Index
 from tilework.graph.tasks import Key
 
-__all__ = ["as_node", "layers_below", "moves", "needed"]
+__all__ = ["as_node", "block_of", "moves", "needed", "sliced_lazily"]
 
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
@@ -50,15 +53,28 @@ def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:
     return node if isinstance(node, GraphNode) else DataNode(key, node)
 
 
-def layers_below(graph: HighLevelGraph) -> dict[str, Any]:
-    """Return the layers of a graph by name; for none of them dask makes a set of all keys."""
-    layers = graph.layers
-    return {
-        key: LayerBelow(layer, map(layers.__getitem__, graph.dependencies[key]))
+def sliced_lazily(array: Any) -> Any:
+    """Return a dask array with the tasks of another, of which a slice asks for no keys of other blocks."""
+    graph = array.__dask_graph__()
+    if has(array, "expr") or not has(graph, "layers"):
+        return array
+    layers = {
+        key: LayerBelow(layer, map(graph.layers.__getitem__, graph.dependencies[key]))
         if type(layer) is MaterializedLayer
         else layer
-        for key, layer in layers.items()
+        for key, layer in graph.layers.items()
     }
+    return GraphArray(HighLevelGraph(layers, graph.dependencies), array.name, array.chunks, meta=array._meta)
+
+
+def block_of(array: Any, index: Index) -> Any:
+    """Return a block of a dask array as a dask array; ``array.blocks`` makes a task of the older kind."""
+    name = f"block-{tokenize(array.name, index)}"
+    key: Key = (name, *(0 for _ in index))
+    block: Key = (array.name, *index)
+    graph = HighLevelGraph.from_collections(name, {key: Alias(key, block)}, dependencies=[array])
+    chunks = tuple((sizes[i],) for sizes, i in zip(array.chunks, index, strict=True))
+    return GraphArray(graph, name, chunks, meta=array._meta)
 
 
 class LayerBelow(MaterializedLayer):

@@ -111,6 +111,74 @@ def test_untiled_axes_are_whole():
     assert np.array_equal(by_name, crops)
 
 
+def twice_as_long(crop):
+    return crop.repeat(2, 0).repeat(2, 1)
+
+
+SMOOTH = np.random.default_rng(5).random((120, 90)).astype("f4")
+LABELS = ((np.arange(120)[:, None] // 5 % 2) * (np.arange(90) // 4 % 2)).astype("i8")
+LABELS *= np.arange(1, LABELS.size + 1).reshape(LABELS.shape)
+BLEND = {"crop": 16, "overlap": 4, "blend": "gaussian", "chunks": 32, "dtype": "f4"}
+# Options of tiled_map, and most calls for each crop.
+RESULTS = {
+    "trim": ({"crop": 16, "overlap": 2, "chunks": 48, "dtype": "f4"}, 4),
+    "share": (BLEND | {"reuse": "share"}, 9),
+    "recompute": (BLEND | {"reuse": "recompute"}, 16),
+    "clip": (BLEND | {"edge": "clip"}, 16),
+    "squeeze": (BLEND | {"edge": "squeeze"}, 16),
+    "max": (BLEND | {"blend": "max", "rim": 1}, 16),
+    "some tiles": (BLEND | {"mask": np.arange(120)[:, None] // 30 % 2 > np.arange(90) // 60}, 16),
+    "drop": (BLEND | {"edge": "drop", "blend": "trim"}, 9),
+    "batches": (BLEND | {"batch_size": 4}, 16),
+    "scale": (
+        BLEND | {"output": tw.Output("f4", scale=2), "dtype": None, "fn": twice_as_long},
+        16,
+    ),
+    "each": ({"crop": 40, "overlap": 0, "each": 0, "axes": 1, "dtype": "f4"}, 5 * 3),
+    "channels": (
+        BLEND | {"output": tw.Output("f4", channels=2), "dtype": None, "fn": lambda x: np.stack([x, -x])}, 16
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_only_the_tiles_below_crops_of_a_result_run(name):
+    options, most = RESULTS[name]
+    options = {"fn": np.sin} | options
+    ran = []
+
+    def fn(crop, inner=options["fn"]):
+        ran.append(len(crop) if "batch_size" in options else 1)
+        return inner(crop)
+
+    out = tw.tiled_map(array=SMOOTH, **options | {"fn": fn})
+    whole, sampled = out.compute(scheduler="sync"), {"scheduler": "sync", "positions": True, **QUIET}
+    every = sum(ran)
+    ran.clear()
+    where = {"axes": (0, 1)} if out.ndim < 3 else {"axes": (1, 2)}
+    crops, starts = tw.sample_crops(out, 3, 5, **where, **sampled)
+    assert sum(ran) <= min(3 * most, every)
+    assert name == "each" or sum(ran) < every
+    shape = (5, 5) if out.ndim < 3 else (2, 5, 5)
+    np.testing.assert_array_equal(crops, [cut(whole, start, shape) for start in starts.tolist()])
+    named = xr.DataArray(out, dims=("c", "y", "x")[-out.ndim :])
+    np.testing.assert_array_equal(tw.sample_crops(named, 3, {"y": 5, "x": 5}, **QUIET), crops)
+
+
+@pytest.mark.filterwarnings("ignore::tilework.TilingWarning")
+def test_crops_of_one_of_several_outputs_and_of_labels():
+    outputs = {"a": tw.Output("f4"), "b": tw.Output("f4")}
+    pair = tw.tiled_map(lambda x: {"a": x, "b": -x}, SMOOTH, 16, 2, output=outputs, chunks=48)
+    labels = [
+        tw.tiled_map(lambda x: x, LABELS, 24, 6, output=tw.Output("i8", labels=kind), chunks=48)
+        for kind in ("own", "join")
+    ]
+    for out in (*pair.values(), *labels):
+        crops, starts = tw.sample_crops(out, 9, (7, 6), positions=True, **QUIET)
+        whole = out.compute(scheduler="sync")
+        np.testing.assert_array_equal(crops, [cut(whole, start, (7, 6)) for start in starts.tolist()])
+
+
 def test_a_mask_of_one_channel_is_that_of_a_crop():
     image = np.random.default_rng(0).random((3, 20, 20))
     mask = np.zeros((3, 20, 20), bool)

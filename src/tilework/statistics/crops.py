@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from dask.base import tokenize
 
 from tilework._checks import at_least, flag
 from tilework._types import Array, Index, Ints, Span
@@ -14,7 +15,7 @@ from tilework.errors import GridError, TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
-from tilework.graph.build import open_known
+from tilework.graph.build import build, find_spec, open_known
 from tilework.objects.boxes import blocks_of, cuts_of
 from tilework.objects.measuring import How
 from tilework.objects.reading import BoxJob
@@ -22,13 +23,15 @@ from tilework.plan.arguments import AxisLengths
 from tilework.plan.by_dim import ordered
 from tilework.plan.nodata import valid_of
 from tilework.plan.request import Layout, Request, make_layout
-from tilework.source.base import Source, check_read
+from tilework.source.base import BlockSource, Source, check_read
 from tilework.source.opening import Image
 
 __all__ = ["sample_crops"]
 
 # Most samples of a mask in a box. Places are drawn by the order of boxes, so memory must not change them.
 MOST = 2**22
+# Most tiles of a result of which only a few run: a bit for each goes into the graph.
+MOST_TILES = 2**24
 
 
 def sample_crops(
@@ -50,7 +53,8 @@ def sample_crops(
     """Return crops at random places of an image, for what is fitted once: stains, thresholds, a dictionary.
 
     All places at which a crop lies inside the image are equally likely, and draws are independent of each
-    other. Only the chunks below the crops are read; crops in one chunk are read together.
+    other. Only the chunks below the crops are read; crops in one chunk are read together. Of a result of
+    `tiled_map`, only the tiles run that have weight in crops.
 
     Parameters
     ----------
@@ -117,7 +121,7 @@ def sample_crops(
             starts = _anywhere(source, layout, n, rng)
         else:
             starts = _Inside(source, layout, where).draw(n, rng, how)
-        found = _read(source, layout, starts, how)
+        found = _read(_of_crops(array, source, layout, starts), layout, starts, how)
     return (found, starts) if positions else found
 
 
@@ -229,10 +233,42 @@ class _Inside:
 # -- reading ----------------------------------------------------------------------------------------------
 
 
+def _of_crops(array: Image, source: Source, layout: Layout, starts: Ints) -> Source:
+    """Return a result as a source of which only the tiles run that have weight in crops; any other as it is.
+
+    A block of a result has hundreds of tiles, and a crop needs a few. Blocks stay as they are, and so do the
+    bits of a blend.
+    """
+    found = find_spec(array)
+    if found is None or not isinstance(source, BlockSource) or found.spec.plan.n_tiles > MOST_TILES:
+        return source
+    plan, output = found.spec.plan, found.output
+    spans = []
+    for axis, weights in zip(output.grid_axes, output.weights, strict=True):
+        first, stop = map(weights.scaled, weights.grid.supports(weights.rim))
+        begins = starts[:, axis]
+        spans.append((
+            np.searchsorted(stop, begins, side="right"),
+            np.searchsorted(first, begins + _shape(source, layout)[axis], side="left"),
+        ))  # fmt: skip
+    runs = np.zeros(plan.grid_shape, bool)
+    for box in zip(*(zip(a.tolist(), b.tolist(), strict=True) for a, b in spans), strict=True):
+        runs[tuple(slice(a, b) for a, b in box)] = True
+    todo = plan.with_runs(runs if plan.runs is None else runs & plan.runs)
+    name = f"{found.name}-crops-{tokenize(starts, layout.crop)}"
+    part = build(replace(found.spec, todo=todo), name)[found.number]
+    return replace(source, handle=part, token=("dask", part.name))
+
+
+def _shape(source: Source, layout: Layout) -> Ints:
+    """Return the shape of a crop along all axes of the image."""
+    lengths = dict(zip(layout.tiled[0], layout.crop, strict=True)) | dict.fromkeys(layout.each[0], 1)
+    return np.array([lengths.get(a, m) for a, m in enumerate(source.shape)])
+
+
 def _read(source: Source, layout: Layout, starts: Ints, how: How) -> Array:
     """Return the crops that begin at ``starts``."""
-    lengths = dict(zip(layout.tiled[0], layout.crop, strict=True)) | dict.fromkeys(layout.each[0], 1)
-    shape: Ints = np.array([lengths.get(a, m) for a, m in enumerate(source.shape)])
+    shape = _shape(source, layout)
     calls = []
     for numbers in _together(source, starts + shape // 2, shape):
         own = starts[numbers]

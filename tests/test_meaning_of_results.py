@@ -140,3 +140,28 @@ def test_coordinates_that_a_result_was_given_come_before_what_is_known_of_it(tmp
     assert tw.image_meta(tw.open_image(tmp_path / "a.zarr")).scale == (2, 7, 0.5)
     renamed = first.rename(y="row")
     assert tw.image_meta(renamed).axes == tw.image_meta(step(renamed)).axes == ("z", "row", "x")
+
+
+def test_the_next_step_has_the_coordinates_that_the_array_has_now():
+    xarray = pytest.importorskip("xarray")
+    image = xarray.DataArray(
+        np.zeros((2, 8, 8)),
+        dims=("c", "y", "x"),
+        coords={
+            "c": ["a", "b"], "y": np.arange(8.0), "u": ("x", np.arange(8) ** 2),
+            "lat": (("y", "x"), np.zeros((8, 8))), "t": 3.0,
+        },
+    )  # fmt: skip
+
+    def step(array):
+        return tw.tiled_map(lambda crop: crop, array, 4, 0, axes=("y", "x"), dtype=float)
+
+    first = step(image)
+    changed = first.assign_coords(
+        c=["p", "q"], y=np.arange(8.0) ** 3, u=("x", np.arange(8) ** 4),
+        lat=(("y", "x"), np.ones((8, 8))), t=4.0,
+    )  # fmt: skip
+    assert step(changed).coords.equals(changed.coords)
+    assert tw.image_meta(changed).channel_names == ("p", "q")
+    assert set(step(first.drop_vars(["lat", "t", "u"])).coords) == {"c", "y"}
+    assert set(step(first.rename(t="time", lat="latitude")).coords) == {"c", "y", "u", "time", "latitude"}

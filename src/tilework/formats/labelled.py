@@ -119,25 +119,28 @@ def meta_of(array: Any) -> ImageMeta:
     )
 
 
-def told_by(array: Any, known: ImageMeta | None) -> ImageMeta:
-    """Return what is known of the samples of a DataArray; coordinates that it was given since come first."""
-    own = meta_of(array)
+def told_by(array: Any, own: ImageMeta, known: ImageMeta | None) -> ImageMeta:
+    """Return what is known of the samples of a result in an array of xarray, whose `meta_of` is ``own``.
+
+    A DataArray may have been given other coordinates since, or have lost some: those that it has count.
+    """
     if known is None or known.axes != own.axes:
         return own
+    if not hasattr(array, "coords"):
+        return known
     since = {
         dim: coordinate
         for dim, coordinate in _along(own.coordinates, own.axes).items()
-        if _place(coordinate) is not None
-        and (dim not in known.coordinates or not _same(coordinate, known.coordinates[dim]))
+        if dim not in known.coordinates or not _same(coordinate, known.coordinates[dim])
     }
-    if not since:
-        return known
     number = {dim: own.axes.index(dim) for dim in since}
+    renamed = known.channel_axis in number.values() and own.channel_axis == known.channel_axis
     return known.replace(
         scale={dim: own.scale[a] for dim, a in number.items()},
         translation={dim: own.translation[a] for dim, a in number.items()},
         units={dim: unit for dim, c in since.items() if (unit := _unit(c)) is not None},
-        coordinates={**known.coordinates, **since},
+        channel_names=(own if renamed and own.channel_names else known).channel_names,
+        coordinates=own.coordinates,
     )
 
 

@@ -17,7 +17,7 @@ from dask.task_spec import DataNode, Task
 from tilework._checks import attribute, has
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
-from tilework.formats.labelled import told_by, unpacked
+from tilework.formats.labelled import meta_of, told_by, unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
 from tilework.function.load_once import LoadOnce
@@ -162,8 +162,12 @@ class Found(NamedTuple):
     @property
     def meta(self) -> ImageMeta | None:
         """What the samples of this array mean; None if that is not known."""
+        return self.told(None if self.labelled is None else meta_of(self.labelled))
+
+    def told(self, own: ImageMeta | None) -> ImageMeta | None:
+        """Return the same, where ``own`` is what the array says where nothing else is known."""
         known = self.spec.metas[self.number] if self.spec.metas else None
-        return known if self.labelled is None else told_by(self.labelled, known)
+        return known if own is None or self.labelled is None else told_by(self.labelled, own, known)
 
 
 def bare(array: Any) -> Any:
@@ -199,7 +203,7 @@ def open_known(array: Any, *, masked: bool = False) -> Source:
     """Open an array as `open_source` does, and a result of `tiled_map` with its meaning."""
     source = open_source(array, masked=masked)
     found = find_spec(array)
-    meta = None if found is None else found.meta
+    meta = None if found is None else found.told(source.meta)
     return source if meta is None else replace(source, meta=meta)
 
 

@@ -107,6 +107,7 @@ def test_the_tree_is_the_rooms() -> None:
         "__init__.py",
         "__main__.py",
         "_checks.py",
+        "_derived.py",
         "_machine.py",
         "_options.py",
         "_types.py",

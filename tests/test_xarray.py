@@ -4,6 +4,7 @@ import io
 import pickle
 import re
 import sys
+import warnings
 from fractions import Fraction
 
 import dask
@@ -17,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tilework as tw
+from tilework.formats import labelled as labels_module
+from tilework.formats.meta import Coordinate
 from tilework.graph.build import plan_of
 
 HALF = Fraction(1, 2)
@@ -879,3 +882,39 @@ def test_a_file_in_memory_is_refused(tmp_path):
     content = io.BytesIO(netcdf(tmp_path).read_bytes())
     with pytest.raises(tw.TilingError, match=r"scipy_.*chunks=\{\}"):
         tiled(unread(content))
+
+
+# -- cost -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [{"a": tw.Output("f4")}, dict.fromkeys("abc", tw.Output("f4", scale=2))])
+@pytest.mark.parametrize("again", [False, True])
+def test_what_coordinates_say_is_worked_out_once_in_a_call(outputs, again, monkeypatch):
+    array = xr.DataArray(
+        np.zeros((40, 60), "f4"), dims=("y", "x"),
+        coords={"y": np.arange(40) / 2, "x": list(map(str, range(60)))},
+    )  # fmt: skip
+    if again:
+        array = tw.tiled_map(np.negative, array, 8, 0, dtype="f4")
+    seen = []
+    for name in ("step", "is_text"):
+        fact = vars(Coordinate)[name]
+        work = fact._function
+        monkeypatch.setattr(fact, "_function", lambda c, n=name, w=work: (seen.append((n, *c.dims)), w(c))[1])
+    held = labels_module._held
+    monkeypatch.setattr(labels_module, "_held", lambda array: (seen.append("held"), held(array))[1])
+    output = outputs if len(outputs) > 1 else outputs["a"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tw.TilingWarning)  # texts have no centres
+        tw.tiled_map(lambda crop: crop, array, 8, 0, output=output)
+    assert len(seen) == len(set(seen)), seen
+
+
+def test_a_video_has_a_step_however_long_it_is():
+    # 30 pictures a second are no whole number of nanoseconds.
+    times = np.datetime64("2024-01-01", "ns") + (np.arange(100_000) * 1e9 / 30).astype("m8[ns]")
+    array = xr.DataArray(da.zeros((100_000, 4), chunks=4), dims=("t", "x"), coords={"t": times})
+    assert tw.image_meta(array).scale[0] == pytest.approx(1 / 30, rel=1e-9)
+    out = tw.tiled_map(lambda c: c[::2], array, (100, 4), 0, output=tw.Output(float, scale=(HALF, 1)))
+    middle = times[:-1:2] + (times[1::2] - times[:-1:2]) / 2
+    assert abs(out.t.values - middle).max() <= np.timedelta64(2, "ns")

@@ -262,8 +262,9 @@ def tiled_map(
     if skip is not None and not callable(skip):
         raise TypeError(f"skip must be a predicate on a crop; got {type(skip).__name__}.")
     given = unpacked(array)
-    sources = _with_meta(open_all(given, masked=True), meta)
-    labels = Labels.of(given if isinstance(given, tuple) else (given,), meta)
+    opened = open_all(given, masked=True)
+    labels = Labels.of(given if isinstance(given, tuple) else (given,), opened[0].meta, meta)
+    sources = _with_meta(opened, meta)
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
         edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import warn
+from tilework._derived import Holder, derived
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.formats.meta import Carried, Coordinate, ImageMeta, NewAxis
 from tilework.formats.missing import OF_VALUES
@@ -100,7 +101,7 @@ def meta_of(array: Any) -> ImageMeta:
     kinds = {d: kind for d, c in own.items() if (kind := CF_AXES.get(str(c.attributes.get("axis", ""))))}
     kinds |= {d: "time" for d, c in own.items() if c.values.dtype.kind == "M"}
     usual = ImageMeta(dims)
-    text = [d for d, c in own.items() if _names(c.values) is not None]
+    text = [d for d, c in own.items() if c.is_text and len(c.values)]
     if usual.channel_axis is None and len(text) == 1:
         kinds[text[0]] = "channel"
     meta = usual.replace(types=kinds) if kinds else usual
@@ -111,7 +112,7 @@ def meta_of(array: Any) -> ImageMeta:
         units=units,
         scale={d: scale for d, (scale, _) in places.items()},
         translation={d: start for d, (_, start) in places.items()},
-        channel_names=None if channel is None else _names(channel.values),
+        channel_names=None if channel is None else _names(channel),
         coordinates=held,
         nodata=_nodata(array),
         attributes=array.attrs,
@@ -145,6 +146,8 @@ def told_by(array: Any, own: ImageMeta, known: ImageMeta | None) -> ImageMeta:
 
 
 def _same(one: Coordinate, other: Coordinate) -> bool:
+    if one is other:
+        return True
     return np.array_equal(one.values, other.values) and dict(one.attributes) == dict(other.attributes)
 
 
@@ -169,9 +172,10 @@ def _held(array: Any) -> dict[str, Coordinate]:
     for name, variable in _variables(array).items():
         if not isinstance(name, str) or name in together or not variable._in_memory:
             continue
-        if isinstance(variable.data, np.ndarray) and len(set(variable.dims)) == variable.ndim:
+        values = variable.data  # made anew from texts, which pandas holds in another form
+        if isinstance(values, np.ndarray) and len(set(variable.dims)) == variable.ndim:
             dims = tuple(names[dim] for dim in variable.dims)
-            found[name] = Coordinate(dims, variable.data, dict(variable.attrs))
+            found[name] = Coordinate(dims, values, dict(variable.attrs))
     return found
 
 
@@ -189,23 +193,23 @@ def _indexed_together(array: Any) -> dict[Hashable, frozenset[Hashable]]:
     return {name: names for names in several for name in names}
 
 
-def _names(values: Any) -> tuple[str, ...] | None:
+def _names(coordinate: Coordinate) -> tuple[str, ...] | None:
     """Return the values of a coordinate of text; None for others."""
-    text = values.ndim == 1 and values.dtype.kind in "UTO" and all(isinstance(v, str) for v in values)
-    return tuple(map(str, values)) if text and len(values) else None
+    return tuple(map(str, coordinate.values)) if coordinate.is_text and len(coordinate.values) else None
 
 
 def _place(coordinate: Coordinate) -> tuple[float, float] | None:
     """Return the distance of neighbouring values and the first one; None if there is no single distance."""
-    values, step = coordinate.values, coordinate.step()
+    values, step = coordinate.values, coordinate.step
     if values.dtype.kind in "mM":
         if step is None:
             return None
         second = np.timedelta64(1, "s")
         # No date is the zero of a time, but a difference of times is one.
-        return float(step / second), float(values[0] / second) if values.dtype.kind == "m" else 0.0
+        first = float(values[0] / second) if values.dtype.kind == "m" else 0.0
+        return step / float(second / coordinate.unit), first
     if step is not None:
-        return float(step), float(values[0])
+        return step, float(values[0])
     # A single sample has a place, but no distance.
     single = values.shape == (1,) and values.dtype.kind in "iuf" and np.isfinite(values[0])
     return (1.0, float(values[0])) if single else None
@@ -261,21 +265,32 @@ def _with_nodata(array: Any, nodata: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
+class Labels(Holder):
     """The labels of the arrays of one call."""
 
     arrays: tuple[Any, ...]
     """The arrays of xarray among those of the call, the first of the call first."""
     numbers: tuple[int, ...]
     """Their numbers among the arrays of the call."""
+    opened: ImageMeta | None = None
+    """What the first of them says of its samples; None if nobody asked it yet."""
+
+    @derived
+    def known(self) -> Mapping[str, Coordinate]:
+        """Coordinates of the first of them, of which the values are in memory."""
+        return _held(self.arrays[0]) if self.opened is None else self.opened.coordinates
 
     @classmethod
-    def of(cls, given: Sequence[Any], meta: ImageMeta | None = None) -> Labels | None:
+    def of(
+        cls, given: Sequence[Any], opened: ImageMeta | None = None, meta: ImageMeta | None = None
+    ) -> Labels | None:
         """Return the labels of a call; None if its first array is not of xarray.
 
         Parameters
         ----------
         given : sequence of arrays
+        opened : ImageMeta, optional
+            The meaning of the first array, as it says itself.
         meta : ImageMeta, optional
             The meaning of the first array, as the caller gave it: other names of axes become its dims.
         """
@@ -287,7 +302,8 @@ class Labels:
             pairs = zip(first.dims, _unique(first.dims), meta.axes, strict=True)
             renamed = {dim: new for dim, old, new in pairs if old != new}
             first = first.rename(renamed) if hasattr(first, "coords") else first.rename_dims(renamed)
-        return cls((first, *others), numbers)
+            opened = opened if not renamed else None
+        return cls((first, *others), numbers, opened)
 
     def check(self, axes: Sequence[Sequence[int]]) -> None:
         """Raise a `GridError` unless the arrays have the same labels along ``axes``, one entry per array."""
@@ -331,7 +347,7 @@ class Labels:
             return _with_nodata(xr.Variable(dims, data, attributes), meta.nodata if hidden else None)
         found = first.coords.to_dataset()
         found.attrs.clear()
-        known = meta_of(first).coordinates
+        known = self.known
         fresh = {n: c for n, c in meta.coordinates.items() if n not in known or c != known[n]}
         here: set[Hashable] = {n for n in meta.coordinates if n not in fresh}
         here |= _kept_others(found, known, scales)

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import as_dtype, positive, scalar
+from tilework._derived import Holder, derived
 from tilework._types import Array, Floats, Index
 from tilework.errors import ContractError, GridError, TilingError
 from tilework.function.guard import Guard
 from tilework.function.output import Output, Reduce, scales
 from tilework.function.placement import find_axes, normal_axes
 from tilework.grid.axis import AxisGrid
-from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
     PLAIN,

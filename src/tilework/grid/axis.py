@@ -25,9 +25,9 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from tilework._derived import Holder, derived
 from tilework._types import Ints
 from tilework.errors import GridError
-from tilework.grid.derived import Holder, derived
 from tilework.grid.progression import Progression
 
 __all__ = ["AxisGrid", "Edge", "PadSide", "Starts"]

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
+from tilework._derived import Holder, derived
 from tilework.errors import TilingError
 from tilework.grid.axis import AxisGrid
-from tilework.grid.derived import Holder, derived
 
 __all__ = ["Box", "Tile", "TileGrid"]
 

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tilework._derived import Holder, derived
 from tilework._types import Bits, Ints, Span
 from tilework.grid.axis import AxisGrid
-from tilework.grid.derived import Holder, derived
 from tilework.grid.progression import Progression
 
 __all__ = ["AxisTable", "Spans"]

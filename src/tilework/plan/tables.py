@@ -18,10 +18,10 @@ from typing import Any, Self, overload
 import numpy as np
 
 from tilework._checks import brief, of_type
+from tilework._derived import Holder, derived
 from tilework._types import Bits, Ints, Span
 from tilework.errors import GridError
 from tilework.grid.axis import AxisGrid, ceil_div
-from tilework.grid.derived import Holder, derived
 from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.axis_table import AxisTable, Spans
 from tilework.plan.box_sums import shifted

@@ -13,9 +13,9 @@ from typing import Any, Self
 
 import numpy as np
 
+from tilework._derived import Holder, derived
 from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.grid.axis import ceil_div
-from tilework.grid.derived import Holder, derived
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any, box_sums
 

@@ -221,7 +221,7 @@ def _warn_of_places(meta: ImageMeta) -> None:
         axis
         for axis, kind in zip(meta.axes, meta.types, strict=True)
         if kind in ("space", "time") and axis in meta.coordinates and len(meta.coordinates[axis].values) > 1
-        and meta.coordinates[axis].step() is None
+        and meta.coordinates[axis].step is None
     ]  # fmt: skip
     if uneven:
         warn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import tilework as tw
 from tilework.cli import main
 
 DOUBLE = ["run", "cli_filters:double", "in.zarr"]
+OVER = ["run", "cli_filters:double", "--crop", "8", "--overlap", "1", "in.zarr"]
 IMAGE = np.arange(60 * 50, dtype="f4").reshape(60, 50)
 
 
@@ -50,6 +52,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             assert "MALLOC_TRIM_THRESHOLD_" not in os.environ, "memory is given back at once"
             assert os.environ["MALLOC_ARENA_MAX"] == "1"
             return crop * 2
+
+        NUMBER = 1
         """)
     )
     return tmp_path
@@ -208,6 +212,35 @@ def test_stats_take_all_that_image_statistics_takes(folder: Path) -> None:
                      "__init__.py) has no f", id="an installed module"),
         pytest.param([*DOUBLE, "o", "--crop", "8", "--overlap", "1",
                       "--workers", "1", "--cluster", "tcp://x:1"], 2, "exclude each other", id="both"),
+        pytest.param([*OVER, "cli_filters.py"], 1, "cli_filters.py is a file", id="a file"),
+        pytest.param([*OVER, "cli_filters.py", "--overwrite"], 1, "is a file", id="over a file"),
+        pytest.param([*OVER, "cli_filters.py", "--ome", "0.5"], 1, "is a file", id="an image over a file"),
+        pytest.param([*OVER, "/proc/o"], 1, "Error: /proc", id="no place to write"),
+        pytest.param([*OVER, "in.zarr/o"], 1, "inside an array", id="in an array"),
+        pytest.param([*OVER, ""], 2, "must not be empty", id="no name"),
+        pytest.param(["plan", "", "--crop", "8"], 2, "must not be empty", id="no source"),
+        pytest.param([*OVER, "o", "--chunks", "0"], 2, "--chunks needs", id="chunks"),
+        pytest.param([*OVER, "o", "--shards", "1,2,3"], 2, "--shards needs", id="shards"),
+        pytest.param([*OVER, "o", "--levels", "2"], 2, "add --ome", id="levels"),
+        pytest.param([*OVER, "o", "--properties", "area"], 2, "with --table", id="properties"),
+        pytest.param([*OVER, "o", "--intensity", "in.zarr"], 2, "with --table", id="intensity"),
+        pytest.param([*OVER, "o", "--dtype", "u4", "--labels", "join", "--table", "t.x"], 2,
+                     "--table must be", id="table"),
+        pytest.param([*OVER, "o", "--dtype", "u4", "--labels", "join", "--table", "t.csv",
+                      "--properties", "q"], 2, "--properties 'q'", id="property"),
+        pytest.param([*OVER, "o", "--table", "t.csv"], 2, "--table is for labels", id="no labels"),
+        pytest.param([*OVER, "o", "--dtype", "object"], 2, "--dtype object", id="object"),
+        pytest.param([*OVER, "o", "--cluster", "nowhere"], 2, "--cluster nowhere", id="address"),
+        pytest.param(["run", "./cli:f", "in.zarr", "o", "--crop", "8"], 2, "is no module", id="a folder"),
+        pytest.param(["run", "cli_filters:", "in.zarr", "o", "--crop", "8"], 2, "no function", id="nothing"),
+        pytest.param(["run", "cli_filters:NUMBER", "in.zarr", "o", "--crop", "8"], 2,
+                     "type int", id="number"),
+        pytest.param(["probe", DOUBLE[1], "in.zarr", "--crop", "8", "--dtype", "u1"], 2,
+                     "--dtype", id="of IN"),
+        pytest.param(["probe", DOUBLE[1], "--crop", "8,8", "--axes", "0"], 2, "give IN", id="without IN"),
+        pytest.param(["status", "cli_filters.py"], 1, "is a file", id="status of a file"),
+        pytest.param(["demo", "--folder", "cli_filters.py/x"], 1,
+                     "cli_filters.py/x: ", id="demo below a file"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(folder: Path, line: list[str], code: int, said: str) -> None:
@@ -215,6 +248,33 @@ def test_mistakes_are_one_line(folder: Path, line: list[str], code: int, said: s
     assert result.exit_code == code
     assert said in result.output
     assert "Traceback" not in result.output
+
+
+def test_a_store_may_be_called_as_an_option(folder: Path) -> None:
+    """What is wrong with it is no mistake in the arguments."""
+    zarr.create_array("levels", data=IMAGE)
+    result = tilework(*OVER, "levels")
+    assert result.exit_code == 1
+    assert "levels already holds data" in result.output
+    assert "--levels" not in result.output
+
+
+def test_a_store_that_cannot_be_opened_does_not_hide_the_others(folder: Path) -> None:
+    assert tilework(*OVER, "o").exit_code == 0
+    result = tilework("status", "nosuch+http://x/o", "cli_filters.py/x", "o")
+    assert result.exit_code == 1
+    assert "100.0%" in result.output
+
+
+def test_the_version_is_shown_where_nothing_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tilework("--version").output.endswith(f"version {tw.__version__}\n")
+
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert tilework("--version").output.endswith("version 0+unknown\n")
+    assert tw.__version__ == "0+unknown"
 
 
 def test_help_can_be_learnt_from() -> None:

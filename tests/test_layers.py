@@ -108,6 +108,7 @@ def test_the_tree_is_the_rooms() -> None:
         "__main__.py",
         "_checks.py",
         "_derived.py",
+        "_installed.py",
         "_machine.py",
         "_options.py",
         "_types.py",

@@ -1,12 +1,25 @@
-"""Types of the options of the command line."""
+"""Types of the options of the command line, and messages in their words."""
 
 from __future__ import annotations
 
+import functools
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
-__all__ = ["Fractions", "Lengths", "NoData", "Overlap", "axes_of"]
+__all__ = ["Fractions", "Lengths", "NoData", "Overlap", "Place", "axes_of", "in_options"]
+
+
+class Place(click.ParamType[Any]):
+    """A path or URL, which an empty text is not: it would be this folder."""
+
+    name = "PLACE"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Return the text as it is."""
+        return value or self.fail("a path or URL must not be empty", param, ctx)
 
 
 class Lengths(click.ParamType[Any]):
@@ -76,3 +89,54 @@ def axes_of(text: str) -> Any:
     if all(p.strip().lstrip("-").isdigit() for p in parts):
         return tuple(map(int, parts))
     return text if len(parts) == 1 else tuple(p.strip() for p in parts)
+
+
+# -- messages ---------------------------------------------------------------------------------------------
+
+# Names of arguments that are no words of the messages.
+_ARGUMENTS = ("overlap", "stride", "rim", "multiple", "boundary", "batch_size", "memory_limit")
+# A class that a message calls, and the `Output` among them that options can say.
+_CALL = re.compile(r"((?:output=)?(?:tw\.)?\b[A-Z]\w*\([^()]*\))")
+_OUTPUT = re.compile(r'(?:output=)?(?:tw\.)?Output\((?:"(\w+)")?(?:, )?(?:labels="(\w+)")?\)')
+
+
+def in_options(text: str, options: Sequence[click.Option], *, bare: bool = True) -> str:
+    """Return a message about arguments in the words of the command line; with ``bare``, also names alone.
+
+    Stores may have such names, so messages about stores keep them. The arguments of a class are no options.
+    """
+    parts = _CALL.split(text)
+    parts[::2] = [_said_as_options(part, options, bare=bare) for part in parts[::2]]
+    parts[1::2] = map(_call_as_options, parts[1::2])
+    return "".join(parts)
+
+
+def _call_as_options(call: str) -> str:
+    """Return ``Output("uint32", labels="own")`` as options, and other calls as they are."""
+    if not (found := _OUTPUT.fullmatch(call)):
+        return call
+    names = zip(("--dtype", "--labels"), found.groups(), strict=True)
+    return " ".join(f"{option} {value}" for option, value in names if value) or call
+
+
+def _said_as_options(text: str, options: Sequence[click.Option], *, bare: bool) -> str:
+    """Return a text without calls in the words of the command line."""
+    for option, off in sorted({(p.opts[0], (p.secondary_opts or p.opts)[0]) for p in options}):
+        name = option[2:].replace("-", "_")
+        word = rf"(?<![\w./-]){name}"
+        put = functools.partial(_with_value, option, off)
+        text = re.sub(rf"{word}=(True|False|\([^()\[]*\)|\[[^(\]]*\]|(?=[\w'\"-]))?", put, text)
+        text = text.replace(f"{option} numpy.nan", f"{option} nan")
+        if bare:
+            text = re.sub(rf"{word if name in _ARGUMENTS else f'^{name}'}(?![\w=-])", option, text)
+    return text
+
+
+def _with_value(option: str, off: str, found: re.Match[str]) -> str:
+    """Return ``axes=(0, 1)`` as ``--axes 0,1``, ``accept=['a']`` as ``--accept 'a'``, and flags alone."""
+    if (value := found[1]) in (None, "True", "False"):
+        return off if value == "False" else option
+    parts = [part.strip() for part in value[1:-1].split(",") if part.strip()]
+    if value[:1] == "[":
+        return " ".join(f"{option} {part}" for part in parts)
+    return f"{option} {','.join(part.strip(chr(39)) for part in parts)}"

@@ -14,13 +14,14 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tilework._options import Fractions, Lengths, NoData, Overlap, axes_of
+from tilework._installed import version_of
+from tilework._options import Fractions, Lengths, NoData, Overlap, Place, axes_of, in_options
 from tilework.engine.pyramid import PYRAMIDS
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError, TilingError, TilingWarning
 from tilework.execution.started import connected, prepare, safe_start
@@ -70,10 +71,23 @@ _TRACEBACK = "tilework.traceback"
 
 
 @click.group(cls=_Main, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="tilework")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    help="Show the version and exit.",
+    callback=lambda ctx, _, asked: _show_version(ctx) if asked else None,
+)
 @_traceback_option
 def main() -> None:
     """Run functions on huge images, crop by crop."""
+
+
+def _show_version(ctx: click.Context) -> None:
+    """Show the version, also where nothing is installed, which `click.version_option` does not."""
+    click.echo(f"{ctx.find_root().info_name}, version {version_of('tilework')}")
+    ctx.exit()
 
 
 @contextmanager
@@ -143,13 +157,16 @@ def _log() -> Iterator[None]:
 
 
 @contextmanager
-def _plainly(*usage: type[Exception]) -> Iterator[None]:
+def _plainly(*usage: type[Exception], store: str | None = None) -> Iterator[None]:
     """Show an error as one message, with exit code 1; or 2, in words of the command line, for its arguments.
 
     Parameters
     ----------
     usage : type of exception
         Errors that are mistakes in the arguments, unless the user's code raised them.
+    store : str, optional
+        A place of which other errors may tell. One that begins with an option is a mistake in the arguments,
+        and one that begins with the store is not.
     """
     try:
         with warnings.catch_warnings():
@@ -162,12 +179,22 @@ def _plainly(*usage: type[Exception]) -> Iterator[None]:
         if context.find_root().meta.get(_TRACEBACK):
             click.echo("".join(traceback.format_exception(error)), err=True)
         notes = [n.partition("\n")[0] for n in getattr(error, "__notes__", ()) if "\nTraceback" not in n]
-        if isinstance(error, usage) and not notes and (words := _in_options(str(error))) != str(error):
+        words, ours = _in_options(str(error)), isinstance(error, usage)
+        if store is not None and isinstance(error, TilingError | TypeError):
+            ours = ours or (words.startswith("--") and not str(error).startswith(store))
+        if ours and not notes and words != str(error):
             raise click.UsageError(words, context) from error
-        text = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        text = _text_of(error)
         if isinstance(error, TilingError) and not notes:
             text = _in_options(text, bare=False)
         raise click.ClickException(" | ".join([text, *notes, *_own_line(error)])) from error
+
+
+def _text_of(error: BaseException) -> str:
+    """Return an error in one line; what Python says of a file in the words of the others."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -186,54 +213,10 @@ def _own_line(error: BaseException) -> list[str]:
     return []
 
 
-# Names of arguments that are no words of the messages.
-_ARGUMENTS = ("overlap", "stride", "rim", "multiple", "boundary", "batch_size", "memory_limit")
-# A class that a message calls, and the `Output` among them that options can say.
-_CALL = re.compile(r"((?:output=)?(?:tw\.)?\b[A-Z]\w*\([^()]*\))")
-_OUTPUT = re.compile(r'(?:output=)?(?:tw\.)?Output\((?:"(\w+)")?(?:, )?(?:labels="(\w+)")?\)')
-
-
 def _in_options(text: str, *, bare: bool = True) -> str:
-    """Return a message about arguments in the words of the command line; with ``bare``, also names alone.
-
-    Stores may have such names, so messages about stores keep them. The arguments of a class are no options.
-    """
-    parts = _CALL.split(text)
-    parts[::2] = [_said_as_options(part, bare=bare) for part in parts[::2]]
-    parts[1::2] = map(_call_as_options, parts[1::2])
-    return "".join(parts)
-
-
-def _call_as_options(call: str) -> str:
-    """Return ``Output("uint32", labels="own")`` as options, and other calls as they are."""
-    if not (found := _OUTPUT.fullmatch(call)):
-        return call
-    names = zip(("--dtype", "--labels"), found.groups(), strict=True)
-    return " ".join(f"{option} {value}" for option, value in names if value) or call
-
-
-def _said_as_options(text: str, *, bare: bool) -> str:
-    """Return a text without calls in the words of the command line."""
-    options = (p for c in main.commands.values() for p in c.params if isinstance(p, click.Option))
-    for option, off in sorted({(p.opts[0], (p.secondary_opts or p.opts)[0]) for p in options}):
-        name = option[2:].replace("-", "_")
-        word = rf"(?<![\w./-]){name}"
-        put = functools.partial(_with_value, option, off)
-        text = re.sub(rf"{word}=(True|False|\([^()\[]*\)|\[[^(\]]*\]|(?=[\w'\"-]))?", put, text)
-        text = text.replace(f"{option} numpy.nan", f"{option} nan")
-        if bare:
-            text = re.sub(rf"{word if name in _ARGUMENTS else f'^{name}'}(?![\w=-])", option, text)
-    return text
-
-
-def _with_value(option: str, off: str, found: re.Match[str]) -> str:
-    """Return ``axes=(0, 1)`` as ``--axes 0,1``, ``accept=['a']`` as ``--accept 'a'``, and flags alone."""
-    if (value := found[1]) in (None, "True", "False"):
-        return off if value == "False" else option
-    parts = [part.strip() for part in value[1:-1].split(",") if part.strip()]
-    if value[:1] == "[":
-        return " ".join(f"{option} {part}" for part in parts)
-    return f"{option} {','.join(part.strip(chr(39)) for part in parts)}"
+    """Return a message about arguments in the words of the command line, as `in_options` does."""
+    options = [p for c in main.commands.values() for p in c.params if isinstance(p, click.Option)]
+    return in_options(text, options, bare=bare)
 
 
 @main.command()
@@ -250,7 +233,7 @@ def demo(folder: Path, crop: int, overlap: int, small: int) -> None:
         from tilework.diagnostics.demo import run_demo
     except ImportError as error:
         raise click.ClickException(f'{error}; the demo needs pip install "tilework[demo]".') from error
-    with _plainly():
+    with _plainly(GridError):
         for line in run_demo(folder, crop, overlap, small):
             click.echo(line)
 
@@ -291,7 +274,7 @@ def _tiling(command: Callable[..., None]) -> Callable[..., None]:
 
 @main.command()
 @_traceback_option
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=Place())
 @click.option(
     "--quantiles", type=Fractions(), default="0.01,0.5,0.99", show_default=True, help="From 0 to 1."
 )
@@ -330,7 +313,7 @@ def stats(images: tuple[str, ...], as_json: bool, **options: Any) -> None:
 @main.command()
 @_traceback_option
 @click.argument("function", metavar="MODULE:FN")
-@click.argument("source", metavar="[IN]", required=False)
+@click.argument("source", metavar="[IN]", required=False, type=Place())
 @click.option("--crop", type=Lengths(), required=True, help="Lengths of a crop, samples.")
 @click.option("--axes", help="Tiled axes of IN: numbers (0,1) or names (yx); default: the last.")
 @click.option("--each", help="Axes of IN of which FN receives one index per call, as --axes.")
@@ -351,6 +334,16 @@ def probe(function: str, source: str | None, **options: Any) -> None:
     from tilework.probing.probe import probe as ask
     from tilework.source.opening import open_source
 
+    if source is None:
+        if given := [f"--{name}" for name in ("axes", "each") if options[name] is not None]:
+            raise click.UsageError(f"{given[0]} is about the axes of IN; give IN too.")
+        if isinstance(options["crop"], int):
+            raise click.UsageError(
+                f"--crop {options['crop']} has any number of axes without IN; give one length per axis, as "
+                f"--crop {options['crop']},{options['crop']}."
+            )
+    elif options["dtype"] is not None:
+        raise click.UsageError("--dtype is that of crops without IN; leave it out.")
     with _plainly():
         fn = _function(function)
         image = None if source is None else open_source(source)
@@ -364,8 +357,8 @@ def probe(function: str, source: str | None, **options: Any) -> None:
 @main.command()
 @_traceback_option
 @click.argument("function", metavar="MODULE:FN")
-@click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT")
+@click.argument("source", metavar="IN", type=Place())
+@click.argument("target", metavar="OUT", type=Place())
 @_tiling
 @click.option("--chunks", type=Lengths(), help="Chunks of OUT, samples.")
 @click.option("--shards", type=Lengths(), help="Shards of OUT, samples.")
@@ -409,7 +402,8 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
         writing["ome"] = writing["ome"] or False
         version = options.pop("fn_version")
         out = _mapped(_function(function), source, options)
-        with _client(cluster, workers) as client, _plainly(AlignmentError, GridError, MemoryBudgetError):
+        usage = AlignmentError, GridError, MemoryBudgetError
+        with _client(cluster, workers) as client, _plainly(*usage, store=target):
             written = to_zarr(
                 out,
                 target,
@@ -428,7 +422,7 @@ def run(function: str, source: str, target: str, **options: Any) -> None:
 
 @main.command()
 @_traceback_option
-@click.argument("source", metavar="IN")
+@click.argument("source", metavar="IN", type=Place())
 @_tiling
 @click.option("--function", metavar="MODULE:FN", help="Called once on zeros to find its output.")
 def plan(source: str, function: str | None, **options: Any) -> None:
@@ -451,7 +445,7 @@ def plan(source: str, function: str | None, **options: Any) -> None:
 
 
 @main.command("status")
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True)
+@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=Place())
 @click.option("--verify", is_flag=True, help="Read all units that are done; list the missing and unreadable.")
 @click.option("--drop", is_flag=True, help="Drop the marks of those, so that the next run computes them.")
 def show_status(stores: tuple[str, ...], *, verify: bool, drop: bool) -> None:
@@ -463,8 +457,8 @@ def show_status(stores: tuple[str, ...], *, verify: bool, drop: bool) -> None:
     for store in stores:
         try:
             found = statuses(store, verify=verify, drop=drop)
-        except TilingError as error:
-            rows.append((store, "-", "-", "-", _in_options(str(error), bare=False)))
+        except (TilingError, ImportError, OSError) as error:  # of one store among others
+            rows.append((store, "-", "-", "-", _in_options(_text_of(error), bare=False)))
             continue
         for one in found:
             state = "complete" if one.complete else "incomplete"
@@ -511,8 +505,10 @@ def _options(options: dict[str, Any]) -> dict[str, Any]:
 def _function(name: str) -> Any:
     """Return the function that ``MODULE:FN`` or ``FILE.py:FN`` names."""
     place, _, attribute = name.rpartition(":")
-    if not place:
+    if not place or not attribute:
         raise click.UsageError(f"{name!r} names no function; give MODULE:FN, such as filters:denoise.")
+    if not place.endswith(".py") and ("/" in place or place.startswith(".")):
+        raise click.UsageError(f"{place} is no module; give MODULE:FN, or a file: ./filters.py:denoise.")
     try:
         found: Any = _file(place) if place.endswith(".py") else _module(place)
     except ImportError as error:
@@ -524,6 +520,8 @@ def _function(name: str) -> Any:
             hint = f" For the file here: ./{place}.py:{attribute}." if Path(f"{place}.py").is_file() else ""
             raise click.UsageError(f"{place}{there} has no {attribute}.{hint}")
         found = getattr(found, part)
+    if not callable(found):
+        raise click.UsageError(f"{name} is no function; it is of type {type(found).__name__}.")
     return found
 
 
@@ -558,5 +556,10 @@ def _client(address: str | None, workers: int | None) -> Iterator[Any]:
     """Return a context with a client of the cluster at ``address``, or of one started here, or None."""
     if address and workers:
         raise click.UsageError("--cluster and --workers exclude each other.")
-    with connected(address, workers, click.get_current_context().meta.get(_FILES, [])) as client:
+    with ExitStack() as stack:
+        try:
+            files = click.get_current_context().meta.get(_FILES, [])
+            client = stack.enter_context(connected(address, workers, files))
+        except ValueError as error:  # a text that is no address
+            raise click.UsageError(f"--cluster {address}: {error}; give tcp://host:8786.") from error
         yield client

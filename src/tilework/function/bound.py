@@ -377,9 +377,10 @@ def _dtype(output: Output, values: np.dtype[Any] | None, shape: Index, channel: 
     else:
         raise TilingError("the dtype of an output is not known; say Output(dtype, ...).")
     if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
+        said = " " if output.dtype is None else "="
         raise TilingError(
-            f"an output cannot have dtype {dtype}; tilework handles numbers, bool, datetimes, and text and "
-            "records of a fixed length."
+            f"an output cannot have dtype{said}{dtype}; tilework handles numbers, bool, datetimes, and text "
+            "and records of a fixed length."
         )
     return np.dtype(dtype)
 

@@ -242,15 +242,15 @@ def _check_name(name: str, ndim: int) -> None:
     )
     if name in ARRAYS:
         raise TilingError(
-            f"property {name!r} is an array for each object, and no column; a function of the mask can make "
-            "numbers of it."
+            f"properties={name!r} is an array for each object, and no column; a function of the mask can "
+            "make numbers of it."
         )
     if name not in known:
         words = set(name.lower().split("_"))
         same = [k for k in known if set(k.split("_")) == words]
         near = [OLD[name]] if name in OLD else same or difflib.get_close_matches(name.lower(), known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}."
-        raise TilingError(f"there is no property {name!r}{hint}")
+        raise TilingError(f"properties={name!r}: there is no such property{hint}")
 
 
 # -- facts that add up ------------------------------------------------------------------------------------

@@ -220,10 +220,10 @@ def check_path(path: Any, *, overwrite: bool) -> Path:
 
 def _known(path: Any) -> Path:
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"the path of a table must be a path; got {brief(path)}.")
+        raise TypeError(f"table must be a path that ends in .csv or .parquet; got {brief(path)}.")
     found = Path(path)
     if found.suffix not in (".csv", ".parquet"):
-        raise TilingError(f"the path of a table ends in .csv or .parquet; got {str(found)!r}.")
+        raise TilingError(f"table must be a path that ends in .csv or .parquet; got {str(found)!r}.")
     return found
 
 

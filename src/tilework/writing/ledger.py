@@ -29,12 +29,12 @@ import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import zarr
 
+from tilework._installed import version_of
 from tilework._types import Bits, Index, Span
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
@@ -140,15 +140,8 @@ def versions() -> dict[str, str]:
 
 @functools.cache  # reading them takes 6 ms, as much as a small block
 def _versions() -> dict[str, str]:
-    found = {name: _version(name) for name in ("tilework", "numpy", "dask", "zarr")}
+    found = {name: version_of(name) for name in ("tilework", "numpy", "dask", "zarr")}
     return found | {"python": ".".join(platform.python_version_tuple()[:2])}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # frozen into an application, or run from its source
-        return "unknown"
 
 
 # -- marks --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from zarr.storage import FsspecStore, LocalStore, StorePath
 from tilework._checks import brief, forget_frames
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
+from tilework.source.held import innermost
 from tilework.source.zarr_requests import answer
 from tilework.writing.objects import FOLDER, PARTIAL, Objects, load, read_only
 
@@ -88,6 +89,7 @@ def found_at(
     if again and any(name in NODES for name in others):
         return once_more()
     _refuse(others, address)
+    _refuse_file(seen, address)
     return None
 
 
@@ -108,6 +110,21 @@ def _refuse(there: Sequence[str], address: str) -> None:
             f"{address} is not empty and not Zarr: it holds {', '.join(there[:3])}{more}. Name a place of "
             "its own for the result."
         )
+
+
+def _refuse_file(at: StorePath, address: str) -> None:
+    """Raise if a place where nothing was found is, or lies below, a file: it can be no folder."""
+    store = innermost(at.store)
+    if not isinstance(store, LocalStore):
+        return
+    place = store.root / at.path
+    for one in (place, *place.parents):
+        if one.is_file():
+            where = "is" if one == place else f"lies below {one},"
+            raise TilingError(
+                f"{address} {where} a file, and a result is a folder. Delete the file yourself, or name "
+                "another place."
+            )
 
 
 def _has_objects(at: StorePath) -> bool:

@@ -192,8 +192,8 @@ class Target:
         found = found_at(self.at, self.address, overwrite=self.overwrite)
         if isinstance(found, zarr.Group) and not self.path:
             raise TilingError(
-                f"{self.address} is a Zarr group; give path= for an array in it. A whole group is never "
-                "replaced: delete it yourself, or write somewhere else."
+                f"{self.address} is a Zarr group; give path= for an array in it, or {self.address}/NAME. A "
+                "whole group is never replaced: delete it yourself, or write somewhere else."
             )
         if found is None or self.overwrite:
             listed = self.labels.dataset is not None

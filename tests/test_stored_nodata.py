@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,71 @@ def test_attributes_of_the_caller_go_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "nodata"), [("f4", -9999.0), ("f8", math.nan), ("i2", -1), ("u1", 255)])
-def test_a_fill_value_that_xarray_wrote(dtype: str, nodata: Any, tmp_path: Path) -> None:
-    """It packs those of floats as text."""
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_a_fill_value_that_xarray_wrote(dtype: str, nodata: Any, zarr_format: Any, tmp_path: Path) -> None:
+    """It packs those of floats as text; in format 2 it has no attribute for it."""
     xr = pytest.importorskip("xarray")
     image = xr.DataArray(np.zeros((6, 8), dtype), dims=("y", "x"), name="v")
     image.encoding["_FillValue"] = np.dtype(dtype).type(nodata)
-    image.to_dataset().to_zarr(tmp_path / "x.zarr", zarr_format=3, consolidated=False)
+    image.to_dataset().to_zarr(tmp_path / "x.zarr", zarr_format=zarr_format, consolidated=False)
     assert same(tw.image_meta(tmp_path / "x.zarr" / "v").nodata, nodata)
+
+
+def test_the_fill_value_of_format_2_counts_where_it_was_chosen(tmp_path: Path) -> None:
+    for name, fill, attributes in [
+        ("usual", 0, {"_ARRAY_DIMENSIONS": ["y", "x"]}),
+        ("none", None, {"_ARRAY_DIMENSIONS": ["y", "x"]}),
+        ("unnamed", 7, {}),
+        ("other", 7, {"_ARRAY_DIMENSIONS": ["y", "x"], "missing_value": 9}),
+    ]:
+        zarr.create_array(
+            tmp_path / name, shape=(4, 4), dtype="i2", fill_value=fill, zarr_format=2, attributes=attributes
+        )
+    metas = [tw.image_meta(tmp_path / name) for name in ("usual", "none", "unnamed", "other")]
+    assert [None if m is None else m.nodata for m in metas] == [None, None, None, 9]
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_zeros_of_a_result_are_no_missing_samples_for_xarray(zarr_format: Any, tmp_path: Path) -> None:
+    xr = pytest.importorskip("xarray")
+    image = np.arange(48, dtype="u1").reshape(6, 8) // 2
+    zarr.create_group(tmp_path / "g.zarr", zarr_format=zarr_format)
+    out = tw.tiled_map(np.copy, image, 4, 0, dtype="u1", meta=tw.ImageMeta("yx"))
+    tw.to_zarr(out, tmp_path / "g.zarr", path="v", zarr_format=zarr_format, progress=False)
+    read = xr.open_zarr(tmp_path / "g.zarr", consolidated=False).v
+    assert read.dtype == image.dtype
+    np.testing.assert_array_equal(read, image)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ({"dtype": "i2", "scale_factor": 0.5, "_FillValue": -9}, "scale_factor 0.5"),
+        ({"dtype": "i2", "add_offset": 3.0, "_FillValue": -9}, "add_offset 3.0"),
+        ({"dtype": "i1", "_Unsigned": "true", "_FillValue": -1}, "_Unsigned true"),
+        ({"dtype": "i2", "scale_factor": 1.0, "_FillValue": -9}, None),
+        ({"dtype": "i2", "_FillValue": -9}, None),
+    ],
+)
+def test_numbers_that_xarray_packed_are_said_to_be_packed(
+    encoding: Any, said: str | None, zarr_format: Any, tmp_path: Path
+) -> None:
+    xr = pytest.importorskip("xarray")
+    image = xr.DataArray(np.arange(48.0).reshape(6, 8), dims=("y", "x"), name="v")
+    image.encoding = encoding
+    image.to_dataset().to_zarr(tmp_path / "x.zarr", zarr_format=zarr_format, consolidated=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        tw.tiled_map(np.copy, tmp_path / "x.zarr" / "v", 4, 0, dtype=encoding["dtype"]).compute(
+            scheduler="sync"
+        )
+        told = [str(w.message) for w in caught if w.category is tw.TilingWarning]
+    assert len(told) == (said is not None)
+    assert all(said in one for one in told)
+    with warnings.catch_warnings():  # who opens it with zarr sees what is stored
+        warnings.simplefilter("error", tw.TilingWarning)
+        tw.tiled_map(np.copy, zarr.open_array(tmp_path / "x.zarr" / "v"), 4, 0, dtype=encoding["dtype"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The value of samples without data, in the attributes of an array of Zarr."""
+"""What attributes of an array of Zarr say of its values: which stands for no data, how they are packed."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["OF_VALUES", "missing_attribute", "missing_value"]
+__all__ = ["DIMENSIONS", "OF_VALUES", "missing_attribute", "missing_in", "missing_value", "packing"]
 
 # Attributes that are values of samples; they mean nothing for samples of another dtype.
 OF_VALUES = ("_FillValue", "missing_value", "fill_value", "nodata")
+# Names of the axes in Zarr format 2, as xarray writes them.
+DIMENSIONS = "_ARRAY_DIMENSIONS"
 # JSON has no such numbers; Zarr has these words for fill values.
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -28,6 +30,31 @@ def missing_value(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> Any:
         if value is not None:
             return value
     return None
+
+
+def missing_in(array: Any) -> Any:
+    """Return the value of samples without data of an array of zarr that has names of axes; None if unknown.
+
+    In Zarr format 2 xarray says it by the fill value. That is 0 where nobody chose one.
+    """
+    value = missing_value(array.attrs, array.dtype)
+    if value is None and array.metadata.zarr_format == 2 and DIMENSIONS in array.attrs:
+        return _number(array.fill_value, array.dtype) or None
+    return value
+
+
+def packing(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """Return the attributes by which other libraries read other numbers than those that are stored."""
+    usual = {"scale_factor": 1, "add_offset": 0}
+    found = {
+        name: attributes[name]
+        for name, neutral in usual.items()
+        if isinstance(attributes.get(name), int | float) and attributes[name] != neutral
+    }
+    unsigned = attributes.get("_Unsigned")
+    if (dtype.kind, unsigned) in (("i", "true"), ("u", "false")):
+        found["_Unsigned"] = unsigned
+    return found
 
 
 def missing_attribute(value: Any, dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -379,6 +379,7 @@ class Image:
         own["zarr_format"] = FORMATS[self.version]
         if self.version == "0.4":
             own["chunk_key_encoding"] = {"name": "v2", "separator": "/"}
+            own.setdefault("fill_value", 0)  # not all viewers read images that have none
         return own
 
     def attributes(self, levels: Sequence[Level], dtype: np.dtype[Any]) -> dict[str, Any]:

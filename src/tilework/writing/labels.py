@@ -24,13 +24,12 @@ from zarr.storage import MemoryStore
 from tilework._checks import warn
 from tilework.errors import TilingError, TilingWarning
 from tilework.formats.labelled import dataset_of, is_dataset
+from tilework.formats.missing import DIMENSIONS
 
 __all__ = ["Labels"]
 
 # Encodings of a coordinate that depend on its length or on the format of the store it was read from.
 STORED = ("chunks", "preferred_chunks", "shards", "compressors", "compressor", "filters", "serializer")
-# The attribute for names of axes of xarray in Zarr format 2.
-DIMENSIONS = "_ARRAY_DIMENSIONS"
 # Name of a variable whose DataArray has none, and the attribute for a name that a coordinate has: from these
 # xarray gives such an array back.
 NAMELESS, NAME = "__xarray_dataarray_variable__", "__xarray_dataarray_name__"
@@ -159,7 +158,8 @@ class Labels:
         named = list(dims)
         if zarr_format == 3:
             return {"dimension_names": named, "attributes": attributes}
-        return {"attributes": attributes | {DIMENSIONS: named}}
+        # xarray takes samples of the fill value for missing, and it would be 0.
+        return {"attributes": attributes | {DIMENSIONS: named}, "fill_value": None}
 
     def write(self, at: Any, fresh: Sequence[str]) -> None:
         """Write the coordinates that the group at ``at`` does not have, and its consolidated metadata.

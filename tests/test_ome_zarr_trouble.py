@@ -271,6 +271,21 @@ def test_coordinates_that_have_no_place_in_ome_zarr_are_said():
         tw.to_zarr(out, {}, ome=True, progress=False)
 
 
+@pytest.mark.parametrize("days", [[0], [0, 1, 2]])
+def test_dates_that_ome_zarr_does_not_keep_are_said(days, tmp_path):
+    xr = pytest.importorskip("xarray")
+    times = np.datetime64("2024-06-01", "ns") + np.array(days, "m8[D]")
+    movie = xr.DataArray(image_of((len(days), 64, 64)), dims=("t", "y", "x"), coords={"t": times}, name="v")
+    out = tw.tiled_map(add_one, movie, 16, 0, axes="yx", each="t", dtype="u2")
+    with pytest.warns(tw.TilingWarning, match="coordinates of t are dates.*2024-06-01T00.*without ome="):
+        tw.to_zarr(out, {}, ome=True, progress=False)
+    with warnings.catch_warnings():  # as the warning says, and for durations
+        warnings.simplefilter("error", tw.TilingWarning)
+        tw.to_zarr(out, tmp_path / "a.zarr", progress=False)
+        np.testing.assert_array_equal(xr.open_zarr(tmp_path / "a.zarr").t, times)
+        tw.to_zarr(out.assign_coords(t=times - times[0]), {}, ome=True, progress=False)
+
+
 # -- labels -------------------------------------------------------------------------------------------------
 
 

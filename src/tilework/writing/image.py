@@ -216,13 +216,21 @@ def _refuse_nodata(nodata: Any, dtype: np.dtype[Any]) -> None:
 
 
 def _warn_of_places(meta: ImageMeta) -> None:
-    """Warn of coordinates that scale and translation do not say."""
-    uneven = [
-        axis
-        for axis, kind in zip(meta.axes, meta.types, strict=True)
-        if kind in ("space", "time") and axis in meta.coordinates and len(meta.coordinates[axis].values) > 1
-        and meta.coordinates[axis].step is None
-    ]  # fmt: skip
+    """Warn of coordinates that scale and translation do not say: uneven ones, and dates."""
+    uneven = []
+    for axis, kind in zip(meta.axes, meta.types, strict=True):
+        coordinate = meta.coordinates.get(axis)
+        if kind not in ("space", "time") or coordinate is None or not coordinate.values.size:
+            continue
+        if coordinate.values.size > 1 and coordinate.step is None:
+            uneven.append(axis)
+        elif coordinate.values.dtype.kind == "M":
+            warn(
+                f"the coordinates of {axis} are dates, and OME-Zarr has no place for them: their distance is "
+                f"kept, and the first one, {coordinate.values.flat[0]}, is left out. Write without ome= to "
+                "keep them.",
+                TilingWarning,
+            )
     if uneven:
         warn(
             f"the coordinates of {', '.join(uneven)} are not evenly spaced, and OME-Zarr has no place for "

@@ -374,3 +374,50 @@ def test_the_label_image_beside_its_image_is_another_thing(tmp_path: Path) -> No
         np.testing.assert_array_equal(write(result(group["0"]), group, path=path)[...], -IMAGE)
     np.testing.assert_array_equal(write(result(group["0"]), tmp_path / "i.zarr2")[...], -IMAGE)
     assert json.loads((tmp_path / "i.zarr" / "zarr.json").read_text())["node_type"] == "group"
+
+
+# -- names of axes ------------------------------------------------------------------------------------------
+
+
+def named_array(dims: tuple[str, ...] | None, zarr_format: Any) -> zarr.Array:
+    more: dict[str, Any] = {"dimension_names": dims} if zarr_format == 3 else {}
+    if dims is not None and zarr_format == 2:
+        more = {"attributes": {"_ARRAY_DIMENSIONS": list(dims)}}
+    return zarr.create_array(
+        {}, shape=(24, 24), dtype="f4", chunks=(12, 12), zarr_format=zarr_format, **more
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_samples_go_to_the_axes_of_their_names(labelled: bool, zarr_format: Any) -> None:
+    """By position they would be under the names of others, without a word where extents are equal."""
+    xr = pytest.importorskip("xarray")
+    image = np.arange(24 * 24, dtype="f4").reshape(24, 24)
+    array, meta = (xr.DataArray(image, dims=("y", "x")), None) if labelled else (image, tw.ImageMeta("yx"))
+    out = tw.tiled_map(np.copy, array, 12, 0, dtype="f4", meta=meta)
+    turned = named_array(("x", "y"), zarr_format)
+    with pytest.raises(
+        tw.TilingError, match=r"store has dims \('x', 'y'\), and the result has dims \('y', 'x'\)"
+    ):
+        tw.to_zarr(out, turned, progress=False)
+    assert not turned.nchunks_initialized
+    for dims in (("y", "x"), None):
+        fits = named_array(dims, zarr_format)
+        tw.to_zarr(out, fits, progress=False)
+        np.testing.assert_array_equal(fits[...], image)
+    other = named_array(("lat", "lon"), zarr_format)
+    if labelled:
+        with pytest.raises(tw.TilingError, match="under labels of others"):
+            tw.to_zarr(out, other, progress=False)
+    else:  # names that the result has from its image say little
+        tw.to_zarr(out, other, progress=False)
+        np.testing.assert_array_equal(other[...], image)
+
+
+def test_an_array_of_a_result_whose_dims_are_no_texts_is_written_again() -> None:
+    xr = pytest.importorskip("xarray")
+    out = tw.tiled_map(np.copy, xr.DataArray(np.ones((24, 24), "f4"), dims=(2, 1)), 12, 0, axes=(0, 1))
+    stored = named_array(("2", "1"), 3)
+    tw.to_zarr(out, stored, progress=False)
+    assert (stored[...] == 1).all()

@@ -1,4 +1,4 @@
-"""What attributes of an array of Zarr say of its values: which stands for no data, how they are packed."""
+"""What arrays of Zarr say of themselves beside OME-Zarr: names of axes, values of no data, packed values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["DIMENSIONS", "OF_VALUES", "missing_attribute", "missing_in", "missing_value", "packing"]
+__all__ = [
+    "DIMENSIONS",
+    "OF_VALUES",
+    "missing_attribute",
+    "missing_in",
+    "missing_value",
+    "packing",
+    "stored_names",
+]
 
 # Attributes that are values of samples; they mean nothing for samples of another dtype.
 OF_VALUES = ("_FillValue", "missing_value", "fill_value", "nodata")
@@ -55,6 +63,13 @@ def packing(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> dict[str, An
     if (dtype.kind, unsigned) in (("i", "true"), ("u", "false")):
         found["_Unsigned"] = unsigned
     return found
+
+
+def stored_names(array: Any) -> tuple[str, ...] | None:
+    """Return the names of the axes of an array of zarr; None unless each has one."""
+    found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get(DIMENSIONS)
+    sound = isinstance(found, list | tuple) and len(found) == array.ndim and None not in found
+    return tuple(map(str, found)) if sound and found else None
 
 
 def missing_attribute(value: Any, dtype: np.dtype[Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tilework._checks import Report, brief, has, is_whole, of_type, warn
 from tilework._types import Array, Index
 from tilework.errors import TilingError, TilingWarning
 from tilework.formats.meta import ImageMeta
-from tilework.formats.missing import DIMENSIONS, missing_in, missing_value, packing
+from tilework.formats.missing import missing_in, missing_value, packing, stored_names
 from tilework.formats.ome_zarr import OmeGroup, OmeImage, read_group
 from tilework.source.held import Travelling
 from tilework.source.places import above, attributes_of, open_node
@@ -493,12 +493,8 @@ def _scaled(meta: ImageMeta | None, place: Any, image: OmeImage, level: int, arr
 
 def _plain(array: Any) -> ImageMeta | None:
     """Return the meaning that the names of the axes of an array give; None if it has none, or odd ones."""
-    found: Any = getattr(array.metadata, "dimension_names", None) or array.attrs.get(DIMENSIONS)
-    sound = isinstance(found, list | tuple) and len(found) == array.ndim and None not in found
-    names = tuple(map(str, found)) if sound else ()
-    if not names or len(set(names)) < len(names):
-        return None
-    return ImageMeta(names, nodata=missing_in(array))
+    names = stored_names(array)
+    return ImageMeta(names, nodata=missing_in(array)) if names and len(set(names)) == len(names) else None
 
 
 def _labels(place: Any, zarr_format: Format) -> tuple[str, ...]:

@@ -26,6 +26,8 @@ from tilework._types import Index
 from tilework.errors import AlignmentError, TilingError
 from tilework.execution.progress import LOG
 from tilework.formats.labelled import is_labelled
+from tilework.formats.missing import stored_names
+from tilework.graph.build import find_spec
 from tilework.identity.location import holds, locate
 from tilework.identity.samples import same_array, writable
 from tilework.source.base import Source
@@ -57,7 +59,10 @@ def is_array(store: Any) -> bool:
 
 
 def by_dims(what: str, array: Any, member: Any) -> Any:
-    """Return an array to write into with its axes in the order of a result, if xarray names those of both.
+    """Return an array to write into with its axes in the order of a result, if those of both have names.
+
+    Arrays of xarray and zarr have them. A result that is no array of xarray may have names that nobody looked
+    at: those of its image. They count if the array has the same ones in another order.
 
     Parameters
     ----------
@@ -74,6 +79,8 @@ def by_dims(what: str, array: Any, member: Any) -> Any:
         If the names differ, or if the axes of the array cannot be brought into this order.
     """
     own, theirs = _dims(array), _dims(member)
+    if theirs is None and own is not None and (found := find_spec(member)) is not None and found.meta:
+        theirs = found.meta.axes if set(found.meta.axes) == set(own) else None
     if own is None or theirs is None or own == theirs:
         return array
     differ = f"{what} has dims {own}, and the result has dims {theirs}"
@@ -86,14 +93,16 @@ def by_dims(what: str, array: Any, member: Any) -> Any:
     if not isinstance(memory, np.ndarray):
         raise TilingError(
             f"{differ}; as it is no array of numpy, its axes cannot be turned for writing. Give one with its "
-            "dims in the order of the result."
+            "dims in the order of the result, or transpose the image first."
         )
     return memory.transpose([own.index(name) for name in theirs])
 
 
-def _dims(array: Any) -> tuple[Any, ...] | None:
-    """Return the dims of an array of xarray; None for others, and if nobody has named them."""
-    dims = tuple(array.dims) if is_labelled(array) else None
+def _dims(array: Any) -> tuple[str, ...] | None:
+    """Return the names of the axes of an array of xarray or zarr; None if it has none that somebody gave."""
+    named = stored_names(array) if isinstance(array, zarr.Array) else None
+    # Stores have texts in place of other names.
+    dims = tuple(map(str, array.dims)) if is_labelled(array) else named
     return None if dims is None or dims == tuple(f"dim_{k}" for k in range(len(dims))) else dims
 
 

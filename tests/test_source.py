@@ -379,3 +379,72 @@ def test_a_slice_of_another_shape_is_refused(other, edge):
                 tw.ContractError, match=r"returned shape .* for the slice \[.*: .*(on axis|axes, not)"
             ):
                 tw.compute(tw.tiled_map(np.copy, source, 12, 2, edge=edge, dtype="f4"))
+
+
+class Typed:
+    """An array-like whose slices have another dtype than it declares."""
+
+    shape = (24, 20)
+
+    def __init__(self, declared, returned, *, masked=False):
+        self.dtype, self.mask = np.dtype(declared), masked
+        self.values = (np.arange(24 * 20).reshape(self.shape) % 7 + 0.5).astype(returned)
+
+    def __getitem__(self, index):
+        part = self.values[index]
+        return np.ma.masked_equal(part, 3) if self.mask else part
+
+
+PLAIN = np.ones((24, 20), "u2")
+READERS = {
+    "image": lambda a: tw.compute(tw.tiled_map(np.copy, a, 12, 2)),
+    "image of another dtype": lambda a: tw.compute(tw.tiled_map(np.copy, a, 12, 2, dtype="f8")),
+    "padded": lambda a: tw.compute(tw.tiled_map(np.copy, a, 13, 2, edge="pad", boundary="reflect")),
+    "second image": lambda a: tw.compute(tw.tiled_map(lambda c, d: c, (PLAIN, a), 12, 2, dtype="i4")),
+    "where": lambda a: tw.compute(tw.tiled_map(np.copy, PLAIN, 12, 2, where=a)),
+    "nodata": lambda a: tw.compute(tw.tiled_map(np.copy, a, 12, 2, nodata=3)),
+    "load_once": lambda a: tw.compute(tw.tiled_map(np.copy, tw.load_once(lambda: a), 12, 2)),
+    "view": lambda a: tw.view(tw.tiled_map(np.copy, a, 12, 2))[:5, :5],
+    "to_zarr": lambda a: tw.to_zarr(tw.tiled_map(np.copy, a, 12, 2), {}, progress=False),
+    "statistics": lambda a: tw.image_statistics(a, progress=False),
+    "statistics where": lambda a: tw.image_statistics(PLAIN, where=a, progress=False),
+    "crops": lambda a: tw.sample_crops(a, 2, 8),
+    "slicer": lambda a: list(tw.Slicer(a, 12, 2)),
+    "probe": lambda a: tw.probe(np.copy, 12, array=a),
+    "check": lambda a: tw.check(tw.tiled_map(np.copy, a, 12, 2)),
+    "labels": lambda a: tw.measure_labels(a, progress=False),
+    "intensity": lambda a: tw.measure_labels(PLAIN, a, ["intensity_mean"], progress=False),
+    "filter": lambda a: tw.filter_labels(a, "area > 3", {}, properties=["area"], progress=False),
+}
+
+
+NOT_OF_MASKS = ("nodata", "labels", "filter", "probe")
+
+
+@pytest.mark.parametrize(
+    ("reader", "declared"),
+    [*((r, "u1") for r in READERS), *((r, "?") for r in READERS if r not in NOT_OF_MASKS)],
+)
+def test_every_reader_refuses_samples_that_do_not_fit_in_the_declared_dtype(reader, declared):
+    """Integers would wrap around, and a mask of fractions would be true."""
+    for returned in ("u2", "f4"):
+        with pytest.raises(tw.ContractError, match=f"are {np.dtype(declared)}, and its blocks are"):
+            READERS[reader](Typed(declared, returned))
+
+
+@pytest.mark.parametrize(("declared", "returned"), [("i4", "u1"), ("f4", "f8"), ("f8", "i2"), (">f4", "<f4")])
+def test_samples_that_fit_are_read_in_the_declared_dtype(declared, returned):
+    seen = set()
+    array = Typed(declared, returned)
+    out = tw.tiled_map(lambda c: seen.add(c.dtype) or c.astype("f8"), array, 12, 2, dtype="f8")
+    np.testing.assert_array_equal(tw.compute(out), array.values.astype(declared))
+    assert seen == {np.dtype(declared)}
+
+
+def test_what_netcdf4_unpacks_has_the_dtype_that_is_read():
+    """Its variables declare that of the packed numbers."""
+    packed = Typed("i2", "f8", masked=True)
+    for source in (packed, tw.load_once(lambda: packed)):
+        out = tw.tiled_map(np.copy, source, 12, 2)
+        assert out.dtype == "f8"
+        np.testing.assert_array_equal(tw.compute(out), packed.values)

@@ -129,11 +129,16 @@ class Source:
         """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
         part = unmasked(self.raw(box))
         check_box(part, box, self.handle)
-        return part
+        return self.as_declared(part)
 
     def raw(self, box: Sequence[Span]) -> Any:
         """Return what the object returns for ``box``, a masked array for example."""
         return self.handle[slices_of(box)]
+
+    def as_declared(self, part: Array) -> Array:
+        """Return samples in the dtype of the array; raise if they do not fit in it."""
+        check_read(part, self.dtype)
+        return part.astype(self.dtype, copy=False)
 
     def needs(self, reads: Sequence[AxisRead]) -> Any:
         """Return the data that a task must be given to read ``reads``; None if it reads them itself."""
@@ -258,7 +263,7 @@ class BlockSource(Source):
         """Compute and return the samples of ``box``."""
         part = unmasked(self.handle[slices_of(box)].compute())
         check_box(part, box, self.handle)
-        return self._as_declared(part)
+        return self.as_declared(part)
 
     def block_keys(self) -> Iterator[tuple[Any, ...]]:
         """Return the keys of all blocks in the graph of dask."""
@@ -279,7 +284,7 @@ class BlockSource(Source):
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
             inside = [(a - s, b - s) for (a, b), s in zip(box, starts[0], strict=True)]
-            return self._as_declared(found[0][slices_of(inside)])
+            return self.as_declared(found[0][slices_of(inside)])
         out = np.empty([b - a for a, b in box], self.dtype)
         for block, start in zip(found, starts, strict=True):
             check_read(block, self.dtype)
@@ -293,11 +298,6 @@ class BlockSource(Source):
         declared = tuple([o[i + 1] - o[i] for o, i in zip(self.offsets, index, strict=True)])
         check_block(block.shape, declared, f"the dask array {self.dask_name}", index)
         return block  # type: ignore[no-any-return]
-
-    def _as_declared(self, part: Array) -> Array:
-        """Return samples in the dtype of the array; raise if they do not fit in it."""
-        check_read(part, self.dtype)
-        return part.astype(self.dtype, copy=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (None, self.shape, self.dtype, None, None, self.token, self.offsets)
@@ -318,7 +318,7 @@ def check_read(samples: Array, dtype: np.dtype[Any], *, exact: bool = False) -> 
     if exact or not (np.can_cast(own, dtype, "safe") or own.kind == dtype.kind in "fc"):
         raise ContractError(
             f'the array says that its samples are {dtype}, and its blocks are {own}. Say dtype="{own}" where '
-            f'it is built, as in map_blocks, or convert the blocks: block.astype("{dtype}").'
+            f'it is built, in map_blocks or in its class, or convert the blocks: block.astype("{dtype}").'
         )
 
 
@@ -552,7 +552,7 @@ class HalfSource(Source):
         if own is not None and (found := own.halves.pop((self.mask, *key), None)) is not None:
             return found
         part = self.origin.raw(box)
-        data, valid = np.ma.getdata(part), ~np.ma.getmaskarray(part)
+        data, valid = self.origin.as_declared(np.ma.getdata(part)), ~np.ma.getmaskarray(part)
         check_box(data, box, self.handle)
         if own is not None:
             own.halves[not self.mask, *key] = data if self.mask else valid

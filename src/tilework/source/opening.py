@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import math
@@ -104,7 +105,7 @@ def _open(array: Any) -> Source:
             opened = array.get()
         _check_sliceable(opened)
         none = (slice(0, 0),) * len(opened.shape)
-        dtype = from_tensor(opened[none]).dtype if is_tensor(opened) else np.dtype(opened.dtype)
+        dtype = from_tensor(opened[none]).dtype if is_tensor(opened) else _dtype_read(opened)
         meta = opened.meta if isinstance(opened, StoredImage) else None
         once = OnceSource(array, tuple(map(int, opened.shape)), dtype, None, meta, array.named)
         return _halved(once) if _reads_masked(opened) else once
@@ -142,7 +143,7 @@ def _open_duck(array: Any) -> Source:
                 "array.as_numpy()."
             ) from error
     shape = tuple(map(int, array.shape))
-    source = Source(array, shape, np.dtype(array.dtype), _regular_chunks(array))
+    source = Source(array, shape, _dtype_read(array), _regular_chunks(array))
     return _halved(source) if _reads_masked(array) else source
 
 
@@ -162,6 +163,15 @@ def _reads_masked(array: Any) -> bool:
     """Return whether an array says that its slices are masked arrays; to see it, it would have to be read."""
     # The attribute of variables of netCDF4, by which its users turn masks off.
     return isinstance(array, np.ma.MaskedArray) or attribute(array, "mask") is True
+
+
+def _dtype_read(array: Any) -> np.dtype[Any]:
+    """Return the dtype of what is read: variables of netCDF4 have that of the packed numbers in the file."""
+    found: np.dtype[Any] = np.dtype(array.dtype)
+    if _reads_masked(array):
+        with contextlib.suppress(Exception):  # it takes no empty slices
+            found = np.dtype(array[(slice(0, 0),) * len(array.shape)].dtype)
+    return found
 
 
 def _halved(source: Source) -> Source:

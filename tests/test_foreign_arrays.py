@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 
 import tilework as tw
 
@@ -48,11 +50,14 @@ def tensors() -> dict[str, tuple[Any, np.ndarray]]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:Sparse", "ignore:ComplexHalf")
-@pytest.mark.parametrize("kind", [
+KINDS = [
     "subclass", "parameter", "with gradient", "conjugate", "negative", "bfloat16", "float8", "complex half",
     "sparse", "sparse rows", "transposed", "uint16",
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:ComplexHalf")
+@pytest.mark.parametrize("kind", KINDS)
 def test_tensors_of_any_kind_are_sources_and_results(kind: str) -> None:
     tensor, values = tensors()[kind]
     got = run(tensor)
@@ -61,6 +66,67 @@ def test_tensors_of_any_kind_are_sources_and_results(kind: str) -> None:
     result = tw.tiled_map(lambda _: tensor, IMAGE, 40, 0).compute()
     assert result.dtype == values.dtype
     np.testing.assert_array_equal(result, values)
+
+
+TARGETS: dict[str, Callable[[Any], Any]] = {
+    "numpy": lambda values: np.zeros(values.shape, values.dtype),
+    "zarr": lambda values: zarr.create_array({}, shape=values.shape, dtype=values.dtype, chunks=(16, 24)),
+    "tensor": lambda values: torch_zeros(values, ""),
+    "with gradient": lambda values: torch_zeros(values, "requires_grad_"),
+    "conjugate": lambda values: torch_zeros(values, "conj"),
+}
+
+
+def torch_zeros(values: np.ndarray, method: str) -> Any:
+    import torch
+
+    if values.dtype.kind == "u" and method == "requires_grad_":
+        values = values.astype("f4")
+    made = torch.from_numpy(np.zeros_like(values))
+    return getattr(made, method)() if method else made
+
+
+@pytest.mark.filterwarnings("ignore:Sparse", "ignore:ComplexHalf")
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_loops_take_tensors_of_any_kind(kind: str, target: str) -> None:
+    tensor, values = tensors()[kind]
+    rough = "sparse" in kind  # torch cuts no sparse tensors
+    slices = tw.Slicer(IMAGE, 40, 0) if rough else tw.Slicer(IMAGE, 16, 2)
+    output = TARGETS[target](values)
+    with slices.writer(output) as out:
+        for _, _, place in slices:
+            out[place] = tensor if rough else tensor[place]
+    stored = output.detach().resolve_conj() if hasattr(output, "detach") else output[...]
+    np.testing.assert_array_equal(np.asarray(stored), values)
+    sampler = tw.GridSampler(IMAGE, (40, 40), (40, 40))
+    output = TARGETS[target](values)
+    aggregator = tw.Aggregator(sampler, output=output, accumulate=True)
+    aggregator.append(tensor, sampler.get_bbox(0))
+    stored = aggregator.get_output()
+    stored = stored.detach().resolve_conj() if hasattr(stored, "detach") else stored
+    np.testing.assert_array_equal(np.asarray(stored), values)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e5m2"])
+def test_small_floats_of_numpy_are_written_into_tensors(dtype: str) -> None:
+    torch, small = pytest.importorskip("torch"), pytest.importorskip("ml_dtypes")
+    image = (IMAGE % 8).astype(getattr(small, dtype))
+    output = torch.zeros(40, 40, dtype=getattr(torch, dtype))
+    slices = tw.Slicer(image, 16, 2)
+    with slices.writer(output) as out:
+        for crop, source, place in slices:
+            out[place] = crop[source]
+    np.testing.assert_array_equal(output.float().numpy(), IMAGE % 8)
+
+
+@pytest.mark.parametrize("target", ["numpy", "zarr"])
+def test_a_writer_does_not_lose_imaginary_parts(target: str) -> None:
+    refused = pytest.raises(
+        tw.ContractError, match=r"dtype complex64; the array has dtype float32.*imaginary"
+    )
+    with tw.Slicer(IMAGE, 40, 0).writer(TARGETS[target](IMAGE)) as out, refused:
+        out[:] = IMAGE * 1j
 
 
 def test_tensors_of_monai_are_tensors() -> None:

@@ -211,8 +211,8 @@ def windows() -> np.ndarray:
     ("kind", "error", "message"),
     [
         ("bfloat16", tw.TilingError, "torch.bfloat16 on cpu that numpy cannot write into"),
-        ("sparse", tw.TilingError, "numpy cannot write into"),
-        ("meta", tw.TilingError, "on meta that numpy cannot write into"),
+        ("sparse", tw.TilingError, "tensor of layout sparse_coo, which takes no samples"),
+        ("meta", tw.TilingError, "tensor on meta, which takes no samples"),
         ("integers", tw.TilingError, "dtype int64; the result has"),
         ("expanded", tw.TilingError, "several samples of .* are one in memory"),
         ("strides", tw.TilingError, "several samples of .* are one in memory"),
@@ -345,6 +345,8 @@ def test_loops_write_into_views(loop: str, view: str) -> None:
     [
         ("expanded", tw.TilingError, "several samples of output are one in memory"),
         ("expanded bfloat16", tw.TilingError, "several samples of output are one in memory"),
+        ("sparse", tw.TilingError, "output is a tensor of layout sparse_coo, which takes no samples"),
+        ("meta", tw.TilingError, "output is a tensor on meta, which takes no samples"),
         ("windows", tw.TilingError, "several samples of output are one in memory"),
         ("labelled windows", tw.TilingError, "several samples of output are one in memory"),
         ("read-only", tw.TilingError, "output is read-only"),
@@ -360,6 +362,8 @@ def test_loops_refuse_arrays_that_would_take_no_samples(
     output = {
         "expanded": lambda: torch.zeros(1, 48).expand(48, 48),
         "expanded bfloat16": lambda: torch.zeros(1, 48, dtype=torch.bfloat16).expand(48, 48),
+        "sparse": lambda: torch.zeros(48, 48).to_sparse(),
+        "meta": lambda: torch.zeros(48, 48, device="meta"),
         "windows": windows,
         "labelled windows": lambda: labelled(windows()),
         "read-only": lambda: np.broadcast_to(np.zeros(48, "f4"), (48, 48)),
@@ -389,6 +393,56 @@ def test_loops_write_into_what_is_apart(loop: str, case: str, tmp_path: Path) ->
     LOOPS[loop](source, output)
     np.testing.assert_array_equal(np.asarray(output[...]), -IMAGE)
     np.testing.assert_array_equal(np.asarray(source[...]), IMAGE)
+
+
+MEMORY: dict[str, Callable[[Any], tuple[Any, Any]]] = {
+    "bfloat16": lambda t: (t.bfloat16(), "detach"),
+    "conjugate": lambda t: (t.cfloat(), "conj"),
+    "dlpack": lambda t: (t, np.from_dlpack(t)),
+    "to dlpack": lambda t: (np.from_dlpack(t), t),
+    "gradient": lambda t: (t.requires_grad_(), "detach"),
+}
+
+
+@pytest.mark.parametrize("case", MEMORY)
+def test_views_of_tensors_share_their_memory(case: str) -> None:
+    """Whatever the dtype, the library that shows the view, and what torch does to the samples on the way."""
+    whole, view = MEMORY[case](tensor_of(IMAGE.copy()))
+    view = getattr(whole, view)() if isinstance(view, str) else view
+    assert samples.same_array(whole, view)
+    assert samples.same_array(view[1:], whole[:2])
+    assert not samples.same_array(view[1:], whole[:1])
+    assert not samples.same_array(whole, whole + 0)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_loops_do_not_write_into_the_tensor_of_a_device_that_they_read(loop: str) -> None:
+    torch = pytest.importorskip("torch")
+
+    class There(torch.Tensor):  # type: ignore[misc]
+        """A tensor that says that it is on a device."""
+
+        number = 0
+
+        @property
+        def device(self) -> Any:
+            return torch.device("cuda", self.number)
+
+    image = tensor_of(IMAGE.copy()).as_subclass(There)
+    # A slice in the memory of another device may have the same numbers as addresses.
+    elsewhere = type("Elsewhere", (There,), {"number": 1})
+    assert not samples.same_array(image, image.as_subclass(elsewhere))
+    for output in (image, image.detach(), image.T):
+        with pytest.raises(tw.TilingError, match=LOOP_READ):
+            LOOPS[loop](image, output)
+
+
+def test_loops_do_not_read_tensors_without_samples() -> None:
+    torch = pytest.importorskip("torch")
+    with pytest.raises(tw.ContractError, match="meta device has no samples"):
+        tw.Slicer(torch.zeros(48, 48, device="meta"), 16, 4)
+    with pytest.raises(tw.ContractError, match="meta device has no samples"):
+        tw.tiled_map(lambda x: torch.zeros(x.shape, device="meta"), IMAGE, 16, 4, dtype="f4").compute()
 
 
 @pytest.mark.parametrize("loop", LOOPS)

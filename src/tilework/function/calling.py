@@ -64,8 +64,10 @@ def from_tensor(tensor: Any) -> Array:
     Raises
     ------
     ContractError
-        For masked and for nested tensors.
+        For masked and for nested tensors, and those of the meta device.
     """
+    if tensor.device.type == "meta":
+        raise ContractError("a tensor on the meta device has no samples; compute it on another one.")
     return np.asarray(_with_known_dtype(plain_tensor(tensor).cpu()).numpy())
 
 

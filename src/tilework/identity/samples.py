@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tilework.formats.labelled import is_labelled
 from tilework.function.calling import from_tensor, is_tensor
 from tilework.source.base import FileSource, H5Source, Source
 
-__all__ = ["check_samples", "same_array", "writable"]
+__all__ = ["assign", "check_samples", "dtype_of", "same_array", "view_of_tensor", "writable"]
 
 Bytes = tuple[str, int, int]
 """A file, and the first and last byte in it, the latter excluded."""
@@ -43,7 +44,7 @@ def writable(what: str, array: Any) -> Any:
     """
     check_samples(what, array)
     if is_tensor(array):
-        memory = _view_of_tensor(array)
+        memory = view_of_tensor(array)
         if memory is None:
             raise TilingError(
                 f"{what} is a tensor of {array.dtype} on {array.device} that numpy cannot write into; give "
@@ -80,11 +81,42 @@ def check_samples(what: str, array: Any) -> None:
         if not array.flags.writeable:
             raise TilingError(f"{what} is read-only; open it for writing (mode='r+' for a memmap).")
         one = _repeats(array.shape, array.strides, array.itemsize)
-    elif is_tensor(array) and str(array.layout) == "torch.strided":
+    elif is_tensor(array):
+        if array.is_meta or str(array.layout) != "torch.strided":
+            where = "on meta" if array.is_meta else f"of layout {str(array.layout)[6:]}"
+            raise TilingError(
+                f"{what} is a tensor {where}, which takes no samples; give a dense one that does."
+            )
         size = array.element_size()
         one = _repeats(tuple(array.shape), tuple(size * step for step in array.stride()), size)
     if one:
         raise TilingError(f"several samples of {what} are one in memory; give an array that holds all.")
+
+
+def view_of_tensor(tensor: Any) -> Array | None:
+    """Return the memory of a tensor; None if numpy has no such array, or cannot reach it."""
+    if tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":
+        return None
+    try:
+        array = from_tensor(tensor)
+        return array if array.__array_interface__["data"][0] == tensor.data_ptr() else None
+    except (TilingError, RuntimeError, TypeError):
+        return None
+
+
+def dtype_of(array: Any) -> np.dtype[Any]:
+    """Return the dtype in which numpy has what is written into an array or tensor."""
+    return np.dtype(from_tensor(array.new_empty(0)).dtype if is_tensor(array) else array.dtype)
+
+
+def assign(array: Any, place: tuple[slice, ...], values: Array) -> None:
+    """Write samples to a place of an array or tensor, which may need a gradient."""
+    if not is_tensor(array):
+        array[place] = values
+        return
+    torch: Any = sys.modules["torch"]
+    own = torch.from_numpy(np.require(values, dtype_of(array), ["C", "W"]))
+    array.detach()[place] = own.to(array.device, array.dtype)
 
 
 def same_array(one: Any, other: Any) -> bool:
@@ -95,6 +127,8 @@ def same_array(one: Any, other: Any) -> bool:
     first, second = _handle(one), _handle(other)
     if first is second:
         return first is not None
+    if _device(first) != _device(second):
+        return False
     mine, theirs = _memory(first), _memory(second)
     if mine is not None and theirs is not None:
         if _overlap(mine, theirs):
@@ -119,11 +153,11 @@ def _handle(array: Any) -> Any:
 
 
 def _memory(array: Any) -> Array | None:
-    """Return the memory of an array as one of numpy; None if it has none, or it is not known."""
+    """Return an array of numpy with the addresses of an array; None if it has none, or they are not known."""
     if isinstance(array, np.ndarray):
         return array
     if is_tensor(array):
-        return _view_of_tensor(array)
+        return _addresses(array)
     if is_labelled(array):
         variable = attribute(array, "variable", array)
         return None if _is_lazy(variable) else _memory(variable.data)
@@ -141,15 +175,31 @@ def _is_lazy(variable: Any) -> bool:
     return not attribute(variable, "_in_memory") and not isinstance(attribute(variable, "_data"), np.ndarray)
 
 
-def _view_of_tensor(tensor: Any) -> Array | None:
-    """Return the memory of a tensor; None if numpy has no such array, or cannot reach it."""
-    if tensor.device.type != "cpu" or str(tensor.layout) != "torch.strided":
-        return None
+class _Addresses:
+    """What numpy asks for the place of samples in memory; the samples are never looked at."""
+
+    def __init__(self, tensor: Any) -> None:
+        size = tensor.element_size()
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": f"|V{size}",
+            "data": (tensor.data_ptr(), True),
+            "shape": tuple(tensor.shape),
+            "strides": tuple(size * step for step in tensor.stride()),
+        }
+
+
+def _addresses(tensor: Any) -> Array | None:
+    """Return an array with the addresses of a tensor, on any device and of any dtype; None if it has none."""
     try:
-        array = from_tensor(tensor)
-        return array if array.__array_interface__["data"][0] == tensor.data_ptr() else None
-    except (TilingError, RuntimeError, TypeError):
-        return None
+        return np.asarray(_Addresses(tensor)) if tensor.data_ptr() else None
+    except (RuntimeError, TypeError):
+        return None  # it has no memory of its own: sparse, nested, or not there
+
+
+def _device(array: Any) -> str:
+    """Return where an array is, if its addresses are not those of this process."""
+    return str(array.device) if is_tensor(array) and array.device.type != "cpu" else ""
 
 
 def _overlap(one: Array, other: Array) -> bool:

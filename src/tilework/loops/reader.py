@@ -112,6 +112,11 @@ class CropReader:
         what = self.source if self._image is None else self._image
         return _reopened, (what, self._axes, self._grids, self._padding, self._cache_bytes)
 
+    @property
+    def image(self) -> Any:
+        """The array whose samples are read, as far as it is known."""
+        return self._image if isinstance(self.source.handle, _Tensor) else opened(self.source)
+
     def read(self, position: Position) -> Any:
         """Return the crop at ``position`` (its number along each axis) as a new array.
 
@@ -175,18 +180,18 @@ class CropReader:
 def check_apart(output: Any, readers: Iterable[CropReader]) -> None:
     """Raise a `TilingError` if an array to write into is, or shares samples with, an image that is read."""
     place = attribute(output, "store_path") if type(output).__module__.partition(".")[0] == "zarr" else None
-    for source in (opened(reader.source) for reader in readers):
-        if same_array(output, source) or (place is not None and _is_at(source, place)):
+    for image in (reader.image for reader in readers):
+        if same_array(output, image) or (place is not None and _is_at(image, place)):
             raise TilingError(
                 "output is, or shares samples with, the image that is read; write into another array."
             )
 
 
-def _is_at(source: Source, place: Any) -> bool:
+def _is_at(image: Any, place: Any) -> bool:
     """Return whether a source is the Zarr array at a place in a store."""
     from tilework.identity.location import holds  # imports zarr
 
-    return holds(place, source)
+    return isinstance(image, Source) and holds(place, image)
 
 
 def _reopened(image: Any, *rest: Any) -> CropReader:

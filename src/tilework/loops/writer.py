@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from tilework._checks import brief, has
 from tilework._types import Array, Index, Ints, Writable
 from tilework.engine.sums import plus
 from tilework.errors import ContractError, GridError
-from tilework.function.calling import as_array, from_tensor, is_tensor
+from tilework.function.calling import as_array, is_tensor
 from tilework.grid.tiles import Box
-from tilework.identity.samples import check_samples
+from tilework.identity.samples import assign, check_samples, dtype_of, view_of_tensor
 from tilework.loops.common import Locked
 
 __all__ = ["ChunkWriter", "Sink", "Spans", "check_writable"]
@@ -79,6 +78,7 @@ class ChunkWriter(Locked):
         super().__init__()
         self.array = array
         self.shape = tuple(map(int, array.shape))
+        self.dtype = dtype_of(array)
         self._unit = _unit_of(array)
         self._unwritten = dict[Index, _Unwritten]()
         self._written: set[Index] = set()
@@ -97,12 +97,12 @@ class ChunkWriter(Locked):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         box = _box_of(index, self.shape)
-        given = as_array(value)
+        given = as_array(value, "the part is a")
         self._check_range(given)
+        values = _spread(given, box)
         if self._unit is None:
-            self.array[box.slices] = value
+            assign(self.array, box.slices, values)
             return
-        values = np.broadcast_to(given, box.shape)
         ranges = [range(a // u, -(-b // u)) for a, b, u in zip(box.start, box.stop, self._unit, strict=True)]
         numbers = list(itertools.product(*ranges))
         # All parts are kept before the first write, which may fail.
@@ -111,9 +111,14 @@ class ChunkWriter(Locked):
         self._write_all(whole)
 
     def _check_range(self, values: Array) -> None:
-        """Raise a `ContractError` if the array has integers that cannot hold ``values``."""
-        dtype = getattr(self.array, "dtype", None)
-        if not isinstance(dtype, np.dtype) or dtype.kind not in "iu" or values.dtype.kind not in "iuf":
+        """Raise a `ContractError` if the array has real numbers or integers that cannot hold ``values``."""
+        dtype = self.dtype
+        if values.dtype.kind == "c" and dtype.kind in "biuf":
+            raise ContractError(
+                f"a part has dtype {values.dtype}; the array has dtype {dtype}, which cannot hold the "
+                "imaginary part. Write np.abs(part), or into a complex array."
+            )
+        if dtype.kind not in "iu" or values.dtype.kind not in "iuf":
             return
         if not values.size or np.can_cast(values.dtype, dtype):
             return
@@ -139,12 +144,12 @@ class ChunkWriter(Locked):
             elif number in self._written:
                 left, full = 1, False  # a repeated part
             # A chunk of one part is written from where it lies, and only kept if that fails.
-            array = part if common == chunk else np.empty(chunk.shape, self.array.dtype)
+            array = part if common == chunk else np.empty(chunk.shape, self.dtype)
             here = self._unwritten[number] = _Unwritten(array, left, full)
         if here.array is not part:
-            if here.array.base is not None or here.array.dtype != self.array.dtype:
+            if here.array.base is not None or here.array.dtype != self.dtype:
                 # Of a part that is a chunk, which another thread may be writing just now.
-                here.array = here.array.astype(self.array.dtype)
+                here.array = here.array.astype(self.dtype)
             here.array[common.shift([-a for a in chunk.start]).slices] = part
         here.left -= common not in here.boxes
         here.boxes.add(common)
@@ -184,7 +189,7 @@ class ChunkWriter(Locked):
                 for box in boxes:
                     at = box.shift([-a for a in chunk.start]).slices
                     values[at] = kept[at]
-            self.array[chunk.slices] = values
+            assign(self.array, chunk.slices, values)
             with self._lock:
                 if here.changes == changes:
                     del self._unwritten[number]
@@ -221,6 +226,27 @@ def _unit_of(array: Any) -> Index | None:
     """Return the storage unit of an array (shard, else chunk), samples per axis; None if it has none."""
     unit = getattr(array, "shards", None) or getattr(array, "chunks", None)
     return tuple(map(int, unit)) if isinstance(unit, tuple | list) else None
+
+
+def _spread(values: Array, box: Box) -> Array:
+    """Return ``values`` in the shape of a box, as numpy assigns them.
+
+    Raises
+    ------
+    ContractError
+        If they have another one.
+    """
+    if values.shape == box.shape:
+        return values
+    surplus = range(values.ndim - len(box.shape))
+    own = values[(0,) * len(surplus)] if all(values.shape[axis] == 1 for axis in surplus) else values
+    try:
+        return np.broadcast_to(own, box.shape)
+    except ValueError:
+        raise ContractError(
+            f"a part for {box} must have shape {box.shape}; got {values.shape}. Cut the result of a crop to "
+            "its source: result[source]."
+        ) from None
 
 
 def _box_of(index: Any, shape: Sequence[int]) -> Box:
@@ -279,15 +305,11 @@ class Sink:
         self._before: dict[str, Array] = {}
         """Values of the array at places to whose values blocks are added."""
         self.shape = tuple(map(int, array.shape))
-        self.view: Array | None = None
+        self.dtype = dtype_of(array)
+        self.view: Array | None = array if isinstance(array, np.ndarray) else None
         """A numpy view of the array, if its memory allows one."""
         if is_tensor(array):
-            self.dtype = from_tensor(array.new_empty(0)).dtype
-            if array.device.type == "cpu" and str(array.dtype) != "torch.bfloat16":
-                self.view = array.detach().numpy()
-        else:
-            self.dtype = np.dtype(array.dtype)
-            self.view = array if isinstance(array, np.ndarray) else None
+            self.view = view_of_tensor(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The view is left out, because it would be pickled as memory of its own.
@@ -311,19 +333,16 @@ class Sink:
         if self.accumulate:
             # Kept, because a write that fails may have changed a part of the array.
             if str(place) not in self._before:
-                self._before[str(place)] = np.array(self.array[place], self.dtype)
+                self._before[str(place)] = np.array(as_array(self.array[place]), self.dtype)
             total = self._before[str(place)].copy()
             plus((total, None), block, average=False)
             block = total
         if self.view is not None:
             self.view[place] = block
-        elif is_tensor(self.array):
-            torch = sys.modules["torch"]
-            self.array[place] = torch.from_numpy(block).to(self.array.device, self.array.dtype)
         elif self._writer is not None:
             self._writer[place] = block
         else:
-            self.array[place] = block
+            assign(self.array, place, block)
         if final:
             self._before.pop(str(place), None)
 

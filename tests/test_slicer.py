@@ -312,14 +312,14 @@ class Slow:
         self.values[index] = values
 
 
-@pytest.mark.parametrize("place", [slice(0, 4), slice(1, 3)], ids=["whole", "part"])
+@pytest.mark.parametrize("place", [slice(0, 4), slice(2, 6)], ids=["whole", "part"])
 @pytest.mark.parametrize("dtype", ["i4", "f8"])
 def test_a_part_may_come_while_its_chunk_is_written(place, dtype):
     store = Slow(dtype)
     first = np.full(4, 1, np.int8)
     expected = np.array([1, 1, 1, 1, 0, 0, 0, 0])
     expected[place] = 70_000
-    with tw.Slicer(np.zeros(8), 4, 0).writer(store) as out, ThreadPoolExecutor(2) as pool:
+    with tw.Slicer(np.zeros(8), 4, 0, stride_offset=-2).writer(store) as out, ThreadPoolExecutor(2) as pool:
         one = pool.submit(out.__setitem__, slice(0, 4), first)
         assert store.begun.wait(60)
         other = pool.submit(out.__setitem__, place, np.full(place.stop - place.start, 70_000))
@@ -329,6 +329,44 @@ def test_a_part_may_come_while_its_chunk_is_written(place, dtype):
         first[:] = 5  # what the caller does with it afterwards is not written
         other.result()
     assert store.values.tolist() == expected.tolist()
+
+
+OUTPUTS = {
+    "numpy": lambda: np.full((2, 8, 8), -1.0),
+    "zarr": lambda: zarr.array(np.full((2, 8, 8), -1.0), chunks=(2, 8, 8)),
+    "small chunks": lambda: zarr.array(np.full((2, 8, 8), -1.0), chunks=(1, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("output", OUTPUTS)
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (np.s_[..., 0:2, 0:4], r"\[0:2, 0:2, 0:4\] is no destination: on axis 1 .* 0:4, 4:8; got 0:2"),
+        (np.s_[..., 0:8, 0:4], r"\[0:2, 0:8, 0:4\] is no destination: on axis 1 .*got 0:8"),
+        (np.s_[..., 0:4, 3:7], r"on axis 2 .*got 3:7"),
+        (np.s_[0:1, 0:4, 0:4], r"\[0:1, 0:4, 0:4\] is no destination: on axis 0 .* 0:2; got 0:1"),
+        (np.s_[..., 4:12, 0:4], r"outside: on axis 1 of the output, which has 8 samples, it is 4:12"),
+        (np.s_[..., 100:104, 0:4], r"outside: on axis 1 .*100:104"),
+        (np.s_[..., 8:8, 0:4], r"got 8:8"),
+    ],
+    ids=["part", "two", "shifted", "channel", "over the end", "outside", "empty"],
+)
+def test_a_writer_refuses_what_is_no_destination(place, said, output):
+    """Counted as a part, it made a chunk whole that was not."""
+    slices, target = tw.Slicer(np.ones((2, 8, 8)), (4, 4), 0), OUTPUTS[output]()
+    with slices.writer(target) as out:
+        for _ in range(4):
+            with pytest.raises(tw.GridError, match=said):
+                out[place] = 5
+        *first, last = [destination for _, _, destination in slices]
+        for destination in first:
+            out[destination] = 1
+        with pytest.raises(tw.ContractError, match=r"must have shape \(2, 4, 4\); got \(2, 6, 6\)"):
+            out[last] = np.ones((2, 6, 6))
+    expected = np.ones((2, 8, 8))
+    expected[last] = -1
+    np.testing.assert_array_equal(target[...], expected)
 
 
 def test_every_crop_of_a_threaded_loop_is_written():

@@ -55,7 +55,8 @@ class ChunkWriter(Locked):
 
     A context manager: at its end, chunks that are not whole, because parts were left out, are merged with the
     stored values. After an exception, only whole chunks have been written. If a write fails, its error is
-    raised and the chunk is kept: it is written when one of its parts is assigned again, or at the end.
+    raised and the chunk is kept: it is written when one of its parts is assigned again, or at the end. Of a
+    part that comes twice, the last samples count.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ class ChunkWriter(Locked):
         An array with ``chunks`` (and perhaps ``shards``), such as of Zarr or h5py; any other array is written
         part by part.
     parts : one (starts, stops) or None per axis of the array, samples
-        Spans of the parts to expect, each once; None: every part spans the axis.
+        Spans of the parts to expect, and no others; None: every part spans the axis.
 
     Examples
     --------
@@ -80,6 +81,7 @@ class ChunkWriter(Locked):
         self.shape = tuple(map(int, array.shape))
         self.dtype = dtype_of(array)
         self._unit = _unit_of(array)
+        self._spans = [_sorted(n, spans) for n, spans in zip(self.shape, parts, strict=True)]
         self._unwritten = dict[Index, _Unwritten]()
         self._written: set[Index] = set()
         self._busy = _locks()
@@ -97,6 +99,8 @@ class ChunkWriter(Locked):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         box = _box_of(index, self.shape)
+        # The parts that fill a chunk are counted: any other box would be taken for one of them.
+        self._check_place(box)
         given = as_array(value, "the part is a")
         self._check_range(given)
         values = _spread(given, box)
@@ -109,6 +113,21 @@ class ChunkWriter(Locked):
         with self._lock:
             whole = [number for number in numbers if self._keep(number, box, values)]
         self._write_all(whole)
+
+    def _check_place(self, box: Box) -> None:
+        """Raise a `GridError` if ``box`` is none of the parts."""
+        for axis, (a, b, (starts, stops)) in enumerate(zip(box.start, box.stop, self._spans, strict=True)):
+            first = int(starts.searchsorted(a))
+            if first < len(starts) and starts[first] == a and stops[first] == b:
+                continue  # nearly always: few parts begin at one sample
+            if b not in stops[first : int(starts.searchsorted(a, side="right"))]:
+                low = max(0, min(first, len(starts) - 2))
+                near = zip(starts[low : low + 2].tolist(), stops[low : low + 2].tolist(), strict=True)
+                raise GridError(
+                    f"{box} is no destination: on axis {axis} of the output, the nearest are "
+                    f"{', '.join(f'{i}:{j}' for i, j in near)}; got {a}:{b}. Assign each result to the whole "
+                    "destination that came with its crop."
+                )
 
     def _check_range(self, values: Array) -> None:
         """Raise a `ContractError` if the array has real numbers or integers that cannot hold ``values``."""
@@ -228,6 +247,13 @@ def _unit_of(array: Any) -> Index | None:
     return tuple(map(int, unit)) if isinstance(unit, tuple | list) else None
 
 
+def _sorted(extent: int, spans: Spans) -> tuple[Ints, Ints]:
+    """Return the spans of parts along an axis by their starts."""
+    starts, stops = (np.array([0]), np.array([extent])) if spans is None else spans
+    order = np.argsort(starts, kind="stable")
+    return starts[order], stops[order]
+
+
 def _spread(values: Array, box: Box) -> Array:
     """Return ``values`` in the shape of a box, as numpy assigns them.
 
@@ -259,6 +285,12 @@ def _box_of(index: Any, shape: Sequence[int]) -> Box:
     if len(items) != len(shape) or not all(isinstance(i, slice) and i.step in (None, 1) for i in items):
         raise GridError(f"a part of an array of shape {tuple(shape)} is named by plain slices; got {index}.")
     bounds = [i.indices(n) for i, n in zip(items, shape, strict=True)]
+    for axis, (item, n) in enumerate(zip(items, shape, strict=True)):
+        if any(end is not None and not -n <= end <= n for end in (item.start, item.stop)):
+            raise GridError(
+                f"a part lies outside: on axis {axis} of the output, which has {n} samples, it is "
+                f"{item.start}:{item.stop}. Assign each result to the destination that came with its crop."
+            )
     return Box(tuple(a for a, _, _ in bounds), tuple(max(a, b) for a, b, _ in bounds))
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -709,3 +710,73 @@ def test_a_view_and_a_computation_refuse_masked_parts() -> None:
             tw.view(out, verbose=False)[:20, :20]
         with dask.config.set(scheduler="threads"), pytest.raises(TypeError, match=r"masked.*[Ff]ill"):
             out.compute()
+
+
+# -- files that are written in place ----------------------------------------------------------------------
+
+
+def map_of(folder: Path, mode: str = "r+") -> Any:
+    path = folder / "map.raw"
+    return np.memmap(path, "f4", mode if path.exists() else "w+", shape=IMAGE.shape)
+
+
+def dataset_of(folder: Path) -> Any:
+    h5py = pytest.importorskip("h5py")
+    file = h5py.File(folder / "open.h5", "w")
+    return file.create_dataset("image", IMAGE.shape, "f4", chunks=(16, 16))
+
+
+def labelled_of(image: Any) -> Any:
+    return pytest.importorskip("xarray").Variable(("y", "x"), image)
+
+
+def added(image: Any) -> Any:
+    return tw.tiled_map(lambda crop: crop + image[0, 0], IMAGE, 16, 2, dtype="f4")
+
+
+IN_PLACE: dict[str, tuple[Callable[[Path], Any], Callable[[Any, Path], Any]]] = {
+    "map": (map_of, lambda image, _: build(image)),
+    "part of a map": (map_of, lambda image, _: build(image[8:])),
+    "map that reads": (map_of, lambda _, folder: build(map_of(folder, "r"))),
+    "labelled map": (map_of, lambda image, _: build(labelled_of(image))),
+    "where": (
+        map_of,
+        lambda image, _: tw.tiled_map(np.negative, IMAGE, 16, 2, dtype="f4", where=image.view("i4")),
+    ),
+    "load_once": (map_of, lambda _, folder: build(tw.load_once(np.memmap, (folder / "map.raw", "f4")))),
+    "function": (map_of, lambda image, _: added(image)),
+    "hdf5": (dataset_of, lambda image, _: build(image)),
+    "view of hdf5": (dataset_of, lambda image, _: build(image.astype("f8"))),
+    "dask of hdf5": (dataset_of, lambda image, _: build(da.from_array(image, name="image", chunks=16))),
+}
+
+
+@pytest.mark.sample(6)
+@pytest.mark.parametrize("case", IN_PLACE)
+def test_what_is_written_in_place_is_no_old_data(case: str, tmp_path: Path) -> None:
+    """A page of a map that waits to be written takes more writes without a new time of its file."""
+    opened, result = IN_PLACE[case]
+    image = opened(tmp_path)
+    image[:] = 1
+    out = result(image, tmp_path)
+    tw.to_zarr(out, tmp_path / "o.zarr", progress=False)
+    for value in (2, 3):
+        time.sleep(0.03)  # file systems stamp in steps
+        image[:] = value
+        again = result(image, tmp_path)
+        with pytest.raises(tw.TilingError, match="holds a result of other parts; changed: "):
+            tw.to_zarr(again, tmp_path / "o.zarr", progress=False)
+        tw.to_zarr(again, tmp_path / "o.zarr", progress=False, overwrite=True)
+    tw.to_zarr(again, tmp_path / "o.zarr", progress=False)  # the same
+
+
+@pytest.mark.parametrize("case", ["map", "part of a map", "hdf5"])
+def test_a_result_of_what_was_written_in_place_has_another_name(case: str, tmp_path: Path) -> None:
+    opened, result = IN_PLACE[case]
+    image = opened(tmp_path)
+    image[:] = 1
+    name = result(image, tmp_path).name
+    assert result(image, tmp_path).name == name
+    time.sleep(0.03)
+    image[:] = 2
+    assert result(image, tmp_path).name != name

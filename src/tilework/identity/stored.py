@@ -16,6 +16,7 @@ from tilework.identity.location import place_of
 from tilework.identity.stamps import of_array, stamp
 from tilework.source.base import Source
 from tilework.source.opening import open_source
+from tilework.source.stamps import settle
 
 __all__ = ["data_of", "data_read_by", "read_by"]
 
@@ -70,6 +71,10 @@ def _stamp(stored: Any) -> str | None:
     if isinstance(stored, zarr.Array):
         return of_array(stored)[1]
     name = _file(stored)
+    if isinstance(stored, np.memmap):
+        settle(name)
+    elif stored and stored.file.mode == "r+":
+        stored.file.flush()
     return stamp(name) if name is not None and Path(name).is_file() else None
 
 

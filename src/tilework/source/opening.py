@@ -34,7 +34,7 @@ from tilework.source.base import (
     Source,
 )
 from tilework.source.images import StoredImage, StoredImages, open_path, open_zarr
-from tilework.source.stamps import Files, Stamp
+from tilework.source.stamps import Files, Stamp, settle
 from tilework.source.undecoded import undecoded
 
 __all__ = ["Image", "check_extents", "open_source", "opened"]
@@ -236,6 +236,8 @@ def _open_numpy(array: Array) -> Source:
         token = _Hashed(array) if array.nbytes <= HASH_LIMIT else None
         return MemorySource(array, array.shape, array.dtype, token=token)
     path, offset, writer = mapped
+    if writer is not None:
+        settle(path)
     files = ((path, Stamp.of(path)),)
     return FileSource(
         array, array.shape, array.dtype,
@@ -263,6 +265,8 @@ def _open_h5(array: Any) -> Source:
     if dataset.shape is None:
         raise TilingError(f"the h5py dataset {dataset.name} is empty: it has no shape.")
     file = dataset.file
+    if file.mode == "r+":
+        file.flush()
     files = _files_of_h5(dataset)
     facts = (dataset.name, view, repr(dtype), dataset.shape, _tokens(files))
     return H5Source(

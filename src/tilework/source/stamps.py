@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from tilework.errors import TilingError
 from tilework.source.held import Process, this_machine, this_process
 
-__all__ = ["Files", "Seen", "Stamp", "check_files", "seen"]
+__all__ = ["Files", "Seen", "Stamp", "check_files", "seen", "settle"]
 
 # A file that is rewritten within one tick of its filesystem's clock keeps its times, and the tick of a kernel
 # is up to 16 ms. Some filesystems (FAT, ext3, some servers) count whole seconds, FAT two.
@@ -70,6 +71,21 @@ class Stamp:
     def __str__(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.written / 1e9))
         return f"{self.size} bytes written at {when}.{self.written % 10**9:09d} (inode {self.inode})"
+
+
+def settle(path: str) -> None:
+    """Write to a file what memory maps hold for it, of any process, so that a later write changes its time.
+
+    A page that waits to be written takes further writes without a trace, for half a minute or so. Where
+    nothing waits, this takes microseconds. A filesystem in memory (tmpfs) counts no write of a map after its
+    first.
+    """
+    with suppress(OSError):  # filesystems without it
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
 
 
 Files = tuple[tuple[str, Stamp | None], ...]

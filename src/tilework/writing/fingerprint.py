@@ -32,6 +32,7 @@ from tilework.source.base import (
     OnceSource,
     Source,
 )
+from tilework.source.stamps import settle
 from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
 from tilework.writing.code import READ, Fingerprint, describe
@@ -413,6 +414,7 @@ def _(source: BlockSource) -> Fingerprint:
 
 @_identity.register
 def _(source: FileSource) -> Fingerprint:
+    settle(source.path)
     data = stamp(source.path)
     parts = {
         "path": _at(source.path, f" from byte {source.offset}"),
@@ -424,6 +426,8 @@ def _(source: FileSource) -> Fingerprint:
 
 @_identity.register
 def _(source: H5Source) -> Fingerprint:
+    if source.writer:
+        source.writer.flush()
     data = stamp(source.path) if Path(source.path).is_file() else UNKNOWN
     view = "" if source.view is None else repr(source.view)
     parts = {"path": _at(source.path, f":{source.dataset}{view}"), "data": data}

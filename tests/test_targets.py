@@ -421,3 +421,46 @@ def test_an_array_of_a_result_whose_dims_are_no_texts_is_written_again() -> None
     stored = named_array(("2", "1"), 3)
     tw.to_zarr(out, stored, progress=False)
     assert (stored[...] == 1).all()
+
+
+# -- what Zarr cannot hold --------------------------------------------------------------------------------
+
+
+def long_double(crop: np.ndarray) -> np.ndarray:
+    return crop.astype(np.longdouble)
+
+
+def both(crop: np.ndarray) -> dict[str, np.ndarray]:
+    return {"a": crop, "b": long_double(crop)}
+
+
+REFUSED: dict[str, tuple[Any, Callable[[], Any], dict[str, Any]]] = {
+    "one": (result, lambda: result(fn=long_double, dtype=None), {}),
+    "options": (result, lambda: result(fn=long_double, dtype=None), {"fill_value": 0}),
+    "format 2": (result, lambda: result(fn=long_double, dtype=None), {"zarr_format": 2}),
+    "any dask array": (result, lambda: da.ones((64, 64), chunks=16, dtype=np.longdouble), {}),
+    "image": (result, lambda: result(fn=long_double, dtype=None), {"ome": True}),
+    "second": (
+        lambda: result(fn=lambda x: {"a": x, "b": x}, dtype=None), lambda: result(fn=both, dtype=None), {}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(np.longdouble(0).itemsize == 8, reason="no long doubles here")
+@pytest.mark.parametrize("case", REFUSED)
+def test_former_data_stay_where_zarr_refuses_the_new(case: str, tmp_path: Path) -> None:
+    """They were deleted for an array that could not be created."""
+    former, new, options = REFUSED[case]
+    write(former(), tmp_path / "a.zarr", **{k: v for k, v in options.items() if k != "fill_value"})
+    before = files(tmp_path)
+    with pytest.raises(tw.TilingError, match=r"cannot hold the result .* dtype float128: .*dtype=.float32"):
+        write(new(), tmp_path / "a.zarr", overwrite=True, **options)
+    after = files(tmp_path)
+    assert {name for name in before if "claim" not in name} <= set(after)
+    assert all(after[name] == data for name, data in before.items() if "/c/" in name)
+
+
+def test_options_that_zarr_refuses_are_named(tmp_path: Path) -> None:
+    with pytest.raises(tw.TilingError, match=r"zarr\.create_array refuses fill_value='x': "):
+        write(result(), tmp_path / "a.zarr", fill_value="x")
+    assert not files(tmp_path)

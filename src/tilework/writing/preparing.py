@@ -451,7 +451,7 @@ def _member(
             return image.chunks(shape, dtype.itemsize, source_chunks(found.spec, number))
         return default_chunks(found.spec, number, shape, dtype.itemsize)
 
-    layout = place.layout(shape, usual)
+    layout = place.layout(shape, dtype, usual)
     member = Member(number=number, lazy=lazy, dtype=dtype, place=place, layout=layout, image=image)
     return with_levels(member, fingerprint)
 
@@ -506,7 +506,7 @@ def _prepare_chunks(
         assert asked.version is not None
         fingerprint = Fingerprint({"version": asked.version})
     place = place.compare(fingerprint)
-    layout = place.layout(array.shape, lambda: tuple(map(usual_unit, array.chunks)))
+    layout = place.layout(array.shape, array.dtype, lambda: tuple(map(usual_unit, array.chunks)))
     if asked.rebuilt is not None:
         array = asked.rebuilt(layout.unit)
     check_chunks(array.chunks, layout.unit, dims)

@@ -79,7 +79,7 @@ def with_levels(member: Member, fingerprint: Mapping[str, str]) -> Member:
         _refuse_others(looked)
         place = looked.compare(level.fingerprint(fingerprint, image.method, image.meta.nodata))
         chunks = level.layout.chunks
-        place.layout(level.shape, functools.partial(tuple, chunks))
+        place.layout(level.shape, member.dtype, functools.partial(tuple, chunks))
         places.append(place)
     return replace(member, levels=levels, level_places=tuple(places))
 

@@ -259,8 +259,15 @@ class Fresh:
         """Return the place: no result is resumed here."""
         return self
 
-    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
-        """Return the given chunks and shards, else the default chunks."""
+    def layout(self, shape: Index, dtype: np.dtype[Any], default: Callable[[], Index]) -> Layout:
+        """Return the given chunks and shards, else the default chunks.
+
+        Raises
+        ------
+        TilingError
+            If zarr refuses them, the dtype or the caller's options: all arrays of a run are laid out before
+            the first is created and its former data are deleted.
+        """
         chunks = lengths("chunks", filled(self.target.chunks, default), shape)
         given = filled(self.target.shards, lambda: chunks or default())
         asked = lengths("shards", given, shape)
@@ -278,7 +285,9 @@ class Fresh:
                 raise AlignmentError(
                     f"shards must be multiples of chunks; got shard {shard} and chunk {chunk} on axis {axis}."
                 )
-        return Layout(chunks, shards)
+        layout = Layout(chunks, shards)
+        self._try(shape, dtype, layout)
+        return layout
 
     def create(
         self, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record
@@ -288,12 +297,8 @@ class Fresh:
         The order matters if the process dies in between: marks are deleted before data, so that no mark is
         believed for data that are gone.
         """
-        target, options = self.target, dict(self.target.options)
-        for name in ("storage_options", "zarr_format"):
-            options.pop(name, None)
-        given = options.pop("attributes", None)
-        attributes: dict[str, Any] = {} if given is None else as_options("attributes", given)
-        self._try(shape, dtype, layout, options | ({"attributes": dict(attributes)} if attributes else {}))
+        target, options = self.target, self._options()
+        attributes: dict[str, Any] = options.pop("attributes", {})
         before = Ledger(self.found).record if isinstance(self.found, zarr.Array) else None
         record = completed(record, shape, layout.unit, target.objects, before)
         own = target.labels.options(target.key, self.zarr_format)
@@ -316,18 +321,34 @@ class Fresh:
                 f"{target.address} was created by somebody else in this moment; look at it, and call again."
             ) from error
 
-    def _try(self, shape: Index, dtype: np.dtype[Any], layout: Layout, options: Mapping[str, Any]) -> None:
-        """Raise a `TilingError` if zarr refuses the caller's options, before anything is deleted for them."""
-        if not options:
-            return
+    def _options(self) -> dict[str, Any]:
+        """Return the caller's options for the array, with attributes as a dict."""
+        options = dict(self.target.options)
+        for name in ("storage_options", "zarr_format"):
+            options.pop(name, None)
+        given = options.pop("attributes", None)
+        attributes = {} if given is None else dict(as_options("attributes", given))
+        return options | ({"attributes": attributes} if attributes else {})
+
+    def _try(self, shape: Index, dtype: np.dtype[Any], layout: Layout) -> None:
+        """Raise a `TilingError` if zarr refuses the array; half a millisecond."""
+        options = self._options()
         own: dict[str, Any] = {
             "chunks": layout.chunks,
             "shards": layout.shards,
-            "zarr_format": self.home.zarr_format,
+            "zarr_format": self.zarr_format,
         }
         try:
-            zarr.create_array(MemoryStore(), shape=shape, dtype=dtype, **own | dict(options))
+            zarr.create_array(MemoryStore(), shape=shape, dtype=dtype, **own | options)
+        except Warning:
+            raise  # whoever turns warnings into errors gets them
         except Exception as error:
+            if not options or not _has_dtype(dtype, self.zarr_format):
+                raise TilingError(
+                    f"Zarr format {self.zarr_format} cannot hold the result for {self.target.address}, of "
+                    f'dtype {dtype}: {error}. Say another, such as dtype="float32" in tiled_map, or write '
+                    'out.astype("float32").'
+                ) from error
             given = ", ".join(f"{name}={brief(value)}" for name, value in options.items())
             raise TilingError(f"zarr.create_array refuses {given}: {error}") from error
 
@@ -345,8 +366,9 @@ class Foreign:
         """Return the place: no result is resumed here."""
         return self
 
-    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
+    def layout(self, shape: Index, dtype: np.dtype[Any], default: Callable[[], Index]) -> Layout:
         """Return the layout of the array; raise if another one was given."""
+        del dtype, default
         return _layout_there(self.target, self.array, shape)
 
     def create(
@@ -407,8 +429,9 @@ class Continued:
             f"overwrite=True.{found.advice if self.target.accepts else ''}"
         )
 
-    def layout(self, shape: Index, default: Callable[[], Index]) -> Layout:
+    def layout(self, shape: Index, dtype: np.dtype[Any], default: Callable[[], Index]) -> Layout:
         """Return the layout of the array; raise if another one was given."""
+        del dtype, default
         return _layout_there(self.target, self.array, shape)
 
     def create(
@@ -428,6 +451,15 @@ class Continued:
         forget(ledger.objects, self.record["generation"])
         ledger.write_record(self.record)
         return self.array, self.record
+
+
+def _has_dtype(dtype: np.dtype[Any], zarr_format: Any) -> bool:
+    """Return whether a format of Zarr has a dtype."""
+    try:
+        zarr.create_array(MemoryStore(), shape=(1,), dtype=dtype, zarr_format=zarr_format)
+    except Exception:
+        return False
+    return True
 
 
 Place = Fresh | Continued | Foreign

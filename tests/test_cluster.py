@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -309,6 +310,23 @@ def test_a_result_that_is_lost_with_its_worker_is_a_failure(client: Any) -> None
     cluster._collect(Lost())
     assert failed == [error]
     assert error.__notes__
+
+
+@pytest.mark.parametrize("scheduler", ["threads", "synchronous"])
+def test_what_a_cluster_holds_is_not_read_by_threads(scheduler: str, client: Any, tmp_path: Path) -> None:
+    """dask says that a dependency is missing."""
+    held = client.persist(da.from_array(IMAGE, chunks=32) * 2)
+    out = tw.tiled_map(np.negative, held, 24, 4, dtype="f4")
+    told = pytest.raises(
+        tw.TilingError, match=rf"{held.name} are held by a cluster .*'{scheduler[:4]}.* cannot read"
+    )
+    for array in (out, held + 1):
+        with told:
+            tw.to_zarr(array, tmp_path / "a.zarr", scheduler=scheduler, progress=False, overwrite=True)
+    with told:
+        tw.image_statistics(held, scheduler=scheduler)
+    written = tw.to_zarr(out, tmp_path / "b.zarr", client=client, progress=False)
+    np.testing.assert_array_equal(written[...], -2 * IMAGE)
 
 
 def test_a_model_travels_as_its_recipe(processes: Any, tmp_path: Path) -> None:

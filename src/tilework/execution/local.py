@@ -7,7 +7,7 @@ import inspect
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -17,6 +17,7 @@ from dask.delayed import Delayed
 from dask.multiprocessing import get_context, initialize_worker_process
 from dask.task_spec import DataNode, List, Task, TaskRef
 
+from tilework.errors import TilingError
 from tilework.execution.cluster import Cluster
 from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared, needed_in, put_off
 from tilework.execution.progress import LOG, Progress, Tracker, bar
@@ -138,6 +139,7 @@ class Local:
         later = {key: held for key, held in carried.items() if held[0] > ends}
         graph |= {k: self._held(k, carried[k][1], k in later) for k in carried.keys() & needed}
         carried.clear()
+        self._refuse_held_elsewhere(needed - graph.keys())
         put_off(graph, kept.keys() - needed, list(writes)[-1:])
         keys = [*writes, *kept]
         values = self.where.get(graph, keys, **self._options(batch, writes))
@@ -147,6 +149,16 @@ class Local:
         self.seams = later | {key: (end, found[key]) for key, end in kept.items()}
         self.shared = batch[-1].shared if self.seams else None
         return True
+
+    def _refuse_held_elsewhere(self, keys: Collection[Key]) -> None:
+        """Raise a `TilingError` if tasks need values that only a cluster has."""
+        if keys:
+            name = next(key[0] if isinstance(key, tuple) else key for key in keys)
+            raise TilingError(
+                f"blocks of the dask array {name} are held by a cluster (persist), which the scheduler "
+                f"{self.where.name!r} cannot read; run on the cluster (client=), or build the result of the "
+                "array before it was persisted."
+            )
 
     def _held(self, key: Key, seam: Any, later: bool) -> Task | DataNode:
         """Return the node of a seam that is carried over; ``later``: pieces after the batch need it too.

@@ -474,3 +474,38 @@ def test_an_attribute_named_batched_means_nothing() -> None:
         np.testing.assert_array_equal(run(IMAGE, fn), IMAGE)
         np.testing.assert_array_equal(run(IMAGE, fn, dtype="f4", blend="average"), IMAGE)
     assert tw.probe(Method(), (16, 16)).overlap == (0, 0)
+
+
+# -- what a predicate returns -----------------------------------------------------------------------------
+
+TRUTHS: dict[str, tuple[Any, bool | str]] = {
+    "None": (None, False),
+    "bool": (True, True),
+    "numpy": (np.bool_(False), False),
+    "number": (0.0, False),
+    "array of one": (np.array([True]), True),
+    "NaN": (float("nan"), r"got nan \(float\)"),
+    "text": ("no", "got 'no'"),
+    "samples": (IMAGE > 3, r"got shape \(40, 40\)"),
+    "nothing": ([], r"got shape \(0,\)"),
+}
+
+
+@pytest.mark.parametrize("case", TRUTHS)
+def test_a_predicate_returns_one_truth_value(case: str) -> None:
+    """NaN and text are true for Python, so that tiles were left out."""
+    value, said = TRUTHS[case]
+    if isinstance(said, str):
+        with pytest.raises(tw.ContractError, match=f"skip must return one True or False .*{said}"):
+            run(IMAGE, skip=lambda _: value)
+    else:
+        np.testing.assert_array_equal(run(IMAGE, skip=lambda _: value, fill_value=-1), -1 if said else IMAGE)
+
+
+def test_small_floats_are_no_place_for_complex_numbers() -> None:
+    small = pytest.importorskip("ml_dtypes").bfloat16
+    with pytest.raises(tw.ContractError, match="returned dtype complex64; the declared dtype is bfloat16"):
+        run(IMAGE, lambda x: x * 1j, dtype=small)
+    np.testing.assert_array_equal(run(IMAGE % 8, dtype=small).astype("f4"), IMAGE % 8)
+    with pytest.raises(tw.TilingError, match=r"values of dtype bfloat16; let the function return float32"):
+        run(IMAGE, lambda x: x.astype(small), blend="hann")

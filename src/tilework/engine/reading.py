@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._checks import as_text
+from tilework._checks import as_text, brief
 from tilework._types import Array, Index, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
@@ -23,7 +23,7 @@ from tilework.engine.stopping import check_stop
 from tilework.engine.validity import Validity
 from tilework.errors import ContractError, TilingError
 from tilework.function.bound import BoundOutput
-from tilework.function.calling import as_results, call_whole, is_batched, is_on_device
+from tilework.function.calling import as_array, as_results, call_whole, is_batched, is_on_device
 from tilework.function.device_memory import LIMITS, in_batches, is_out_of_memory
 from tilework.function.devices import wants_whole_batches
 from tilework.function.guard import Guard
@@ -254,11 +254,30 @@ def _cut(
         return None
     if spec.skip is not None:
         with Guard(lambda: f"raised by skip= on {tile}"):
-            skips = bool(spec.skip(*cuts))
+            skips = _truth(spec.skip(*cuts))
         if skips:
             skipped.append(tile.index)
             return None
     return cuts + valid
+
+
+def _truth(value: Any) -> bool:
+    """Return what a predicate says of a crop; None is no.
+
+    Raises
+    ------
+    ContractError
+        If it is neither yes nor no: NaN, text and empty or several values would leave out tiles by chance.
+    """
+    if value is None or isinstance(value, bool | np.bool_):
+        return bool(value)
+    found = as_array(value, "skip returned a")
+    if found.size != 1 or found.dtype.kind not in "biuf" or bool((found != found).any()):
+        few = brief(value) if found.size == 1 else f"shape {found.shape}"
+        raise ContractError(
+            f"skip must return one True or False for a crop, as by any() or all(); got {few}."
+        )
+    return bool(found.item())
 
 
 def _valid_crops(

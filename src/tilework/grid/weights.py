@@ -564,6 +564,11 @@ def accumulation_dtype(dtype: np.dtype[Any], kind: str) -> np.dtype[Any]:
             )
         return dtype
     if dtype.kind not in "iufc" or (kind != "sum" and dtype.kind in "iu" and dtype.itemsize == 8):
+        if dtype.kind == "V" and dtype.names is None and np.can_cast(dtype, np.float32):
+            raise TilingError(
+                f'blend="{kind}" cannot combine values of dtype {dtype}; let the function return float32: '
+                'result.astype("float32").'
+            )
         raise TilingError(
             f'blend="{kind}" cannot combine values of dtype {dtype}: labels and flags must not be averaged. '
             'Use blend="trim" (or "max" for flags), or let the function return floats.'

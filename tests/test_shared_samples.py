@@ -219,6 +219,7 @@ def windows() -> np.ndarray:
         ("windows", tw.TilingError, "several samples of .* are one in memory"),
         ("windows of a tensor", tw.TilingError, "several samples of .* are one in memory"),
         ("read-only", tw.TilingError, "is read-only"),
+        ("hdf5", tw.TilingError, r"is read-only; open its file for writing: h5py\.File"),
         ("chunked", TypeError, "holds data"),
         ("lazy", TypeError, "holds data"),
     ],
@@ -229,6 +230,8 @@ def test_arrays_that_would_take_no_samples_are_refused(
 ) -> None:
     torch = pytest.importorskip("torch")
     labelled(np.zeros_like(IMAGE)).to_netcdf(tmp_path / "a.nc")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = np.zeros_like(IMAGE)
     shape = IMAGE.shape
     into = {
         "bfloat16": lambda: torch.zeros(shape, dtype=torch.bfloat16),
@@ -240,6 +243,7 @@ def test_arrays_that_would_take_no_samples_are_refused(
         "windows": lambda: labelled(windows()),
         "windows of a tensor": lambda: torch.from_numpy(windows()),
         "read-only": lambda: labelled(np.broadcast_to(np.float32(0), shape)),
+        "hdf5": lambda: h5py.File(tmp_path / "a.h5")["a"],
         "chunked": lambda: labelled(np.zeros_like(IMAGE)).chunk(16),
         "lazy": lambda: xr.open_dataarray(tmp_path / "a.nc"),
     }[kind]()

@@ -81,6 +81,8 @@ def check_samples(what: str, array: Any) -> None:
         if not array.flags.writeable:
             raise TilingError(f"{what} is read-only; open it for writing (mode='r+' for a memmap).")
         one = _repeats(array.shape, array.strides, array.itemsize)
+    elif (dataset := _dataset(array)) is not None and dataset.file.mode == "r":
+        raise TilingError(f"{what} is read-only; open its file for writing: h5py.File(path, 'r+').")
     elif is_tensor(array):
         if array.is_meta or str(array.layout) != "torch.strided":
             where = "on meta" if array.is_meta else f"of layout {str(array.layout)[6:]}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from dask.base import get_annotations
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
 from tilework.execution.piece import Piece, Shared, needed_in, put_off
@@ -20,6 +23,8 @@ __all__ = ["Cluster"]
 # Pieces submitted to a cluster at a time, at least and per thread: enough that no worker waits for the
 # client, few enough that a million blocks are never in the scheduler's memory.
 CLUSTER_BLOCKS, BLOCKS_PER_THREAD = 512, 16
+# Annotations with which the user says where tasks run.
+KEPT_BY_USER = {"workers", "allow_other_workers", "resources"}
 # Time between two questions whether cancelled tasks have ended, seconds.
 POLL = 0.05
 
@@ -134,12 +139,35 @@ class Cluster:
         put_off(tasks, kept - needed_in(tasks), list(batch[-1].writes)[-1:])
         heavy = {key: tasks.pop(key) for piece in batch for key in piece.heavy}
         if not heavy:
-            return tasks
+            return self._by_worker(batch, tasks)
         resources = {"resources": dict(self.where.resources or {})}
         return HighLevelGraph(
             {"light": MaterializedLayer(tasks), "heavy": MaterializedLayer(heavy, resources)},
             {"light": {"heavy"}, "heavy": set()},
         )
+
+    def _by_worker(self, batch: list[Piece], tasks: dict[Key, Any]) -> Any:
+        """Return the tasks of a batch; those of pieces with a lane are in layers for one worker each.
+
+        So a worker decodes a chunk for all blocks that read it. The scheduler gives blocks to whoever is
+        free, and four workers decoded the chunks of a trim 3.8 times, and do so 1.3 times in lanes. Another
+        worker may still take what waits too long.
+        """
+        if all(piece.lane is None for piece in batch) or get_annotations().keys() & KEPT_BY_USER:
+            return tasks
+        threads = sorted(self.client.nthreads().items())
+        ends = list(itertools.accumulate(n for _, n in threads))
+        layers: dict[str, dict[Key, Any]] = {}
+        for piece in batch:
+            if len(threads) > 1 and piece.lane is not None and piece.lane.of >= len(threads):
+                address, _ = threads[bisect.bisect_right(ends, piece.lane.place * ends[-1])]
+                layers.setdefault(address, {}).update((key, tasks.pop(key)) for key in piece.tasks)
+        if not layers:
+            return tasks
+        found = {"any": MaterializedLayer(tasks)}
+        for address, own in layers.items():
+            found[address] = MaterializedLayer(own, {"workers": [address], "allow_other_workers": True})
+        return HighLevelGraph(found, {name: set() for name in found})
 
     def _get(self, graph: Any, keys: list[Key]) -> list[Any]:
         """Submit a graph, and return the futures of ``keys``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
 
@@ -21,7 +21,18 @@ from tilework.grid.tiles import Tile
 from tilework.source.base import Unread
 from tilework.source.zarr_requests import at_work
 
-__all__ = ["Broken", "Guarded", "Job", "Piece", "Shared", "guarded", "needed_in", "put_off", "with_sources"]
+__all__ = [
+    "Broken",
+    "Guarded",
+    "Job",
+    "Lane",
+    "Piece",
+    "Shared",
+    "guarded",
+    "needed_in",
+    "put_off",
+    "with_sources",
+]
 
 
 class Job(Protocol):
@@ -64,6 +75,15 @@ class Shared:
     """Tasks and data by key."""
 
 
+class Lane(NamedTuple):
+    """Where a piece lies across the image: those of near places read the same chunks."""
+
+    place: float
+    """From 0 to 1."""
+    of: int
+    """Number of pieces side by side."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Tasks that are submitted together."""
@@ -82,6 +102,8 @@ class Piece:
     """Values that later pieces of the same `Shared` need, and the position of the last such piece."""
     position: int = 0
     """Number of the piece among those of its `Shared`."""
+    lane: Lane | None = None
+    """Where it lies, if it matters which process runs it."""
     reads: bool = False
     """Whether it also computes what it reads, in tasks that may be of any kind."""
 

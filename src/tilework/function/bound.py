@@ -377,9 +377,9 @@ def _dtype(output: Output, values: np.dtype[Any] | None, shape: Index, channel: 
     else:
         raise TilingError("the dtype of an output is not known; say Output(dtype, ...).")
     if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
-        said = " " if output.dtype is None else "="
+        said = f" {dtype}" if output.dtype is None else f"='{dtype}'"
         raise TilingError(
-            f"an output cannot have dtype{said}{dtype}; tilework handles numbers, bool, datetimes, and text "
+            f"an output cannot have dtype{said}; tilework handles numbers, bool, datetimes, and text "
             "and records of a fixed length."
         )
     return np.dtype(dtype)

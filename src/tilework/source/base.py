@@ -129,7 +129,7 @@ class Source:
         """Return the samples of ``box``, intervals per axis inside the image; may be a view."""
         part = unmasked(self.raw(box))
         check_box(part, box, self.handle)
-        return self.as_declared(part)
+        return part if part.dtype == self.dtype else self.as_declared(part)
 
     def raw(self, box: Sequence[Span]) -> Any:
         """Return what the object returns for ``box``, a masked array for example."""

@@ -16,7 +16,7 @@ from dask.task_spec import DataNode, Task, TaskRef
 from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.reading import Failure, tiles_of
 from tilework.engine.spec import Spec
-from tilework.execution.piece import Job, Piece, Shared, guarded, with_sources
+from tilework.execution.piece import Job, Lane, Piece, Shared, guarded, with_sources
 from tilework.graph.build import dask_arrays
 from tilework.graph.tasks import BlockTasks, Key, calls_function
 from tilework.grid.axis import ceil_div
@@ -35,6 +35,8 @@ __all__ = ["ChunkJob", "ChunkedJob", "TileJob", "WriteJob", "sink_of"]
 
 # Blocks of a run of which one unit is read back, by the task and by the client at the end.
 CHECKED = 8
+# Multiples of it, less whole numbers, are spread evenly from 0 to 1.
+GOLDEN = 0.6180339887
 
 
 def sink_of(
@@ -222,7 +224,7 @@ class TileJob(WriteJob):
 
     def _by_block(self, blocks: BlockTasks) -> Iterator[Piece]:
         """Yield the tasks of each block that has any, in raster order."""
-        shared = Shared(blocks.shared)
+        shared, laned = Shared(blocks.shared), self._laned()
         for position, index in enumerate(blocks.order()):
             nodes = dict(blocks.of(index))
             if not nodes:
@@ -237,7 +239,28 @@ class TileJob(WriteJob):
                 heavy=frozenset(calls),
                 keep={seam: position + blocks.reach} if seam in nodes else {},
                 position=position,
+                lane=self._lane(index) if laned else None,
             )
+
+    def _laned(self) -> bool:
+        """Return whether a process should run blocks that lie near each other.
+
+        So it is where they read the same chunks and wait for nothing of one another: those that wait for
+        seams of a slower worker would hold what they have. A dask source has its chunks somewhere already.
+        """
+        plan = self.spec.active
+        waiting = plan.reuse == "share" and any(table.reaching.any() for table in plan.tables)
+        return plan.cache_bytes > 0 and not (waiting or self.apart or dask_arrays(self.spec.sources))
+
+    def _lane(self, index: Index) -> Lane:
+        """Return where a block lies across its slab, along all tiled axes but the slowest."""
+        plan = self.spec.active
+        cut = plan.n_each + 1
+        across, slab = plan.slow_axes[cut:], plan.slow_axes[:cut]
+        of = math.prod(plan.blocks[d] for d in across)
+        # Ends of lanes move from slab to slab, so that each has its share of the blocks.
+        shift = _number(index, slab, plan.blocks) * GOLDEN % 1
+        return Lane((_number(index, across, plan.blocks) + shift) / of, of)
 
     def _tasks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
         return BlockTasks(spec, name, wanted=lambda index: bool(wanted[index]), apart=self.apart)
@@ -266,6 +289,14 @@ class TileJob(WriteJob):
         tasks = self._guarded(dict(blocks.of(index)))
         [piece] = self._reading([Piece(self, Shared(blocks.shared), tasks, {blocks.key("write", index): 1})])
         return piece
+
+
+def _number(index: Index, axes: Sequence[int], counts: Index) -> int:
+    """Return the number of a block in raster order over some axes."""
+    number = 0
+    for d in axes:
+        number = number * counts[d] + index[d]
+    return number
 
 
 class ChunkedJob(WriteJob):

@@ -136,7 +136,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
     },
     "10^8 samples in crops of 10": {"given": Grid((10**8,), 10, 1000), "source": "zeros"},
     "mask of 4 million tiles": {"given": Grid((10**6,) * 2, 1024, 1024), "source": "zeros", "mask": 100},
-    "mask of 10^10 tiles": {"given": Grid((10**7,) * 2, 128, 1024), "source": "zeros", "mask": 100},
+    "mask of 10^10 tiles": {"given": Grid((10**7,) * 2, 128, 1024), "mask": 100},
 }
 """Builds that choose their blocks: the more tiles an axis has, the more there would be to look at."""
 

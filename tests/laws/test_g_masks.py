@@ -20,6 +20,7 @@ from tilework import TilePlan, plan_tiles
 from tilework.plan import tile_mask
 from tilework.plan.cost import repeated_crops, tasks
 from tilework.plan.decoding import kept_chunks
+from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import SourcePlan
 from tilework.plan.tile_mask import TileMask
 
@@ -157,6 +158,10 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
     kept = kept_chunks(plan, 0, plan.shape, chunks, tuple(range(len(plan.shape))))
     if not kept.lost:
         np.testing.assert_array_equal(kept.uses, uses)
+    reads = MaskedReads.of(plan, chunks)
+    np.testing.assert_array_equal(reads.uses(), uses)
+    assert reads.total() == uses.sum()
+    assert reads.once() == np.count_nonzero(uses)
 
 
 @given(st.data(), st.integers(1, 9))
@@ -171,6 +176,9 @@ def test_G9_costs_of_many_equal_blocks_equal_walking_them(data, size):
     plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
     assert tasks(plan) == walked_tasks(plan)
     assert repeated_crops(plan) == sum(-n % size for crops in walked_crops(plan) for n in crops.values())
+    reads = MaskedReads.of(plan, tuple(data.draw(st.integers(1, 20)) for _ in extents))
+    assert reads.total() == reads.uses().sum()
+    assert reads.once() == np.count_nonzero(reads.uses())
 
 
 @pytest.mark.parametrize("extents", [(10**7,) * 2, (640_000,) * 3], ids=["2-D", "3-D"])

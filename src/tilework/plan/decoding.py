@@ -10,7 +10,6 @@ advance, whereas a cache that is too small for a plane would lose each chunk jus
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,8 @@ import numpy as np
 
 from tilework._types import Array, Index, Ints
 from tilework.grid.axis import ceil_div
-from tilework.plan.axis_table import AxisTable, Spans
-from tilework.plan.box_sums import box_any
+from tilework.plan.axis_table import AxisTable
+from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import BlockPlan, SourcePlan
 
 __all__ = [
@@ -94,7 +93,7 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
     others = (s for s in plan.sources if s is not source and s.chunks is not None)
     limit = plan.cache_bytes - sum(_source_bytes(plan, s, s.chunks or (), level) for s in others)
     if plan.mask is not None and not lost:
-        masked = _masked_uses(plan, source.chunks).transpose(np.argsort(axes))
+        masked = MaskedReads.of(plan, source.chunks).uses().transpose(np.argsort(axes))
         rest = tuple(a for a in range(len(shape)) if a not in axes)
         grid = [ceil_div(n, c) for n, c in zip(shape, chunks, strict=True)]
         uses = np.broadcast_to(np.expand_dims(masked, rest), grid)
@@ -121,46 +120,6 @@ def _lasts(plan: BlockPlan, shape: Index, chunks: Index, axes: Index) -> list[tu
             place = np.searchsorted(first[reading], each, "right") - 1
             found.append((d, axes[d], reading[place] if len(reading) else np.zeros_like(each)))
     return found
-
-
-def _masked_uses(plan: BlockPlan, chunks: Index) -> Ints:
-    """Return the number of blocks that read each chunk, over the grid axes, where not all tiles run."""
-    mask, share = plan.mask, plan.reuse == "share"
-    assert mask is not None
-    if not mask.bits.size:
-        return np.zeros([ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True)], np.int64)
-    tiles = [t.owns if share else t.touches for t in plan.tables]
-    groups = [mask.groups(d, spans) for d, spans in enumerate(tiles)]
-    lows, highs = [], []
-    for d, (grid, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
-        # A block reads from its first running tile to its last along each axis.
-        ends = np.asarray(mask.edges[d])
-        each = np.arange(len(ends) - 1)
-        single = [groups[e] if e != d else Spans(each, each + 1) for e in range(len(groups))]
-        along = np.moveaxis(box_any(mask.bits, single), d, -1)
-        starts, stops = grid.reads()
-        low, high = [], []
-        for (first, stop), (own, after) in zip(tiles[d].pairs(), groups[d].pairs(), strict=True):
-            if stop == first:
-                low.append(np.zeros(along.shape[:-1], np.int64))
-                high.append(low[-1])
-                continue
-            part = along[..., own:after]
-            some = part.any(-1)
-            start = starts[np.maximum(first, ends[own + part.argmax(-1)])]
-            end = stops[np.minimum(stop, ends[after - part[..., ::-1].argmax(-1)]) - 1]
-            low.append(np.where(some, np.maximum(start, 0) // chunk, 0))
-            high.append(np.where(some, -(-np.minimum(end, grid.extent) // chunk), 0))
-        lows.append(np.moveaxis(np.stack(low, -1), -1, d))
-        highs.append(np.moveaxis(np.stack(high, -1), -1, d))
-    # Each block adds one to a box of chunks: to the differences at its corners, which are then summed up.
-    changes = np.zeros([ceil_div(n, c) + 1 for n, c in zip(plan.shape, chunks, strict=True)], np.int64)
-    for corner in itertools.product((0, 1), repeat=len(chunks)):
-        at = tuple((highs if c else lows)[d] for d, c in enumerate(corner))
-        np.add.at(changes, at, (-1) ** sum(corner))
-    for d in range(changes.ndim):
-        changes = changes.cumsum(d)
-    return changes[(slice(-1),) * changes.ndim]
 
 
 # -- levels -----------------------------------------------------------------------------------------------
@@ -406,7 +365,6 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     again *= math.prod(facts[d].reads / max(1, facts[d].once) for d in plan.slab_axes if d not in lost)
     if plan.mask is None:
         return again * math.prod(f.once / f.count for f in facts)
-    uses = _masked_uses(plan, source.chunks)
-    if len(lost) == len(facts):
-        return float(uses.sum() / uses.size)
-    return again * float(np.count_nonzero(uses) / uses.size)
+    reads = MaskedReads.of(plan, source.chunks)
+    count = math.prod(reads.grid)
+    return reads.total() / count if len(lost) == len(facts) else again * reads.once() / count

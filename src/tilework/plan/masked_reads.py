@@ -1,0 +1,142 @@
+"""Storage chunks that blocks read under a mask: from the first tile of a block that runs to its last.
+
+Consecutive blocks along an axis that have the same groups of tiles are a *class*. Where the other blocks lie
+among classes is all that decides which of a block's tiles run along an axis, so questions are answered by
+class, and a coarse mask costs what it takes itself.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tilework._types import Bits, Index, Ints
+from tilework.grid.axis import ceil_div
+from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import box_any
+from tilework.plan.tables import BlockPlan
+
+__all__ = ["MaskedReads"]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedReads:
+    """Chunks that the blocks of a plan read along each axis, of one source."""
+
+    grid: Index
+    """Number of chunks per grid axis."""
+    firsts: tuple[Ints, ...]
+    """Per axis, the first block of each class."""
+    lows: tuple[Ints, ...]
+    """Per axis, the first chunk that each block reads along it; along the other axes, one entry per class."""
+    highs: tuple[Ints, ...]
+    """One past the last; no more than the first for a block that reads nothing."""
+
+    @classmethod
+    def of(cls, plan: BlockPlan, chunks: Index) -> MaskedReads:
+        """Return what the blocks of a plan with a mask read; ``chunks`` are lengths per grid axis."""
+        mask = plan.mask
+        assert mask is not None
+        tiles = [t.owns if plan.reuse == "share" else t.touches for t in plan.tables]
+        groups = [mask.groups(d, spans) for d, spans in enumerate(tiles)]
+        firsts = [
+            np.flatnonzero(np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])))
+            for low, high in groups
+        ]
+        classes = [Spans(low[new], high[new]) for (low, high), new in zip(groups, firsts, strict=True)]
+        lows, highs = [], []
+        for d, (axis, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
+            ends = np.append(mask.edges[d], 0)
+            each = np.arange(len(ends) - 2)
+            single = [spans if e != d else Spans(each, each + 1) for e, spans in enumerate(classes)]
+            first, last = _ends_of_runs(np.moveaxis(box_any(mask.bits, single), d, -1), groups[d])
+            some = (first <= last) & (tiles[d].low < tiles[d].high)
+            # Any tile stands for none, which is left out below.
+            first, last = (np.where(some, places, 0) for places in (first, last))
+            head = np.maximum(tiles[d].low, ends[first])
+            tail = np.minimum(tiles[d].high, ends[last + 1]) - 1
+            # A place more, as none may have a tile.
+            starts, stops = (np.append(places, 0) for places in axis.reads())
+            low = np.where(some, np.maximum(starts[head], 0) // chunk, 0)
+            high = np.where(some, ceil_div(np.minimum(stops[tail], axis.extent), chunk), 0)
+            lows.append(np.moveaxis(low, -1, d))
+            highs.append(np.moveaxis(high, -1, d))
+        grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
+        return cls(grid, tuple(firsts), tuple(lows), tuple(highs))
+
+    def uses(self) -> Ints:
+        """Return the number of blocks that read each chunk."""
+        counts = [low.shape[d] for d, low in enumerate(self.lows)]
+        classes = [
+            np.repeat(np.arange(len(first)), np.diff(np.append(first, n)))
+            for first, n in zip(self.firsts, counts, strict=True)
+        ]
+        lows, highs = [], []
+        for d in range(len(counts)):
+            place = np.ix_(*(np.arange(n) if e == d else classes[e] for e, n in enumerate(counts)))
+            lows.append(self.lows[d][place])
+            highs.append(self.highs[d][place])
+        return _covering(lows, highs, [n + 1 for n in self.grid])
+
+    def total(self) -> int:
+        """Return the number of chunks that blocks read, counted once for each block."""
+        lengths = (
+            np.add.reduceat(np.maximum(high - low, 0), first, axis=d)
+            for d, (low, high, first) in enumerate(zip(self.lows, self.highs, self.firsts, strict=True))
+        )
+        return int(functools.reduce(np.multiply, lengths).sum())
+
+    def once(self) -> int:
+        """Return the number of chunks that some block reads."""
+        lows, highs = [], []
+        for d, (low, high, first) in enumerate(zip(self.lows, self.highs, self.firsts, strict=True)):
+            last = np.append(first[1:], low.shape[d]) - 1
+            apart = low.take(range(1, low.shape[d]), d) > high.take(range(low.shape[d] - 1), d)
+            apart = np.insert(apart, 0, False, axis=d)
+            apart[(slice(None),) * d + (first,)] = False
+            if apart.any():  # blocks of a class leave chunks out between them
+                return int(np.count_nonzero(self.uses()))
+            lows.append(low.take(first, d))
+            highs.append(high.take(last, d))
+        # Between these places, chunks are read by the same blocks.
+        places = [np.unique(np.stack(ends), return_inverse=True) for ends in zip(lows, highs, strict=True)]
+        ends = [inverse.reshape(2, *lows[0].shape) for _, inverse in places]
+        read = _covering([low for low, _ in ends], [high for _, high in ends], [len(at) for at, _ in places])
+        lengths = [np.diff(at) for at, _ in reversed(places)]
+        return int(functools.reduce(operator.matmul, lengths, read > 0))
+
+
+def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
+    """Return the first and the last group that runs in each range of groups along the last axis.
+
+    The first is after the last where none runs.
+    """
+    each = np.arange(runs.shape[-1] + 1)
+    none = np.zeros((*runs.shape[:-1], 1), bool)
+    # From a group on, and before it.
+    after = np.where(np.concatenate((runs, none), -1), each, len(each))
+    after = np.minimum.accumulate(after[..., ::-1], -1)[..., ::-1]
+    before = np.where(np.concatenate((none, runs), -1), each - 1, -1)
+    before = np.maximum.accumulate(before, -1)
+    return after.take(groups.low, -1), before.take(groups.high, -1)
+
+
+def _covering(lows: Sequence[Ints], highs: Sequence[Ints], sizes: Sequence[int]) -> Ints:
+    """Return how many boxes cover each of places, of which there are one fewer than ``sizes`` per axis."""
+    inside = functools.reduce(np.logical_and, (low < high for low, high in zip(lows, highs, strict=True)))
+    ends = [(low[inside], high[inside]) for low, high in zip(lows, highs, strict=True)]
+    # Each box adds one: to the differences at its corners, which are then summed up.
+    changes = np.zeros(math.prod(sizes), np.int64)
+    for corner in itertools.product((0, 1), repeat=len(ends)):
+        place = np.ravel_multi_index(tuple(pair[c] for pair, c in zip(ends, corner, strict=True)), sizes)
+        changes += (-1) ** sum(corner) * np.bincount(place, minlength=len(changes))
+    found = changes.reshape(sizes)
+    for d in range(found.ndim):
+        found = found.cumsum(d)
+    return found[(slice(-1),) * found.ndim]

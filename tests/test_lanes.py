@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -113,3 +114,33 @@ def test_the_workers_that_the_user_names_run_all(three: Any, asked: Any, tmp_pat
     with dask.annotate(workers=[first]):
         np.testing.assert_array_equal(run(out, three), IMAGE)
     assert not asked
+
+
+def test_a_run_goes_on_when_workers_leave_with_results_that_the_client_has_not_taken(tmp_path: Any) -> None:
+    """As where an adaptive cluster gets smaller: the run ended with "was cancelled from elsewhere"."""
+    from distributed import Client, LocalCluster
+
+    array = zarr.create_array(tmp_path / "in.zarr", data=IMAGE, chunks=(8, 8))
+    out = tw.tiled_map(np.copy, array, 12, 2, dtype="f4", chunks=8)
+    with (
+        LocalCluster(n_workers=3, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        lost: list[int] = []
+
+        def leave(done: int, total: int) -> None:
+            if done and not lost:
+                lost.append(done)
+                while sum(len(worker.data) for worker in cluster.workers.values()) < 60:
+                    time.sleep(0.01)
+                for address in sorted(client.nthreads())[:2]:
+                    client.run_on_scheduler(_removed, address)
+
+        np.testing.assert_array_equal(
+            np.asarray(tw.to_zarr(out, tmp_path / "out.zarr", client=client, progress=leave)), IMAGE
+        )
+        assert lost
+
+
+async def _removed(address: str, dask_scheduler: Any) -> None:
+    await dask_scheduler.remove_worker(address, stimulus_id="left", close=False)

@@ -181,13 +181,18 @@ class Cluster:
 
     def _collect(self, future: Any) -> None:
         piece, _ = self.running.pop(future.key)
-        result, done = None, future.status == "finished"
-        if done:
+        result = failure = None
+        if future.status == "finished":
             try:
                 result = future.result()
-            except Exception:  # lost with its worker, and the task failed when it ran again
-                done = False
-        if done:
+            except Exception as error:  # lost with its worker, and the task failed when it ran again
+                failure = error
+        if future.status in ("pending", "lost"):
+            # A worker left with the result before it was taken; the task runs again.
+            self.running[future.key] = piece, future
+            self.completed.add(future)
+            return
+        if future.status == "finished" and failure is None:
             self.tracker.finished(piece, future.key, result)
         elif self.client.status != "running":
             raise ConnectionError(
@@ -195,18 +200,18 @@ class Cluster:
                 "what was finished is not computed again."
             )
         else:
-            self.tracker.failed(piece, self._error(future, piece))
+            self.tracker.failed(piece, self._error(future, piece, failure))
         future.release()
         self.users[piece.shared] -= 1
         if not self.users[piece.shared] and piece.shared is not self.current:
             del self.users[piece.shared], self.shared[piece.shared]
 
-    def _error(self, future: Any, piece: Piece) -> BaseException:
-        """Return the reason why a task has no result."""
+    def _error(self, future: Any, piece: Piece, failure: BaseException | None) -> BaseException:
+        """Return the reason why a task has no result; ``failure``: why the client did not get it."""
         from distributed import CancelledError, KilledWorker
 
         try:
-            error: BaseException | None = future.exception()
+            error: BaseException | None = future.exception() or failure
         except CancelledError as cancelled:
             error = cancelled
         if error is None:

@@ -918,3 +918,40 @@ def test_a_video_has_a_step_however_long_it_is():
     out = tw.tiled_map(lambda c: c[::2], array, (100, 4), 0, output=tw.Output(float, scale=(HALF, 1)))
     middle = times[:-1:2] + (times[1::2] - times[:-1:2]) / 2
     assert abs(out.t.values - middle).max() <= np.timedelta64(2, "ns")
+
+
+def flipped(crop):
+    """The samples of a crop by their names, as core dims of `xr.apply_ufunc` come: in another order."""
+    return xr.DataArray(crop, dims=("y", "x")).transpose("x", "y")
+
+
+def flipped_batch(crops):
+    return xr.Dataset({"a": (("sample", "x", "y"), crops.swapaxes(1, 2))})
+
+
+@pytest.mark.parametrize(
+    ("fn", "options"),
+    [
+        (flipped, {"dtype": "f4"}),
+        (flipped, {}),
+        (lambda crop: xr.Variable(("x", "y"), crop.T), {"dtype": "f4"}),
+        (flipped_batch, {"batch_size": 3}),
+        (flipped_batch, {"batch_size": 99, "pad_batch": True, "output": {"a": tw.Output("f4")}}),
+        (tw.augmented(flipped), {"dtype": "f4"}),
+        (tw.ensemble([np.negative, flipped]), {"dtype": "f4"}),
+    ],
+)
+def test_a_result_whose_names_are_in_another_order_is_refused(fn, options):
+    """Its shape does not tell on a square crop: the result was transposed within each tile."""
+    image = xr.DataArray(np.arange(256, dtype="f4").reshape(16, 16), dims=("y", "x"))
+    out = tw.tiled_map(fn, image, (8, 8), 0, **options)
+    with pytest.raises(tw.ContractError, match=r"dims \(.*'x', 'y'\).*'y' at [01], 'x' at [12]"):
+        dask.compute(out, scheduler="sync")
+
+
+@pytest.mark.parametrize("dims", [("y", "x"), ("dim_0", "dim_1"), ("a", "b")])
+@pytest.mark.parametrize("image_dims", [("y", "x"), ("dim_1", "dim_0")])
+def test_other_names_of_a_result_say_nothing(image_dims, dims):
+    image = xr.DataArray(np.arange(256, dtype="f4").reshape(16, 16), dims=image_dims)
+    out = tw.tiled_map(lambda crop: xr.DataArray(crop, dims=dims), image, (8, 8), 0, dtype="f4")
+    np.testing.assert_array_equal(out, image)

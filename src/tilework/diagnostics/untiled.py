@@ -61,7 +61,7 @@ class Untiled:
         self.grids = spec.plan.axes[spec.plan.n_each :]
         if isinstance(fn, Combined) and fn.places is None:
             crops = [tuple(self.tiled(k)) for k in range(len(self.sources))]
-            places = places_of(spec.outputs, crops, batches=spec.plan.batch_size is not None)
+            places = places_of(spec.outputs, crops, spec.plan.names, batches=spec.plan.batch_size is not None)
             self._fn = fn.at(places, len(self.grids))
         self.batched = spec.plan.batch_size is not None or is_batched(fn)
         if self.batched and spec.plan.batches == "whole":
@@ -136,7 +136,9 @@ class Untiled:
         except Exception as error:
             error.add_note(f"raised by check, which called fn on crops of shape {shapes}")
             raise
-        return as_results(raw, [output.key for output in self.spec.outputs])
+        outputs, names = self.spec.outputs, self.spec.plan.names
+        places = [output.places(names, batched=self.batched) for output in outputs]
+        return as_results(raw, [output.key for output in outputs], places=places)
 
     def cut(
         self, results: Sequence[Array], spans: Sequence[Span], box: Box, valid: Bits | None = None

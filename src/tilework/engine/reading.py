@@ -338,6 +338,7 @@ class _Calls:
         """Whether the function gets crops as one array, with a batch axis."""
         self._keys = [output.key for output in spec.outputs]
         self._inputs, self._stay = len(spec.inputs), is_on_device(spec.fn)
+        self._places = [output.places(spec.plan.names, batched=self.batched) for output in spec.outputs]
 
     def __call__(self, waiting: Sequence[Results], *, part: bool = False) -> Sequence[Results]:
         """Return the tiles of ``waiting`` with their results in place of their crops.
@@ -370,7 +371,7 @@ class _Calls:
             del arguments
             return self._smaller(waiting, full)
         try:
-            results = as_results(raw, self._keys, stay=self._stay)
+            results = as_results(raw, self._keys, stay=self._stay, places=self._places)
             for output, result in zip(spec.outputs, results, strict=True):
                 _check(output, tile, result, len(waiting) if self.batched else None)
         except TilingError as error:

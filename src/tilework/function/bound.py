@@ -102,6 +102,11 @@ class BoundOutput(Holder):
         """The axis of the returned array for every grid axis."""
         return [*range(self.n_each), *(self.n_each + a for a in self.reduced_axes)]
 
+    def places(self, names: Sequence[str], *, batched: bool) -> dict[str, int]:
+        """Return the position of each tiled axis in a result of the function, by the names of grid axes."""
+        columns = zip(names[self.n_each :], self.axes, strict=True)
+        return {name: axis + batched for name, axis in columns}
+
     def accumulator(self, values: np.dtype[Any] | None = None) -> np.dtype[Any]:
         """Return the dtype in which results of dtype ``values`` are combined."""
         values = values or self.values or (self.dtype if self.reduce is None else np.dtype(np.float32))

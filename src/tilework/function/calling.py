@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -145,10 +146,13 @@ def _as_array(result: Any, what: str) -> Array:
         ) from error
 
 
-def as_results(result: Any, keys: Sequence[Any], *, stay: bool = False) -> list[Array]:
+def as_results(
+    result: Any, keys: Sequence[Any], *, stay: bool = False, places: Sequence[Mapping[str, int]] = ()
+) -> list[Array]:
     """Return the results of one call as arrays in the order of ``keys`` (one None: a single array).
 
-    With ``stay``, tensors stay on their device, as `DeviceArray`.
+    With ``stay``, tensors stay on their device, as `DeviceArray`. ``places`` has for each key the position of
+    each tiled axis by its name, in a result as it is returned: results whose own names differ are refused.
     """
     make = _staying if stay else as_array
     if len(keys) == 1 and keys[0] is None:
@@ -157,6 +161,8 @@ def as_results(result: Any, keys: Sequence[Any], *, stay: bool = False) -> list[
                 f"the function returned a {type(result).__name__} of {len(result)}; one array was declared. "
                 "Declare output=(Output(...), ...) or a dict of them."
             )
+        if places and type(result) is not np.ndarray:
+            _check_dims(result, places[0])
         return [make(result)]
     if not isinstance(result, tuple | list | Mapping):
         raise ContractError(
@@ -165,7 +171,32 @@ def as_results(result: Any, keys: Sequence[Any], *, stay: bool = False) -> list[
     found = list(result) if isinstance(result, Mapping) else list(range(len(result)))
     if set(found) != set(keys):
         raise ContractError(f"the function returned outputs {found}; the declared ones are {list(keys)}.")
+    for key, own in zip(keys, places, strict=False):
+        _check_dims(result[key], own)
     return [make(result[key]) for key in keys]
+
+
+def _dims(result: Any) -> tuple[Any, ...]:
+    """Return the names of the axes of an object of xarray; empty for any other array."""
+    dims = attribute(result, "dims")
+    return dims if isinstance(dims, tuple) else ()
+
+
+def _check_dims(result: Any, places: Mapping[str, int]) -> None:
+    """Raise a `ContractError` if an axis of a result has the name of a tiled axis at another position.
+
+    Nobody knows then whether the samples or the names are in the wrong order. The names that xarray makes up
+    by counting say nothing.
+    """
+    dims = _dims(result)
+    wrong = [n for k, n in enumerate(dims) if places.get(n, k) != k and not re.fullmatch(r"dim_\d+", n)]
+    if wrong:
+        wanted = ", ".join(f"{name!r} at {axis}" for name, axis in places.items())
+        raise ContractError(
+            f"the function returned a {type(result).__name__} with dims {dims}; the axes of a result are "
+            f"taken by their position, and the tiled ones must be {wanted}. Transpose it, or return it "
+            "without names if they are not those of the image."
+        )
 
 
 def _staying(result: Any) -> Any:
@@ -202,9 +233,9 @@ def call_whole(fn: Any, size: int, *batches: Array, **tiles: Sequence[Any]) -> A
     given = (np.concatenate([batch, *[batch[-1:]] * (size - n)]) for batch in batches)
     raw = fn(*given, **{name: (*own, *[own[-1]] * (size - n)) for name, own in tiles.items()})
     keys = keys_of(raw)
-    # Tensors stay where they are.
+    # Tensors stay where they are, and names stay with what has some.
     parts = [raw] if keys == [None] else [raw[key] for key in keys]
-    arrays = [part if is_tensor(part) else as_array(part) for part in parts]
+    arrays = [part if is_tensor(part) or _dims(part) else as_array(part) for part in parts]
     for array in arrays:
         if not array.ndim or len(array) != size:
             raise ContractError(

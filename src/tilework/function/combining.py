@@ -47,6 +47,16 @@ class Places:
     """Per output, whether a mean of integers stays a float."""
     batches: bool
     """Whether all functions get batches, because ``batch_size`` says so."""
+    names: tuple[str, ...] = ()
+    """Names of the tiled axes."""
+
+    def call(self, keys: Sequence[Any], fn: Function, *crops: Array, **tile: Any) -> list[Array]:
+        """Return the results of a function as arrays in the order of ``keys``."""
+        own: list[dict[str, int]] = []
+        if not isinstance(fn, Combined):
+            batched = self.batches or is_batched(fn)
+            own = [dict(zip(self.names, (a + batched for a in axes), strict=False)) for axes in self.results]
+        return as_results(fn(*crops, **tile), keys, places=own)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -127,7 +137,7 @@ class Combined:
         places, variants = self._known()
         count, several = len(self.members) * len(variants), len(self.members) > 1
         folds = [Fold(self.reduce, count, any_order=several) for _ in places.keys]
-        for results in self._predictions(crops, tile, functools.partial(_results, places.keys)):
+        for results in self._predictions(crops, tile, functools.partial(places.call, places.keys)):
             for fold, result in zip(folds, results, strict=True):
                 fold.add(result)
         found = [fold.result(wide=wide) for fold, wide in zip(folds, places.wide, strict=True)]
@@ -144,7 +154,7 @@ class Combined:
         mean, square = (Fold("mean", count, any_order=several) for _ in range(2))
         n_axes = len(places.crops[0])
         weights = [own for m in self.members for own in [_weights(m, n_axes)] * len(variants)]
-        found = self._predictions(crops, tile, _with_leaves)
+        found = self._predictions(crops, tile, functools.partial(_with_leaves, places))
         for own, (first, *leaves) in zip(weights, found, strict=True):
             result.add(first)
             inner = [Fold("mean", len(leaves)) for _ in range(2)]
@@ -161,7 +171,7 @@ class Combined:
         places, variants = self._known()
         fold = Fold(self.reduce, len(self.members) * len(variants), any_order=len(self.members) > 1)
         found: list[Array] = []
-        for first, *leaves in self._predictions(crops, tile, _with_leaves):
+        for first, *leaves in self._predictions(crops, tile, functools.partial(_with_leaves, places)):
             fold.add(first)
             found += map(np.array, leaves)
         return [fold.result(wide=places.wide[0]), *found]
@@ -277,11 +287,11 @@ def _results(keys: Sequence[Any], fn: Callable[..., Any], *args: Any, **tile: An
     return as_results(fn(*args, **tile), keys)
 
 
-def _with_leaves(fn: Function, *crops: Array, **tile: Any) -> list[Array]:
+def _with_leaves(places: Places, fn: Function, *crops: Array, **tile: Any) -> list[Array]:
     """Return the result of a function, then the predictions of which it is made."""
     if isinstance(fn, Combined):
         return fn.predictions(*crops, **tile)
-    return _results((None,), fn, *crops, **tile) * 2
+    return places.call((None,), fn, *crops, **tile) * 2
 
 
 def _weights(fn: Function, n_axes: int) -> list[Fraction]:

@@ -53,15 +53,20 @@ def with_places(
         for output, given in zip(outputs, declared, strict=True):
             _check_output(fn, output, given, [s.dtype for s in sources])
     crops = [layout.crop_of(source, k)[1] for k, source in enumerate(sources)]
-    places = places_of(outputs, crops, batches=batches)
+    places = places_of(outputs, crops, layout.names, batches=batches)
     for k, b in enumerate(outputs):
         if places.wide[k] and b.values is not None and b.values.kind in "iu" and _averages(fn):
             outputs[k] = replace(b, values=accumulation_dtype(b.values, "average"))
     return fn.at(places, n_axes), outputs
 
 
-def places_of(outputs: Sequence[BoundOutput], crops: Sequence[Index], *, batches: bool) -> Places:
-    """Return where tiled axes are, from outputs and from their positions in the crop of each source."""
+def places_of(
+    outputs: Sequence[BoundOutput], crops: Sequence[Index], names: Sequence[str], *, batches: bool
+) -> Places:
+    """Return where tiled axes are.
+
+    It follows from outputs, from positions in the crop of each source, and from ``names`` of all grid axes.
+    """
     return Places(
         crops=tuple(crops),
         results=tuple(b.axes for b in outputs),
@@ -69,6 +74,7 @@ def places_of(outputs: Sequence[BoundOutput], crops: Sequence[Index], *, batches
         # What a later step casts or reduces anyway is not rounded before.
         wide=tuple(b.dtype.kind in "fc" or b.reduce is not None for b in outputs),
         batches=batches,
+        names=tuple(names[len(names) - len(crops[0]) :]),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
@@ -334,3 +335,71 @@ def test_values_of_a_user_are_not_searched(tmp_path: Path) -> None:
     with dask.config.set(scheduler="threads"):
         made = tw.to_zarr(source.rechunk(10) * 2, tmp_path / "a.zarr", progress=False)
     np.testing.assert_array_equal(made[...], 2 * IMAGE)
+
+
+# -- the other steps of a tile ------------------------------------------------------------------------------
+
+
+class Flaky:
+    """An image of which one place fails a number of times, and then can be read."""
+
+    shape, dtype, ndim = (16, 16), np.dtype("f4"), 2
+
+    def __init__(self, times: int) -> None:
+        self.fails = FirstCalls(times)
+
+    def __getitem__(self, box: Any) -> np.ndarray:
+        if box[0].start <= 9 < box[0].stop and box[1].start <= 9 < box[1].stop and self.fails(1, 1):
+            raise OSError("no such place")
+        return np.ones([s.stop - s.start for s in box], self.dtype)
+
+
+def never(crop: np.ndarray) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("step", ["read", "skip", "skip says nothing", "fn"])
+@pytest.mark.parametrize(("times", "retries", "left_out"), [(1, 0, 1), (2, 2, 0), (9, 2, 1)])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_every_step_of_a_tile_may_fail(
+    step: str, times: int, retries: int, left_out: int, batch_size: int | None, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A union that cannot be read, or a batch that fails, is one attempt more."""
+    monkeypatch.setattr("tilework.engine.reading.FIRST_WAIT", 0.0)
+    image = np.ones((16, 16), "f4")
+    image[9, 9] = 2
+    fails = FirstCalls(times + (step == "fn" and batch_size is not None) * (retries + 1))
+
+    def fragile(crop: np.ndarray) -> np.ndarray:
+        if (crop == 2).any() and fails(1, 1):
+            raise ValueError("that one")
+        return crop
+
+    def skips(crop: np.ndarray) -> Any:
+        return crop > 0 if step == "skip says nothing" and (crop == 2).any() and fails(1, 1) else False
+
+    source: Any = Flaky(times + 1) if step == "read" else image
+    skip = {"skip": lambda crop: not fragile(crop).any(), "skip says nothing": skips}.get(step, never)
+    fn: Any = fragile if step == "fn" else np.copy
+    out = tw.tiled_map(fn, source, 4, 0, dtype="f4", skip=skip, chunks=8, batch_size=batch_size, fill_value=7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tw.TilingWarning)
+        made = tw.to_zarr(
+            out, tmp_path / "a.zarr", chunks=4, on_error="fill", retries=retries, progress=False,
+            scheduler="sync",
+        )  # fmt: skip
+    assert int((made[...] == 7).sum()) == 16 * left_out
+    assert len(tw.status(made).failed) == left_out
+
+
+def test_what_a_task_was_given_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that could not be computed had its own attempts."""
+    waits: list[int] = []
+    monkeypatch.setattr("tilework.engine.reading.wait", waits.append)
+    out = tw.tiled_map(np.copy, chunks_of(IMAGE, lambda *at: at == (1, 1)), 6, 0, dtype="f4", chunks=12)
+    with pytest.warns(tw.TilingWarning, match="4 tiles"):
+        tw.to_zarr(
+            out, tmp_path / "a.zarr", on_error="fill", retries=3, progress=False, chunks=12, scheduler="sync"
+        )
+    assert not waits

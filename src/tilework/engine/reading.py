@@ -29,6 +29,7 @@ from tilework.function.devices import wants_whole_batches
 from tilework.function.guard import Guard
 from tilework.function.load_once import LoadOnce
 from tilework.grid.tiles import Tile
+from tilework.source.base import Unread
 from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource
 
@@ -135,6 +136,11 @@ class CropCutter:
                 )
             return read_padded(read, plans, spec.cval)
 
+    def was_given(self, error: Exception) -> bool:
+        """Return whether a block could not be computed: each attempt at reading it has this error."""
+        blocks = self._given if isinstance(self._given, list | tuple) else ()
+        return any(isinstance(block, Unread) and block.error is error for block in blocks)
+
     def cut(self, tile: Tile, *, view: bool = False) -> Array:
         """Return the crop of ``tile``, without its ``each`` axes: a copy, or a view that must not change."""
         if self._unread is not None:
@@ -234,11 +240,13 @@ def _cut(
     failures: list[Failure],
     *,
     view: bool,
+    attempt: int = 0,
 ) -> list[Array] | None:
     """Return the crops of a tile, then the valid samples of its result if they are asked for.
 
     None if it does not run. A tile without a valid sample is not among those that are ``skipped``: it leaves
-    no gap, because all samples that it has weight on are invalid.
+    no gap, because all samples that it has weight on are invalid. A tile that cannot be read or looked at
+    fails like one on which the function raises.
     """
     valid: list[Array] = []
     try:
@@ -249,16 +257,21 @@ def _cut(
             if found is None:
                 return None
             cuts, valid = found[0], [found[1]]
+        if spec.skip is not None:
+            with Guard(lambda: f"raised by skip= on {tile}"):
+                skips = _truth(spec.skip(*cuts))
+            if skips:
+                skipped.append(tile.index)
+                return None
+        return cuts + valid
     except Exception as error:
-        _fail(spec, tile, error, skipped, failures)
-        return None
-    if spec.skip is not None:
-        with Guard(lambda: f"raised by skip= on {tile}"):
-            skips = _truth(spec.skip(*cuts))
-        if skips:
-            skipped.append(tile.index)
+        # With "raise", the task is tried again as a whole.
+        last = attempt == spec.retries or spec.on_error == "raise"
+        if last or any(c.was_given(error) for c in crops):
+            _fail(spec, tile, error, skipped, failures)
             return None
-    return cuts + valid
+    wait(attempt)
+    return _cut(spec, tile, crops, skipped, failures, view=view, attempt=attempt + 1)
 
 
 def _truth(value: Any) -> bool:

@@ -82,10 +82,11 @@ def to_zarr(
         Names of parts of the fingerprint, as the error about a changed result gives them. The result is
         resumed although they changed, and its record lists what was accepted.
     on_error : "raise", "fill", or callable
-        Treatment of a tile that fails. "raise" ends the run with an error that names the tile. "fill" leaves
-        the tile out: its samples are ``fill_value`` where no other tile has weight, the units that it touches
-        are not marked as done, and a warning and the attributes list it. A callable gets the tile and the
-        exception; it may raise, or return to leave the tile out.
+        Treatment of a tile that cannot be read, or on which ``skip`` or the function raises. "raise" ends the
+        run with an error that names the tile. "fill" leaves the tile out: its samples are ``fill_value``
+        where no other tile has weight, the units that it touches are not marked as done, and a warning and
+        the attributes list it. A callable gets the tile and the exception; it may raise, or return to leave
+        the tile out.
     retries : int
         Further attempts at a tile that fails, or with ``on_error="raise"`` at its task, whose tiles share
         them.

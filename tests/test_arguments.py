@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -160,6 +162,17 @@ def test_the_message_names_the_argument(name: str) -> None:
     with pytest.raises((tw.TilingError, TypeError), match=words) as caught:
         make()
     assert not is_foreign(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["thread", 5, lambda: 3, Any, "distributed"])
+def test_a_wrong_scheduler_in_the_configuration_is_named_with_its_value(wrong: Any) -> None:
+    kinds, words = (tw.TilingError, TypeError), "^the scheduler in dask's configuration .*"
+    with dask.config.set(scheduler=wrong), pytest.raises(kinds, match=words + re.escape(repr(wrong))):
+        tw.compute(result())
+    with pytest.raises(kinds, match="^scheduler .*" + re.escape(repr(wrong))):
+        tw.compute(result(), scheduler=wrong)
+    with dask.config.set(scheduler=wrong):
+        tw.compute(result(), scheduler="sync")
 
 
 def test_a_refused_option_deletes_nothing(tmp_path: Path) -> None:

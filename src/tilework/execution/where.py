@@ -228,20 +228,20 @@ class Where:
 
 def _scheduler(given: Any) -> Callable[..., Any]:
     """Return the function that computes graphs on the scheduler that dask would choose, or the given one."""
+    name = "scheduler"
+    if given is None and (configured := dask.config.get("scheduler", None)):
+        name, given = "the scheduler in dask's configuration", configured
     if isinstance(given, type) or not (given is None or isinstance(given, str) or callable(given)):
         # An executor and a client are no functions.
-        given = of_type("scheduler", given, (Executor, *_clients()), MEANING)
+        given = of_type(name, given, (Executor, *_clients()), MEANING)
     get: Callable[..., Any]
     if callable(given):
-        check_calls("scheduler", given, "a graph", "a list of keys")
+        check_calls(name, given, "a graph", "a list of keys")
     try:
         get = get_scheduler(scheduler=given, cls=da.Array)
-    except (
-        ImportError,
-        TypeError,
-        ValueError,
-    ) as error:  # a word that names none, or "distributed" without one
-        raise TilingError(f"scheduler must be {MEANING}; got {brief(given)}: {error}") from error
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
+        # A word that names none, or "distributed" without a client.
+        raise TilingError(f"{name} must be {MEANING}; got {brief(given)}: {error}") from error
     return get
 
 

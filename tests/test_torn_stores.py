@@ -272,3 +272,94 @@ def test_two_runs_into_empty_places_make_equal_stores(tmp_path: Path) -> None:
     ]
     assert files[0] == files[1]
     assert len(files[0]) == 1 + 9 + 9
+
+
+# -- units that others deleted ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dask_array", [False, True])
+def test_a_unit_that_was_deleted_is_written_again(
+    layout: dict[str, Any], dask_array: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Units of fill value have no object, and are not computed again."""
+    calls = []
+    image = IMAGE.copy()
+    image[:16, :16] = 0
+
+    def count(crop: np.ndarray) -> np.ndarray:
+        calls.append(1)
+        return crop * 2
+
+    out = tw.tiled_map(count, image, 16, 0, dtype="f4", chunks=16)
+    out = out + 0 if dask_array else out
+
+    def run() -> Any:
+        calls.clear()
+        return tw.to_zarr(out, tmp_path / "a.zarr", progress=False, version="1", **layout)
+
+    array = run()
+    files = keys_of(array)
+    assert [f.exists() for f in files] == [False] + [True] * 8
+    run()
+    assert not calls
+    assert not caplog.records
+    for file in files[4:6]:
+        file.unlink()
+    np.testing.assert_array_equal(run()[...], image * 2)
+    assert len(calls) == 2
+    assert "2 units were finished and are gone; they are written again" in caplog.text
+    run()
+    assert not calls
+    shutil.rmtree(tmp_path / "a.zarr" / "c", ignore_errors=True)
+    for file in files:
+        file.unlink(missing_ok=True)
+    np.testing.assert_array_equal(run()[...], image * 2)
+    assert len(calls) == 8
+
+
+@pytest.mark.filterwarnings("ignore::zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("value", [0, 3, np.nan, np.datetime64("NaT", "s"), "", True])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_units_without_an_object_are_not_taken_for_deleted(value: Any, zarr_format: int) -> None:
+    """Format 2 may have no fill value; zarr leaves out the units of some value nevertheless."""
+    calls = []
+    image = np.full((8, 8), value)
+    out = tw.tiled_map(lambda crop: calls.append(1) or crop, image, 4, 0, dtype=image.dtype, chunks=4)
+    options: dict[str, Any] = {"fill_value": None} if zarr_format == 2 else {}
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(), shape=(8, 8), chunks=(4, 4), dtype=image.dtype, zarr_format=zarr_format,
+        **options,
+    )  # fmt: skip
+    for _ in range(2):
+        tw.to_zarr(out, array, progress=False, version="1", overwrite=not calls)
+        assert len(calls) == 4
+    assert tw.status(array, verify=True).complete
+
+
+def test_what_lies_above_a_deleted_unit_is_written_again(tmp_path: Path) -> None:
+    out = tw.tiled_map(double, IMAGE, 16, 0, dtype="f4", chunks=16)
+
+    def run() -> list[np.ndarray]:
+        options: dict[str, Any] = {"ome": True, "levels": 2, "meta": tw.ImageMeta("yx"), "progress": False}
+        tw.to_zarr(out, tmp_path / "a.zarr", chunks=16, **options)
+        group = zarr.open_group(tmp_path / "a.zarr", mode="r")
+        return [array[...] for _, array in sorted(group.arrays())]
+
+    before = run()
+    for level, unit in (("0", "2/0"), ("1", "0/0")):
+        [file] = (tmp_path / "a.zarr").rglob(f"*{level}/c/{unit}")
+        file.unlink()
+        for one, other in zip(run(), before, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_units_behind_a_link_are_not_taken_for_deleted(tmp_path: Path) -> None:
+    calls = []
+    out = tw.tiled_map(lambda crop: calls.append(1) or crop, IMAGE, 16, 0, dtype="f4", chunks=16)
+    array = tw.to_zarr(out, tmp_path / "a.zarr", progress=False, version="1", chunks=16)
+    shutil.move(tmp_path / "a.zarr" / "c" / "1", tmp_path / "elsewhere")
+    (tmp_path / "a.zarr" / "c" / "1").symlink_to(tmp_path / "elsewhere")
+    calls.clear()
+    tw.to_zarr(out, array, progress=False, version="1")
+    assert not calls

@@ -36,6 +36,7 @@ import zarr
 
 from tilework._installed import version_of
 from tilework._types import Bits, Index, Span
+from tilework.execution.progress import LOG
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.objects import Objects, dump, load
@@ -203,13 +204,13 @@ class Marks:
         self.objects.delete(*(n for n in names if n.startswith("done/")))
         self.objects.delete(*(n for n in names if n.startswith("dirty/")))
 
-    def settle(self) -> Bits:
-        """Apply the notes of dirty units, delete them, and return which units are done."""
+    def settle(self) -> tuple[Bits, Bits]:
+        """Apply the notes of dirty units, and delete them; return what `read_empty` does."""
         names = self.objects.names()
-        done = self._read(names)[0]
+        done, stored = self._read(names)
         if any(name.startswith("dirty/") for name in names):
             self.keep(done)
-        return done
+        return done, stored
 
     def _read(self, names: Iterable[str]) -> tuple[Bits, Bits]:
         done, stored = np.zeros(self.shape, bool), np.zeros(self.shape, bool)
@@ -349,6 +350,26 @@ class Ledger:
         self.write_record(adopted)
         forget(self.objects, adopted["generation"])
         return adopted
+
+    def found(self, record: Record) -> Bits:
+        """Return which units are done, after applying the notes of dirty ones.
+
+        Marks of units whose objects were deleted by others are dropped. One list of the array's objects shows
+        that, not their contents: reading each of them would take as long as writing it.
+        """
+        marks = self.marks(record)
+        done, stored = marks.settle()
+        if not stored.any():
+            return done
+        at, key = self.array.store_path, self.array.metadata.encode_chunk_key
+        objects = Objects(at.store, at.path)
+        units = {key(unit): unit for unit in map(tuple, np.argwhere(stored).tolist())}
+        # A list may be old, or leave out what lies behind a link.
+        if lost := objects.missing(units.keys() - set(objects.names())):
+            LOG.warning("%s: %d units were finished and are gone; they are written again", at, len(lost))
+            done[tuple(np.transpose([units[name] for name in lost]))] = False
+            marks.keep(done)
+        return done
 
     def _read_format_1(self) -> Bits:
         """Return which units are done by the marks of format 1: a packed bit, or an object, for each."""

@@ -26,7 +26,7 @@ import numpy as np
 import zarr
 
 from tilework._checks import warn
-from tilework._types import Array, Bits, Index, Ints
+from tilework._types import Array, Index, Ints
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
 from tilework.execution.calls import CallsJob
@@ -41,7 +41,7 @@ from tilework.writing.claim import Claims
 from tilework.writing.closing import Destination, Told
 from tilework.writing.edges import edges_job
 from tilework.writing.growing import Growing
-from tilework.writing.ledger import RECORD, Ledger, Marks, Record, completed, forget
+from tilework.writing.ledger import RECORD, Ledger, Record, completed, forget
 from tilework.writing.node import clear
 from tilework.writing.objects import Objects
 from tilework.writing.renumber import RenumberJob
@@ -87,17 +87,6 @@ def _pieces_of(
     assert document is not None
     Objects(at.store, at.path).write("zarr.json", document)
     return zarr.open_array(at, mode="r+"), record
-
-
-def _whole(array: Any, marks: Marks, settled: Bits) -> Bits:
-    """Return which of the units that are done are in the store, as far as a list of its objects shows."""
-    found = settled.copy()
-    if settled.any():
-        at = array.store_path
-        names = set(Objects(at.store, at.path).names())
-        for unit in map(tuple, np.argwhere(settled & marks.read_empty()[1]).tolist()):
-            found[unit] = array.metadata.encode_chunk_key(unit) in names
-    return found
 
 
 def forget_pieces(target: Destination) -> None:
@@ -152,8 +141,8 @@ class Numbering:
         shape = tuple(map(sum, chunks))
         array, there = _pieces_of(target, shape, layout, record, claims, folder)
         marks, units = Ledger(array).marks(there), Units.of(spec, number, array)
-        settled = marks.settle()
-        right = _whole(array, marks, settled)
+        found = Ledger(array).found(there)
+        right = found.copy()
         # Facts are those of whole blocks.
         known = Tables(array, there["generation"]).blocks("facts") if right.any() else set()
         missing = units.blocks(~right)
@@ -161,7 +150,7 @@ class Numbering:
             if missing[index] or block_name(index) not in known:
                 for unit in units.in_block(index):
                     right[unit] = False
-        if (right != settled).any():
+        if (right != found).any():
             marks.keep(right)
         if target.done is not None and target.done.any() and not right.all():
             # Pieces that are made again may be others, and then all numbers are others.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import re
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass
@@ -87,6 +88,12 @@ class Objects:
         """Return whether there is an object."""
         return self._ask(self.store.exists(self._key(name)))
 
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """Return those of ``names`` of which there is no object."""
+        names = list(names)
+        there = self._together(self.store.exists(self._key(name)) for name in names)
+        return [name for name, found in zip(names, there, strict=True) if not found]
+
     def delete(self, *names: str) -> None:
         """Delete objects; one that is not there is no error."""
         self._together(self.store.delete(self._key(name)) for name in names)
@@ -154,6 +161,10 @@ async def _gathered(work: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 async def _listed(store: Store, prefix: str) -> list[str]:
+    if type(store) is LocalStore:  # zarr's own list takes 20 us for each file, this one 1
+        top = str(store.root / prefix)
+        walked = ((folder[len(top) :].replace(os.sep, "/"), files) for folder, _, files in os.walk(top))
+        return [f"{prefix}{f'{folder}/{name}'.lstrip('/')}" for folder, files in walked for name in files]
     try:
         return [key async for key in store.list_prefix(prefix)]
     except FileNotFoundError:

@@ -465,8 +465,7 @@ def _destination(member: Member, spec: Spec, record: Record, claims: Claims) -> 
     array, there, run = claimed(place, member.lazy.shape, member.dtype, member.layout, record, claims)
     if there is None:
         return Destination(array)
-    marks = Ledger(array).marks(there)
-    done = marks.settle()
+    marks, done = Ledger(array).marks(there), Ledger(array).found(there)
     if isinstance(place, Continued):
         old = TilePlan.from_json(json.dumps(place.record["plan"]))
         if old.mask != spec.plan.mask:
@@ -513,7 +512,7 @@ def _prepare_chunks(
     member = Member(number=0, lazy=array, dtype=array.dtype, place=place, layout=layout, image=image)
     member = with_levels(member, fingerprint)
     array_there, there, run = claimed(place, array.shape, array.dtype, layout, record_of(fingerprint), claims)
-    done = None if there is None else Ledger(array_there).marks(there).settle()
+    done = None if there is None else Ledger(array_there).found(there)
     destination = Destination(array_there, done, there, run)
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
     memory = memory_of(asked.memory_limit, where)
@@ -548,8 +547,7 @@ def _pyramid(
         record = record_of(level.fingerprint(fingerprint, image.method, image.meta.nodata))
         array, there, run = claimed(place, level.shape, member.dtype, level.layout, record, claims)
         assert there is not None
-        marks = Ledger(array).marks(there)
-        own = marks.settle()
+        marks, own = Ledger(array).marks(there), Ledger(array).found(there)
         # A unit is believed only with all units below it.
         right = own & parents_done(level, done, unit)
         if (own != right).any():

@@ -176,8 +176,11 @@ class Sink:
 
 
 def _all_fill(data: Array, fill: Any) -> bool:
-    """Return whether all samples are the fill value; almost always decided by the first."""
-    return bool(data.size) and _is_fill(data[(slice(0, 1),) * data.ndim], fill) and _is_fill(data, fill)
+    """Return whether all samples may be the fill value; almost always decided by the first."""
+    first = data[(slice(0, 1),) * data.ndim]
+    if fill is None and data.size:  # format 2 has such arrays, and zarr takes a value of its own
+        fill = first.reshape(())[()]
+    return bool(data.size) and _is_fill(first, fill) and _is_fill(data, fill)
 
 
 def _is_fill(data: Array, fill: Any) -> bool:

@@ -256,7 +256,7 @@ def _drop(ledger: Ledger, record: Record, broken: tuple[Index, ...]) -> None:
     try:
         if "generation" not in record:
             record = ledger.adopt(record)
-        done = ledger.marks(record).settle()
+        done, _ = ledger.marks(record).settle()
         for unit in broken:
             done[unit] = False
         ledger.marks(record).keep(done)

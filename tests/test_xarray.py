@@ -955,3 +955,39 @@ def test_other_names_of_a_result_say_nothing(image_dims, dims):
     image = xr.DataArray(np.arange(256, dtype="f4").reshape(16, 16), dims=image_dims)
     out = tw.tiled_map(lambda crop: xr.DataArray(crop, dims=dims), image, (8, 8), 0, dtype="f4")
     np.testing.assert_array_equal(out, image)
+
+
+@pytest.mark.parametrize(
+    ("change", "places"),
+    [
+        (lambda out: out[8:, 16:], ((2.0, 26.0), (0.5, 13.0))),
+        (lambda out: (out * 2)[::2], ((4.0, 10.0), (0.5, 5.0))),
+        (lambda out: out > 0.5, ((2.0, 10.0), (0.5, 5.0))),
+        (lambda out: out.transpose("x", "y"), ((0.5, 5.0), (2.0, 10.0))),
+    ],
+)
+def test_a_changed_result_is_an_image_at_its_coordinates(change, places, tmp_path):
+    """A slice of a DataArray has coordinates of its own; its image had scale 1, or axes that nobody knew."""
+    coordinates = {
+        "y": 10 + 2.0 * np.arange(40),
+        "x": ("x", 5 + 0.5 * np.arange(32), {"units": "micrometer"}),
+    }
+    image = xr.DataArray(np.random.default_rng(0).random((40, 32)), coordinates, dims=("y", "x"))
+    out = change(tw.tiled_map(np.copy, image, (8, 8), 2, dtype="f4", chunks=8).assign_attrs(_FillValue=-9.0))
+    out = out.chunk({"y": 8, "x": 8})
+    tw.to_zarr(out, tmp_path / "a.zarr", ome=True, levels=1, progress=False)
+    meta = tw.image_meta(tmp_path / "a.zarr")
+    assert meta.axes == out.dims
+    assert tuple(zip(meta.scale, meta.translation, strict=True)) == places
+    assert meta.units[meta.axes.index("x")] == "micrometer"
+
+
+def test_a_changed_result_keeps_its_axes_in_an_image(tmp_path):
+    out = tw.tiled_map(np.negative, scene(), {"y": 8, "x": 12}, 0, dtype="f4", chunks=12).isel(
+        y=slice(12, None)
+    )
+    out = out.assign_coords(y=-out.y)
+    tw.to_zarr(out[1:].chunk({"band": 2}), tmp_path / "a.zarr", ome=True, levels=1, progress=False)
+    meta = tw.image_meta(tmp_path / "a.zarr")
+    assert (meta.axes, meta.channel_names) == (("band", "y", "x"), ("green", "nir"))
+    assert meta.translation[1:] == (-275.0, 5.0)

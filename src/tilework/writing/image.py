@@ -23,9 +23,10 @@ from tilework._types import Index
 from tilework.engine.pyramid import PYRAMIDS, refuse_method, usual_method
 from tilework.errors import TilingError, TilingWarning
 from tilework.formats import ome_zarr
+from tilework.formats.labelled import is_labelled, meta_of
 from tilework.formats.meta import ImageMeta
 from tilework.formats.ome_zarr import OmeImage, check_axes, image_attributes, labels_attributes, read_group
-from tilework.graph.build import Found
+from tilework.graph.build import Found, bare
 from tilework.identity.location import holds, locate
 from tilework.labels.hints import may_be_labels
 from tilework.source.base import Source
@@ -87,7 +88,7 @@ class AskedImage:
         return bool(self.ome) or self.label_name is not None
 
     def image(
-        self, store: Any, path: str, options: Mapping[str, Any], array: Any, found: Found | None
+        self, store: Any, path: str, options: Mapping[str, Any], member: Any, found: Found | None
     ) -> Image:
         """Return the image of one result, after all checks that need no layout.
 
@@ -95,11 +96,12 @@ class AskedImage:
         ----------
         store, path, options
             As given to `to_zarr`; the path with the key of the output.
-        array : dask array
+        member : dask array or DataArray
             The result.
         found : Found or None
             Its origin, if it is a result of `tiled_map`.
         """
+        array = bare(member)
         if is_array(store):
             raise TilingError(
                 "an OME-Zarr image is a group of arrays; give a store or a group, and path=, not an array."
@@ -125,7 +127,7 @@ class AskedImage:
                     f'ome="{self.ome}". Leave ome= out.'
                 )
         _refuse_options(options, version)
-        meta = self._meta(array, found, levels)
+        meta = self._meta(array, _known(member, found), found, levels)
         check_axes(meta)
         _warn_of_places(meta)
         labels = self.label_name is not None
@@ -156,13 +158,14 @@ class AskedImage:
             return self.ome
         return "0.4" if options.get("zarr_format") == 2 or there == 2 else "0.5"
 
-    def _meta(self, array: Any, found: Found | None, levels: Sequence[_Extents]) -> ImageMeta:
+    def _meta(
+        self, array: Any, known: ImageMeta | None, found: Found | None, levels: Sequence[_Extents]
+    ) -> ImageMeta:
         """Return what the samples mean: as given, as known, as in the image of the labels, or as usual."""
         if self.meta is not None:
             self.meta.check("the result", array.shape)
             _refuse_nodata(self.meta.nodata, array.dtype)
             return self.meta
-        known = None if found is None else found.meta
         if levels:
             return _inherited(known, levels, array.shape)
         if known is not None:
@@ -176,6 +179,18 @@ class AskedImage:
                 'meta=tw.ImageMeta("czyx"), with scale= and units= if you know them.'
             )
         return ImageMeta(axes, nodata=nodata)
+
+
+def _known(member: Any, found: Found | None) -> ImageMeta | None:
+    """Return what is known of the samples of a result; of one that was changed since, what its labels say."""
+    if found is not None or not is_labelled(member):
+        return None if found is None else found.meta
+    meta = meta_of(member)
+    try:
+        _refuse_nodata(meta.nodata, member.dtype)
+    except TilingError:  # arithmetic keeps the attributes, not the dtype
+        return meta.replace(nodata=None)
+    return meta
 
 
 def _refuse_options(options: Mapping[str, Any], version: str) -> None:

@@ -202,7 +202,7 @@ def prepare(
     sources = [*map(opened, _sources(lazy, specs)), *reads]
     _check_arrays([store] if given is None else given.values(), where, one=several and given is None)
     stores = given or {key: by_dims("store", store, member) for key, member in members.items()}
-    images = _images(arrays, stores, found, asked) if asked.image else {}
+    images = _images(members, stores, found, asked) if asked.image else {}
     for image in images.values():
         image.refuse_sources(sources)
     dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
@@ -283,16 +283,16 @@ def _refuse_meta(asked: Asked) -> None:
 
 
 def _images(
-    arrays: Mapping[str, Any], stores: Mapping[str, Any], found: Mapping[str, Found | None], asked: Asked
+    members: Mapping[str, Any], stores: Mapping[str, Any], found: Mapping[str, Found | None], asked: Asked
 ) -> dict[str, Image]:
     """Return the image of each output."""
-    if asked.image.label_name is not None and len(arrays) > 1:
+    if asked.image.label_name is not None and len(members) > 1:
         raise TilingError(
             "label_name= is for one result; write the others apart, fn then runs again for them."
         )
     return {
-        key: asked.image.image(stores[key], asked.at(key), asked.options, array, found[key])
-        for key, array in arrays.items()
+        key: asked.image.image(stores[key], asked.at(key), asked.options, member, found[key])
+        for key, member in members.items()
     }
 
 

@@ -197,3 +197,4 @@ def test_a_coarse_mask_stays_coarse_whatever_the_image(extents, options):
     share = plan.n_runs / plan.n_tiles
     assert math.isclose(share, values.sum() / values.size, rel_tol=0.01)
     assert f"{plan.n_runs} run (mask)" in plan.explain()
+    assert f"{plan.n_runs} of {plan.n_tiles} tiles run" in repr(plan.mask)

@@ -25,7 +25,7 @@ __all__ = ["TileMask"]
 WRITTEN_WHOLE = 2**23
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class TileMask(Holder):
     """Which tiles run.
 
@@ -136,6 +136,10 @@ class TileMask(Holder):
             return cls(tuple(map(tuple, found["edges"])), base64.b64decode(found["bits"]))
         packed = np.frombuffer(base64.b64decode(found), np.uint8)
         return cls.of(np.unpackbits(packed, count=math.prod(shape)).view(bool).reshape(shape))
+
+    def __repr__(self) -> str:
+        running, groups = self.running([(0, n) for n in self.shape]), self.bits.shape
+        return f"<TileMask: {running} of {math.prod(self.shape)} tiles run, in groups of shape {groups}>"
 
     # -- tiles ------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from scipy import ndimage as ndi
 
 import tilework as tw
 from tilework.errors import ContractError, TilingError
-from tilework.graph.build import fn_token
+from tilework.graph.naming import fn_token
 from tilework.writing.code import describe
 
 QUIET = {"progress": False}

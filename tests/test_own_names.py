@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import operator
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,3 +275,82 @@ def test_what_dask_moves_between_workers_keeps_its_names(
             np.testing.assert_array_equal(later[...], -IMAGES[0])
             texts = [record.getMessage() for record in caplog.records if record.name == "tilework"]
             assert sum("'image', was given by hand" in text for text in texts) == 3 * told
+
+
+def doubled(crop: np.ndarray) -> np.ndarray:
+    return crop * 2
+
+
+def tripled(crop: np.ndarray) -> np.ndarray:
+    return crop * 3
+
+
+def mine(image: np.ndarray, fn: Any = doubled, **options: Any) -> Any:
+    """Return a result with a name that was given by hand."""
+    return tw.tiled_map(fn, image, **(TILES | {"name": "mine"} | options))
+
+
+BOTH: dict[str, Callable[[Any, Any], Any]] = {
+    "sum": lambda a, b: a + b,
+    "stack": lambda a, b: da.stack([a, b]),
+    "one below": lambda a, b: a + tw.tiled_map(np.sqrt, b, **TILES),
+    "sources": lambda a, b: tw.tiled_map(np.add, (a, b), **TILES),
+    "source": lambda a, b: tw.tiled_map(np.sqrt, da.concatenate([a, b[:20]]), **TILES),
+}
+OTHERS: dict[str, Callable[[], Any]] = {
+    "image": lambda: mine(IMAGES[1]),
+    "function": lambda: mine(IMAGES[0], tripled),
+    "blend": lambda: mine(IMAGES[0], blend="trim"),
+    "chunks": lambda: mine(IMAGES[0], chunks=20),
+    "outputs": lambda: mine(IMAGES[0], lambda crop: (crop, crop), output=(tw.Output("f4"),) * 2)[1],
+}
+
+
+def refused(how: str, other: str) -> None:
+    """Check that two results of one name are not computed as one."""
+    stores = zarr.storage.MemoryStore(), zarr.storage.MemoryStore()
+    for call in (
+        tw.compute,
+        lambda out: tw.to_zarr(out, stores[0], progress=False),
+        lambda out: tw.write_many([(out, stores[1])], progress=False, on_error="raise"),
+    ):
+        with pytest.raises(tw.TilingError, match=r"two different results .* have the name 'mine'"):
+            call(BOTH[how](mine(IMAGES[0]), OTHERS[other]()))
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.sample(8)
+def test_two_results_of_one_name_in_one_graph_are_refused(how: str, other: str) -> None:
+    """dask computes one of them for both, or does not find tasks."""
+    refused(how, other)
+
+
+def test_they_are_refused_with_query_planning() -> None:
+    code = "from tests.test_own_names import *; [refused(how, other) for how in BOTH for other in OTHERS]"
+    environment = os.environ | {"DASK_ARRAY__QUERY_PLANNING": "true"}
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parent.parent
+    )
+
+
+@pytest.mark.parametrize("how", BOTH)
+def test_one_result_that_was_built_twice_is_one(how: str) -> None:
+    expected = BOTH[how](*(mine(IMAGES[0], name=None) for _ in range(2)))
+    found = BOTH[how](*(mine(IMAGES[0]) for _ in range(2)))
+    np.testing.assert_array_equal(tw.compute(found), tw.compute(expected))
+
+
+def test_members_of_two_calls_are_no_result_of_one() -> None:
+    """The samples of some were those of others, or what the memory held."""
+    pair = mine(IMAGES[0]), mine(IMAGES[1])
+    for out in (pair, dict(zip("ab", pair, strict=True))):
+        with pytest.raises(tw.TilingError, match="unmodified result of one tiled_map"):
+            tw.compute(out)
+        with pytest.raises(tw.TilingError, match="unmodified result of one tiled_map"):
+            tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False)
+    with pytest.raises(tw.TilingError, match=r"each result once; .*'0', '1'"):
+        tw.compute((pair[0], pair[0]))
+    shown = tw.view(pair, verbose=False)
+    for one, image in zip(shown, IMAGES, strict=False):
+        np.testing.assert_array_equal(one[:5], 2 * image[:5])

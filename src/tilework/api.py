@@ -228,7 +228,8 @@ def tiled_map(
         What the samples of the image mean: axes, scale, channels. By default, what the image says of itself.
         With a tuple of arrays, that of the first.
     name : str, optional
-        Name of the dask array. The default follows from plan, source and ``fn``.
+        Name of the dask array, as it is. dask takes results of one name for the same where they meet in one
+        graph. The default follows from plan, source and ``fn``.
 
     Returns
     -------
@@ -381,7 +382,8 @@ def _build(
     labels: Labels | None,
     axes: Sequence[Sequence[Carried | NewAxis]],
 ) -> Any:
-    from tilework.graph.build import build, name_of
+    from tilework.graph.build import build
+    from tilework.graph.naming import name_of
 
     built: list[Any] = list(build(spec, name or name_of(spec)))
     if labels is not None:

@@ -469,7 +469,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
                 "view takes an unmodified result of tiled_map. To view an array computed from it (out > 0.5, "
                 "out[0]), index the view: view(out)[0] > 0.5."
             )
-        tiles = held.setdefault(found.name, TileRunner(found.spec, limit))
+        tiles = held.setdefault(found.call, TileRunner(found.spec, limit))
         views[key] = View(array, tiles, found.number, verbose=verbose)
     if isinstance(out, Mapping):
         return views

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import sys
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
-from dask.base import tokenize
-from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.task_spec import DataNode, Task
+from dask.highlevelgraph import HighLevelGraph
+from dask.task_spec import DataNode
 
 from tilework._checks import attribute, has
 from tilework.engine.spec import Spec
@@ -20,10 +18,9 @@ from tilework.errors import TilingError
 from tilework.formats.labelled import meta_of, told_by, unpacked
 from tilework.formats.meta import ImageMeta
 from tilework.function.bound import BoundOutput
-from tilework.function.load_once import LoadOnce
 from tilework.graph.layer import BlockLayer, OutputLayer, SpecLayer
 from tilework.graph.nodes import sliced_lazily
-from tilework.graph.own_names import check_names, check_result
+from tilework.graph.own_names import check_names, check_result, names_of, spec_nodes
 from tilework.graph.tasks import Names
 from tilework.grid.axis import ceil_div
 from tilework.plan.tile_plan import TilePlan
@@ -37,54 +34,13 @@ __all__ = [
     "chunks_of",
     "dask_arrays",
     "find_spec",
-    "fn_token",
+    "is_lazy",
     "lowered",
-    "name_of",
     "open_all",
     "open_known",
     "plan_of",
     "specs_below",
 ]
-
-
-def fn_token(fn: Any) -> Any:
-    """Return a token of ``fn``: from its code if dask can hash it, otherwise random."""
-    if isinstance(fn, LoadOnce):
-        return fn.named
-    try:
-        return tokenize(fn, ensure_deterministic=True)
-    except Exception:  # dask looks into it, and what a user's own class raises may be anything
-        return uuid.uuid4().hex
-
-
-def name_of(spec: Spec, *more: Any) -> str:
-    """Return the deterministic name of a result."""
-    outputs = [
-        (
-            o.key,
-            o.shape,
-            o.axes,
-            o.channel_axis,
-            *map(str, (o.dtype, o.stored, o.connectivity)),
-            _word(o.blend),
-        )
-        for o in spec.outputs
-    ]
-    reduces = [fn_token(o.reduce) for o in spec.outputs]
-    fills = [repr(o.fill_value) for o in spec.outputs]
-    windows = [[w.window for w in o.weights] for o in spec.outputs]
-    sources = [s.token for s in spec.sources]
-    facts = [spec.plan.to_json(), sources, spec.source_axes, outputs, reduces, fills, windows, spec.boundary]
-    calls = [fn_token(spec.fn), fn_token(spec.skip), spec.pass_tile, repr(spec.cval)]
-    v = spec.validity
-    if v is not None:
-        calls += [[(t.name, t.source, t.axes, repr(t.nodata)) for t in v.terms], repr(v.fills)]
-    token = tokenize(facts, calls, *more)
-    return f"tiled_map-{token}"
-
-
-def _word(blend: Any) -> Any:
-    return None if callable(blend) else blend
 
 
 def chunks_of(spec: Spec, output: BoundOutput) -> tuple[tuple[int, ...], ...]:
@@ -100,11 +56,11 @@ def chunks_of(spec: Spec, output: BoundOutput) -> tuple[tuple[int, ...], ...]:
 
 def build(spec: Spec, name: str) -> list[da.Array]:
     """Return the lazy dask arrays of all outputs; no task is made."""
-    names = Names.of(spec, name)
+    names = names_of(spec, name)
     check_result(name, {name, names.spec, *names.outputs}, spec.sources)
-    if da.array_expr_enabled():
-        return _expressions(spec, name)
     check_names(spec.sources)
+    if da.array_expr_enabled():
+        return _expressions(spec, names)
     spec = replace(spec, sources=tuple(map(_below, spec.sources)))
     used = [source.handle for source in spec.sources if source.dask_name is not None]
     high = HighLevelGraph.from_collections(name, BlockLayer(spec, names), dependencies=used)
@@ -130,14 +86,14 @@ def _facts(spec: Spec, output: BoundOutput) -> dict[str, Any]:
     return {"chunks": chunks, "meta": np.empty((0,) * len(chunks), output.dtype)}
 
 
-def _expressions(spec: Spec, name: str) -> list[da.Array]:
+def _expressions(spec: Spec, names: Names) -> list[da.Array]:
     """Return the arrays of all outputs as expressions."""
     from dask._collections import new_collection
 
     from tilework.graph.expr import Blocks, Result
 
     sources = [source.handle.expr for source in spec.sources if source.dask_name is not None]
-    blocks = Blocks(spec, name, *sources)
+    blocks = Blocks(spec, names, *sources)
     facts = [_facts(spec, output) for output in spec.outputs]
     return [new_collection(Result(blocks, k, f["chunks"], f["meta"])) for k, f in enumerate(facts)]
 
@@ -151,6 +107,8 @@ class Found(NamedTuple):
     """Number of the output."""
     name: str
     """Common name of all outputs of the call."""
+    call: str
+    """Tells the call from others, also from those of which the user gave the results the same name."""
     labelled: Any = None
     """The DataArray that holds it, if one does."""
 
@@ -178,6 +136,11 @@ def bare(array: Any) -> Any:
     return array.data
 
 
+def is_lazy(array: Any) -> bool:
+    """Return whether an array is one of dask; the graph of an expression is not made."""
+    return has(array, "expr") or has(array, "dask")
+
+
 def lowered(array: Any) -> Any:
     """Return a dask array whose blocks have the names that are in its graph; an expression gets them late."""
     return array.optimize() if has(array, "expr") else array
@@ -195,7 +158,8 @@ def find_spec(array: Any) -> Found | None:
         layer = layers.get(name)
         # An array computed from a result depends on the same layer but has another name.
         if isinstance(layer, BlockLayer) and own in layer.names.outputs and layer.is_own(layers):
-            return Found(layer.spec, layer.names.outputs.index(own), layer.names.inner, labelled)
+            number = layer.names.outputs.index(own)
+            return Found(layer.spec, number, layer.names.inner, layer.names.spec, labelled)
     return None
 
 
@@ -222,7 +186,8 @@ def _find_expression(expr: Any, labelled: Any) -> Found | None:
 
     if not isinstance(expr, Result):
         return None
-    return Found(expr.blocks.spec, expr.operands[1], expr.blocks.names.inner, labelled)
+    names = expr.blocks.names
+    return Found(expr.blocks.spec, expr.operands[1], names.inner, names.spec, labelled)
 
 
 def dask_arrays(sources: Iterable[Source]) -> list[Any]:
@@ -246,20 +211,4 @@ def plan_of(array: Any) -> TilePlan:
 
 def specs_below(array: Any) -> Iterator[Spec]:
     """Yield the `Spec` of every result of `tiled_map` from which an array is computed."""
-    if hasattr(array, "expr"):
-        from tilework.graph.expr import Blocks
-
-        yield from (node.spec for node in array.expr.find_operations(Blocks))
-        return
-    for layer in array.dask.layers.values():
-        # Looking into another kind of layer would build it.
-        if isinstance(layer, MaterializedLayer):
-            yield from _specs_of(layer.mapping)
-
-
-def _specs_of(nodes: Mapping[Any, Any]) -> Iterator[Spec]:
-    for node in nodes.values():
-        if type(node) is DataNode and isinstance(node.value, Spec):
-            yield node.value
-        elif type(node) is Task and node.args and isinstance(node.args[0], Mapping):
-            yield from _specs_of(node.args[0])  # tasks that dask fused
+    yield from (spec for _, spec in spec_nodes(array))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from dask._expr import Expr
 from dask.array._array_expr._expr import ArrayExpr
@@ -24,10 +24,10 @@ __all__ = ["Blocks", "Result"]
 class Blocks(Expr):
     """The tasks of all blocks of a result, for all its outputs.
 
-    The operands are the `Spec`, the name of the result, and the dask arrays that are read.
+    The operands are the `Spec`, the names in the keys, and the dask arrays that are read.
     """
 
-    _parameters: list[str] = ["of", "result"]  # noqa: RUF012 -- as dask declares it
+    _parameters: list[str] = ["of", "called"]  # noqa: RUF012 -- as dask declares it
 
     @property
     def spec(self) -> Spec:
@@ -38,13 +38,14 @@ class Blocks(Expr):
     @functools.cached_property
     def names(self) -> Names:
         """Names in the keys."""
-        name, sources = self.operands[1], iter(self.operands[2:])
-        names = Names.of(self.spec, name)
+        names, sources = self.operands[1], iter(self.operands[2:])
         now = tuple(own and next(sources)._name for own in names.sources)
         if now == names.sources:
-            return names
+            return cast("Names", names)
         # An expression that dask has rewritten, because it has rewritten a source, needs another name.
-        return replace(Names.of(self.spec, f"{name}-{tokenize(now)}"), sources=now)
+        mark = tokenize(now)
+        own = Names.of(self.spec, f"{names.inner}-{mark}")
+        return replace(own, spec=f"{names.spec}-{mark}", sources=now)
 
     @functools.cached_property
     def tasks(self) -> BlockTasks:
@@ -110,4 +111,5 @@ class Result(ArrayExpr):
         return {task.key: task for task in getters}
 
     def __dask_tokenize__(self) -> Any:
-        return self._name
+        # dask keeps one of the expressions that it makes of equal tokens, whatever they hold.
+        return self._name, self.blocks.names.spec

@@ -23,7 +23,7 @@ from tilework.errors import GridError
 from tilework.graph.tasks import BlockTasks, Key, Names
 from tilework.source.base import MemoryPart
 
-__all__ = ["BlockLayer", "OutputLayer", "SpecLayer", "carried", "with_carried"]
+__all__ = ["BlockLayer", "LazyLayer", "OutputLayer", "SpecLayer", "carried", "with_carried"]
 
 # Most blocks that are computed at once: their tasks take about 2 kB each.
 MOST_BLOCKS = 10**7
@@ -76,7 +76,7 @@ def with_carried(spec: Spec, parts: Sequence[MemoryPart | None]) -> Spec:
     return replace(spec, sources=tuple(s if p is None else replace(s, handle=p.view) for s, p in pairs))
 
 
-class _LazyLayer(Layer):
+class LazyLayer(Layer):
     """A layer whose tasks are made when somebody asks for them; as a mapping it makes all and keeps them."""
 
     # dask would build the layer to find out.
@@ -156,7 +156,7 @@ class _LazyLayer(Layer):
         self.spec = with_carried(self.spec, arrays)
 
 
-class BlockLayer(_LazyLayer):
+class BlockLayer(LazyLayer):
     """The tasks of all blocks of a result.
 
     Parameters
@@ -219,7 +219,7 @@ class BlockLayer(_LazyLayer):
         return isinstance(node, DataNode) and self.names.sources == own
 
 
-class OutputLayer(_LazyLayer):
+class OutputLayer(LazyLayer):
     """The tasks that take the blocks of one of several outputs.
 
     Parameters

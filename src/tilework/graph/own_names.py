@@ -11,6 +11,7 @@ import itertools
 import logging
 import re
 import threading
+import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -19,22 +20,96 @@ from typing import Any
 from dask.array.core import Array as GraphArray  # also where dask makes expressions
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
-from dask.task_spec import Alias, Task
+from dask.task_spec import Alias, DataNode, Task
 from dask.utils import SerializableLock
 
 from tilework._checks import attribute, has
+from tilework.engine.spec import Spec
 from tilework.errors import TilingError
+from tilework.graph.layer import LazyLayer
+from tilework.graph.naming import name_of
 from tilework.graph.nodes import as_node, moves, needed
-from tilework.graph.tasks import Key
+from tilework.graph.tasks import Key, Names
 from tilework.source.base import BlockSource, Source
 
-__all__ = ["check_names", "check_result", "named_apart", "with_own_names"]
+__all__ = [
+    "check_names",
+    "check_result",
+    "check_specs",
+    "named_apart",
+    "names_of",
+    "spec_nodes",
+    "with_own_names",
+]
 
 _LOG = logging.getLogger("tilework")
 # Of these, `from_array` makes a new one for each array.
 LOCKS = (SerializableLock, type(threading.Lock()))
 # A digest, or a random number as uuid writes it.
 MADE = re.compile("[0-9a-f]{8}(-?)[0-9a-f]{4}(-?[0-9a-f]{4}){2}-?[0-9a-f]{12}")
+# What `names_of` adds.
+MARK = re.compile("-spec-[0-9a-f]{8}$")
+
+
+def names_of(spec: Spec, name: str) -> Names:
+    """Return the names of a result; if its name was given by hand, its `Spec` has a key of its own.
+
+    Where two results of one name meet, dask keeps the blocks of one of them, and both of these keys.
+    """
+    names = Names.of(spec, name)
+    return names if MADE.search(name) else replace(names, spec=f"{names.spec}-{uuid.uuid4().hex[:8]}")
+
+
+def spec_nodes(array: Any) -> Iterator[tuple[str, Spec]]:
+    """Yield the `Spec` of every result of `tiled_map` from which an array is computed, with its key."""
+    if has(array, "expr"):
+        from tilework.graph.expr import Blocks
+
+        yield from ((n.names.spec, n.spec) for n in _expressions(array.expr) if isinstance(n, Blocks))
+        return
+    for layer in array.dask.layers.values():
+        # Looking into another kind of layer would build it.
+        if isinstance(layer, MaterializedLayer):
+            yield from _specs_of(layer.mapping)
+
+
+def _expressions(expr: Any) -> Iterator[Any]:
+    """Yield all parts of an expression; dask's own ``walk`` yields one of those with one name."""
+    left, seen = [expr], {id(expr)}
+    while left:
+        yield (node := left.pop())
+        for below in node.dependencies():
+            if id(below) not in seen:
+                seen.add(id(below))
+                left.append(below)
+
+
+def _specs_of(nodes: Mapping[Any, Any]) -> Iterator[tuple[str, Spec]]:
+    for key, node in nodes.items():
+        if type(node) is DataNode and isinstance(node.value, Spec):
+            yield key, node.value
+        elif type(node) is Task and node.args and isinstance(node.args[0], Mapping):
+            yield from _specs_of(node.args[0])  # tasks that dask fused
+
+
+def check_specs(arrays: Iterable[Any]) -> None:
+    """Raise if dask arrays are computed from different results of `tiled_map` that have one name.
+
+    Raises
+    ------
+    TilingError
+        Names the name.
+    """
+    found: dict[str, tuple[str, Spec]] = {}
+    for key, spec in itertools.chain.from_iterable(map(spec_nodes, arrays)):
+        name = MARK.sub("", key)
+        first, known = found.setdefault(name, (key, spec))
+        if first != key and name_of(known) != name_of(spec):
+            raise TilingError(
+                f"two different results of tiled_map have the name {name!r}, and what is computed from both "
+                "has the samples of one of them, because dask takes arrays of one name for the same: build "
+                "them with names of their own, or without name=."
+            )
 
 
 def check_names(sources: Sequence[Source]) -> None:
@@ -46,6 +121,7 @@ def check_names(sources: Sequence[Source]) -> None:
         Names the name, and the numbers of the sources.
     """
     read = [(k, source.handle) for k, source in enumerate(sources) if isinstance(source, BlockSource)]
+    check_specs(array for _, array in read)
     arrays = {k: array for k, array in read if not has(array, "expr")}  # dask has one expression of a name
     if len(arrays) < 2:
         return
@@ -230,6 +306,8 @@ def _names(array: Any) -> dict[str, Any]:
 
 def _equal(one: Any, other: Any) -> bool:
     """Return whether two layers compute the same, as far as both have the tasks."""
+    if isinstance(one, LazyLayer) and isinstance(other, LazyLayer):
+        return True  # or `check_specs` found them
     tasks = dict(one), dict(other)
     return all(_same(tasks[0][key], tasks[1][key]) for key in tasks[0].keys() & tasks[1].keys())
 

@@ -2,7 +2,7 @@
 
 Keys of one result called ``NAME``::
 
-    NAME-spec                  the `Spec`, which every task refers to
+    NAME-spec                  the `Spec`, which every task refers to; with a mark if NAME was given by hand
     NAME-part-K, *block        a view of array K in memory (no other source has such keys)
     NAME-group, *block         canvases of the tiles that the block runs        (share)
     NAME-seam, *block          the parts of canvases in later blocks            (share)

@@ -255,7 +255,7 @@ def _of_crops(array: Image, source: Source, layout: Layout, starts: Ints) -> Sou
     for box in zip(*(zip(a.tolist(), b.tolist(), strict=True) for a, b in spans), strict=True):
         runs[tuple(slice(a, b) for a, b in box)] = True
     todo = plan.with_runs(runs if plan.runs is None else runs & plan.runs)
-    name = f"{found.name}-crops-{tokenize(starts, layout.crop)}"
+    name = f"{found.call}-crops-{tokenize(starts, layout.crop)}"
     part = build(replace(found.spec, todo=todo), name)[found.number]
     return replace(source, handle=part, token=("dask", part.name))
 

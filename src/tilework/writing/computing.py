@@ -15,7 +15,7 @@ from tilework.execution.local import run
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
 from tilework.formats.labelled import is_dataset, relabelled
-from tilework.graph.build import bare, find_spec
+from tilework.graph.build import bare, find_spec, is_lazy
 from tilework.identity.samples import same_array, writable
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
@@ -85,7 +85,7 @@ def compute(
     arrays = {key: bare(member) for key, member in results.items()}
     several = isinstance(out, tuple | list | Mapping)
     for key, array in arrays.items():
-        if not has(array, "dask"):
+        if not is_lazy(array):
             raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
     given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, results, several)

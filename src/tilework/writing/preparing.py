@@ -30,8 +30,8 @@ from tilework.execution.calls import CallsJob
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.formats.missing import missing_attribute
-from tilework.graph.build import Found, bare, chunks_of, find_spec, lowered, specs_below
-from tilework.graph.own_names import named_apart, with_own_names
+from tilework.graph.build import Found, bare, chunks_of, find_spec, is_lazy, lowered, specs_below
+from tilework.graph.own_names import check_specs, named_apart, with_own_names
 from tilework.identity.digests import digest
 from tilework.identity.location import locate
 from tilework.identity.stored import read_by
@@ -188,16 +188,14 @@ def prepare(
     members, several = by_key(out), isinstance(out, tuple | list | Mapping)
     found = {key: find_spec(member) for key, member in members.items()}
     arrays = {key: bare(member) for key, member in members.items()}
-    calls = {None if f is None else f.name for f in found.values()}
-    if several and (None in calls or len(calls) > 1):
-        raise TilingError(
-            "a tuple or dict as out must be the unmodified result of one tiled_map; write others one by one."
-        )
+    if several:
+        _check_members(found)
     for key, array in arrays.items():
-        if not has(array, "dask"):
+        if not is_lazy(array):
             raise TypeError(_not_lazy(array, key))
     # The outputs of one call are computed from the same.
     first, lazy = next(iter(found.values())), next(iter(arrays.values()))
+    check_specs([lazy])
     specs = list(specs_below(lazy))
     sources = [*map(opened, _sources(lazy, specs)), *reads]
     _check_arrays([store] if given is None else given.values(), where, one=several and given is None)
@@ -243,6 +241,20 @@ def prepare(
         LOG.info("%s: %s were found done; %d tiles are to run", job.title, done, job.tiles)
         job.title += f" ({done} found done)"
     return job, writing
+
+
+def _check_members(found: Mapping[str, Found | None]) -> None:
+    """Raise unless the members of a tuple or dict are those of one call, each once."""
+    calls = [None if f is None else f.call for f in found.values()]
+    if None in calls or len(set(calls)) > 1:
+        raise TilingError(
+            "a tuple or dict as out must be the unmodified result of one tiled_map; write others one by one."
+        )
+    numbers = [f.number for f in found.values() if f is not None]
+    if len(set(numbers)) < len(numbers):
+        raise TilingError(
+            f"a tuple or dict as out must have each result once; members of {list(found)} are one."
+        )
 
 
 def _sources(array: Any, specs: Sequence[Spec]) -> Iterator[Source]:

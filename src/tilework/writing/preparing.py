@@ -62,7 +62,7 @@ from tilework.writing.units import (
     check_chunks,
     default_chunks,
     source_chunks,
-    usual_unit,
+    usual_units,
 )
 
 __all__ = ["Asked", "Writing", "by_key", "prepare"]
@@ -517,7 +517,7 @@ def _prepare_chunks(
         assert asked.version is not None
         fingerprint = Fingerprint({"version": asked.version})
     place = place.compare(fingerprint)
-    layout = place.layout(array.shape, array.dtype, lambda: tuple(map(usual_unit, array.chunks)))
+    layout = place.layout(array.shape, array.dtype, lambda: usual_units(array.chunks, array.dtype.itemsize))
     if asked.rebuilt is not None:
         array = asked.rebuilt(layout.unit)
     check_chunks(array.chunks, layout.unit, dims)

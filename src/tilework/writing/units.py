@@ -39,13 +39,15 @@ __all__ = [
     "shard_lengths",
     "source_chunks",
     "tiles_of_units",
-    "usual_unit",
+    "usual_units",
     "with_todo",
 ]
 
 
 # Default chunk, bytes before compression: Zarr's guides advise 1 to 16 MB.
 CHUNK_BYTES = 4 * 2**20
+LEAST_BYTES = 2**20
+SHORT = 4
 WHOLE = "must be whole write units, or two tasks would write one unit; got"
 
 
@@ -306,10 +308,19 @@ def check_chunks(chunks: Sequence[Sequence[int]], unit: Index, dims: Sequence[An
     )
 
 
-def usual_unit(sizes: Sequence[int]) -> int:
-    """Return the length of the first chunk along an axis if it divides the others, or of the longest."""
-    first = next(filter(None, sizes), 1)
-    return max(sizes) if _cut(sizes, first) else first
+def usual_units(chunks: Sequence[Sequence[int]], itemsize: int) -> Index:
+    """Return the default units of a dask array.
+
+    They have the length of the first chunk along each axis if it divides the others, or of the longest. A
+    slice of huge blocks may begin with the last row of one: chunks of this row would be as many as rows. So
+    a first chunk that is `SHORT` times shorter than the longest counts only if the units are long enough.
+    """
+    firsts = [next(filter(None, sizes), 1) for sizes in chunks]
+    enough = math.prod(firsts) * itemsize >= LEAST_BYTES
+    return tuple(
+        max(sizes) if _cut(sizes, first) or (max(sizes) >= SHORT * first and not enough) else first
+        for sizes, first in zip(chunks, firsts, strict=True)
+    )
 
 
 def _cut(sizes: Sequence[int], unit: int) -> list[int]:

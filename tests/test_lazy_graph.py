@@ -378,6 +378,16 @@ def test_L3_culling_is_that_of_dask(out: Any, data: st.DataObject) -> None:
     assert dict(out.dask).keys() == whole.keys()
 
 
+def test_keys_of_other_layers_are_not_counted_as_those_of_an_array_below() -> None:
+    """dask keeps a whole layer where it is asked for as many keys as it has, whichever these are."""
+    image = da.from_array(np.zeros(28), chunks=7)
+    mask = np.arange(28) > 14
+    out = tw.tiled_map(lambda x: x, image, 7, 0, dtype=float, mask=mask)
+    for others in range(6):
+        culled = out.dask.cull({(out.name, 0), *(("other", k) for k in range(others))})
+        assert not any(key[0] == image.name for key in dict(culled) if isinstance(key, tuple)), others
+
+
 @settings(max_examples=share(30), deadline=None)
 @given(out=results(), data=st.data())
 def test_a_layer_is_a_mapping(out: Any, data: st.DataObject) -> None:

@@ -102,7 +102,8 @@ class LayerBelow(MaterializedLayer):
     def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, Any]]:
         """Return the tasks that ``keys`` need, and the keys that each task needs."""
         del all_hlg_keys
-        layer, needs = self.layer.cull(keys, self._known)
+        # Of keys of other layers, dask takes as many as there are tasks for all of them.
+        layer, needs = self.layer.cull(keys & self.mapping.keys(), self._known)
         return layer, needs
 
 

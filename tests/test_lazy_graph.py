@@ -370,6 +370,12 @@ def test_L3_culling_is_that_of_dask(out: Any, data: st.DataObject) -> None:
     own = [maker.output_key(index, number) for index in maker.order()]
     assert set(out.dask.layers[out.name].get_output_keys()) == set(own)
     assert len(out.dask.layers[out.name].get_output_keys()) == len(own)
+    if blocks.spec.many:
+        shared = {maker.block(index) for index in maker.order()}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(maker), "block", None)  # all at once, and none by itself
+            keys = blocks.get_output_keys()
+        assert shared <= keys <= shared | set(maker._fills)
     wanted = data.draw(st.sets(st.sampled_from(own), max_size=5)) if own else set()
     culled = dict(out.dask.cull(wanted | {("other", 0), "text"}))
     assert not blocks.is_materialized()

@@ -187,10 +187,7 @@ class BlockLayer(LazyLayer):
 
     def get_output_keys(self) -> AbstractSet[Key]:
         """Return the keys that other layers use, without their tasks."""
-        tasks = self.tasks
-        if not self.spec.many:
-            return OutputKeys(tasks, 0)
-        return {tasks.block(index) for index in tasks.order()}
+        return set(self.tasks.block_keys()) if self.spec.many else OutputKeys(self.tasks, 0)
 
     def cull(self, keys: set[Key], all_hlg_keys: Collection[Key]) -> tuple[Layer, Mapping[Key, Any]]:
         """Return the tasks that ``keys`` need, and the keys that each task needs."""

@@ -464,3 +464,50 @@ def test_options_that_zarr_refuses_are_named(tmp_path: Path) -> None:
     with pytest.raises(tw.TilingError, match=r"zarr\.create_array refuses fill_value='x': "):
         write(result(), tmp_path / "a.zarr", fill_value="x")
     assert not files(tmp_path)
+
+
+KEPT: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"dimension_names": ("y", "x")}, {"dimension_names": ("u", "v")}),
+    ({}, {"dimension_names": ("u", "v")}),
+    ({}, {"compressors": None}),
+    ({"compressors": None}, {"compressors": zarr.codecs.GzipCodec()}),
+    ({}, {"fill_value": 7}),
+    ({}, {"zarr_format": 2}),
+    ({"zarr_format": 2}, {"fill_value": 7}),
+    ({}, {"chunk_key_encoding": {"name": "v2", "separator": "."}}),
+    ({}, {"meta": tw.ImageMeta("yx")}),
+]
+
+
+@pytest.mark.parametrize(("before", "now"), KEPT, ids=str)
+@pytest.mark.parametrize("given", [False, True])
+def test_an_array_that_is_there_keeps_its_options_or_refuses_others(
+    before: dict[str, Any], now: dict[str, Any], given: bool, tmp_path: Path
+) -> None:
+    """They were taken without a word, and not looked at."""
+
+    def out(meta: Any = None) -> Any:
+        return tw.tiled_map(np.negative, np.ones((20, 20)), 8, 2, meta=meta)
+
+    if "meta" in now:
+        if given:
+            return
+        tw.to_zarr(out(tw.ImageMeta("zx")), tmp_path / "a", progress=False)
+        with pytest.raises(
+            tw.TilingError, match=r"has axes \('z', 'x'\), and the result has axes \('y', 'x'\)"
+        ):
+            tw.to_zarr(out(**now), tmp_path / "a", progress=False)
+        return
+    array = tw.to_zarr(out(), tmp_path / "a", progress=False, **before)
+    for same in ({}, before, {"attributes": {}}):
+        tw.to_zarr(out(), array if given else tmp_path / "a", progress=False, **same)
+    [name] = now
+    with pytest.raises(tw.TilingError, match=f"another {name} than .* Leave {name} out"):
+        tw.to_zarr(out(), array if given else tmp_path / "a", progress=False, **now)
+
+
+def test_an_array_that_is_there_keeps_its_attributes(tmp_path: Path) -> None:
+    out = tw.tiled_map(np.negative, np.ones((20, 20)), 8, 2)
+    tw.to_zarr(out, tmp_path / "a", progress=False, attributes={"by": "me", "n": 1})
+    with pytest.warns(tw.TilingWarning, match=r"keeps the attributes that it has, and gets no other n, at\."):
+        tw.to_zarr(out, tmp_path / "a", progress=False, attributes={"by": "me", "n": 2, "at": 3})

@@ -21,9 +21,9 @@ import numpy as np
 import zarr
 from zarr.storage import MemoryStore
 
-from tilework._checks import as_options, brief, has
+from tilework._checks import as_options, brief, has, warn
 from tilework._types import Index
-from tilework.errors import AlignmentError, TilingError
+from tilework.errors import AlignmentError, TilingError, TilingWarning
 from tilework.execution.progress import LOG
 from tilework.formats.labelled import is_labelled
 from tilework.formats.missing import stored_names
@@ -338,19 +338,7 @@ class Fresh:
             "shards": layout.shards,
             "zarr_format": self.zarr_format,
         }
-        try:
-            zarr.create_array(MemoryStore(), shape=shape, dtype=dtype, **own | options)
-        except Warning:
-            raise  # whoever turns warnings into errors gets them
-        except Exception as error:
-            if not options or not _has_dtype(dtype, self.zarr_format):
-                raise TilingError(
-                    f"Zarr format {self.zarr_format} cannot hold the result for {self.target.address}, of "
-                    f'dtype {dtype}: {error}. Say another, such as dtype="float32" in tiled_map, or write '
-                    'out.astype("float32").'
-                ) from error
-            given = ", ".join(f"{name}={brief(value)}" for name, value in options.items())
-            raise TilingError(f"zarr.create_array refuses {given}: {error}") from error
+        _tried(self.target.address, own | {"shape": shape, "dtype": dtype}, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,6 +453,23 @@ def _has_dtype(dtype: np.dtype[Any], zarr_format: Any) -> bool:
 Place = Fresh | Continued | Foreign
 
 
+def _tried(address: str, own: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+    """Return an array in memory with the caller's options; raise a `TilingError` if zarr refuses them."""
+    try:
+        return zarr.create_array(MemoryStore(), **{**own, **options})
+    except Warning:
+        raise  # whoever turns warnings into errors gets them
+    except Exception as error:
+        if not options or not _has_dtype(own["dtype"], own["zarr_format"]):
+            raise TilingError(
+                f"Zarr format {own['zarr_format']} cannot hold the result for {address}, of dtype "
+                f'{own["dtype"]}: {error}. Say another, such as dtype="float32" in tiled_map, or write '
+                'out.astype("float32").'
+            ) from error
+        given = ", ".join(f"{name}={brief(value)}" for name, value in options.items())
+        raise TilingError(f"zarr.create_array refuses {given}: {error}") from error
+
+
 def claimed(
     place: Place, shape: Index, dtype: np.dtype[Any], layout: Layout, record: Record, claims: Claims
 ) -> tuple[Any, Record | None, str]:
@@ -494,7 +499,46 @@ def _layout_there(target: Target, array: Any, shape: Index) -> Layout:
                 f"the array at {target.address} has {what} {has}; got {what}={asked}. Leave {what} out, or "
                 "write afresh with overwrite=True."
             )
+    if isinstance(array, zarr.Array):
+        _refuse_options(target, array, found)
     return found
+
+
+def _refuse_options(target: Target, array: Any, layout: Layout) -> None:
+    """Raise if arguments of `zarr.create_array` make another array than the one that is there.
+
+    Attributes may have been changed since by anybody, so that other ones are only warned of.
+    """
+    there, names = array.metadata.to_dict(), stored_names(array)
+    options = {name: value for name, value in target.options.items() if name != "storage_options"}
+    own = None if "dimension_names" in options or target.given is not None else target.labels.dims[target.key]
+    if own is not None and names is not None and own != names and len(set(own)) == len(own):
+        raise TilingError(
+            f"the array at {target.address} has axes {names}, and the result has axes {own}; undo the change "
+            "to resume it, or write afresh with overwrite=True."
+        )
+    usual: dict[str, Any] = {
+        "shape": array.shape, "dtype": array.dtype, "chunks": layout.chunks, "shards": layout.shards,
+        "zarr_format": there["zarr_format"],
+    }  # fmt: skip
+    plain = _tried(target.address, usual, {}).metadata.to_dict() if options else {}
+    for name, value in options.items():
+        made = _tried(target.address, usual, {name: value}).metadata.to_dict()
+        if name == "attributes":
+            changed = [key for key, one in made[name].items() if there[name].get(key) != one]
+            if changed:
+                warn(
+                    f"the array at {target.address} keeps the attributes that it has, and gets no other "
+                    f"{', '.join(changed)}.",
+                    TilingWarning,
+                )
+        elif any(
+            repr(one) not in (repr(plain.get(part)), repr(there.get(part))) for part, one in made.items()
+        ):
+            raise TilingError(
+                f"the array at {target.address} has another {name} than {brief(value)}. Leave {name} out, or "
+                "write afresh with overwrite=True."
+            )
 
 
 def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:

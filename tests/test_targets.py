@@ -511,3 +511,16 @@ def test_an_array_that_is_there_keeps_its_attributes(tmp_path: Path) -> None:
     tw.to_zarr(out, tmp_path / "a", progress=False, attributes={"by": "me", "n": 1})
     with pytest.warns(tw.TilingWarning, match=r"keeps the attributes that it has, and gets no other n, at\."):
         tw.to_zarr(out, tmp_path / "a", progress=False, attributes={"by": "me", "n": 2, "at": 3})
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_levels_are_not_written_among_the_arrays_of_a_group(overwrite: bool, tmp_path: Path) -> None:
+    out = tw.tiled_map(np.negative, np.ones((20, 20)), 8, 2, meta=tw.ImageMeta("yx"))
+    group = zarr.create_group(tmp_path / "g", attributes={"of": "mine"})
+    tw.to_zarr(out, group, ome=True, overwrite=overwrite, progress=False)  # nothing but attributes
+    group = zarr.create_group(tmp_path / "h")
+    group.create_array("raw", shape=(20, 20), dtype="f4")
+    with pytest.raises(tw.TilingError, match=r"arrays of its own, raw, and no image"):
+        tw.to_zarr(out, group, ome=True, overwrite=overwrite, progress=False)
+    assert list(group) == ["raw"]
+    tw.to_zarr(out, group, path="image", ome=True, overwrite=overwrite, progress=False)

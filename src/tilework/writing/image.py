@@ -443,6 +443,8 @@ class Image:
             return
         before = dict(found.attrs)
         there = read_group(before, self.address).images
+        if not there:
+            self._refuse_arrays(found)
         if not there or _agree(before, attributes):
             return
         if resumed and not overwrite:
@@ -456,6 +458,19 @@ class Image:
             raise TilingError(
                 f"{self.address} holds another OME-Zarr image; delete it yourself, name another place, or "
                 "write labels into it with label_name=."
+            )
+
+    def _refuse_arrays(self, group: Any) -> None:
+        """Raise if a group without an image holds arrays that are no levels of one that was begun."""
+        names = [
+            name
+            for name in children_at(self.at)
+            if (array := _array(group, name)) is not None and Ledger(array).record is None
+        ]
+        if names:
+            raise TilingError(
+                f"{self.address} is a group with arrays of its own, {', '.join(names[:5])}, and no image; "
+                "its levels would lie among them. Give it a group of its own, with path=, or another store."
             )
 
     def prune(self, attributes: Mapping[str, Any]) -> None:

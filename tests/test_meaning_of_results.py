@@ -165,3 +165,14 @@ def test_the_next_step_has_the_coordinates_that_the_array_has_now():
     assert tw.image_meta(changed).channel_names == ("p", "q")
     assert set(step(first.drop_vars(["lat", "t", "u"])).coords) == {"c", "y"}
     assert set(step(first.rename(t="time", lat="latitude")).coords) == {"c", "y", "u", "time", "latitude"}
+
+
+def test_names_of_channels_that_a_result_lost_do_not_come_back():
+    xr = pytest.importorskip("xarray")
+    image = xr.DataArray(np.zeros((2, 20, 20)), dims=("c", "y", "x"), coords={"c": ["red", "green"]})
+    out = tw.tiled_map(np.copy, image, 8, 2, axes=("y", "x"))
+    for lost in (out.drop_vars("c"), out.rename(c="k").drop_vars("k")):
+        assert tw.image_meta(lost).channel_names is None
+        assert not tw.tiled_map(np.copy, lost, 8, 2, axes=("y", "x")).coords
+    kept = tw.tiled_map(np.copy, out, 8, 2, axes=("y", "x"))
+    assert kept.c.values.tolist() == ["red", "green"]

@@ -135,12 +135,16 @@ def told_by(array: Any, own: ImageMeta, known: ImageMeta | None) -> ImageMeta:
         if dim not in known.coordinates or not _same(coordinate, known.coordinates[dim])
     }
     number = {dim: own.axes.index(dim) for dim in since}
-    renamed = known.channel_axis in number.values() and own.channel_axis == known.channel_axis
+    names, channel = known.channel_names, known.channel_axis
+    if channel is not None and array.dims[channel] not in array.coords:
+        names = None  # a result with names has a coordinate of them
+    elif channel in number.values() and own.channel_axis == channel and own.channel_names:
+        names = own.channel_names
     return known.replace(
         scale={dim: own.scale[a] for dim, a in number.items()},
         translation={dim: own.translation[a] for dim, a in number.items()},
         units={dim: unit for dim, c in since.items() if (unit := _unit(c)) is not None},
-        channel_names=(own if renamed and own.channel_names else known).channel_names,
+        channel_names=names,
         coordinates=own.coordinates,
     )
 

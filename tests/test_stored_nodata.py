@@ -131,6 +131,14 @@ def test_numbers_that_xarray_packed_are_said_to_be_packed(
         tw.tiled_map(np.copy, zarr.open_array(tmp_path / "x.zarr" / "v"), 4, 0, dtype=encoding["dtype"])
 
 
+def test_dates_are_said_to_be_numbers(tmp_path: Path) -> None:
+    xr = pytest.importorskip("xarray")
+    dates = np.datetime64("2020-01-01", "ns") + np.arange(48).reshape(6, 8) * np.timedelta64(1, "D")
+    xr.Dataset({"v": (("y", "x"), dates)}).to_zarr(tmp_path / "x.zarr", consolidated=False)
+    with pytest.warns(tw.TilingWarning, match=r"packed, .* units 'days since 2020-01-01"):
+        tw.tiled_map(np.copy, tmp_path / "x.zarr" / "v", 4, 0, dtype="i8")
+
+
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [

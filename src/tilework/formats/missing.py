@@ -62,6 +62,9 @@ def packing(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> dict[str, An
     unsigned = attributes.get("_Unsigned")
     if (dtype.kind, unsigned) in (("i", "true"), ("u", "false")):
         found["_Unsigned"] = unsigned
+    units = attributes.get("units")
+    if isinstance(units, str) and " since " in units and dtype.kind in "iuf":
+        found["units"] = repr(units)  # dates, as CF has them
     return found
 
 

@@ -464,3 +464,23 @@ def test_the_memory_of_a_task_is_the_least_that_a_worker_has_for_each_of_its_tas
         workers = tuple({"memory_limit": n * 10**9, "nthreads": t, "resources": {}} for n, t in given)
         found = Where(get=lambda *_: None, client=object(), workers=workers)
         assert (found.threads, found.memory) == (threads, int(0.6 * memory * 10**9)), name
+
+
+def test_a_client_without_a_scheduler_is_named() -> None:
+    """A notebook keeps the error and so the client, which dask uses for all that follows."""
+    from distributed import Client, get_client
+
+    out = tw.tiled_map(np.negative, np.ones((20, 20)), 8, 2)
+    with pytest.raises(ValueError, match="missing port") as kept:
+        Client("nowhere", timeout=1)
+    broken = get_client()
+    try:
+        for client in (None, broken):
+            with pytest.raises(tw.TilingError, match=r"is connecting.*missing port .* Close the client"):
+                tw.to_zarr(out, zarr.storage.MemoryStore(), client=client, progress=False)
+        with dask.config.set(scheduler="threads"):
+            assert tw.compute(out).sum() == -400
+    finally:
+        broken.close()
+    assert tw.compute(out).sum() == -400
+    del kept

@@ -76,8 +76,8 @@ class Where:
                 client, get = None, dask.threaded.get
             if client is None and _in_pool_of(get):
                 get = dask.local.get_sync  # a thread of the pool must not wait for the others of the pool
-        workers = () if client is None else client.scheduler_info(n_workers=-1)["workers"].values()
-        where = cls(get, client, workers=tuple(workers), **options)
+        workers = () if client is None else _workers(client)
+        where = cls(get, client, workers=workers, **options)
         where._check()
         return where
 
@@ -243,6 +243,23 @@ def _scheduler(given: Any) -> Callable[..., Any]:
         # A word that names none, or "distributed" without a client.
         raise TilingError(f"{name} must be {MEANING}; got {brief(given)}: {error}") from error
     return get
+
+
+def _workers(client: Any) -> tuple[Mapping[str, Any], ...]:
+    """Return facts on each worker of a cluster; raise if its scheduler cannot be asked.
+
+    A client that found no scheduler when it was made stays the one that dask uses, and so does one whose
+    scheduler has gone.
+    """
+    try:
+        return tuple(client.scheduler_info(n_workers=-1)["workers"].values())
+    except Exception as error:  # of the address, the connection or the event loop; a KeyError after a time
+        said = f": {error}" if isinstance(error, ValueError | OSError) else ""
+        raise TilingError(
+            f"the scheduler of the dask client in use, which is {client.status}, does not answer{said}. "
+            "Close the client, distributed.get_client().close(), and connect again; or work without it: "
+            'dask.config.set(scheduler="threads").'
+        ) from error
 
 
 def _clients() -> tuple[type, ...]:

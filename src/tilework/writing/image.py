@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from tilework.writing.node import children_at, clear, found_at, home_of
 from tilework.writing.objects import Objects
 from tilework.writing.target import is_array
 
-__all__ = ["AskedImage", "Image", "has_places"]
+__all__ = ["AskedImage", "Image", "has_places", "warn_of_name"]
 
 FORMATS = {"0.4": 2, "0.5": 3}
 """Format of Zarr by version of OME-Zarr."""
@@ -250,6 +251,17 @@ def _warn_of_places(meta: ImageMeta) -> None:
         warn(
             f"the coordinates of {', '.join(uneven)} are not evenly spaced, and OME-Zarr has no place for "
             "them: they are left out. Write without ome= to keep them.",
+            TilingWarning,
+        )
+
+
+def warn_of_name(store: Any, path: str | None) -> None:
+    """Warn if a store that is no OME-Zarr image has the name of one."""
+    name = str(store).rstrip("/") if isinstance(store, str | Path) else ""
+    if name.endswith((".ome.zarr", ".ome.zarr2", ".ome.zarr3")) and not path:
+        warn(
+            f"{name} has the name of an OME-Zarr image, and a plain Zarr array is written. Write the image "
+            "with ome=True, or choose another name.",
             TilingWarning,
         )
 

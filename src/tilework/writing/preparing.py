@@ -16,16 +16,15 @@ import math
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
 
-from tilework._checks import attribute, has, of_type, one_of, warn
+from tilework._checks import attribute, has, of_type, one_of
 from tilework._types import Index
 from tilework.engine.spec import Spec
-from tilework.errors import TilingError, TilingWarning
+from tilework.errors import TilingError
 from tilework.execution.calls import CallsJob
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
@@ -45,7 +44,7 @@ from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
 from tilework.writing.fingerprint import Fingerprint, names_to_accept, of_dask, of_spec
 from tilework.writing.growing import Growing
-from tilework.writing.image import AskedImage, Image
+from tilework.writing.image import AskedImage, Image, warn_of_name
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
 from tilework.writing.labels import Labels
 from tilework.writing.ledger import Ledger, Record, record_of
@@ -209,7 +208,7 @@ def prepare(
     places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
     table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
     if not images and given is None:
-        _warn_of_name(store, asked.path)
+        warn_of_name(store, asked.path)
     new = [place for place in places.values() if isinstance(place, Fresh)]
     if labels.dataset is not None:
         _refuse_meta(asked)
@@ -306,17 +305,6 @@ def _images(
         key: asked.image.image(stores[key], asked.at(key), asked.options, member, found[key])
         for key, member in members.items()
     }
-
-
-def _warn_of_name(store: Any, path: str | None) -> None:
-    """Warn if a store that is no OME-Zarr image has the name of one."""
-    name = str(store).rstrip("/") if isinstance(store, str | Path) else ""
-    if name.endswith((".ome.zarr", ".ome.zarr2", ".ome.zarr3")) and not path:
-        warn(
-            f"{name} has the name of an OME-Zarr image, and a plain Zarr array is written. Write the image "
-            "with ome=True, or choose another name.",
-            TilingWarning,
-        )
 
 
 def by_key(out: Any) -> dict[str, Any]:

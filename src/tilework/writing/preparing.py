@@ -498,12 +498,14 @@ def _prepare_chunks(
     if asked.on_error != "raise":
         raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
     target = place.target
-    if asked.rebuilt is None:
+    if asked.rebuilt is not None:
+        assert asked.version is not None
+        fingerprint = Fingerprint({"version": asked.version})
+    elif target.marked:
         fingerprint = of_dask(array, asked.version)
         fingerprint.take({"chunks of the dask array": digest(array.chunks)})
     else:
-        assert asked.version is not None
-        fingerprint = Fingerprint({"version": asked.version})
+        fingerprint = Fingerprint()  # nothing is compared with it, and it would read all arrays in memory
     place = place.compare(fingerprint)
     layout = place.layout(array.shape, array.dtype, lambda: usual_units(array.chunks, array.dtype.itemsize))
     if asked.rebuilt is not None:
@@ -511,7 +513,8 @@ def _prepare_chunks(
     check_chunks(array.chunks, layout.unit, dims)
     member = Member(number=0, lazy=array, dtype=array.dtype, place=place, layout=layout, image=image)
     member = with_levels(member, fingerprint)
-    array_there, there, run = claimed(place, array.shape, array.dtype, layout, record_of(fingerprint), claims)
+    record: Any = record_of(fingerprint) if target.marked else {}
+    array_there, there, run = claimed(place, array.shape, array.dtype, layout, record, claims)
     done = None if there is None else Ledger(array_there).found(there)
     destination = Destination(array_there, done, there, run)
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []

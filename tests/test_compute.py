@@ -301,3 +301,26 @@ def test_arrays_in_memory_below_are_not_read_to_tell_results_apart(caplog):
         assert tw.compute(out).shape == out.shape
         assert tw.to_zarr(out, np.empty(out.shape), progress=False).shape == out.shape
     assert not [record for record in caplog.records if "compared" in record.getMessage()]
+
+
+@pytest.mark.parametrize("into", [False, True])
+def test_dask_arrays_that_cannot_be_written_are_refused_with_words(into):
+    out = tw.tiled_map(np.copy, np.arange(400.0).reshape(20, 20), 10, 2, chunks=10)
+    masked = da.ma.masked_greater(out, 100)
+    late = out.map_blocks(lambda block: np.ma.masked_greater(block, 100), meta=np.empty((0, 0)))
+    unknown = out[out > 5]
+    for array, told in (
+        (masked, "the dask array has masked samples.* Fill them"),
+        (late, r"block \(0, 0\) of .* has masked samples.* Fill them"),
+        (unknown, "unknown chunk sizes"),
+    ):
+        with dask.config.set(scheduler="sync"), pytest.raises(tw.TilingError, match=told):
+            tw.compute(array, np.empty((20, 20)) if into else None)
+        with dask.config.set(scheduler="sync"), pytest.raises(tw.TilingError, match=told):
+            tw.to_zarr(array, zarr.storage.MemoryStore(), progress=False)
+    filled = da.ma.filled(masked, 7)
+    np.testing.assert_array_equal(tw.compute(filled), np.where(np.asarray(out) > 100, 7, np.asarray(out)))
+    none = out.map_blocks(lambda block: np.ma.masked_greater(block, 1000), meta=np.empty((0, 0)))
+    written = tw.to_zarr(none, zarr.storage.MemoryStore(), progress=False)
+    np.testing.assert_array_equal(written[...], np.asarray(out))
+    np.testing.assert_array_equal(tw.compute(none), np.asarray(out))

@@ -37,7 +37,7 @@ from tilework.source.images import StoredImage, StoredImages, open_path, open_za
 from tilework.source.stamps import Files, Stamp, settle
 from tilework.source.undecoded import undecoded
 
-__all__ = ["Image", "check_extents", "open_source", "opened"]
+__all__ = ["Image", "check_extents", "check_lengths", "open_source", "opened"]
 
 
 # Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
@@ -417,11 +417,16 @@ def _named(names: tuple[str, ...] | None) -> ImageMeta | None:
     return None if not names or len(set(names)) < len(names) else ImageMeta(names)
 
 
+def check_lengths(array: Any) -> None:
+    """Raise if lengths of a dask array are not known, as after an index of bools."""
+    if any(math.isnan(n) for n in array.shape):
+        raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
+
+
 def _open_dask(array: Any) -> Source:
     if not hasattr(array, "chunks"):
         raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
-    if any(math.isnan(n) for n in array.shape):
-        raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
+    check_lengths(array)
     if isinstance(array._meta, np.ma.MaskedArray):
         _refuse_fields(array.dtype)
         data, valid = (

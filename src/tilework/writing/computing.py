@@ -19,6 +19,7 @@ from tilework.graph.build import bare, find_spec, is_lazy
 from tilework.identity.samples import same_array, writable
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
+from tilework.source.opening import check_lengths
 from tilework.writing.preparing import Asked, Writing, by_key, prepare
 from tilework.writing.target import by_dims, is_array
 
@@ -87,6 +88,7 @@ def compute(
     for key, array in arrays.items():
         if not is_lazy(array):
             raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
+        check_lengths(array)
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
     given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, results, several)
     asked = Asked(on_error=on_error, memory_limit=memory_limit, numbers=False)

@@ -13,6 +13,7 @@ from tilework._types import Array, Index, Span
 from tilework.engine.block import Assembled
 from tilework.engine.reading import Failure
 from tilework.engine.spec import Spec
+from tilework.errors import TilingError
 from tilework.grid.tiles import Box
 from tilework.labels.facts import BlockFacts
 from tilework.labels.painting import Counts
@@ -98,6 +99,12 @@ def _work(
     return Work(number, sink, parts_of(sink, box, part, ranges, index), ranges, failed)
 
 
+MASKED = (
+    "masked samples, and what is written has no mask: the values below it would be written. Fill them, "
+    "dask.array.ma.filled(out, value)."
+)
+
+
 def write_chunk(
     into: tuple[Sink, Growing],
     index: Index,
@@ -109,6 +116,10 @@ def write_chunk(
     sink, growing = into
     declared = tuple([len(range(*s.indices(n))) for s, n in zip(box, sink.array.shape, strict=True)])
     check_block(np.shape(data), declared, "the dask array that is written", index)
+    if isinstance(data, np.ma.MaskedArray):
+        if np.ma.is_masked(data):
+            raise TilingError(f"block {index} of the dask array that is written has {MASKED}")
+        data = data.data
     parts = parts_of(sink, box, data, ranges, index) if sink.run else [Part(box, data, ())]
     work = Work(0, sink, parts, ranges)
     works = list(growing.works(work, box, data, index))

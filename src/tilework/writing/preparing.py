@@ -38,11 +38,12 @@ from tilework.objects.measuring import How
 from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
-from tilework.source.opening import opened
+from tilework.source.opening import check_lengths, opened
 from tilework.writing.by_dim import of_output
 from tilework.writing.claim import Claims
 from tilework.writing.closing import Closing, Destination, GroupAt, Told
 from tilework.writing.fingerprint import Fingerprint, names_to_accept, of_dask, of_spec
+from tilework.writing.finishing import MASKED
 from tilework.writing.growing import Growing
 from tilework.writing.image import AskedImage, Image, warn_of_name
 from tilework.writing.jobs import ChunkJob, TileJob, WriteJob
@@ -493,8 +494,9 @@ def _prepare_chunks(
     dims: Sequence[Any] | None,
 ) -> tuple[WriteJob, Writing]:
     """Return the job that writes a dask array whose chunks are whole write units."""
-    if any(math.isnan(n) for n in array.shape):
-        raise TilingError("the dask array has unknown chunk sizes; call compute_chunk_sizes() on it first.")
+    check_lengths(array)
+    if isinstance(array._meta, np.ma.MaskedArray):
+        raise TilingError(f"the dask array has {MASKED}")
     if asked.on_error != "raise":
         raise TilingError('on_error is for results of tiled_map; leave on_error="raise" for other arrays.')
     target = place.target

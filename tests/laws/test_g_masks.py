@@ -121,6 +121,18 @@ def test_G9_masks_survive_json(most, drawn):
         assert TileMask.from_json(json.loads(text), tiles.shape) == mask
 
 
+@pytest.mark.parametrize("shape", [(40_000,), (20_000, 3), (3, 20_000)], ids=str)
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_G9_a_mask_of_unlike_tiles_takes_little_more_than_a_bit_for_each(shape, share):
+    """Edges of groups that are as many as the tiles took ten times as much, in tasks and in records."""
+    mask = TileMask.of(np.random.default_rng(0).random(shape) < share)
+    least = mask.tiles.size / 8 + 200
+    assert len(pickle.dumps(mask)) <= 1.5 * least
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tile_mask, "WRITTEN_WHOLE", 0)
+        assert len(json.dumps(mask.to_json())) <= 2 * least
+
+
 @given(st.data())
 def test_G9_tiles_over_true_values_run(data):
     values = data.draw(coarse(data.draw(shapes())))

@@ -31,7 +31,7 @@ from tilework.grid.axis import AxisGrid, Edge, PadSide, Starts, ceil_div
 from tilework.grid.progression import Progression
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any
-from tilework.plan.tile_mask import TileMask
+from tilework.plan.tile_mask import TileMask, in_order
 from tilework.source.base import Source, unmasked
 
 __all__ = [
@@ -333,7 +333,7 @@ def tiles_in_mask(
         lows, highs = _mask_samples(length, grid.extent, scale)
         # Tiles between two of these places have weight in the same mask samples.
         changes = (starts.count_before(highs), stops.count_before(lows, "right"), [0, len(grid)])
-        edges.append(np.unique(np.concatenate(changes)))
+        edges.append(in_order(*changes))
         tiles = edges[-1][:-1]
         first = np.searchsorted(highs, starts.take(tiles), "right")
         last = np.searchsorted(lows, stops.take(tiles))

@@ -52,7 +52,7 @@ class MaskedReads:
         classes = [Spans(low[new], high[new]) for (low, high), new in zip(groups, firsts, strict=True)]
         lows, highs = [], []
         for d, (axis, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
-            ends = np.append(mask.edges[d], 0)
+            ends = np.append(mask.ends[d], 0)
             each = np.arange(len(ends) - 2)
             single = [spans if e != d else Spans(each, each + 1) for e, spans in enumerate(classes)]
             first, last = _ends_of_runs(np.moveaxis(box_any(mask.bits, single), d, -1), groups[d])

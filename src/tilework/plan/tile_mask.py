@@ -19,10 +19,12 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any, box_sums
 
-__all__ = ["TileMask"]
+__all__ = ["TileMask", "in_order"]
 
 # Masks of up to so many tiles are written with a bit for each, as earlier versions wrote all.
 WRITTEN_WHOLE = 2**23
+# What an edge takes, in bits of groups: a whole number in memory, or some bytes in a record.
+EDGE = 32
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,11 +33,12 @@ class TileMask(Holder):
 
     Along each axis, neighbouring tiles that are equal in all rows are one group. So equal masks have equal
     fields, however they were made, and a mask of 100 x 100 samples over 10**10 tiles takes 10**4 bits or a
-    few times as many.
+    few times as many. Where the edges of the groups would take more than the bits of all tiles along an axis,
+    each of these tiles is a group.
     """
 
-    edges: tuple[tuple[int, ...], ...]
-    """Per axis, the first tile of each group; then the number of tiles."""
+    edges: tuple[tuple[int, ...] | range, ...]
+    """Per axis, the first tile of each group; then the number of tiles. A range: each tile is a group."""
     packed: bytes
     """One bit per group, in raster order."""
 
@@ -52,7 +55,7 @@ class TileMask(Holder):
     @classmethod
     def of_box(cls, ranges: Sequence[Span], shape: Sequence[int]) -> Self:
         """Return the mask in which the tiles of a box run alone, of ``shape`` tiles."""
-        edges = [np.unique([0, a, b, n]) for (a, b), n in zip(ranges, shape, strict=True)]
+        edges = [in_order([0, n], (a, b)) for (a, b), n in zip(ranges, shape, strict=True)]
         inside = [(ends[:-1] >= a) & (ends[:-1] < b) for ends, (a, b) in zip(edges, ranges, strict=True)]
         return cls.between(edges, functools.reduce(np.logical_and.outer, inside))
 
@@ -69,23 +72,32 @@ class TileMask(Holder):
     @classmethod
     def between(cls, edges: Sequence[Ints], bits: Bits) -> Self:
         """Return the mask of groups of tiles between ``edges``; equal neighbours become one."""
-        found = []
+        few: list[Ints] = []
         for axis, ends in enumerate(edges):
-            rows = np.moveaxis(bits, axis, 0)
-            changes = (rows[1:] != rows[:-1]).any(axis=tuple(range(1, bits.ndim)))
-            keep = np.append(True, changes)[: len(rows)]
+            keep = np.append(True, _changes(bits, axis))[: bits.shape[axis]]
             if not keep.all():
                 bits = bits.compress(keep, axis)
-            found.append((*ends[:-1][keep].tolist(), int(ends[-1])))
+            few.append(np.append(ends[:-1][keep], ends[-1]))
+        found: list[tuple[int, ...] | range] = []
+        for axis, (ends, others) in enumerate(zip(few, _others(bits.shape), strict=True)):
+            groups, tiles = len(ends) - 1, int(ends[-1])
+            if tiles * others > groups * (others + EDGE):
+                found.append(tuple(ends.tolist()))
+                continue
+            if tiles > groups:
+                bits = bits.repeat(np.diff(ends), axis)
+            found.append(range(tiles + 1))
         mask = cls(tuple(found), np.packbits(bits).tobytes())
         mask.held["bits"] = _fixed(np.ascontiguousarray(bits))
         return mask
 
     def repeated(self, counts: Sequence[int]) -> Self:
         """Return the mask that is the same along more axes, which come first, with so many tiles."""
-        edges = [np.unique([0, n]) for n in counts]
+        if not counts:
+            return self
+        edges = [in_order([0, n]) for n in counts]
         bits = np.broadcast_to(self.bits, [len(ends) - 1 for ends in edges] + list(self.bits.shape))
-        return self.between([*edges, *self._ends], bits)
+        return self.between([*edges, *self.ends], bits)
 
     # -- the same in other forms ------------------------------------------------------------------------
 
@@ -107,9 +119,14 @@ class TileMask(Holder):
         return _fixed(self.box([(0, n) for n in self.shape]))
 
     @derived
-    def _ends(self) -> list[Ints]:
+    def ends(self) -> list[Ints]:
         """`edges` as arrays."""
-        return [np.asarray(ends) for ends in self.edges]
+        return [np.arange(len(e)) if isinstance(e, range) else np.asarray(e) for e in self.edges]
+
+    @property
+    def _short(self) -> tuple[tuple[int, ...] | int, ...]:
+        """`edges`, and the number of tiles where each is a group."""
+        return tuple(e[-1] if isinstance(e, range) else e for e in self.edges)
 
     @derived
     def _rows(self) -> Array:
@@ -121,19 +138,20 @@ class TileMask(Holder):
         """What stands for the mask in names: if tiles are few a bit for each, as in earlier versions."""
         if math.prod(self.shape) <= WRITTEN_WHOLE:
             return np.packbits(self.tiles).tobytes()
-        return self.edges, self.packed
+        return self._short, self.packed
 
     def to_json(self) -> Any:
         """Return text or a dict of the fields; `from_json` returns an equal mask."""
         if isinstance(whole := self.identity, bytes):
             return base64.b64encode(whole).decode()
-        return {"edges": self.edges, "bits": base64.b64encode(self.packed).decode()}
+        return {"edges": self._short, "bits": base64.b64encode(self.packed).decode()}
 
     @classmethod
     def from_json(cls, found: Any, shape: Index) -> Self:
         """Return the mask over tiles of ``shape`` that `to_json` wrote."""
         if isinstance(found, dict):
-            return cls(tuple(map(tuple, found["edges"])), base64.b64decode(found["bits"]))
+            edges = (range(e + 1) if isinstance(e, int) else tuple(e) for e in found["edges"])
+            return cls(tuple(edges), base64.b64decode(found["bits"]))
         packed = np.frombuffer(base64.b64decode(found), np.uint8)
         return cls.of(np.unpackbits(packed, count=math.prod(shape)).view(bool).reshape(shape))
 
@@ -177,7 +195,7 @@ class TileMask(Holder):
         own = range(len(self.edges)) if axes is None else axes
         groups = np.argwhere(self.bits)
         found, away = [], np.zeros(len(groups), np.int64)
-        for axis, ends in enumerate(self._ends):
+        for axis, ends in enumerate(self.ends):
             low, high = ends[groups[:, axis]], ends[groups[:, axis] + 1] - 1
             at = low if axis not in own else np.clip(position[own.index(axis)], low, high)
             if axis in own:
@@ -189,14 +207,14 @@ class TileMask(Holder):
     def some(self, count: int) -> list[Index]:
         """Return positions of up to ``count`` tiles that run, spread over all of them."""
         groups = np.argwhere(self.bits)
-        sizes = [np.diff(ends)[groups[:, axis]] for axis, ends in enumerate(self._ends)]
+        sizes = [np.diff(ends)[groups[:, axis]] for axis, ends in enumerate(self.ends)]
         before = np.append(0, np.multiply.reduce(sizes).cumsum())
         ranks = np.arange(0, before[-1], max(1, int(before[-1]) // count))
         which = np.searchsorted(before, ranks, "right") - 1
         rest, places = ranks - before[which], []
         for axis in reversed(range(len(sizes))):
             rest, place = np.divmod(rest, sizes[axis][which])
-            places.append(self._ends[axis][groups[which, axis]] + place)
+            places.append(self.ends[axis][groups[which, axis]] + place)
         return list(zip(*(place.tolist() for place in reversed(places)), strict=True))
 
     def positions(self, fixed: Mapping[int, int]) -> Iterator[Index]:
@@ -212,7 +230,7 @@ class TileMask(Holder):
 
     def groups(self, axis: int, spans: Spans) -> Spans:
         """Return the groups along an axis that meet each range of tiles."""
-        ends = self._ends[axis]
+        ends = self.ends[axis]
         if len(ends) == ends[-1] + 1:  # each tile is a group
             return spans
         low = np.searchsorted(ends, spans.low, "right") - 1
@@ -233,7 +251,7 @@ class TileMask(Holder):
         inside, moved, edges = [], [], []
         for axis, spans in enumerate(ranges):
             near, _ = _around(self.groups(axis, spans))
-            ends = self._ends[axis][near.start : near.stop + 1]
+            ends = self.ends[axis][near.start : near.stop + 1]
             inside.append(near)
             edges.append(ends)
             moved.append(Spans(*(np.where(spans.low < spans.high, at, ends[0]) for at in spans)))
@@ -242,7 +260,7 @@ class TileMask(Holder):
     def total(self, times: Sequence[Ints]) -> int:
         """Return the sum over the tiles that run of the product of ``times``, one entry per tile and axis."""
         inside, counts = [], []
-        for ends, count in zip(self._ends, times, strict=True):
+        for ends, count in zip(self.ends, times, strict=True):
             sums = np.add.reduceat(count, ends[:-1]) if len(ends) <= len(count) else count
             on = np.flatnonzero(sums)
             inside.append(slice(int(on[0]), int(on[-1]) + 1) if len(on) else slice(0, 0))
@@ -266,7 +284,7 @@ class TileMask(Holder):
 
     def _part(self, axis: int, span: Span) -> tuple[slice, Ints]:
         """Return the groups that meet a range of tiles, and how many of its tiles are in each."""
-        ends = self._ends[axis]
+        ends = self.ends[axis]
         first, stop = span[0], max(span)
         low = bisect.bisect_right(self.edges[axis], first) - 1
         high = bisect.bisect_left(self.edges[axis], stop) if first < stop else low
@@ -277,7 +295,7 @@ class TileMask(Holder):
     def among(self, tiles: Sequence[Ints]) -> Self:
         """Return the mask over some tiles of each axis alone, which are given in order."""
         bits, edges = self.bits, []
-        for axis, (ends, chosen) in enumerate(zip(self._ends, tiles, strict=True)):
+        for axis, (ends, chosen) in enumerate(zip(self.ends, tiles, strict=True)):
             found = np.searchsorted(chosen, ends)
             keep = np.diff(found) > 0
             bits = bits.compress(keep, axis)
@@ -296,15 +314,36 @@ class TileMask(Holder):
     def _joined(self, other: TileMask, how: Callable[[Bits, Bits], Bits]) -> Self:
         if self.shape != other.shape:
             raise ValueError(f"these are masks of {self.shape} and {other.shape} tiles.")
-        edges = [np.union1d(a, b) for a, b in zip(self._ends, other._ends, strict=True)]
+        edges = [in_order(a, b) for a, b in zip(self.ends, other.ends, strict=True)]
         parts = []
         for mask in (self, other):
             places = [
                 np.searchsorted(own, ends[:-1], "right") - 1
-                for own, ends in zip(mask._ends, edges, strict=True)
+                for own, ends in zip(mask.ends, edges, strict=True)
             ]
             parts.append(mask.bits[np.ix_(*places)])
         return self.between(edges, how(*parts))
+
+
+def in_order(*places: Any) -> Ints:
+    """Return all of some places, of which each part is in order, once and in order.
+
+    `numpy.unique` makes a table of hashes, which takes 20 times as long.
+    """
+    found = np.sort(np.concatenate(places), kind="stable")
+    return np.asarray(found[np.append(True, found[1:] != found[:-1])])
+
+
+def _changes(bits: Bits, axis: int) -> Bits:
+    """Return for each place along an axis, but the last, whether the next one differs anywhere."""
+    # In two steps, because numpy takes three times as long for all other axes at once.
+    rows = bits.reshape(math.prod(bits.shape[:axis]), bits.shape[axis], math.prod(bits.shape[axis + 1 :]))
+    return np.asarray((rows[:, 1:] != rows[:, :-1]).any(axis=0).any(axis=1))
+
+
+def _others(sizes: Index) -> list[int]:
+    """Return, for each axis, the product of ``sizes`` along all others."""
+    return [math.prod(sizes[:axis] + sizes[axis + 1 :]) for axis in range(len(sizes))]
 
 
 def _fixed(bits: Bits) -> Bits:

@@ -116,6 +116,30 @@ def test_the_window_bounds_what_the_scheduler_knows(
     assert 0 < most < 400
 
 
+def test_a_run_that_ends_early_leaves_what_else_the_client_computes(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needed the last task of a batch was cancelled twice, and the scheduler dropped the client."""
+    monkeypatch.setattr(tilework.execution.cluster, "CLUSTER_BLOCKS", 16)
+    monkeypatch.setattr(tilework.execution.cluster, "BLOCKS_PER_THREAD", 1)
+    other = client.submit(sum, [1, 2])
+
+    def fail(crop: np.ndarray) -> np.ndarray:
+        time.sleep(0.01)
+        if 0.5 in crop:
+            raise ValueError("here")
+        return crop
+
+    image = IMAGE.copy()
+    image[20, 40] = 0.5
+    out = tw.tiled_map(fail, image, 16, stride=8, blend="hann", dtype="f4", chunks=16, reuse="share")
+    with pytest.raises(ValueError, match="here"):
+        tw.to_zarr(out, tmp_path / "a.zarr", progress=False)
+    assert client.id in client.cluster.scheduler.clients
+    assert (other.status, other.result()) == ("finished", 3)
+    assert client.submit(sum, [3, 4]).result(timeout=20) == 7
+
+
 def test_more_workers_get_more_blocks_unless_blocks_were_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

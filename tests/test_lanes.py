@@ -41,8 +41,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[Any, str]:
     found: dict[Any, str] = {}
     graph = Cluster._graph
 
-    def watched(self: Cluster, batch: Any) -> Any:
-        made = graph(self, batch)
+    def watched(self: Cluster, tasks: Any, batch: Any) -> Any:
+        made = graph(self, tasks, batch)
         for layer in getattr(made, "layers", {}).values():
             where = layer.annotations or {}
             if "workers" in where:

@@ -12,7 +12,7 @@ from typing import Any
 from dask.base import get_annotations
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
-from tilework.execution.piece import Piece, Shared, needed_in, put_off
+from tilework.execution.piece import Piece, Shared, needed_in
 from tilework.execution.progress import LOG, Tracker, add_note
 from tilework.execution.stop import PATIENCE
 from tilework.execution.where import BUSY, Where
@@ -48,6 +48,8 @@ class Cluster:
         """Shared nodes of the piece that was submitted last."""
         self.seams: dict[Key, tuple[int, Any]] = {}
         """Seams that later pieces of `current` need: the position of the last such piece, and the future."""
+        self.inputs: dict[Key, list[Any]] = {}
+        """Futures of what the last seams of a batch are cut from, until its last task is finished."""
         self.held = False
         """Whether the next piece is that of a further job."""
         self.completed = as_completed(loop=where.client.loop)
@@ -118,25 +120,33 @@ class Cluster:
                 nodes = dict(piece.shared.nodes)
                 self.shared[piece.shared] = self._get(nodes, list(nodes))
             self.users[piece.shared] += len(piece.writes)
+        tasks = {key: task for piece in batch for key, task in piece.tasks.items()}
         writes = {key: piece for piece in batch for key in piece.writes}
         seams = {key: piece for piece in batch for key in piece.keep}
-        futures = self._get(self._graph(batch), [*writes, *seams])
-        for (key, piece), future in zip(writes.items(), futures[: len(writes)], strict=True):
-            self.running[key] = piece, future
-            self.completed.add(future)
+        # dask first computes what needs the fewest roots, so a seam that no task of the batch needs comes in
+        # a graph of its own. If it needed the last task of the batch, cancelling this one would cancel the
+        # seam and all that need it, and the scheduler drops a client that cancels one of these too (2026.8).
+        ends, needed = list(writes)[-1:], needed_in(tasks)
+        later = {key: tasks.pop(key) for key in seams if key not in needed} if ends else {}
+        inputs = needed_in(later) & tasks.keys()
+        asked = [*writes, *(seams.keys() - later.keys()), *inputs]
+        found = dict(zip(asked, self._get(self._graph(tasks, batch), asked), strict=True))
+        if later:
+            found.update(zip(later, self._get(later, list(later)), strict=True))
+            self.inputs[ends[0]] = [found[key] for key in inputs]
+        for key, piece in writes.items():
+            self.running[key] = piece, found[key]
+            self.completed.add(found[key])
         last = batch[-1]
         kept = {} if last.shared is not self.current else self.seams
-        for (key, piece), future in zip(seams.items(), futures[len(writes) :], strict=True):
+        for key, piece in seams.items():
             if piece.shared is last.shared:
-                kept[key] = piece.keep[key], future
+                kept[key] = piece.keep[key], found[key]
         self.current = last.shared
         self.seams = {key: (end, future) for key, (end, future) in kept.items() if end > last.position}
 
-    def _graph(self, batch: list[Piece]) -> Any:
+    def _graph(self, tasks: dict[Key, Any], batch: list[Piece]) -> Any:
         """Return the tasks of a batch; those that need resources are in a layer annotated with them."""
-        tasks = {key: task for piece in batch for key, task in piece.tasks.items()}
-        kept = {key for piece in batch for key in piece.keep}
-        put_off(tasks, kept - needed_in(tasks), list(batch[-1].writes)[-1:])
         heavy = {key: tasks.pop(key) for piece in batch for key in piece.heavy}
         if not heavy:
             return self._by_worker(batch, tasks)
@@ -192,6 +202,7 @@ class Cluster:
             self.running[future.key] = piece, future
             self.completed.add(future)
             return
+        self.inputs.pop(future.key, None)
         if future.status == "finished" and failure is None:
             self.tracker.finished(piece, future.key, result)
         elif self.client.status != "running":

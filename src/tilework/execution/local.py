@@ -19,7 +19,7 @@ from dask.task_spec import DataNode, List, Task, TaskRef
 
 from tilework.errors import TilingError
 from tilework.execution.cluster import Cluster
-from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared, needed_in, put_off
+from tilework.execution.piece import Broken, Guarded, Job, Piece, Shared, needed_in
 from tilework.execution.progress import LOG, Progress, Tracker, bar
 from tilework.execution.stop import PATIENCE, Stop
 from tilework.execution.where import BUSY, Where, local_workers
@@ -140,7 +140,7 @@ class Local:
         graph |= {k: self._held(k, carried[k][1], k in later) for k in carried.keys() & needed}
         carried.clear()
         self._refuse_held_elsewhere(needed - graph.keys())
-        put_off(graph, kept.keys() - needed, list(writes)[-1:])
+        _put_off(graph, kept.keys() - needed, list(writes)[-1:])
         keys = [*writes, *kept]
         values = self.where.get(graph, keys, **self._options(batch, writes))
         found = dict(zip(keys, values, strict=True))
@@ -234,6 +234,22 @@ class Local:
             LOG.warning("%d tasks still run after %.0f s; they write nothing later", left, PATIENCE)
         else:
             self.stop.forget()
+
+
+def _put_off(graph: dict[Key, Any], kept: Iterable[Key], last: Sequence[Key]) -> None:
+    """Let the tasks ``kept``, which no task of a batch needs, wait for its ``last`` tasks.
+
+    dask first computes what needs the fewest roots. That is the seam of the last block, which would wait,
+    with the samples of its group, until the batch ends.
+    """
+    for key in kept:
+        graph[key] = Task(key, _first, graph[key], List(*map(TaskRef, last)))
+
+
+def _first(value: Any, later: Any) -> Any:
+    """Return ``value``; the other argument is a dependency only."""
+    del later
+    return value
 
 
 class _Pool:

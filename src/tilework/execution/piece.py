@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
-from dask.task_spec import DataNode, GraphNode, List, Task, TaskRef
+from dask.task_spec import DataNode, GraphNode, Task, TaskRef
 
 from tilework._checks import attribute, picklable
 from tilework.engine.reading import wait
@@ -30,7 +30,6 @@ __all__ = [
     "Shared",
     "guarded",
     "needed_in",
-    "put_off",
     "with_sources",
 ]
 
@@ -113,22 +112,6 @@ def needed_in(graph: Mapping[Key, Any]) -> set[Key]:
     # What lies in the graph of a dask array may be plain data; it needs nothing.
     nodes = (node for node in graph.values() if isinstance(node, GraphNode))
     return set().union(*(node.dependencies for node in nodes))
-
-
-def put_off(graph: dict[Key, Any], kept: Iterable[Key], last: Sequence[Key]) -> None:
-    """Let the tasks ``kept``, which no task of a batch needs, wait for its ``last`` tasks.
-
-    dask first computes what needs the fewest roots. That is the seam of the last block, which would wait,
-    with the samples of its group, until the batch ends.
-    """
-    for key in kept:
-        graph[key] = Task(key, _first, graph[key], List(*map(TaskRef, last)))
-
-
-def _first(value: Any, later: Any) -> Any:
-    """Return ``value``; the other argument is a dependency only."""
-    del later
-    return value
 
 
 def with_sources(

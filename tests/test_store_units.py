@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -318,8 +319,8 @@ IRREGULAR: dict[str, tuple[Callable[[Any], Any], int | None]] = {
     "both axes": (lambda out: out[3:50, 7:], 13),
     "slice of whole chunks": (lambda out: out[32:], None),
     "a short chunk that divides the others": (lambda out: out[8:], None),
-    "a row that divides the others": (lambda out: out[15:], 1),
-    "a row and a column that divide the others": (lambda out: out[31:, 15:], 1),
+    "a row that divides the others": (lambda out: out[15:], None),
+    "a row and a column that divide the others": (lambda out: out[31:, 15:], None),
     "turned": (lambda out: out[3:51][::-1], 3),
     "every second": (lambda out: out[::2], None),
     "every fifth": (lambda out: out[1::5], 3),
@@ -351,11 +352,20 @@ def test_chunks_that_are_no_units_are_named(name: str, tmp_path: Path) -> None:
         to_zarr(out, tmp_path / "a", progress=False)
 
 
-def test_short_units_are_written_where_they_are_asked_for_or_long_enough(tmp_path: Path) -> None:
+def test_the_log_says_that_units_are_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """But not where they are asked for or long enough."""
+    caplog.set_level(logging.WARNING, "tilework")
     out = mapped(crop=12, overlap=2, chunks=16)[15:]
     assert to_zarr(out, tmp_path / "a", chunks=(1, 16), progress=False).chunks == (1, 16)
     rows = da.zeros((9, 2**20), chunks=((1, 4, 4), -1), dtype="u1")
     assert to_zarr(rows, tmp_path / "b", progress=False).chunks == (1, 2**20)
+    assert not caplog.messages
+    assert to_zarr(out, tmp_path / "c", progress=False).chunks == (1, 16)
+    [said] = caplog.messages
+    assert said.startswith("the array is written in chunks of (1, 16) samples")
+    assert "rechunk({0: 16})" in said
+    to_zarr(out.rechunk({0: 16}), tmp_path / "d", progress=False)
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("name", IRREGULAR)

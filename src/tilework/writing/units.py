@@ -17,6 +17,7 @@ from tilework._checks import brief, is_whole
 from tilework._types import Bits, Index, Ints, Span
 from tilework.engine.spec import Spec
 from tilework.errors import AlignmentError, TilingError
+from tilework.execution.progress import LOG
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import chunks_of
 from tilework.grid.axis import ceil_div
@@ -309,18 +310,21 @@ def check_chunks(chunks: Sequence[Sequence[int]], unit: Index, dims: Sequence[An
 
 
 def usual_units(chunks: Sequence[Sequence[int]], itemsize: int) -> Index:
-    """Return the default units of a dask array.
+    """Return the default units of a dask array, and log if they are much shorter than its chunks.
 
     They have the length of the first chunk along each axis if it divides the others, or of the longest. A
-    slice of huge blocks may begin with the last row of one: chunks of this row would be as many as rows. So
-    a first chunk that is `SHORT` times shorter than the longest counts only if the units are long enough.
+    slice of huge blocks may begin with the last row of one, and chunks of this row are as many as rows.
     """
     firsts = [next(filter(None, sizes), 1) for sizes in chunks]
-    enough = math.prod(firsts) * itemsize >= LEAST_BYTES
-    return tuple(
-        max(sizes) if _cut(sizes, first) or (max(sizes) >= SHORT * first and not enough) else first
-        for sizes, first in zip(chunks, firsts, strict=True)
-    )
+    units = [max(sizes) if _cut(sizes, first) else first for sizes, first in zip(chunks, firsts, strict=True)]
+    if math.prod(units) * itemsize < LEAST_BYTES:
+        longest = {axis: max(sizes) for axis, sizes in enumerate(chunks) if max(sizes) >= SHORT * units[axis]}
+        if longest:
+            LOG.warning(
+                "the array is written in chunks of %s samples, as long as its first one is; rechunk(%s) "
+                "makes longer ones, and chunks= says that these are meant", tuple(units), longest,
+            )  # fmt: skip
+    return tuple(units)
 
 
 def _cut(sizes: Sequence[int], unit: int) -> list[int]:

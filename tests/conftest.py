@@ -18,7 +18,7 @@ from dask.multiprocessing import initialize_worker_process
 from dask.tokenize import normalize_token
 from hypothesis import HealthCheck, settings
 
-from tests.sampling import WHOLE
+from tests.sampling import GATE
 
 # ------------------------------------------------------------------------------- how much is run
 
@@ -30,7 +30,7 @@ _common = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 settings.register_profile("sample", _common, max_examples=4, derandomize=True)
-settings.register_profile("whole", _common, max_examples=WHOLE, derandomize=True)
+settings.register_profile("whole", _common, max_examples=GATE, derandomize=True)
 settings.register_profile("search", _common, max_examples=1000)
 
 CASES = 1

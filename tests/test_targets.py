@@ -520,7 +520,7 @@ def test_levels_are_not_written_among_the_arrays_of_a_group(overwrite: bool, tmp
     tw.to_zarr(out, group, ome=True, overwrite=overwrite, progress=False)  # nothing but attributes
     group = zarr.create_group(tmp_path / "h")
     group.create_array("raw", shape=(20, 20), dtype="f4")
-    with pytest.raises(tw.TilingError, match=r"arrays of its own, raw, and no image"):
+    with pytest.raises(tw.TilingError, match=r"a group with arrays, raw, and no image"):
         tw.to_zarr(out, group, ome=True, overwrite=overwrite, progress=False)
     assert list(group) == ["raw"]
     tw.to_zarr(out, group, path="image", ome=True, overwrite=overwrite, progress=False)

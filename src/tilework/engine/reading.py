@@ -286,7 +286,7 @@ def _truth(value: Any) -> bool:
         return bool(value)
     found = as_array(value, "skip returned a")
     if found.size != 1 or found.dtype.kind not in "biuf" or bool((found != found).any()):
-        few = brief(value) if found.size == 1 else f"an ambiguous array of shape {found.shape}"
+        few = brief(value) if found.size == 1 else f"shape {found.shape}, which is ambiguous"
         raise ContractError(
             f"skip must return one True or False for a crop, as by any() or all(); got {few}."
         )

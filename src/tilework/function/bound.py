@@ -382,10 +382,10 @@ def _dtype(output: Output, values: np.dtype[Any] | None, shape: Index, channel: 
     else:
         raise TilingError("the dtype of an output is not known; say Output(dtype, ...).")
     if dtype.hasobject or dtype.subdtype is not None or not dtype.itemsize:
-        said = f" {dtype}" if output.dtype is None else f"='{dtype}'"
+        said = f" {dtype}" if output.dtype is None else f"={dtype}"
         raise TilingError(
             f"an output cannot have dtype{said}; tilework handles numbers, bool, datetimes, and text "
-            "and records of a fixed length."
+            "and records of a fixed length, such as 'f4' and 'U5'."
         )
     return np.dtype(dtype)
 

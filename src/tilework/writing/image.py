@@ -481,8 +481,9 @@ class Image:
         ]
         if names:
             raise TilingError(
-                f"{self.address} is a group with arrays of its own, {', '.join(names[:5])}, and no image; "
-                "its levels would lie among them. Give it a group of its own, with path=, or another store."
+                f"{self.address} holds data that tilework did not write: a group with arrays, "
+                f"{', '.join(names[:5])}, and no image; its levels would lie among them. Give it a group of "
+                "its own, with path=, or another store."
             )
 
     def prune(self, attributes: Mapping[str, Any]) -> None:

@@ -144,6 +144,7 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
         assert counts["encoded"] == written.nchunks == array.nchunks
 
 
+@pytest.mark.sample(0)
 @pytest.mark.parametrize(
     ("name", "seams"),
     [("3-D trim, many blocks", 0), ("2-D trim, many blocks", 0), ("2-D blend, many blocks", 32)],

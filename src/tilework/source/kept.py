@@ -22,11 +22,10 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from tilework._types import Array
@@ -170,8 +169,8 @@ class _Reader:
     """Whether it may need a chunk again."""
     now: tuple[int, ...]
     """Its place among all tasks that use the share."""
-    lasts: Mapping[Key, tuple[int, ...]]
-    """The place of the last task that reads each chunk."""
+    last: Callable[[Key], tuple[int, ...]]
+    """Returns the place of the last task that reads a chunk."""
 
 
 class _Share:
@@ -249,7 +248,7 @@ class ChunkCache:
         share: Any = None,
         again: bool = False,
         now: tuple[int, ...] = (),
-        lasts: Mapping[Key, tuple[int, ...]] = MappingProxyType({}),
+        last: Callable[[Key], tuple[int, ...]] = lambda key: (),
     ) -> None:
         """Call ``use(key, chunk)`` for every key of ``uses``; load the chunks that are not cached.
 
@@ -268,14 +267,14 @@ class ChunkCache:
             Whether the task may need a key again: it counts once, until the task ends.
         now : tuple of int
             The place of this task among all that use the share.
-        lasts : mapping
-            The place of the last task that reads each key.
+        last : callable
+            Maps a key that is loaded to the place of the last task that reads it.
         """
         current = scope() or Scope(None, next(_NUMBERS))
         with self._lock:
             self._begin(current, share, limit)
         try:
-            self._fetch(uses, load, use, _Reader(current, share, again, now, lasts))
+            self._fetch(uses, load, use, _Reader(current, share, again, now, last))
         finally:
             if current is not scope():
                 self.end_task(current)
@@ -382,7 +381,7 @@ class ChunkCache:
     def _put(self, key: Key, array: Array, uses: int, by: _Reader) -> None:
         with self._lock:
             if uses > (not by.again) and key not in self._entries and self._make_room(by, array.nbytes):
-                entry = _Entry(array, uses, by.task.run, by.share, by.lasts.get(key, ()))
+                entry = _Entry(array, uses, by.task.run, by.share, by.last(key))
                 self._entries[key] = entry
                 self._shares.setdefault(by.share, _Share()).add(key, entry)
                 self.nbytes += array.nbytes

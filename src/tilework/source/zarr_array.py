@@ -144,13 +144,12 @@ class ZarrSource(Source):
             return self.read(box)
         self.check()
         out = np.empty([b - a for a, b in box], self.dtype)
-        wanted, lasts = {}, {}
+        wanted = {}
         for index in itertools.product(*grid):
             proof = self._proof(index, own)
             # A chunk of one task goes with the task.
             count = sys.maxsize if proof == own.number else _uses_of(uses, index)
             wanted[self.token, index, row, proof] = count
-            lasts[self.token, index, row, proof] = (*row, *last(index))
         CHUNKS.fetch(
             wanted,
             lambda keys: ((key, self.read(self._chunk(key)), self._is_sound(key)) for key in keys),
@@ -161,7 +160,7 @@ class ZarrSource(Source):
             share=(self.token, limit),
             again=again,
             now=(*row, *now),
-            lasts=lasts,
+            last=lambda key: (*row, *last(key[1])),
         )
         return out
 

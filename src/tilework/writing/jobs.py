@@ -224,7 +224,7 @@ class TileJob(WriteJob):
 
     def _by_block(self, blocks: BlockTasks) -> Iterator[Piece]:
         """Yield the tasks of each block that has any, in raster order."""
-        shared, laned = Shared(blocks.shared), self._laned()
+        shared, across = Shared(blocks.shared), self._across()
         for position, index in enumerate(blocks.order()):
             nodes = dict(blocks.of(index))
             if not nodes:
@@ -239,28 +239,21 @@ class TileJob(WriteJob):
                 heavy=frozenset(calls),
                 keep={seam: position + blocks.reach} if seam in nodes else {},
                 position=position,
-                lane=self._lane(index) if laned else None,
+                lane=_lane(position, across) if across else None,
             )
 
-    def _laned(self) -> bool:
-        """Return whether a process should run blocks that lie near each other.
+    def _across(self) -> int:
+        """Return how many blocks lie side by side in a slab, if a process should run those near each other.
 
         So it is where they read the same chunks and wait for nothing of one another: those that wait for
         seams of a slower worker would hold what they have. A dask source has its chunks somewhere already.
+        Otherwise 0.
         """
         plan = self.spec.active
         waiting = plan.reuse == "share" and any(table.reaching.any() for table in plan.tables)
-        return plan.cache_bytes > 0 and not (waiting or self.apart or dask_arrays(self.spec.sources))
-
-    def _lane(self, index: Index) -> Lane:
-        """Return where a block lies across its slab, along all tiled axes but the slowest."""
-        plan = self.spec.active
-        cut = plan.n_each + 1
-        across, slab = plan.slow_axes[cut:], plan.slow_axes[:cut]
-        of = math.prod(plan.blocks[d] for d in across)
-        # Ends of lanes move from slab to slab, so that each has its share of the blocks.
-        shift = _number(index, slab, plan.blocks) * GOLDEN % 1
-        return Lane((_number(index, across, plan.blocks) + shift) / of, of)
+        if plan.cache_bytes <= 0 or waiting or self.apart or dask_arrays(self.spec.sources):
+            return 0
+        return math.prod(plan.blocks[d] for d in plan.slow_axes[plan.n_each + 1 :])
 
     def _tasks(self, name: str, spec: Spec, wanted: Bits) -> BlockTasks:
         return BlockTasks(spec, name, wanted=lambda index: bool(wanted[index]), apart=self.apart)
@@ -291,12 +284,11 @@ class TileJob(WriteJob):
         return piece
 
 
-def _number(index: Index, axes: Sequence[int], counts: Index) -> int:
-    """Return the number of a block in raster order over some axes."""
-    number = 0
-    for d in axes:
-        number = number * counts[d] + index[d]
-    return number
+def _lane(position: int, of: int) -> Lane:
+    """Return where a block lies among those ``of`` its slab, from its number in raster order."""
+    slab, place = divmod(position, of)
+    # Ends of lanes move from slab to slab, so that each has its share of the blocks.
+    return Lane((place + slab * GOLDEN % 1) / of, of)
 
 
 class ChunkedJob(WriteJob):

@@ -208,7 +208,7 @@ def test_L2b_without_a_cache_nothing_is_kept(counting: Callable[..., Any]) -> No
     view[::2, ::2]
     once = fn.calls
     assert once == view.ran < view.crops  # each but once, though many pieces need it
-    assert not view._tiles._held
+    assert not view.tiles.held()
     view[::2, ::2]
     assert fn.calls == 2 * once
     with pytest.raises(tw.TilingError, match="at least one byte"):
@@ -303,7 +303,7 @@ def test_L2b_the_cache_is_bounded(counting: Callable[..., Any]) -> None:
     view = tw.view(out, cache=2 * 32 * 32 * 4, verbose=False)
     np.testing.assert_array_equal(np.asarray(view), np.sqrt(picture()))
     assert view.ran == view.crops == fn.calls
-    assert len(view._tiles._held) <= 2
+    assert len(view.tiles.held()) <= 2
     view[0, 0]
     assert fn.calls == view.crops + 1
 
@@ -332,3 +332,75 @@ def test_L2b_only_of_unmodified_results() -> None:
         tw.view(out > 0.5)
     with pytest.raises(tw.TilingError, match="unmodified"):
         tw.view(np.zeros(3))
+
+
+# -- results below ----------------------------------------------------------------------------------------
+
+
+@settings(max_examples=share(40))
+@given(
+    case=cases(words=ALL, margins=True, multiples=(1, 2), share=True), masked=st.booleans(),
+    layout=st.sampled_from(LAYOUTS), crop=st.integers(3, 9), blend=st.sampled_from(("trim", "hann")),
+    cache=st.sampled_from((0, 300, "1MiB")), data=st.data(),
+)  # fmt: skip
+def test_L2b_a_view_of_a_result_of_a_result_has_the_bits_of_the_whole(
+    case: Case, masked: bool, layout: str, crop: int, blend: str, cache: Any, data: Any
+) -> None:
+    fn = Rough(case, layout)
+    options = data.draw(masks(case)) if masked else {}
+    below = tiled(case, fn, numbered=True, output=fn.output(), fill_value=-777, **options)
+    crops = [min(crop, n) for n in below.shape]
+    overlap = [data.draw(st.integers(0, (c - 1) // 2)) for c in crops]
+    out = tw.tiled_map(
+        lambda a, b: smoothed(a) - b, (below, below), crops, overlap, blend=blend, dtype=below.dtype
+    )
+    whole, view, key = out.compute(), tw.view(out, cache=cache, verbose=False), []
+    for n in out.shape:
+        start = data.draw(st.integers(0, n - 1))
+        key.append(slice(start, data.draw(st.integers(start + 1, n))))
+    assert_same_bits(np.ascontiguousarray(view[tuple(key)]), np.ascontiguousarray(whole[tuple(key)]))
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_L2b_only_the_tiles_of_results_below_that_are_needed_run(
+    both: bool, counting: Callable[..., Any]
+) -> None:
+    image = picture()
+    first, second, third = (counting(f) for f in (lambda x: {"a": x, "b": -x}, np.sqrt, lambda *x: sum(x)))
+    outputs = {"a": tw.Output("float32"), "b": tw.Output("float32")}
+    one = tw.tiled_map(first, image, 16, 2, output=outputs)
+    two = tw.tiled_map(second, one["a"], 16, 2, dtype="float32")
+    out = tw.tiled_map(third, (two, one["b"]) if both else two, 16, 2, dtype="float32")
+    view = tw.view(out, verbose=False)
+    expected = np.sqrt(image) - image * both
+    np.testing.assert_array_equal(view[20:22, 20:22], expected[20:22, 20:22])
+    # A tile reads [12, 28) along each axis, which lies in the cores of 3 tiles; these read [0, 40), in 4.
+    assert (third.calls, second.calls, first.calls) == (1, 9, 16)
+    view[20:22, 20:22]
+    assert (third.calls, second.calls, first.calls) == (1, 9, 16)
+
+
+def test_L2b_one_cache_holds_tiles_of_all_results(counting: Callable[..., Any]) -> None:
+    below, above = counting(np.sqrt), counting(np.square)
+    one = tw.tiled_map(below, picture(), 32, 4, dtype="float32")
+    out = tw.tiled_map(above, one, 32, 4, dtype="float32")
+    view = tw.view(out, cache=5 * 32 * 32 * 4, verbose=False)
+    view[10, 10]
+    assert (above.calls, below.calls) == (1, 4)
+    view[10, 10]
+    assert (above.calls, below.calls) == (1, 4)
+    view[60, 60]  # drops the tiles of the first place
+    view[10, 10]
+    assert above.calls == 3
+    assert below.calls > 8
+
+
+@pytest.mark.parametrize(("where", "most"), [("random", 100), ("extremes", 9000)])
+def test_L2b_check_runs_only_tiles_that_it_reads(
+    where: str, most: int, counting: Callable[..., Any]
+) -> None:
+    below = counting(np.sqrt)
+    one = tw.tiled_map(below, np.ones((5000, 5000), "float32"), 16, 2, dtype="float32")
+    out = tw.tiled_map(np.square, one, 32, 4, dtype="float32")
+    assert tw.check(out, where=where, places=2).ok
+    assert below.calls < most  # a block has 173 889; unusual places are looked for in 16 parts of 2**18 bytes

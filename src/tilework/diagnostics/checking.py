@@ -177,9 +177,10 @@ def check(
     """
     members = members_of(out)
     spec = _spec_of(list(members.values()))
-    untiled = Untiled(spec, spec.fn if fn is None else fn, array, context)
     views = view(members, verbose=False)
     shown = next(iter(views.values()))
+    # Results below are read tile by tile.
+    untiled = Untiled(shown.tiles.spec, spec.fn if fn is None else fn, array, context)
     rng = np.random.default_rng(at_least("seed", seed, 0))
     # A place of each tile is enough.
     places, size = min(at_least("places", places, 0), len(spec.plan)), at_least("size", size, 1)

@@ -29,7 +29,8 @@ from tilework.diagnostics.stages import (
     timed,
     tried_batches,
 )
-from tilework.diagnostics.viewing import TileRunner, members_of
+from tilework.diagnostics.tile_runner import TileCache, TileRunner
+from tilework.diagnostics.viewing import members_of
 from tilework.engine.parts import blocks_of, part_of_block, tiles_touching
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
@@ -186,7 +187,7 @@ def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
     lanes = max(where.threads, min(where.threads_for(devices), math.prod(spec.plan.blocks)))
     lanes = min(lanes, spec.plan.threads) if writing is not None else lanes
     shared = devices > 0 and where.name == "threads"
-    runner, threads = TileRunner(spec, 0), _together(where, devices)
+    runner, threads = TileRunner(spec, TileCache(0)), _together(where, devices)
     tiles = _running(runner, _batch(spec))
     plan = replace(spec.plan, threads=lanes)
     crops = runner.crops(tiles)

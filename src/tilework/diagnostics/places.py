@@ -29,9 +29,9 @@ TRIES = 20
 # Most bytes of the image that are decoded to find unusual places, and the size of a part of a source without
 # chunks, bytes.
 LOOK, PART = 128 * 2**20, 2**18
-# Most parts that are read for it: of an array in reach, of storage chunks, which may be far away, and of dask
-# blocks, which have to be computed.
-PARTS, CHUNKS, BLOCKS = 256, 64, 16
+# Most parts that are read for it: of an array in reach, of storage chunks, which may be far away, and of what
+# has to be computed, dask blocks and results below.
+PARTS, CHUNKS, COMPUTED = 256, 64, 16
 # Most samples of a part that are counted to find the most frequent value, and the share of all from which a
 # value is a background.
 COUNTED, FREQUENT = 2**13, 0.02
@@ -299,7 +299,8 @@ def _parts(source: Source, limit: int, rng: np.random.Generator) -> Iterator[lis
     edges = _edges(source)
     counts = [len(e) - 1 for e in edges]
     longest = math.prod(max(b - a for a, b in itertools.pairwise(e)) for e in edges) * source.dtype.itemsize
-    parts = BLOCKS if isinstance(source, BlockSource) else PARTS if source.chunks is None else CHUNKS
+    computed = isinstance(source, BlockSource) or isinstance(source.handle, View)
+    parts = COMPUTED if computed else PARTS if source.chunks is None else CHUNKS
     total, most = math.prod(counts), min(parts, limit // max(1, longest))
     # Random numbers may repeat, which a larger image makes rare.
     chosen = range(total) if total <= most else sorted({int(rng.integers(total)) for _ in range(most)})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tilework._types import Array
-from tilework.diagnostics.viewing import TileRunner
+from tilework.diagnostics.tile_runner import TileCache, TileRunner
 from tilework.engine.spec import Spec
 from tilework.function.calling import is_batched
 from tilework.function.device_array import as_host
@@ -124,7 +124,7 @@ def tried_batches(spec: Spec, tile: Tile) -> dict[int, float]:
         slow = found and list(found.values())[-1] > SLOWER * min(found.values())
         if size > max(1, len(plan)) or late or slow:
             break
-        runner = TileRunner(replace(spec, plan=replace(plan, batch_size=size, batches="short")), 0)
+        runner = TileRunner(replace(spec, plan=replace(plan, batch_size=size, batches="short")), TileCache(0))
         tiles = [tile] * size
         crops = runner.crops(tiles)
         try:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +14,7 @@ import numpy as np
 from tilework._checks import flag, is_whole, parse_bytes, warn
 from tilework._types import Array, Index
 from tilework.diagnostics.indexing import Cut, ascending, expand, first_listed, placed, together, whole_of
+from tilework.diagnostics.tile_runner import TileCache, TileRunner
 from tilework.engine.notices import report
 from tilework.engine.parts import (
     Part,
@@ -29,126 +27,23 @@ from tilework.engine.parts import (
     take,
     tiles_touching,
 )
-from tilework.engine.reading import CropCutter, run_tiles
-from tilework.engine.spec import Spec
 from tilework.errors import TilingError, TilingWarning
-from tilework.execution.inside import outside_of_the_pool
-from tilework.execution.where import Where
 from tilework.formats.meta import ImageMeta
-from tilework.function.guard import current_worker
-from tilework.function.load_once import in_task
-from tilework.graph.build import bare, find_spec
-from tilework.graph.nodes import block_of
+from tilework.graph.build import Found, bare, find_spec
 from tilework.grid.axis import ceil_div
 from tilework.grid.tiles import Box, Tile
 from tilework.labels.doubts import PIECES
 from tilework.labels.painting import Counts
 from tilework.plan.tile_plan import TilePlan
 from tilework.source import kept
-from tilework.source.base import BlockSource, unmasked
+from tilework.source.base import BlockSource, Source
 
-__all__ = ["TileRunner", "View", "members_of", "view"]
+__all__ = ["View", "members_of", "view"]
 
 # Tiles that run for contrast limits, and tiles that may be looked at to find as many with a result.
 SAMPLED, LOOKED_AT = 5, 40
 # Coarse levels end where the halved axes have at most this many samples: what a window shows at once.
 SHOWN = 512
-
-
-class TileRunner:
-    """Runs tiles of one `Spec`, with a cache of at most ``limit`` bytes of the most recent results."""
-
-    def __init__(self, spec: Spec, limit: int) -> None:
-        self.spec, self._limit = spec, limit
-        self._held: OrderedDict[int, list[Array] | None] = OrderedDict()
-        self._bytes = 0
-        self._read: dict[tuple[int, Index], Array] = {}
-        self.lock = threading.RLock()
-        self.ran = 0
-
-    def get(self, tiles: Sequence[Tile]) -> dict[int, list[Array] | None]:
-        """Return the results of ``tiles`` by number; None for tiles that the skip predicate leaves out."""
-        found = {t.index: self._held[t.index] for t in tiles if t.index in self._held}
-        for number in found:
-            self._held.move_to_end(number)
-        missing = [t for t in tiles if t.index not in found]
-        if missing:
-            for number, results in self._run(missing):
-                found[number] = results
-                if self._limit:
-                    self._keep(number, results)
-        return found
-
-    def _run(self, tiles: Sequence[Tile]) -> list[tuple[int, list[Array] | None]]:
-        with kept.task(inner=True), in_task():
-            found = self.call(tiles, self.crops(tiles))
-        ran = {number for number, _ in found}
-        self.ran += len(found)
-        return [*found, *((t.index, None) for t in tiles if t.index not in ran)]
-
-    def peek(self, number: int) -> list[Array] | None:
-        """Return the results of a tile; None if they are not in the cache."""
-        return self._held.get(number)
-
-    def held(self) -> list[int]:
-        """Return the numbers of the tiles with results in the cache."""
-        return [number for number, results in self._held.items() if results is not None]
-
-    def crops(self, tiles: Sequence[Tile]) -> list[CropCutter]:
-        """Return the cutters of ``tiles``, one per source."""
-        ranges = [(min(column), max(column) + 1) for column in zip(*(t.position for t in tiles), strict=True)]
-        numbers = range(len(self.spec.sources))
-        return [CropCutter(self.spec, k, ranges, self._given(k, ranges), len(tiles)) for k in numbers]
-
-    def call(
-        self, tiles: Sequence[Tile], crops: Sequence[CropCutter]
-    ) -> list[tuple[int, list[Array] | None]]:
-        """Return number and results of every tile, except those that the skip predicate leaves out."""
-        # Copies, because a view would keep its whole batch alive.
-        return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [], [])]
-
-    def _given(self, number: int, ranges: Sequence[tuple[int, int]]) -> Any:
-        """Return the data of a source that a task would be given, if tasks do not read it themselves."""
-        source = self.spec.sources[number]
-        if source.handle is None:
-            raise TilingError("the source of this result is in another process; view it where it was made.")
-        need: Any = source.needs(self.spec.reads(number, ranges)) if source.given else None
-        if not isinstance(source, BlockSource):
-            return need
-        from dask.base import compute
-
-        missing = [index for index in need if (number, index) not in self._read]
-        with self.outside():
-            computed = compute(*(_block(source, index) for index in missing))
-        self._read |= {(number, i): unmasked(b) for i, b in zip(missing, computed, strict=True)}
-        return [self._read[number, index] for index in need]
-
-    def outside(self) -> AbstractContextManager[None]:
-        """Return a context in which a task of a worker may wait for the blocks of a dask source.
-
-        It is entered before `lock`: a task that waits for that must not hold the thread that computes blocks.
-        """
-        waits = any(source.dask_name is not None for source in self.spec.sources)
-        return outside_of_the_pool(Where.find().client if waits and current_worker() is not None else None)
-
-    def forget(self) -> None:
-        """Drop the computed blocks of dask sources, which only neighbouring tiles share."""
-        self._read.clear()
-
-    def _keep(self, number: int, results: list[Array] | None) -> None:
-        self._held[number] = results
-        self._bytes += sum(r.nbytes for r in results or ())
-        while self._bytes > self._limit and self._held:
-            _, dropped = self._held.popitem(last=False)
-            self._bytes -= sum(r.nbytes for r in dropped or ())
-
-
-def _block(source: BlockSource, index: Index) -> Any:
-    """Return a block of a dask array as a dask array."""
-    if not hasattr(source.handle, "expr"):
-        return block_of(source.handle, index)
-    # Behind query planning dask has only slices, which hide that a block is too long.
-    return source.handle[tuple(slice(o[i], o[i + 1]) for o, i in zip(source.offsets, index, strict=True))]
 
 
 class View:
@@ -158,7 +53,7 @@ class View:
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = array.dtype
         self.ndim = len(self.shape)
-        self._tiles, self._number, self._verbose = tiles, number, verbose
+        self.tiles, self._number, self._verbose = tiles, number, verbose
 
     @property
     def number(self) -> int:
@@ -178,17 +73,17 @@ class View:
     @property
     def ran(self) -> int:
         """Number of crops that have run, for this view and the others of the same call."""
-        return self._tiles.ran
+        return self.tiles.ran
 
     @property
     def crops(self) -> int:
         """Number of crops of the whole result."""
-        return self._tiles.spec.plan.n_runs
+        return self.tiles.spec.plan.n_runs
 
     @property
     def meta(self) -> ImageMeta | None:
         """What the samples mean; None if nothing is known of the image."""
-        metas = self._tiles.spec.metas
+        metas = self.tiles.spec.metas
         return metas[self._number] if metas else None
 
     @property
@@ -204,7 +99,7 @@ class View:
         short. Where no tile has run, or the cache has dropped it, coarser levels are ``fill_value``. As
         viewers expect it of levels, a slice of one is computed when it becomes a numpy array.
         """
-        output = self._tiles.spec.outputs[self._number]
+        output = self.tiles.spec.outputs[self._number]
         halved = sorted(output.grid_axes[output.n_each :])[-2:]
         most, ran = max(self.shape[a] for a in halved), _Ran(self)
         # At least one: viewers look at the coarsest first, and at the first plane before the middle one.
@@ -217,7 +112,7 @@ class View:
 
         Of an axis of ``each`` every index is another tile, and is sampled by itself.
         """
-        spec = self._tiles.spec
+        spec = self.tiles.spec
         output, nodata = spec.outputs[self._number], [self.meta.nodata] if self.meta else []
         nodata += [output.fill_value] if spec.validity is not None else []
         if axis in output.grid_axes[: output.n_each]:
@@ -232,14 +127,14 @@ class View:
 
     def _sampled(self, fixed: Mapping[int, int]) -> list[Array]:
         """Return the result in a few tiles far apart; ``fixed`` has the position along some grid axes."""
-        spec, number = self._tiles.spec, self._number
+        spec, number = self.tiles.spec, self._number
         found: list[Array] = []
         ran = 0
-        with self._tiles.outside(), self._tiles.lock, kept.task():
+        with self.tiles.outside(), self.tiles.lock, kept.task():
             for position in itertools.islice(_far_apart(spec.plan, fixed), LOOKED_AT):
                 tile = spec.plan.grid.tile(position)
-                results = self._tiles.get([tile])
-                self._tiles.forget()
+                results = self.tiles.get([tile])
+                self.tiles.forget()
                 if results[tile.index] is None:
                     continue
                 box = Box.of(
@@ -255,14 +150,14 @@ class View:
 
     def has_run(self, position: Index) -> bool:
         """Return whether the tile at ``position`` has a result; run it if that is seen only then."""
-        spec, mask = self._tiles.spec, self._tiles.spec.plan.mask
+        spec, mask = self.tiles.spec, self.tiles.spec.plan.mask
         if mask is not None and not mask[position]:
             return False
         if spec.skip is None and spec.validity is None:
             return True
         tile = spec.plan.grid.tile(position)
-        with self._tiles.outside(), self._tiles.lock:
-            return self._tiles.get([tile])[tile.index] is not None
+        with self.tiles.outside(), self.tiles.lock:
+            return self.tiles.get([tile])[tile.index] is not None
 
     def __len__(self) -> int:
         if not self.shape:
@@ -303,7 +198,7 @@ class View:
         run : bool
             Whether missing tiles run; else samples without any tile in the cache are ``fill_value``.
         """
-        spec, number = self._tiles.spec, self._number
+        spec, number = self.tiles.spec, self._number
         output = spec.outputs[number]
         axes = output.grid_axes
         out = np.empty([samples.shape[1] for samples in picks.values()], self.dtype)
@@ -321,8 +216,8 @@ class View:
             parts_of(samples, [blocks.get(a, none) for a in along], [tiles.get(a, none) for a in along])
             for along, samples in picks.items()
         ]
-        with self._tiles.outside(), self._tiles.lock, kept.task():
-            before, unknown, counts = self._tiles.ran, 0, []
+        with self.tiles.outside(), self.tiles.lock, kept.task():
+            before, unknown, counts = self.tiles.ran, 0, []
             shown = None if run else self._blocks_shown()
             for one_block in itertools.product(*pieces):
                 try:
@@ -331,8 +226,8 @@ class View:
                     unknown += lost
                     counts += found
                 finally:
-                    self._tiles.forget()
-            self._say(self._tiles.ran - before)
+                    self.tiles.forget()
+            self._say(self.tiles.ran - before)
         if unknown and run:
             report(unknown)
         told = Counts.joined(counts)
@@ -347,10 +242,10 @@ class View:
 
     def _blocks_shown(self) -> set[Index]:
         """Return the blocks in which a tile with results in the cache has weight."""
-        spec, number = self._tiles.spec, self._number
+        spec, number = self.tiles.spec, self._number
         edges = edges_of(spec, number, tiles=False)
         found: set[Index] = set()
-        for tile in map(spec.plan.grid.__getitem__, self._tiles.held()):
+        for tile in map(spec.plan.grid.__getitem__, self.tiles.held()):
             spans = [w.support(i) for w, i in zip(spec.outputs[number].weights, tile.position, strict=True)]
             ends = [
                 np.searchsorted(e, (a, b - 1), side="right") for e, (a, b) in zip(edges, spans, strict=True)
@@ -371,7 +266,7 @@ class View:
         Return how many are ``fill_value`` because they were NaN, and what is doubtful of objects. With
         ``shown``, the blocks in which tiles have run, nothing runs, and samples without tiles are left alone.
         """
-        spec, number = self._tiles.spec, self._number
+        spec, number = self.tiles.spec, self._number
         block = {
             a: b
             for along, p in zip(picks, pieces[0], strict=True)
@@ -385,11 +280,11 @@ class View:
         last = {tile.index: k for k, tiles in enumerate(wanted) for tile in tiles}
         results: dict[int, list[Array] | None] = {}
         unknown, counts = 0, list[Counts]()
-        find = results.__getitem__ if shown is None else self._tiles.peek
+        find = results.__getitem__ if shown is None else self.tiles.peek
         for k, (members, box, tiles) in enumerate(zip(pieces, boxes, wanted, strict=True)):
             if shown is None:
                 # Kept until no later piece needs them, even if the cache drops them.
-                results |= self._tiles.get([t for t in tiles if t.index not in results])
+                results |= self.tiles.get([t for t in tiles if t.index not in results])
             part = part_of_block(spec, number, index, box, lambda tile: find(tile.index))
             unknown += part.unknown
             counts += [part.counts] if part.counts is not None else []
@@ -442,7 +337,8 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     -------
     View, or tuple or dict of them
         An array with the shape and dtype of ``out``, indexed like a numpy array. Views of one call share
-        their tiles.
+        their tiles. Of results below, ``tiled_map(g, tiled_map(f, image, ...), ...)``, only the crops run whose
+    samples are needed.
 
     Raises
     ------
@@ -459,9 +355,8 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     70.7601...
     """
     flag("verbose", verbose)
-    held: dict[str, TileRunner] = {}
     views: dict[Any, View] = {}
-    limit = 0 if is_whole(cache) and cache == 0 else parse_bytes("cache", cache)
+    held = _Runners(TileCache(0 if is_whole(cache) and cache == 0 else parse_bytes("cache", cache)))
     for key, array in members_of(out).items():
         found = find_spec(array)
         if found is None:
@@ -469,11 +364,38 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
                 "view takes an unmodified result of tiled_map. To view an array computed from it (out > 0.5, "
                 "out[0]), index the view: view(out)[0] > 0.5."
             )
-        tiles = held.setdefault(found.call, TileRunner(found.spec, limit))
-        views[key] = View(array, tiles, found.number, verbose=verbose)
+        views[key] = View(array, held.of(found), found.number, verbose=verbose)
     if isinstance(out, Mapping):
         return views
     return tuple(views.values()) if isinstance(out, tuple | list) else views[None]
+
+
+class _Runners:
+    """The runners of calls, each with those of the results that it reads.
+
+    A block of such a result has hundreds of tiles, and a crop needs a few.
+    """
+
+    def __init__(self, cache: TileCache) -> None:
+        self._cache = cache
+        self._made: dict[str, TileRunner] = {}
+
+    def of(self, found: Found) -> TileRunner:
+        """Return the runner of a call."""
+        if found.call not in self._made:
+            sources = tuple(map(self._by_tile, found.spec.sources))
+            below = [source.handle.tiles for source in sources if isinstance(source.handle, View)]
+            spec = replace(found.spec, sources=sources)
+            self._made[found.call] = TileRunner(spec, self._cache, below)
+        return self._made[found.call]
+
+    def _by_tile(self, source: Source) -> Source:
+        """Return a source that reads a result tile by tile; any other as it is."""
+        found = find_spec(source.handle) if isinstance(source, BlockSource) else None
+        if found is None:
+            return source
+        seen = View(source.handle, self.of(found), found.number, verbose=False)
+        return Source(seen, source.shape, source.dtype, None, source.meta, source.token)
 
 
 def members_of(out: Any) -> dict[Any, Any]:

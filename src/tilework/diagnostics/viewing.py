@@ -337,8 +337,7 @@ def view(out: Any, *, cache: int | str = "256MiB", verbose: bool = True) -> Any:
     -------
     View, or tuple or dict of them
         An array with the shape and dtype of ``out``, indexed like a numpy array. Views of one call share
-        their tiles. Of results below, ``tiled_map(g, tiled_map(f, image, ...), ...)``, only the crops run whose
-    samples are needed.
+        their tiles. Of a result below, the ``array`` of the call, only the crops run that are needed.
 
     Raises
     ------

@@ -15,7 +15,8 @@ from tilework.engine.stopping import stopped_by
 from tilework.errors import SupersededError
 from tilework.execution.inside import in_a_run
 from tilework.execution.stop import Stop, cancelled
-from tilework.graph.nodes import as_node, moves, needed
+from tilework.graph.narrowing import tasks_of
+from tilework.graph.nodes import as_node, moves
 from tilework.graph.tasks import Key, calls_function
 from tilework.grid.tiles import Tile
 from tilework.source.base import Unread
@@ -144,9 +145,7 @@ def with_sources(
         return
     found = list(pieces)
     wanted = _blocks(arrays, found)
-    below: dict[Key, Any] = {}
-    for array in arrays:
-        below |= needed(array.__dask_graph__(), wanted[array.name])
+    below = tasks_of(arrays, wanted)
     if moves(below):  # these tasks raise what tells the worker to run them again
         retries, left_out = None, False
     blocks = frozenset().union(*wanted.values()) if left_out else frozenset()

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from dask.base import tokenize
 
 from tilework._checks import at_least, flag
 from tilework._types import Array, Index, Ints, Span
@@ -15,7 +14,8 @@ from tilework.errors import GridError, TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
-from tilework.graph.build import build, find_spec, open_known
+from tilework.graph.build import find_spec, open_known
+from tilework.graph.narrowing import narrowed
 from tilework.objects.boxes import blocks_of, cuts_of
 from tilework.objects.measuring import How
 from tilework.objects.reading import BoxJob
@@ -30,8 +30,6 @@ __all__ = ["sample_crops"]
 
 # Most samples of a mask in a box. Places are drawn by the order of boxes, so memory must not change them.
 MOST = 2**22
-# Most tiles of a result of which only a few run: a bit for each goes into the graph.
-MOST_TILES = 2**24
 
 
 def sample_crops(
@@ -234,29 +232,14 @@ class _Inside:
 
 
 def _of_crops(array: Image, source: Source, layout: Layout, starts: Ints) -> Source:
-    """Return a result as a source of which only the tiles run that have weight in crops; any other as it is.
-
-    A block of a result has hundreds of tiles, and a crop needs a few. Blocks stay as they are, and so do the
-    bits of a blend.
-    """
+    """Return a result as a source of which only the tiles run that crops need; any other as it is."""
     found = find_spec(array)
-    if found is None or not isinstance(source, BlockSource) or found.spec.plan.n_tiles > MOST_TILES:
+    if found is None or not isinstance(source, BlockSource):
         return source
-    plan, output = found.spec.plan, found.output
-    spans = []
-    for axis, weights in zip(output.grid_axes, output.weights, strict=True):
-        first, stop = map(weights.scaled, weights.grid.supports(weights.rim))
-        begins = starts[:, axis]
-        spans.append((
-            np.searchsorted(stop, begins, side="right"),
-            np.searchsorted(first, begins + _shape(source, layout)[axis], side="left"),
-        ))  # fmt: skip
-    runs = np.zeros(plan.grid_shape, bool)
-    for box in zip(*(zip(a.tolist(), b.tolist(), strict=True) for a, b in spans), strict=True):
-        runs[tuple(slice(a, b) for a, b in box)] = True
-    todo = plan.with_runs(runs if plan.runs is None else runs & plan.runs)
-    name = f"{found.call}-crops-{tokenize(starts, layout.crop)}"
-    part = build(replace(found.spec, todo=todo), name)[found.number]
+    parts = narrowed(found, {found.number: (starts, starts + _shape(source, layout))})
+    if parts is None:
+        return source
+    part = parts[found.number]
     return replace(source, handle=part, token=("dask", part.name))
 
 

@@ -30,6 +30,7 @@ from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
 from tilework.formats.missing import missing_attribute
 from tilework.graph.build import Found, bare, chunks_of, find_spec, is_lazy, lowered, specs_below
+from tilework.graph.narrowing import with_narrowed_slices
 from tilework.graph.own_names import check_specs, named_apart, with_own_names
 from tilework.identity.digests import digest
 from tilework.identity.location import locate
@@ -522,7 +523,8 @@ def _prepare_chunks(
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
     memory = memory_of(asked.memory_limit, where)
     growing = [Growing(p.coarser(where.again), depth(array.chunks, member.levels), memory) for p in pyramids]
-    own = with_own_names(array, uuid.uuid4().hex[:8], always=where.postponed)
+    # Before names of its own hide the results.
+    own = with_own_names(with_narrowed_slices(array), uuid.uuid4().hex[:8], always=where.postponed)
     # dask alone knows a better order, as for sums of an image and itself transposed; but it lets the seams of
     # results below grow with the image.
     job = ChunkJob(

@@ -1,0 +1,158 @@
+"""L3: slices of results have the bits of the whole, and run only the tiles that they need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tilework as tw
+from tests.laws.engine_functions import LAYOUTS
+from tests.laws.engine_strategies import ALL, Case, assert_same_bits, cases, masks, tiled
+from tests.laws.test_e_invariance import Rough
+from tests.sampling import share
+from tilework.graph.build import plan_of
+from tilework.graph.narrowing import tasks_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+pytestmark = pytest.mark.filterwarnings("ignore::tilework.errors.TilingWarning")
+
+
+@st.composite
+def cuts(draw: Any, shape: tuple[int, ...]) -> tuple[Any, ...]:
+    """Draw an index of slices, numbers, new axes and lists, of which something is left."""
+    key: list[Any] = []
+    for n in shape:
+        kind = draw(st.sampled_from(("box", "box", "box", "number", "step", "back", "all", "new", "list")))
+        start = draw(st.integers(0, n - 1))
+        stop = draw(st.integers(start + 1, n))
+        step = draw(st.integers(1, 3))
+        if kind == "list" and any(isinstance(k, list) for k in key):
+            kind = "box"
+        key += {
+            "box": [slice(start, stop)], "number": [start], "step": [slice(start, stop, step)],
+            "back": [slice(n - 1, start - 1 if start else None, -step)], "all": [slice(None)],
+            "new": [None, slice(start, stop)], "list": [[start, stop - 1]],
+        }[kind]  # fmt: skip
+    return tuple(key)
+
+
+@settings(max_examples=share(60))
+@given(
+    case=cases(words=ALL, margins=True, multiples=(1, 2), share=True), masked=st.booleans(),
+    layout=st.sampled_from(LAYOUTS), data=st.data(),
+)  # fmt: skip
+def test_L3_slices_have_the_bits_of_the_whole(case: Case, masked: bool, layout: str, data: Any) -> None:
+    fn = Rough(case, layout)
+    options = data.draw(masks(case)) if masked else {}
+    out = tiled(case, fn, numbered=True, output=fn.output(), fill_value=-777, **options)
+    whole, lazy = out.compute(), out
+    for _ in range(data.draw(st.integers(1, 2))):
+        key = data.draw(cuts(lazy.shape))
+        whole, lazy = np.ascontiguousarray(whole[key]), lazy[key]
+    assert_same_bits(tw.compute(lazy), whole)
+    if lazy.ndim and data.draw(st.booleans()):
+        other = lazy[::-1]
+        assert_same_bits(tw.compute(lazy.astype(float) - other), whole.astype(float) - whole[::-1])
+
+
+def picture(n: int = 100) -> np.ndarray:
+    return np.random.default_rng(0).random((n, n)).astype("f4")
+
+
+@pytest.mark.parametrize(
+    ("cut", "tiles"),
+    [
+        ("o[20:22, 20:22]", 1), ("o[20, 20]", 1), ("o[23:25, 20:22]", 2), ("o[23:25, 23:25]", 4), ("o[5]", 9),
+        ("o[:, 5:6]", 9), ("o[20:22, 20:22] * 2 + 1", 1), ("o[10:60, 15:60][10:12, 5:7]", 1),
+        ("o[10:60:2, 15:60:3][5:6, 2:3]", 1), ("o[None, 20, 20:22]", 1), ("o[20:22, 20:22].sum()", 1),
+        ("da.concatenate([o[20:22], o[80:82]])[:, 20:22]", 2), ("o[20:22, 20:22].rechunk(1)", 1),
+        ("da.concatenate([o, o])[20:22, 20:22]", 1), ("o.blocks[0, 0][20:22, 20:22]", 1),
+        ("o[20:22, 20:22] + o[70:72, 20:22]", 2), ("o[20:22, 20:22] + o[26:28, 20:22]", 2),
+        # Nearly all, and what asks for whole blocks besides.
+        ("o[:90]", 81), ("o[20:22, 20:22] + o.max()", 81), ("o[[20, 21], 20:22]", 81), ("o[::-1][:2]", 81),
+    ],
+)  # fmt: skip
+def test_L3_only_the_tiles_of_slices_run(cut: str, tiles: int, counting: Callable[..., Any]) -> None:
+    fn, image = counting(np.sqrt), picture()
+    # Cores end at 12, 24, 36, ...
+    out = tw.tiled_map(fn, image, 16, 2, dtype="f4", chunks=1000)
+    assert plan_of(out).n_runs == 81
+    lazy = eval(cut, {"o": out, "da": da})
+    expected = eval(cut, {"o": da.from_array(np.sqrt(image), chunks=1000), "da": da}).compute()
+    np.testing.assert_array_equal(tw.compute(lazy), expected)
+    assert fn.calls == tiles
+
+
+@pytest.mark.parametrize(("named", "read"), [(True, False), (False, True), (True, True)])
+def test_L3_names_that_were_given_by_hand_change_nothing(
+    named: bool, read: bool, counting: Callable[..., Any]
+) -> None:
+    fn, image = counting(np.sqrt), picture()
+    array = da.from_array(image, chunks=30, name="image" if read else None)
+    out = tw.tiled_map(fn, array, 16, 2, dtype="f4", chunks=1000, name="mine" if named else None)
+    np.testing.assert_array_equal(tw.compute(out[20:22, 20:22] * 2), 2 * np.sqrt(image)[20:22, 20:22])
+    assert fn.calls == 1
+
+
+def test_L3_outputs_of_one_call_share_tiles(counting: Callable[..., Any]) -> None:
+    image, fn = picture(), counting(lambda x: {"a": x, "b": -x})
+    out = tw.tiled_map(fn, image, 16, 2, output={"a": tw.Output("f4"), "b": tw.Output("f4")}, chunks=1000)
+    cut = (slice(20, 22), slice(20, 22))
+    np.testing.assert_array_equal(
+        tw.compute(out["a"][cut] + 2 * out["b"][:2, :2]), image[cut] - 2 * image[:2, :2]
+    )
+    assert fn.calls == 2
+    two = tw.tiled_map(lambda a, b: a * b, (out["a"][cut], out["b"][cut]), 2, 0, dtype="f4")
+    np.testing.assert_array_equal(tw.compute(two), -(image[cut] ** 2))
+    assert fn.calls == 3
+
+
+def test_L3_results_below_run_the_tiles_that_are_needed(counting: Callable[..., Any]) -> None:
+    image, below, above = picture(), counting(np.sqrt), counting(np.square)
+    one = tw.tiled_map(below, image, 16, 2, dtype="f4", chunks=1000)
+    two = tw.tiled_map(above, one, 16, 2, dtype="f4", chunks=1000)
+    expected = np.square(np.sqrt(image))
+    np.testing.assert_array_equal(tw.compute(two[20:22, 20:22]), expected[20:22, 20:22])
+    assert (above.calls, below.calls) == (1, 9)  # it reads [10, 26) along each axis, in the cores of 3 tiles
+    crops = tw.sample_crops(two, 2, 3, seed=0)
+    assert above.calls <= 1 + 2 * 4
+    assert below.calls <= 9 + 2 * 16
+    assert crops.shape == (2, 3, 3)
+    tw.image_statistics(two[20:22, 20:22])
+    assert above.calls <= 1 + 2 * 4 + 1
+
+
+def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..., Any]) -> None:
+    fn = counting(np.sqrt)
+    out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)
+    tw.compute(out[20:22, 20:22] + out[:2, :2] + out.sum())
+    assert fn.calls == 81
+
+
+def test_L3_stores_get_slices(tmp_path: Path, counting: Callable[..., Any]) -> None:
+    fn = counting(np.sqrt)
+    out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)
+    for _ in range(2):  # the second run finds all done
+        array = tw.to_zarr(out[20:22, 20:22], tmp_path / "a.zarr", progress=False)
+        np.testing.assert_array_equal(array[...], np.sqrt(picture()[20:22, 20:22]))
+        assert fn.calls == 1
+    # What is compared when a run goes on is the result, and not which tiles ran.
+    assert tw.to_zarr(out[20:22, 20:22], tmp_path / "b.zarr", progress=False)[0, 0] == array[0, 0]
+
+
+def test_L3_expressions_of_dask_run_whole_blocks(counting: Callable[..., Any]) -> None:
+    out = tw.tiled_map(np.sqrt, picture(), 16, 2, dtype="f4", chunks=50)
+    part = out[20:22, 20:22]
+    tasks = tasks_of([part], {part.name: set(dask.core.flatten(part.__dask_keys__()))})
+    assert not any(isinstance(k, tuple) and k[0] == out.name for k in tasks)
+    with dask.config.set({"optimization.fuse.active": False}):
+        np.testing.assert_array_equal(part.compute(), np.sqrt(picture())[20:22, 20:22])

@@ -131,6 +131,24 @@ def test_L3_results_below_run_the_tiles_that_are_needed(counting: Callable[..., 
     assert above.calls <= 1 + 2 * 4 + 1
 
 
+def test_L3_a_result_that_several_read_runs_each_tile_once(counting: Callable[..., Any]) -> None:
+    image, below = picture(), counting(lambda x: {"a": np.sqrt(x), "b": -x})
+    outputs = {"a": tw.Output("f4"), "b": tw.Output("f4")}
+    one = tw.tiled_map(below, image, 16, 2, output=outputs, chunks=50)
+    options = {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 30}
+    two = tw.tiled_map(lambda a, b: a + b, (one["a"], one["b"]), **options)
+    three = tw.tiled_map(np.square, one["a"], **options)
+    root = np.sqrt(image)
+    found = tw.compute(two[:60, 20:22] - three[:60, 20:22])
+    np.testing.assert_array_equal(found, (root - image - root**2)[:60, 20:22])
+    # Tiles own [12, 24) along the second axis and read [10, 26); the first 5 of the first axis read [0, 62).
+    assert below.calls == 6 * 3
+    below.reset()
+    found = tw.compute(two[:60, 20:22] + one["b"].max())
+    np.testing.assert_array_equal(found, (root - image)[:60, 20:22] + (-image).max())
+    assert below.calls == 81  # all of it is read anyway
+
+
 def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..., Any]) -> None:
     fn = counting(np.sqrt)
     out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)

@@ -21,17 +21,17 @@ from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias, GraphNode, Task, TaskRef
 
-from tilework._types import Index, Ints, Span
+from tilework._types import Ints, Span
 from tilework.engine.spec import Spec
 from tilework.function.bound import BoundOutput
-from tilework.graph.build import Found, build, find_spec
-from tilework.graph.layer import BlockLayer
+from tilework.graph.build import build, find_spec
+from tilework.graph.layer import BlockLayer, LazyLayer
 from tilework.graph.nodes import LayerBelow, needed
 from tilework.graph.tasks import Key
 from tilework.plan.tile_mask import TileMask, in_order
-from tilework.source.base import BlockSource, Source
+from tilework.source.base import BlockSource
 
-__all__ = ["Boxes", "narrowed", "tasks_of", "with_narrowed_slices"]
+__all__ = ["narrowed", "tasks_of", "with_narrowed_slices"]
 
 # Most groups of equal tiles in a mask of the tiles that run, and most tasks of dask that are looked through.
 MOST_GROUPS, MOST_TASKS = 2**24, 2**16
@@ -42,77 +42,6 @@ Boxes = tuple[Ints, Ints]
 """First sample, and one past the last, of boxes: one row per box, one column per axis of the array."""
 Spans = tuple[Span | None, ...] | None
 """What is wanted of a block, samples per axis; None: all."""
-
-
-def narrowed(found: Found, boxes: Mapping[int, Boxes]) -> list[da.Array] | None:
-    """Return the outputs of a call, of which only the tiles run that have weight in boxes.
-
-    So it is with results below. None: the boxes are too many, and so it is with dask's expressions.
-
-    Parameters
-    ----------
-    found : Found
-    boxes : dict of int to Boxes
-        By the number of the output; there is at least one.
-    """
-    if da.array_expr_enabled():
-        return None
-    spec, name = found.spec, f"{found.call}-part-{tokenize(boxes)}"
-    spans = [_tiles(spec.outputs[number], own) for number, own in boxes.items()]
-    first, stop = (np.concatenate(ends) for ends in zip(*spans, strict=True))
-    tiles = _mask(first, stop, spec.plan.grid_shape)
-    if tiles is None:
-        return None
-    mask = spec.active.mask
-    todo = spec.active.with_runs(tiles if mask is None else tiles & mask)
-    sources = tuple(_below(spec, number, first, stop) for number in range(len(spec.sources)))
-    return build(replace(spec, todo=todo, sources=sources), name)
-
-
-def _tiles(output: BoundOutput, boxes: Boxes) -> tuple[Ints, Ints]:
-    """Return the first tile that has weight in each box, and one past the last, per grid axis."""
-    first, stop = [], []
-    for axis, weights in zip(output.grid_axes, output.weights, strict=True):
-        begins, ends = map(weights.scaled, weights.grid.supports(weights.rim))
-        first.append(np.searchsorted(ends, boxes[0][:, axis], side="right"))
-        stop.append(np.searchsorted(begins, boxes[1][:, axis], side="left"))
-    return np.stack(first, 1), np.stack(stop, 1)
-
-
-def _mask(first: Ints, stop: Ints, shape: Sequence[int]) -> TileMask | None:
-    """Return the mask in which the tiles of boxes run; None if they would take too much memory."""
-    edges = [in_order([0, n], np.sort(a), np.sort(b)) for a, b, n in zip(first.T, stop.T, shape, strict=True)]
-    groups = [len(ends) - 1 for ends in edges]
-    if math.prod(groups) > MOST_GROUPS:
-        return None
-    bits = np.zeros(groups, bool)
-    columns = zip(edges, first.T, stop.T, strict=True)
-    places = np.stack([np.searchsorted(ends, (a, b)) for ends, a, b in columns], axis=-1)
-    for low, high in zip(*places.tolist(), strict=True):
-        bits[tuple(map(slice, low, high))] = True
-    return TileMask.between(edges, bits)
-
-
-def _below(spec: Spec, number: int, first: Ints, stop: Ints) -> Source:
-    """Return a source of which a result below has only what some boxes of tiles read."""
-    source = spec.sources[number]
-    found = find_spec(source.handle) if isinstance(source, BlockSource) else None
-    some = (first < stop).all(axis=1)
-    if found is None or not some.any():
-        return source
-    boxes = []
-    for low, high in zip(first[some].tolist(), stop[some].tolist(), strict=True):
-        reads = [read.intervals for read in spec.reads(number, list(zip(low, high, strict=True)))]
-        boxes.append([(min(a for a, _ in along), max(b for _, b in along)) for along in reads])
-    starts, stops = np.moveaxis(np.array(boxes), -1, 0)
-    arrays = narrowed(found, {found.number: (starts, stops)})
-    if arrays is None:
-        return source
-    array = arrays[found.number]
-    return replace(source, handle=array, token=("dask", array.name))
-
-
-# -- slices of results in a graph of dask -----------------------------------------------------------------
 
 
 def tasks_of(arrays: Sequence[Any], wanted: Mapping[str, Collection[Key]]) -> dict[Key, Any]:
@@ -131,66 +60,167 @@ def tasks_of(arrays: Sequence[Any], wanted: Mapping[str, Collection[Key]]) -> di
     if da.array_expr_enabled() or not all(isinstance(graph, HighLevelGraph) for graph in graphs):
         parts = (needed(graph, wanted[array.name]) for array, graph in zip(arrays, graphs, strict=True))
         return {key: node for part in parts for key, node in part.items()}
-    graph = _narrowed_slices(HighLevelGraph.merge(*graphs), wanted)
-    return needed(graph, itertools.chain.from_iterable(wanted.values()))
+    merged = HighLevelGraph.merge(*graphs)
+    merged, _ = _narrowed(merged, _Wanted(merged, wanted))
+    return needed(merged, itertools.chain.from_iterable(wanted.values()))
 
 
 def with_narrowed_slices(array: da.Array) -> da.Array:
     """Return the same array with a graph in which results run only the tiles that slices of them need."""
     graph = array.__dask_graph__()
-    whole = math.prod(array.numblocks) > MOST_TASKS
-    if whole or da.array_expr_enabled() or not isinstance(graph, HighLevelGraph):
+    many = math.prod(array.numblocks) > MOST_TASKS
+    if many or da.array_expr_enabled() or not isinstance(graph, HighLevelGraph):
         return array
-    keys = list(flatten(array.__dask_keys__()))
-    return da.Array(_narrowed_slices(graph, {array.name: keys}), array.name, array.chunks, meta=array._meta)
+    graph, _ = _narrowed(graph, _Wanted(graph, {array.name: list(flatten(array.__dask_keys__()))}))
+    return da.Array(graph, array.name, array.chunks, meta=array._meta)
 
 
-def _narrowed_slices(graph: HighLevelGraph, wanted: Mapping[str, Collection[Key]]) -> HighLevelGraph:
-    """Return a graph in which results run only the tiles that the ``wanted`` blocks of layers need."""
-    layers, below, moved = dict(graph.layers), dict(graph.dependencies), dict[str, str]()
-    known = _Wanted(graph, wanted)
-    for name in reversed(list(TopologicalSorter(graph.dependencies).static_order())):
+def narrowed(array: da.Array, boxes: Boxes) -> da.Array:
+    """Return a result of which only the tiles run that have weight in boxes; any other array as it is.
+
+    So it is with results below. Samples outside the boxes mean nothing.
+    """
+    if da.array_expr_enabled() or find_spec(array) is None:
+        return array
+    graph: Any = array.__dask_graph__()  # where it is a result, one of layers
+    wanted = _Wanted(graph, {})
+    wanted.boxes[array.name] = [boxes]
+    _, made = _narrowed(graph, wanted)
+    return made.get(array.name, array)
+
+
+def _narrowed(graph: HighLevelGraph, wanted: _Wanted) -> tuple[HighLevelGraph, dict[str, da.Array]]:
+    """Return a graph in which results run only the tiles that are needed, and these results.
+
+    The results have names of their own, and are by the names that they had.
+    """
+    order = list(TopologicalSorter(graph.dependencies).static_order())
+    runs: dict[str, tuple[BlockLayer, TileMask]] = {}
+    for name in reversed(order):
         layer = graph.layers[name]
-        if isinstance(layer, BlockLayer) and layer.is_own(layers) and (parts := _part(layer, known)):
-            for old, new in zip(layer.names.outputs, parts, strict=True):
-                layers |= new.dask.layers
-                below |= new.dask.dependencies
-                moved[old] = new.name
-        else:
-            known.look(name, layer)
+        if not isinstance(layer, BlockLayer):
+            wanted.look(name, layer)
+        elif layer.is_own(graph.layers) and (boxes := wanted.of(layer)) and (found := _tiles(layer, boxes)):
+            first, stop, tiles = found
+            runs[name] = layer, tiles
+            for number, source in enumerate(layer.spec.sources):
+                if isinstance(source, BlockSource):
+                    wanted.add(source.dask_name, _reads(layer.spec, number, first, stop))
+        elif any(map(wanted.knows, (name, *layer.names.outputs))):
+            wanted.whole.update(graph.dependencies[name])
+    layers, below, made = dict(graph.layers), dict(graph.dependencies), dict[str, da.Array]()
+    for owner, tiles in (runs[name] for name in order if name in runs):
+        arrays = _part(owner.spec, owner.names.spec, tiles, made)
+        for old, new in zip(owner.names.outputs, arrays, strict=True):
+            layers |= new.dask.layers
+            below |= new.dask.dependencies
+            made[old] = new
     for name, layer in graph.layers.items():
-        if isinstance(layer, MaterializedLayer) and not moved.keys().isdisjoint(graph.dependencies[name]):
-            layers[name] = MaterializedLayer({k: _renamed(node, moved) for k, node in layer.mapping.items()})
-            below[name] = {moved.get(key, key) for key in graph.dependencies[name]}
-    return HighLevelGraph(layers, below) if moved else graph
+        if isinstance(layer, MaterializedLayer) and not made.keys().isdisjoint(graph.dependencies[name]):
+            layers[name] = MaterializedLayer({k: _renamed(node, made) for k, node in layer.mapping.items()})
+            below[name] = {made[key].name if key in made else key for key in graph.dependencies[name]}
+    return (HighLevelGraph(layers, below) if made else graph), made
 
 
-def _part(layer: BlockLayer, wanted: _Wanted) -> list[da.Array] | None:
-    """Return the outputs of a layer with fewer tiles; None if that is not worth it, or not possible."""
-    spec, names = layer.spec, layer.names
-    boxes, blocks = dict[int, Boxes](), list[Index]()
-    for number, name in enumerate(names.outputs):
-        output, found = spec.outputs[number], []
-        if name in wanted.whole:
-            return None
-        for key, parts in wanted.parts.get(name, {}).items():
-            index = layer.tasks.block_of(key, number)
-            if index is None:
-                return None
-            blocks.append(index)
-            block = output.place(output.region(spec.plan.box(index)))
-            found += [[_within(*ends) for ends in itertools.zip_longest(block, own or ())] for own in parts]
-        if found:
-            starts, stops = np.moveaxis(np.array(found), -1, 0)
-            boxes[number] = starts, stops
-    arrays = narrowed(Found(spec, 0, names.inner, names.spec), boxes) if boxes else None
-    if arrays is None or (part := find_spec(arrays[0])) is None:
-        return None
-    ranges = [spec.ranges(index, owned=False) for index in blocks]
-    around = [(min(a for a, _ in own), max(b for _, b in own)) for own in zip(*ranges, strict=True)]
+def _part(spec: Spec, call: str, runs: TileMask, made: Mapping[str, da.Array]) -> list[da.Array]:
+    """Return the outputs of a call of which only some tiles run, and which read results that were made."""
+    sources = []
+    for source in spec.sources:
+        array = made.get(source.dask_name) if source.dask_name is not None else None
+        sources.append(source if array is None else replace(source, handle=array, token=("dask", array.name)))
     mask = spec.active.mask
+    todo = spec.active.with_runs(runs if mask is None else runs & mask)
+    name = f"{call}-part-{tokenize(runs.identity, [source.dask_name for source in sources])}"
+    return build(replace(spec, todo=todo, sources=tuple(sources)), name)
+
+
+def _tiles(layer: BlockLayer, wanted: Mapping[int, Boxes]) -> tuple[Ints, Ints, TileMask] | None:
+    """Return the first tile that boxes need, one past the last, and the mask in which these run.
+
+    There is one row per box, and one column per axis of the grid. None: nearly all tiles are needed, or the
+    mask would take too much memory.
+
+    Parameters
+    ----------
+    layer : BlockLayer
+    wanted : dict of int to Boxes
+        By the number of the output.
+    """
+    spec = layer.spec
+    plan, mask = spec.plan, spec.active.mask
+    spans = [_touching(spec.outputs[number], boxes) for number, boxes in wanted.items()]
+    first, stop = (np.concatenate(ends) for ends in zip(*spans, strict=True))
+    runs = _mask(first, stop, plan.grid_shape)
+    if runs is None:
+        return None
+    blocks = [_blocks(spec, spec.outputs[number], boxes) for number, boxes in wanted.items()]
+    around = []
+    for table, (low, high) in zip(plan.tables, np.transpose(blocks, (1, 2, 0)), strict=True):
+        around.append((int(table.touch[low.min()][0]), int(table.touch[high.max() - 1][1])))
     every = math.prod(b - a for a, b in around) if mask is None else mask.running(around)
-    return arrays if part.spec.active.n_runs < WORTH * every else None
+    some = (runs if mask is None else runs & mask).running(around)
+    return (first, stop, runs) if some < WORTH * every else None
+
+
+def _touching(output: BoundOutput, boxes: Boxes) -> tuple[Ints, Ints]:
+    """Return the first tile that has weight in each box, and one past the last, per grid axis."""
+    first, stop = [], []
+    for axis, weights in zip(output.grid_axes, output.weights, strict=True):
+        begins, ends = map(weights.scaled, weights.grid.supports(weights.rim))
+        first.append(np.searchsorted(ends, boxes[0][:, axis], side="right"))
+        stop.append(np.searchsorted(begins, boxes[1][:, axis], side="left"))
+    return np.stack(first, 1), np.stack(stop, 1)
+
+
+def _blocks(spec: Spec, output: BoundOutput, boxes: Boxes) -> list[Span]:
+    """Return the first of the blocks around all boxes, and one past the last, per grid axis."""
+    found = []
+    columns = zip(output.grid_axes, output.weights, spec.plan.block, spec.plan.shape, strict=True)
+    for axis, weights, size, extent in columns:
+        starts = weights.scaled(np.arange(0, extent, size))
+        low = int(np.searchsorted(starts, boxes[0][:, axis].min(), side="right")) - 1
+        found.append((low, max(low + 1, int(np.searchsorted(starts, boxes[1][:, axis].max())))))
+    return found
+
+
+def _mask(first: Ints, stop: Ints, shape: Sequence[int]) -> TileMask | None:
+    """Return the mask in which the tiles of boxes run; None if it would take too much memory."""
+    edges = [in_order([0, n], np.sort(a), np.sort(b)) for a, b, n in zip(first.T, stop.T, shape, strict=True)]
+    groups = [len(ends) - 1 for ends in edges]
+    if math.prod(groups) > MOST_GROUPS:
+        return None
+    bits = np.zeros(groups, bool)
+    columns = zip(edges, first.T, stop.T, strict=True)
+    places = np.stack([np.searchsorted(ends, (a, b)) for ends, a, b in columns], axis=-1)
+    for low, high in zip(*places.tolist(), strict=True):
+        bits[tuple(map(slice, low, high))] = True
+    return TileMask.between(edges, bits)
+
+
+def _reads(spec: Spec, number: int, first: Ints, stop: Ints) -> Boxes:
+    """Return boxes around what tiles read of a source, for each row of tiles."""
+    some = (first < stop).all(axis=1)
+    boxes = []
+    for low, high in zip(first[some].tolist(), stop[some].tolist(), strict=True):
+        reads = [read.intervals for read in spec.reads(number, list(zip(low, high, strict=True)))]
+        boxes.append([(min(a for a, _ in along), max(b for _, b in along)) for along in reads])
+    starts, stops = np.moveaxis(np.array(boxes, int).reshape(len(boxes), -1, 2), -1, 0)
+    return starts, stops
+
+
+# -- what is wanted of the layers of a graph --------------------------------------------------------------
+
+
+def _boxes(layer: BlockLayer, number: int, parts: Mapping[Key, Collection[Spans]]) -> Boxes:
+    """Return parts of blocks of an output as boxes of its array."""
+    spec, output, found = layer.spec, layer.spec.outputs[number], []
+    for key, wanted in parts.items():
+        index = layer.tasks.block_of(key, number)
+        assert index is not None
+        block = output.place(output.region(spec.plan.box(index)))
+        found += [[_within(*ends) for ends in itertools.zip_longest(block, own or ())] for own in wanted]
+    starts, stops = np.moveaxis(np.array(found), -1, 0)
+    return starts, stops
 
 
 def _within(block: slice, span: Span | None) -> Span:
@@ -202,13 +232,13 @@ def _within(block: slice, span: Span | None) -> Span:
     return block.start + span[0], min(block.stop, block.start + span[1])
 
 
-def _renamed(node: Any, moved: Mapping[str, str]) -> Any:
+def _renamed(node: Any, made: Mapping[str, da.Array]) -> Any:
     """Return a task that takes blocks of other arrays."""
     if not isinstance(node, GraphNode):
         old = node[0] if isinstance(node, tuple) and node and isinstance(node[0], str) else ""
-        return (moved[old], *node[1:]) if old in moved else node
-    keys = [key for key in node.dependencies if isinstance(key, tuple) and key[0] in moved]
-    return node.substitute({key: (moved[key[0]], *key[1:]) for key in keys}) if keys else node
+        return (made[old].name, *node[1:]) if old in made else node
+    keys = [key for key in node.dependencies if isinstance(key, tuple) and key[0] in made]
+    return node.substitute({key: (made[key[0]].name, *key[1:]) for key in keys}) if keys else node
 
 
 class _Wanted:
@@ -229,7 +259,34 @@ class _Wanted:
             name: {key: {None} for key in keys} for name, keys in blocks.items() if name not in self.whole
         }
         """The parts that are wanted of some blocks, by layer and key."""
+        self.boxes: dict[str, list[Boxes]] = {}
+        """What else is wanted of results."""
         self._tasks = 0
+
+    def knows(self, name: str) -> bool:
+        """Return whether anything is wanted of a layer."""
+        return name in self.whole or name in self.parts or name in self.boxes
+
+    def add(self, name: str, boxes: Boxes) -> None:
+        """Note that boxes of an array are wanted."""
+        if not isinstance(self._graph.layers.get(name), LazyLayer):
+            self.whole.add(name)
+        elif len(boxes[0]):
+            self.boxes.setdefault(name, []).append(boxes)
+
+    def of(self, layer: BlockLayer) -> dict[int, Boxes] | None:
+        """Return what is wanted of a result, by the number of the output; None: all."""
+        found = {}
+        for number, name in enumerate(layer.names.outputs):
+            if name in self.whole:
+                return None
+            boxes = self.boxes.get(name, [])
+            if name in self.parts:
+                boxes = [*boxes, _boxes(layer, number, self.parts[name])]
+            if boxes:
+                starts, stops = (np.concatenate(ends) for ends in zip(*boxes, strict=True))
+                found[number] = starts, stops
+        return found
 
     def look(self, name: str, layer: Any) -> None:
         """Look at what the tasks of a layer take from those below."""

@@ -14,7 +14,7 @@ from tilework.errors import GridError, TilingError
 from tilework.execution.inside import outside_of_the_pool
 from tilework.execution.progress import Progress, check_progress
 from tilework.execution.where import Where
-from tilework.graph.build import find_spec, open_known
+from tilework.graph.build import open_known
 from tilework.graph.narrowing import narrowed
 from tilework.objects.boxes import blocks_of, cuts_of
 from tilework.objects.measuring import How
@@ -119,7 +119,7 @@ def sample_crops(
             starts = _anywhere(source, layout, n, rng)
         else:
             starts = _Inside(source, layout, where).draw(n, rng, how)
-        found = _read(_of_crops(array, source, layout, starts), layout, starts, how)
+        found = _read(_of_crops(source, layout, starts), layout, starts, how)
     return (found, starts) if positions else found
 
 
@@ -231,15 +231,11 @@ class _Inside:
 # -- reading ----------------------------------------------------------------------------------------------
 
 
-def _of_crops(array: Image, source: Source, layout: Layout, starts: Ints) -> Source:
+def _of_crops(source: Source, layout: Layout, starts: Ints) -> Source:
     """Return a result as a source of which only the tiles run that crops need; any other as it is."""
-    found = find_spec(array)
-    if found is None or not isinstance(source, BlockSource):
+    if not isinstance(source, BlockSource):
         return source
-    parts = narrowed(found, {found.number: (starts, starts + _shape(source, layout))})
-    if parts is None:
-        return source
-    part = parts[found.number]
+    part = narrowed(source.handle, (starts, starts + _shape(source, layout)))
     return replace(source, handle=part, token=("dask", part.name))
 
 

@@ -140,6 +140,78 @@ def test_a_run_that_ends_early_leaves_what_else_the_client_computes(
     assert client.submit(sum, [3, 4]).result(timeout=20) == 7
 
 
+@pytest.mark.parametrize("how", ["arithmetic", "result"])
+def test_the_next_run_computes_what_failed_in_the_last_one(client: Any, tmp_path: Path, how: str) -> None:
+    """The scheduler kept the error for a future that the traceback held, and gave it to each further run."""
+    flag = tmp_path / "full"
+    flag.touch()
+
+    def fail(crop: np.ndarray, flag: str = str(flag)) -> np.ndarray:
+        if Path(flag).exists():
+            raise ValueError("the disk is full")
+        return crop
+
+    out = tw.tiled_map(fail, IMAGE, 16, 4, dtype="f4", chunks=16)
+    out = out + 1 if how == "arithmetic" else tw.tiled_map(np.copy, out, 16, 4, dtype="f4", chunks=16)
+    with pytest.raises(ValueError, match="disk is full") as failed:
+        tw.to_zarr(out, tmp_path / "a.zarr", progress=False)
+    flag.unlink()
+    written = tw.to_zarr(out, tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(written[...], IMAGE + (how == "arithmetic"))
+    assert failed.value.__traceback__ is not None  # which holds the futures of the first run
+
+
+def test_a_run_that_ends_holds_nothing_on_the_cluster(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not until the memory of the client is tidied up, nor as long as somebody looks at the error."""
+    monkeypatch.setattr(tilework.execution.cluster, "CLUSTER_BLOCKS", 16)
+    monkeypatch.setattr(tilework.execution.cluster, "BLOCKS_PER_THREAD", 1)
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as ended:
+        tw.to_zarr(mapped(reuse="share"), tmp_path / "a.zarr", progress=interrupt)
+    _wait_until_nothing_is_held(client)
+    tw.to_zarr(mapped(reuse="share"), tmp_path / "a.zarr", progress=False)
+    _wait_until_nothing_is_held(client)
+    assert ended.value.__traceback__ is not None
+
+
+def test_results_that_overtake_a_slow_one_hold_nothing(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the tasks of one refer to, as its image, stayed if they had all run before the next one began."""
+    monkeypatch.setattr(tilework.execution.cluster, "BUSY", 2 / sum(client.nthreads().values()))
+    flag = tmp_path / "go on"
+
+    def wait(crop: np.ndarray, flag: str = str(flag)) -> np.ndarray:
+        while crop.flat[0] == 0 and not Path(flag).exists():
+            time.sleep(0.01)
+        return crop
+
+    held: list[int] = []
+
+    def watch(done: int, total: int) -> None:
+        held.append(len(client.futures))
+        if done == 19:
+            flag.touch()
+
+    outs = [tw.tiled_map(wait, np.full((16, 16), k, "f4"), 16, 0, dtype="f4") for k in range(20)]
+    jobs = [(out, tmp_path / f"{k}.zarr") for k, out in enumerate(outs)]
+    assert not tw.write_many(jobs, progress=watch).failed
+    assert max(held) < 10
+
+
+def _wait_until_nothing_is_held(client: Any) -> None:
+    end = time.monotonic() + 10
+    while client.futures and time.monotonic() < end:
+        time.sleep(0.01)  # futures are released by the event loop
+    assert not client.futures
+
+
 def test_more_workers_get_more_blocks_unless_blocks_were_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,6 +70,8 @@ class Cluster:
         except BaseException as error:
             self._end(error)
             raise
+        finally:
+            self._release()
 
     def _next(self, pieces: Iterator[Piece | None], enough: int) -> tuple[list[Piece], bool]:
         """Return pieces to submit, and whether there may be more.
@@ -142,7 +144,9 @@ class Cluster:
         for key, piece in seams.items():
             if piece.shared is last.shared:
                 kept[key] = piece.keep[key], found[key]
-        self.current = last.shared
+        before, self.current = self.current, last.shared
+        if before is not None:
+            self._forget_unused(before)
         self.seams = {key: (end, future) for key, (end, future) in kept.items() if end > last.position}
 
     def _graph(self, tasks: dict[Key, Any], batch: list[Piece]) -> Any:
@@ -203,19 +207,35 @@ class Cluster:
             self.completed.add(future)
             return
         self.inputs.pop(future.key, None)
-        if future.status == "finished" and failure is None:
-            self.tracker.finished(piece, future.key, result)
-        elif self.client.status != "running":
-            raise ConnectionError(
-                "the client was closed or lost its scheduler during the run; call again with another, and "
-                "what was finished is not computed again."
-            )
-        else:
-            self.tracker.failed(piece, self._error(future, piece, failure))
-        future.release()
+        try:
+            if future.status == "finished" and failure is None:
+                self.tracker.finished(piece, future.key, result)
+            elif self.client.status != "running":
+                raise ConnectionError(
+                    "the client was closed or lost its scheduler during the run; call again with another, "
+                    "and what was finished is not computed again."
+                )
+            else:
+                self.tracker.failed(piece, self._error(future, piece, failure))
+        finally:
+            future.release()
         self.users[piece.shared] -= 1
-        if not self.users[piece.shared] and piece.shared is not self.current:
-            del self.users[piece.shared], self.shared[piece.shared]
+        self._forget_unused(piece.shared)
+
+    def _forget_unused(self, shared: Shared) -> None:
+        """Let shared nodes go to which no task refers any more, and no later piece will."""
+        if not self.users[shared] and shared is not self.current:
+            del self.users[shared], self.shared[shared]
+
+    def _release(self) -> None:
+        """Release all futures that are left.
+
+        The traceback of an error keeps them, and a cluster gives the errors of tasks that somebody still
+        wants to the next run that needs them. It would fail with the error of this one.
+        """
+        futures = [future for _, future in (*self.running.values(), *self.seams.values())]
+        for future in itertools.chain(futures, *self.shared.values(), *self.inputs.values()):
+            future.release()
 
     def _error(self, future: Any, piece: Piece, failure: BaseException | None) -> BaseException:
         """Return the reason why a task has no result; ``failure``: why the client did not get it."""

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -178,6 +179,27 @@ def test_a_run_that_ends_holds_nothing_on_the_cluster(
     tw.to_zarr(mapped(reuse="share"), tmp_path / "a.zarr", progress=False)
     _wait_until_nothing_is_held(client)
     assert ended.value.__traceback__ is not None
+
+
+def test_a_client_that_is_closed_during_a_run_is_named(
+    client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the next batch is submitted, which ended with an error of distributed about a message."""
+    monkeypatch.setattr(tilework.execution.cluster, "CLUSTER_BLOCKS", 16)
+    monkeypatch.setattr(tilework.execution.cluster, "BLOCKS_PER_THREAD", 1)
+    other = type(client)(client.cluster, set_as_default=False)
+    taken, submit = Counter[str](), tilework.execution.cluster.Cluster._submit
+
+    def closed(self: Any, batch: Any) -> None:
+        taken["batches"] += 1
+        if taken["batches"] == 2:
+            other.close()
+        submit(self, batch)
+
+    monkeypatch.setattr(tilework.execution.cluster.Cluster, "_submit", closed)
+    with pytest.raises(ConnectionError, match="client was closed"):
+        tw.to_zarr(mapped(), tmp_path / "a.zarr", client=other, progress=False)
+    assert tw.to_zarr(mapped(), tmp_path / "a.zarr", progress=False).shape == IMAGE.shape
 
 
 def test_results_that_overtake_a_slow_one_hold_nothing(

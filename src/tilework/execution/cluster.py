@@ -25,6 +25,10 @@ __all__ = ["Cluster"]
 CLUSTER_BLOCKS, BLOCKS_PER_THREAD = 512, 16
 # Annotations with which the user says where tasks run.
 KEPT_BY_USER = {"workers", "allow_other_workers", "resources"}
+GONE = (
+    "the client was closed or lost its scheduler during the run; call again with another, and what was "
+    "finished is not computed again."
+)
 # Time between two questions whether cancelled tasks have ended, seconds.
 POLL = 0.05
 
@@ -63,7 +67,7 @@ class Cluster:
                 if more and len(self.running) <= self.window * 3 // 4:
                     batch, more = self._next(pieces, enough)
                     if batch:
-                        self._submit(batch)
+                        self._submit_or_tell(batch)
                         continue
                 if self.running:
                     self._collect(next(self.completed))
@@ -115,6 +119,15 @@ class Cluster:
         """Return how many tasks of ``names`` occupy a thread of a worker."""
         found = self.client.sync(self.client._run, _occupied, on_error="ignore", callback_timeout=seconds)
         return sum(key in names for keys in found.values() for key in keys)
+
+    def _submit_or_tell(self, batch: list[Piece]) -> None:
+        """Submit a batch; raise a `ConnectionError` if the client has been closed."""
+        try:
+            self._submit(batch)
+        except Exception as error:
+            if self.client.status == "running":
+                raise
+            raise ConnectionError(GONE) from error
 
     def _submit(self, batch: list[Piece]) -> None:
         for piece in batch:
@@ -211,10 +224,7 @@ class Cluster:
             if future.status == "finished" and failure is None:
                 self.tracker.finished(piece, future.key, result)
             elif self.client.status != "running":
-                raise ConnectionError(
-                    "the client was closed or lost its scheduler during the run; call again with another, "
-                    "and what was finished is not computed again."
-                )
+                raise ConnectionError(GONE)
             else:
                 self.tracker.failed(piece, self._error(future, piece, failure))
         finally:

@@ -194,7 +194,7 @@ def test_a_process_that_runs_some_of_the_blocks_decodes_each_chunk_once(
                 range(max(0, a) // 32, -(-min(b, m) // 32)) for (a, b), m in zip(reads, shape, strict=True)
             ]
             chunks = list(itertools.product(*spans))
-            uses = {c: math.prod(int(u[i]) for u, i in zip(facts.uses, c, strict=True)) for c in chunks}
+            uses = {c: facts.uses.of(c) for c in chunks}
             cache.fetch(uses, load, lambda *_: None, facts.limit, now=facts.rank(block), last=facts.last)
     assert max(loaded.values()) == 1
 

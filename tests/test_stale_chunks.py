@@ -17,6 +17,7 @@ import zarr
 import tilework as tw
 from tilework.engine.spec import Spec
 from tilework.source import kept
+from tilework.source.kept import Uses
 from tilework.source.opening import open_source
 from tilework.source.stamps import TICK, seen
 from tilework.writing.ledger import Ledger
@@ -273,7 +274,7 @@ def test_a_chunk_without_stamp_belongs_to_one_run(tmp_path: Path) -> None:
     """Other processes may keep chunks of a run after its end."""
     url = f"memory://{tmp_path.name}-one.zarr"
     array = zarr.create_array(url, data=np.zeros(SHAPE, "f4"), chunks=CHUNKS, overwrite=True)
-    uses = [np.full(8, 9), np.full(4, 9)]
+    uses = Uses.product([np.full(8, 9), np.full(4, 9)])
 
     def read(source: Any, run: str | None) -> list[float]:
         with kept.task(run):

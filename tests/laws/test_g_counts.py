@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import math
@@ -161,19 +162,25 @@ def chunks_read(plan, d, size):
     return [{x // size for x in range(max(0, a), min(b, plan.shape[d]))} for a, b in reads]
 
 
-@given(blocked(), st.integers(1, 9))
-def test_G6_uses_of_chunks_equal_walking_blocks_along_each_axis(plan, chunk):
+@given(blocked(), st.integers(1, 9), st.data())
+def test_G6_uses_of_chunks_equal_walking_blocks_along_each_axis(plan, chunk, data):
     axes = tuple(reversed(range(len(plan.shape))))
     shape, chunks = (*plan.shape[::-1], 3), (*(chunk + d for d in axes), 2)
     sources = (SourcePlan(1, tuple(chunks[a] for a in axes)),)
     plan = replace(plan, mask=None, sources=sources, cache_bytes=10**12)
     kept = kept_chunks(plan, 0, shape, chunks, axes)
     assert kept.lost == ()
-    assert all(n.tolist() == [1] * math.ceil(3 / 2) for n in kept.uses[len(axes) :])
+    along = [np.ones(math.ceil(3 / 2), int)] * len(shape)
     for d, extent in enumerate(plan.shape):
         read = chunks_read(plan, d, chunks[axes[d]])
         uses = [sum(k in one for one in read) for k in range(math.ceil(extent / chunks[axes[d]]))]
-        assert kept.uses[axes[d]].tolist() == uses
+        along[axes[d]] = np.array(uses)
+    expected = functools.reduce(np.multiply.outer, along)
+    np.testing.assert_array_equal(kept.uses.counts[np.ix_(*kept.uses.kinds)], expected)
+    assert [kept.uses.of(chunk) for chunk in np.ndindex(expected.shape)] == expected.ravel().tolist()
+    box = [range(*sorted(data.draw(st.tuples(*[st.integers(0, n)] * 2)))) for n in expected.shape]
+    part = expected[np.ix_(*box)]
+    assert kept.uses.several(box) == bool((part > 1).any())
 
 
 @given(plans(masks=False), st.data())

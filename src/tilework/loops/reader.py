@@ -19,6 +19,7 @@ from tilework.grid.axis import AxisGrid
 from tilework.identity.samples import same_array
 from tilework.plan.arguments import check_crop_bytes
 from tilework.source.base import Source
+from tilework.source.kept import Uses
 from tilework.source.opening import open_source, opened
 from tilework.source.padding import BOUNDARIES, TECHNIQUES, AxisRead, Boundary, read_padded, read_with_numpy
 from tilework.source.zarr_array import ZarrSource
@@ -98,7 +99,7 @@ class CropReader:
         # Such a source is pickled without data, because tasks of a graph get the data separately.
         bare = source.in_memory or source.dask_name is not None
         self._image = image if bare or self._tensor else None
-        self._uses: tuple[Array, ...] | None = None
+        self._uses: Uses | None = None
         starts = [grid.reads() for grid in self._grids]
         self._spans = [list(zip(a.tolist(), b.tolist(), strict=True)) for a, b in starts]
         columns = zip(self._spans, self._grids, strict=True)
@@ -166,15 +167,15 @@ class CropReader:
         with in_task():
             return self.source.read_shared(box, self._uses, self._cache_bytes)
 
-    def _counted(self, chunks: Sequence[int]) -> tuple[Array, ...]:
-        """Return the number of crops that read each chunk, along each axis of the source."""
+    def _counted(self, chunks: Sequence[int]) -> Uses:
+        """Return the number of crops that read each chunk."""
         counts = [np.ones(-(-n // c), np.int64) for n, c in zip(self.source.shape, chunks, strict=True)]
         for axis, grid in zip(self._axes, self._grids, strict=True):
             counts[axis][:] = 0
             for span in self._spans[self._axes.index(axis)]:
                 for a, b in self._plan(grid, span).intervals:
                     counts[axis][a // chunks[axis] : -(-b // chunks[axis])] += b > a
-        return tuple(counts)
+        return Uses.product(counts)
 
 
 def check_apart(output: Any, readers: Iterable[CropReader]) -> None:

@@ -22,6 +22,7 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import AxisTable
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import BlockPlan, SourcePlan
+from tilework.source.kept import Uses
 
 __all__ = [
     "Kept",
@@ -45,9 +46,8 @@ MANY_STEPS = 4
 class Kept:
     """What a process keeps of the chunks of one source."""
 
-    uses: Sequence[Array] | Array
-    """How many tasks read each chunk while it is kept: one 1-D array per axis of the source, whose product
-    it is, or one N-D array."""
+    uses: Uses
+    """How many tasks read each chunk while it is kept."""
     limit: int
     """Most bytes of decoded chunks."""
     lost: Index
@@ -93,11 +93,14 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
     others = (s for s in plan.sources if s is not source and s.chunks is not None)
     limit = plan.cache_bytes - sum(_source_bytes(plan, s, s.chunks or (), level) for s in others)
     if plan.mask is not None and not lost:
-        masked = MaskedReads.of(plan, source.chunks).uses().transpose(np.argsort(axes))
+        found = MaskedReads.of(plan, source.chunks).uses()
         rest = tuple(a for a in range(len(shape)) if a not in axes)
-        grid = [ceil_div(n, c) for n, c in zip(shape, chunks, strict=True)]
-        uses = np.broadcast_to(np.expand_dims(masked, rest), grid)
-        return Kept(uses, limit, lost, _lasts(plan, shape, source.chunks, axes))
+        masked = np.expand_dims(found.counts.transpose(np.argsort(axes)), rest)
+        # All chunks along an axis that is not of the grid are of one kind.
+        kinds = [np.zeros(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
+        for axis, along in zip(axes, found.kinds, strict=True):
+            kinds[axis] = along
+        return Kept(Uses(masked, tuple(kinds)), limit, lost, _lasts(plan, shape, source.chunks, axes))
     counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
     for d, axis in enumerate(axes):
         if d not in lost:
@@ -105,7 +108,7 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
             changes = np.bincount(first, minlength=len(counts[axis]) + 1)
             changes -= np.bincount(stop, minlength=len(changes))
             counts[axis] = changes.cumsum()[:-1]
-    return Kept(tuple(counts), limit, lost, _lasts(plan, shape, source.chunks, axes))
+    return Kept(Uses.product(counts), limit, lost, _lasts(plan, shape, source.chunks, axes))
 
 
 def _lasts(plan: BlockPlan, shape: Index, chunks: Index, axes: Index) -> list[tuple[int, int, Ints]]:

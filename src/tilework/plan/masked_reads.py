@@ -21,6 +21,7 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any
 from tilework.plan.tables import BlockPlan
+from tilework.source.kept import Uses
 
 __all__ = ["MaskedReads"]
 
@@ -70,19 +71,12 @@ class MaskedReads:
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
         return cls(grid, tuple(firsts), tuple(lows), tuple(highs))
 
-    def uses(self) -> Ints:
+    def uses(self) -> Uses:
         """Return the number of blocks that read each chunk."""
-        counts = [low.shape[d] for d, low in enumerate(self.lows)]
-        classes = [
-            np.repeat(np.arange(len(first)), np.diff(np.append(first, n)))
-            for first, n in zip(self.firsts, counts, strict=True)
-        ]
-        lows, highs = [], []
-        for d in range(len(counts)):
-            place = np.ix_(*(np.arange(n) if e == d else classes[e] for e, n in enumerate(counts)))
-            lows.append(self.lows[d][place])
-            highs.append(self.highs[d][place])
-        return _covering(lows, highs, [n + 1 for n in self.grid])
+        places, counts = _covering(*self._of_blocks(), self.grid)
+        # Before the first place, and from the last one on, no block reads.
+        kinds = (np.searchsorted(at, np.arange(n), "right") for at, n in zip(places, self.grid, strict=True))
+        return Uses(np.pad(counts, 1), tuple(kinds))
 
     def total(self) -> int:
         """Return the number of chunks that blocks read, counted once for each block."""
@@ -94,22 +88,37 @@ class MaskedReads:
 
     def once(self) -> int:
         """Return the number of chunks that some block reads."""
+        places, counts = _covering(*(self._of_classes() or self._of_blocks()), self.grid)
+        lengths = [np.diff(at) for at in reversed(places)]
+        return int(functools.reduce(operator.matmul, lengths, counts > 0))
+
+    def _of_blocks(self) -> tuple[list[Ints], list[Ints]]:
+        """Return the first chunk of each block along each axis, and one past its last."""
+        sizes = [low.shape[d] for d, low in enumerate(self.lows)]
+        classes = [
+            np.repeat(np.arange(len(first)), np.diff(np.append(first, n)))
+            for first, n in zip(self.firsts, sizes, strict=True)
+        ]
+        lows, highs = [], []
+        for d in range(len(sizes)):
+            place = np.ix_(*(np.arange(n) if e == d else classes[e] for e, n in enumerate(sizes)))
+            lows.append(self.lows[d][place])
+            highs.append(self.highs[d][place])
+        return lows, highs
+
+    def _of_classes(self) -> tuple[list[Ints], list[Ints]] | None:
+        """Return the same for the blocks of each class together; None if chunks between them are left out."""
         lows, highs = [], []
         for d, (low, high, first) in enumerate(zip(self.lows, self.highs, self.firsts, strict=True)):
             last = np.append(first[1:], low.shape[d]) - 1
             apart = low.take(range(1, low.shape[d]), d) > high.take(range(low.shape[d] - 1), d)
             apart = np.insert(apart, 0, False, axis=d)
             apart[(slice(None),) * d + (first,)] = False
-            if apart.any():  # blocks of a class leave chunks out between them
-                return int(np.count_nonzero(self.uses()))
+            if apart.any():
+                return None
             lows.append(low.take(first, d))
             highs.append(high.take(last, d))
-        # Between these places, chunks are read by the same blocks.
-        places = [np.unique(np.stack(ends), return_inverse=True) for ends in zip(lows, highs, strict=True)]
-        ends = [inverse.reshape(2, *lows[0].shape) for _, inverse in places]
-        read = _covering([low for low, _ in ends], [high for _, high in ends], [len(at) for at, _ in places])
-        lengths = [np.diff(at) for at, _ in reversed(places)]
-        return int(functools.reduce(operator.matmul, lengths, read > 0))
+        return lows, highs
 
 
 def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
@@ -127,11 +136,19 @@ def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
     return after.take(groups.low, -1), before.take(groups.high, -1)
 
 
-def _covering(lows: Sequence[Ints], highs: Sequence[Ints], sizes: Sequence[int]) -> Ints:
-    """Return how many boxes cover each of places, of which there are one fewer than ``sizes`` per axis."""
-    inside = functools.reduce(np.logical_and, (low < high for low, high in zip(lows, highs, strict=True)))
-    ends = [(low[inside], high[inside]) for low, high in zip(lows, highs, strict=True)]
+def _covering(lows: Sequence[Ints], highs: Sequence[Ints], grid: Sequence[int]) -> tuple[list[Ints], Ints]:
+    """Return places along each axis, between which chunks are in the same boxes, and in how many they are."""
+    places, ends = [], []
+    for low, high, n in zip(lows, highs, grid, strict=True):
+        some = np.zeros(n + 1, bool)
+        some[low] = some[high] = True
+        places.append(np.flatnonzero(some))
+        number = some.cumsum() - 1
+        ends.append((number[low], number[high]))
+    inside = functools.reduce(np.logical_and, (low < high for low, high in ends))
+    ends = [(low[inside], high[inside]) for low, high in ends]
     # Each box adds one: to the differences at its corners, which are then summed up.
+    sizes = [len(at) for at in places]
     changes = np.zeros(math.prod(sizes), np.int64)
     for corner in itertools.product((0, 1), repeat=len(ends)):
         place = np.ravel_multi_index(tuple(pair[c] for pair, c in zip(ends, corner, strict=True)), sizes)
@@ -139,4 +156,4 @@ def _covering(lows: Sequence[Ints], highs: Sequence[Ints], sizes: Sequence[int])
     found = changes.reshape(sizes)
     for d in range(found.ndim):
         found = found.cumsum(d)
-    return found[(slice(-1),) * found.ndim]
+    return places, found[(slice(-1),) * found.ndim]

@@ -14,6 +14,7 @@ and in any process when no task has read for `IDLE` seconds.
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import os
@@ -22,13 +23,15 @@ import threading
 import time
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
-from tilework._types import Array
+import numpy as np
+
+from tilework._types import Array, Index
 
 __all__ = [
     "CHECKS",
@@ -38,6 +41,7 @@ __all__ = [
     "ChunkCache",
     "OpenFiles",
     "Scope",
+    "Uses",
     "clear_caches",
     "scope",
     "task",
@@ -144,6 +148,38 @@ class _Idle:
 
 
 # -- decoded chunks ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Uses:
+    """How many tasks read each chunk of a source.
+
+    Most chunks are read by as many as others of their row, so that a number for each would take gigabytes for
+    what a few rows of numbers say.
+    """
+
+    counts: Array
+    """Numbers of tasks: one per kind of chunk along each axis."""
+    kinds: tuple[Array, ...]
+    """Per axis, the kind of each chunk along it."""
+
+    @classmethod
+    def product(cls, along: Sequence[Array]) -> Self:
+        """Return the uses that are the product of a number for each chunk along each axis."""
+        found = [np.unique(counts, return_inverse=True) for counts in along]
+        return cls(
+            functools.reduce(np.multiply.outer, [n for n, _ in found]), tuple(kinds for _, kinds in found)
+        )
+
+    def of(self, chunk: Index) -> int:
+        """Return how many tasks read a chunk."""
+        return int(self.counts[tuple(kinds[i] for kinds, i in zip(self.kinds, chunk, strict=True))])
+
+    def several(self, box: Sequence[range]) -> bool:
+        """Return whether several tasks read any chunk of a box."""
+        kinds = [np.unique(kinds[r.start : r.stop]) for kinds, r in zip(self.kinds, box, strict=True)]
+        return bool(self.counts[np.ix_(*kinds)].max(initial=0) > 1)
+
 
 # Chunks that are gone and not yet forgotten, at least.
 FEW = 64

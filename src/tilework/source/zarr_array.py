@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import sys
 import time
@@ -27,7 +26,7 @@ from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.source import held
 from tilework.source.base import Source, copy_overlap
-from tilework.source.kept import CHECKS, CHUNKS, Scope, scope, task
+from tilework.source.kept import CHECKS, CHUNKS, Scope, Uses, scope, task
 from tilework.source.stamps import TICK, Files, Stamp, check_files, not_visible, seen
 from tilework.source.zarr_requests import answer, chunks_of, read_box
 
@@ -107,7 +106,7 @@ class ZarrSource(Source):
     def read_shared(
         self,
         box: Sequence[Span],
-        uses: Sequence[Array] | Array,
+        uses: Uses,
         limit: int,
         *,
         again: bool = True,
@@ -120,8 +119,8 @@ class ZarrSource(Source):
         Parameters
         ----------
         box : sequence of (start, stop), samples
-        uses : sequence of 1-D int arrays, or N-D int array
-            How many tasks read each chunk: the product of one number per axis, or one number per chunk.
+        uses : Uses
+            How many tasks read each chunk.
         limit : int, bytes of the chunk cache
         again : bool
             Whether this task may read a chunk again.
@@ -135,12 +134,12 @@ class ZarrSource(Source):
         own = scope()
         if own is None:
             with task():
-                return self.read_shared(box, uses, limit, again=again, row=row)
+                return self.read_shared(box, uses, limit, again=again, row=row, now=now, last=last)
         shared = self.place.folder is not None or (self.ours and own.run is not None)
         if self.chunks is None or limit <= 0 or not (shared or again):
             return self.read(box)
         grid = [range(a // c, -(-b // c)) for (a, b), c in zip(box, self.chunks, strict=True)]
-        if not (again or (shared and _several(uses, grid))):
+        if not (again or (shared and uses.several(grid))):
             return self.read(box)
         self.check()
         out = np.empty([b - a for a, b in box], self.dtype)
@@ -148,7 +147,7 @@ class ZarrSource(Source):
         for index in itertools.product(*grid):
             proof = self._proof(index, own)
             # A chunk of one task goes with the task.
-            count = sys.maxsize if proof == own.number else _uses_of(uses, index)
+            count = sys.maxsize if proof == own.number else uses.of(index)
             wanted[self.token, index, row, proof] = count
         CHUNKS.fetch(
             wanted,
@@ -272,20 +271,6 @@ class ZarrSource(Source):
         names = ("shape", "dtype", "chunks", "token", "place", "ours")
         values = {name: getattr(self, name) for name in names}
         return _arrived, (held.dumps(self.handle), values)
-
-
-def _uses_of(uses: Sequence[Array] | Array, index: Index) -> int:
-    if isinstance(uses, np.ndarray):
-        return int(uses[index])
-    return math.prod(int(n[i]) for n, i in zip(uses, index, strict=True))
-
-
-def _several(uses: Sequence[Array] | Array, grid: Sequence[range]) -> bool:
-    """Return whether several tasks read any chunk of a box."""
-    box = [slice(r.start, r.stop) for r in grid]
-    if isinstance(uses, np.ndarray):
-        return bool(uses[tuple(box)].max(initial=0) > 1)
-    return any(int(n[part].max(initial=0)) > 1 for n, part in zip(uses, box, strict=True))
 
 
 def _arrived(packed: bytes, values: dict[str, Any]) -> ZarrSource:

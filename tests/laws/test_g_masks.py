@@ -19,7 +19,7 @@ from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_ta
 from tilework import TilePlan, plan_tiles
 from tilework.plan import tile_mask
 from tilework.plan.cost import repeated_crops, tasks
-from tilework.plan.decoding import kept_chunks
+from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import SourcePlan
 from tilework.plan.tile_mask import TileMask
@@ -157,7 +157,7 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
     plan = replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12)
     uses = np.zeros([-(-n // c) for n, c in zip(plan.shape, chunks, strict=True)], int)
     for index in blocks_of(plan):
-        cut = range(len(plan.axes)) if plan.reuse == "recompute" else ()
+        cut = range(len(plan.axes)) if plan.reuse == "recompute" else plan.slab_axes
         columns = enumerate(zip(plan.tables, index, strict=True))
         ranges = [(t.touch if d in cut else t.owned)[b] for d, (t, b) in columns]
         on = np.argwhere(plan.mask.box(ranges))
@@ -178,6 +178,21 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
     np.testing.assert_array_equal(every(reads.uses()), uses)
     assert reads.total() == uses.sum()
     assert reads.once() == np.count_nonzero(uses)
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute", "slabs"])
+@pytest.mark.parametrize("cache", [0, 10**12])
+def test_a_mask_that_leaves_nothing_out_decodes_what_a_plan_without_one_does(reuse, cache):
+    """Across slabs, blocks read what the tiles of the slab before do, too."""
+    plan = plan_tiles((200, 300), 20, stride=10, blend="hann", reuse="share")
+    plan = replace(plan, sources=(SourcePlan(1, (7, 9)),))
+    plan = plan.with_blocks((40, 40), reuse if reuse != "slabs" else "share", (), reuse == "slabs")
+    plan = plan.with_cache(cache)
+    masked = plan.with_runs(TileMask.all(plan.grid_shape))
+    assert math.isclose(decoded_ratio(masked), decoded_ratio(plan))
+    assert decoded_ratio(plan) > 1 or (cache and reuse != "slabs")
+    kept = [kept_chunks(p, 0, plan.shape, (7, 9), (0, 1)).uses for p in (plan, masked)]
+    np.testing.assert_array_equal(every(kept[0]), every(kept[1]))
 
 
 @given(st.data(), st.integers(1, 9))

@@ -44,7 +44,7 @@ class MaskedReads:
         """Return what the blocks of a plan with a mask read; ``chunks`` are lengths per grid axis."""
         mask = plan.mask
         assert mask is not None
-        tiles = [t.owns if plan.reuse == "share" else t.touches for t in plan.tables]
+        tiles = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
         groups = [mask.groups(d, spans) for d, spans in enumerate(tiles)]
         firsts = [
             np.flatnonzero(np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])))

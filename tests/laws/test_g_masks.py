@@ -18,7 +18,7 @@ from tests.laws.strategies import coarse, many, spans
 from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_tasks
 from tilework import TilePlan, plan_tiles
 from tilework.plan import tile_mask
-from tilework.plan.cost import repeated_crops, tasks
+from tilework.plan.cost import computed, repeated_crops, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import SourcePlan
@@ -210,6 +210,24 @@ def test_G9_costs_of_many_equal_blocks_equal_walking_them(data, size):
     reads = MaskedReads.of(plan, tuple(data.draw(st.integers(1, 20)) for _ in extents))
     assert reads.total() == every(reads.uses()).sum()
     assert reads.once() == np.count_nonzero(every(reads.uses()))
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+def test_crops_tasks_and_samples_may_be_more_than_64_bits_count(reuse):
+    """10**20 crops: under a mask they were a negative number."""
+    shape, options = (10**5,) * 5, {"edge": "clip", "reuse": reuse, "chunks": 10}
+    plan = plan_tiles(shape, 10, 0, **options)
+    masked = plan.with_runs(TileMask.all(plan.grid_shape))
+    assert masked.n_runs == masked.calls() == plan.n_tiles == 10**20 > 2**64
+    assert computed(masked) == computed(plan) == 10**25
+    assert tasks(masked) == tasks(plan) == 10**20
+    assert MaskedReads.of(masked, (10,) * 5).once() == 10**20
+    assert f"{10**20} of {10**20} tiles run" in repr(masked.mask)
+    quarter = np.zeros((2,) * 5, bool)
+    quarter[0, 1] = True
+    part = plan_tiles(shape, 10, 0, mask=quarter, **options)
+    assert 4 * tasks(part) == 4 * part.n_runs == 10**20
+    assert 4 * computed(part) == 10**25
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -11,7 +11,7 @@ import numpy as np
 from tilework._types import Array, Bits, Ints
 from tilework.plan.axis_table import Spans
 
-__all__ = ["box_any", "box_sums", "shifted"]
+__all__ = ["box_any", "box_sums", "shifted", "weighed_sum"]
 
 
 def box_sums(values: Array, ranges: Sequence[Spans], edges: Sequence[Ints] | None = None) -> Ints:
@@ -94,6 +94,22 @@ def box_any(bits: Bits, ranges: Sequence[Spans]) -> Bits:
             size *= 2
         bits = found
     return bits
+
+
+def weighed_sum(values: Array, times: Sequence[Ints]) -> int:
+    """Return the sum of ``values``, each times the product of one of ``times`` per axis, however large it is.
+
+    Crops, tasks and samples of a plan may be more than 64 bits can count. Python's numbers, which take 50
+    times as long, are used from the axis on along which that may be so.
+    """
+    sums: Any = values
+    most = int(values.max(initial=0))
+    for count in reversed(times):
+        most *= int(count.sum())
+        if most >= 2**63:
+            sums, count = sums.astype(object), count.astype(object)
+        sums = sums @ count
+    return int(sums)
 
 
 def shifted(values: Array, axis: int, links: Bits, step: int) -> Array:

@@ -6,7 +6,6 @@ import functools
 import heapq
 import itertools
 import math
-import operator
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from tilework.grid.axis import ceil_div
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import shifted
+from tilework.plan.box_sums import shifted, weighed_sum
 from tilework.plan.decoding import decoded_ratio
 from tilework.plan.memory import peak_bytes, tiles_of_blocks
 
@@ -132,7 +131,7 @@ def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
         times.append(counts)
 
     def count(bits: Any) -> int:
-        return int(functools.reduce(operator.matmul, reversed(times), bits))
+        return weighed_sum(bits, times)
 
     runs = mask.run_in(touches)
     if plan.reuse != "share":

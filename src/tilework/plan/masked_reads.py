@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ import numpy as np
 from tilework._types import Bits, Index, Ints
 from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import box_any
+from tilework.plan.box_sums import box_any, weighed_sum
 from tilework.plan.tables import BlockPlan
 from tilework.source.kept import Uses
 
@@ -89,8 +88,7 @@ class MaskedReads:
     def once(self) -> int:
         """Return the number of chunks that some block reads."""
         places, counts = _covering(*(self._of_classes() or self._of_blocks()), self.grid)
-        lengths = [np.diff(at) for at in reversed(places)]
-        return int(functools.reduce(operator.matmul, lengths, counts > 0))
+        return weighed_sum(counts > 0, [np.diff(at) for at in places])
 
     def _of_blocks(self) -> tuple[list[Ints], list[Ints]]:
         """Return the first chunk of each block along each axis, and one past its last."""

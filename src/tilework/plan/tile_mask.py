@@ -17,7 +17,7 @@ from tilework._derived import Holder, derived
 from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import box_any, box_sums
+from tilework.plan.box_sums import box_any, box_sums, weighed_sum
 
 __all__ = ["TileMask", "in_order"]
 
@@ -278,9 +278,7 @@ class TileMask(Holder):
         for power in range(int(last.max(initial=0)).bit_length()):
             chosen = rows & np.packbits((last >> power) & 1 == 1)
             sums += np.bitwise_count(chosen).sum(axis=-1, dtype=np.int64) << power
-        for count in reversed(counts[:-1]):
-            sums = sums @ count
-        return int(sums)
+        return weighed_sum(sums, counts[:-1])
 
     def _part(self, axis: int, span: Span) -> tuple[slice, Ints]:
         """Return the groups that meet a range of tiles, and how many of its tiles are in each."""

@@ -133,6 +133,22 @@ def test_G9_a_mask_of_unlike_tiles_takes_little_more_than_a_bit_for_each(shape, 
         assert len(json.dumps(mask.to_json())) <= 2 * least
 
 
+@many
+@given(st.integers(0, 99), st.lists(st.integers(1, 40), min_size=1, max_size=4))
+def test_G9_bits_are_few_more_than_groups_and_edges_take(seed, shape):
+    """32 tiles along each of five axes took 4 MB although all ran."""
+    rng = np.random.default_rng(seed)
+    bits = rng.random([rng.integers(1, min(n, 3) + 1) for n in shape]) < 0.5
+    tiles = bits[np.ix_(*(np.arange(n) * m // n for n, m in zip(shape, bits.shape, strict=True)))]
+    mask = TileMask.of(tiles)
+    np.testing.assert_array_equal(mask.tiles, tiles)
+    assert mask.bits.size <= bits.size + tile_mask.EDGE * sum(bits.shape)
+
+
+def test_G9_a_mask_of_many_axes_stays_coarse():
+    assert len(TileMask.all((32,) * 6).packed) <= 4
+
+
 @given(st.data())
 def test_G9_tiles_over_true_values_run(data):
     values = data.draw(coarse(data.draw(shapes())))

@@ -79,8 +79,9 @@ class TileMask(Holder):
                 bits = bits.compress(keep, axis)
             few.append(np.append(ends[:-1][keep], ends[-1]))
         found: list[tuple[int, ...] | range] = []
-        for axis, (ends, others) in enumerate(zip(few, _others(bits.shape), strict=True)):
+        for axis, ends in enumerate(few):
             groups, tiles = len(ends) - 1, int(ends[-1])
+            others = math.prod(bits.shape[:axis] + bits.shape[axis + 1 :])
             if tiles * others > groups * (others + EDGE):
                 found.append(tuple(ends.tolist()))
                 continue
@@ -337,11 +338,6 @@ def _changes(bits: Bits, axis: int) -> Bits:
     # In two steps, because numpy takes three times as long for all other axes at once.
     rows = bits.reshape(math.prod(bits.shape[:axis]), bits.shape[axis], math.prod(bits.shape[axis + 1 :]))
     return np.asarray((rows[:, 1:] != rows[:, :-1]).any(axis=0).any(axis=1))
-
-
-def _others(sizes: Index) -> list[int]:
-    """Return, for each axis, the product of ``sizes`` along all others."""
-    return [math.prod(sizes[:axis] + sizes[axis + 1 :]) for axis in range(len(sizes))]
 
 
 def _fixed(bits: Bits) -> Bits:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.laws.strategies import coarse, many, spans
 from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_tasks
 from tilework import TilePlan, plan_tiles
+from tilework.errors import TilingError
 from tilework.plan import tile_mask
 from tilework.plan.cost import computed, repeated_crops, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
@@ -119,6 +120,27 @@ def test_G9_masks_survive_json(most, drawn):
         # A mask without tiles has no more than none.
         assert (text[0] == '"') == (tiles.size <= most)
         assert TileMask.from_json(json.loads(text), tiles.shape) == mask
+
+
+@pytest.mark.parametrize("most", [0, 2**23], ids=["groups", "tiles"])
+def test_a_mask_whose_json_was_changed_is_refused(most, monkeypatch):
+    """Bits that are missing were False, and tiles that the plan does not have ended in an IndexError."""
+    monkeypatch.setattr(tile_mask, "WRITTEN_WHOLE", most)
+    mask = np.zeros((40, 8), bool)
+    mask[3:7, 2:] = mask[30:, :5] = True
+    plan = plan_tiles((400, 80), 10, 0, mask=mask)
+    data = json.loads(plan.to_json())
+    assert TilePlan.from_json(json.dumps(data)) == plan
+    bits, edges = (data["mask"], None) if most else (data["mask"]["bits"], data["mask"]["edges"])
+    wrong = ["", bits[:-4], bits + "AAAA", "*" + bits[1:], 5]
+    if not most:
+        others = [edges[:1], [40, 9], [*edges, 1], [[0, 7, 3, 40], 8], [[-1, 40], 8], [None, 8]]
+        wrong = [data["mask"] | {"bits": b} for b in wrong] + [data["mask"] | {"edges": e} for e in others]
+    for found in wrong:
+        with pytest.raises(TilingError, match="missing or changed"):
+            TilePlan.from_json(json.dumps(data | {"mask": found}))
+    with pytest.raises(TilingError, match="missing or changed"):
+        TilePlan.from_json(json.dumps(data | {"axes": data["axes"][:1] * 2}))
 
 
 @pytest.mark.parametrize("shape", [(40_000,), (20_000, 3), (3, 20_000)], ids=str)

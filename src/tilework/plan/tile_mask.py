@@ -149,12 +149,23 @@ class TileMask(Holder):
 
     @classmethod
     def from_json(cls, found: Any, shape: Index) -> Self:
-        """Return the mask over tiles of ``shape`` that `to_json` wrote."""
-        if isinstance(found, dict):
-            edges = (range(e + 1) if isinstance(e, int) else tuple(e) for e in found["edges"])
-            return cls(tuple(edges), base64.b64decode(found["bits"]))
-        packed = np.frombuffer(base64.b64decode(found), np.uint8)
-        return cls.of(np.unpackbits(packed, count=math.prod(shape)).view(bool).reshape(shape))
+        """Return the mask over tiles of ``shape`` that `to_json` wrote.
+
+        Raises
+        ------
+        ValueError
+            If it is of other tiles, or not whole.
+        """
+        groups, packed = (found["edges"], found["bits"]) if isinstance(found, dict) else (shape, found)
+        edges = [np.arange(e + 1) if isinstance(e, int) else np.asarray(e, np.int64) for e in groups]
+        sizes, data = [len(ends) - 1 for ends in edges], base64.b64decode(packed, validate=True)
+        sound = all(ends[0] == 0 and (np.diff(ends) > 0).all() for ends in edges)
+        if not sound or tuple(int(ends[-1]) for ends in edges) != shape:
+            raise ValueError(f"the mask is not of {shape} tiles")
+        if len(data) != ceil_div(math.prod(sizes), 8):
+            raise ValueError(f"the mask has {len(data)} bytes for groups of shape {tuple(sizes)}")
+        bits = np.unpackbits(np.frombuffer(data, np.uint8), count=math.prod(sizes))
+        return cls.between(edges, bits.view(bool).reshape(sizes))
 
     def __repr__(self) -> str:
         running, groups = self.running([(0, n) for n in self.shape]), self.bits.shape

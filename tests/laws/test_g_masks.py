@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.laws.strategies import coarse, many, spans
 from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_tasks
 from tilework import TilePlan, plan_tiles
-from tilework.errors import TilingError
+from tilework.errors import GridError, TilingError
 from tilework.plan import tile_mask
 from tilework.plan.cost import computed, repeated_crops, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
@@ -141,6 +141,19 @@ def test_a_mask_whose_json_was_changed_is_refused(most, monkeypatch):
             TilePlan.from_json(json.dumps(data | {"mask": found}))
     with pytest.raises(TilingError, match="missing or changed"):
         TilePlan.from_json(json.dumps(data | {"axes": data["axes"][:1] * 2}))
+
+
+def test_an_array_that_says_which_tiles_run_stays_as_it_is():
+    """It could not be written any more, and a plan changed with an array of which it was a part."""
+    plan, whole = plan_tiles((40, 40), 10, 0), np.eye(4, dtype=bool)
+    masked = plan.with_runs(whole[:])
+    assert whole.flags.writeable
+    whole[0, 1] = True
+    np.testing.assert_array_equal(masked.runs, np.eye(4, dtype=bool))
+    assert plan.with_runs(np.eye(4).tolist()) == masked
+    for wrong in (np.ones((3, 3), bool), np.ones(16, bool), None, TileMask.all((4,))):
+        with pytest.raises(GridError, match=r"one entry per tile, \(4, 4\)"):
+            plan.with_runs(wrong)
 
 
 @pytest.mark.parametrize("shape", [(40_000,), (20_000, 3), (3, 20_000)], ids=str)

@@ -383,8 +383,17 @@ class BlockPlan(Holder, Sequence[Tile]):
         return plan
 
     def with_runs(self, runs: Bits | TileMask) -> Self:
-        """Return a plan in which only some tiles run; an array of shape ``grid_shape`` may tell which."""
-        plan = replace(self, mask=runs if isinstance(runs, TileMask) else TileMask.of(runs))
+        """Return a plan in which only some tiles run; an array of shape ``grid_shape`` may tell which.
+
+        Raises
+        ------
+        GridError
+            If it tells of other tiles.
+        """
+        mask = runs if isinstance(runs, TileMask) else TileMask.of(runs)
+        if mask.shape != self.grid_shape:
+            raise GridError(f"runs must have one entry per tile, {self.grid_shape}; got shape {mask.shape}.")
+        plan = replace(self, mask=mask)
         plan.held.update(near=self.tables, longest=self.longest)
         return plan
 

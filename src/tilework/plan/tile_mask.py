@@ -45,7 +45,8 @@ class TileMask(Holder):
     @classmethod
     def of(cls, tiles: Bits) -> Self:
         """Return the mask in which the tiles run that an array over all tiles says."""
-        return cls.between([np.arange(n + 1) for n in tiles.shape], np.asarray(tiles, bool))
+        bits = np.array(tiles, bool)  # a copy, because the bits are kept, and nobody may write them
+        return cls.between([np.arange(n + 1) for n in bits.shape], bits)
 
     @classmethod
     def all(cls, shape: Sequence[int]) -> Self:

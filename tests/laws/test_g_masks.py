@@ -94,6 +94,8 @@ def test_G9_equal_masks_are_equal_however_they_were_made(drawn, data):
     mask, tiles = drawn
     other = data.draw(coarse(tiles.shape))
     assert (mask == TileMask.of(other)) == (tiles == other).all()
+    with pytest.raises(ValueError, match="tiles"):
+        mask & TileMask.all((*tiles.shape, 1))
     assert mask & TileMask.of(other) == TileMask.of(tiles & other)
     assert mask | TileMask.of(other) == TileMask.of(tiles | other)
     assert mask ^ TileMask.of(other) == TileMask.of(tiles ^ other)
@@ -207,6 +209,7 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
         plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
     plan = replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12)
     uses = np.zeros([-(-n // c) for n, c in zip(plan.shape, chunks, strict=True)], int)
+    samples = 0
     for index in blocks_of(plan):
         cut = range(len(plan.axes)) if plan.reuse == "recompute" else plan.slab_axes
         columns = enumerate(zip(plan.tables, index, strict=True))
@@ -222,6 +225,8 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
                 slice(max(0, a) // c, -(-min(b, n) // c))
                 for (a, b), c, n in zip(reads, chunks, plan.shape, strict=True)
             )] += 1  # fmt: skip
+            inside = [(max(0, a), min(b, n)) for (a, b), n in zip(reads, plan.shape, strict=True)]
+            samples += math.prod(b - a for a, b in inside)
     kept = kept_chunks(plan, 0, plan.shape, chunks, tuple(range(len(plan.shape))))
     if not kept.lost:
         np.testing.assert_array_equal(every(kept.uses), uses)
@@ -229,6 +234,20 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
     np.testing.assert_array_equal(every(reads.uses()), uses)
     assert reads.total() == uses.sum()
     assert reads.once() == np.count_nonzero(uses)
+    plain = replace(plan, sources=(SourcePlan(1, None),))
+    assert math.isclose(decoded_ratio(plain), samples / math.prod(plan.shape))
+
+
+@pytest.mark.parametrize("axes", list(itertools.permutations(range(3))), ids=str)
+def test_uses_are_those_of_a_source_with_axes_in_an_order_of_its_own(axes):
+    mask = np.random.default_rng(0).random((6, 5, 4)) < 0.3
+    plan = plan_tiles((60, 50, 40), 8, 2, mask=mask, chunks=16)
+    plan = replace(plan, sources=(SourcePlan(1, (9, 7, 5)),), cache_bytes=10**12)
+    uses = every(MaskedReads.of(plan, (9, 7, 5)).uses())
+    order = (*np.argsort(axes).tolist(), 3)  # and an axis that is not of the grid
+    shape, chunks = (tuple(np.take(lengths, order).tolist()) for lengths in ((60, 50, 40, 3), (9, 7, 5, 2)))
+    kept = kept_chunks(plan, 0, shape, chunks, axes)
+    np.testing.assert_array_equal(every(kept.uses), np.stack([uses, uses], -1).transpose(order))
 
 
 @pytest.mark.parametrize("reuse", ["share", "recompute", "slabs"])
@@ -274,6 +293,7 @@ def test_crops_tasks_and_samples_may_be_more_than_64_bits_count(reuse):
     assert tasks(masked) == tasks(plan) == 10**20
     assert MaskedReads.of(masked, (10,) * 5).once() == 10**20
     assert f"{10**20} of {10**20} tiles run" in repr(masked.mask)
+    assert TileMask.all((10**4,) * 4 + (1500,)).running([(0, 10**4)] * 4 + [(0, 1500)]) == 15 * 10**18
     quarter = np.zeros((2,) * 5, bool)
     quarter[0, 1] = True
     part = plan_tiles(shape, 10, 0, mask=quarter, **options)

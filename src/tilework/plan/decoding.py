@@ -355,6 +355,8 @@ def decoded_ratio(plan: BlockPlan) -> float:
 
 
 def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
+    if source.chunks is None and plan.mask is not None:
+        return MaskedReads.of(plan, (1,) * len(plan.shape)).total() / math.prod(plan.shape)
     if source.chunks is None:
         ratio = 1.0
         for d, table in enumerate(plan.tables):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tilework._types import Bits, Index, Ints
+from tilework._types import Array, Bits, Index, Ints
 from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any, weighed_sum
@@ -79,10 +79,12 @@ class MaskedReads:
 
     def total(self) -> int:
         """Return the number of chunks that blocks read, counted once for each block."""
-        lengths = (
+        lengths: list[Array] = [
             np.add.reduceat(np.maximum(high - low, 0), first, axis=d)
             for d, (low, high, first) in enumerate(zip(self.lows, self.highs, self.firsts, strict=True))
-        )
+        ]
+        if math.prod(int(n.sum()) for n in lengths) >= 2**63:
+            lengths = [n.astype(object) for n in lengths]
         return int(functools.reduce(np.multiply, lengths).sum())
 
     def once(self) -> int:

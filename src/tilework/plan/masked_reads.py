@@ -89,7 +89,7 @@ class MaskedReads:
 
     def once(self) -> int:
         """Return the number of chunks that some block reads."""
-        places, counts = _covering(*(self._of_classes() or self._of_blocks()), self.grid)
+        places, counts = _covering(*self._of_classes(), self.grid)
         return weighed_sum(counts > 0, [np.diff(at) for at in places])
 
     def _of_blocks(self) -> tuple[list[Ints], list[Ints]]:
@@ -106,16 +106,14 @@ class MaskedReads:
             highs.append(self.highs[d][place])
         return lows, highs
 
-    def _of_classes(self) -> tuple[list[Ints], list[Ints]] | None:
-        """Return the same for the blocks of each class together; None if chunks between them are left out."""
+    def _of_classes(self) -> tuple[list[Ints], list[Ints]]:
+        """Return the same for the blocks of each class together.
+
+        No chunk between them is left out, as strides are no longer than crops.
+        """
         lows, highs = [], []
         for d, (low, high, first) in enumerate(zip(self.lows, self.highs, self.firsts, strict=True)):
             last = np.append(first[1:], low.shape[d]) - 1
-            apart = low.take(range(1, low.shape[d]), d) > high.take(range(low.shape[d] - 1), d)
-            apart = np.insert(apart, 0, False, axis=d)
-            apart[(slice(None),) * d + (first,)] = False
-            if apart.any():
-                return None
             lows.append(low.take(first, d))
             highs.append(high.take(last, d))
         return lows, highs

@@ -220,3 +220,41 @@ def test_the_peak_is_that_of_the_threads_of_one_process() -> None:
     with dask.config.set(scheduler="sync"):
         one = measure(out).peak_bytes
     assert many > 4 * one
+
+
+class Endless:
+    """An image that costs nothing, however large it is."""
+
+    dtype = np.dtype("f4")
+
+    def __init__(self, *shape: int) -> None:
+        self.shape, self.ndim = shape, len(shape)
+
+    def __getitem__(self, box: tuple[slice, ...]) -> Any:
+        return np.ones([s.stop - s.start for s in box], self.dtype)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_huge_image_takes_no_longer(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The support of each of 312500 tiles along an axis was asked for, one by one: 8 s."""
+    asked, support = [0], tw.grid.axis.AxisGrid.support
+
+    def counted(*args: Any) -> Any:
+        asked[0] += 1
+        return support(*args)
+
+    monkeypatch.setattr(tw.grid.axis.AxisGrid, "support", counted)
+    mask = np.eye(10, dtype=bool) if masked else None
+    image = Endless(10**7, 10**7)
+    out = tw.tiled_map(np.negative, image, 64, stride=32, blend="hann", dtype="f4", mask=mask)
+    assert "measured" in tw.explain(out, measure=True)
+    assert asked[0] < 50_000
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_more_tiles_than_64_bits_count(masked: bool) -> None:
+    """10**20, of which len(plan) is an OverflowError."""
+    mask = np.ones((1,) * 5, bool) if masked else None
+    out = tw.tiled_map(np.negative, Endless(*(10**5,) * 5), 10, 0, dtype="f4", chunks=10, mask=mask)
+    assert "measured" in tw.explain(out, measure=True)
+    assert f"{10**20} crops" in tw.plot_plan(find_spec(out).spec.plan)[0].get_title()

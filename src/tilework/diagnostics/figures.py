@@ -8,6 +8,7 @@ Like every figure of pyplot, it is kept until ``plt.close()``.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -115,7 +116,7 @@ def _draw_tiles(plan: TilePlan, ax: Any) -> None:
     _draw_lines(plan, x, ax.axvline)
     if y is not None:
         _draw_lines(plan, y, ax.axhline)
-    if len(plan):
+    if plan.n_tiles:
         _draw_one_tile(plan, ax, x, y)
     for label, style in _LINES.items():
         if label != "storage chunks" or _chunks(plan) is not None:
@@ -128,8 +129,8 @@ def _draw_tiles(plan: TilePlan, ax: Any) -> None:
     else:
         ax.set_aspect("equal" if 0.2 < height / width < 5 else "auto")
         ax.set_ylabel(f"{_named(plan.names[y])} (samples)")
-    blocks = int(np.prod(plan.blocks))
-    ax.set_title(f"{len(plan)} crops in {blocks} {'block' if blocks == 1 else 'blocks'} ({plan.reuse})")
+    blocks = math.prod(plan.blocks)
+    ax.set_title(f"{plan.n_tiles} crops in {blocks} {'block' if blocks == 1 else 'blocks'} ({plan.reuse})")
     _legend(ax, 3)
 
 

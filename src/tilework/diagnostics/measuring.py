@@ -260,7 +260,7 @@ def _batch(spec: Spec) -> list[Tile]:
     """Return one batch: a running tile near the middle of a middle block, repeated to fill the batch."""
     plan = spec.plan
     mask = plan.mask
-    if not len(plan) or (mask is not None and not mask.bits.any()):
+    if not plan.n_tiles or (mask is not None and not mask.bits.any()):
         raise TilingError("no tile of this plan runs; there is nothing to measure.")
     # At a corner of blocks, what each block costs would count for the few tiles there.
     sizes = zip(plan.shape, plan.blocks, plan.block, strict=True)
@@ -268,7 +268,7 @@ def _batch(spec: Spec) -> list[Tile]:
     position = tuple(axis.owner(min(x, axis.covered - 1)) for axis, x in zip(plan.axes, middle, strict=True))
     if mask is not None:
         position = mask.nearest(position)
-    return [plan.grid.tile(position)] * min(plan.batch_size or 1, len(plan))
+    return [plan.grid.tile(position)] * min(plan.batch_size or 1, plan.n_tiles)
 
 
 def _running(runner: TileRunner, tiles: list[Tile]) -> list[Tile]:
@@ -333,10 +333,11 @@ def _blending(spec: Spec, tile: Tile, results: list[Array], threads: int) -> flo
         each = taken[1] / max(1, len(met[1]))
         added = max(1, sum(Box.of(_spans(output, t)).intersect(part).size for t in met[0]))
         per_sample = max(0.0, taken[0] - each * len(met[0])) / added
-        all_added = math.prod(
-            sum(b - a for a, b in map(w.support, range(len(w.grid)))) for w in output.weights
-        )
-        seconds += per_sample * all_added * plan.n_runs / len(plan) + each * plan.calls()
+        all_added = 1
+        for weights in output.weights:
+            starts, stops = map(weights.scaled, weights.grid.supports(weights.rim))
+            all_added *= int((stops - starts).sum())
+        seconds += per_sample * all_added * plan.n_runs / plan.n_tiles + each * plan.calls()
     return seconds
 
 

@@ -122,7 +122,7 @@ def tried_batches(spec: Spec, tile: Tile) -> dict[int, float]:
     for size in sorted({*BATCHES, plan.batch_size or 1}):
         late = time.perf_counter() - began > LONGEST
         slow = found and list(found.values())[-1] > SLOWER * min(found.values())
-        if size > max(1, len(plan)) or late or slow:
+        if size > max(1, plan.n_tiles) or late or slow:
             break
         runner = TileRunner(replace(spec, plan=replace(plan, batch_size=size, batches="short")), TileCache(0))
         tiles = [tile] * size

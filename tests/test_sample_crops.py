@@ -165,6 +165,49 @@ def test_only_the_tiles_below_crops_of_a_result_run(name):
     np.testing.assert_array_equal(tw.sample_crops(named, 3, {"y": 5, "x": 5}, **QUIET), crops)
 
 
+class Endless:
+    """10**12 samples and more, which say where they are."""
+
+    dtype, ndim = np.dtype("i8"), 2
+
+    def __init__(self, n):
+        self.shape = (n, n)
+
+    def __getitem__(self, box):
+        rows, columns = (np.arange(s.start, s.stop) for s in box)
+        return rows[:, None] * self.shape[1] + columns
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_crop_of_a_huge_result_runs_a_few_tiles(masked):
+    """Beyond 2**24 tiles, all tiles of blocks ran, 16000 here."""
+    ran, n = [], 2 * 10**6
+
+    def fn(crop):
+        ran.append(crop.shape)
+        return crop + 1
+
+    mask = np.ones((1, 2), bool) if masked else None
+    out = tw.tiled_map(fn, Endless(n), 64, 4, dtype="i8", mask=mask)
+    crops, starts = tw.sample_crops(out, 3, 32, positions=True, **QUIET)
+    assert 3 <= len(ran) <= 12
+    assert (crops[:, 0, 0] == starts @ [n, 1] + 1).all()
+    assert (crops[:, -1, -1] == (starts + 31) @ [n, 1] + 1).all()
+
+
+def test_many_crops_of_a_volume_run_a_few_tiles_each():
+    """Between the ends of 300 crops are 600 ** 3 parts, which are more than the tiles."""
+    ran = []
+
+    def fn(crop):
+        ran.append(crop.shape)
+        return crop + 1
+
+    out = tw.tiled_map(fn, np.zeros((800, 800, 800), "u1"), 8, 1, dtype="u1", chunks=400)
+    assert (tw.sample_crops(out, 300, 2, **QUIET) == 1).all()
+    assert len(ran) <= 300 * 8
+
+
 @pytest.mark.filterwarnings("ignore::tilework.TilingWarning")
 def test_crops_of_one_of_several_outputs_and_of_labels():
     outputs = {"a": tw.Output("f4"), "b": tw.Output("f4")}

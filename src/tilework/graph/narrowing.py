@@ -186,6 +186,8 @@ def _blocks(spec: Spec, output: BoundOutput, boxes: Boxes) -> list[Span]:
 def _mask(first: Ints, stop: Ints, shape: Sequence[int]) -> TileMask | None:
     """Return the mask in which the tiles of boxes run; None if it would take too much memory."""
     edges = [in_order([0, n], np.sort(a), np.sort(b)) for a, b, n in zip(first.T, stop.T, shape, strict=True)]
+    if math.prod(len(ends) - 1 for ends in edges) > math.prod(shape):
+        edges = [np.arange(n + 1) for n in shape]
     groups = [len(ends) - 1 for ends in edges]
     if math.prod(groups) > MOST_GROUPS:
         return None

@@ -56,6 +56,46 @@ def test_the_next_step_knows_what_is_no_data(
     assert found.count == sum(not same(v, nodata) for v in image.ravel().tolist())
 
 
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("by", ["tilework", "xarray", "netcdf"])
+@pytest.mark.parametrize("stated", [{}, {"missing_value": np.float32(7)}], ids=str)
+def test_a_data_array_that_was_stored_says_the_value_that_it_said(
+    stated: dict[str, Any], by: str, zarr_format: Any, tmp_path: Path
+) -> None:
+    """Arrays of floats that say none get a fill value of NaN from xarray."""
+    xr = pytest.importorskip("xarray")
+    samples = np.arange(40 * 44, dtype="f4").reshape(40, 44)
+    samples[::3] = np.nan
+    image = xr.DataArray(samples, dims=("y", "x"), name="v", attrs=stated)
+    out = tw.tiled_map(np.copy, image, 16, 2, dtype="f4", nodata=np.nan, fill_value=-1)
+    store = tmp_path / "out"
+    if by == "netcdf":
+        out.compute().to_netcdf(store, engine="scipy")
+        again = xr.open_dataset(store, engine="scipy")["v"]
+    else:
+        to_zarr = tw.to_zarr if by == "tilework" else xr.Dataset.to_zarr
+        options = {"progress": False} if by == "tilework" else {"consolidated": False}
+        to_zarr(out if by == "tilework" else out.to_dataset(), store, zarr_format=zarr_format, **options)
+        again = xr.open_zarr(store, consolidated=False)["v"]
+    hidden = tw.tiled_map(np.copy, again, 16, 2, dtype="f4", nodata=True, fill_value=-5)
+    masked = bool(stated)  # xarray reads NaN where there is a missing_value
+    assert same(tw.image_meta(again).nodata, math.nan if masked else -1)
+    np.testing.assert_array_equal(hidden == -5, np.isnan(samples))
+
+
+def test_a_value_says_more_than_nan() -> None:
+    """NaN is what xarray writes as fill value of every array of floats that has none."""
+    xr = pytest.importorskip("xarray")
+    attributes = {"_FillValue": "NaN", "nodata": -9999}
+    assert missing_value(attributes, np.dtype("f4")) == -9999
+    assert math.isnan(missing_value({"_FillValue": "NaN"}, np.dtype("f4")))
+    image = xr.DataArray(np.zeros((4, 4), "f4"), dims=("y", "x"), attrs={"nodata": -9999})
+    image.encoding["_FillValue"] = np.float32(np.nan)
+    assert tw.image_meta(image).nodata == -9999
+    image.encoding["_FillValue"] = np.float32(-9999)  # xarray put NaN in its place
+    assert math.isnan(tw.image_meta(image).nodata)
+
+
 def test_attributes_of_the_caller_go_first(tmp_path: Path) -> None:
     _, out = result("f4", -9999.0)
     array = tw.to_zarr(out, tmp_path / "out.zarr", attributes={"nodata": -1, "by": "me"}, progress=False)

@@ -25,7 +25,7 @@ from tilework._checks import warn
 from tilework._derived import Holder, derived
 from tilework.errors import GridError, TilingError, TilingWarning
 from tilework.formats.meta import Carried, Coordinate, ImageMeta, NewAxis
-from tilework.formats.missing import OF_VALUES
+from tilework.formats.missing import OF_VALUES, most_telling
 
 __all__ = [
     "Labels",
@@ -228,16 +228,12 @@ def _unit(coordinate: Coordinate) -> str | None:
 
 def _nodata(array: Any) -> Any:
     """Return the value of samples without data, as xarray and rioxarray have it; None if there is none."""
-    decoded = any(array.encoding.get(name) is not None for name in OF_VALUES[:2])
-    if decoded and array.dtype.kind in "fc":
-        return np.nan  # xarray has put NaN in place of the value
     # "fill_value" of an encoding is that of Zarr: what is read where nothing was written, mostly 0.
-    for where, names in ((array.attrs, OF_VALUES), (array.encoding, OF_VALUES[:2])):
-        for name in names:
-            value = where.get(name)
-            if value is not None and np.ndim(value) == 0 and not isinstance(value, str | bytes):
-                return value
-    return None
+    stored = [array.encoding.get(name) for name in OF_VALUES[:2]]
+    if array.dtype.kind in "fc" and any(v is not None and np.all(v == v) for v in stored):
+        return np.nan  # xarray has put NaN in place of the value
+    said = [array.attrs.get(name) for name in OF_VALUES] + stored
+    return most_telling(v for v in said if np.ndim(v) == 0 and not isinstance(v, str | bytes))
 
 
 def _with_nodata(array: Any, nodata: Any) -> Any:
@@ -262,6 +258,8 @@ def _with_nodata(array: Any, nodata: Any) -> Any:
         array.encoding["_FillValue"] = value
     elif array.dtype.kind != "c":
         array.attrs |= dict.fromkeys(keys or OF_VALUES[-1:], value)
+        if array.dtype.kind == "f" and OF_VALUES[0] not in array.attrs:
+            array.encoding[OF_VALUES[0]] = None  # else xarray stores NaN, which readers see first
     return array
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ __all__ = [
     "missing_attribute",
     "missing_in",
     "missing_value",
+    "most_telling",
     "packing",
     "stored_names",
 ]
@@ -33,11 +34,16 @@ def missing_value(attributes: Mapping[str, Any], dtype: np.dtype[Any]) -> Any:
 
     A value that no sample of the dtype has says nothing.
     """
-    for name in OF_VALUES:
-        value = _number(attributes.get(name), dtype)
-        if value is not None:
-            return value
-    return None
+    return most_telling(_number(attributes.get(name), dtype) for name in OF_VALUES)
+
+
+def most_telling(values: Iterable[Any]) -> Any:
+    """Return the first value that is neither None nor NaN, else NaN, else None.
+
+    xarray writes a fill value of NaN for every array of floats that states none: it says the least.
+    """
+    found = [value for value in values if value is not None]
+    return next((value for value in found if value == value), found[0] if found else None)
 
 
 def missing_in(array: Any) -> Any:

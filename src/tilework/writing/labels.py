@@ -249,7 +249,8 @@ def _clean(dataset: Any) -> Any:
     for name, variable in found.variables.items():
         if name in found.data_vars:
             zeros = np.zeros(variable.shape, variable.dtype)
-            kept = {k: v for k, v in variable.encoding.items() if k == "grid_mapping"}
+            said = variable.encoding.items()  # a _FillValue of None keeps xarray from writing NaN
+            kept = {k: v for k, v in said if k == "grid_mapping" or (k == "_FillValue" and v is None)}
             found[name] = variable._replace(data=zeros, encoding=kept)
         else:
             variable.encoding = {k: v for k, v in variable.encoding.items() if k not in STORED}

@@ -71,6 +71,26 @@ def test_untiled_axes_that_the_function_moves_are_found_by_their_lengths():
     assert tw.image_meta(out).channel_names == meta.channel_names
 
 
+@given(st.permutations(range(4)), st.booleans())
+def test_a_meaning_is_transposed_as_the_samples_are(order, by_name):
+    coordinates = {"x": ("x", np.arange(12.0)), "mask": (("y", "x"), np.zeros((8, 12)))}
+    meta = META.replace(coordinates=coordinates)
+    turned = meta.transpose([meta.axes[k] for k in order] if by_name else order)
+    turned.check("the image", IMAGE.transpose(order).shape)
+    for part in ("axes", "types", "units", "scale", "translation"):
+        assert getattr(turned, part) == tuple(getattr(meta, part)[k] for k in order)
+    assert turned.transpose(np.argsort(order)) == meta
+    assert turned.transpose("tcyx") == meta
+
+
+@pytest.mark.parametrize(
+    "axes", ["tcy", "tcyy", "tcyq", (0, 1, 2), (0, 1, 2, 4), (0, 1, 2, 2), 3, None, {"t": 0}]
+)
+def test_a_wrong_order_is_refused(axes):
+    with pytest.raises(tw.TilingError, match=r"each of the axes \('t', 'c', 'y', 'x'\) once"):
+        META.transpose(axes)
+
+
 def test_names_must_fit_the_channels():
     with pytest.raises(tw.TilingError, match="one per channel"):
         tw.Output(channels=2, channel_names=["a"])

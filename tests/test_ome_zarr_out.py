@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import subprocess
 import sys
 import textwrap
@@ -14,6 +15,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+import xarray as xr
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -423,6 +425,61 @@ def test_rgb_and_six_axes_are_refused_with_the_cure():
         tw.to_zarr(six, {}, ome=True, meta=tw.ImageMeta(("t", "c", "z", "y", "x", "q")))
     with pytest.raises(tw.TilingError, match="a store or a group"):
         tw.to_zarr(moved, zarr.create_array({}, shape=(3, 64, 64), chunks=(3, 32, 32), dtype="u2"), ome=True)
+
+
+TURNED = tw.ImageMeta(
+    "tczyx", units="micrometer", scale=(30, 1, 2, 0.5, 0.25), translation=(60, 0, 10, 100, 200),
+    channel_names=["DAPI", "GFP", "RFP"],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("each", ["c", "z", "tz", "cz"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_the_cure_of_an_order_that_ome_zarr_does_not_have_is_code_that_works(each, labelled):
+    image = image_of((2, 3, 4, 16, 16))
+    coordinates = {
+        a: o + s * np.arange(n)
+        for a, s, o, n in zip("tzyx", (30, 2, 0.5, 0.25), (60, 10, 100, 200), (2, 4, 16, 16), strict=True)
+    }
+    source = (
+        xr.DataArray(image, coordinates | {"c": ["DAPI", "GFP", "RFP"]}, list("tczyx")) if labelled else image
+    )
+    options = {} if labelled else {"meta": TURNED}
+    out = tw.tiled_map(
+        lambda c: c[..., ::2, ::2] + c.dtype.type(1), source, 8, 0, axes="yx", each=each,
+        output=tw.Output("u2", scale=0.5), **options,
+    )  # fmt: skip
+    with pytest.raises(tw.TilingError, match="time first") as caught:
+        tw.to_zarr(out, {}, ome=True)
+    pattern = r"out\.transpose\(.*?\)" if labelled else r"dask\.array\.transpose\(out, \(.*?\)\)"
+    names = {"out": out, "tw": tw, "dask": dask}
+    turned = eval(re.search(pattern, str(caught.value))[0], names)
+    told = re.search(r"meta=(tw\..*?\)\))", str(caught.value))[1]
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(turned, store, ome=True, progress=False, **({} if labelled else {"meta": eval(told, names)}))
+    found = tw.open_image(store)
+    np.testing.assert_array_equal(found[...], image[..., ::2, ::2] + 1)
+    assert found.meta.axes == tuple("tczyx")
+    assert found.meta.channel_names == ("DAPI", "GFP", "RFP")
+    np.testing.assert_allclose(found.meta.scale, (30, 1, 2, 1, 0.5))
+    np.testing.assert_allclose(found.meta.translation, (60, 0, 10, 100.25, 200.125))
+
+
+def test_an_image_that_says_nothing_is_asked_for_as_many_axes_as_it_has():
+    for axes in ("zyx", "czyx", "tczyx"):
+        with pytest.raises(tw.TilingError, match=rf'not known.*ImageMeta\("{axes}"\)'):
+            tw.to_zarr(da.zeros((2,) * len(axes), chunks=1), {}, ome=True)
+
+
+def test_a_map_from_north_to_south_is_written_after_it_was_turned_as_the_error_says():
+    image = xr.DataArray(image_of((16, 16)), {"y": 100.0 - np.arange(16), "x": np.arange(16.0)}, ("y", "x"))
+    out = tw.tiled_map(add_one, image, 8, 0, dtype="u2")
+    with pytest.raises(tw.TilingError, match=r"out\.isel\(y=slice\(None, None, -1\)\)"):
+        tw.to_zarr(out, {}, ome=True)
+    store = zarr.storage.MemoryStore()
+    tw.to_zarr(out.isel(y=slice(None, None, -1)), store, ome=True, progress=False)
+    assert tw.open_image(store).meta.translation == (85, 0)
+    np.testing.assert_array_equal(tw.open_image(store)[...], image.values[::-1] + 1)
 
 
 def test_a_name_of_an_image_is_no_image(tmp_path):

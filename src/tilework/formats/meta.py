@@ -256,6 +256,37 @@ class ImageMeta:
             values[key] = change
         return ImageMeta(values.pop("axes"), **values)
 
+    def transpose(self, axes: str | Sequence[str | int]) -> ImageMeta:
+        """Return the meaning of the same image with its axes in another order.
+
+        Parameters
+        ----------
+        axes : str, or sequence of str or int
+            The axes in their new order, by name or as the numbers that `numpy.transpose` takes.
+
+        Returns
+        -------
+        ImageMeta
+
+        Examples
+        --------
+        >>> ImageMeta("zcyx", scale=(2, 1, 0.5, 0.5)).transpose("czyx")
+        <ImageMeta: c, z 2, y 0.5, x 0.5>
+        """
+        own = range(len(self.axes))
+        numbers = (
+            {name: k for k, name in enumerate(self.axes)}
+            | {k - len(own): k for k in own}
+            | {k: k for k in own}
+        )
+        told = tuple(axes) if isinstance(axes, str) or sequence(axes) else ()
+        order = [numbers.get(int(axis) if is_whole(axis) else axis, -1) for axis in told]
+        if sorted(order) != list(own):
+            raise TilingError(
+                f"transpose needs each of the axes {self.axes} once, by name or number; got {brief(axes)}."
+            )
+        return self.carried([Carried(axis, 0) for axis in order])
+
     def check(self, what: str, shape: Sequence[int]) -> None:
         """Raise a `TilingError` unless an image of ``shape`` can have this meaning; ``what`` names it."""
         if len(self.axes) != len(shape):

@@ -411,9 +411,9 @@ def _dataset(level: Level, axes: Sequence[str]) -> dict[str, Any]:
     for axis, scale in zip(axes, level.scale, strict=True):
         if scale <= 0:
             raise TilingError(
-                f"OME-Zarr needs positive scales; that of axis {axis} is {scale:g}. Turn the axis around, by "
-                "dask.array.flip, and give its new scale and translation by meta=; or leave out ome=, for a "
-                "plain Zarr array."
+                f"OME-Zarr needs positive scales; that of axis {axis} is {scale:g}. Turn the axis around: a "
+                f"DataArray by out.isel({axis}=slice(None, None, -1)); others by dask.array.flip, with "
+                "their new scale and translation by meta=. Or leave out ome=, for a plain Zarr array."
             )
     places = [
         {"type": "scale", "scale": list(map(float, level.scale))},
@@ -445,7 +445,7 @@ def check_axes(meta: ImageMeta) -> None:
         )
     rank = {"time": 0, "channel": 1, None: 1, "space": 2}
     if [rank[k] for k in meta.types] != sorted(rank[k] for k in meta.types):
-        order = sorted(range(len(axes)), key=lambda a: rank[meta.types[a]])
+        order = tuple(sorted(range(len(axes)), key=lambda a: rank[meta.types[a]]))
         if meta.types[-1] in ("channel", None):
             cure = "Let the function put channels first: output=tw.Output(channel_axis=0)"
         else:
@@ -454,7 +454,8 @@ def check_axes(meta: ImageMeta) -> None:
             )
         raise TilingError(
             f"OME-Zarr wants time first, then channels, then space; the result has: {said}. {cure}. Or "
-            f"transpose it, dask.array.transpose(out, {tuple(order)}), and say what it means by meta=."
+            f"write dask.array.transpose(out, {order}) with meta=tw.image_meta(out).transpose({order}); a "
+            f"DataArray knows its meaning: out.transpose({str([axes[a] for a in order])[1:-1]})."
         )
 
 

@@ -176,8 +176,8 @@ class AskedImage:
             nodata = found.output.fill_value
         if axes is None:
             raise TilingError(
-                f"the axes of the result of shape {array.shape} are not known; say them: "
-                'meta=tw.ImageMeta("czyx"), with scale= and units= if you know them.'
+                f"the axes of the result of shape {array.shape} are not known; say them: meta=tw.ImageMeta("
+                f'"{"tczyx"[-array.ndim :]}"), with scale= and units= if you know them.'
             )
         return ImageMeta(axes, nodata=nodata)
 

@@ -91,6 +91,22 @@ def test_a_wrong_order_is_refused(axes):
         META.transpose(axes)
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"output": tw.Output(channels=3)}, {"output": tw.Output(channel_names=list("uvw"))}]
+)
+@pytest.mark.parametrize("dropped", [0, 1])
+def test_an_axis_that_may_be_one_of_two_is_not_called_that_of_channels(dropped, given):
+    """The function takes the largest along the channels or along the slices, and there are three of both."""
+    image, meta = np.zeros((2, 3, 3, 8, 8)), tw.ImageMeta("tczyx", channel_names=["r", "g", "b"])
+    out = tw.tiled_map(lambda crop: crop.max(dropped), image, 4, 0, axes="yx", each="t", meta=meta, **given)
+    found = tw.image_meta(out)
+    assert found.axes == ("t", "c" if given else "dim_0", "y", "x")
+    assert found.types[1] == ("channel" if given else None)
+    assert found.channel_names == (given["output"].channel_names if given else None)
+    four = tw.tiled_map(lambda crop: crop.max(dropped), image[:, :, :2], 4, 0, axes="yx", each="t", meta=meta)
+    assert tw.image_meta(four).axes[1] == "zc"[dropped]
+
+
 def test_names_must_fit_the_channels():
     with pytest.raises(tw.TilingError, match="one per channel"):
         tw.Output(channels=2, channel_names=["a"])

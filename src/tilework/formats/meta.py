@@ -129,6 +129,8 @@ class NewAxis:
     """Names of its samples."""
     like: int | None = None
     """Number of the axis of the image whose name and type it gets; None: "c", or "dim_0", "dim_1"..."""
+    doubtful: bool = False
+    """Whether it may be one of several axes of the image that are as long: it is not called "c" then."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -347,8 +349,8 @@ class ImageMeta:
         """Return the position of the axis of channels in a result: that with names, else the image's."""
         named = [k for k, p in enumerate(parts) if isinstance(p, NewAxis) and p.names is not None]
         old = [k for k, p in enumerate(parts) if self._type_of(p) == "channel"]
-        fresh = [k for k, p in enumerate(parts) if isinstance(p, NewAxis) and p.like is None]
-        return next(iter([*named, *old, *(fresh if len(fresh) == 1 else ())]), None)
+        new = [p for p in parts if isinstance(p, NewAxis) and p.like is None and not p.doubtful]
+        return next(iter([*named, *old, *map(parts.index, new if len(new) == 1 else ())]), None)
 
     def _place(self, part: Carried | NewAxis) -> tuple[float, float]:
         """Return scale and translation of an axis of a result."""
@@ -363,7 +365,8 @@ class ImageMeta:
         axes = [p.axis if isinstance(p, Carried) else p.like for p in parts]
         taken = {self.axes[a] for a in axes if a is not None}
         gone = next((a for a, k in zip(self.axes, self.types, strict=True) if k == "channel"), "c")
-        usual = [gone] if axes.count(None) == 1 else []
+        channel = self._channel_of(parts)
+        usual = [gone] if axes.count(None) == 1 and channel == axes.index(None) else []
         numbered = (f"dim_{k}" for k in itertools.count())
         free = (name for name in itertools.chain(usual, numbered) if name not in taken)
         return [next(free) if a is None else self.axes[a] for a in axes]

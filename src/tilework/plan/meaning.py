@@ -79,6 +79,8 @@ def _untiled(
         found = [[a for a, m in zip(axes, extents, strict=True) if m == n] for n in lengths]
         if all(len(f) == 1 for f in found) and len(set(lengths)) == len(lengths):
             parts = [Carried(f[0], n) for f, n in zip(found, lengths, strict=True)]
+        elif len(axes) > len(lengths):
+            parts = [NewAxis(n, doubtful=True) for n in lengths]
     if names is not None:
         k = next((k for k, n in enumerate(lengths) if n == len(names)), None)
         if k is not None:

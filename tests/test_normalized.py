@@ -216,10 +216,25 @@ def test_axis_says_where_channels_are(image, stats):
         assert np.array_equal(out.compute()[0], fn(image))
 
 
+def test_a_crop_without_another_axis_is_told_where_channels_would_be(image, stats):
+    """Time is in ``each``, so that a crop has the channels and fewer axes than the image."""
+    movie = np.stack([image, image[::-1]])
+    measured = tw.image_statistics(movie, each=1, **QUIET)
+    with pytest.raises(TilingError, match=r"a crop has 3: say .*axis=-3 for example") as caught:
+        tw.tiled_map(tw.normalized(smooth, measured), movie, 20, 3, axes=(2, 3), each=0, dtype="f4")
+    assert "leave it out there" in str(caught.value)
+    fn = tw.normalized(smooth, measured, axis=-3)
+    got = tw.tiled_map(fn, movie, 20, 3, axes=(2, 3), each=0, dtype="f4").compute()
+    whole = (movie - movie.mean((0, 2, 3))[:, None, None]) / movie.std((0, 2, 3))[:, None, None]
+    np.testing.assert_allclose(got, [smooth(channels) for channels in whole], atol=1e-4)
+    with pytest.raises(TilingError, match=r"a crop has 2: if it is in each="):
+        tw.tiled_map(tw.normalized(smooth, measured), movie, 20, 3, each=(0, 1), dtype="f4")
+
+
 def test_a_batch_of_as_many_crops_as_channels_is_no_axis_of_channels(image):
     """A crop without channels, in batches of three, looks like three channels."""
     fn = tw.normalized(smooth, tw.image_statistics(image, each=0, **QUIET))
-    with pytest.raises(TilingError, match=r"a crop has 2: .*leave it out of each=.*stats\.at\(0\)"):
+    with pytest.raises(TilingError, match=r"a crop has 2: .*leave it out there.*stats\.at\(0\)"):
         tw.tiled_map(fn, image, 20, 3, each=0, batch_size=3, dtype="f4")
 
 

@@ -86,15 +86,18 @@ class Normalizer:
         stats = self.stats
         if not stats.axes or self.axis is not None or ndim == stats.ndim:
             return
-        cure = f"axis={stats.axes[0] - stats.ndim} for example, counted from its end"
-        if ndim <= stats.ndim - len(stats.axes):
-            cure = (
-                "or leave it out of each= and let fn take all of it, np.stack([one(c) for c in crop]) for "
-                "example. If only one index of it is run, take its statistics, stats.at(0)"
+        place, cures = stats.axes[0] - stats.ndim, []
+        if ndim >= -place:
+            cures = [f"say where that axis is in a crop, axis={place} for example, counted from its end"]
+        if ndim < stats.ndim:
+            cures.append(
+                "if it is in each= of tiled_map, leave it out there and let fn take all of it, "
+                "np.stack([one(c) for c in crop]) for example; if only one index of it is run, take its "
+                "statistics, stats.at(0)"
             )
         raise TilingError(
             f"the statistics have numbers along axis {_listed(stats.each)} of an image of {stats.ndim} axes, "
-            f"and a crop has {ndim}: say where that axis is in a crop, {cure}."
+            f"and a crop has {ndim}: {'. Or '.join(cures)}."
         )
 
     def __call__(self, crop: Array, *, batched: bool) -> Any:

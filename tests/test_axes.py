@@ -204,6 +204,54 @@ def test_each_axes_are_not_proposed():
         tw.plan_tiles((100, 5, 100, 100), 64, 4, each=0)
 
 
+# ------------------------------------------------------------------------------------- several arrays
+
+
+def array_of(kind, data, dims):
+    """The samples ``data`` as an array with names of axes."""
+    if kind == "zarr":
+        return zarr.create_array({}, data=data, chunks=(2,) * data.ndim, dimension_names=dims)
+    array = pytest.importorskip("xarray").DataArray(data, dims=tuple(dims))
+    return array.chunk(5) if kind == "dask" else array
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+@pytest.mark.parametrize("kind", ["zarr", "xarray", "dask"])
+@pytest.mark.parametrize("given", [{"axes": "yx", "each": "tcz"}, {"crop": {"y": 8, "x": 8}, "each": "ctz"}])
+@pytest.mark.parametrize("length", [3, 4], ids=["equal", "unequal"])
+def test_axes_in_each_are_found_by_their_names_in_every_array(length, given, kind, batch):
+    """Where the extents are equal, the samples of other indices were taken without a word."""
+    image = np.arange(3 * length * 2 * 16 * 16).reshape(3, length, 2, 16, 16)
+    pair = array_of(kind, image, "tczyx"), array_of(kind, image.transpose(2, 1, 0, 3, 4), "zctyx")
+    options = {"crop": 8, "overlap": 0, "batch_size": batch, "dtype": image.dtype} | given
+    for first, second in (pair, pair[::-1]):
+        out = tw.tiled_map(np.subtract, (first, second), **options)
+        assert out.shape == first.shape
+        assert not np.asarray(out).any()
+
+
+@pytest.mark.parametrize("kind", ["zarr", "xarray"])
+def test_an_axis_is_not_cut_with_another_one_that_the_first_array_has(kind):
+    image = np.zeros((4, 16, 16))
+    pair = array_of(kind, image, "tyx"), array_of(kind, image, "txy")
+    for options in ({"each": 0}, {"each": "t"}, {"axes": (1, 2)}):
+        with pytest.raises(tw.TilingError, match=r"'y' of the first array .*'x' of array 1; transpose"):
+            tw.tiled_map(np.subtract, pair, (8, 8), 0, dtype=float, **options)
+    assert tw.tiled_map(np.subtract, pair, 8, 0, axes="yx", each="t", dtype=float).shape == (4, 16, 16)
+
+
+def test_other_names_of_the_same_axes_are_no_reason_to_refuse():
+    image = np.zeros((4, 16, 16))
+    pair = array_of("zarr", image, "tyx"), array_of("zarr", image, ("t", "lat", "lon"))
+    assert tw.tiled_map(np.subtract, pair, (8, 8), 0, each=0, dtype=float).shape == (4, 16, 16)
+
+
+def test_extents_that_differ_are_named():
+    pair = array_of("zarr", np.zeros((4, 16, 16)), "tyx"), np.zeros((4, 16, 12))
+    with pytest.raises(tw.TilingError, match="axis x of array 0 has 16, axis 2 of array 1 has 12"):
+        tw.tiled_map(np.subtract, pair, 8, 0, each=0, dtype=float)
+
+
 # -------------------------------------------------------------------------------- the call on zeros
 
 

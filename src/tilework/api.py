@@ -132,8 +132,8 @@ def tiled_map(
         a model, and `from_torch` for networks.
     array : array, path, URL, or tuple of them
         The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, xarray, a torch CPU tensor, `load_once`, or
-        anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each. A Dataset stands
-        for the tuple of its variables.
+        anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each, with the axes of
+        that array in their order. A Dataset stands for the tuple of its variables.
         Paths and URLs are those of Zarr; the error for another file gives the line that opens it.
         `open_image` chooses a level or the labels of an OME-Zarr image.
     crop : int, sequence of int or dict by name, samples per tiled axis

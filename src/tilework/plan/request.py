@@ -189,13 +189,37 @@ def _axes(sources: Sequence[Source], request: Request) -> tuple[tuple[Index, ...
         raise GridError(
             f"all arrays must have the same tiled and each axes; got {list(zip(each, tiled, strict=True))}."
         )
-    check_extents(sources, [e + t for e, t in resolved])
     first = sources[0]
+    each = tuple(_ordered(first, each[0], s, e) for s, e in zip(sources, each, strict=True))
+    cut = [e + t for e, t in zip(each, tiled, strict=True)]
+    check_extents(sources, cut)
+    _check_names(sources, cut)
     crop = given or (whole("crop", request.crop),) * len(tiled[0])
     if request.axes is None:
         guard_channels(first, tiled[0], crop, one_int=given is None)
     check_crop_bytes(crop, first.dtype.itemsize, memory_bytes(request.memory_limit))
     return each, tiled, crop
+
+
+def _ordered(first: Source, each: Index, source: Source, own: Index) -> Index:
+    """Return the ``each`` axes of a source in the order that those of the first one have, if names tell."""
+    if first.names is None or source.names is None:
+        return own
+    numbers = {source.names[a]: a for a in own}
+    order = [numbers.get(first.names[a]) for a in each]
+    return own if None in order else tuple(a for a in order if a is not None)
+
+
+def _check_names(sources: Sequence[Source], cut: Sequence[Index]) -> None:
+    """Raise where an axis would be cut with one of another name that the first source cuts elsewhere."""
+    names = [[s.names[a] for a in axes] if s.names else None for s, axes in zip(sources, cut, strict=True)]
+    for number, own in enumerate(names[1:], 1):
+        for one, other in zip(names[0] or (), own or (), strict=False):
+            if one != other and other in (names[0] or ()):
+                raise GridError(
+                    f"axis {one!r} of the first array would be cut with axis {other!r} of array {number}; "
+                    f"transpose that one, or name the axes: its axes are {sources[number].names}."
+                )
 
 
 def _tiled_grids(

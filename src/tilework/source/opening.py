@@ -487,12 +487,13 @@ _OPENERS: dict[str, Callable[[Any], Source]] = {
 
 
 def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> None:
-    """Raise a `GridError` if the extents of several arrays differ on the tiled axes."""
-    first = [sources[0].shape[a] for a in axes[0]]
+    """Raise a `GridError` if the extents of several arrays differ on the axes that are cut."""
+    names = sources[0].names
     for number, (source, own) in enumerate(zip(sources, axes, strict=True)):
-        extents = [source.shape[a] for a in own]
-        if extents != first:
-            raise GridError(
-                "all arrays must have equal extents on the tiled axes; "
-                f"array 0 has {first}, array {number} has {extents}."
-            )
+        for a, b in zip(axes[0], own, strict=True):
+            if sources[0].shape[a] != source.shape[b]:
+                raise GridError(
+                    "all arrays must have equal extents on the tiled axes and those in each=; axis "
+                    f"{names[a] if names else a} of array 0 has {sources[0].shape[a]}, axis "
+                    f"{source.names[b] if source.names else b} of array {number} has {source.shape[b]}."
+                )

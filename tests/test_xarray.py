@@ -196,6 +196,36 @@ def test_a_rotated_transform_and_that_of_stackstac_are_scaled():
     assert 7 + 3 * 3 + 4 * 2 == 7 + 1.5 * 6 + 8 * 1
 
 
+class Affine:
+    """As that of the package affine, which is a tuple of nine up to version 2 and no sequence from 3 on."""
+
+    def __init__(self, *six: float) -> None:
+        assert len(six) == 6
+        self.nine = (*six, 0.0, 0.0, 1.0)
+
+    def __iter__(self):
+        return iter(self.nine)
+
+
+@pytest.mark.parametrize("kind", [Affine, list, np.array], ids=["affine", "list", "array"])
+def test_a_transform_of_any_kind_is_scaled(kind):
+    """stackstac says an Affine."""
+    array = scene().drop_vars("height")
+    six = (10, 0, 400, 0, -10, 600)
+    array.attrs["transform"] = kind(*six) if kind is Affine else kind(six)
+    out = tiled(array, lambda c: c[:, ::2, ::2], output=tw.Output("f4", scale=HALF))
+    found = out.attrs["transform"]
+    assert tuple(found)[:6] == (20, 0, 400, 0, -20, 600)
+    assert type(found) is (Affine if kind is Affine else tuple)
+    assert tuple(tiled(array, np.copy).attrs["transform"]) == tuple(array.attrs["transform"])
+    for other in ("10 0 400 0 -10 600", 5, None, ("a",) * 6, (1, 2)):
+        array.attrs["transform"] = other
+        assert (
+            tiled(array, lambda c: c[:, ::2, ::2], output=tw.Output("f4", scale=HALF)).attrs["transform"]
+            == other
+        )
+
+
 def test_times_get_centres_and_other_coordinates_are_dropped():
     times = pd.date_range("2024-01-01", periods=8, freq="D")
     levels = xr.Coordinates.from_pandas_multiindex(

@@ -15,7 +15,7 @@ dropped without a look at its values.
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -450,9 +450,13 @@ def _attributes(arrays: Sequence[Any], dtype: Any, scales: Mapping[Hashable, flo
     if (x, y) != (1, 1):
         found = {key: value for key, value in found.items() if key not in OF_SIZES}
         transform = found.get("transform")
-        if isinstance(transform, Sequence) and len(transform) in (6, 9) and not isinstance(transform, str):
-            a, b, c, d, e, f, *rest = transform
-            found["transform"] = (a / x, b / y, c, d / x, e / y, f, *rest)
+        numbers = _numbers(transform, 6, 9)
+        if numbers is not None and not isinstance(transform, str):
+            a, b, c, d, e, f, *rest = numbers
+            # An Affine holds nine numbers and takes six; it is no sequence since version 3 of its package.
+            kind: Any = type(transform)
+            scaled = a / x, b / y, c, d / x, e / y, f
+            found["transform"] = kind(*scaled) if kind.__name__ == "Affine" else (*scaled, *rest)
     return found
 
 
@@ -483,7 +487,7 @@ def _scaled_crs(found: Any, array: Any, scales: Mapping[Hashable, float]) -> Any
     if (x, y) == (1, 1):
         return found
     for name, variable in _variables(found).items():
-        numbers = _six(variable.attrs.get("GeoTransform"))
+        numbers = _numbers(variable.attrs.get("GeoTransform"), 6)
         if numbers is not None and not variable.dims:
             west, width, across, north, down, height = numbers
             scaled = (west, width / x, across / y, north, down / x, height / y)
@@ -493,11 +497,10 @@ def _scaled_crs(found: Any, array: Any, scales: Mapping[Hashable, float]) -> Any
     return found
 
 
-def _six(text: Any) -> tuple[float, ...] | None:
-    """Return the numbers of an affine transform in the order of GDAL; None for anything else."""
-    parts: Iterable[Any] = text.split() if isinstance(text, str) else ()
+def _numbers(value: Any, *lengths: int) -> tuple[float, ...] | None:
+    """Return the numbers of an affine transform, text or not; None for anything of other ``lengths``."""
     try:
-        numbers = tuple(map(float, parts))
-    except ValueError:
+        numbers = tuple(map(float, value.split() if isinstance(value, str) else value))
+    except (TypeError, ValueError):
         return None
-    return numbers if len(numbers) == 6 else None
+    return numbers if len(numbers) in lengths else None

@@ -506,6 +506,23 @@ def test_the_same_seed_gives_the_same_report() -> None:
     assert first == second
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [lambda crop: ndi.gaussian_filter(crop, 1, truncate=3), lambda crop: crop - crop.mean(0)],
+    ids=["short", "global"],
+)
+def test_auto_says_which_axes_need_not_be_tiled(fn: Callable[..., Any]) -> None:
+    """A crop as long as the image is not cut there, so that no overlap and no translation is needed."""
+    image = np.random.default_rng(0).random((8, 96, 90), dtype=np.float32)
+    with pytest.warns(tw.TilingWarning, match="as long as the image along axis 0: leave it out"):
+        tw.tiled_map(fn, image, (8, 48, 48), "auto")
+    out = tw.tiled_map(fn, image, (48, 48), "auto")
+    np.testing.assert_array_equal(out.compute(), fn(image))
+    with pytest.warns(tw.TilingWarning) as caught:
+        tw.tiled_map(squeezed, image[0], (96, 90), "auto")
+    assert "leave it out" not in str(caught[0].message)
+
+
 def test_auto_notes_what_it_chose_and_names_stay_equal() -> None:
     image = np.zeros((128, 128), np.float32)
     one, two = (tw.tiled_map(unet, image, 64, "auto") for _ in range(2))

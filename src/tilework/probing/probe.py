@@ -324,13 +324,20 @@ def choose_overlap(
     note = (
         f'overlap="auto": {overlap} per side and multiple {multiple}, by {report.calls} calls of fn{blended}'
     )
-    note = _announced(note, report, request, averages=averages)
+    extents = [sources[0].shape[a] for a in layout.tiled[0]]
+    spare = [name for name, c, n in zip(names, layout.crop, extents, strict=True) if c >= n]
+    note = _announced(note, report, request, spare if len(spare) < len(names) else (), averages=averages)
     filled = replace(request, overlap=overlap, multiple=multiple, rim=rim)
     return filled, outputs, (note,)
 
 
-def _announced(note: str, report: ProbeReport, request: Request, *, averages: bool) -> str:
-    """Log the chosen overlap, or warn if it is not exact; return the note for the plan."""
+def _announced(
+    note: str, report: ProbeReport, request: Request, spare: Sequence[str], *, averages: bool
+) -> str:
+    """Log the chosen overlap, or warn if it is not exact; return the note for the plan.
+
+    Along the axes ``spare`` a crop is as long as the image, so that they need not be tiled.
+    """
     # A crop padded with the opposite side has the context that a wrapping function has in the whole image.
     padded = request.edge == "pad" and request.boundary == "wrap"
     if replace(report, wraps=() if padded else report.wraps).exact:
@@ -340,6 +347,11 @@ def _announced(note: str, report: ProbeReport, request: Request, *, averages: bo
     if not report.bounded:
         advice = "" if averages or report.labels else ': blend them, blend="gaussian"'
         todo = f"Neighbouring crops will disagree{advice}; look at the seams."
+    if spare:
+        todo = (
+            f"The crop is as long as the image along axis {', '.join(spare)}: leave it out of crop and "
+            f"axes, and nothing has to be found there. As it is: {todo}"
+        )
     note += f"; {report.verdict}"
     warn(f"{note} ({'; '.join((*report.doubts, *report.notes))}). {todo}", TilingWarning)
     return note

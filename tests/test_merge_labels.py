@@ -428,6 +428,11 @@ def test_pieces_of_a_tiled_map(case, tmp_path, each, overlap, edge):
     for pieces_of in (out, tw.plan_tiles(mask.shape, (20, 18), overlap, each=each, edge=edge)):
         merged = tw.merge_labels(stored, MemoryStore(), pieces=pieces_of, each=each, progress=False)
         assert np.array_equal(merged[:], whole(mask, 1, len(each)))
+        usual = tw.merge_labels(stored, MemoryStore(), pieces=pieces_of, progress=False)
+        assert np.array_equal(usual[:], merged[:])
+        joined = tw.merge_labels(stored, MemoryStore(), pieces=pieces_of, each=(), progress=False)
+        assert np.array_equal(joined[:], whole(mask, 1, 0))
+    assert np.array_equal(tw.merge_labels(out, progress=False), whole(mask, 1, len(each)))
     small = tw.tiled_map(label, mask, (20, 18), 4, each=each, dtype="int16", blend="min")
     with pytest.raises(TilingError, match='the result has blend="min"'):
         tw.merge_labels(stored, MemoryStore(), pieces=small, each=each)

@@ -57,7 +57,7 @@ def merge_labels(
     connectivity: int = 1,
     rule: str = "touch",
     pieces: Any = None,
-    each: Any = (),
+    each: Any = None,
     dtype: Any = "uint32",
     path: str | None = None,
     chunks: Any = None,
@@ -107,7 +107,8 @@ def merge_labels(
         Extents of the blocks. A tuple for an axis lists the extent of each block along it. A result of
         `tiled_map`, or a plan, stands for the cores of its tiles. Default: the chunks of the array.
     each : axes, by number or name
-        Axes along which nothing is joined, such as time. Numbers restart for each index.
+        Axes along which nothing is joined, such as time. Numbers restart for each index. Default: those in
+        ``each`` of the result that is given as ``pieces`` or as the labels, else none; ``()`` is none, too.
     dtype : dtype
         Integers for the numbers.
     path, chunks, shards, overwrite, resume, retries, progress, client, scheduler, priority
@@ -243,11 +244,13 @@ def _pieces(labels: Any, extents: Any, each: Any, connectivity: Any, meta: Image
     if meta is not None:
         meta.check("the label image", source.shape)
     named = source if meta is None else replace(source, meta=meta)
+    cuts, plan = _cuts(source, extents), _plan_of(extents)
+    if each is None:
+        each = () if plan is None else range(plan.n_each)
     own, tiled = resolve_axes(named, None, each, None)
     most = at_least("connectivity", connectivity, 1)
     if most > len(tiled):
         raise TilingError(f"connectivity must be 1 to {len(tiled)}, the number of axes; got {connectivity}.")
-    cuts = _cuts(source, extents)
     order = own + tiled
     return Pieces(
         source=source, order=order, n_each=len(own), cuts=tuple(cuts[axis] for axis in order),
@@ -267,8 +270,8 @@ def _cuts(source: Source, extents: Any) -> list[Index]:
                 "the blocks that were labelled one by one: pieces=."
             )
         extents = source.chunks
-    if isinstance(extents, TilePlan) or has(extents, "dask"):
-        extents = _cores(extents, ndim)
+    if (plan := _plan_of(extents)) is not None:
+        extents = _cores(extents, plan, ndim)
     if not sequence(extents):
         extents = (extents,) * ndim
     if len(extents) != ndim:
@@ -288,14 +291,20 @@ def _cuts(source: Source, extents: Any) -> list[Index]:
     return cuts
 
 
-def _cores(out: Any, ndim: int) -> tuple[list[int], ...]:
+def _plan_of(pieces: Any) -> TilePlan | None:
+    """Return the plan whose tiles are the pieces; None for extents."""
+    if isinstance(pieces, TilePlan):
+        return pieces
+    return plan_of(pieces) if has(pieces, "dask") else None
+
+
+def _cores(out: Any, plan: TilePlan, ndim: int) -> tuple[list[int], ...]:
     """Return the extents of the cores of a result, or of a plan, per axis."""
     found = None if isinstance(out, TilePlan) else find_spec(out)
     if found is not None and (kind := found.spec.outputs[found.number].kind) != "trim":
         raise TilingError(
             f'pieces are the cores of tiles, which blend="trim" writes; the result has blend="{kind}".'
         )
-    plan = out if isinstance(out, TilePlan) else plan_of(out)
     if len(plan.axes) != ndim:
         raise TilingError(
             f"pieces: the plan has {len(plan.axes)} axes, and the labels have {ndim}; give extents per axis."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import xarray as xr
@@ -122,3 +124,29 @@ def test_other_names_of_axes_are_refused_for_an_array_with_labels():
         assert written.metadata.dimension_names == ("a", "b")
     with pytest.raises(tw.TilingError, match="meta has 3 axes"):
         tw.to_zarr(out.data, zarr.storage.MemoryStore(), meta=tw.ImageMeta("abc"), progress=False)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("by", ["tilework", "xarray"])
+@pytest.mark.parametrize("scale", [Fraction(1, 2), 1, 2])
+def test_coordinates_of_a_result_that_is_replaced_go_with_it(scale, by, zarr_format, tmp_path):
+    """xarray could not open a group with coordinates of other lengths than the result."""
+    y, _ = np.mgrid[:40, :60]
+    places = {
+        "lat": (("y", "x"), y * 0.1), "y": np.arange(40.0), "season": ("t", ["w", "s"]),
+        "both": (("t", "y"), np.ones((2, 40))), "scalar": 5,
+    }  # fmt: skip
+    first = xr.DataArray(np.ones((2, 40, 60), "f4"), coords=places, dims=("t", "y", "x"), name="v")
+    out = tw.tiled_map(np.copy, first, {"y": 20, "x": 20}, 0, dtype="f4")
+    if by == "tilework":
+        tw.to_zarr(out, tmp_path / "g.zarr", progress=False, zarr_format=zarr_format)
+    else:
+        out.compute().to_zarr(tmp_path / "g.zarr", zarr_format=zarr_format, consolidated=False)
+    second = first.isel(t=0, drop=True).drop_vars(["lat", "both", "scalar"])
+    size = tuple(int(n * scale) for n in (20, 20))
+    out = tw.tiled_map(
+        lambda crop: np.zeros(size, "f4"), second, 20, 0, output=tw.Output("f4", scale=scale)
+    )  # fmt: skip
+    tw.to_zarr(out, tmp_path / "g.zarr", progress=False, overwrite=True)
+    with xr.open_zarr(tmp_path / "g.zarr", consolidated=False) as there:
+        xr.testing.assert_identical(there["v"].compute(), out.compute())

@@ -73,8 +73,10 @@ class Labels:
         """Return the name of the array of an output in its group."""
         return key if self.variables is None else str(self.variables[key])
 
-    def check(self, at: Any, fresh: Sequence[str], zarr_format: int, *, overwrite: bool) -> None:
-        """Raise a `TilingError` if the labels cannot be written, or do not go with those in a group.
+    def check(self, at: Any, fresh: Sequence[str], zarr_format: int, *, overwrite: bool) -> list[Any]:
+        """Return the coordinates in a group that have to go: those of the arrays that are replaced.
+
+        Raises a `TilingError` if the labels cannot be written, or do not go with those in the group.
 
         Parameters
         ----------
@@ -87,19 +89,19 @@ class Labels:
             Whether coordinates that no other array in the group uses may be replaced.
         """
         if self.dataset is None:
-            return
+            return []
         if fresh:
             self._encoded(zarr_format)
         there = _opened(at)
         if there is None:
-            return
+            return []
         others = self._others(there)
         if others:
             self._refuse_lengths(at, there[others])
         users = f"{', '.join(others)} there use them" if others else "overwrite=True replaces them"
         advice = f"{users}. Write into another group, with path=, or another store."
         if (overwrite or not fresh) and not others:
-            return
+            return self._strange(there) if fresh else []
         for name in self._changed(there, attributes=bool(fresh)):
             if name in there.variables:
                 raise TilingError(
@@ -110,6 +112,7 @@ class Labels:
                 f"the group at {at} has coordinates {str(name)!r}, and the result has none, but would get "
                 f"these when it is opened; {advice}"
             )
+        return []
 
     def _others(self, there: Any) -> list[str]:
         """Return the names of the arrays in a group that are not those of the result."""
@@ -139,12 +142,20 @@ class Labels:
         return found
 
     def _strange(self, there: Any) -> list[Any]:
-        """Return the coordinates in a group that an array of the result would get, and does not have."""
+        """Return the coordinates in a group that an array of the result would get, and does not have.
+
+        Those that have another length along a dim of the result count, too: with them xarray could not open
+        the group.
+        """
+        own, sizes = self.dataset.data_vars.values(), self.dataset.sizes
         return [
             name
             for name, coordinate in there.coords.items()
             if name not in self.dataset.coords
-            and any(set(coordinate.dims) <= set(one.dims) for one in self.dataset.data_vars.values())
+            and (
+                any(set(coordinate.dims) <= set(one.dims) for one in own)
+                or any(sizes.get(dim, n) != n for dim, n in coordinate.sizes.items())
+            )
         ]
 
     def options(self, key: str, zarr_format: int) -> dict[str, Any]:
@@ -161,7 +172,7 @@ class Labels:
         # xarray takes samples of the fill value for missing, and it would be 0.
         return {"attributes": attributes | {DIMENSIONS: named}, "fill_value": None}
 
-    def write(self, at: Any, fresh: Sequence[str]) -> None:
+    def write(self, at: Any, fresh: Sequence[str], gone: Sequence[Any]) -> None:
         """Write the coordinates that the group at ``at`` does not have, and its consolidated metadata.
 
         Parameters
@@ -170,19 +181,22 @@ class Labels:
             The group.
         fresh : sequence of str
             Names of the arrays that were created.
+        gone : sequence of str
+            Names of the coordinates that `check` returned.
         """
         if self.dataset is None:
             return
-        group, there = zarr.open_group(at, mode="r+"), _opened(at)
+        group = zarr.open_group(at, mode="r+")
+        for name in gone:
+            if name in group:
+                del group[name]
+        there = _opened(at)
         known = self.dataset.drop_vars(list(self.dataset.variables)) if there is None else there
         missing = self._changed(known, attributes=bool(fresh))
-        gone = self._strange(known) if fresh and not self._others(known) else []
         listing = group.metadata.consolidated_metadata
         shown = listing is not None and all(self.name(key) in listing.metadata for key in self.dims)
         if not (missing or gone or fresh) and shown:
             return
-        for name in gone:
-            del group[name]
         for name in missing:
             if name in group:
                 del group[name]

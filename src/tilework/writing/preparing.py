@@ -216,7 +216,7 @@ def prepare(
         _refuse_meta(asked)
         group = locate(store, asked.path or "", asked.options.get("storage_options"))
         names = [labels.name(place.target.key) for place in new]
-        labels.check(group, names, new[0].zarr_format if new else 3, overwrite=asked.overwrite)
+        gone = labels.check(group, names, new[0].zarr_format if new else 3, overwrite=asked.overwrite)
     claims = Claims()
     try:
         if first is None:
@@ -228,7 +228,7 @@ def prepare(
             origins = {key: f for key, f in found.items() if f is not None}  # all, or several were refused
             job, writing = _prepare_tiles(arrays, places, images, origins, asked, where, claims, specs)
         if labels.dataset is not None:
-            labels.write(group, names)
+            labels.write(group, names, gone)
     except BaseException:
         claims.release()
         raise

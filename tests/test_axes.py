@@ -246,6 +246,18 @@ def test_other_names_of_the_same_axes_are_no_reason_to_refuse():
     assert tw.tiled_map(np.subtract, pair, (8, 8), 0, each=0, dtype=float).shape == (4, 16, 16)
 
 
+def test_an_array_without_an_axis_of_the_first_is_named():
+    times, one = (array_of("xarray", np.zeros(shape), dims) for shape, dims in (
+        ((2, 16, 16), ("time", "y", "x")), ((16, 16), ("y", "x")),
+    ))  # fmt: skip
+    with pytest.raises(tw.TilingError, match=r"array 1: .*no axis 'time'; its axes are"):
+        tw.tiled_map(np.subtract, (times, one), {"y": 8, "x": 8}, 0, each="time")
+    with pytest.raises(tw.TilingError, match=r"array 1: .*names, but the array has none"):
+        tw.tiled_map(np.subtract, (times, np.zeros((2, 16, 16))), {"y": 8, "x": 8}, 0, each="time")
+    with pytest.raises(tw.TilingError, match=r"^each='q': the array has no axis 'q'"):
+        tw.tiled_map(np.subtract, (times, times), {"y": 8, "x": 8}, 0, each="q")
+
+
 def test_extents_that_differ_are_named():
     pair = array_of("zarr", np.zeros((4, 16, 16)), "tyx"), np.zeros((4, 16, 12))
     with pytest.raises(tw.TilingError, match="axis x of array 0 has 16, axis 2 of array 1 has 12"):

@@ -42,6 +42,7 @@ __all__ = [
     "check_for_all",
     "check_proportions",
     "lengths",
+    "listed",
     "per_axis",
     "resolve_axes",
     "tiles_in_mask",
@@ -162,7 +163,7 @@ def _numbers(what: str, axes: Any, source: Source) -> Index:
     """Return the numbers of axes that are given by number or name."""
     ndim = len(source.shape)
     found = []
-    for axis in _listed(axes, source):
+    for axis in listed(axes, source):
         if isinstance(axis, str):
             found.append(_named(what, axes, axis, source))
         else:
@@ -175,7 +176,7 @@ def _numbers(what: str, axes: Any, source: Source) -> Index:
     return tuple(found)
 
 
-def _listed(axes: Any, source: Source) -> tuple[Any, ...]:
+def listed(axes: Any, source: Source) -> tuple[Any, ...]:
     """Return the single axes of ``axes``: text is one name if the source has it, else a name per letter."""
     if isinstance(axes, str):
         return (axes,) if axes in (source.names or ()) else tuple(axes)

@@ -25,6 +25,7 @@ from tilework.plan.arguments import (
     check_for_all,
     guard_channels,
     lengths,
+    listed,
     memory_bytes,
     parse_chunks,
     per_axis,
@@ -183,7 +184,7 @@ def make_layout(sources: Sequence[Source], request: Request, declared: Outputs |
 def _axes(sources: Sequence[Source], request: Request) -> tuple[tuple[Index, ...], tuple[Index, ...], Index]:
     """Return the ``each`` and the tiled axes of every source, and the crop, samples per tiled axis."""
     given = lengths(request.crop)
-    resolved = [resolve_axes(s, request.axes, request.each, given) for s in sources]
+    resolved = [_resolved(sources[0], s, n, request, given) for n, s in enumerate(sources)]
     each, tiled = tuple(e for e, _ in resolved), tuple(t for _, t in resolved)
     if len({(len(e), len(t)) for e, t in resolved}) > 1:
         raise GridError(
@@ -199,6 +200,19 @@ def _axes(sources: Sequence[Source], request: Request) -> tuple[tuple[Index, ...
         guard_channels(first, tiled[0], crop, one_int=given is None)
     check_crop_bytes(crop, first.dtype.itemsize, memory_bytes(request.memory_limit))
     return each, tiled, crop
+
+
+def _resolved(
+    first: Source, source: Source, number: int, request: Request, crop: Index | None
+) -> tuple[Index, Index]:
+    """Return the ``each`` and the tiled axes of a source; an error of another than the first names it."""
+    if not number:
+        return resolve_axes(first, request.axes, request.each, crop)
+    axes, each = (None if v is None else listed(v, first) for v in (request.axes, request.each))
+    try:
+        return resolve_axes(source, axes, each, crop)
+    except GridError as error:
+        raise GridError(f"array {number}: {error}") from None
 
 
 def _ordered(first: Source, each: Index, source: Source, own: Index) -> Index:

@@ -465,6 +465,14 @@ def test_the_cure_of_an_order_that_ome_zarr_does_not_have_is_code_that_works(eac
     np.testing.assert_allclose(found.meta.translation, (60, 0, 10, 100.25, 200.125))
 
 
+@pytest.mark.parametrize("name", ["out.tif", "scan.nii.gz", "OUT.H5", "a.png"])
+@pytest.mark.parametrize("ome", [False, True])
+def test_a_folder_with_the_name_of_a_file_is_said(name, ome, tmp_path):
+    out = tw.tiled_map(add_one, image_of((32, 32)), 16, 0, dtype="u2")
+    with pytest.warns(tw.TilingWarning, match=rf"{name} has the name of a file"):
+        tw.to_zarr(out, tmp_path / name, ome=ome, progress=False)
+
+
 def test_an_image_that_says_nothing_is_asked_for_as_many_axes_as_it_has():
     for axes in ("zyx", "czyx", "tczyx"):
         with pytest.raises(tw.TilingError, match=rf'not known.*ImageMeta\("{axes}"\)'):

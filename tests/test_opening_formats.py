@@ -58,3 +58,9 @@ def test_scaled_samples_of_nibabel_have_the_dtype_that_is_read(
 def test_an_image_of_nibabel_says_what_to_give() -> None:
     with pytest.raises(TypeError, match=r"image\.dataobj.*ImageMeta"):
         tw.tiled_map(np.positive, nibabel.Nifti1Image(IMAGE, np.eye(4)), 32, 0)
+
+
+@pytest.mark.parametrize("paths", [["a.zarr", "b.zarr"], [Path("a.zarr")]], ids=str)
+def test_a_list_of_paths_is_no_array(paths: list[Any]) -> None:
+    with pytest.raises(TypeError, match="give one path, or a tuple of them"):
+        tw.tiled_map(np.copy, paths, 16, 0)

@@ -203,6 +203,8 @@ def _check_sliceable(array: Any) -> None:
 
 def _conversion(array: Any) -> str:
     """Return the end of a message that makes a known kind of value an array; empty if there is none."""
+    if isinstance(array, list) and any(isinstance(one, str | os.PathLike) for one in array):
+        return "; give one path, or a tuple of them if one call of fn takes one crop of each"
     if isinstance(array, list) and any(has(one, "shape") for one in array):
         return (
             "; give np.stack(images) with each=0 for images of one shape, or a tuple of them if one call of "

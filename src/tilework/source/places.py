@@ -12,7 +12,7 @@ from typing import Any
 from tilework._checks import brief
 from tilework.errors import TilingError
 
-__all__ = ["above", "attributes_of", "open_node"]
+__all__ = ["above", "attributes_of", "open_node", "opening_code"]
 
 # Places above an array that are asked for its meaning: writers put levels into up to two folders.
 ABOVE = 3
@@ -67,6 +67,12 @@ _FORMATS = {
 }
 
 
+def opening_code(name: str) -> str:
+    """Return the code that opens a file of another format than Zarr, by the end of its name, or ""."""
+    ends = {f".{end}": code for ends, code in _FORMATS.items() for end in ends.split()}
+    return next((code for end, code in ends.items() if name.lower().endswith(end)), "")
+
+
 def _how_to_open(path: str, error: Exception) -> str:
     """Return the message for a path that is not Zarr, with the line that opens it if its name tells."""
     name = path.rstrip("/").rpartition("/")[-1].lower()
@@ -75,8 +81,7 @@ def _how_to_open(path: str, error: Exception) -> str:
         pattern = path if "*" in name else f"{path.rstrip('/')}/*.tif"
         line = f"dask.array.image.imread({pattern!r})"
     else:
-        found = (code for ends, code in _FORMATS.items() if any(name.endswith(f".{e}") for e in ends.split()))
-        line = next(found, "").format(repr(path))
+        line = opening_code(name).format(repr(path))
     if "://" not in path and "*" not in name and not local.exists():
         none = f"no Zarr array or OME-Zarr group can be opened at {path!r}: there is no such file or folder."
         return f"{none} A file of this kind is opened by array={line}." if line else none

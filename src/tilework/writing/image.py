@@ -31,6 +31,7 @@ from tilework.graph.build import Found, bare
 from tilework.identity.location import holds, locate
 from tilework.labels.hints import may_be_labels
 from tilework.source.base import Source
+from tilework.source.places import opening_code
 from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level
 from tilework.writing.node import children_at, clear, found_at, home_of
@@ -255,13 +256,19 @@ def _warn_of_places(meta: ImageMeta) -> None:
         )
 
 
-def warn_of_name(store: Any, path: str | None) -> None:
-    """Warn if a store that is no OME-Zarr image has the name of one."""
+def warn_of_name(store: Any, path: str | None, *, image: bool) -> None:
+    """Warn if a store that is no OME-Zarr image has the name of one, or of a file."""
     name = str(store).rstrip("/") if isinstance(store, str | Path) else ""
-    if name.endswith((".ome.zarr", ".ome.zarr2", ".ome.zarr3")) and not path:
+    if name.endswith((".ome.zarr", ".ome.zarr2", ".ome.zarr3")) and not path and not image:
         warn(
             f"{name} has the name of an OME-Zarr image, and a plain Zarr array is written. Write the image "
             "with ome=True, or choose another name.",
+            TilingWarning,
+        )
+    if opening_code(name):
+        warn(
+            f"{name} has the name of a file, and Zarr writes a folder. Choose another name, as of .zarr; for "
+            "such a file compute the result, tw.compute(out), and write it with the library of the format.",
             TilingWarning,
         )
 

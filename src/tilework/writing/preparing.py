@@ -209,8 +209,8 @@ def prepare(
     labels = replace(Labels(dims) if plain else Labels.of(out, dims), attributes=_said(arrays, found, images))
     places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
     table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
-    if not images and given is None:
-        warn_of_name(store, asked.path)
+    if given is None:
+        warn_of_name(store, asked.path, image=bool(images))
     new = [place for place in places.values() if isinstance(place, Fresh)]
     if labels.dataset is not None:
         _refuse_meta(asked)

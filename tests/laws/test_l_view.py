@@ -231,6 +231,25 @@ def test_L2b_blocks_of_dask_are_computed_once_for_all_pieces() -> None:
     assert len(computed) == 4
 
 
+@pytest.mark.parametrize("cache", [0, "1MiB"])
+def test_L2b_blocks_of_dask_below_a_result_are_computed_once_for_a_block(cache: Any) -> None:
+    computed = []
+
+    def read(block: np.ndarray) -> np.ndarray:
+        computed.append(1)
+        return block
+
+    image = picture()
+    lazy = da.from_array(image, (45, 35)).map_blocks(read, meta=np.empty((0, 0), np.float32))
+    below = tw.tiled_map(lambda x: x, lazy, 8, 0, dtype="float32", chunks=(9, 7))
+    out = tw.tiled_map(lambda x: x, below, 8, 0, dtype="float32", chunks=(90, 70))
+    view = tw.view(out, cache=cache, verbose=False)
+    for key in ((slice(None), slice(None)), (slice(None, None, 15), slice(None, None, 15))):
+        computed.clear()
+        np.testing.assert_array_equal(view[key], image[key])
+        assert len(computed) == (4 if cache == 0 or key[0].step is None else 0)
+
+
 def picture() -> np.ndarray:
     return np.random.default_rng(0).random((90, 70)).astype(np.float32)
 

@@ -40,6 +40,8 @@ class TileCache:
         # Held while tiles run: a runner may read tiles of another one.
         self.lock = threading.RLock()
         self._runners = itertools.count()
+        self.blocks: dict[tuple[int, int, Index], Array] = {}
+        """Computed blocks of dask arrays by runner, source and index, until they are dropped."""
 
     def new(self) -> int:
         """Return a number for one more runner."""
@@ -85,7 +87,6 @@ class TileRunner:
 
     def __init__(self, spec: Spec, cache: TileCache, below: Sequence[TileRunner] = ()) -> None:
         self.spec, self._cache, self._own, self._below = spec, cache, cache.new(), below
-        self._read: dict[tuple[int, Index], Array] = {}
         self.lock = cache.lock
         self.ran = 0
 
@@ -137,11 +138,12 @@ class TileRunner:
             return need
         from dask.base import compute
 
-        missing = [index for index in need if (number, index) not in self._read]
+        held = self._cache.blocks
+        missing = [index for index in need if (self._own, number, index) not in held]
         with self.outside():
             computed = compute(*(_block(source, index) for index in missing))
-        self._read |= {(number, i): unmasked(b) for i, b in zip(missing, computed, strict=True)}
-        return [self._read[number, index] for index in need]
+        held |= {(self._own, number, i): unmasked(b) for i, b in zip(missing, computed, strict=True)}
+        return [held[self._own, number, index] for index in need]
 
     def outside(self) -> AbstractContextManager[None]:
         """Return a context in which a task of a worker may wait for the blocks of a dask source.
@@ -157,8 +159,8 @@ class TileRunner:
         return any(s.dask_name is not None for s in self.spec.sources) or any(t.waits for t in self._below)
 
     def forget(self) -> None:
-        """Drop the computed blocks of dask sources, which only neighbouring tiles share."""
-        self._read.clear()
+        """Drop the computed blocks of dask sources, also those below; only neighbouring tiles share them."""
+        self._cache.blocks.clear()
 
 
 def _block(source: BlockSource, index: Index) -> Any:

@@ -49,11 +49,13 @@ SHOWN = 512
 class View:
     """A lazy result that is indexed like a numpy array; made by `view`."""
 
-    def __init__(self, array: Any, tiles: TileRunner, number: int, *, verbose: bool) -> None:
+    def __init__(
+        self, array: Any, tiles: TileRunner, number: int, *, verbose: bool = False, below: bool = False
+    ) -> None:
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype = array.dtype
         self.ndim = len(self.shape)
-        self.tiles, self._number, self._verbose = tiles, number, verbose
+        self.tiles, self._number, self._verbose, self._below = tiles, number, verbose, below
 
     @property
     def number(self) -> int:
@@ -226,7 +228,9 @@ class View:
                     unknown += lost
                     counts += found
                 finally:
-                    self.tiles.forget()
+                    # Crops of the view that reads this one share blocks, and that view forgets them.
+                    if not self._below:
+                        self.tiles.forget()
             self._say(self.tiles.ran - before)
         if unknown and run:
             report(unknown)
@@ -393,7 +397,7 @@ class _Runners:
         found = find_spec(source.handle) if isinstance(source, BlockSource) else None
         if found is None:
             return source
-        seen = View(source.handle, self.of(found), found.number, verbose=False)
+        seen = View(source.handle, self.of(found), found.number, below=True)
         return Source(seen, source.shape, source.dtype, None, source.meta, source.token)
 
 

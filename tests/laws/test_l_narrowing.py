@@ -149,6 +149,23 @@ def test_L3_a_result_that_several_read_runs_each_tile_once(counting: Callable[..
     assert below.calls == 81  # all of it is read anyway
 
 
+@pytest.mark.parametrize("cut", ["o[:0]", "o[12:12]", "o[24:24, 20:22]", "o[12:12, 3:3] + o[24:24, 9:9]"])
+def test_L3_slices_without_samples_of_results_of_results(cut: str, counting: Callable[..., Any]) -> None:
+    below, options = counting(np.sqrt), {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 50}
+    out = tw.tiled_map(np.square, tw.tiled_map(below, picture(), **options), **options)
+    lazy = eval(cut, {"o": out})
+    np.testing.assert_array_equal(tw.compute(lazy), lazy.compute())
+
+
+def test_L3_both_ends_of_an_axis_that_wraps_do_not_run_what_is_between(counting: Callable[..., Any]) -> None:
+    below = counting(np.sqrt)
+    options = {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 1000}
+    options |= {"boundary": "wrap", "edge": "pad"}
+    out = tw.tiled_map(np.square, tw.tiled_map(below, picture(96), **options), **options)
+    np.testing.assert_array_equal(tw.compute(out[:2, :2]), np.square(np.sqrt(picture(96)))[:2, :2])
+    assert below.calls == 9  # it reads [-2, 14) along each axis, in the cores of 3 tiles
+
+
 def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..., Any]) -> None:
     fn = counting(np.sqrt)
     out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)

@@ -200,14 +200,17 @@ def _mask(first: Ints, stop: Ints, shape: Sequence[int]) -> TileMask | None:
 
 
 def _reads(spec: Spec, number: int, first: Ints, stop: Ints) -> Boxes:
-    """Return boxes around what tiles read of a source, for each row of tiles."""
+    """Return boxes around what tiles read of a source; none for rows without tiles.
+
+    There are several for a row of tiles that reads both ends of an axis.
+    """
     some = (first < stop).all(axis=1)
-    boxes = []
+    boxes = list[tuple[Span, ...]]()
     for low, high in zip(first[some].tolist(), stop[some].tolist(), strict=True):
-        reads = [read.intervals for read in spec.reads(number, list(zip(low, high, strict=True)))]
-        boxes.append([(min(a for a, _ in along), max(b for _, b in along)) for along in reads])
-    starts, stops = np.moveaxis(np.array(boxes, int).reshape(len(boxes), -1, 2), -1, 0)
-    return starts, stops
+        reads = spec.reads(number, list(zip(low, high, strict=True)))
+        boxes += itertools.product(*(read.intervals for read in reads))
+    ends = np.array(boxes, int).reshape(len(boxes), len(spec.sources[number].shape), 2)
+    return ends[..., 0], ends[..., 1]
 
 
 # -- what is wanted of the layers of a graph --------------------------------------------------------------

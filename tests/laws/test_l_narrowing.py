@@ -166,6 +166,18 @@ def test_L3_both_ends_of_an_axis_that_wraps_do_not_run_what_is_between(counting:
     assert below.calls == 9  # it reads [-2, 14) along each axis, in the cores of 3 tiles
 
 
+def test_L3_crops_never_run_tiles_besides(counting: Callable[..., Any]) -> None:
+    below, above = counting(np.sqrt), counting(np.square)
+    options = {"crop": 10, "overlap": 0, "dtype": "f4", "chunks": 100}
+    out = tw.tiled_map(above, tw.tiled_map(below, picture(20), **options), **options)
+    where = np.zeros((20, 20), bool)
+    where[5, [5, 15]] = where[15, 5] = True
+    _, starts = tw.sample_crops(out, 9, 1, where=where, positions=True)
+    needed = len(set(map(tuple, (starts // 10).tolist())))
+    assert needed == 3  # of the 4 tiles, which is more than what is worth a mask for slices
+    assert (above.calls, below.calls) == (needed, needed)
+
+
 def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..., Any]) -> None:
     fn = counting(np.sqrt)
     out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)

@@ -35,7 +35,7 @@ __all__ = ["narrowed", "tasks_of", "with_narrowed_slices"]
 
 # Most groups of equal tiles in a mask of the tiles that run, and most tasks of dask that are looked through.
 MOST_GROUPS, MOST_TASKS = 2**24, 2**16
-# Share of the tiles of some blocks from which on all run.
+# Share of the tiles of some blocks from which on all run where slices are computed, as a mask costs time too.
 WORTH = 0.75
 
 Boxes = tuple[Ints, Ints]
@@ -85,14 +85,17 @@ def narrowed(array: da.Array, boxes: Boxes) -> da.Array:
     graph: Any = array.__dask_graph__()  # where it is a result, one of layers
     wanted = _Wanted(graph, {})
     wanted.boxes[array.name] = [boxes]
-    _, made = _narrowed(graph, wanted)
+    _, made = _narrowed(graph, wanted, worth=1.0)
     return made.get(array.name, array)
 
 
-def _narrowed(graph: HighLevelGraph, wanted: _Wanted) -> tuple[HighLevelGraph, dict[str, da.Array]]:
+def _narrowed(
+    graph: HighLevelGraph, wanted: _Wanted, *, worth: float = WORTH
+) -> tuple[HighLevelGraph, dict[str, da.Array]]:
     """Return a graph in which results run only the tiles that are needed, and these results.
 
-    The results have names of their own, and are by the names that they had.
+    The results have names of their own, and are by the names that they had. From ``worth`` on, a share of
+    the tiles of the blocks around all that is wanted, all run.
     """
     order = list(TopologicalSorter(graph.dependencies).static_order())
     runs: dict[str, tuple[BlockLayer, TileMask]] = {}
@@ -100,7 +103,11 @@ def _narrowed(graph: HighLevelGraph, wanted: _Wanted) -> tuple[HighLevelGraph, d
         layer = graph.layers[name]
         if not isinstance(layer, BlockLayer):
             wanted.look(name, layer)
-        elif layer.is_own(graph.layers) and (boxes := wanted.of(layer)) and (found := _tiles(layer, boxes)):
+        elif (
+            layer.is_own(graph.layers)
+            and (boxes := wanted.of(layer))
+            and (found := _tiles(layer, boxes, worth))
+        ):
             first, stop, tiles = found
             runs[name] = layer, tiles
             for number, source in enumerate(layer.spec.sources):
@@ -134,7 +141,9 @@ def _part(spec: Spec, call: str, runs: TileMask, made: Mapping[str, da.Array]) -
     return build(replace(spec, todo=todo, sources=tuple(sources)), name)
 
 
-def _tiles(layer: BlockLayer, wanted: Mapping[int, Boxes]) -> tuple[Ints, Ints, TileMask] | None:
+def _tiles(
+    layer: BlockLayer, wanted: Mapping[int, Boxes], worth: float
+) -> tuple[Ints, Ints, TileMask] | None:
     """Return the first tile that boxes need, one past the last, and the mask in which these run.
 
     There is one row per box, and one column per axis of the grid. None: nearly all tiles are needed, or the
@@ -145,6 +154,8 @@ def _tiles(layer: BlockLayer, wanted: Mapping[int, Boxes]) -> tuple[Ints, Ints, 
     layer : BlockLayer
     wanted : dict of int to Boxes
         By the number of the output.
+    worth : float
+        As in `_narrowed`.
     """
     spec = layer.spec
     plan, mask = spec.plan, spec.active.mask
@@ -159,7 +170,7 @@ def _tiles(layer: BlockLayer, wanted: Mapping[int, Boxes]) -> tuple[Ints, Ints, 
         around.append((int(table.touch[low.min()][0]), int(table.touch[high.max() - 1][1])))
     every = math.prod(b - a for a, b in around) if mask is None else mask.running(around)
     some = (runs if mask is None else runs & mask).running(around)
-    return (first, stop, runs) if some < WORTH * every else None
+    return (first, stop, runs) if some < worth * every else None
 
 
 def _touching(output: BoundOutput, boxes: Boxes) -> tuple[Ints, Ints]:

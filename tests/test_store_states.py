@@ -7,6 +7,8 @@ state        told by              the same result again     another result      
 fresh        nothing, or only     writes                    writes                 writes
              ``.tilework``
 running      a claim that beats   refused                   refused                refused
+begun        a record, no chunk   writes                    writes                 a new generation
+             and no mark
 interrupted  a record, marks      computes what is missing  refused, parts named   a new generation
 finished     a record, all marks  computes nothing          refused, parts named   a new generation
 dirty        notes of late tasks  computes these units      refused, parts named   a new generation
@@ -17,8 +19,8 @@ changed      a record that does   refused, change named     the same            
              not fit the array
 ===========  ===================  ========================  =====================  =====================
 
-Events: a crash at each step (here), a run that dies or meets another (test_meeting_runs), torn objects and
-changed arrays (test_torn_stores).
+Events: a crash at each step (here), a run that dies or meets another (test_meeting_runs), a run that wrote
+nothing (test_vacant), torn objects and changed arrays (test_torn_stores).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from tilework.source.base import Source
 from tilework.source.places import opening_code
 from tilework.writing.ledger import Ledger
 from tilework.writing.levels import Level
-from tilework.writing.node import children_at, clear, found_at, home_of
+from tilework.writing.node import children_at, clear, found_at, home_of, is_vacant
 from tilework.writing.objects import Objects
 from tilework.writing.target import is_array
 
@@ -471,9 +471,10 @@ class Image:
                 f"the image at {self.address} has other levels, axes or places than this call would write; "
                 "undo the change to resume it, or write afresh with overwrite=True."
             )
-        arrays = [_array(found, level.path) for image in there for level in image.levels]
-        foreign = [a for a in arrays if a is not None and Ledger(a).record is None]
-        if foreign or not overwrite:
+        levels = [_array(found, level.path) for image in there for level in image.levels]
+        arrays = [array for array in levels if array is not None]
+        records = [Ledger(array).record for array in arrays]
+        if None in records or not (overwrite or (arrays and all(map(_is_ours, arrays, records)))):
             raise TilingError(
                 f"{self.address} holds another OME-Zarr image; delete it yourself, name another place, or "
                 "write labels into it with label_name=."
@@ -569,6 +570,11 @@ def _ours(at: StorePath) -> bool:
         return Ledger(zarr.open_array(at, mode="r")).record is not None
     except (FileNotFoundError, ValueError):
         return False
+
+
+def _is_ours(array: Any, record: Any) -> bool:
+    """Return whether a run created an array, and ended before it wrote anything."""
+    return record.get("begun") is not None and is_vacant(array, record)
 
 
 def _array(group: Any, path: str) -> Any:

@@ -42,6 +42,7 @@ from tilework.plan.tile_plan import TilePlan
 from tilework.writing.objects import Objects, dump, load
 
 __all__ = [
+    "BESIDE",
     "FORMAT",
     "RECORD",
     "Accepted",
@@ -105,6 +106,9 @@ class Record(TypedDict):
     """Number of all tiles that the last run left out."""
     accepted: NotRequired[list[Accepted]]
     """Parts that changed and were accepted."""
+    begun: NotRequired[list[str] | None]
+    """Names of the attributes with which the run created the array; None: the array was given. Missing where
+    the run comes later, as of ``compute=False``, and in earlier versions."""
 
 
 def with_accepted(record: Record, accepted: Iterable[Accepted]) -> Record:
@@ -289,9 +293,14 @@ class Ledger:
         return Objects.of(self.array.store_path)
 
     @property
+    def attributes(self) -> dict[str, Any]:
+        """The attributes of the array, as its store has them now."""
+        return dict(self._stored("r").attrs.asdict())
+
+    @property
     def record(self) -> Record | None:
         """The record of the run that wrote the array; None: tilework did not write it."""
-        return _record(self._stored("r").attrs.asdict().get(RECORD)) or self._beside()
+        return _record(self.attributes.get(RECORD)) or self._beside()
 
     def _beside(self) -> Record | None:
         """Return the record beside the array, if it is there."""
@@ -412,16 +421,19 @@ def forget(objects: Objects, keep: str | None = None) -> None:
 
 
 def completed(
-    record: Record, shape: Sequence[int], unit: Sequence[int], objects: Objects, before: Record | None = None
-) -> Record:
+    record: Record, shape: Sequence[int], unit: Sequence[int], objects: Objects,
+    before: Record | None = None, *, vacant: bool = False,
+) -> Record:  # fmt: skip
     """Return a record with the facts on its array, and a generation that the array has not had.
 
     The name of a generation is a digest of the record and a count: equal runs into empty places make equal
-    stores.
+    stores. ``vacant`` says that the run ``before`` wrote nothing, so that an equal one may go on with its
+    name.
     """
     known = [*objects.names(), f"{before.get('generation', '') if before else ''}/"]
     seen = (re.match(r"[0-9a-f]{8}-(\d+)/", name) for name in known)
-    number = 1 + max((int(match[1]) for match in seen if match), default=0)
+    last = max((int(match[1]) for match in seen if match), default=0)
+    number = last if vacant and last else last + 1
     facts: Record = record | {"shape": list(map(int, shape)), "unit": list(map(int, unit))}
     name = f"{hashlib.blake2b(dump(facts), digest_size=4).hexdigest()}-{number}"
     return facts | {"generation": name}

@@ -16,9 +16,10 @@ from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.source.held import innermost
 from tilework.source.zarr_requests import answer
+from tilework.writing.ledger import BESIDE, RECORD, Ledger, Record
 from tilework.writing.objects import FOLDER, PARTIAL, Objects, load, read_only
 
-__all__ = ["Home", "children_at", "clear", "found_at", "home_of", "refuse_unfit_store"]
+__all__ = ["Home", "children_at", "clear", "found_at", "home_of", "is_vacant", "refuse_unfit_store"]
 
 # Metadata documents, and the formats of their nodes. A node is gone when the last of these is gone, so they
 # are
@@ -160,6 +161,28 @@ def children_at(at: StorePath) -> list[str]:
 
     found = [name.strip("/") for name in answer(at.store, names())]
     return sorted(name for name in found if name not in ("", FOLDER))
+
+
+def is_vacant(array: Any, record: Record) -> bool:
+    """Return whether the run of a record ended before it left anything in its array, or beside it.
+
+    Marks alone do not tell: units below a tile that failed have none, and users delete them. Pieces of labels
+    are a result, too. A run that is to come, or that has the array at the moment, is told by its claim only.
+    """
+    at = array.store_path
+    if "begun" not in record or not all(map(_says_nothing, Objects.of(at).names())):
+        return False
+    # Not a list of all objects: that leaves out what lies behind a link.
+    if not all(name in DOCUMENTS or PARTIAL.search(name) for name in children_at(at)):
+        return False
+    known = record["begun"]
+    return known is None or Ledger(array).attributes.keys() <= {RECORD, *known}
+
+
+def _says_nothing(name: str) -> bool:
+    """Return whether an object beside an array is neither a mark nor a part of a result."""
+    own = name.rpartition("/")[2]
+    return own in (*DOCUMENTS, "claim", "beat", BESIDE) or own.startswith(("claim.", "beat.", "after-"))
 
 
 def clear(at: StorePath, found: Any) -> None:

@@ -101,7 +101,9 @@ class Asked:
         """Return the path of the output ``key``."""
         return "/".join(p for p in (self.path, key) if p)
 
-    def target(self, store: Any, key: str, labels: Labels, image: Image | None = None) -> Target:
+    def target(
+        self, store: Any, key: str, labels: Labels, image: Image | None = None, *, later: bool = False
+    ) -> Target:
         """Return the target of the output ``key``, or of level 0 of its image."""
         path, options = self.at(labels.name(key)), self.options
         if image is not None:
@@ -110,7 +112,7 @@ class Asked:
             store=store, path=path, chunks=of_output("chunks", self.chunks, key, labels.dims),
             shards=of_output("shards", self.shards, key, labels.dims), overwrite=self.overwrite,
             resume=self.resume, accept=names_to_accept(self.accept), accepts=self.rebuilt is None,
-            options=options, labels=labels, key=key,
+            later=later, options=options, labels=labels, key=key,
         )  # fmt: skip
 
 
@@ -207,7 +209,10 @@ def prepare(
     dims = dims_of(out, found, asked) | {key: image.meta.axes for key, image in images.items()}
     plain = bool(images) or given is not None or is_array(store)
     labels = replace(Labels(dims) if plain else Labels.of(out, dims), attributes=_said(arrays, found, images))
-    places = {key: asked.target(stores[key], key, labels, images.get(key)).look(sources) for key in arrays}
+    targets = {
+        key: asked.target(stores[key], key, labels, images.get(key), later=where.postponed) for key in arrays
+    }
+    places = {key: target.look(sources) for key, target in targets.items()}
     table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
     if given is None:
         warn_of_name(store, asked.path, image=bool(images))

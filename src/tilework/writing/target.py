@@ -1,7 +1,8 @@
 """The target of a result: `Target.look` opens the store once and returns one of three places.
 
 `Fresh`
-    Nothing, or data that ``overwrite=True`` deletes. A new array is created.
+    Nothing, data that ``overwrite=True`` deletes, or the array of a run that ended before it wrote anything.
+    A new array is created.
 `Continued`
     A result of an earlier call. Only its missing part is computed.
 `Foreign`
@@ -46,7 +47,7 @@ from tilework.writing.ledger import (
     with_accepted,
     write_beside,
 )
-from tilework.writing.node import Home, clear, found_at, home_of, refuse_unfit_store
+from tilework.writing.node import Home, clear, found_at, home_of, is_vacant, refuse_unfit_store
 from tilework.writing.objects import Objects
 from tilework.writing.units import Layout, chunks_in_shards, layout_of, lengths, shard_lengths
 
@@ -126,6 +127,8 @@ class Target:
     """Names of parts of the fingerprint that may have changed."""
     accepts: bool = True
     """Whether the caller takes such names."""
+    later: bool = False
+    """Whether somebody else computes the result, after the array was created."""
     options: Mapping[str, Any]
     """Further arguments of `zarr.create_array`."""
     labels: Labels = field(default_factory=lambda: Labels({"": None}))
@@ -205,9 +208,7 @@ class Target:
                 "whole group is never replaced: delete it yourself, or write somewhere else."
             )
         if found is None or self.overwrite:
-            listed = self.labels.dataset is not None
-            asked = self.options.get("zarr_format")
-            return Fresh(self, home_of(self.at, self.address, asked, listed=listed), found)
+            return Fresh(self, self._home(), found)
         if isinstance(found, zarr.Group):
             raise TilingError(f"{self.address} already holds data, a group; overwrite=True deletes it.")
         record = Ledger(found).record
@@ -220,18 +221,29 @@ class Target:
             )
         return self._continued(found, record)
 
-    def _continued(self, array: Any, record: Record) -> Continued:
+    def _home(self) -> Home:
+        """Return where a new array belongs."""
+        listed = self.labels.dataset is not None
+        return home_of(self.at, self.address, self.options.get("zarr_format"), listed=listed)
+
+    def _continued(self, array: Any, record: Record) -> Place:
         if record["format"] > FORMAT:
             raise TilingError(
                 f"{self.address} was written by a newer version of tilework (format {record['format']}, here "
                 f"{FORMAT}); install that version, or write afresh with overwrite=True."
             )
+        misfit = Ledger(array).misfit(record)
+        if not misfit and is_vacant(array, record):
+            if self.given is not None:
+                return Foreign(self, array, record)
+            if record["begun"] is not None:
+                return Fresh(self, self._home(), array, record)
         if not self.resume:
             raise TilingError(
                 f"{self.address} already holds a result; "
                 "overwrite=True deletes it, resume=True goes on with it."
             )
-        if misfit := Ledger(array).misfit(record):
+        if misfit:
             raise TilingError(
                 f"{self.address} was changed after tilework wrote it ({misfit}), so its marks mean nothing; "
                 "undo the change, or write afresh with overwrite=True."
@@ -249,6 +261,8 @@ class Fresh:
     """The place in its hierarchy."""
     found: Any = None
     """The array or group that is deleted."""
+    vacant: Record | None = None
+    """The record of an array that is deleted because nothing was written into it."""
 
     @property
     def zarr_format(self) -> int:
@@ -298,13 +312,16 @@ class Fresh:
         believed for data that are gone.
         """
         target, options = self.target, self._options()
+        _refuse_filled(target, self.found, self.vacant)
         attributes: dict[str, Any] = options.pop("attributes", {})
         before = Ledger(self.found).record if isinstance(self.found, zarr.Array) else None
-        record = completed(record, shape, layout.unit, target.objects, before)
+        record = completed(record, shape, layout.unit, target.objects, before, vacant=self.vacant is not None)
         own = target.labels.options(target.key, self.zarr_format)
         attributes = own.pop("attributes", {}) | attributes
+        if not target.later:
+            record |= {"begun": sorted(attributes)}
         forget(target.objects)
-        if target.overwrite:
+        if target.overwrite or self.vacant is not None:
             clear(target.at, self.found)
         if target.labels.dataset is None:
             attributes |= {RECORD: record}
@@ -349,6 +366,8 @@ class Foreign:
     """The target, as given."""
     array: Any
     """The array: of zarr, numpy, h5py..."""
+    vacant: Record | None = None
+    """The record of an earlier call, which wrote nothing."""
 
     def compare(self, fingerprint: Mapping[str, str]) -> Foreign:
         """Return the place: no result is resumed here."""
@@ -365,8 +384,13 @@ class Foreign:
         """Return the array, without marks, and the record that is in its attributes."""
         _refuse_other(self.array, shape, dtype)
         if self.target.marked:
+            _refuse_filled(self.target, self.array, self.vacant)
             ledger = Ledger(self.array)
-            record = completed(record, shape, layout.unit, ledger.objects, ledger.record)
+            record = completed(
+                record, shape, layout.unit, ledger.objects, ledger.record, vacant=self.vacant is not None
+            )
+            if not self.target.later:
+                record |= {"begun": None}
             forget(ledger.objects)
             ledger.write_record(record)
         return self.array, record
@@ -539,6 +563,20 @@ def _refuse_options(target: Target, array: Any, layout: Layout) -> None:
                 f"the array at {target.address} has another {name} than {brief(value)}. Leave {name} out, or "
                 "write afresh with overwrite=True."
             )
+
+
+def _refuse_filled(target: Target, array: Any, vacant: Record | None) -> None:
+    """Raise if another run came between looking at a ``vacant`` array and claiming it."""
+    if vacant is None:
+        return
+    try:
+        same = Ledger(array).record == vacant and is_vacant(array, vacant)
+    except FileNotFoundError:
+        same = False
+    if not same:
+        raise TilingError(
+            f"{target.address} was changed by another run in this moment; look at it, and call again."
+        )
 
 
 def _refuse_other(array: Any, shape: Index, dtype: np.dtype[Any]) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 
+import dask.array
 import numpy as np
 import pytest
 import zarr
@@ -237,7 +238,106 @@ def test_an_axis_is_not_cut_with_another_one_that_the_first_array_has(kind):
     for options in ({"each": 0}, {"each": "t"}, {"axes": (1, 2)}):
         with pytest.raises(tw.TilingError, match=r"'y' of the first array .*'x' of array 1; transpose"):
             tw.tiled_map(np.subtract, pair, (8, 8), 0, dtype=float, **options)
-    assert tw.tiled_map(np.subtract, pair, 8, 0, axes="yx", each="t", dtype=float).shape == (4, 16, 16)
+    with pytest.warns(tw.TilingWarning, match="numpy does not tell apart"):
+        out = tw.tiled_map(np.subtract, pair, 8, 0, axes="yx", each="t", dtype=float)
+    assert out.shape == (4, 16, 16)
+
+
+def told(call):
+    """The text of the one warning of a call about orders of axes."""
+    with pytest.warns(tw.TilingWarning) as found:
+        call()
+    [text] = [str(one.message) for one in found if "tell apart" in str(one.message)]
+    return text
+
+
+def transposed(text, array):
+    """The array after the call that a warning gives for it."""
+    call, made = re.search(
+        r": (array\.transpose\(.*?\)) of xarray, which (.*) makes of others", text
+    ).groups()
+    scope = {"tw": tw, "dask": dask, "xarray": pytest.importorskip("xarray")}
+    labelled = array if hasattr(array, "dims") else eval(made, scope | {"array": array})
+    return eval(call, {"array": labelled})
+
+
+@pytest.mark.parametrize("how", ["auto", "given", "probe"])
+@pytest.mark.parametrize("kind", ["zarr", "xarray", "dask", "result"])
+def test_crops_with_the_same_axes_in_another_order_are_warned_of(kind, how):
+    """fn mixed y and x of square crops, and only the docstring said in which order they come."""
+    image = np.arange(3 * 16 * 16.0).reshape(3, 16, 16)
+    first, second = array_of("zarr", image, "tyx"), array_of("zarr", image.transpose(2, 0, 1), "xty")
+    if kind == "result":
+        second = tw.tiled_map(np.copy, second, 8, 0, axes="xy")
+    elif kind != "zarr":
+        first, second = array_of(kind, image, "tyx"), array_of(kind, image.transpose(2, 0, 1), "xty")
+
+    def call(pair):
+        called.clear()
+        if how == "probe":
+            return tw.probe(fn, 8, array=pair, axes="yx", each="t")
+        overlap = "auto" if how == "auto" else 0
+        return tw.tiled_map(fn, pair, 8, overlap, axes="yx", each="t", dtype=float)
+
+    def fn(a, b):
+        called.append(1)
+        return a - b
+
+    called = []
+    text = told(lambda: call((first, second)))
+    assert "array 0 have axes ('y', 'x') and those of array 1 ('x', 'y')" in text
+    cured = call((first, transposed(text, second)))
+    if how != "probe":
+        assert not np.asarray(cured).any()
+
+
+def test_a_pair_beyond_the_first_array_is_warned_of_before_anything_runs():
+    image = np.zeros((16, 16))
+    arrays = image, array_of("zarr", image, "yx"), array_of("zarr", image, "xy")
+    match = r"array 1 have .* array 2 \('x', 'y'\)"
+    for overlap in (0, "auto"):
+        with pytest.raises(ZeroDivisionError), pytest.warns(tw.TilingWarning, match=match):
+            tw.tiled_map(lambda *crops: 1 / 0, arrays, 8, overlap)
+
+
+@pytest.mark.parametrize(
+    ("dims", "other", "options"),
+    [
+        ("yx", "yx", {"crop": 8}),
+        ("yx", "xy", {"crop": (8, 4), "axes": "yx"}),  # numpy refuses them
+        ("zyx", "yxz", {"crop": 8, "axes": "yx"}),  # 3 slices
+        ("zyx", "xzy", {"crop": 8, "axes": "y", "each": "zx"}),
+        ("zyx", ("z", "lat", "lon"), {"crop": 8, "axes": (1, 2)}),
+        ("cyx", "ycx", {"crop": 8, "axes": "yx"}),  # 1 channel
+    ],
+    ids=str,
+)
+def test_orders_that_cannot_be_mixed_are_no_reason_to_warn(dims, other, options, recwarn):
+    lengths = {"z": 3, "c": 1}
+    pair = [array_of("zarr", np.zeros([lengths.get(d, 16) for d in own]), own) for own in (dims, other)]
+    tw.tiled_map(lambda a, b: a, tuple(pair), overlap=0, dtype=float, **options)
+    tw.tiled_map(lambda a, b: a, (np.zeros((16, 16)), np.zeros((16, 16))), 8, 0, dtype=float)
+    assert not recwarn.list
+
+
+def test_axes_that_one_crop_lacks_do_not_hide_the_others():
+    first, second = array_of("zarr", np.zeros((3, 16, 16)), "cyx"), array_of("zarr", np.zeros((16, 16)), "xy")
+    text = told(lambda: tw.tiled_map(lambda a, b: a, (first, second), 8, 0, axes="yx", dtype=float))
+    assert "('c', 'y', 'x') and those of array 1 ('x', 'y')" in text
+    same = array_of("zarr", np.zeros((16, 16)), "yx")
+    tw.tiled_map(lambda a, b: a, (first, same), 8, 0, axes="yx", dtype=float)
+
+
+@pytest.mark.parametrize("kind", ["zarr", "image", "xarray"])
+def test_masks_are_turned_by_their_names(kind):
+    """Masks of Zarr were taken by position, so that other tiles of a square image ran."""
+    values = np.random.default_rng(0).random((8, 8)) < 0.5
+    image = array_of("zarr", np.ones((8, 8)), "yx")
+    mask = array_of("xarray" if kind == "xarray" else "zarr", values, "xy")
+    mask = tw.open_image(mask) if kind == "image" else mask
+    for options in ({"mask": mask}, {"where": mask}):
+        out = tw.tiled_map(np.copy, image, 1, 0, **options)
+        np.testing.assert_array_equal(np.asarray(out), values.T)
 
 
 def test_other_names_of_the_same_axes_are_no_reason_to_refuse():

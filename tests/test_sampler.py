@@ -293,3 +293,18 @@ def test_F1_boxes_that_are_none_are_named():
         sampler.position([[0, 8], [1, 9]])
     with pytest.raises(tw.TilingError, match="has_batch_dim"):
         sampler.position(np.zeros((3, 2, 2), int))
+
+
+def test_images_are_not_mixed_that_name_their_axes_in_another_order():
+    """Patches of such images were cut by position, and mixed y with x where these are equally long."""
+    first, second, third = (
+        zarr.create_array({}, data=np.zeros((16, 16, 16)), dimension_names=tuple(names))
+        for names in ("yxc", "xyc", "ycx")
+    )
+    with pytest.raises(tw.TilingError, match=r"axis 'y' of the first array .* 'x' of array 'b'"):
+        GridSampler({"a": first, "b": second}, (16, 16), (8, 8))
+    with pytest.raises(tw.TilingError, match=r"axis 'x' of the first array .* 'c' of array 'b'"):
+        GridSampler({"a": first, "b": third}, (16, 16), (8, 8), spatial_first=False)
+    with pytest.warns(tw.TilingWarning, match=r"array 'a' have axes .* array 'b' \('y', 'c', 'x'\)"):
+        GridSampler({"a": first, "b": third}, (16,), (8,))
+    GridSampler({"a": first, "b": first, "c": np.zeros((16, 16, 4))}, (16, 16), (8, 8))

@@ -34,6 +34,7 @@ from tilework.plan.meaning import axes_of, meaning_of
 from tilework.plan.nodata import valid_of
 from tilework.plan.placing import with_places
 from tilework.plan.request import (
+    Layout,
     Request,
     bind_outputs,
     declared_outputs,
@@ -133,7 +134,8 @@ def tiled_map(
     array : array, path, URL, or tuple of them
         The image: numpy, memmap, Zarr, OME-Zarr, h5py, dask, xarray, a torch CPU tensor, `load_once`, or
         anything with shape, dtype and slicing. With a tuple, ``fn`` gets one crop of each, with the axes of
-        that array in their order. A Dataset stands for the tuple of its variables.
+        that array in their order. It warns where names of axes tell crops apart that look alike, such as
+        square ones of axes yx and xy. A Dataset stands for the tuple of its variables.
         Paths and URLs are those of Zarr; the error for another file gives the line that opens it.
         `open_image` chooses a level or the labels of an OME-Zarr image.
     crop : int, sequence of int or dict by name, samples per tiled axis
@@ -278,10 +280,9 @@ def tiled_map(
     layout = make_layout(sources, request, declared)
     if labels is not None:
         labels.check(layout.source_axes)
-    for one in functions_in(fn):
-        for own in normalizations(one):
-            own.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
-        check_tile_keyword(one, pass_tile=pass_tile, batched=batch_size is not None)
+    if not chosen:  # else crops were compared, and this came before
+        layout.warn_of_orders(sources)
+    _check_functions(fn, sources, layout, pass_tile=pass_tile, batched=batch_size is not None)
     if boundary == "constant":
         for s in sources:
             scalar("cval", cval, s.dtype)
@@ -315,6 +316,16 @@ def tiled_map(
         spec = with_validity(spec, valid, layout, request)
     _warn(spec)
     return _build(spec, declared, name, labels, of_each)
+
+
+def _check_functions(
+    fn: Function, sources: Sequence[Source], layout: Layout, *, pass_tile: bool, batched: bool
+) -> None:
+    """Raise if a function does not take crops of these sources, or its tile."""
+    for one in functions_in(fn):
+        for own in normalizations(one):
+            own.check(tuple(len(layout.crop_of(s, k)[0]) for k, s in enumerate(sources)))
+        check_tile_keyword(one, pass_tile=pass_tile, batched=batched)
 
 
 def _pads(fn: Function | None, batch_size: int | None, asked: bool | None) -> bool | None:

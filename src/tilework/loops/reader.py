@@ -107,7 +107,9 @@ class CropReader:
         crop = list(source.shape)
         for axis, spans in zip(self._axes, self._spans, strict=True):
             crop[axis] = max((b - a for a, b in spans), default=0)
-        check_crop_bytes(tuple(crop), source.dtype.itemsize, default_memory())
+        self.crop_shape = tuple(crop)
+        """Shape of the largest crop."""
+        check_crop_bytes(self.crop_shape, source.dtype.itemsize, default_memory())
 
     def __reduce__(self) -> tuple[Any, ...]:
         what = self.source if self._image is None else self._image

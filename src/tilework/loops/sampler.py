@@ -17,6 +17,7 @@ from tilework.grid.tiles import TileGrid
 from tilework.loops.common import Cut, UnknownMode, raises_as_ancestors
 from tilework.loops.reader import CropReader, Padding, open_image
 from tilework.plan.arguments import check_axis, per_axis
+from tilework.plan.pairing import check_names, warn_of_orders
 from tilework.plan.tile_plan import TilePlan
 from tilework.source.base import Source
 
@@ -174,6 +175,8 @@ class GridSampler:
         self._padding = Padding(**padding)
         images = image if isinstance(image, Mapping) else {} if image is None else {None: image}
         sources = {key: open_image(one) for key, one in images.items()}
+        axes = [self._axes(source) for source in sources.values()]
+        check_names(list(sources.values()), axes, list(sources))
         extents = self._extents(list(sources.values()))
         sizes = zip(names, extents, self.spatial_size, self.patch_size, self.step_size, strict=True)
         self.grids = tuple(_grid(self.mode, name, n, max(n, size), p, s) for name, n, size, p, s in sizes)
@@ -183,9 +186,11 @@ class GridSampler:
         limit = None if memory_limit is None else parse_bytes("memory_limit", memory_limit)
         self._many = isinstance(image, Mapping)
         self.readers = {
-            key: CropReader(images[key], source, self._axes(source), self.grids, self._padding, limit)
-            for key, source in sources.items()
+            key: CropReader(images[key], source, own, self.grids, self._padding, limit)
+            for (key, source), own in zip(sources.items(), axes, strict=True)
         }
+        crops = [reader.crop_shape for reader in self.readers.values()]
+        warn_of_orders(list(sources.values()), crops, keys=list(sources))
         self._order = _Order(self.grids, self.chunk_size)
         self._raster = TileGrid(self.grids)
         width = self.pad_width

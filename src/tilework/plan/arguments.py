@@ -33,6 +33,7 @@ from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any
 from tilework.plan.tile_mask import TileMask, in_order
 from tilework.source.base import Source, unmasked
+from tilework.source.opening import open_source
 
 __all__ = [
     "Axes",
@@ -311,10 +312,11 @@ def tiles_in_mask(
         raise TypeError(
             "mask is needed when the graph is built; compute the dask array first: mask.compute()."
         )
-    if set(attribute(mask, "dims", ())) == set(names):  # of xarray
-        mask = mask.transpose(*names)
     array = has(mask, "dtype") and isinstance(attribute(mask, "shape"), tuple)
     values = unmasked((mask[...] if mask.shape else mask) if array else as_numbers("mask", mask))
+    own = _names_of(mask)
+    if set(own) == set(names):
+        values = values.transpose([own.index(name) for name in names])
     if values.dtype.kind not in "biu":
         raise TypeError(
             f"mask must be bool or integer; got dtype {values.dtype}. Compare first: mask > threshold."
@@ -340,6 +342,14 @@ def tiles_in_mask(
         last = np.searchsorted(lows, stops.take(tiles))
         under.append(Spans(first, np.maximum(first, last)))
     return TileMask.between(edges, box_any(values.astype(bool, copy=False), under))
+
+
+def _names_of(mask: Any) -> tuple[str, ...]:
+    """Return the names of the axes of a mask; none if it does not say them."""
+    dims = attribute(mask, "dims")
+    if dims is None and type(mask).__module__.partition(".")[0] in ("zarr", "tilework"):
+        dims = open_source(mask).names
+    return tuple(map(str, dims or ()))
 
 
 def _mask_samples(length: int, extent: int, scale: float | None) -> tuple[Ints, Ints]:

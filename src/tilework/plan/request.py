@@ -35,6 +35,7 @@ from tilework.plan.arguments import (
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.decoding import with_spare
 from tilework.plan.memory import peak_bytes
+from tilework.plan.pairing import check_names, in_order_of, warn_of_orders
 from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
 from tilework.source.base import Source
@@ -143,6 +144,10 @@ class Layout:
         lengths = dict(zip(tiled, self.crop, strict=True))
         return tuple(lengths.get(a, source.shape[a]) for a in seen), tuple(seen.index(a) for a in tiled)
 
+    def warn_of_orders(self, sources: Sequence[Source]) -> None:
+        """Warn where ``fn`` gets the same axes of two sources in different orders without noticing it."""
+        warn_of_orders(sources, [self.crop_of(s, k)[0] for k, s in enumerate(sources)], self.each)
+
 
 def declared_outputs(output: Outputs | None, dtype: Any) -> Outputs | None:
     """Return the declared outputs; None if a call has to find them."""
@@ -191,10 +196,10 @@ def _axes(sources: Sequence[Source], request: Request) -> tuple[tuple[Index, ...
             f"all arrays must have the same tiled and each axes; got {list(zip(each, tiled, strict=True))}."
         )
     first = sources[0]
-    each = tuple(_ordered(first, each[0], s, e) for s, e in zip(sources, each, strict=True))
+    each = tuple(in_order_of(first, each[0], s, e) for s, e in zip(sources, each, strict=True))
     cut = [e + t for e, t in zip(each, tiled, strict=True)]
     check_extents(sources, cut)
-    _check_names(sources, cut)
+    check_names(sources, cut)
     crop = given or (whole("crop", request.crop),) * len(tiled[0])
     if request.axes is None:
         guard_channels(first, tiled[0], crop, one_int=given is None)
@@ -213,27 +218,6 @@ def _resolved(
         return resolve_axes(source, axes, each, crop)
     except GridError as error:
         raise GridError(f"array {number}: {error}") from None
-
-
-def _ordered(first: Source, each: Index, source: Source, own: Index) -> Index:
-    """Return the ``each`` axes of a source in the order that those of the first one have, if names tell."""
-    if first.names is None or source.names is None:
-        return own
-    numbers = {source.names[a]: a for a in own}
-    order = [numbers.get(first.names[a]) for a in each]
-    return own if None in order else tuple(a for a in order if a is not None)
-
-
-def _check_names(sources: Sequence[Source], cut: Sequence[Index]) -> None:
-    """Raise where an axis would be cut with one of another name that the first source cuts elsewhere."""
-    names = [[s.names[a] for a in axes] if s.names else None for s, axes in zip(sources, cut, strict=True)]
-    for number, own in enumerate(names[1:], 1):
-        for one, other in zip(names[0] or (), own or (), strict=False):
-            if one != other and other in (names[0] or ()):
-                raise GridError(
-                    f"axis {one!r} of the first array would be cut with axis {other!r} of array {number}; "
-                    f"transpose that one, or name the axes: its axes are {sources[number].names}."
-                )
 
 
 def _tiled_grids(

@@ -154,6 +154,7 @@ def probe(
     request = Request(crop=crop, overlap=0, axes=axes, each=each, batch_size=batch_size)
     request = ordered(request, sources[0])
     layout = make_layout(sources, request, None)
+    layout.warn_of_orders(sources)
     return _probe(
         fn, sources, layout, batched=batch_size is not None, values=values, tolerance=tolerance, nan=nan,
         extremes=extremes, seed=seed,
@@ -305,6 +306,7 @@ def choose_overlap(
             "from the overlap: crop - 2 * overlap."
         )
     layout = make_layout(sources, replace(request, overlap=0, multiple=1, blend="trim", rim=0), None)
+    layout.warn_of_orders(sources)
     whole = request.batch_size or 1 if request.pad_batch else 1
     report = _probe(fn, sources, layout, batched=request.batch_size is not None, whole=whole)
     names = report.names

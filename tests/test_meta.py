@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 from dask.tokenize import tokenize
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import tilework as tw
@@ -89,6 +89,81 @@ def test_a_meaning_is_transposed_as_the_samples_are(order, by_name):
 def test_a_wrong_order_is_refused(axes):
     with pytest.raises(tw.TilingError, match=r"each of the axes \('t', 'c', 'y', 'x'\) once"):
         META.transpose(axes)
+
+
+INDICES = st.one_of(
+    st.integers(-3, 2),
+    st.builds(
+        slice, st.none() | st.integers(0, 3), st.none() | st.integers(-4, 8), st.sampled_from([None, 1, 2])
+    ),
+    st.builds(slice, st.integers(0, 2), st.none(), st.sampled_from([-1, -2])),
+)
+
+
+@given(st.lists(INDICES, max_size=4), st.integers(0, 4))
+def test_a_meaning_is_sliced_as_xarray_slices_the_samples(parts, dots):
+    """Also with what lies along two axes, channels and times."""
+    xr = pytest.importorskip("xarray")
+    index = tuple(parts) if dots > len(parts) else (*parts[:dots], ..., *parts[dots:])
+    image = xr.DataArray(
+        np.zeros((3, 3, 8, 12)), dims=tuple("tcyx"), attrs={"nodata": -1},
+        coords={
+            "t": np.arange(3), "c": list("uvw"), "y": -2.5 * np.arange(8) + 3, "x": 0.5 * np.arange(12),
+            "mask": (("y", "x"), np.arange(96).reshape(8, 12)), "one": 3.0,
+        },
+    )  # fmt: skip
+    meta, want = tw.image_meta(image), image[index]
+    assume(all(want.shape))
+    got = meta.sliced(index)
+    got.check("the part", want.shape)
+    found = tw.image_meta(want)
+    assert got.axes == found.axes
+    for part in ("types", "channel_names", "nodata", "name"):
+        assert getattr(got, part) == getattr(found, part)
+    assert got.coordinates == found.coordinates
+    for k, n in enumerate(want.shape):
+        if n > 1:  # a single sample has no distance to another
+            assert got.scale[k] == pytest.approx(found.scale[k])
+            assert got.translation[k] == pytest.approx(found.translation[k])
+
+
+def test_the_meaning_of_a_slice_is_written(tmp_path):
+    """That of the whole was refused by the number of its channels, and nothing gave that of the slice."""
+    meta = META.replace(channel_colors=["FF0000", "00FF00", "0000FF"], nodata=7)
+    out = tw.tiled_map(np.sqrt, IMAGE, (4, 6), 0, axes="yx", each="t", meta=meta)
+    with pytest.raises(tw.TilingError, match=r"extent 2; a part, .* has the meaning meta.sliced\(index\)"):
+        tw.to_zarr(out[:, 1:], tmp_path / "refused.zarr", ome=True, meta=tw.image_meta(out))
+    index = np.s_[:, 1:, 2:6, 3:]
+    own = tw.image_meta(out).sliced(index)
+    assert own.channel_names == META.channel_names[1:]
+    assert own.channel_colors == ("00FF00", "0000FF")
+    assert own.nodata == 7
+    tw.to_zarr(out[index], tmp_path / "a.zarr", ome=True, meta=own, progress=False)
+    stored = tw.open_image(tmp_path / "a.zarr").meta
+    assert (stored.scale, stored.translation) == (own.scale, own.translation)
+    assert own.translation[2] == META.translation[2] + 2 * META.scale[2]
+    assert stored.channel_names == own.channel_names
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "match"),
+    [
+        (np.s_[0, 0, 0, 0, 0], tw.TilingError, "does not fit"),
+        (np.s_[..., 0, ...], tw.TilingError, "does not fit"),
+        (np.s_[..., -3:], tw.TilingError, "along axis x must start at a number of 0 or more"),
+        (np.s_[..., ::-1], tw.TilingError, "along axis x must start"),
+        (np.s_[..., ::0], tw.TilingError, "along axis x must start"),
+        (np.s_[..., 0.5:], TypeError, "the start along x"),
+        (np.s_[:, [0, 2]], TypeError, "slices, whole numbers"),
+        (np.s_[None], TypeError, "slices, whole numbers"),
+        (True, TypeError, "slices, whole numbers"),
+        ("x", TypeError, "slices, whole numbers"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_index_without_a_meaning_is_refused(index, error, match):
+    with pytest.raises(error, match=match):
+        META.sliced(index)
 
 
 @pytest.mark.parametrize(

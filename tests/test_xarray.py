@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import tilework as tw
 from tilework.formats import labelled as labels_module
-from tilework.formats.meta import Coordinate
+from tilework.formats.coordinates import Coordinate
 from tilework.graph.build import plan_of
 
 HALF = Fraction(1, 2)

@@ -367,7 +367,8 @@ def image_meta(array: Any) -> ImageMeta | None:
     -------
     ImageMeta or None
         None if nothing is known: numpy arrays and most others have no names of axes. What is computed from a
-        result with dask, such as ``out > 0.5``, has none either.
+        result with dask, such as ``out > 0.5``, has none either; `ImageMeta.sliced` and `ImageMeta.transpose`
+        give that of a slice and of a transposed result.
 
     Examples
     --------

@@ -24,7 +24,8 @@ import numpy as np
 from tilework._checks import warn
 from tilework._derived import Holder, derived
 from tilework.errors import GridError, TilingError, TilingWarning
-from tilework.formats.meta import Carried, Coordinate, ImageMeta, NewAxis
+from tilework.formats.coordinates import Coordinate
+from tilework.formats.meta import Carried, ImageMeta, NewAxis
 from tilework.formats.missing import OF_VALUES, most_telling
 
 __all__ = [

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
 
-from tilework._checks import brief, check_scalar, is_whole, of_type, one_of, sequence, warn, wholes
-from tilework._derived import Holder, derived
-from tilework._types import Array
+from tilework._checks import brief, check_scalar, is_whole, of_type, one_of, sequence, warn, whole, wholes
 from tilework.errors import TilingError, TilingWarning
+from tilework.formats.coordinates import Coordinate, coordinates_of
+from tilework.formats.equality import as_text, equal, facts_of
 
-__all__ = ["Carried", "Coordinate", "ImageMeta", "NewAxis", "named_shape"]
+__all__ = ["Carried", "ImageMeta", "NewAxis", "named_shape"]
 
 AxisType = Literal["space", "time", "channel"]
 
@@ -29,82 +28,8 @@ _USUAL: dict[str, AxisType] = {
     **dict.fromkeys(("t", "time"), "time"),
     **dict.fromkeys(("c", "channel", "band"), "channel"),
 }
-# Values of a uniform coordinate may be off by this fraction of a step: the rounding of float32 coordinates.
-UNIFORM = 1e-4
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Coordinate(Holder):
-    """Values along one or several axes, or one value of the whole image."""
-
-    dims: tuple[str, ...]
-    """Names of the axes along which the values vary; empty for one value of the whole image."""
-    values: Array
-    """The values, one per sample of these axes. They must not change: what is derived from them is held."""
-    attributes: Mapping[Hashable, Any] = field(default_factory=dict)
-    """Attributes of the coordinate."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Coordinate) and _same(_facts(self), _facts(other))
-
-    __hash__ = None  # type: ignore[assignment]
-
-    @derived
-    def step(self) -> float | None:
-        """Distance of neighbouring values, of times in their own unit; None if there is no single one."""
-        values = self.values
-        if values.ndim != 1 or len(values) < 2 or values.dtype.kind not in "iufmM":
-            return None
-        if values.dtype.kind in "mM":
-            if np.isnat(values[[0, -1]]).any():  # the smallest integer
-                return None
-            values = (values - values[0]).view(np.int64)
-        first, last = float(values[0]), float(values[-1])
-        step = (last - first) / (len(values) - 1)
-        if not math.isfinite(step) or not step:
-            return None
-        # In place: there may be a million samples.
-        off = np.arange(len(values), dtype=np.float64)
-        off *= step
-        off += first
-        with np.errstate(invalid="ignore"):  # infinities
-            np.subtract(values, off, out=off, casting="same_kind")
-        return step if float(np.abs(off, out=off).max()) <= UNIFORM * abs(step) else None
-
-    @derived
-    def is_text(self) -> bool:
-        """Whether these are texts along one axis."""
-        values = self.values
-        if values.ndim != 1 or values.dtype.kind not in "UTO":
-            return False
-        return values.dtype.kind != "O" or all(issubclass(kind, str) for kind in set(map(type, values)))
-
-    @property
-    def unit(self) -> np.timedelta64:
-        """The unit in which times are counted."""
-        difference: np.timedelta64 = np.ones(1, np.int64).view((self.values[:1] - self.values[:1]).dtype)[0]
-        return difference
-
-    def binned(self, scale: Fraction, length: int) -> Coordinate | None:
-        """Return the centres of the result samples at ``scale``; None if the values are not uniform."""
-        if self.step is None:
-            return None
-        what = "binned", scale, length
-        if what not in self.held:
-            self.held[what] = Coordinate(self.dims, self._centres(self.step, scale, length), self.attributes)
-        found: Coordinate = self.held[what]
-        return found
-
-    def _centres(self, step: float, scale: Fraction, length: int) -> Array:
-        centres = np.arange(length, dtype=np.float64)
-        centres += 0.5
-        centres /= float(scale)
-        centres -= 0.5
-        centres *= step
-        if self.values.dtype.kind in "mM":
-            return np.asarray(self.values[0] + np.rint(centres).astype(np.int64) * self.unit)
-        centres += float(self.values[0])
-        return centres.astype(self.values.dtype, copy=False) if self.values.dtype.kind == "f" else centres
+# The end of messages on a meaning that does not fit.
+PART = "a part, image[index], has the meaning meta.sliced(index), such as meta.sliced(numpy.s_[2:4, ...])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +141,7 @@ class ImageMeta:
             ),
             "channel_names": _channels("channel_names", channel_names, own, kinds),
             "channel_colors": _colors(_channels("channel_colors", channel_colors, own, kinds)),
-            "coordinates": _coordinates(coordinates or {}, own),
+            "coordinates": coordinates_of(coordinates or {}, own),
             "nodata": nodata,
             "attributes": dict(of_type("attributes", attributes or {}, Mapping, "a dict")),
             "name": None if name is None else str(name),
@@ -289,25 +214,67 @@ class ImageMeta:
             )
         return self.carried([Carried(axis, 0) for axis in order])
 
+    def sliced(self, index: Any) -> ImageMeta:
+        """Return the meaning of a part of the image, of what the same index gives of its samples.
+
+        Parameters
+        ----------
+        index : slice, int or Ellipsis, or tuple of them
+            As in ``image[index]``; `numpy.s_` makes one of ``[2:4, :, 100:200]``. Along an axis of space or
+            time, a slice starts at a number that counts from the first sample.
+
+        Returns
+        -------
+        ImageMeta
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> ImageMeta("zyx", scale=(2, 0.5, 0.5)).sliced(np.s_[3:7, ..., 100:200:2])
+        <ImageMeta: z 2 from 6, y 0.5, x 1 from 50>
+        """
+        parts = dict(zip(self.axes, _parts_of(index, self.axes), strict=True))
+        left = [k for k, part in enumerate(parts.values()) if isinstance(part, slice)]
+        places = [self._place_in(k, parts[self.axes[k]]) for k in left]
+        k = self.channel_axis
+        along = parts[self.axes[k]] if k in left and k is not None else None
+        names, colors = (
+            values[along] if values is not None and isinstance(along, slice) else None
+            for values in (self.channel_names, self.channel_colors)
+        )
+        return ImageMeta(
+            [self.axes[k] for k in left],
+            types=[self.types[k] for k in left],
+            units=[self.units[k] for k in left],
+            scale=[scale for scale, _ in places],
+            translation=[translation for _, translation in places],
+            channel_names=names,
+            channel_colors=colors,
+            coordinates={name: one.sliced(parts) for name, one in self.coordinates.items()},
+            nodata=self.nodata,
+            attributes=self.attributes,
+            name=self.name,
+        )
+
     def check(self, what: str, shape: Sequence[int]) -> None:
         """Raise a `TilingError` unless an image of ``shape`` can have this meaning; ``what`` names it."""
         if len(self.axes) != len(shape):
             raise TilingError(
                 f"meta has {len(self.axes)} axes {self.axes}; {what} has {len(shape)}, of shape "
-                f"{tuple(shape)}. Name one axis for each."
+                f"{tuple(shape)}. Name one axis for each; {PART}."
             )
         names, channel = self.channel_names, self.channel_axis
         if names is not None and channel is not None and len(names) != shape[channel]:
             raise TilingError(
                 f"meta has {len(names)} channel_names; axis {self.axes[channel]} of {what} has extent "
-                f"{shape[channel]}."
+                f"{shape[channel]}; {PART}."
             )
         for name, coordinate in self.coordinates.items():
             lengths = tuple(shape[self.axes.index(dim)] for dim in coordinate.dims)
             if coordinate.values.shape != lengths:
                 raise TilingError(
                     f"coordinate {name!r} of meta has shape {coordinate.values.shape}; the axes "
-                    f"{coordinate.dims} of {what} have extents {lengths}."
+                    f"{coordinate.dims} of {what} have extents {lengths}; {PART}."
                 )
 
     def carried(self, parts: Sequence[Carried | NewAxis]) -> ImageMeta:
@@ -352,6 +319,14 @@ class ImageMeta:
         new = [p for p in parts if isinstance(p, NewAxis) and p.like is None and not p.doubtful]
         return next(iter([*named, *old, *map(parts.index, new if len(new) == 1 else ())]), None)
 
+    def _place_in(self, axis: int, part: Any) -> tuple[float, float]:
+        """Return scale and translation of an axis of which a slice is left."""
+        scale, translation = self.scale[axis], self.translation[axis]
+        if axis == self.channel_axis and (scale, translation) == (1, 0):  # channels lie nowhere
+            return scale, translation
+        start, step = _start(self.axes[axis], part)
+        return scale * step, translation + start * scale
+
     def _place(self, part: Carried | NewAxis) -> tuple[float, float]:
         """Return scale and translation of an axis of a result."""
         if isinstance(part, NewAxis):
@@ -392,13 +367,13 @@ class ImageMeta:
         return found
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ImageMeta) and _same(_facts(self), _facts(other))
+        return isinstance(other, ImageMeta) and equal(facts_of(self), facts_of(other))
 
     def __hash__(self) -> int:
         return hash((self.axes, self.types, self.units, self.scale, self.translation))
 
     def __dask_tokenize__(self) -> Any:
-        return _as_text(_facts(self))
+        return as_text(facts_of(self))
 
     def __repr__(self) -> str:
         parts = []
@@ -412,60 +387,6 @@ class ImageMeta:
             text += f"; nodata {self.nodata}"
         others = [name for name in self.coordinates if name not in self.axes]
         return f"<ImageMeta: {text}{'; coordinates ' if others else ''}{', '.join(others)}>"
-
-
-def _facts(value: Any) -> list[tuple[str, Any]]:
-    """Return all fields of a value with their names."""
-    found = []
-    for f in fields(value):
-        part = getattr(value, f.name)
-        if f.name == "coordinates":
-            part = {name: _facts(coordinate) for name, coordinate in part.items()}
-        found.append((f.name, part))
-    return found
-
-
-def _as_text(value: Any) -> Any:
-    """Return a nested value whose text tells it from others: numpy leaves out samples of long arrays."""
-    if isinstance(value, np.ndarray):
-        samples = value.tolist() if value.dtype.hasobject else hashlib.sha256(value.tobytes()).hexdigest()
-        return str(value.dtype), value.shape, samples
-    if isinstance(value, dict):
-        return {key: _as_text(part) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(map(_as_text, value))
-    return value
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Return whether two nested values are equal, NaN included."""
-    if a is b:
-        return True
-    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
-        first, second = np.asarray(a), np.asarray(b)
-        if first.shape != second.shape or first.dtype != second.dtype:
-            return False
-        if first.dtype.kind == "O":
-            return _equal_objects(first, second) or all(map(_same, first.flat, second.flat))
-        with_nan = first.dtype.kind in "fcmM"
-        return bool(np.array_equal(first, second, equal_nan=with_nan))
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    try:
-        # NaN and NaT differ from themselves.
-        return bool(a == b) or bool(a != a and b != b)
-    except (TypeError, ValueError):  # comparisons by element
-        return type(a) is type(b) and bool(np.array_equal(a, b))
-
-
-def _equal_objects(a: Array, b: Array) -> bool:
-    """Return whether all objects are equal, if they say so; a hundred times as fast as one by one."""
-    try:
-        return bool(np.array_equal(a, b))
-    except (TypeError, ValueError):  # arrays among them
-        return False
 
 
 def named_shape(shape: Any) -> tuple[tuple[int, ...], ImageMeta | None]:
@@ -482,6 +403,36 @@ def _axis_names(axes: Any) -> tuple[str, ...]:
     if len(set(names)) < len(names):
         raise TilingError(f"the names of axes must differ; got {names}.")
     return names
+
+
+def _parts_of(index: Any, axes: Sequence[str]) -> list[slice | int]:
+    """Return one slice or number per axis of an index."""
+    given = index if isinstance(index, tuple) else (index,)
+    for part in given:
+        if not (part is Ellipsis or isinstance(part, slice) or is_whole(part)):
+            raise TypeError(f"an index of a meaning has slices, whole numbers and ...; got {brief(part)}.")
+    dots = sum(part is Ellipsis for part in given)
+    left = [slice(None)] * (len(axes) - len(given) + dots)
+    if dots > 1 or len(given) - dots > len(axes):
+        raise TilingError(f"the index {brief(index)} does not fit the axes {tuple(axes)}.")
+    found: list[slice | int] = []
+    for part in given if dots else (*given, Ellipsis):
+        found += left if part is Ellipsis else [part if isinstance(part, slice) else int(part)]
+    return found
+
+
+def _start(axis: str, part: slice) -> tuple[int, int]:
+    """Return number of the first sample and distance of the samples of a slice."""
+    step = 1 if part.step is None else whole(f"the step along {axis}", part.step)
+    if part.start is None and step > 0:
+        return 0, step
+    start = -1 if part.start is None else whole(f"the start along {axis}", part.start)
+    if start < 0 or not step:
+        raise TilingError(
+            f"the slice {part} along axis {axis} must start at a number of 0 or more, and have a step: a "
+            "meaning does not know how long the axis is."
+        )
+    return start, step
 
 
 def _per_axis(what: str, value: Any, axes: Sequence[str], usual: Sequence[Any]) -> tuple[Any, ...]:
@@ -559,41 +510,3 @@ def _colors(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if len(digits) != 6 or any(d not in "0123456789abcdefABCDEF" for d in digits):
             raise TilingError(f'channel_colors must be six hexadecimal digits, as "00FF00"; got {value!r}.')
     return tuple(value.removeprefix("#").upper() for value in values)
-
-
-def _coordinate(name: str, dims: Any, values: Any, attributes: Any = None) -> Coordinate:
-    own = (dims,) if isinstance(dims, str) else dims
-    if not sequence(own) or not all(isinstance(dim, str) for dim in own) or len(set(own)) < len(own):
-        raise TypeError(
-            f"the dims of coordinate {name!r} must be the name of an axis, or several that differ; got "
-            f"{brief(dims)}. A coordinate is (dims, values)."
-        )
-    try:
-        array = np.asarray(values)
-    except ValueError as error:
-        raise TilingError(f"the values of coordinate {name!r} are no array: {error}") from error
-    what = f"the attributes of coordinate {name!r}"
-    return Coordinate(tuple(own), array, dict(of_type(what, attributes or {}, Mapping, "a dict")))
-
-
-def _coordinates(given: Mapping[str, Any], axes: Sequence[str]) -> dict[str, Coordinate]:
-    found = {}
-    for name, value in of_type("coordinates", given, Mapping, "a dict").items():
-        if isinstance(value, Coordinate):
-            coordinate = value
-        elif isinstance(value, tuple | list) and len(value) in (2, 3):
-            coordinate = _coordinate(str(name), *value)
-        else:
-            raise TypeError(
-                f"a coordinate must be (dims, values) or (dims, values, attributes); got {brief(value)} for "
-                f"{name!r}."
-            )
-        for dim in coordinate.dims:
-            if dim not in axes:
-                raise TilingError(f"coordinate {name!r} lies along {dim!r}; the axes are {', '.join(axes)}.")
-        if coordinate.values.ndim != len(coordinate.dims):
-            raise TilingError(
-                f"coordinate {name!r} has {coordinate.values.ndim} axes of values and dims {coordinate.dims}."
-            )
-        found[str(name)] = coordinate
-    return found

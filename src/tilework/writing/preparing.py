@@ -96,6 +96,8 @@ class Asked:
             if value is not None:
                 of_type(name, value, str, "a string")
         names_to_accept(self.accept)
+        if not callable(self.on_error):
+            one_of("on_error", self.on_error, ("raise", "fill"))
 
     def at(self, key: str) -> str:
         """Return the path of the output ``key``."""
@@ -186,8 +188,6 @@ def prepare(
     The arrays are claimed for the run until the job is closed; for a run that somebody else computes, only
     until they are created.
     """
-    if not callable(asked.on_error):
-        one_of("on_error", asked.on_error, ("raise", "fill"))
     members, several = by_key(out), isinstance(out, tuple | list | Mapping)
     found = {key: find_spec(member) for key, member in members.items()}
     arrays = {key: bare(member) for key, member in members.items()}

@@ -7,6 +7,8 @@ import itertools
 import math
 import warnings
 from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 import tilework as tw
 import tilework.writing.preparing
 from tests.store_counts import counted_codecs
+from tilework.execution.progress import Tracker
 from tilework.graph.build import plan_of
 from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks
 from tilework.plan.memory import parallel_bytes, peak_bytes
@@ -27,7 +30,6 @@ from tilework.source import kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 DOTS = np.zeros((512, 384), bool)
 DOTS[5::32, 3::48] = True
@@ -142,6 +144,42 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
     assert kept.CHUNKS.nbytes == 0
     if layout.shards is not None:
         assert counts["encoded"] == written.nchunks == array.nchunks
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_one_thread_runs_blocks_in_their_order_and_decodes_what_the_plan_says(data: st.DataObject) -> None:
+    """dask ran blocks at the edges, which need fewer others, before their turn, and blocks after the next."""
+    ndim = data.draw(st.integers(2, 3))
+    shape = tuple(data.draw(st.integers(40, (160, 60)[ndim - 2])) for _ in range(ndim))
+    chunks = tuple(data.draw(st.integers(8, 30)) for _ in range(ndim))
+    crop = data.draw(st.integers(8, 24))
+    tiling: dict[str, Any] = {"overlap": data.draw(st.integers(0, (crop - 1) // 2))}
+    if data.draw(st.booleans()):
+        tiling = {"stride": crop // 2, "blend": "hann"}
+    tiling["reuse"] = data.draw(st.sampled_from(["auto", "recompute", "share"]))
+    layout = Layout(shape, chunks, crop, tiling, blocks=data.draw(st.integers(24, 40)))
+    scheduler = data.draw(st.sampled_from(["synchronous", "threads"]))
+    order, plans = [], []
+    job, finished = tilework.writing.preparing.TileJob, Tracker.finished
+
+    def noted(title: str, name: str, spec: Any, *args: Any, **options: Any) -> Any:
+        plans.append(spec.plan)
+        return job(title, name, spec, *args, **options)
+
+    def ended(self: Tracker, piece: Any, key: Any, result: Any) -> None:
+        order.append(piece.position)
+        finished(self, piece, key, result)
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", tw.CostWarning)
+        patch.setattr(tilework.writing.preparing, "TileJob", noted)
+        patch.setattr(Tracker, "finished", ended)
+        array = layout.stored(Path(folder))
+        with counted_codecs("f4") as counts, dask.config.set(scheduler=scheduler, num_workers=1):
+            layout.write(array, Path(folder) / "out.zarr")
+    assert order == sorted(order)
+    assert counts["decoded"] / array.nchunks == pytest.approx(decoded_ratio(plans[0]))
 
 
 @pytest.mark.sample(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import inspect
 import math
@@ -184,7 +185,8 @@ class Local:
             options["pool"] = self.pool
         if _takes_callbacks(self.where.get):
             # Of this call alone: dask's own set belongs to all threads, and each takes the others' out.
-            own = (None, None, None, functools.partial(self._note, writes), self._finished)
+            begin = functools.partial(_in_order, {key: n for n, p in enumerate(batch) for key in p.tasks})
+            own = (None, begin, None, functools.partial(self._note, writes), self._finished)
             options["callbacks"] = [*Callback.active, own]
         return options
 
@@ -234,6 +236,33 @@ class Local:
             LOG.warning("%d tasks still run after %.0f s; they write nothing later", left, PATIENCE)
         else:
             self.stop.forget()
+
+
+class _Ready(list[Key]):
+    """The tasks that can run, those of the first pieces at the end, where dask takes the next one.
+
+    dask takes the one that became ready last, and where that leaves a choice, one that needs fewer others. So
+    a seam let the next block run before the own one, and the smaller blocks at the edges ran long before
+    their turn: their seams waited, and the chunks that they read were decoded again.
+    """
+
+    def __init__(self, keys: Iterable[Key], numbers: dict[Key, int]) -> None:
+        self._numbers = numbers
+        super().__init__(sorted(keys, key=self._place))
+
+    def _place(self, key: Key) -> int:
+        """Return a place; what is of no piece is a seam that is carried over, and comes first."""
+        return -self._numbers.get(key, -1)
+
+    def append(self, key: Key) -> None:
+        """Add a task, to be taken before others of its piece."""
+        bisect.insort(self, key, key=self._place)
+
+
+def _in_order(numbers: dict[Key, int], graph: Any, state: Any) -> None:
+    """Let dask run tasks in the order of their pieces; it calls this before the first one."""
+    del graph
+    state["ready"] = _Ready(state["ready"], numbers)
 
 
 def _put_off(graph: dict[Key, Any], kept: Iterable[Key], last: Sequence[Key]) -> None:

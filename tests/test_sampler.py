@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -293,6 +296,27 @@ def test_F1_boxes_that_are_none_are_named():
         sampler.position([[0, 8], [1, 9]])
     with pytest.raises(tw.TilingError, match="has_batch_dim"):
         sampler.position(np.zeros((3, 2, 2), int))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("loop", ["sampler", "slicer"])
+def test_a_fork_reads_lazy_images_of_which_its_parent_has_read(loop):
+    """dask waited for threads that a fork does not have, as in the workers of torch's DataLoader."""
+    program = f"""
+import os, signal, numpy as np, tilework as tw
+lazy = tw.tiled_map(np.sqrt, np.ones((60, 70)), 32, 4)
+crops = {{
+    "sampler": lambda: tw.GridSampler(lazy, (60, 70), (16, 16), (10, 10)),
+    "slicer": lambda: tw.Slicer(lazy, 16, 2),
+}}["{loop}"]()
+first = crops[0][0]
+pid = os.fork()
+if not pid:
+    signal.alarm(20)
+    os._exit(not all((crop[0] == 1).all() for crop in map(crops.__getitem__, range(4))))
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_images_are_not_mixed_that_name_their_axes_in_another_order():

@@ -13,12 +13,30 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-__all__ = ["default_memory", "n_threads"]
+__all__ = ["computing", "default_memory", "n_threads"]
 
 PROC, ROOT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 # Memory where the system does not tell, bytes.
 UNKNOWN = 8 * 2**30
+
+
+# What dask is told where an array is computed for one crop.
+_COMPUTING: dict[str, Any] = {}
+
+
+def computing() -> dict[str, Any]:
+    """Return the options of `compute` for a part of an array: dask's own, but in a fork one thread.
+
+    dask keeps its threads, which a fork does not have, and would wait for them without end: so did workers
+    of torch's DataLoader. They are several themselves.
+    """
+    return _COMPUTING
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _COMPUTING.update(scheduler="synchronous"))
 
 
 def default_memory() -> int:

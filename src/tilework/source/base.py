@@ -22,6 +22,7 @@ import cloudpickle
 import numpy as np
 
 from tilework._checks import picklable
+from tilework._machine import computing
 from tilework._types import Array, Index, Span
 from tilework.errors import ContractError, TilingError
 from tilework.formats.meta import ImageMeta
@@ -261,7 +262,7 @@ class BlockSource(Source):
 
     def read(self, box: Sequence[Span]) -> Array:
         """Compute and return the samples of ``box``."""
-        part = unmasked(self.handle[slices_of(box)].compute())
+        part = unmasked(self.handle[slices_of(box)].compute(**computing()))
         check_box(part, box, self.handle)
         return self.as_declared(part)
 

@@ -203,3 +203,20 @@ def test_L3_expressions_of_dask_run_whole_blocks(counting: Callable[..., Any]) -
     assert not any(isinstance(k, tuple) and k[0] == out.name for k in tasks)
     with dask.config.set({"optimization.fuse.active": False}):
         np.testing.assert_array_equal(part.compute(), np.sqrt(picture())[20:22, 20:22])
+
+
+def test_L3_blocks_that_a_cluster_holds_are_used(client: Any) -> None:
+    options = {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 50}
+    one = tw.tiled_map(np.sqrt, picture(), **options)
+    two = tw.tiled_map(np.square, one, **options)
+
+    def takes(array: Any) -> bool:
+        part = array[20:22, 20:22]
+        return (one.name, 0, 0) in tasks_of([part], {part.name: set(dask.core.flatten(part.__dask_keys__()))})
+
+    assert not takes(one)
+    assert not takes(two)
+    held = client.persist(one)  # not assigned to ``one``, but a cluster knows its blocks by their keys
+    assert takes(one)
+    assert takes(two)
+    del held

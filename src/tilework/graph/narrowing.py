@@ -26,7 +26,7 @@ from tilework.engine.spec import Spec
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import build, find_spec
 from tilework.graph.layer import BlockLayer, LazyLayer
-from tilework.graph.nodes import LayerBelow, needed
+from tilework.graph.nodes import LayerBelow, held_names, needed
 from tilework.graph.tasks import Key
 from tilework.plan.tile_mask import TileMask, in_order
 from tilework.source.base import BlockSource
@@ -99,12 +99,14 @@ def _narrowed(
     """
     order = list(TopologicalSorter(graph.dependencies).static_order())
     runs: dict[str, tuple[BlockLayer, TileMask]] = {}
+    held = held_names()
     for name in reversed(order):
         layer = graph.layers[name]
         if not isinstance(layer, BlockLayer):
             wanted.look(name, layer)
         elif (
             layer.is_own(graph.layers)
+            and held.isdisjoint(layer.names.outputs)
             and (boxes := wanted.of(layer))
             and (found := _tiles(layer, boxes, worth))
         ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Collection, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
@@ -19,7 +20,7 @@ from tilework._checks import has
 from tilework._types import Index
 from tilework.graph.tasks import Key
 
-__all__ = ["as_node", "block_of", "moves", "needed", "sliced_lazily"]
+__all__ = ["as_node", "block_of", "held_names", "moves", "needed", "sliced_lazily"]
 
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
@@ -39,6 +40,19 @@ def needed(graph: Any, keys: Iterable[Any]) -> dict[Any, Any]:
 def moves(graph: Iterable[Key]) -> bool:
     """Return whether dask moves samples between workers, in tasks that its scheduler knows by name."""
     return any(isinstance(key, str) and key.startswith(P2P) for key in graph)
+
+
+def held_names() -> set[str]:
+    """Return the names of arrays of which a cluster holds blocks for this process, as after ``persist``.
+
+    Tasks with the keys of such blocks do not run again, so what replaces them would cost more.
+    """
+    distributed: Any = sys.modules.get("distributed")
+    try:
+        client = distributed and distributed.default_client()
+    except ValueError:  # there is none
+        return set()
+    return {key[0] for key in list(client.futures) if isinstance(key, tuple)} if client else set()
 
 
 def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:

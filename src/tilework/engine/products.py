@@ -233,7 +233,7 @@ class Products:
         if size > PIECE:
             return np.empty(shape, dtype)
         scratch: Array | None = getattr(_SCRATCH, "piece", None)
-        if scratch is None or scratch.dtype != dtype:
+        if scratch is None or scratch.dtype != dtype or scratch.size < size:
             scratch = _SCRATCH.piece = np.empty(PIECE, dtype)
         return scratch[:size].reshape(shape)
 

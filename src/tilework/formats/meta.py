@@ -231,7 +231,7 @@ class ImageMeta:
         --------
         >>> import numpy as np
         >>> ImageMeta("zyx", scale=(2, 0.5, 0.5)).sliced(np.s_[3:7, ..., 100:200:2])
-        <ImageMeta: z 2 from 6, y 0.5, x 1 from 50>
+        <ImageMeta: z 2 from 6, y 0.5, x from 50>
         """
         parts = dict(zip(self.axes, _parts_of(index, self.axes), strict=True))
         left = [k for k, part in enumerate(parts.values()) if isinstance(part, slice)]

@@ -490,12 +490,13 @@ _OPENERS: dict[str, Callable[[Any], Source]] = {
 
 def check_extents(sources: Sequence[Source], axes: Sequence[Sequence[int]]) -> None:
     """Raise a `GridError` if the extents of several arrays differ on the axes that are cut."""
-    names = sources[0].names
+    names, first = sources[0].names, [sources[0].shape[a] for a in axes[0]]
     for number, (source, own) in enumerate(zip(sources, axes, strict=True)):
-        for a, b in zip(axes[0], own, strict=True):
-            if sources[0].shape[a] != source.shape[b]:
+        extents = [source.shape[b] for b in own]
+        for a, b, n, m in zip(axes[0], own, first, extents, strict=True):
+            if n != m:
                 raise GridError(
-                    "all arrays must have equal extents on the tiled axes and those in each=; axis "
-                    f"{names[a] if names else a} of array 0 has {sources[0].shape[a]}, axis "
-                    f"{source.names[b] if source.names else b} of array {number} has {source.shape[b]}."
+                    "all arrays must have equal extents on the tiled axes; array 0 has "
+                    f"{first}, array {number} has {extents}: axis {names[a] if names else a} of array 0 has "
+                    f"{n}, axis {source.names[b] if source.names else b} of array {number} has {m}."
                 )

@@ -6,11 +6,11 @@ from hypothesis import settings
 
 WHOLE = 40
 """Examples of a law, if it does not say another number."""
-GATE = 30
-"""Examples of such a law in a whole run, which makes three quarters of all."""
+GATE = 26
+"""Examples of such a law in a whole run, which makes two thirds of all."""
 LEAST = 4
 
 
 def share(number: int) -> int:
-    """Return how many of `number` examples or draws this run makes; a whole run makes three quarters."""
+    """Return how many of `number` examples or draws this run makes; a whole run makes two thirds."""
     return min(number, max(LEAST, number * settings.default.max_examples // WHOLE))

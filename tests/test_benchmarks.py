@@ -19,7 +19,7 @@ from benchmarks.report import draw, write_page
 from benchmarks.table import document, judge, rows, text
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore")  # of the peers
 @pytest.mark.parametrize("name", CASES)
 def test_each_case_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +74,7 @@ def test_a_wrong_answer_meets_no_bar_and_is_the_fault_of_nobody_but_us() -> None
     assert missing.bad == []
 
 
+@pytest.mark.sample(0)
 def test_what_grows_is_drawn_for_a_light_and_a_dark_page(tmp_path: Path) -> None:
     """Without a background, and the same bytes for the same figures."""
     samples = {

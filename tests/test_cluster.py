@@ -62,6 +62,7 @@ def processes() -> Iterator[Any]:
         yield client
 
 
+@pytest.mark.sample(0)
 def test_E5_the_same_bits_from_every_scheduler(
     processes: Any, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -148,6 +148,7 @@ def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(
 
 @settings(max_examples=25)
 @given(st.data())
+@pytest.mark.sample(0)
 def test_one_thread_runs_blocks_in_their_order_and_decodes_what_the_plan_says(data: st.DataObject) -> None:
     """dask ran blocks at the edges, which need fewer others, before their turn, and blocks after the next."""
     ndim = data.draw(st.integers(2, 3))

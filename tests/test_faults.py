@@ -261,7 +261,7 @@ def kills(crop: np.ndarray) -> np.ndarray:
     return crop * 2
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("on_error", ["raise", "fill"])
 def test_a_tile_that_kills_its_process_is_named(on_error: str, tmp_path: Path) -> None:
     with dask.config.set(scheduler="processes", num_workers=2), pytest.raises(BrokenExecutor) as error:

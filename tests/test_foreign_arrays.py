@@ -188,7 +188,7 @@ VIEWS: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(0)
 @pytest.mark.parametrize("view", VIEWS)
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_a_file_may_be_closed_before_computing(

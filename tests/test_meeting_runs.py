@@ -166,6 +166,7 @@ def claimed_elsewhere(store: Any, beat: float) -> Objects:
     return objects
 
 
+@pytest.mark.sample(0)
 def test_a_run_of_another_machine_is_watched(caplog: pytest.LogCaptureFixture) -> None:
     """A beat that changes is life; one that does not for three intervals is death, by our own clock."""
     store = zarr.storage.MemoryStore()

@@ -205,6 +205,7 @@ class Dying(LocalStore):
 
 
 @pytest.mark.parametrize("start", range(4))
+@pytest.mark.sample(0)
 def test_broken_anywhere_and_resumed(start, tmp_path, monkeypatch):
     mask, calls = MASK[:100, :90], []
     want = ndi.label(mask)[0]

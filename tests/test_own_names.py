@@ -320,7 +320,7 @@ def refused(how: str, other: str) -> None:
 
 @pytest.mark.parametrize("how", BOTH)
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.sample(8)
+@pytest.mark.sample(0)
 def test_two_results_of_one_name_in_one_graph_are_refused(how: str, other: str) -> None:
     """dask computes one of them for both, or does not find tasks."""
     refused(how, other)

@@ -78,6 +78,7 @@ assert len(plan.plot()) == 2
 
 
 @plots
+@pytest.mark.sample(0)
 def test_a_plan_is_drawn_in_a_process_that_only_unpickled_it() -> None:
     plan = pickle.dumps(tw.plan_tiles((60, 50), 32, 4)).hex()
     subprocess.run([sys.executable, "-W", "error", "-c", ELSEWHERE, plan], check=True, timeout=120)

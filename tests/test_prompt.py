@@ -83,7 +83,7 @@ def result(folder: Path, name: str = "out.zarr") -> Any:
 # -- the file that is named -------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @on_each_scheduler
 @pytest.mark.parametrize("stem", ["json", "scipy", "signal"])
 def test_a_file_is_loaded_whatever_its_name(
@@ -386,6 +386,7 @@ def test_what_makes_another_error_of_a_signal_is_interrupted_too(
     assert done.stderr == "Error: interrupted; run the same command again to resume.\n"
 
 
+@pytest.mark.sample(0)
 def test_the_error_of_an_exit_in_the_function(folder: Path) -> None:
     """The exit code is that of an error, not the one that the function asked for."""
     (folder / "filters.py").write_text(TEXT)

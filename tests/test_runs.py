@@ -209,6 +209,7 @@ class SixAtOnce(Logged):
         return super().__call__(crop)
 
 
+@pytest.mark.sample(0)
 def test_processes_that_dask_starts_do_not_end_their_batches(tmp_path: Path) -> None:
     """dask sends six tasks to a process at a time, and waits for them before it raises."""
     out = mapped(SixAtOnce(tmp_path / "log"))

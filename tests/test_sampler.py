@@ -300,6 +300,7 @@ def test_F1_boxes_that_are_none_are_named():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("loop", ["sampler", "slicer"])
+@pytest.mark.sample(0)
 def test_a_fork_reads_lazy_images_of_which_its_parent_has_read(loop):
     """dask waited for threads that a fork does not have, as in the workers of torch's DataLoader."""
     program = f"""

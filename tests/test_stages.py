@@ -134,6 +134,7 @@ def test_a_wrapper_of_a_network_tells_its_transfer():
     assert transfer_seconds(np.negative, [], []) == 0
 
 
+@pytest.mark.sample(0)
 def test_the_memory_of_calls_counts_as_often_as_they_run():
     def peak(fn):
         return measure(tw.tiled_map(fn, IMAGE, 10, 0, dtype="f4"))

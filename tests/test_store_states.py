@@ -206,7 +206,7 @@ def n_done(store: Any) -> int:
         return 0
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore:Object at")
 @pytest.mark.parametrize("name", SCENES)
 def test_I2_a_crash_at_each_step_is_recovered_from(name: str) -> None:

@@ -51,7 +51,7 @@ SOURCES: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@pytest.mark.sample(8)
+@pytest.mark.sample(0)
 def test_I5_windows_give_the_bits_of_the_array_in_memory(
     kind: str, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -175,6 +175,7 @@ class LiveChunks:
     lambda out: out.map_overlap(np.copy, depth=1, boundary=0),
     lambda out: out.rechunk((16, 16)),
 ], ids=["threshold", "overlaps", "rechunked"])  # fmt: skip
+@pytest.mark.sample(0)
 def test_I5_what_is_computed_from_a_result_has_no_more_seams(
     width: int, then: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,15 @@ from benchmarks.report import draw, write_page
 from benchmarks.table import document, judge, rows, text
 
 
+# Those that take longest, and whose parts other cases run, too.
+LONG = ("build", "growth", "length", "network", "scheduler", "slicer")
+
+
 @pytest.mark.sample(0)
 @pytest.mark.filterwarnings("ignore")  # of the peers
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in CASES]
+)
 def test_each_case_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing of ours fails or is wrong; a peer that is not installed is a row that says so."""
     page, samples = tmp_path / "docs" / "page.md", tmp_path / "samples.json"

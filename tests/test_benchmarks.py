@@ -18,7 +18,6 @@ from benchmarks.measure import MISSING, Outcome
 from benchmarks.report import draw, write_page
 from benchmarks.table import document, judge, rows, text
 
-
 # Those that take longest, and whose parts other cases run, too.
 LONG = ("build", "growth", "length", "network", "scheduler", "slicer")
 

@@ -215,15 +215,21 @@ def test_L2b_without_a_cache_nothing_is_kept(counting: Callable[..., Any]) -> No
         tw.view(out, cache=-1)
 
 
-def test_L2b_blocks_of_dask_are_computed_once_for_all_pieces() -> None:
-    computed = []
+def counted(image: np.ndarray) -> tuple[da.Array, list[int]]:
+    """Return a dask array of four blocks, and a list that gets an entry for each that is computed."""
+    computed: list[int] = []
 
     def read(block: np.ndarray) -> np.ndarray:
         computed.append(1)
         return block
 
-    image = picture()
     lazy = da.from_array(image, (45, 35)).map_blocks(read, meta=np.empty((0, 0), np.float32))
+    return lazy, computed
+
+
+def test_L2b_blocks_of_dask_are_computed_once_for_all_pieces() -> None:
+    image = picture()
+    lazy, computed = counted(image)
     out = tw.tiled_map(lambda x: x, lazy, 8, 0, dtype="float32", chunks=(90, 70))
     computed.clear()
     view = tw.view(out, verbose=False)
@@ -233,14 +239,8 @@ def test_L2b_blocks_of_dask_are_computed_once_for_all_pieces() -> None:
 
 @pytest.mark.parametrize("cache", [0, "1MiB"])
 def test_L2b_blocks_of_dask_below_a_result_are_computed_once_for_a_block(cache: Any) -> None:
-    computed = []
-
-    def read(block: np.ndarray) -> np.ndarray:
-        computed.append(1)
-        return block
-
     image = picture()
-    lazy = da.from_array(image, (45, 35)).map_blocks(read, meta=np.empty((0, 0), np.float32))
+    lazy, computed = counted(image)
     below = tw.tiled_map(lambda x: x, lazy, 8, 0, dtype="float32", chunks=(9, 7))
     out = tw.tiled_map(lambda x: x, below, 8, 0, dtype="float32", chunks=(90, 70))
     view = tw.view(out, cache=cache, verbose=False)

@@ -22,6 +22,7 @@ from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from dask.task_spec import Alias, GraphNode, Task, TaskRef
 
 from tilework._types import Ints, Span
+from tilework.engine.parts import edges_of
 from tilework.engine.spec import Spec
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import build, find_spec
@@ -166,7 +167,7 @@ def _tiles(
     runs = _mask(first, stop, plan.grid_shape)
     if runs is None:
         return None
-    blocks = [_blocks(spec, spec.outputs[number], boxes) for number, boxes in wanted.items()]
+    blocks = [_blocks(spec, number, boxes) for number, boxes in wanted.items()]
     around = []
     for table, (low, high) in zip(plan.tables, np.transpose(blocks, (1, 2, 0)), strict=True):
         around.append((int(table.touch[low.min()][0]), int(table.touch[high.max() - 1][1])))
@@ -185,15 +186,12 @@ def _touching(output: BoundOutput, boxes: Boxes) -> tuple[Ints, Ints]:
     return np.stack(first, 1), np.stack(stop, 1)
 
 
-def _blocks(spec: Spec, output: BoundOutput, boxes: Boxes) -> list[Span]:
+def _blocks(spec: Spec, number: int, boxes: Boxes) -> list[Span]:
     """Return the first of the blocks around all boxes, and one past the last, per grid axis."""
-    found = []
-    columns = zip(output.grid_axes, output.weights, spec.plan.block, spec.plan.shape, strict=True)
-    for axis, weights, size, extent in columns:
-        starts = weights.scaled(np.arange(0, extent, size))
-        low = int(np.searchsorted(starts, boxes[0][:, axis].min(), side="right")) - 1
-        found.append((low, max(low + 1, int(np.searchsorted(starts, boxes[1][:, axis].max())))))
-    return found
+    axes = spec.outputs[number].grid_axes
+    ends = zip(edges_of(spec, number, tiles=False), boxes[0].min(0)[axes], boxes[1].max(0)[axes], strict=True)
+    first = [(int(np.searchsorted(e, a, side="right")), int(np.searchsorted(e, b)) + 1) for e, a, b in ends]
+    return [(low, max(low + 1, high)) for low, high in first]
 
 
 def _mask(first: Ints, stop: Ints, shape: Sequence[int]) -> TileMask | None:

@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any
@@ -188,7 +188,9 @@ def _apart(source: Source, mark: str, always: bool) -> Source:
     return source if array is source.handle else replace(source, handle=array, token=("dask", array.name))
 
 
-def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
+def with_own_names(
+    array: Any, mark: str, *, always: bool = False, change: Callable[[Any], Any] = lambda array: array
+) -> Any:
     """Return a dask array that shares no task with other arrays whose names were given by hand.
 
     Parameters
@@ -199,6 +201,8 @@ def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
         an array has its name, and not what it holds, in a digest.
     always : bool
         Whether it is added also if dask made all names.
+    change : callable
+        Changes the graph of an array that gets the mark, which hides the results in it.
 
     Returns
     -------
@@ -208,7 +212,7 @@ def with_own_names(array: Any, mark: str, *, always: bool = False) -> Any:
     given = _given_names(array)
     if not given and not always:
         return array
-    layer = _Renamed(array, mark, next(iter(given), None))
+    layer = _Renamed(change(array), mark, next(iter(given), None))
     graph = HighLevelGraph({layer.name: layer}, {layer.name: set()})
     return GraphArray(graph, layer.name, array.chunks, meta=array._meta)
 

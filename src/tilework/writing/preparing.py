@@ -528,8 +528,7 @@ def _prepare_chunks(
     pyramids = [_pyramid(member, destination, fingerprint, itertools.count(1), claims)] if image else []
     memory = memory_of(asked.memory_limit, where)
     growing = [Growing(p.coarser(where.again), depth(array.chunks, member.levels), memory) for p in pyramids]
-    # Before names of its own hide the results.
-    own = with_own_names(with_narrowed_slices(array), uuid.uuid4().hex[:8], always=where.postponed)
+    own = with_own_names(array, uuid.uuid4().hex[:8], always=where.postponed, change=with_narrowed_slices)
     # dask alone knows a better order, as for sums of an image and itself transposed; but it lets the seams of
     # results below grow with the image.
     job = ChunkJob(

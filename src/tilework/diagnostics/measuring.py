@@ -335,7 +335,7 @@ def _blending(spec: Spec, tile: Tile, results: list[Array], threads: int) -> flo
         per_sample = max(0.0, taken[0] - each * len(met[0])) / added
         all_added = 1
         for weights in output.weights:
-            starts, stops = map(weights.scaled, weights.grid.supports(weights.rim))
+            starts, stops = weights.supports()
             all_added *= int((stops - starts).sum())
         seconds += per_sample * all_added * plan.n_runs / plan.n_tiles + each * plan.calls()
     return seconds

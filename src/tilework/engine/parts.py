@@ -70,10 +70,8 @@ def edges_of(spec: Spec, number: int, *, tiles: bool) -> list[Array]:
     """Return, per grid axis, the result samples at which blocks begin, or tiles begin and end."""
     edges = []
     for weights, size, n in zip(spec.outputs[number].weights, spec.plan.block, spec.plan.shape, strict=True):
-        found = np.arange(size, n, size)
-        if tiles:
-            found = np.concatenate(weights.grid.supports(weights.rim))
-        edges.append(np.sort(weights.scaled(found)))
+        found = np.concatenate(weights.supports()) if tiles else weights.scaled(np.arange(size, n, size))
+        edges.append(np.sort(found))
     return edges
 
 

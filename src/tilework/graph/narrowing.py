@@ -180,7 +180,7 @@ def _touching(output: BoundOutput, boxes: Boxes) -> tuple[Ints, Ints]:
     """Return the first tile that has weight in each box, and one past the last, per grid axis."""
     first, stop = [], []
     for axis, weights in zip(output.grid_axes, output.weights, strict=True):
-        begins, ends = map(weights.scaled, weights.grid.supports(weights.rim))
+        begins, ends = weights.supports()
         first.append(np.searchsorted(ends, boxes[0][:, axis], side="right"))
         stop.append(np.searchsorted(begins, boxes[1][:, axis], side="left"))
     return np.stack(first, 1), np.stack(stop, 1)

@@ -246,11 +246,8 @@ class AxisWeights:
         grid = self.grid
         if len(grid) > TABLED:
             return None
-        starts, stops = grid.supports(self.rim)
-        return _Places(
-            results=_pairs(*map(self.scaled, grid.valid(grid.tiles))),
-            supports=_pairs(self.scaled(starts), self.scaled(stops)),
-        )
+        results = map(self.scaled, grid.valid(grid.tiles))
+        return _Places(results=_pairs(*results), supports=_pairs(*self.supports()))
 
     @cached_property
     def _neighbours(self) -> _Neighbours | None:
@@ -279,6 +276,11 @@ class AxisWeights:
             return places.supports[i]
         start, stop = self.grid.support(i, self.rim)
         return self.scaled(start), self.scaled(stop)
+
+    def supports(self) -> tuple[Ints, Ints]:
+        """Return `support` of all tiles at once, as starts and stops."""
+        starts, stops = self.grid.supports(self.rim)
+        return self.scaled(starts), self.scaled(stops)
 
     def lengths(self) -> list[int]:
         """Return how many result samples each tile produces."""

@@ -144,7 +144,7 @@ class Units:
     def tiles(self, bits: Bits) -> TileMask:
         """Return which tiles have weight in a unit with a true bit."""
         ranges = [
-            self._meetings(axis, *map(weights.scaled, weights.grid.supports(weights.rim)))
+            self._meetings(axis, *weights.supports())
             for axis, weights in zip(self.output.grid_axes, self.output.weights, strict=True)
         ]
         return TileMask.under(self._sums(bits) > 0, ranges)
@@ -153,7 +153,7 @@ class Units:
         """Return which units have a sample in which a tile has weight; axes without tiles have length 1."""
         ranges, axes = [], self.output.grid_axes
         for axis, weights in zip(axes, self.output.weights, strict=True):
-            starts, stops = map(weights.scaled, weights.grid.supports(weights.rim))
+            starts, stops = weights.supports()
             edges = np.arange(self.grid[axis] + 1) * self.unit[axis]
             first = np.searchsorted(stops, edges[:-1], "right")
             ranges.append(Spans(first, np.maximum(first, np.searchsorted(starts, edges[1:]))))

@@ -399,18 +399,26 @@ class BlockPlan(Holder, Sequence[Tile]):
 
     def with_cache(self, cache_bytes: int) -> Self:
         """Return the same plan with other memory for decoded chunks."""
-        plan = replace(self, cache_bytes=cache_bytes)
-        plan.held.update(self.held)
-        return plan
+        return self._with(cache_bytes=cache_bytes)
 
     def with_order(self, order: Sequence[int]) -> Self:
         """Return the same plan with blocks that run in another order of the tiled axes, slowest first."""
-        plan = replace(self, order=tuple(order))
-        plan.held.update(self.held)
-        return plan
+        return self._with(order=tuple(order))
 
     def with_notes(self, notes: Sequence[str]) -> Self:
         """Return the same plan with other reasons for `explain`."""
-        plan = replace(self, notes=tuple(notes))
+        return self._with(notes=tuple(notes))
+
+    def with_threads(self, threads: int) -> Self:
+        """Return the same plan for another number of concurrent tasks in a process."""
+        return self._with(threads=threads)
+
+    def with_gaps(self, gaps: str) -> Self:
+        """Return the same plan with other words on the tiles that are left out."""
+        return self._with(gaps=gaps)
+
+    def _with(self, **changes: Any) -> Self:
+        """Return a plan of the same tiles and blocks, with all that was derived from them."""
+        plan = replace(self, **changes)
         plan.held.update(self.held)
         return plan

@@ -118,7 +118,7 @@ def replanned(
     refused: MemoryBudgetError | None = None
     gaps = spec.plan.gaps if spec.on_error == "raise" else "any"
     for threads in where.fewer():
-        plan = replace(spec.plan, threads=threads, cache_bytes=0, gaps=gaps)
+        plan = spec.plan.with_gaps(gaps).with_threads(threads).with_cache(0)
         try:
             plan = _fitting(spec, plan, request, where, given=limit is not None)
         except MemoryBudgetError as error:
@@ -144,7 +144,7 @@ def _with_lanes(
 
     def with_threads(threads: int) -> TilePlan | None:
         room = memory - _needed(below, threads)
-        found = Candidate.of(replace(plan, threads=threads), replace(request, memory_limit=max(0, room)))
+        found = Candidate.of(plan.with_threads(threads), replace(request, memory_limit=max(0, room)))
         return found.plan if found.peak <= room and decoded_ratio(found.plan) <= ratio else None
 
     if where.alone:  # more threads than blocks would have nothing to do
@@ -169,7 +169,7 @@ def _most(own: int, most: int, fits: Callable[[int], Any]) -> int:
 
 def _needed(below: Sequence[Spec], threads: int) -> int:
     """Return the bytes at the peak of computing ``below`` with a number of threads, without kept chunks."""
-    return sum(peak_bytes(replace(spec.plan, threads=threads, cache_bytes=0)) for spec in below)
+    return sum(peak_bytes(spec.plan.with_threads(threads).with_cache(0)) for spec in below)
 
 
 def _unit(spec: Spec, members: Sequence[Member], depth: int) -> Index:

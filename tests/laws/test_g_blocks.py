@@ -6,6 +6,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,6 +252,39 @@ def test_crops_that_start_in_one_corner_are_shared_out():
     plan = choose_blocks(replace(plan, threads=2), BlockRequest())
     assert len(plan) == 125
     assert busiest(plan, 2) <= 75
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop", "stride", "blocks"),
+    [
+        ((2048, 2048), 256, 128, (2, 1)),
+        ((2048, 2048), 256, 192, (2, 1)),
+        ((3000, 3000), 256, 128, (4, 1)),
+        ((800, 5000), 256, 128, (1, 2)),
+        ((128, 128, 128), 32, 16, (2, 1, 1)),
+        ((4096, 4096), 256, 128, (3, 3)),
+        ((256, 256, 256), 64, 32, (2, 2, 2)),
+    ],
+)
+def test_small_images_are_cut_where_it_makes_the_fewest_seams(shape, crop, stride, blocks):
+    plan = plan_tiles(shape, crop, stride=stride, blend="gaussian", dtype="float32")
+    plan = choose_blocks(replace(plan, threads=2), BlockRequest())
+    assert plan.blocks == blocks
+
+    def seams(block):
+        other = plan.with_blocks(block, "share")
+        later = [np.subtract(t.canvases[0].high, [b.stop for b in _spans(t)]) for t in other.tables]
+        return sum(
+            int(np.maximum(along, 0).sum()) * math.prod(shape[:d] + shape[d + 1 :])
+            for d, along in enumerate(later)
+        )
+
+    even = round(min(2**21, math.prod(shape) / 2) ** (1 / len(shape))) // stride * stride
+    assert seams(plan.block) <= seams([min(n, max(crop, even)) for n in shape])
+
+
+def _spans(table):
+    return [range(a, min(a + table.size, table.grid.extent)) for a in range(0, table.grid.extent, table.size)]
 
 
 def test_a_block_is_never_empty():

@@ -326,13 +326,45 @@ def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, N
             for n, s, longest, u in zip(extents, sizes, plan.longest, units, strict=True)
         ]
     crops = [a.crop for a in plan.axes]
-    for axes in (range(plan.n_each, len(sizes)), range(plan.n_each)):
+    tiled = range(plan.n_each, len(sizes))
+    across = _across(plan, sizes, extents, units, room if request.target else FAIR * room)
+    for axes in (tiled, range(plan.n_each)):
         _grow(sizes, extents, units, crops, axes, room)
+    if across is not None and _cut(plan, across) < _cut(plan, sizes):
+        sizes = across
     if request.reuse == "recompute":
         # The same number of blocks, of even lengths.
         even = [ceil_div(a.extent, ceil_div(a.extent, s)) for a, s in zip(plan.axes, sizes, strict=True)]
         sizes = [min(s, ceil_div(e, u) * u) for s, e, u in zip(sizes, even, units, strict=True)]
     return tuple(min(s, a.extent) for s, a in zip(sizes, plan.axes, strict=True)), notes
+
+
+def _across(
+    plan: TilePlan, least: Sequence[int], extents: Sequence[int], units: Sequence[int], room: float
+) -> list[int] | None:
+    """Return the longest blocks of even lengths that are cut along the longest axis only; None if none fit.
+
+    Those of a small image have fewer seams than blocks that hold as many crops along each axis, and a row of
+    its samples lies in one piece.
+    """
+    tiled = range(plan.n_each, len(least))
+    d = max(tiled, key=lambda a: (extents[a] / least[a], -a))
+    sizes = [n if a in tiled else s for a, (n, s) in enumerate(zip(extents, least, strict=True))]
+    most = int(room * sizes[d] / math.prod(sizes)) // units[d] * units[d]
+    if most < least[d]:
+        return None
+    even = ceil_div(extents[d], ceil_div(extents[d], most))
+    sizes[d] = ceil_div(even, units[d]) * units[d]
+    return sizes
+
+
+def _cut(plan: TilePlan, sizes: Sequence[int]) -> int:
+    """Return the samples that tiles have in the next block, if each runs in one block."""
+    samples = 0
+    for size, axis, longest in zip(sizes, plan.axes, plan.longest, strict=True):
+        cuts = ceil_div(axis.extent, size) - 1
+        samples += cuts * max(0, longest - axis.stride) * math.prod(plan.shape) // axis.extent
+    return samples
 
 
 def _small(plan: TilePlan) -> int:

@@ -16,6 +16,7 @@ from tests.laws.engine_functions import LAYOUTS
 from tests.laws.engine_strategies import ALL, Case, assert_same_bits, cases, masks, tiled
 from tests.laws.test_e_invariance import Rough
 from tests.sampling import share
+from tilework.engine import canvas
 from tilework.graph.build import plan_of
 from tilework.graph.narrowing import tasks_of
 
@@ -183,6 +184,36 @@ def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..
     out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)
     tw.compute(out[20:22, 20:22] + out[:2, :2] + out.sum())
     assert fn.calls == 81
+
+
+@pytest.mark.parametrize("blend", ["trim", "hann", "max", "sum"])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+def test_L3_canvases_are_as_large_as_what_tiles_reach(
+    blend: str, masked: bool, reuse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, make = list[int](), canvas._canvas
+
+    def counted(output: Any, box: Any, *rest: Any, **options: Any) -> Any:
+        sizes.append(box.size)
+        return make(output, box, *rest, **options)
+
+    image, mask = picture(1000), np.zeros((1000, 1000), bool)
+    mask[495:505, 495:505] = True
+    options = {"mask": mask, "fill_value": 7} if masked else {}
+    out = tw.tiled_map(np.sqrt, image, 16, 6, blend=blend, dtype="f4", chunks=490, reuse=reuse, **options)
+    # At the corners of four blocks, and inside of one.
+    cuts = [(slice(485, 495),) * 2, (slice(500, 502),) * 2]
+    whole = out.compute()
+    monkeypatch.setattr(canvas, "_canvas", counted)
+    for key in cuts:
+        sizes.clear()
+        assert_same_bits(tw.compute(out[key]), whole[key])
+        assert sum(sizes) <= 20 * 16 * 16
+    if masked:  # also of all blocks: the mask has four groups of tiles
+        sizes.clear()
+        out.compute()
+        assert sum(sizes) <= 20 * 16 * 16
 
 
 def test_L3_stores_get_slices(tmp_path: Path, counting: Callable[..., Any]) -> None:

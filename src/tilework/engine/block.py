@@ -109,10 +109,12 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     canvases: dict[Index, list[Box]] = {}
     for owner in owners_of(spec, index, alone):
         canvases[owner] = canvas_boxes(spec, owner)
-        regions = spans_of(spec, index, canvases[owner], alone, whole=owner == index)
         own = [t.owned[b] for t, b in zip(plan.tables, owner, strict=True)]
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
-        rooms = spec.rooms(index) if owner == index else ()
+        # Where tiles at an end do not run, the sums are no larger than what the others reach.
+        whole = owner == index and spec.running([*own]) == own
+        rooms = spec.rooms(index) if whole else ()
+        regions = spans_of(spec, index, canvases[owner], alone, whole=whole)
         order = [range(*span) for span in common] if in_raster_order(spec) else None
         sums[owner] = Accumulator(spec, regions, rooms, order)
         queue += [(sums[owner], tile) for tile in tiles_of(spec, common)]
@@ -187,29 +189,51 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     skipped = {number for group in groups for number in group.skipped}
     blocks, unknown = [], 0
     counts: dict[int, Counts] = {}
-    v, image, bits = spec.validity, spec.plan.box(index), None
-    if v is not None:
-        bits = combine(v.output, image, [group.partials[-1] for group in groups])
+    v, image = spec.validity, spec.plan.box(index)
     # Samples that are stored already are neither computed nor written again, and may be invalid here.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
-        for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
-            total = combine(output, box, [group.partials[k] for group in groups])
+        for k, (output, whole) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
+            parts = [group.partials[k] for group in groups]
+            box = _reached(parts, whole)
+            total = combine(output, box, parts)
             if total is None:
-                blocks.append(output.fill(box.shape))
+                blocks.append(output.fill(whole.shape))
                 continue
             reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
-            if v is not None and bits is not None:
-                reached = hide(output, total, reached, v.of_result(output, box, bits, image))
+            if v is not None:
+                under = image if box == whole else v.under(output, box)
+                bits = combine(v.output, under, [group.partials[-1] for group in groups])
+                if bits is not None:
+                    reached = hide(output, total, reached, v.of_result(output, box, bits, under))
             if output.kind == "own":
                 total, contested, unclaimed = shown(total, output.n_each)
                 own = (group.claims.get(k) for group in groups if group.owner == index)
                 counts[k] = Counts(contested, unclaimed, Claims.joined(c for c in own if c is not None))
             with _reducing(output, box):
                 block, lost = finish(output, total, reached, divisor)
-            blocks.append(block)
+            blocks.append(_within(output, block, box, whole))
             unknown += lost
     result = tuple(blocks) if spec.many else blocks[0]
     return Assembled(result, list(failures.values()), unknown, counts)
+
+
+def _reached(parts: Sequence[Partial], block: Box) -> Box:
+    """Return the part of a block in which its tiles have weight, as far as it is known without looking."""
+    spans = [(p.box.intersect(block)) for p in parts if p.array is not None]
+    spans = [box for box in spans if box.size]
+    if not spans:
+        return block
+    starts, stops = zip(*((box.start, box.stop) for box in spans), strict=True)
+    return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
+
+
+def _within(output: BoundOutput, part: Array, box: Box, whole: Box) -> Array:
+    """Return a block with the fill value around a finished part."""
+    if box == whole:
+        return part
+    block = output.fill(whole.shape)
+    block[output.place(box.shift([-a for a in whole.start]))] = part
+    return block
 
 
 def _reducing(output: BoundOutput, box: Box) -> AbstractContextManager[None]:

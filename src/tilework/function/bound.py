@@ -184,7 +184,9 @@ class BoundOutput(Holder):
 
     def fill(self, lengths: Sequence[int]) -> Array:
         """Return an array of the fill value, ``lengths`` per grid axis, for a part in which nothing ran."""
-        return np.full(self.layout(lengths, reduced=True), self.fill_value, self.dtype)
+        shape, value = self.layout(lengths, reduced=True), np.asarray(self.fill_value, self.dtype)
+        # The system has pages of zeros, and gives those that are touched.
+        return np.full(shape, value) if any(value.tobytes()) else np.zeros(shape, self.dtype)
 
 
 def spread(flat: Floats, axes: Sequence[int], ndim: int, n_each: int = 0) -> Floats:

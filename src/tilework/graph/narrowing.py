@@ -138,8 +138,7 @@ def _part(spec: Spec, call: str, runs: TileMask, made: Mapping[str, da.Array]) -
     for source in spec.sources:
         array = made.get(source.dask_name) if source.dask_name is not None else None
         sources.append(source if array is None else replace(source, handle=array, token=("dask", array.name)))
-    mask = spec.active.mask
-    todo = spec.active.with_runs(runs if mask is None else runs & mask)
+    todo = spec.active.with_runs(runs)
     name = f"{call}-part-{tokenize(runs.identity, [source.dask_name for source in sources])}"
     return build(replace(spec, todo=todo, sources=tuple(sources)), name)
 
@@ -172,8 +171,8 @@ def _tiles(
     for table, (low, high) in zip(plan.tables, np.transpose(blocks, (1, 2, 0)), strict=True):
         around.append((int(table.touch[low.min()][0]), int(table.touch[high.max() - 1][1])))
     every = math.prod(b - a for a, b in around) if mask is None else mask.running(around)
-    some = (runs if mask is None else runs & mask).running(around)
-    return (first, stop, runs) if some < worth * every else None
+    runs = runs if mask is None else runs & mask
+    return (first, stop, runs) if runs.running(around) < worth * every else None
 
 
 def _touching(output: BoundOutput, boxes: Boxes) -> tuple[Ints, Ints]:

@@ -314,7 +314,9 @@ class TileMask(Holder):
         return self.between(edges, bits)
 
     def __and__(self, other: TileMask) -> Self:
-        return self._joined(other, np.logical_and)
+        # Around the tiles of a part of an image, nothing of the mask of all of it needs to be looked at.
+        few: TileMask = self if self.bits.size < other.bits.size else other
+        return self._joined(other, np.logical_and, few._hull)
 
     def __or__(self, other: TileMask) -> Self:
         return self._joined(other, np.logical_or)
@@ -322,18 +324,36 @@ class TileMask(Holder):
     def __xor__(self, other: TileMask) -> Self:
         return self._joined(other, np.logical_xor)
 
-    def _joined(self, other: TileMask, how: Callable[[Bits, Bits], Bits]) -> Self:
+    @property
+    def _hull(self) -> list[Span]:
+        """The tiles along each axis around those that run."""
+        spans = []
+        for axis, ends in enumerate(self.ends):
+            on = np.flatnonzero(self.bits.any(axis=tuple(a for a in range(self.bits.ndim) if a != axis)))
+            first, last = (int(on[0]), int(on[-1])) if on.size else (0, 0)
+            spans.append((int(ends[first]), int(ends[min(last + 1, len(ends) - 1)])))
+        return spans
+
+    def _joined(
+        self, other: TileMask, how: Callable[[Bits, Bits], Bits], box: Sequence[Span] | None = None
+    ) -> Self:
+        """Return the mask that ``how`` makes of two in a box of tiles; no tile runs outside of it."""
         if self.shape != other.shape:
             raise ValueError(f"these are masks of {self.shape} and {other.shape} tiles.")
-        edges = [in_order(a, b) for a, b in zip(self.ends, other.ends, strict=True)]
+        box = [(0, n) for n in self.shape] if box is None else box
+        edges = []
+        for (a, b), *ends in zip(box, self.ends, other.ends, strict=True):
+            edges.append(in_order([a, b], *(e[slice(*np.searchsorted(e, (a, b)))] for e in ends)))
         parts = []
         for mask in (self, other):
             places = [
-                np.searchsorted(own, ends[:-1], "right") - 1
-                for own, ends in zip(mask.ends, edges, strict=True)
+                np.searchsorted(own, along[:-1], "right") - 1
+                for own, along in zip(mask.ends, edges, strict=True)
             ]
             parts.append(mask.bits[np.ix_(*places)])
-        return self.between(edges, how(*parts))
+        around = [(int(a > 0), int(b < n)) for (a, b), n in zip(box, self.shape, strict=True)]
+        edges = [in_order([0], along, [n]) for along, n in zip(edges, self.shape, strict=True)]
+        return self.between(edges, np.pad(how(*parts), around))
 
 
 def in_order(*places: Any) -> Ints:

@@ -283,6 +283,20 @@ def test_G9_costs_of_many_equal_blocks_equal_walking_them(data, size):
 
 
 @pytest.mark.parametrize("reuse", ["share", "recompute"])
+def test_reads_under_a_mask_take_what_the_mask_does_however_many_blocks_there_are(reuse):
+    mask = np.random.default_rng(0).random((4,) * 3) < 0.5
+    sizes, ratios = [], []
+    for n in (2 * 10**3, 10**5):
+        options = {"mask": mask, "chunks": 20, "reuse": reuse, "memory_limit": "9TB"}
+        plan = plan_tiles((n,) * 3, 8, stride=4, blend="hann", **options)
+        reads = MaskedReads.of(plan, (20,) * 3)
+        sizes.append(sum(a.size for a in (*reads.lows, *reads.highs)))
+        ratios.append(reads.total() / math.prod(reads.grid))
+    assert sizes[0] == sizes[1]
+    assert math.isclose(*ratios, rel_tol=0.1)
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
 def test_crops_tasks_and_samples_may_be_more_than_64_bits_count(reuse):
     """10**20 crops: under a mask they were a negative number."""
     shape, options = (10**5,) * 5, {"edge": "clip", "reuse": reuse, "chunks": 10}

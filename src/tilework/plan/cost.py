@@ -7,21 +7,21 @@ import heapq
 import itertools
 import math
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from tilework.grid.axis import ceil_div
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import shifted, weighed_sum
+from tilework.plan.box_sums import weighed_sum
 from tilework.plan.decoding import decoded_ratio
 from tilework.plan.memory import peak_bytes, tiles_of_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tilework._types import Array, Ints
+    from tilework._types import Array, Bits, Ints
     from tilework.grid.axis import AxisGrid
     from tilework.plan.tables import BlockPlan
 
@@ -122,43 +122,80 @@ def _shares(plan: BlockPlan) -> tuple[int, int, int]:
 def _masked_shares(plan: BlockPlan) -> tuple[int, int, int]:
     """Return what `_shares` does, for a plan with a mask."""
     mask: Any = plan.mask
-    touches, shared, links, times = [], [], [], []
+    share = plan.reuse == "share"
+    touches, shared, kinds = [], [], []
     for axis, (table, own) in enumerate(zip(plan.tables, plan.shared, strict=True)):
-        kept, counts = _unlike(*mask.groups(axis, table.touches), *mask.groups(axis, own), table.reaching)
-        touches.append(Spans(*(ends[kept] for ends in table.touches)))
-        shared.append(Spans(*(ends[kept] for ends in own)))
-        links.append(table.reaching[kept])
-        times.append(counts)
+        groups = mask.groups(axis, table.touches), mask.groups(axis, own)
+        linked = table.reaching & (share and axis not in plan.slab_axes)
+        firsts, found = _alike(groups if share else groups[:1], linked)
+        touches.append(Spans(*(ends[firsts] for ends in table.touches)))
+        shared.append(Spans(*(ends[firsts] for ends in own)))
+        kinds.append(found)
 
     def count(bits: Any) -> int:
-        return weighed_sum(bits, times)
+        return weighed_sum(bits, [kind.times for kind in kinds])
 
+    place = np.ix_(*(kind.numbers for kind in kinds))
     runs = mask.run_in(touches)
-    if plan.reuse != "share":
-        return count(runs), 0, 0
+    if not share:
+        return count(runs[place]), 0, 0
     owns = mask.run_in(shared)
-    kind = np.min_scalar_type(2 ** len(links))
-    later, earlier = runs.astype(kind), owns.astype(kind)
-    for axis, reaching in enumerate(links):
-        if axis in plan.slab_axes:
-            continue
-        later += shifted(later, axis, reaching, -1)
-        earlier += shifted(earlier, axis, reaching, 1)
+    number = np.min_scalar_type(2 ** len(kinds))
+    later, earlier = runs.astype(number), owns.astype(number)
+    for axis, kind in enumerate(kinds):
+        later = _with_near(later, axis, kind.numbers, kind.after)
+        earlier = _with_near(earlier, axis, kind.numbers, kind.before)
+    runs, owns = runs[place], owns[place]
     # The block itself is counted among its neighbours.
     seams, seamed = owns & (later > runs), earlier > owns
     return count(runs), count(seams | (owns & seamed)), count(seams)
 
 
-def _unlike(*facts: Array) -> tuple[Ints, Ints]:
-    """Return a few blocks along an axis that stand for all, and for how many each does.
+class _Kinds(NamedTuple):
+    """Kinds of blocks along an axis: blocks of one kind run the same, and so do their neighbours."""
 
-    Blocks between two that have the same facts are as they are and have the same neighbours, so that the
-    first of them stands for all.
+    times: Ints
+    """How many blocks are of each kind."""
+    numbers: Ints
+    """Number of what they run: blocks side by side that run the same have one number."""
+    before: Ints
+    """That of the block before, if it reaches into them; otherwise -1."""
+    after: Ints
+    """That of the next block, if they reach into it; otherwise -1."""
+
+
+def _alike(ranges: Sequence[Spans], linked: Bits) -> tuple[Ints, _Kinds]:
+    """Return the first block with each number, and the kinds of blocks along an axis.
+
+    Parameters
+    ----------
+    ranges : sequence of Spans
+        Groups of tiles of each block, ascending.
+    linked : bool array
+        Whether each block reaches into the next one.
     """
-    same = np.logical_and.reduce([fact[1:] == fact[:-1] for fact in facts])
-    between = np.append(False, same) & np.append(same, False)
-    kept = np.flatnonzero(~between | ~np.append(False, between[:-1]))
-    return kept, np.diff(np.append(kept, len(between)))
+    ends = [end for spans in ranges for end in spans]
+    new = np.append(True, np.logical_or.reduce([end[1:] != end[:-1] for end in ends]))
+    # To the next block, and from the one before: not linked, linked to one that runs the same, or another.
+    after = np.where(linked[:-1], 1 + new[1:], 0)
+    codes = 9 * (new.cumsum() - 1) + 3 * np.append(0, after) + np.append(after, 0)
+    times = np.bincount(codes)
+    [found] = np.nonzero(times)
+    numbers, (before, after) = found // 9, np.divmod(found % 9, 3)
+    return np.flatnonzero(new), _Kinds(
+        times[found],
+        numbers,
+        np.where(before > 0, numbers - (before == 2), -1),
+        np.where(after > 0, numbers + (after == 2), -1),
+    )
+
+
+def _with_near(values: Array, axis: int, numbers: Ints, near: Ints) -> Array:
+    """Return the values of the blocks of each kind along an axis, plus those of a neighbour."""
+    found = values.take(numbers, axis)
+    some = np.flatnonzero(near >= 0)
+    found[(slice(None),) * axis + (some,)] += values.take(near[some], axis)
+    return found
 
 
 def busiest(plan: BlockPlan, workers: int) -> float:

@@ -18,7 +18,7 @@ from tests.laws.strategies import coarse, many, spans
 from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_tasks
 from tilework import TilePlan, plan_tiles
 from tilework.errors import GridError, TilingError
-from tilework.plan import tile_mask
+from tilework.plan import cost, tile_mask
 from tilework.plan.cost import computed, repeated_crops, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.masked_reads import MaskedReads
@@ -280,6 +280,31 @@ def test_G9_costs_of_many_equal_blocks_equal_walking_them(data, size):
     reads = MaskedReads.of(plan, tuple(data.draw(st.integers(1, 20)) for _ in extents))
     assert reads.total() == every(reads.uses()).sum()
     assert reads.once() == np.count_nonzero(every(reads.uses()))
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+def test_kinds_of_blocks_are_as_many_however_many_blocks_there_are(reuse, monkeypatch):
+    """Cores of 6 samples and blocks of 20: every third block does not reach into the next."""
+    sizes = []
+    monkeypatch.setattr(cost, "weighed_sum", lambda bits, times: sizes.append(bits.size))
+    mask = np.zeros((3, 3), bool)
+    mask[1, :2] = True
+    for n in (6 * 10**2, 6 * 10**4):
+        options = {"mask": mask, "chunks": 20, "reuse": reuse, "memory_limit": "9TB"}
+        plan = plan_tiles((n, n), 8, 1, **options)
+        with pytest.raises(TypeError):
+            tasks(plan)
+    assert len(set(sizes)) == 1
+
+
+def test_tiles_in_many_ranges_are_counted_at_once(monkeypatch):
+    """Each power of two in the numbers took a look at all bits."""
+    mask, looks = TileMask.of(np.random.default_rng(0).random((40, 30)) < 0.5), []
+    bits = np.bitwise_count
+    monkeypatch.setattr(np, "bitwise_count", lambda values: looks.append(values) or bits(values))
+    for times in (3, 4095):
+        assert mask.total([np.full(40, 2), np.full(30, times)]) == 2 * times * mask.tiles.sum()
+        assert len(looks) <= 2
 
 
 @pytest.mark.parametrize("reuse", ["share", "recompute"])

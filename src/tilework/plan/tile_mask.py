@@ -282,13 +282,17 @@ class TileMask(Holder):
 
     def _weighted(self, inside: Sequence[slice], counts: Sequence[Ints]) -> int:
         """Return the sum over the groups ``inside`` that run of the product of ``counts`` of each axis."""
-        # Bits of one power of two in the counts along the last axis are counted eight at a time.
+        most = int(counts[-1].max(initial=0))
+        if most > 3:
+            return weighed_sum(np.einsum("...k,k->...", self.bits[tuple(inside)], counts[-1]), counts[:-1])
+        # Bits of one power of two in the counts along the last axis are counted eight at a time, which takes
+        # less up to two powers.
         start, stop = inside[-1].start // 8, ceil_div(inside[-1].stop, 8)
         rows = self._rows[(*inside[:-1], slice(start, stop))]
         last = np.zeros(8 * (stop - start), np.int64)
         last[inside[-1].start - 8 * start :][: len(counts[-1])] = counts[-1]
         sums: Any = np.zeros(rows.shape[:-1], np.int64)
-        for power in range(int(last.max(initial=0)).bit_length()):
+        for power in range(most.bit_length()):
             chosen = rows & np.packbits((last >> power) & 1 == 1)
             sums += np.bitwise_count(chosen).sum(axis=-1, dtype=np.int64) << power
         return weighed_sum(sums, counts[:-1])

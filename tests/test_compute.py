@@ -13,6 +13,7 @@ import zarr
 
 import tilework as tw
 from tilework.engine.block import cut_seams, gather_owned, gather_seams, make_block
+from tilework.engine.spec import Needs
 from tilework.execution.local import run
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec
@@ -228,7 +229,9 @@ def test_a_group_travels_and_may_be_merged_twice():
     spec = find_spec(out).spec
     expected, groups, seams = out.compute(), {}, {}
     for index in itertools.product(*map(range, spec.plan.blocks)):
-        groups[index] = pickle.loads(pickle.dumps(gather_owned(spec, index, spec.needs(index, owned=True))))
+        groups[index] = pickle.loads(
+            pickle.dumps(gather_owned(spec, index, Needs(spec).of(index, owned=True)))
+        )
         seams[index] = cut_seams(spec, index, spec.plan.neighbours.later(index), groups[index])
         seams[index] = pickle.loads(pickle.dumps(seams[index]))
         # A seam travels without the rest of its canvas.

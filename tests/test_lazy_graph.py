@@ -36,6 +36,7 @@ from tilework.graph import layer as layers
 from tilework.graph.build import find_spec, specs_below
 from tilework.graph.layer import BlockLayer, OutputLayer
 from tilework.graph.tasks import BlockTasks
+from tilework.source.padding import AxisRead
 
 IMAGE = np.random.default_rng(7).random((96, 80)).astype("float32")
 
@@ -382,6 +383,27 @@ def test_L3_culling_is_that_of_dask(out: Any, data: st.DataObject) -> None:
     expected, _ = cull(whole, list(wanted))
     assert {k: str(n) for k, n in culled.items()} == {k: str(n) for k, n in expected.items()}
     assert dict(out.dask).keys() == whole.keys()
+
+
+@pytest.mark.parametrize("kind", ["dask", "numpy"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_what_tasks_must_be_given_is_found_once_along_each_axis(
+    kind: str, masked: bool, monkeypatch: Any
+) -> None:
+    """Not once for each block: borders and starts along an axis take longer than making a task."""
+    n = 640
+    image = da.zeros((n, n), chunks=50) if kind == "dask" else np.zeros((n, n))
+    mask = np.ones((4, 4), bool) if masked else None
+    if mask is not None:
+        mask[1, 2] = False
+    out = tw.tiled_map(
+        twice, image, 16, 4, boundary="wrap", dtype=float, chunks=16, reuse="recompute", mask=mask
+    )  # fmt: skip
+    reads: list[Any] = []
+    plan = AxisRead.plan
+    monkeypatch.setattr(AxisRead, "plan", lambda *args: reads.append(args) or plan(*args))
+    assert len(dict(out.dask)) > out.npartitions == 40**2
+    assert len(reads) <= 2 * 40 + 8
 
 
 def test_keys_of_other_layers_are_not_counted_as_those_of_an_array_below() -> None:

@@ -136,7 +136,7 @@ def test_large_memmap_adds_little_to_the_graph(tmp_path):
 
 def test_array_in_memory_refuses_to_travel_when_large(monkeypatch):
     monkeypatch.setattr("tilework.source.base.MEMORY_TRAVEL_LIMIT", 1000)
-    part = open_source(IMAGE).part([(0, 2), (0, 2)])
+    part = open_source(IMAGE).together([(0, 2), (0, 2)])
     with pytest.raises(tw.TilingError, match=r"0 MiB in memory .* Zarr"):
         pickle.dumps(part)
 

@@ -20,6 +20,7 @@ from tilework._types import Array, Index
 from tilework.api import plan_tiles, tiled_map
 from tilework.engine.block import gather_tiles
 from tilework.engine.canvas import combine
+from tilework.engine.spec import Needs
 from tilework.errors import ContractError, TilingError, TilingWarning
 from tilework.function.network_places import unusable
 from tilework.function.output import Output
@@ -506,7 +507,7 @@ def _run(windows: _Windows, calls: _Calls) -> list[Any]:
     found = find_spec(lazy[0])
     assert found is not None
     spec, block = found.spec, (0,) * len(windows.shape)
-    groups = gather_tiles(spec, block, spec.needs(block, owned=False))
+    groups = gather_tiles(spec, block, Needs(spec).of(block, owned=False))
     totals = [
         combine(output, box, [group.partials[k] for group in groups])
         for k, (output, box) in enumerate(zip(spec.outputs, spec.boxes(block), strict=True))

@@ -53,6 +53,9 @@ def test_G9_a_mask_tells_what_an_array_over_all_tiles_does(drawn, data):
     for box, pair in zip(boxes, itertools.product(*pairs), strict=True):
         np.testing.assert_array_equal(mask.box(pair), box)
         assert mask.running(pair) == box.sum()
+        on, firsts = np.argwhere(box), [a for a, _ in pair]
+        ends = (on.min(axis=0), on.max(axis=0) + 1) if len(on) else (0, 0)
+        assert mask.shrunk(pair) == list(zip(*(np.add(firsts, end).tolist() for end in ends), strict=True))
     times = [
         np.array(data.draw(st.lists(st.integers(0, 70), min_size=n, max_size=n)), int) for n in mask.shape
     ]

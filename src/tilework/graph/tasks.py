@@ -45,7 +45,7 @@ from tilework.engine.block import (
     gather_tiles,
     make_block,
 )
-from tilework.engine.spec import Spec
+from tilework.engine.spec import Needs, Spec
 
 __all__ = ["BlockTasks", "Key", "Names", "Nodes", "calls_function"]
 
@@ -161,7 +161,8 @@ class BlockTasks:
         self._in_order = self._axes == list(range(len(self._axes)))
         self._near = spec.active.neighbours
         self._ref = TaskRef(self.names.spec)
-        self._given_to_none = None if any(s.given for s in spec.sources) else [None] * len(spec.sources)
+        self._needs = Needs(spec)
+        self._given_to_none = None if self._needs else [None] * len(spec.sources)
         outputs = zip(self.names.outputs, spec.outputs, strict=True)
         # Exact names: the keys of a result called "image-2" also begin with "image-".
         kinds = ["group", "seam", "all", "write", "block", *(f"part-{k}" for k in range(len(spec.sources)))]
@@ -377,7 +378,7 @@ class BlockTasks:
         if self._given_to_none is not None:
             return self._given_to_none
         given: list[Any] = []
-        for number, need in enumerate(self.spec.needs(index, owned=owned)):
+        for number, need in enumerate(self._needs.of(index, owned=owned)):
             dask_name = self.names.sources[number]
             if dask_name is not None:
                 given.append(List(*[TaskRef((dask_name, *block)) for block in need]))

@@ -196,6 +196,25 @@ class TileMask(Holder):
             return int(np.count_nonzero(self.bits[tuple(inside)]))
         return self._weighted(inside, [sizes for _, sizes in parts])
 
+    def shrunk(self, ranges: Sequence[Span]) -> list[Span]:
+        """Return ranges of tiles per axis without those at the ends of which none runs.
+
+        They start where they did, and are empty, if none runs at all.
+        """
+        near = [self._groups(axis, span) for axis, span in enumerate(ranges)]
+        part = self.bits[tuple(near)]
+        if part.size and part.all():
+            return list(ranges)
+        found = []
+        for d, ((first, stop), inside) in enumerate(zip(ranges, near, strict=True)):
+            on = np.flatnonzero(part.any(axis=tuple(a for a in range(part.ndim) if a != d)))
+            if not on.size:
+                found.append((first, first))
+                continue
+            ends, low = self.edges[d], inside.start
+            found.append((max(first, ends[low + int(on[0])]), min(stop, ends[low + int(on[-1]) + 1])))
+        return found
+
     def nearest(self, position: Sequence[int], axes: Sequence[int] | None = None) -> Index:
         """Return the position of a tile that runs and is nearest to ``position``, counted in tiles.
 
@@ -299,11 +318,14 @@ class TileMask(Holder):
 
     def _part(self, axis: int, span: Span) -> tuple[slice, Ints]:
         """Return the groups that meet a range of tiles, and how many of its tiles are in each."""
-        ends = self.ends[axis]
-        first, stop = span[0], max(span)
+        inside = self._groups(axis, span)
+        return inside, np.diff(self.ends[axis][inside.start : inside.stop + 1].clip(span[0], max(span)))
+
+    def _groups(self, axis: int, span: Span) -> slice:
+        """Return the groups that meet a range of tiles."""
+        first, stop = span
         low = bisect.bisect_right(self.edges[axis], first) - 1
-        high = bisect.bisect_left(self.edges[axis], stop) if first < stop else low
-        return slice(low, high), np.diff(ends[low : high + 1].clip(first, stop))
+        return slice(low, bisect.bisect_left(self.edges[axis], stop) if first < stop else low)
 
     # -- other masks ------------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ A task reads most sources itself. Parts of an array in memory, and blocks of a d
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import math
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -143,8 +144,13 @@ class Source:
 
     def needs(self, reads: Sequence[AxisRead]) -> Any:
         """Return the data that a task must be given to read ``reads``; None if it reads them itself."""
-        del reads
-        return None
+        return self.together([self.along(axis, read) for axis, read in enumerate(reads)])
+
+    def along(self, axis: int, read: AxisRead) -> Any:
+        """Return what `needs` must know of one axis, which many blocks have in common."""
+
+    def together(self, parts: Sequence[Any]) -> Any:
+        """Return what `needs` does, from what `along` returned for each axis."""
 
     def whole(self) -> MemoryPart | None:
         """Return the samples that a graph must carry if its tasks are made in another process; None: none."""
@@ -178,17 +184,17 @@ class MemorySource(Source):
     given: ClassVar[bool] = True
     in_memory: ClassVar[bool] = True
 
-    def needs(self, reads: Sequence[AxisRead]) -> MemoryPart:
-        """Return a view of all samples that are read, with its position."""
-        return self.part([(plan.intervals[0][0], plan.intervals[-1][1]) for plan in reads])
+    def along(self, axis: int, read: AxisRead) -> Span:
+        """Return what is around all samples that are read along one axis."""
+        return read.intervals[0][0], read.intervals[-1][1]
 
     def whole(self) -> MemoryPart:
         """Return a view of all samples."""
-        return self.part([(0, n) for n in self.shape])
+        return self.together([(0, n) for n in self.shape])
 
-    def part(self, box: Sequence[Span]) -> MemoryPart:
-        """Return a view of ``box`` with its position."""
-        return MemoryPart(self.handle[slices_of(box)], tuple(a for a, _ in box), self.handle.nbytes)
+    def together(self, parts: Sequence[Span]) -> MemoryPart:
+        """Return a view of a box with its position."""
+        return MemoryPart(self.handle[slices_of(parts)], tuple([a for a, _ in parts]), self.handle.nbytes)
 
     def reader(self, given: MemoryPart, reads: Sequence[AxisRead]) -> Reader:
         """Return a function that reads from the part that the task was given."""
@@ -249,10 +255,13 @@ class BlockSource(Source):
         """Name of the dask array."""
         return str(self.token[1])
 
-    def needs(self, reads: Sequence[AxisRead]) -> list[Index]:
+    def along(self, axis: int, read: AxisRead) -> list[int]:
+        """Return the numbers of the blocks that are read along one axis, sorted."""
+        return sorted({number for span in read.intervals for number in self._meeting(axis, span)})
+
+    def together(self, parts: Sequence[list[int]]) -> list[Index]:
         """Return the numbers of the blocks that are read, sorted."""
-        boxes = itertools.product(*(plan.intervals for plan in reads))
-        return sorted({index for box in boxes for index in self.meeting(box)})
+        return list(itertools.product(*parts))
 
     def reader(self, given: Sequence[Array], reads: Sequence[AxisRead]) -> Reader:
         """Return a function that reads from the computed blocks that the task was given."""
@@ -266,21 +275,15 @@ class BlockSource(Source):
         check_box(part, box, self.handle)
         return self.as_declared(part)
 
-    def block_keys(self) -> Iterator[tuple[Any, ...]]:
-        """Return the keys of all blocks in the graph of dask."""
-        return itertools.product([self.dask_name], *(range(len(o) - 1) for o in self.offsets))
-
-    def meeting(self, box: Sequence[Span]) -> list[Index]:
-        """Return the numbers of the blocks that meet ``box``."""
-        ranges = []
-        for (a, b), edges in zip(box, self.offsets, strict=True):
-            first = min(int(np.searchsorted(edges, a, side="right")), len(edges) - 1) - 1  # no samples at all
-            ranges.append(range(first, max(first + 1, int(np.searchsorted(edges, b, side="left")))))
-        return list(itertools.product(*ranges))
+    def _meeting(self, axis: int, span: Span) -> range:
+        """Return the numbers of the blocks along an axis that meet an interval."""
+        edges = self.offsets[axis]
+        first = min(bisect.bisect_right(edges, span[0]), len(edges) - 1) - 1  # no samples at all
+        return range(first, max(first + 1, bisect.bisect_left(edges, span[1])))
 
     def read_blocks(self, blocks: Mapping[Index, Any], box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
-        indices = self.meeting(box)
+        indices = list(itertools.product(*map(self._meeting, range(len(box)), box)))
         found = [self._block(index, blocks[index]) for index in indices]
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
@@ -301,8 +304,7 @@ class BlockSource(Source):
         return block  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = (None, self.shape, self.dtype, None, None, self.token, self.offsets)
-        return BlockSource, values
+        return BlockSource, (None, self.shape, self.dtype, None, None, self.token, self.offsets)
 
 
 def check_read(samples: Array, dtype: np.dtype[Any], *, exact: bool = False) -> None:

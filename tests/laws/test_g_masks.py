@@ -286,17 +286,16 @@ def test_G9_costs_of_many_equal_blocks_equal_walking_them(data, size):
 
 
 @pytest.mark.parametrize("reuse", ["share", "recompute"])
-def test_kinds_of_blocks_are_as_many_however_many_blocks_there_are(reuse, monkeypatch):
+@pytest.mark.parametrize("cost_of", [tasks, repeated_crops])
+def test_kinds_of_blocks_are_as_many_however_many_blocks_there_are(cost_of, reuse, monkeypatch):
     """Cores of 6 samples and blocks of 20: every third block does not reach into the next."""
     sizes = []
-    monkeypatch.setattr(cost, "weighed_sum", lambda bits, times: sizes.append(bits.size))
+    monkeypatch.setattr(cost, "weighed_sum", lambda bits, times: sizes.append(bits.size) or 0)
     mask = np.zeros((3, 3), bool)
     mask[1, :2] = True
     for n in (6 * 10**2, 6 * 10**4):
         options = {"mask": mask, "chunks": 20, "reuse": reuse, "memory_limit": "9TB"}
-        plan = plan_tiles((n, n), 8, 1, **options)
-        with pytest.raises(TypeError):
-            tasks(plan)
+        cost_of(plan_tiles((n, n), 8, 1, batch_size=5, pad_batch=True, **options))
     assert len(set(sizes)) == 1
 
 

@@ -61,18 +61,23 @@ def repeated_crops(plan: BlockPlan) -> int:
         return 0
     kinds = [_by_length(*pair) for pair in zip(plan.axes, tiles_of_blocks(plan), strict=True)]
     if plan.mask is not None:
-        grids = (zip(*chosen, strict=True) for chosen in itertools.product(*kinds))
-        return sum(int((-plan.mask.among(tiles).counts(spans) % size).sum()) for tiles, spans in grids)
+        found = 0
+        for chosen in itertools.product(*kinds):
+            grids, ranges = zip(*chosen, strict=True)
+            mask = plan.mask.among(grids)
+            spans, times = zip(*map(mask.unlike, range(len(ranges)), ranges), strict=True)
+            found += weighed_sum(-mask.counts(spans) % size, times)
+        return found
     # How many blocks have how many crops of each shape: a product of one length per axis.
-    found: dict[tuple[int, ...], int] = {(1,): 1}
+    several: dict[tuple[int, ...], int] = {(1,): 1}
     for axis in kinds:
         lengths = np.transpose([spans.lengths for _, spans in axis]).tolist()
         some = Counter(tuple(n for n in row if n) for row in lengths)
         crops: Counter[tuple[int, ...]] = Counter()
-        for (own, blocks), (kind, more) in itertools.product(found.items(), some.items()):
+        for (own, blocks), (kind, more) in itertools.product(several.items(), some.items()):
             crops[tuple(a * b for a in own for b in kind)] += blocks * more
-        found = crops
-    return sum(blocks * sum(-n % size for n in own) for own, blocks in found.items())
+        several = crops
+    return sum(blocks * sum(-n % size for n in own) for own, blocks in several.items())
 
 
 def _lengths(axis: AxisGrid) -> Ints:

@@ -268,6 +268,22 @@ class TileMask(Holder):
         low = np.searchsorted(ends, spans.low, "right") - 1
         return Spans(low, np.where(spans.low < spans.high, np.searchsorted(ends, spans.high), low))
 
+    def unlike(self, axis: int, spans: Spans) -> tuple[Spans, Ints]:
+        """Return ranges of tiles along an axis that stand for all, and how many each stands for.
+
+        Ranges hold the same tiles if they meet the same groups, with as many tiles in the first and the last.
+        """
+        (low, high), ends = self.groups(axis, spans), self.ends[axis]
+        new = np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1]))[: len(low)]
+        first = np.minimum(ends[np.minimum(low + 1, len(ends) - 1)], spans.high) - spans.low
+        last = spans.high - np.maximum(ends[np.maximum(high - 1, 0)], spans.low)
+        first, last = (np.maximum(tiles, 0) for tiles in (first, last))
+        size = 1 + int(max(first.max(initial=0), last.max(initial=0)))
+        _, at, times = np.unique(
+            (new.cumsum() * size + first) * size + last, return_index=True, return_counts=True
+        )
+        return Spans(spans.low[at], spans.high[at]), times
+
     def run_in(self, ranges: Sequence[Spans]) -> Bits:
         """Return whether any tile runs in each product of one range of tiles per axis."""
         inside, moved = [], []

@@ -128,6 +128,33 @@ def test_a_build_costs_the_same_however_many_tiles_an_axis_has(name: str, stored
     assert peak < 8 * 10**6
 
 
+EXPLAINED = {
+    **LONG,
+    "clipped under a mask": {"crop": 12, "overlap": 3, "edge": "clip"},
+    "blend under a mask": {"crop": 10, "stride": 3, "blend": "gaussian"},
+    "whole batches": {"crop": 12, "overlap": 3, "edge": "clip", "batch_size": 8, "pad_batch": True},
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_explain_and_the_picture_take_the_same_however_many_tiles_an_axis_has(name: str) -> None:
+    n, options = 9 * 10**7, EXPLAINED[name]
+    if "under a mask" in name:
+        options = {"mask": np.eye(9, 1, dtype=bool), "mask_scale": (n / 9, 64), **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CostWarning)
+        plan = tw.tiled_map(twice, Endless(n, 64), dtype="float32", name="long", **options)
+    plan = find_spec(plan).spec.plan  # type: ignore[union-attr]
+    tracemalloc.start()
+    try:
+        assert "samples per sample" in plan.explain()
+        assert "<svg" in plan._repr_html_()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 10**6
+
+
 @pytest.mark.parametrize(
     ("shape", "crop", "chunks"),
     [

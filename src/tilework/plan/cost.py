@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tilework.grid.axis import ceil_div
+from tilework.grid.progression import Progression
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import weighed_sum
@@ -48,7 +49,23 @@ def computed(plan: BlockPlan) -> int:
     """Return the number of samples in all crops that the function gets, repeated crops not counted."""
     if plan.axes[-1].edge != "clip":
         return plan.calls() * math.prod(a.crop for a in plan.axes)
-    return plan.total(tiles_of_blocks(plan), list(map(_lengths, plan.axes)))
+    ranges, before = tiles_of_blocks(plan), []
+    for axis in plan.axes:
+        starts, lengths = _lengths(axis)
+        before.append(_sums(lengths, starts))
+    return plan.total(ranges, before)
+
+
+def _lengths(axis: AxisGrid) -> tuple[Progression, Ints]:
+    """Return where crops start along an axis, and the lengths of those that are stored; samples."""
+    starts, stops = axis.read_ends()
+    return starts, stops.near - starts.near
+
+
+def _sums(values: Array, like: Progression) -> Progression:
+    """Return the sum of the values of the tiles before each one; those that are left out are equal."""
+    step = int(values[like.at]) if like.more else 0
+    return Progression(np.append(0, values.cumsum()), like.at, step, like.more)
 
 
 def repeated_crops(plan: BlockPlan) -> int:
@@ -63,8 +80,8 @@ def repeated_crops(plan: BlockPlan) -> int:
     if plan.mask is not None:
         found = 0
         for chosen in itertools.product(*kinds):
-            grids, ranges = zip(*chosen, strict=True)
-            mask = plan.mask.among(grids)
+            before, ranges = zip(*chosen, strict=True)
+            mask = plan.mask.among(before)
             spans, times = zip(*map(mask.unlike, range(len(ranges)), ranges), strict=True)
             found += weighed_sum(-mask.counts(spans) % size, times)
         return found
@@ -80,17 +97,11 @@ def repeated_crops(plan: BlockPlan) -> int:
     return sum(blocks * sum(-n % size for n in own) for own, blocks in several.items())
 
 
-def _lengths(axis: AxisGrid) -> Ints:
-    """Return the length of each crop along an axis, samples."""
-    start, stop = axis.reads()
-    return stop - start
-
-
-def _by_length(axis: AxisGrid, ranges: Spans) -> list[tuple[Ints, Spans]]:
-    """Return the tiles of each length of crop along an axis, and the ranges of blocks among these."""
-    lengths = _lengths(axis)
-    found = [np.flatnonzero(lengths == n) for n in np.unique(lengths)]
-    return [(tiles, Spans(*(np.searchsorted(tiles, ends) for ends in ranges))) for tiles in found]
+def _by_length(axis: AxisGrid, ranges: Spans) -> list[tuple[Progression, Spans]]:
+    """Return the tiles before each one that have the same length, for each; and the ranges among these."""
+    starts, lengths = _lengths(axis)
+    found = [_sums(lengths == n, starts) for n in np.unique(lengths)]
+    return [(before, Spans(*map(before.take, ranges))) for before in found]
 
 
 def tasks(plan: BlockPlan) -> int:

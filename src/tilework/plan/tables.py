@@ -22,6 +22,7 @@ from tilework._derived import Holder, derived
 from tilework._types import Bits, Ints, Span
 from tilework.errors import GridError
 from tilework.grid.axis import AxisGrid, ceil_div
+from tilework.grid.progression import Progression
 from tilework.grid.tiles import Box, Tile, TileGrid
 from tilework.plan.axis_table import AxisTable, Spans
 from tilework.plan.box_sums import shifted
@@ -41,6 +42,15 @@ __all__ = [
 
 def _part(spans: Spans, blocks: range) -> Spans:
     return Spans(spans.low[blocks.start : blocks.stop], spans.high[blocks.start : blocks.stop])
+
+
+def _up_to(places: Ints, ends: Ints) -> Ints:
+    """Return for each of ``ends`` the sum of the lesser of it and each of ``places``, which ascend.
+
+    The differences of two sums are right if they fit into 64 bits, whether or not the sums do.
+    """
+    sums, count = np.append(0, places.cumsum()), np.searchsorted(places, ends)
+    return np.asarray(sums[count] + ends * (len(places) - count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,22 +350,19 @@ class BlockPlan(Holder, Sequence[Tile]):
             owned.append(Spans(np.append(none, own.low), np.append(none, own.high)))
         return int(mask.counts(owned)[needed].sum())
 
-    def total(self, ranges: Sequence[Spans], sizes: Sequence[Ints] | None = None) -> int:
+    def total(self, ranges: Sequence[Spans], before: Sequence[Progression] | None = None) -> int:
         """Return the number of tiles that run, counted once per range in which they are, along each axis.
 
-        ``sizes`` are the samples of the tiles along each axis; with them, samples are counted.
+        With ``before``, the samples of all tiles before each one along each axis, their samples are counted.
         """
-        if self.mask is None and sizes is None:
-            return math.prod(int(r.lengths.sum()) for r in ranges)
         times = []
         for axis, (low, high) in enumerate(ranges):
-            ends = np.bincount(low, minlength=self.grid_shape[axis] + 1)
-            ends -= np.bincount(high, minlength=len(ends))
-            found = ends.cumsum()[:-1]
-            times.append(found if sizes is None else found * sizes[axis])
-        if self.mask is None:
-            return math.prod(int(count.sum()) for count in times)
-        return self.mask.total(times)
+            ends = np.array([0, self.grid_shape[axis]]) if self.mask is None else self.mask.ends[axis]
+            if before is not None:
+                low, high, ends = map(before[axis].take, (low, high, ends))
+            # How much of each group of tiles is in all ranges.
+            times.append(np.diff(_up_to(high, ends) - _up_to(low, ends)))
+        return math.prod(int(n.sum()) for n in times) if self.mask is None else self.mask.total(times)
 
     def with_blocks(
         self, block: Sequence[int], reuse: str, notes: Sequence[str] = (), slabs: int = 0

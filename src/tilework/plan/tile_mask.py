@@ -16,6 +16,7 @@ import numpy as np
 from tilework._derived import Holder, derived
 from tilework._types import Array, Bits, Index, Ints, Span
 from tilework.grid.axis import ceil_div
+from tilework.grid.progression import Progression
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any, box_sums, weighed_sum
 
@@ -306,13 +307,12 @@ class TileMask(Holder):
         return box_sums(self.bits[tuple(inside)], moved, edges)
 
     def total(self, times: Sequence[Ints]) -> int:
-        """Return the sum over the tiles that run of the product of ``times``, one entry per tile and axis."""
+        """Return the sum over the groups that run of the product of ``times``, one entry for each group."""
         inside, counts = [], []
-        for ends, count in zip(self.ends, times, strict=True):
-            sums = np.add.reduceat(count, ends[:-1]) if len(ends) <= len(count) else count
-            on = np.flatnonzero(sums)
+        for count in times:
+            on = np.flatnonzero(count)
             inside.append(slice(int(on[0]), int(on[-1]) + 1) if len(on) else slice(0, 0))
-            counts.append(sums[inside[-1]])
+            counts.append(count[inside[-1]])
         return self._weighted(inside, counts)
 
     def _weighted(self, inside: Sequence[slice], counts: Sequence[Ints]) -> int:
@@ -345,11 +345,11 @@ class TileMask(Holder):
 
     # -- other masks ------------------------------------------------------------------------------------
 
-    def among(self, tiles: Sequence[Ints]) -> Self:
-        """Return the mask over some tiles of each axis alone, which are given in order."""
+    def among(self, before: Sequence[Progression]) -> Self:
+        """Return the mask over some tiles of each axis alone; given is how many of these are before each."""
         bits, edges = self.bits, []
-        for axis, (ends, chosen) in enumerate(zip(self.ends, tiles, strict=True)):
-            found = np.searchsorted(chosen, ends)
+        for axis, (ends, some) in enumerate(zip(self.ends, before, strict=True)):
+            found = some.take(ends)
             keep = np.diff(found) > 0
             bits = bits.compress(keep, axis)
             edges.append(np.append(found[:-1][keep], found[-1]))

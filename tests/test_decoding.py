@@ -27,6 +27,7 @@ from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks
 from tilework.plan.memory import parallel_bytes, peak_bytes
 from tilework.plan.tables import SourcePlan
 from tilework.source import kept
+from tilework.source.zarr_requests import boxes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -247,6 +248,35 @@ def test_chunks_that_are_not_kept_are_decoded_side_by_side(crop: int, further: i
     assert parallel_bytes(plan.with_cache(1)) == 0
     assert parallel_bytes(none) == 3 * 2 * further * 80**3 * plan.sources[0].sample_bytes
     assert peak_bytes(none) - peak_bytes(plan.with_cache(1)) == parallel_bytes(none) - 1
+
+
+def test_a_shard_is_not_asked_for_each_of_its_chunks(tmp_path: Path) -> None:
+    """Each request reads the shard's index: 17 GB of it for a shard of 32 768 chunks that holds 13 MB."""
+    image = np.random.default_rng(0).integers(0, 99, (64, 64, 64)).astype("u1")
+    shape = {"chunks": (4, 4, 4), "shards": (32, 32, 32)}
+    zarr.create_array(tmp_path / "in.zarr", data=image, **shape)
+    out = tw.tiled_map(np.copy, tmp_path / "in.zarr", 24, 4, dtype="u1", chunks=32)
+    with counted_codecs("u1") as chunks, counted_codecs("u8") as indices:
+        written = tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
+    assert chunks["decoded"] == 16**3
+    # Of 8 blocks, each meets up to 8 shards; what it is the first to read of one are up to 3 boxes.
+    assert indices["decoded"] <= 27
+    assert np.array_equal(written[...], image)
+
+
+@settings(max_examples=100)
+@given(st.data())
+def test_chunks_are_asked_for_in_boxes_that_lie_in_a_shard(data: st.DataObject) -> None:
+    ndim = data.draw(st.integers(1, 3))
+    unit = tuple(data.draw(st.integers(1, 4)) for _ in range(ndim))
+    most = data.draw(st.integers(1, 20))
+    chunks = data.draw(st.sets(st.tuples(*[st.integers(0, 7)] * ndim), max_size=60))
+    boxes = boxes_of(chunks, unit, most)
+    found = [list(itertools.product(*itertools.starmap(range, box))) for box in boxes]
+    assert sorted(itertools.chain(*found)) == sorted(chunks)
+    for box in found:
+        assert 1 <= len(box) <= most
+        assert len({tuple(i // u for i, u in zip(chunk, unit, strict=True)) for chunk in box}) == 1
 
 
 def test_several_sources_are_decoded_as_often_as_each_alone(tmp_path: Path) -> None:

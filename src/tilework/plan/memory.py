@@ -67,8 +67,10 @@ def _task(plan: BlockPlan) -> _Task:
     copied = plan.gaps == "any" or plan.counted == "most"
     crops = plan.together + (plan.predictions > 1) + copied
     gathering = size * crops * sum(s.sample_bytes for s in plan.sources) + read * sum(loaded)
-    # A chunk is decoded on its way into the samples of a block, from a file that may be as large.
-    gathering += 2 * max((s.sample_bytes * math.prod(s.chunks) for s in plan.sources if s.chunks), default=0)
+    # A chunk is decoded on its way into the samples of a block, from a file that may be as large; chunks of a
+    # shard as a part of it.
+    requests = ((s.sample_bytes * math.prod(s.chunks), s.request) for s in plan.sources if s.chunks)
+    gathering += max((max(2 * chunk, 3 * request) for chunk, request in requests), default=0)
     held, finishing, largest = 0.0, 0.0, float(read * max(loaded, default=0))
     for number, output in enumerate(plan.outputs):
         scale, weighted = float(math.prod(output.scale)), output.rim is not None

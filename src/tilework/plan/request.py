@@ -402,7 +402,11 @@ def _source_plan(source: Source, grid_axes: Sequence[int | None]) -> SourcePlan:
     if source.chunks is not None:
         chunks = tuple(source.chunks[a] for a in grid_axes if a is not None)  # all: see `plan.nodata`
     return SourcePlan(
-        untiled * source.dtype.itemsize, chunks, source.in_memory, chunks is None or source.shares
+        untiled * source.dtype.itemsize,
+        chunks,
+        source.in_memory,
+        chunks is None or source.shares,
+        source.request_bytes,
     )
 
 

@@ -65,6 +65,8 @@ class SourcePlan:
     """Whether reading returns a view, which takes no memory."""
     shared: bool = True
     """Whether tasks may use the chunks that other tasks decoded."""
+    request: int = 0
+    """Bytes of samples that one request reads of chunks that are kept, where that is more than a chunk."""
 
 
 @dataclass(frozen=True, slots=True)

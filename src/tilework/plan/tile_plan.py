@@ -53,9 +53,10 @@ class TilePlan(BlockPlan):
             {k: v for k, v in asdict(o).items() if k not in MEMORY or v} | {"scale": list(map(str, o.scale))}
             for o in self.outputs
         ]
-        # Records in stores of earlier versions have no word on sharing.
+        # Records in stores of earlier versions have no word on sharing, and on requests.
+        usual = {"shared": True, "request": 0}
         data["sources"] = [
-            {k: v for k, v in asdict(s).items() if k != "shared" or not v} for s in self.sources
+            {k: v for k, v in asdict(s).items() if usual.get(k) != v or k not in usual} for s in self.sources
         ]
         data["mask"] = None if self.mask is None else self.mask.to_json()
         if self.counted == "exact":
@@ -105,6 +106,7 @@ class TilePlan(BlockPlan):
                 None if s["chunks"] is None else tuple(s["chunks"]),
                 s["in_memory"],
                 s.get("shared", True),
+                s.get("request", 0),
             )
             for s in data["sources"]
         )

@@ -113,6 +113,11 @@ class Source:
         return False
 
     @property
+    def request_bytes(self) -> int:
+        """Bytes of samples that one request reads of chunks that are kept, at most; 0: a chunk."""
+        return 0
+
+    @property
     def names(self) -> tuple[str, ...] | None:
         """Axis names, if the source has them."""
         return None if self.meta is None else self.meta.axes

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ from tilework.source import held
 from tilework.source.base import Source, copy_overlap
 from tilework.source.kept import CHECKS, CHUNKS, Scope, Uses, scope, task
 from tilework.source.stamps import TICK, Files, Stamp, check_files, not_visible, seen
-from tilework.source.zarr_requests import answer, chunks_of, read_box
+from tilework.source.zarr_requests import answer, boxes_of, chunks_of, read_box, request_bytes
 
 __all__ = ["ZarrSource", "zarr_source"]
 
@@ -49,7 +50,7 @@ class _Place:
     document: str = ""
     """Its metadata document, a path if it has a folder, else a name."""
     unit: Index = ()
-    """Chunks per chunk file and axis, if it has a folder."""
+    """Chunks per chunk file and axis; empty if not all chunks have one shape."""
     real: str = ""
     """The folder after following links."""
     machine: str = ""
@@ -151,9 +152,9 @@ class ZarrSource(Source):
             wanted[self.token, index, row, proof] = count
         CHUNKS.fetch(
             wanted,
-            lambda keys: ((key, self.read(self._chunk(key)), self._is_sound(key)) for key in keys),
+            self._load,
             lambda key, chunk: copy_overlap(
-                out, [a for a, _ in box], chunk, [a for a, _ in self._chunk(key)]
+                out, [a for a, _ in box], chunk, [a for a, _ in self._samples(_one(key[1]))]
             ),
             limit,
             share=(self.token, limit),
@@ -168,10 +169,34 @@ class ZarrSource(Source):
         if limit > 0:
             CHUNKS.begin((self.token, limit), limit)
 
-    def _chunk(self, key: Key) -> list[Span]:
-        """Return the samples of the chunk with a cache key."""
-        columns = zip(key[1], self.chunks or (), self.shape, strict=True)
-        return [(i * c, min((i + 1) * c, n)) for i, c, n in columns]
+    @property
+    def request_bytes(self) -> int:
+        """Bytes of samples that one request reads of chunks that are kept, at most; 0: a chunk."""
+        return request_bytes(self._chunk_bytes, self.place.unit) if math.prod(self.place.unit) > 1 else 0
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return self.dtype.itemsize * math.prod(self.chunks or ())
+
+    def _load(self, keys: list[Key]) -> Iterator[tuple[Key, Array, bool]]:
+        """Yield the chunks with cache keys, and whether each is still what its key says."""
+        most = self.request_bytes // max(1, self._chunk_bytes)
+        by_index = {key[1]: key for key in keys}
+        for chunks in boxes_of(by_index, self.place.unit, most):
+            box = self._samples(chunks)
+            part = self.read(box)
+            for index in itertools.product(*(range(a, b) for a, b in chunks)):
+                own = self._samples(_one(index))
+                inside = tuple(slice(a - s, b - s) for (a, b), (s, _) in zip(own, box, strict=True))
+                # A view would keep the samples of all chunks that were read with it.
+                chunk = part if own == box else part[inside].copy()
+                yield by_index[index], chunk, self._is_sound(by_index[index])
+            del part
+
+    def _samples(self, chunks: Sequence[Span]) -> list[Span]:
+        """Return the samples of a box of chunks."""
+        columns = zip(chunks, self.chunks or (), self.shape, strict=True)
+        return [(a * c, min(b * c, n)) for (a, b), c, n in columns]
 
     def _proof(self, index: Index, own: Scope) -> Any:
         """Return what proves that a decoded chunk may be shared, or the number of the only task to use it."""
@@ -273,6 +298,11 @@ class ZarrSource(Source):
         return _arrived, (held.dumps(self.handle), values)
 
 
+def _one(index: Index) -> list[Span]:
+    """Return a chunk as a box of chunks."""
+    return [(i, i + 1) for i in index]
+
+
 def _arrived(packed: bytes, values: dict[str, Any]) -> ZarrSource:
     """Return a source in the process to which it was sent; if it cannot be opened, its reads fail."""
     try:
@@ -327,18 +357,18 @@ def _is_local(store: Any) -> bool:
 def _place_of(array: Any) -> _Place:
     store, metadata = array.store, _digest(array.metadata)
     document = "zarr.json" if array.metadata.zarr_format == 3 else ".zarray"
+    try:
+        unit = tuple(f // c for f, c in zip(array.shards or array.chunks, array.chunks, strict=True))
+    except (NotImplementedError, TypeError):  # as in chunks_of
+        unit = ()
     if _is_local(store):
         folder = str(store.root / array.path)
-        try:
-            unit = tuple(f // c for f, c in zip(array.shards or array.chunks, array.chunks, strict=True))
-        except (NotImplementedError, TypeError):  # as in chunks_of
-            unit = ()
         return _Place(
             metadata, folder, f"{folder}/{document}", unit, os.path.realpath(folder), held.this_machine()
         )
     path = getattr(held.innermost(store), "path", None)
     files = ((str(path.absolute()), _zip_stamp(store)),) if isinstance(path, Path) else ()
-    return _Place(metadata, document=document, files=files, held=held.is_held(store))
+    return _Place(metadata, document=document, unit=unit, files=files, held=held.is_held(store))
 
 
 def _zip_stamp(store: Any) -> Stamp | None:

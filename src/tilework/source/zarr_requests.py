@@ -8,10 +8,12 @@ chunks of 1 MB were no faster than one (zarr 3.1). The thread then runs zarr's o
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import threading
 from asyncio.events import _get_running_loop, _set_running_loop
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -20,9 +22,13 @@ import numpy as np
 from tilework._machine import n_threads
 from tilework._types import Array, Index, Span
 
-__all__ = ["answer", "at_work", "chunks_of", "read_box", "write_box"]
+__all__ = ["answer", "at_work", "boxes_of", "chunks_of", "read_box", "request_bytes", "write_box"]
 
 T = TypeVar("T")
+
+# Bytes of samples that one request reads of a shard, at least. Each request reads the index of the shard, 16
+# bytes for each of its chunks; a request for each of 32 768 chunks read 1300 times what they hold.
+REQUEST, PER_INDEX = 2**20, 4 * 16
 
 
 def answer(store: Any, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -111,6 +117,40 @@ def chunks_of(array: Any) -> Index | None:
         return tuple(map(int, array.chunks))
     except (NotImplementedError, TypeError):
         return None
+
+
+def request_bytes(chunk: int, unit: Index) -> int:
+    """Return the bytes of samples that one request for chunks of a shard reads, at most.
+
+    ``chunk`` are the bytes of a chunk, ``unit`` the chunks per shard and axis.
+    """
+    chunks = math.prod(unit)
+    return max(chunk, min(chunks * chunk, max(REQUEST, PER_INDEX * chunks)))
+
+
+def boxes_of(chunks: Iterable[Index], unit: Index, most: int) -> list[tuple[Span, ...]]:
+    """Return boxes of ``chunks``, each inside a shard and of at most ``most`` chunks; none has another chunk.
+
+    ``unit`` are the chunks per shard and axis.
+    """
+    boxes = [tuple((i, i + 1) for i in chunk) for chunk in chunks]
+    for d in reversed(range(len(unit) if most > 1 else 0)):
+        rows = defaultdict(list)
+        for box in boxes:
+            rows[box[:d], box[d + 1 :]].append(box[d])
+        boxes = []
+        for (before, after), spans in rows.items():
+            longest = most // math.prod(b - a for a, b in (*before, *after))
+            first, *rest = sorted(spans)
+            joined = [first]
+            for start, stop in rest:
+                low, high = joined[-1]
+                if start == high and start % unit[d] and stop - low <= longest:
+                    joined[-1] = low, stop
+                else:
+                    joined.append((start, stop))
+            boxes += [(*before, span, *after) for span in joined]
+    return boxes
 
 
 def _codecs(array: Any) -> list[Any]:

@@ -250,6 +250,35 @@ def test_chunks_that_are_not_kept_are_decoded_side_by_side(crop: int, further: i
     assert peak_bytes(none) - peak_bytes(plan.with_cache(1)) == parallel_bytes(none) - 1
 
 
+@pytest.mark.parametrize("chunks", [(16, 16, 16), (24, 32, 16), (1, 64, 64)], ids=str)
+@pytest.mark.parametrize("limit", [3 * 10**6, 4 * 10**6])
+def test_slabs_keep_the_chunks_between_them(
+    chunks: tuple[int, ...], limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan said that each slab decodes them again."""
+    job, plans = tilework.writing.preparing.TileJob, []
+
+    def noted(title: str, name: str, spec: Any, *args: Any, **options: Any) -> Any:
+        plans.append(spec.plan)
+        return job(title, name, spec, *args, **options)
+
+    monkeypatch.setattr(tilework.writing.preparing, "TileJob", noted)
+    image = np.arange(96 * 64 * 64, dtype="u1").reshape(96, 64, 64)
+    array = zarr.create_array(tmp_path / "in.zarr", data=image, chunks=chunks)
+    output = tw.Output("f4", channels=4)
+    tiling: dict[str, Any] = {"stride": 8, "blend": "hann", "chunks": 16, "output": output}
+    out = tw.tiled_map(lambda x: np.stack([x] * 4).astype("f4"), tmp_path / "in.zarr", 16, **tiling)
+    with counted_codecs("u1") as counts:
+        tw.to_zarr(
+            out, tmp_path / "out.zarr", chunks=(4, 16, 16, 16), memory_limit=limit, progress=False,
+            scheduler="sync",
+        )  # fmt: skip
+    [plan] = plans
+    assert plan.slab_axes == [0]
+    assert counts["decoded"] == array.nchunks
+    assert decoded_ratio(plan) == 1
+
+
 def test_a_shard_is_not_asked_for_each_of_its_chunks(tmp_path: Path) -> None:
     """Each request reads the shard's index: 17 GB of it for a shard of 32 768 chunks that holds 13 MB."""
     image = np.random.default_rng(0).integers(0, 99, (64, 64, 64)).astype("u1")

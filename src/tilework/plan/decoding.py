@@ -367,7 +367,6 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     facts = _facts(plan, source.chunks)
     lost = lost_axes(plan) if source.shared else range(len(facts))
     again = math.prod(facts[d].reads / max(1, facts[d].once) for d in lost)
-    again *= math.prod(facts[d].reads / max(1, facts[d].once) for d in plan.slab_axes if d not in lost)
     if plan.mask is None:
         return again * math.prod(f.once / f.count for f in facts)
     reads = MaskedReads.of(plan, source.chunks)

@@ -15,11 +15,13 @@ import pytest
 import zarr
 
 import tilework as tw
+from tests.store_counts import counted_codecs
 from tilework.engine.spec import Spec
 from tilework.source import kept
 from tilework.source.kept import Uses
 from tilework.source.opening import open_source
 from tilework.source.stamps import TICK, seen
+from tilework.writing import sink
 from tilework.writing.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -375,6 +377,23 @@ def test_only_a_process_without_a_task_counts_as_idle(
         assert kept.CHUNKS.nbytes > 0
     kept._IDLE._look()
     assert kept.CHUNKS.nbytes == 0
+
+
+def test_a_process_that_writes_is_not_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks that took more than ten seconds to write lost the chunks that were kept for the next ones."""
+    put = sink.write_box
+
+    def slow(*args: Any) -> None:
+        kept._IDLE._since -= 2 * kept.IDLE
+        kept._IDLE._look()
+        put(*args)
+
+    monkeypatch.setattr(sink, "write_box", slow)
+    array = zarr.create_array(tmp_path / "in.zarr", data=np.ones((96, 96), "f4"), chunks=(16, 16))
+    out = tw.tiled_map(np.copy, tmp_path / "in.zarr", 24, 4, dtype="f4", chunks=16)
+    with counted_codecs("f4") as counts:
+        tw.to_zarr(out, tmp_path / "out.zarr", progress=False, scheduler="sync")
+    assert counts["decoded"] == array.nchunks
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

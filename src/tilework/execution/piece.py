@@ -20,6 +20,7 @@ from tilework.graph.nodes import as_node, moves
 from tilework.graph.tasks import Key, calls_function
 from tilework.grid.tiles import Tile
 from tilework.source.base import Unread
+from tilework.source.kept import busy
 from tilework.source.zarr_requests import at_work
 
 __all__ = [
@@ -252,7 +253,7 @@ class Guarded:
 
     def __call__(self, *args: Any) -> Any:
         """Call the function; raise `Stopped` if the run was told to stop."""
-        with in_a_run(), at_work():
+        with in_a_run(), at_work(), busy():
             if self.retries is None:
                 with stopped_by(cancelled):
                     return self.function(*args)

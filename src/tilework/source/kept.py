@@ -9,7 +9,7 @@ Decoded chunks and open files are kept for the next task. A chunk may be used ag
 A plan knows how many blocks read each chunk, so a chunk is dropped at its last use. Chunks that never reach
 it (only a slice was computed, or another process took the other blocks) are the first to go once the block
 after the last that reads them runs. They are dropped at the end of their run in the process that started it,
-and in any process when no task has read for `IDLE` seconds.
+and in any process when no task has run for `IDLE` seconds.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ __all__ = [
     "OpenFiles",
     "Scope",
     "Uses",
+    "busy",
     "clear_caches",
     "scope",
     "task",
@@ -99,12 +100,21 @@ def task(run: str | None = None, *, inner: bool = False) -> Iterator[Scope]:
         return
     own = Scope(run, next(_NUMBERS))
     token = _SCOPE.set(own)
+    with busy():
+        try:
+            yield own
+        finally:
+            _SCOPE.reset(token)
+            CHUNKS.end_task(own)
+
+
+@contextmanager
+def busy() -> Iterator[None]:
+    """Return a context for work of a run, also for what does not read: writes may outlast `IDLE`."""
     _IDLE.begin()
     try:
-        yield own
+        yield
     finally:
-        _SCOPE.reset(token)
-        CHUNKS.end_task(own)
         _IDLE.end()
 
 
@@ -545,7 +555,7 @@ def clear_caches() -> None:
     """Let go of what this process keeps of sources: decoded chunks and open files.
 
     It is safe at any time; running tasks read again what they need. A process does the same by itself when
-    none of its tasks has read for ten seconds, and `to_zarr` drops the chunks of its run when it ends. It
+    none of its tasks has run for ten seconds, and `to_zarr` drops the chunks of its run when it ends. It
     does not drop what `load_once` and `from_torch` built, the results that a `view` keeps, or files that a
     result or an array of yours still uses.
 

@@ -73,6 +73,7 @@ class Layout:
 
 
 TRIM, HALF = {"overlap": 4}, {"stride": 16, "blend": "gaussian"}
+WRAP = {"edge": "pad", "boundary": "wrap"}
 LAYOUTS = {
     "2-D trim": Layout((512, 384), (32, 32), 40, TRIM, blocks=32),
     "2-D trim, other chunks": Layout((500, 380), (48, 36), 40, TRIM, blocks=32),
@@ -96,6 +97,11 @@ LAYOUTS = {
     "mask, blend": Layout((512, 512), (32, 32), 32, HALF | {"mask": DISC}, blocks=64),
     "chosen blocks": Layout((512, 512), (64, 64), 40, TRIM),
     "padded": Layout((512, 384), (32, 32), 40, TRIM | {"edge": "pad"}, blocks=32),
+    "wrapped": Layout((128, 96, 112), (24, 16, 20), 40, TRIM | WRAP, blocks=32),
+    "wrapped, blend": Layout((256, 192), (32, 32), 32, HALF | WRAP, blocks=48),
+    "mirrored before the last block": Layout(
+        (320, 258), (32, 32), 48, {"stride": 32, "blend": "hann", "edge": "pad"}, blocks=32
+    ),
     "a few tiles of each block": Layout((512, 384), (32, 32), 8, {"overlap": 0, "mask": DOTS}, blocks=64),
     "memory for a row": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=7),
     "memory for a few": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=3),

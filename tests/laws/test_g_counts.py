@@ -21,6 +21,7 @@ from tilework.plan.cost import busiest, computed, repeated_crops, rows, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.neighbours import Neighbours
 from tilework.plan.tables import SourcePlan
+from tilework.source.padding import BOUNDARIES, source_index
 
 
 @st.composite
@@ -159,7 +160,8 @@ def chunks_read(plan, d, size):
     """Return, for each block along an axis, the numbers of the chunks that it reads."""
     own = plan.reuse == "share" and d not in plan.slab_axes
     reads = plan.tables[d].owned_read if own else plan.tables[d].touch_read
-    return [{x // size for x in range(max(0, a), min(b, plan.shape[d]))} for a, b in reads]
+    found = [source_index(np.arange(a, b), plan.shape[d], plan.boundary) for a, b in reads]
+    return [set((samples[samples >= 0] // size).tolist()) for samples in found]
 
 
 @given(blocked(), st.integers(1, 9), st.data())
@@ -167,7 +169,8 @@ def test_G6_uses_of_chunks_equal_walking_blocks_along_each_axis(plan, chunk, dat
     axes = tuple(reversed(range(len(plan.shape))))
     shape, chunks = (*plan.shape[::-1], 3), (*(chunk + d for d in axes), 2)
     sources = (SourcePlan(1, tuple(chunks[a] for a in axes)),)
-    plan = replace(plan, mask=None, sources=sources, cache_bytes=10**12)
+    boundary = data.draw(st.sampled_from(BOUNDARIES))
+    plan = replace(plan, mask=None, sources=sources, cache_bytes=10**12, boundary=boundary)
     kept = kept_chunks(plan, 0, shape, chunks, axes)
     assert kept.lost == ()
     along = [np.ones(math.ceil(3 / 2), int)] * len(shape)
@@ -189,9 +192,8 @@ def test_G6_decoded_bytes_equal_walking_blocks(plan, data):
     chunks = st.none() | st.tuples(*[st.integers(1, 9) for _ in plan.shape])
     sources = tuple(SourcePlan(data.draw(st.integers(1, 4)), data.draw(chunks)) for _ in range(2))
     block = [data.draw(st.integers(1, n)) for n in plan.shape]
-    plan = replace(plan, sources=sources).with_blocks(
-        block, data.draw(st.sampled_from(("share", "recompute")))
-    )
+    plan = replace(plan, sources=sources, boundary=data.draw(st.sampled_from(BOUNDARIES)))
+    plan = plan.with_blocks(block, data.draw(st.sampled_from(("share", "recompute"))))
     for cache in (0, 10**12):
         total = 0.0
         for source in sources:

@@ -11,6 +11,7 @@ from tilework._derived import Holder, derived
 from tilework._types import Bits, Ints, Span
 from tilework.grid.axis import AxisGrid
 from tilework.grid.progression import Progression
+from tilework.source.padding import Boundary
 
 __all__ = ["AxisTable", "Spans"]
 
@@ -47,6 +48,8 @@ class AxisTable(Holder):
     """Length of a block, samples."""
     rims: tuple[int | None, ...]
     """Image samples without weight at each end of a crop, per output; None for a trimmed output."""
+    boundary: Boundary = "reflect"
+    """What crops read that stick out of the image."""
 
     @derived
     def owned(self) -> list[Span]:

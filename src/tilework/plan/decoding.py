@@ -23,6 +23,7 @@ from tilework.plan.axis_table import AxisTable
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import BlockPlan, SourcePlan
 from tilework.source.kept import Uses
+from tilework.source.padding import source_index
 
 __all__ = [
     "Kept",
@@ -108,6 +109,8 @@ def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes
             changes = np.bincount(first, minlength=len(counts[axis]) + 1)
             changes -= np.bincount(stop, minlength=len(changes))
             counts[axis] = changes.cumsum()[:-1]
+            _, beside = padding_reads(plan.tables[d], source.chunks[d], reads_own(plan, d))
+            np.add.at(counts[axis], beside, 1)
     return Kept(Uses.product(counts), limit, lost, _lasts(plan, shape, source.chunks, axes))
 
 
@@ -121,7 +124,10 @@ def _lasts(plan: BlockPlan, shape: Index, chunks: Index, axes: Index) -> list[tu
             each = np.arange(ceil_div(shape[axes[d]], chunks[d]))
             # A chunk that is never read may get any block.
             place = np.searchsorted(first[reading], each, "right") - 1
-            found.append((d, axes[d], reading[place] if len(reading) else np.zeros_like(each)))
+            lasts = reading[place] if len(reading) else np.zeros_like(each)
+            blocks, beside = padding_reads(plan.tables[d], chunks[d], reads_own(plan, d))
+            np.maximum.at(lasts, beside, blocks)
+            found.append((d, axes[d], lasts))
     return found
 
 
@@ -293,13 +299,42 @@ def _chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
     return np.stack((first, np.where(stop > start, np.maximum(last, first), first)))
 
 
+def padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
+    """Return blocks and chunks that they read for padding, beside those of `chunk_reads`; two rows.
+
+    A wrapped axis goes on at its other end, and a mirror may lie before the tiles of the last block.
+    """
+    key = "padding", chunk, own
+    if key not in table.held:
+        table.held[key] = _padding_reads(table, chunk, own)
+    found: Ints = table.held[key]
+    return found
+
+
+def _padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
+    extent = table.grid.extent
+    start, stop = table.owned_reads if own else table.touching_reads
+    first, last = chunk_reads(table, chunk, own)
+    found = [np.zeros((2, 0), np.int64)]
+    for block in np.flatnonzero((start < 0) | (stop > extent)).tolist():
+        a, b = int(start[block]), int(stop[block])
+        outside = np.concatenate((np.arange(a, min(b, 0)), np.arange(max(a, extent), b)))
+        samples = source_index(outside, extent, table.boundary)
+        chunks = np.unique(samples[samples >= 0] // chunk)
+        chunks = chunks[(chunks < first[block]) | (chunks >= last[block])]
+        found.append(np.stack((np.full_like(chunks, block), chunks)))
+    return np.concatenate(found, axis=1)
+
+
 def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     """Return the same, from all blocks."""
     extent, reads = table.grid.extent, chunk_reads(table, chunk, own)
     count, n = ceil_div(extent, chunk), reads.shape[1]
     sizes = np.minimum(np.arange(1, count + 1) * chunk, extent) - np.arange(count) * chunk
     edges = np.append(np.arange(count) * chunk, extent)
+    by, beside = padding_reads(table, chunk, own)
     widths = edges[reads[1]] - edges[reads[0]]
+    np.add.at(widths, by, sizes[beside])
     [blocks] = np.nonzero(widths)
     if not len(blocks):
         return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, ())
@@ -309,7 +344,11 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     begin = np.minimum(np.searchsorted(stop, numbers, side="right"), len(blocks) - 1)
     end = np.maximum(np.searchsorted(first, numbers, side="right") - 1, 0)
     read = (first[begin] <= numbers) & (numbers < stop[begin])
-    begin, end, sizes = blocks[begin[read]], blocks[end[read]], sizes[read]
+    begin, end = np.where(read, blocks[begin], n), np.where(read, blocks[end], -1)
+    np.minimum.at(begin, beside, by)
+    np.maximum.at(end, beside, by)
+    read = begin <= end
+    begin, end, sizes = begin[read], end[read], sizes[read]
 
     def total(at: Ints, which: Array) -> Ints:
         return np.bincount(at[which], sizes[which], minlength=n + 1).astype(np.int64)
@@ -323,7 +362,8 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     # plane, and what they close is live ahead of it: together a plane, and twice what is live in the plane.
     stay, both = within + np.maximum(opens, closes), np.minimum(opens, closes)
     return _AxisChunks(
-        count, int(read.sum()), int((reads[1] - reads[0]).sum()), int(sizes.sum()), int(widths.max()),
+        count, int(read.sum()), int((reads[1] - reads[0]).sum()) + len(by), int(sizes.sum()),
+        int(widths.max()),
         int((opens + alone)[widest_new]), int(alone[widest_new]),
         int(np.count_nonzero(opens + alone)),
         _largest(stay, both, alone),
@@ -360,9 +400,10 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     if source.chunks is None:
         ratio = 1.0
         for d, table in enumerate(plan.tables):
-            low, high = table.owned_reads if plan.reuse == "share" else table.touching_reads
-            n = plan.shape[d]
-            ratio *= int(np.maximum(0, np.minimum(high, n) - np.maximum(low, 0)).sum()) / n
+            own, n = reads_own(plan, d), plan.shape[d]
+            low, high = table.owned_reads if own else table.touching_reads
+            inside = int(np.maximum(0, np.minimum(high, n) - np.maximum(low, 0)).sum())
+            ratio *= (inside + padding_reads(table, 1, own).shape[1]) / n
         return ratio
     facts = _facts(plan, source.chunks)
     lost = lost_axes(plan) if source.shared else range(len(facts))

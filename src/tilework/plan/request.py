@@ -390,6 +390,7 @@ def make_plan(
         together=predictions.together,
         waiting=predictions.waiting,
         gaps="any" if skips else "known",
+        boundary=request.boundary,
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     plan = choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))

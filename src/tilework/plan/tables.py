@@ -29,6 +29,7 @@ from tilework.plan.box_sums import shifted
 from tilework.plan.neighbours import Neighbours
 from tilework.plan.output_plan import OutputPlan
 from tilework.plan.tile_mask import TileMask
+from tilework.source.padding import Boundary
 
 # Derived values of a plan that do not depend on its blocks.
 OF_TILES = ("grid", "grid_shape", "shape", "n_runs", "longest")
@@ -117,6 +118,8 @@ class BlockPlan(Holder, Sequence[Tile]):
     they fail."""
     order: tuple[int, ...] = ()
     """The tiled axes in the order in which blocks run, slowest first; (): from the longest."""
+    boundary: Boundary = "reflect"
+    """What crops read that stick out of the image."""
 
     # -- tiles ------------------------------------------------------------------------------------------
 
@@ -229,7 +232,7 @@ class BlockPlan(Holder, Sequence[Tile]):
         found: list[AxisTable] = []
         for d, (grid, size) in enumerate(zip(self.axes, self.block, strict=True)):
             rims = tuple(None if o.rim is None else o.rim[d] for o in self.outputs)
-            table = AxisTable(grid, size, rims)
+            table = AxisTable(grid, size, rims, self.boundary)
             # Equal axes, and plans of the same tiles, share a table with all that was derived from it.
             found.append(next((t for t in (*found, *self.held.get("near", ())) if t == table), table))
         self.held.pop("near", None)

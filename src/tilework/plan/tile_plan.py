@@ -69,6 +69,8 @@ class TilePlan(BlockPlan):
             del data["gaps"]
         if not self.order:
             del data["order"]
+        if self.boundary == "reflect":
+            del data["boundary"]
         return json.dumps({"tilework_plan": FORMAT, **data})
 
     @classmethod

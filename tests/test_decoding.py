@@ -285,6 +285,36 @@ def test_slabs_keep_the_chunks_between_them(
     assert decoded_ratio(plan) == 1
 
 
+BLEND: dict[str, Any] = {"stride": 8, "blend": "hann", "chunks": 16, "dtype": "f4"}
+
+
+def test_a_resumed_run_decodes_chunks_once(tmp_path: Path) -> None:
+    """Its tasks may read tiles one by one, and what that takes left no memory for chunks that are kept."""
+    image = np.random.default_rng(0).random((48, 48, 48), "f4")
+    array = zarr.create_array(tmp_path / "in.zarr", data=image, chunks=(12, 12, 12))
+    out = tw.tiled_map(np.copy, tmp_path / "in.zarr", 16, **BLEND)
+    options: dict[str, Any] = {"chunks": (16, 16, 16), "progress": False, "scheduler": "sync"}
+    tw.to_zarr(out, tmp_path / "out.zarr", **options)
+    for chunk in ("0/0/0", "0/2/1", "1/1/1", "1/0/2", "2/2/0"):
+        (tmp_path / "out.zarr" / "c" / chunk).unlink()
+    tw.clear_caches()
+    with counted_codecs("f4") as counts:
+        written = tw.to_zarr(out, tmp_path / "out.zarr", **options)
+    assert counts["decoded"] <= array.nchunks
+    assert counts["encoded"] == 5
+    np.testing.assert_allclose(written[...], image, rtol=1e-6)
+
+
+def test_a_slice_decodes_chunks_once(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).random((48, 48, 48), "f4")
+    array = zarr.create_array(tmp_path / "in.zarr", data=image, chunks=(16, 16, 16))
+    whole = tw.tiled_map(np.copy, tmp_path / "in.zarr", 8, **BLEND | {"stride": 4, "chunks": 12})
+    with counted_codecs("f4") as counts:
+        found = tw.compute(whole[9:39, 12:41, 9:46], scheduler="sync")
+    assert counts["decoded"] <= array.nchunks
+    np.testing.assert_allclose(found, image[9:39, 12:41, 9:46], rtol=1e-6)
+
+
 def test_a_shard_is_not_asked_for_each_of_its_chunks(tmp_path: Path) -> None:
     """Each request reads the shard's index: 17 GB of it for a shard of 32 768 chunks that holds 13 MB."""
     image = np.random.default_rng(0).integers(0, 99, (64, 64, 64)).astype("u1")

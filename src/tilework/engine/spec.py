@@ -130,7 +130,7 @@ class Spec:
         if found.chunks is None:
             return None
         axes = tuple(axis for axis in self.source_axes[source] if axis is not None)  # all: it has chunks
-        return kept_chunks(self.active, source, found.shape, found.chunks, axes)
+        return kept_chunks(self.plan, source, found.shape, found.chunks, axes, self.todo)
 
 
 class Needs:

@@ -70,7 +70,9 @@ class Kept:
         return tuple(int(blocks[chunk[axis]]) for _, axis, blocks in self.lasts)
 
 
-def kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index) -> Kept:
+def kept_chunks(
+    plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index, todo: BlockPlan | None = None
+) -> Kept:
     """Return what a process keeps of the chunks of source ``number`` of a plan.
 
     Parameters
@@ -78,45 +80,54 @@ def kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes:
     shape, chunks : tuple of int, samples per axis of the source
     axes : tuple of int
         The source's axis for each axis of the plan.
+    todo : BlockPlan, optional
+        The same plan with the tiles that a run computes, if these are not all. The memory is that of the
+        whole plan: a run of some tiles would need more by its own count, as it may read them one by one.
     """
+    holder = plan if todo is None else todo
     key = "kept", number, shape, chunks, axes, plan.cache_bytes, plan.order
-    if key not in plan.held:
-        plan.held[key] = _kept_chunks(plan, number, shape, chunks, axes)
-    found: Kept = plan.held[key]
+    if key not in holder.held:
+        holder.held[key] = _kept_chunks(plan, number, shape, chunks, axes, holder)
+    found: Kept = holder.held[key]
     return found
 
 
-def _kept_chunks(plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index) -> Kept:
+def _kept_chunks(
+    plan: BlockPlan, number: int, shape: Index, chunks: Index, axes: Index, active: BlockPlan
+) -> Kept:
     source = plan.sources[number]
     assert source.chunks is not None
     lost = lost_axes(plan)
     level = len(plan.axes) - len(lost)
     others = (s for s in plan.sources if s is not source and s.chunks is not None)
     limit = plan.cache_bytes - sum(_source_bytes(plan, s, s.chunks or (), level) for s in others)
-    if plan.mask is not None and not lost:
-        found = MaskedReads.of(plan, source.chunks).uses()
+    lasts = _lasts(active, shape, source.chunks, axes, lost)
+    if active.mask is not None and not lost:
+        found = MaskedReads.of(active, source.chunks).uses()
         rest = tuple(a for a in range(len(shape)) if a not in axes)
         masked = np.expand_dims(found.counts.transpose(np.argsort(axes)), rest)
         # All chunks along an axis that is not of the grid are of one kind.
         kinds = [np.zeros(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
         for axis, along in zip(axes, found.kinds, strict=True):
             kinds[axis] = along
-        return Kept(Uses(masked, tuple(kinds)), limit, lost, _lasts(plan, shape, source.chunks, axes))
+        return Kept(Uses(masked, tuple(kinds)), limit, lost, lasts)
     counts = [np.ones(ceil_div(n, c), np.int64) for n, c in zip(shape, chunks, strict=True)]
     for d, axis in enumerate(axes):
         if d not in lost:
-            first, stop = chunk_reads(plan.tables[d], source.chunks[d], reads_own(plan, d))
+            first, stop = chunk_reads(active.tables[d], source.chunks[d], reads_own(active, d))
             changes = np.bincount(first, minlength=len(counts[axis]) + 1)
             changes -= np.bincount(stop, minlength=len(changes))
             counts[axis] = changes.cumsum()[:-1]
-            _, beside = padding_reads(plan.tables[d], source.chunks[d], reads_own(plan, d))
+            _, beside = padding_reads(active.tables[d], source.chunks[d], reads_own(active, d))
             np.add.at(counts[axis], beside, 1)
-    return Kept(Uses.product(counts), limit, lost, _lasts(plan, shape, source.chunks, axes))
+    return Kept(Uses.product(counts), limit, lost, lasts)
 
 
-def _lasts(plan: BlockPlan, shape: Index, chunks: Index, axes: Index) -> list[tuple[int, int, Ints]]:
+def _lasts(
+    plan: BlockPlan, shape: Index, chunks: Index, axes: Index, lost: Index
+) -> list[tuple[int, int, Ints]]:
     """Return `Kept.lasts`; ``chunks`` are those along the grid axes."""
-    found, lost = [], lost_axes(plan)
+    found = []
     for d in _order(plan):
         if d not in lost:
             first, stop = chunk_reads(plan.tables[d], chunks[d], reads_own(plan, d))

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 
 import dask
@@ -224,6 +224,48 @@ def test_volume_waits_for_seams_in_raster_order(slabs, most, masked):
         return max(waiting)
 
     assert most_seams(64) == most_seams(192) <= most
+
+
+@pytest.mark.parametrize(
+    ("shape", "block", "most"),
+    [((48, 48, 48), 16, 1), ((96, 40, 40), 20, 1.1), ((32, 32, 32), 16, 1.5), ((20, 20, 20, 20), 12, 1.9)],
+    ids=str,
+)
+def test_seams_that_wait_are_counted_in_samples(shape, block, most):
+    """The last blocks have none along an axis: two blocks per axis were counted up to four times."""
+    from dask.callbacks import Callback
+
+    from tilework.execution.local import run
+    from tilework.execution.where import Where
+    from tilework.graph.build import find_spec
+    from tilework.plan.memory import seam_bytes
+    from tilework.writing.closing import Destination
+    from tilework.writing.jobs import TileJob
+
+    tiling = {"stride": 4, "blend": "hann", "chunks": block, "edge": "squeeze", "reuse": "share"}
+    out = tw.tiled_map(np.negative, np.zeros(shape, "f4"), 8, dtype="float32", **tiling)
+    spec, waiting = find_spec(out).spec, []
+
+    class Count(Callback):
+        def _posttask(self, key, result, dsk, state, worker_id):
+            seams = [v for k, v in state["cache"].items() if isinstance(k, tuple) and "-seam" in k[0]]
+            waiting.append(sum(part.nbytes for part in arrays_of(seams)))
+
+    with Count():
+        job = TileJob("", "waits", spec, {0: Destination(np.empty(shape, "f4"))})
+        run([job], Where.find("synchronous"), progress=False, title="")
+    assert max(waiting) <= seam_bytes(spec.plan) <= most * max(waiting)
+
+
+def arrays_of(value):
+    """Yield the arrays in lists, mappings and dataclasses."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif is_dataclass(value):
+        yield from arrays_of([getattr(value, f.name) for f in fields(value)])
+    elif isinstance(value, list | tuple | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from arrays_of(one)
 
 
 def test_progress_counts_tiles(tmp_path, capsys):

@@ -125,6 +125,13 @@ class AxisTable(Holder):
         return tuple(int((np.maximum(ends, last) - first).max()) for _, ends in self.canvases)
 
     @derived
+    def canvas_sums(self) -> tuple[tuple[int, int], ...]:
+        """How far canvases reach into later blocks at most, and the lengths of all together, per output."""
+        first, last = self._edges[:-1], self._edges[1:]
+        beyond = (np.maximum(ends - last, 0) for _, ends in self.canvases)
+        return tuple((int(far.max()), int((far + last - first).sum())) for far in beyond)
+
+    @derived
     def reaching(self) -> Bits:
         """`reaches` as an array."""
         ends = np.maximum.reduce([spans.high for spans in self.canvases])

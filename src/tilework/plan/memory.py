@@ -126,11 +126,10 @@ def _between(plan: BlockPlan) -> float:
 
 def seam_bytes(plan: BlockPlan) -> int:
     """Return the most bytes of seams that wait for later blocks, if blocks share tiles."""
-    total, waiting = 0, _waiting(plan)
-    for number, output in enumerate(plan.outputs):
-        samples = _canvas(plan, number) - math.prod(plan.block)
-        total += int(waiting * samples * float(math.prod(output.scale)) * output.sample_bytes)
-    return total
+    return sum(
+        int(_waiting(plan, number) * float(math.prod(output.scale)) * output.sample_bytes)
+        for number, output in enumerate(plan.outputs)
+    )
 
 
 def _canvas(plan: BlockPlan, number: int) -> int:
@@ -176,8 +175,21 @@ def parallel_bytes(plan: BlockPlan) -> int:
     return plan.threads * most
 
 
-def _waiting(plan: BlockPlan) -> int:
-    """Return the number of seams that wait at a time: a plane of blocks, a row, and so on."""
-    counts = [1 if d in plan.slab_axes else plan.blocks[d] for d in plan.slow_axes]
-    first = next((k for k, n in enumerate(counts) if n > 1), len(counts))
-    return sum(math.prod(counts[k + 1 :]) for k in range(first, len(counts))) if first < len(counts) else 0
+def _waiting(plan: BlockPlan, number: int) -> int:
+    """Return the most image samples of the seams of an output that wait at a time.
+
+    They are those of a plane of blocks, a row, and so on: of canvases, without the blocks themselves.
+    """
+    waiting = 0
+    canvas, block = 1, 1  # of one block along the axes so far
+    begun = False
+    for k, d in enumerate(plan.slow_axes):
+        far, _ = plan.tables[d].canvas_sums[number]
+        canvas, block = canvas * (plan.block[d] + far), block * plan.block[d]
+        begun = begun or (d not in plan.slab_axes and plan.blocks[d] > 1)
+        if begun:
+            # Along the faster axes all blocks are together; the last ones reach no further.
+            faster = plan.slow_axes[k + 1 :]
+            every = math.prod(plan.tables[e].canvas_sums[number][1] for e in faster)
+            waiting += canvas * every - block * math.prod(plan.shape[e] for e in faster)
+    return waiting

@@ -14,8 +14,9 @@ from zarr.storage._common import make_store_path
 
 from tilework._checks import as_options, brief
 from tilework.errors import TilingError
-from tilework.source.base import FileSource, H5Source, Source
+from tilework.source.base import Source
 from tilework.source.held import innermost
+from tilework.source.on_disk import FileSource, H5Source
 from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource
 

@@ -16,7 +16,8 @@ from tilework._types import Array, Index
 from tilework.errors import TilingError
 from tilework.formats.labelled import is_labelled
 from tilework.function.calling import from_tensor, is_tensor
-from tilework.source.base import FileSource, H5Source, Source
+from tilework.source.base import Source
+from tilework.source.on_disk import FileSource, H5Source
 
 __all__ = ["assign", "check_samples", "dtype_of", "same_array", "view_of_tensor", "writable"]
 

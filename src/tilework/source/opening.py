@@ -26,14 +26,13 @@ from tilework.function.calling import from_tensor, is_tensor
 from tilework.function.load_once import LoadOnce, in_task
 from tilework.source.base import (
     BlockSource,
-    FileSource,
-    H5Source,
     HalfSource,
     MemorySource,
     OnceSource,
     Source,
 )
 from tilework.source.images import StoredImage, StoredImages, open_path, open_zarr
+from tilework.source.on_disk import FileSource, H5Source
 from tilework.source.stamps import Files, Stamp, settle
 from tilework.source.undecoded import undecoded
 

@@ -26,7 +26,8 @@ from tilework._types import Array, Index, Span
 from tilework.errors import TilingError
 from tilework.formats.meta import ImageMeta
 from tilework.source import held
-from tilework.source.base import OnDisk, Source, slices_of
+from tilework.source.base import Source, slices_of
+from tilework.source.on_disk import OnDisk
 from tilework.source.stamps import Files, Stamp, check_files
 from tilework.source.zarr_array import ZarrSource, zarr_source
 

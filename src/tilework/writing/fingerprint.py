@@ -25,13 +25,12 @@ from tilework.identity.stamps import of_array, stamp
 from tilework.identity.stored import data_of
 from tilework.source.base import (
     BlockSource,
-    FileSource,
-    H5Source,
     HalfSource,
     MemorySource,
     OnceSource,
     Source,
 )
+from tilework.source.on_disk import FileSource, H5Source
 from tilework.source.stamps import settle
 from tilework.source.undecoded import UndecodedSource
 from tilework.source.zarr_array import ZarrSource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import itertools
 import math
@@ -17,6 +18,7 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from zarr.storage import FsspecStore
 
 import tilework as tw
 import tilework.writing.preparing
@@ -26,7 +28,7 @@ from tilework.graph.build import plan_of
 from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks
 from tilework.plan.memory import parallel_bytes, peak_bytes
 from tilework.plan.tables import SourcePlan
-from tilework.source import kept
+from tilework.source import held, kept
 from tilework.source.zarr_requests import boxes_of
 
 if TYPE_CHECKING:
@@ -326,6 +328,31 @@ def test_a_shard_is_not_asked_for_each_of_its_chunks(tmp_path: Path) -> None:
     assert chunks["decoded"] == 16**3
     # Of 8 blocks, each meets up to 8 shards; what it is the first to read of one are up to 3 boxes.
     assert indices["decoded"] <= 27
+    assert np.array_equal(written[...], image)
+
+
+def test_chunks_of_a_store_far_away_are_asked_for_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, a store that takes 50 ms to answer made a run four times as long."""
+    get, flying, most = FsspecStore.get, [0], [0]
+
+    async def slow(store: Any, key: str, *args: Any, **options: Any) -> Any:
+        flying[0] += key.startswith("c/")
+        most.append(flying[0])
+        await asyncio.sleep(0.01)
+        try:
+            return await get(store, key, *args, **options)
+        finally:
+            flying[0] -= key.startswith("c/")
+
+    image = np.random.default_rng(0).random((64, 64, 64), "f4")
+    zarr.create_array("memory://far.zarr", data=image, chunks=(16, 16, 16), overwrite=True)
+    monkeypatch.setattr(FsspecStore, "get", slow)
+    monkeypatch.setattr(held, "is_held", lambda store: False)  # as one that is not in this process
+    out = tw.tiled_map(np.copy, "memory://far.zarr", 40, 4, dtype="f4", chunks=32)
+    with counted_codecs("f4") as counts:
+        written = tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
+    assert counts["decoded"] == 64
+    assert max(most) == 9  # of 3 x 3 x 3 chunks that the first block reads, ten at most
     assert np.array_equal(written[...], image)
 
 

@@ -67,8 +67,8 @@ def _task(plan: BlockPlan) -> _Task:
     copied = plan.gaps == "any" or plan.counted == "most"
     crops = plan.together + (plan.predictions > 1) + copied
     gathering = size * crops * sum(s.sample_bytes for s in plan.sources) + read * sum(loaded)
-    # A chunk is decoded on its way into the samples of a block, from a file that may be as large; chunks of a
-    # shard as a part of it.
+    # A chunk is decoded on its way into the samples of a block, from a file that may be as large; chunks that
+    # are read in one request come as one array, too.
     requests = ((s.sample_bytes * math.prod(s.chunks), s.request) for s in plan.sources if s.chunks)
     gathering += max((max(2 * chunk, 3 * request) for chunk, request in requests), default=0)
     held, finishing, largest = 0.0, 0.0, float(read * max(loaded, default=0))
@@ -159,7 +159,7 @@ def tiles_of_blocks(plan: BlockPlan) -> Sequence[Spans]:
 def parallel_bytes(plan: BlockPlan) -> int:
     """Return the bytes of the further chunks that zarr decodes at a time, where no chunk is kept.
 
-    Chunks that are kept are decoded one by one.
+    Of chunks that are kept, those of a request are decoded at a time, which a task counts.
     """
     if plan.cache_bytes:
         return 0

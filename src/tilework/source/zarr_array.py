@@ -172,7 +172,12 @@ class ZarrSource(Source):
     @property
     def request_bytes(self) -> int:
         """Bytes of samples that one request reads of chunks that are kept, at most; 0: a chunk."""
-        return request_bytes(self._chunk_bytes, self.place.unit) if math.prod(self.place.unit) > 1 else 0
+        return request_bytes(self._chunk_bytes, self.place.unit, far=self._far)
+
+    @property
+    def _far(self) -> bool:
+        """Whether the store may be slow to answer, so that chunks are asked for side by side."""
+        return self.place.folder is None and not self.place.held
 
     @property
     def _chunk_bytes(self) -> int:
@@ -182,7 +187,8 @@ class ZarrSource(Source):
         """Yield the chunks with cache keys, and whether each is still what its key says."""
         most = self.request_bytes // max(1, self._chunk_bytes)
         by_index = {key[1]: key for key in keys}
-        for chunks in boxes_of(by_index, self.place.unit, most):
+        unit = (sys.maxsize,) * len(self.shape) if self._far else self.place.unit
+        for chunks in boxes_of(by_index, unit, most):
             box = self._samples(chunks)
             part = self.read(box)
             for index in itertools.product(*(range(a, b) for a, b in chunks)):

@@ -29,6 +29,8 @@ T = TypeVar("T")
 # Bytes of samples that one request reads of a shard, at least. Each request reads the index of the shard, 16
 # bytes for each of its chunks; a request for each of 32 768 chunks read 1300 times what they hold.
 REQUEST, PER_INDEX = 2**20, 4 * 16
+# Chunks that zarr asks a store for at a time, by default (``async.concurrency``), and most bytes of them.
+PARALLEL, FAR = 10, 2**24
 
 
 def answer(store: Any, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -119,13 +121,22 @@ def chunks_of(array: Any) -> Index | None:
         return None
 
 
-def request_bytes(chunk: int, unit: Index) -> int:
-    """Return the bytes of samples that one request for chunks of a shard reads, at most.
+def request_bytes(chunk: int, unit: Index, *, far: bool) -> int:
+    """Return the bytes of samples that one request for kept chunks reads, at most; 0: a chunk.
 
-    ``chunk`` are the bytes of a chunk, ``unit`` the chunks per shard and axis.
+    Parameters
+    ----------
+    chunk : int
+        Bytes of a chunk.
+    unit : tuple of int
+        Chunks per shard and axis.
+    far : bool
+        Whether the store may be slow to answer.
     """
     chunks = math.prod(unit)
-    return max(chunk, min(chunks * chunk, max(REQUEST, PER_INDEX * chunks)))
+    shard = 0 if chunks == 1 else max(chunk, min(chunks * chunk, max(REQUEST, PER_INDEX * chunks)))
+    several = min(PARALLEL, FAR // max(1, chunk)) if far else 1
+    return max(shard, several * chunk if several > 1 else 0)
 
 
 def boxes_of(chunks: Iterable[Index], unit: Index, most: int) -> list[tuple[Span, ...]]:

@@ -317,6 +317,16 @@ def test_a_slice_decodes_chunks_once(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, image[9:39, 12:41, 9:46], rtol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"edge": "pad"}, {"mask": np.arange(1000) > 100}], ids=str)
+def test_a_single_chunk_is_kept_once(options: dict[str, Any], tmp_path: Path) -> None:
+    """Tasks that may read it several times were counted besides, each with a copy of its own."""
+    image = np.arange(1000, dtype="f4")
+    zarr.create_array(tmp_path / "in.zarr", data=image, chunks=(1000,))
+    out = tw.tiled_map(np.copy, tmp_path / "in.zarr", 60, 5, dtype="f4", chunks=100, **options)
+    plan = dataclasses.replace(plan_of(out), threads=4)
+    assert kept_bytes(plan) == image.nbytes
+
+
 def test_a_shard_is_not_asked_for_each_of_its_chunks(tmp_path: Path) -> None:
     """Each request reads the shard's index: 17 GB of it for a shard of 32 768 chunks that holds 13 MB."""
     image = np.random.default_rng(0).integers(0, 99, (64, 64, 64)).astype("u1")

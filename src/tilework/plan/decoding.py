@@ -218,7 +218,10 @@ def _source_bytes(plan: BlockPlan, source: SourcePlan, chunks: Index, level: int
     if live:
         # Tasks that run at the same time may begin before the tasks of earlier blocks.
         live = min(every, live + _openers(plan, order, facts) * (new - alone))
-    return int(source.sample_bytes * (own + live * math.prod(facts[d].widest for d in lost)))
+    kept = own + live * math.prod(facts[d].widest for d in lost)
+    if not lost:
+        kept = min(kept, math.prod(f.total for f in facts))  # a chunk of a task may be one that waits, too
+    return int(source.sample_bytes * kept)
 
 
 def _openers(plan: BlockPlan, order: Sequence[int], facts: Sequence[_AxisChunks]) -> int:

@@ -26,6 +26,7 @@ from tilework.engine.parts import edges_of
 from tilework.engine.spec import Spec
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import build, find_spec
+from tilework.graph.cutting import with_cuts_below
 from tilework.graph.layer import BlockLayer, LazyLayer
 from tilework.graph.nodes import LayerBelow, held_names, needed
 from tilework.graph.tasks import Key
@@ -61,7 +62,7 @@ def tasks_of(arrays: Sequence[Any], wanted: Mapping[str, Collection[Key]]) -> di
     if da.array_expr_enabled() or not all(isinstance(graph, HighLevelGraph) for graph in graphs):
         parts = (needed(graph, wanted[array.name]) for array, graph in zip(arrays, graphs, strict=True))
         return {key: node for part in parts for key, node in part.items()}
-    merged = HighLevelGraph.merge(*graphs)
+    merged = with_cuts_below(HighLevelGraph.merge(*graphs), MOST_TASKS)
     merged, _ = _narrowed(merged, _Wanted(merged, wanted))
     return needed(merged, itertools.chain.from_iterable(wanted.values()))
 
@@ -72,6 +73,7 @@ def with_narrowed_slices(array: da.Array) -> da.Array:
     many = math.prod(array.numblocks) > MOST_TASKS
     if many or da.array_expr_enabled() or not isinstance(graph, HighLevelGraph):
         return array
+    graph = with_cuts_below(graph, MOST_TASKS)
     graph, _ = _narrowed(graph, _Wanted(graph, {array.name: list(flatten(array.__dask_keys__()))}))
     return da.Array(graph, array.name, array.chunks, meta=array._meta)
 
@@ -312,25 +314,49 @@ class _Wanted:
             self._tasks += len(layer.mapping) if name in self.whole else sum(map(len, parts.values()))
             if self._tasks <= MOST_TASKS:
                 parts = {key: {None} for key in layer.mapping} if name in self.whole else parts
-                taken = [_taken(layer.mapping.get(key), own) for key, own in parts.items()]
-                if all(one is not None and one[0][0] in below for one in taken):
-                    for block, spans in filter(None, taken):
-                        self.parts.setdefault(block[0], {}).setdefault(block, set()).update(spans)
+                if (taken := _all_taken(layer.mapping, parts)) and taken.keys() <= below:
+                    for array, blocks in taken.items():
+                        for block, spans in blocks.items():
+                            self.parts.setdefault(array, {}).setdefault(block, set()).update(spans)
                     return
         self.whole.update(below)
 
 
-def _taken(node: Any, wanted: Collection[Spans]) -> tuple[Key, set[Spans]] | None:
-    """Return the block that a task cuts, and the parts that it takes of it; None for any other task."""
+def _all_taken(
+    nodes: Mapping[Key, Any], wanted: Mapping[Key, Collection[Spans]]
+) -> dict[str, dict[Key, set[Spans]]] | None:
+    """Return what tasks of a layer take of blocks of other layers, by name; None if nobody knows.
+
+    ``wanted`` are the tasks, with the parts of each that are wanted.
+    """
+    taken: dict[str, dict[Key, set[Spans]]] = {}
+    own: dict[Key, set[Spans]] = {}
+    left = [(key, set(parts)) for key, parts in wanted.items()]
+    while left:
+        key, parts = left.pop()
+        found = _taken(nodes.get(key), parts)
+        if found is None:
+            return None
+        for block, spans in found:
+            known = (own if block in nodes else taken.setdefault(block[0], {})).setdefault(block, set())
+            if block in nodes and not spans <= known:
+                left.append((block, spans))
+            known |= spans
+    return taken
+
+
+def _taken(node: Any, wanted: set[Spans]) -> list[tuple[Key, set[Spans]]] | None:
+    """Return the blocks that a task needs, and the parts that it takes of them; None if nobody knows."""
     alias = node.target if isinstance(node, Alias) else node
     if isinstance(alias, tuple) and alias and isinstance(alias[0], str):  # a tuple is dask's older kind
-        return alias, set(wanted)
-    if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+        return [(alias, wanted)]
+    if not isinstance(node, GraphNode) or not all(isinstance(key, tuple) for key in node.dependencies):
         return None
-    block, index = node.args
-    if not isinstance(block, TaskRef) or not isinstance(block.key, tuple) or not isinstance(index, tuple):
-        return None
-    return block.key, {_through(index, own) for own in wanted}
+    if isinstance(node, Task) and node.func is getitem and not node.kwargs and len(node.args) == 2:
+        block, index = node.args
+        if isinstance(block, TaskRef) and isinstance(index, tuple):
+            return [(block.key, {_through(index, own) for own in wanted})]
+    return [(key, {None}) for key in node.dependencies]
 
 
 def _through(index: tuple[Any, ...], wanted: Spans) -> Spans:

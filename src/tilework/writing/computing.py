@@ -40,8 +40,8 @@ def compute(
     """Compute a result into an array of this process; return the array.
 
     ``out.compute()`` holds all blocks until the last one is there, and then copies them into a new array.
-    Here each block is made in its place, in half of the memory and time. Of a slice, ``compute(out[:100])``,
-    and of what is computed from slices, only the crops run that are needed.
+    Here each block is made in its place, in half of the memory and time. Of a slice, ``compute(out[:100])``
+    or ``compute((out > 0.5)[:100])``, and of what is computed from slices, only the crops run that it needs.
 
     Parameters
     ----------

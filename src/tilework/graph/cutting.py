@@ -1,0 +1,227 @@
+"""Slices of what dask computes sample by sample from results, computed from slices of the results."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from typing import Any
+
+import numpy as np
+from dask.array.chunk import astype, getitem
+from dask.blockwise import Blockwise
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+from dask.task_spec import Alias, GraphNode, Task, TaskRef
+
+from tilework.graph.build import chunks_of
+from tilework.graph.layer import LazyLayer
+from tilework.graph.tasks import Key
+
+__all__ = ["with_cuts_below"]
+
+# What works sample by sample, besides ufuncs of numpy: the operators of arrays, and what their methods call.
+OPERATORS = (
+    "abs add and_ eq floordiv ge gt inv invert le lshift lt mod mul ne neg or_ pos pow rshift sub truediv xor"
+)
+FUNCTIONS = (
+    *(getattr(operator, name) for name in OPERATORS.split()), abs, astype,
+    np.where, np.clip, np.round, np.isclose, np.nan_to_num, np.real, np.imag, np.transpose,
+)  # fmt: skip
+# Their arguments by name; others may hold arrays.
+OPTIONS = {"astype_dtype", "axes", "decimals", "dtype", "enforce_dtype", "enforce_dtype_function"}
+# The longest chain of expressions that is followed.
+LONGEST = 100
+
+Index = tuple[slice | int, ...]
+Place = tuple[int, bool]
+"""An axis of an expression, and whether the array that it is computed from is repeated along it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """A task that works sample by sample."""
+
+    node: Task
+    ndim: int
+    """Number of axes of its result."""
+    places: Mapping[Key, tuple[Place, ...]]
+    """The blocks that it takes, with the place of each of their axes."""
+
+
+def with_cuts_below(graph: HighLevelGraph, most: int) -> HighLevelGraph:
+    """Return a graph in which slices of expressions of results are computed from slices of the results.
+
+    So a slice of ``out > 0.5`` needs no more of ``out`` than one of ``out``. Keys have the values that they
+    had; new tasks have keys of their own. Layers of more than ``most`` slices stay as they are.
+    """
+    cutter = _Cutter(graph)
+    layers, below = dict(graph.layers), dict(graph.dependencies)
+    for name in TopologicalSorter(graph.dependencies).static_order():
+        layer = graph.layers[name]
+        if type(layer) is not MaterializedLayer:
+            cutter.inputs(name)  # from the lowest on, because what is above asks for those below
+        elif len(layer.mapping) <= most and layer.annotations is None:
+            made = cutter.cut(name, layer.mapping)
+            layers |= {new: MaterializedLayer(nodes) for new, nodes in made.items()}
+            below |= {new: _below(nodes, layers, below[name]) for new, nodes in made.items()}
+    return HighLevelGraph(layers, below) if len(layers) > len(graph.layers) else graph
+
+
+def _below(nodes: Mapping[Key, Any], layers: Mapping[str, Any], others: AbstractSet[str]) -> set[str]:
+    """Return the layers of what tasks need; ``others`` are the layers of keys that do not tell."""
+    keys = {key for node in nodes.values() for key in node.dependencies} - nodes.keys()
+    names = {key[0] if isinstance(key, tuple) else key for key in keys}
+    return names if names <= layers.keys() else names & layers.keys() | others
+
+
+class _Cutter:
+    """Makes the tasks of slices, and knows which tasks work sample by sample."""
+
+    def __init__(self, graph: HighLevelGraph) -> None:
+        self._graph = graph
+        self._inputs: dict[str, Mapping[str, tuple[Place, ...]] | None] = {}
+        self._singles: dict[str, list[bool]] = {}
+        """Whether an expression has one sample along each axis."""
+        self._forms: dict[Key, _Form | None] = {}
+        self._name = ""
+        self._known: dict[Any, Key] = {}
+        self._slices: dict[Key, Any] = {}
+        self._parts: dict[Key, Any] = {}
+
+    def inputs(self, name: str) -> Mapping[str, tuple[Place, ...]] | None:
+        """Return the arrays from which an expression of results is computed; None for any other array.
+
+        Each comes with the places of its axes.
+        """
+        if name not in self._inputs:
+            layer = self._graph.layers.get(name)
+            self._inputs[name] = self._found(layer) if isinstance(layer, Blockwise) else None
+        return self._inputs[name]
+
+    def _found(self, layer: Blockwise) -> Mapping[str, tuple[Place, ...]] | None:
+        if not _by_sample(layer.task) or layer.new_axes or layer.annotations:
+            return None
+        axes: dict[str, tuple[int, ...]] = {}
+        indices: Any = layer.indices
+        for name, along in indices:
+            if along is None and not isinstance(name, GraphNode | TaskRef) and np.ndim(name) == 0:
+                continue
+            if along is None or name not in self._graph.layers or not set(along) <= {*layer.output_indices}:
+                return None
+            own = tuple(map(layer.output_indices.index, along))
+            if axes.setdefault(name, own) != own:
+                return None  # an array and the same one turned
+        if not any(isinstance(self._graph.layers[n], LazyLayer) or self.inputs(n) for n in axes):
+            return None
+        alone = {name: self._single(name, layer.numblocks[name]) for name in axes}
+        if any(None in one for one in alone.values()):
+            return None
+        single = [True] * len(layer.output_indices)
+        for name, own in axes.items():
+            for axis, one in zip(own, alone[name], strict=True):
+                single[axis] &= bool(one)
+        self._singles[layer.output] = single
+        places = {}
+        for name, own in axes.items():
+            pairs = zip(own, alone[name], strict=True)
+            places[name] = tuple((axis, bool(one) and not single[axis]) for axis, one in pairs)
+        return places
+
+    def _single(self, name: str, blocks: Iterable[int]) -> list[bool | None]:
+        """Return whether an array has one sample along each axis; None: nobody knows."""
+        layer = self._graph.layers[name]
+        if isinstance(layer, LazyLayer) and name in layer.names.outputs:
+            output = layer.spec.outputs[layer.names.outputs.index(name)]
+            return [sum(sizes) == 1 for sizes in chunks_of(layer.spec, output)]
+        if self.inputs(name) is not None:
+            return [*self._singles[name]]
+        return [None if n == 1 else False for n in blocks]
+
+    def _form(self, key: Key) -> _Form | None:
+        """Return the form of a task; None for one that does not work sample by sample."""
+        if key not in self._forms:
+            self._forms[key] = None
+            inputs = self.inputs(key[0])
+            if inputs is not None:
+                layer: Any = self._graph.layers[key[0]]
+                node = dict(layer.cull({key}, ())[0]).get(key)
+                if isinstance(node, Task) and {dep[0] for dep in node.dependencies} <= inputs.keys():
+                    places = {dep: inputs[dep[0]] for dep in node.dependencies}
+                    self._forms[key] = _Form(node, len(layer.output_indices), places)
+        return self._forms[key]
+
+    def cut(self, name: str, nodes: Mapping[Key, Any]) -> dict[str, dict[Key, Any]]:
+        """Return a layer of slices with the layers below it, by name; none if it stays as it is."""
+        found = {key: cut for key, node in nodes.items() if (cut := self._slice(node)) is not None}
+        if all(item in (None, slice(None)) for _, index in found.values() for item in index):
+            return {}
+        self._name, self._known, self._slices, self._parts = name, {}, {}, {}
+        made = dict(nodes)
+        for key, (block, index) in found.items():
+            part = self._part(block, tuple(item for item in index if item is not None))
+            made[key], self._forms[key] = Alias(key, part), self._forms.get(part)
+            if None in index:
+                new = tuple(None if item is None else slice(None) for item in index if not _is_number(item))
+                made[key], self._forms[key] = Task(key, getitem, TaskRef(part), new), None
+        return {name: made, f"{name}-parts": self._parts, f"{name}-slices": self._slices}
+
+    def _slice(self, node: Any) -> tuple[Key, tuple[Any, ...]] | None:
+        """Return the block of an expression that a task cuts, and how; None for any other task."""
+        if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+            return None
+        block, index = node.args
+        if not isinstance(block, TaskRef) or not isinstance(block.key, tuple) or not isinstance(index, tuple):
+            return None
+        if not all(item is None or isinstance(item, slice) or _is_number(item) for item in index):
+            return None
+        form = self._form(block.key)
+        return (block.key, index) if form and form.ndim == len(index) - index.count(None) else None
+
+    def _part(self, key: Key, index: Index, depth: int = 0) -> Key:
+        """Return the key of a part of a block, and make its task."""
+        known = key, tuple((i.start, i.stop, i.step) if isinstance(i, slice) else i for i in index)
+        if known in self._known:
+            return self._known[known]
+        form = self._form(key) if depth < LONGEST else None
+        if form is None:
+            new: Key = (f"{self._name}-slices", len(self._slices))
+            self._slices[new] = Task(new, getitem, TaskRef(key), index)
+        elif form.node.func is np.transpose and not all(isinstance(item, slice) for item in index):
+            # What turns axes needs them all.
+            long = tuple(i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index)
+            part, first = self._part(key, long, depth), tuple(map(_repeated, index))
+            new = f"{self._name}-parts", len(self._parts)
+            self._parts[new] = Task(new, getitem, TaskRef(part), first)
+        else:
+            left = [axis for axis, item in enumerate(index) if isinstance(item, slice)]
+            parts, places = {}, {}
+            for block, own in form.places.items():
+                items = tuple(_repeated(index[axis]) if repeated else index[axis] for axis, repeated in own)
+                part = parts[block] = self._part(block, items, depth + 1) if own else block
+                places[part] = tuple((left.index(axis), again) for axis, again in own if axis in left)
+            new = f"{self._name}-parts", len(self._parts)
+            node: Any = form.node.substitute(parts, key=new)
+            self._parts[new], self._forms[new] = node, _Form(node, len(left), places)
+        self._known[known] = new
+        return new
+
+
+def _by_sample(task: Any) -> bool:
+    """Return whether a task computes each sample from those at its place."""
+    if not isinstance(task, Task) or not task.kwargs.keys() <= OPTIONS:
+        return False
+    function = task.kwargs.get("enforce_dtype_function", task.func)
+    if isinstance(function, np.ufunc):
+        return function.signature is None and function.nout == 1
+    return any(function is one for one in FUNCTIONS)
+
+
+def _is_number(item: Any) -> bool:
+    return isinstance(item, int | np.integer)
+
+
+def _repeated(item: slice | int) -> slice | int:
+    """Return what an index takes of an array that is repeated along an axis."""
+    return slice(None) if isinstance(item, slice) else 0

@@ -220,12 +220,16 @@ def test_processes_that_dask_starts_do_not_end_their_batches(tmp_path: Path) -> 
 
 def test_a_tile_in_flight_is_the_last_of_its_block(tmp_path: Path) -> None:
     """A block of many tiles is not computed to its end."""
+    begun, failed = threading.Event(), threading.Event()
 
     def fails_once(crop: np.ndarray) -> np.ndarray:
         if crop[0, 0] == IMAGE[48, 0]:  # in another block
-            time.sleep(0.1)
+            begun.wait(60)
+            failed.set()
             raise ValueError("first")
-        return Logged(tmp_path / "log", 0.05)(crop)
+        begun.set()
+        failed.wait(60)
+        return Logged(tmp_path / "log", 0.2)(crop)
 
     out = tw.tiled_map(fails_once, IMAGE, 8, 0, dtype="f4", chunks=(48, 64))
     with dask.config.set(num_workers=2), pytest.raises(ValueError, match="first"):

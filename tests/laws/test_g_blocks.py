@@ -283,6 +283,16 @@ def test_small_images_are_cut_where_it_makes_the_fewest_seams(shape, crop, strid
     assert seams(plan.block) <= seams([min(n, max(crop, even)) for n in shape])
 
 
+@pytest.mark.parametrize("reuse", ["auto", "share"])
+@pytest.mark.parametrize(
+    ("shape", "crop", "stride"), [((435, 435), 256, 16), ((56, 56), 32, 2), ((110, 110, 110), 64, 8)]
+)
+def test_images_of_less_than_two_crops_have_blocks_that_can_share(shape, crop, stride, reuse):
+    plan = plan_tiles(shape, crop, stride=stride, blend="gaussian", dtype="float32")
+    plan = choose_blocks(replace(plan, threads=2), BlockRequest(reuse=reuse))
+    assert (plan.reuse, plan.calls()) == ("share", len(plan))
+
+
 def _spans(table):
     return [range(a, min(a + table.size, table.grid.extent)) for a in range(0, table.grid.extent, table.size)]
 

@@ -342,7 +342,9 @@ def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, N
 def _across(
     plan: TilePlan, least: Sequence[int], extents: Sequence[int], units: Sequence[int], room: float
 ) -> list[int] | None:
-    """Return the longest blocks of even lengths that are cut along the longest axis only; None if none fit.
+    """Return the longest blocks that are cut along the longest axis only; None if none fit.
+
+    Their lengths are even, unless they would be shorter than ``least``.
 
     Those of a small image have fewer seams than blocks that hold as many crops along each axis, and a row of
     its samples lies in one piece.
@@ -354,7 +356,7 @@ def _across(
     if most < least[d]:
         return None
     even = ceil_div(extents[d], ceil_div(extents[d], most))
-    sizes[d] = ceil_div(even, units[d]) * units[d]
+    sizes[d] = max(least[d], ceil_div(even, units[d]) * units[d])
     return sizes
 
 

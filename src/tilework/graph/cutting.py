@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -50,23 +51,61 @@ class _Form:
     """The blocks that it takes, with the place of each of their axes."""
 
 
-def with_cuts_below(graph: HighLevelGraph, most: int) -> HighLevelGraph:
+def with_cuts_below(
+    graph: HighLevelGraph, wanted: Mapping[str, Collection[Key]], most: int
+) -> HighLevelGraph:
     """Return a graph in which slices of expressions of results are computed from slices of the results.
 
     So a slice of ``out > 0.5`` needs no more of ``out`` than one of ``out``. Keys have the values that they
-    had; new tasks have keys of their own. Layers of more than ``most`` slices stay as they are.
+    had; new tasks have keys of their own. Layers of more than ``most`` slices that are ``wanted``, of which
+    other tasks may be left out, stay as they are.
     """
-    cutter = _Cutter(graph)
+    order = list(TopologicalSorter(graph.dependencies).static_order())
+    cutter, needed = _Cutter(graph), _needed(graph, order, wanted)
     layers, below = dict(graph.layers), dict(graph.dependencies)
-    for name in TopologicalSorter(graph.dependencies).static_order():
+    for name in order:
         layer = graph.layers[name]
         if type(layer) is not MaterializedLayer:
             cutter.inputs(name)  # from the lowest on, because what is above asks for those below
-        elif len(layer.mapping) <= most and layer.annotations is None:
-            made = cutter.cut(name, layer.mapping)
+            continue
+        nodes = layer.mapping
+        if name in needed:
+            nodes = {key: nodes[key] for key in needed[name] if key in nodes}
+        if len(nodes) <= most and layer.annotations is None:
+            made = cutter.cut(name, nodes)
             layers |= {new: MaterializedLayer(nodes) for new, nodes in made.items()}
             below |= {new: _below(nodes, layers, below[name]) for new, nodes in made.items()}
     return HighLevelGraph(layers, below) if len(layers) > len(graph.layers) else graph
+
+
+def _needed(
+    graph: HighLevelGraph, order: Sequence[str], wanted: Mapping[str, Collection[Key]]
+) -> dict[str, set[Key]]:
+    """Return the tasks of layers of slices that some blocks need, by layer; none where it may be all."""
+    needed, every = {name: set(keys) for name, keys in wanted.items()}, set[str]()
+    for name in reversed(order):
+        layer = graph.layers[name]
+        left = needed.get(name, set())
+        if name in every or type(layer) is not MaterializedLayer:
+            every |= graph.dependencies[name]
+            continue
+        while left:
+            nodes = [layer.mapping.get(key) for key in left]
+            keys = {key for node in nodes if isinstance(node, GraphNode) for key in node.dependencies}
+            if not all(isinstance(node, GraphNode) for node in nodes) or not all(
+                _is_of_array(k) for k in keys
+            ):
+                every |= graph.dependencies[name]
+                break
+            left = (keys & layer.mapping.keys()) - needed[name]
+            needed[name] |= left
+            for key in keys - layer.mapping.keys():
+                needed.setdefault(key[0], set()).add(key)
+    return {name: keys for name, keys in needed.items() if name not in every}
+
+
+def _is_of_array(key: Any) -> bool:
+    return isinstance(key, tuple) and bool(key) and isinstance(key[0], str)
 
 
 def _below(nodes: Mapping[Key, Any], layers: Mapping[str, Any], others: AbstractSet[str]) -> set[str]:
@@ -139,22 +178,30 @@ class _Cutter:
             return [*self._singles[name]]
         return [None if n == 1 else False for n in blocks]
 
-    def _form(self, key: Key) -> _Form | None:
-        """Return the form of a task; None for one that does not work sample by sample."""
-        if key not in self._forms:
-            self._forms[key] = None
-            inputs = self.inputs(key[0])
-            if inputs is not None:
-                layer: Any = self._graph.layers[key[0]]
-                node = dict(layer.cull({key}, ())[0]).get(key)
-                if isinstance(node, Task) and {dep[0] for dep in node.dependencies} <= inputs.keys():
-                    places = {dep: inputs[dep[0]] for dep in node.dependencies}
-                    self._forms[key] = _Form(node, len(layer.output_indices), places)
-        return self._forms[key]
+    def _learn(self, keys: set[Key]) -> None:
+        """Find the forms of tasks, and of all that they are computed from."""
+        while keys := keys - self._forms.keys():
+            self._forms |= dict.fromkeys(keys)
+            further = set[Key]()
+            for name in {key[0] for key in keys}:
+                inputs = self.inputs(name)
+                if inputs is None:
+                    continue
+                layer: Any = self._graph.layers[name]
+                made = dict(layer.cull({key for key in keys if key[0] == name}, ())[0])
+                for key in keys & made.keys():
+                    node, below = made[key], made[key].dependencies
+                    if isinstance(node, Task) and {dep[0] for dep in below} <= inputs.keys():
+                        places = {dep: inputs[dep[0]] for dep in below}
+                        self._forms[key] = _Form(node, len(layer.output_indices), places)
+                        further |= below
+            keys = further
 
     def cut(self, name: str, nodes: Mapping[Key, Any]) -> dict[str, dict[Key, Any]]:
         """Return a layer of slices with the layers below it, by name; none if it stays as it is."""
-        found = {key: cut for key, node in nodes.items() if (cut := self._slice(node)) is not None}
+        cuts = {key: cut for key, node in nodes.items() if (cut := _slice(node)) is not None}
+        self._learn({block for block, _ in cuts.values()})
+        found = {key: cut for key, cut in cuts.items() if self._fits(*cut)}
         if all(item in (None, slice(None)) for _, index in found.values() for item in index):
             return {}
         self._name, self._known, self._slices, self._parts = name, {}, {}, {}
@@ -167,32 +214,27 @@ class _Cutter:
                 made[key], self._forms[key] = Task(key, getitem, TaskRef(part), new), None
         return {name: made, f"{name}-parts": self._parts, f"{name}-slices": self._slices}
 
-    def _slice(self, node: Any) -> tuple[Key, tuple[Any, ...]] | None:
-        """Return the block of an expression that a task cuts, and how; None for any other task."""
-        if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
-            return None
-        block, index = node.args
-        if not isinstance(block, TaskRef) or not isinstance(block.key, tuple) or not isinstance(index, tuple):
-            return None
-        if not all(item is None or isinstance(item, slice) or _is_number(item) for item in index):
-            return None
-        form = self._form(block.key)
-        return (block.key, index) if form and form.ndim == len(index) - index.count(None) else None
+    def _fits(self, block: Key, index: tuple[Any, ...]) -> bool:
+        """Return whether an index cuts a block of an expression along each axis."""
+        form = self._forms[block]
+        return form is not None and form.ndim == len(index) - index.count(None)
 
     def _part(self, key: Key, index: Index, depth: int = 0) -> Key:
         """Return the key of a part of a block, and make its task."""
         known = key, tuple((i.start, i.stop, i.step) if isinstance(i, slice) else i for i in index)
         if known in self._known:
             return self._known[known]
-        form = self._form(key) if depth < LONGEST else None
+        form = self._forms.get(key) if depth < LONGEST else None
+        # The same in each part of a run, of which all make their own tasks.
+        number = hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
         if form is None:
-            new: Key = (f"{self._name}-slices", len(self._slices))
+            new: Key = (f"{self._name}-slices", number)
             self._slices[new] = Task(new, getitem, TaskRef(key), index)
         elif form.node.func is np.transpose and not all(isinstance(item, slice) for item in index):
             # What turns axes needs them all.
             long = tuple(i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index)
             part, first = self._part(key, long, depth), tuple(map(_repeated, index))
-            new = f"{self._name}-parts", len(self._parts)
+            new = f"{self._name}-parts", number
             self._parts[new] = Task(new, getitem, TaskRef(part), first)
         else:
             left = [axis for axis, item in enumerate(index) if isinstance(item, slice)]
@@ -201,11 +243,22 @@ class _Cutter:
                 items = tuple(_repeated(index[axis]) if repeated else index[axis] for axis, repeated in own)
                 part = parts[block] = self._part(block, items, depth + 1) if own else block
                 places[part] = tuple((left.index(axis), again) for axis, again in own if axis in left)
-            new = f"{self._name}-parts", len(self._parts)
+            new = f"{self._name}-parts", number
             node: Any = form.node.substitute(parts, key=new)
             self._parts[new], self._forms[new] = node, _Form(node, len(left), places)
         self._known[known] = new
         return new
+
+
+def _slice(node: Any) -> tuple[Key, tuple[Any, ...]] | None:
+    """Return the block that a task cuts, and how; None for any other task."""
+    if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+        return None
+    block, index = node.args
+    if not isinstance(block, TaskRef) or not _is_of_array(block.key) or not isinstance(index, tuple):
+        return None
+    plain = all(item is None or isinstance(item, slice) or _is_number(item) for item in index)
+    return (block.key, index) if plain else None
 
 
 def _by_sample(task: Any) -> bool:

@@ -62,7 +62,7 @@ def tasks_of(arrays: Sequence[Any], wanted: Mapping[str, Collection[Key]]) -> di
     if da.array_expr_enabled() or not all(isinstance(graph, HighLevelGraph) for graph in graphs):
         parts = (needed(graph, wanted[array.name]) for array, graph in zip(arrays, graphs, strict=True))
         return {key: node for part in parts for key, node in part.items()}
-    merged = with_cuts_below(HighLevelGraph.merge(*graphs), MOST_TASKS)
+    merged = with_cuts_below(HighLevelGraph.merge(*graphs), wanted, MOST_TASKS)
     merged, _ = _narrowed(merged, _Wanted(merged, wanted))
     return needed(merged, itertools.chain.from_iterable(wanted.values()))
 
@@ -73,8 +73,9 @@ def with_narrowed_slices(array: da.Array) -> da.Array:
     many = math.prod(array.numblocks) > MOST_TASKS
     if many or da.array_expr_enabled() or not isinstance(graph, HighLevelGraph):
         return array
-    graph = with_cuts_below(graph, MOST_TASKS)
-    graph, _ = _narrowed(graph, _Wanted(graph, {array.name: list(flatten(array.__dask_keys__()))}))
+    wanted = {array.name: list(flatten(array.__dask_keys__()))}
+    graph = with_cuts_below(graph, wanted, MOST_TASKS)
+    graph, _ = _narrowed(graph, _Wanted(graph, wanted))
     return da.Array(graph, array.name, array.chunks, meta=array._meta)
 
 

@@ -81,7 +81,7 @@ def with_cuts_below(
 def _needed(
     graph: HighLevelGraph, order: Sequence[str], wanted: Mapping[str, Collection[Key]]
 ) -> dict[str, set[Key]]:
-    """Return the tasks of layers of slices that some blocks need, by layer; none where it may be all."""
+    """Return the tasks of layers that some blocks need, by layer; without those of which it may be all."""
     needed, every = {name: set(keys) for name, keys in wanted.items()}, set[str]()
     for name in reversed(order):
         layer = graph.layers[name]
@@ -92,14 +92,14 @@ def _needed(
         while left:
             nodes = [layer.mapping.get(key) for key in left]
             keys = {key for node in nodes if isinstance(node, GraphNode) for key in node.dependencies}
-            if not all(isinstance(node, GraphNode) for node in nodes) or not all(
-                _is_of_array(k) for k in keys
-            ):
-                every |= graph.dependencies[name]
+            others = keys - layer.mapping.keys()
+            known = all(_is_of_array(key) and key[0] in graph.layers for key in others)
+            if not known or not all(isinstance(node, GraphNode) for node in nodes):
+                every |= {name, *graph.dependencies[name]}
                 break
-            left = (keys & layer.mapping.keys()) - needed[name]
+            left = keys - others - needed[name]
             needed[name] |= left
-            for key in keys - layer.mapping.keys():
+            for key in others:
                 needed.setdefault(key[0], set()).add(key)
     return {name: keys for name, keys in needed.items() if name not in every}
 

@@ -227,6 +227,23 @@ def test_L3_crops_never_run_tiles_besides(counting: Callable[..., Any]) -> None:
     assert (above.calls, below.calls) == (needed, needed)
 
 
+@pytest.mark.parametrize(
+    ("cut", "tiles"),
+    [
+        ("(o + o)[5, 7]", 1), ("(o + o)[5][7]", 1), ("(o * o)[:, 5][3:50][2:4]", 1), ("(o + o)[-1, -1]", 1),
+        ("(o + o.T)[5][7:9]", 1), ("(o > 3)[5][:, None][3:9]", 4), ("((o + o)[2:50] * 3)[4:6, 7:9]", 16),
+    ],
+)  # fmt: skip
+def test_L3_numbers_of_expressions_do_not_warn(cut: str, tiles: int, counting: Callable[..., Any]) -> None:
+    """As numpy does of an overflow in a single number, and not in an array."""
+    image = np.random.default_rng(0).integers(0, 255, (100, 100)).astype("u1")
+    fn = counting(lambda crop: crop)
+    found = tw.compute(eval(cut, {"o": tw.tiled_map(fn, image, 16, 2, dtype="u1", chunks=40)}))
+    assert fn.calls == tiles
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(found, eval(cut, {"o": image}), strict=True)
+
+
 def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..., Any]) -> None:
     fn = counting(np.sqrt)
     out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=1000)

@@ -35,7 +35,7 @@ OPTIONS = {"astype_dtype", "axes", "decimals", "dtype", "enforce_dtype", "enforc
 # The longest chain of expressions that is followed.
 LONGEST = 100
 
-Index = tuple[slice | int, ...]
+Index = tuple[slice | int | None, ...]
 Place = tuple[int, bool]
 """An axis of an expression, and whether the array that it is computed from is repeated along it."""
 
@@ -46,7 +46,7 @@ class _Form:
 
     node: Task
     ndim: int
-    """Number of axes of its result."""
+    """Number of axes of its blocks."""
     places: Mapping[Key, tuple[Place, ...]]
     """The blocks that it takes, with the place of each of their axes."""
 
@@ -124,6 +124,8 @@ class _Cutter:
         self._singles: dict[str, list[bool]] = {}
         """Whether an expression has one sample along each axis."""
         self._forms: dict[Key, _Form | None] = {}
+        self._again: dict[Key, tuple[Key, Index]] = {}
+        """Tasks that take numbers of a part of a block, and what they take of it."""
         self._name = ""
         self._known: dict[Any, Key] = {}
         self._slices: dict[Key, Any] = {}
@@ -199,7 +201,7 @@ class _Cutter:
 
     def cut(self, name: str, nodes: Mapping[Key, Any]) -> dict[str, dict[Key, Any]]:
         """Return a layer of slices with the layers below it, by name; none if it stays as it is."""
-        cuts = {key: cut for key, node in nodes.items() if (cut := _slice(node)) is not None}
+        cuts = {key: cut for key, node in nodes.items() if (cut := self._cut(node)) is not None}
         self._learn({block for block, _ in cuts.values()})
         found = {key: cut for key, cut in cuts.items() if self._fits(*cut)}
         if all(item in (None, slice(None)) for _, index in found.values() for item in index):
@@ -207,21 +209,39 @@ class _Cutter:
         self._name, self._known, self._slices, self._parts = name, {}, {}, {}
         made = dict(nodes)
         for key, (block, index) in found.items():
-            part = self._part(block, tuple(item for item in index if item is not None))
+            # Numbers are slices first: numpy warns of what overflows in a single number, and not in an array.
+            part = self._part(block, tuple(_as_slice(item) for item in index if item is not None))
             made[key], self._forms[key] = Alias(key, part), self._forms.get(part)
-            if None in index:
-                new = tuple(None if item is None else slice(None) for item in index if not _is_number(item))
-                made[key], self._forms[key] = Task(key, getitem, TaskRef(part), new), None
+            if not all(isinstance(item, slice) for item in index):
+                rest = tuple(None if item is None else _first(item) for item in index)
+                made[key], self._forms[key] = Task(key, getitem, TaskRef(part), rest), None
+                self._again[key] = part, rest
         return {name: made, f"{name}-parts": self._parts, f"{name}-slices": self._slices}
 
-    def _fits(self, block: Key, index: tuple[Any, ...]) -> bool:
+    def _cut(self, node: Any) -> tuple[Key, Index] | None:
+        """Return the block that a task cuts, and how; None for any other task."""
+        if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+            return None
+        block, index = node.args
+        if not isinstance(block, TaskRef) or not _is_of_array(block.key) or not isinstance(index, tuple):
+            return None
+        if not all(item is None or isinstance(item, slice) or _is_number(item) for item in index):
+            return None
+        part, rest = self._again.get(block.key, (block.key, None))
+        if rest is None or None in rest:
+            return block.key, index
+        items = iter(index)
+        # An index of what is left of a part, as one of the part.
+        return part, tuple(next(items) if isinstance(item, slice) else item for item in rest) + tuple(items)
+
+    def _fits(self, block: Key, index: Index) -> bool:
         """Return whether an index cuts a block of an expression along each axis."""
         form = self._forms[block]
         return form is not None and form.ndim == len(index) - index.count(None)
 
-    def _part(self, key: Key, index: Index, depth: int = 0) -> Key:
+    def _part(self, key: Key, index: tuple[slice, ...], depth: int = 0) -> Key:
         """Return the key of a part of a block, and make its task."""
-        known = key, tuple((i.start, i.stop, i.step) if isinstance(i, slice) else i for i in index)
+        known = key, tuple((item.start, item.stop, item.step) for item in index)
         if known in self._known:
             return self._known[known]
         form = self._forms.get(key) if depth < LONGEST else None
@@ -230,35 +250,17 @@ class _Cutter:
         if form is None:
             new: Key = (f"{self._name}-slices", number)
             self._slices[new] = Task(new, getitem, TaskRef(key), index)
-        elif form.node.func is np.transpose and not all(isinstance(item, slice) for item in index):
-            # What turns axes needs them all.
-            long = tuple(i if isinstance(i, slice) else slice(i, i + 1 or None) for i in index)
-            part, first = self._part(key, long, depth), tuple(map(_repeated, index))
-            new = f"{self._name}-parts", number
-            self._parts[new] = Task(new, getitem, TaskRef(part), first)
         else:
-            left = [axis for axis, item in enumerate(index) if isinstance(item, slice)]
             parts, places = {}, {}
             for block, own in form.places.items():
-                items = tuple(_repeated(index[axis]) if repeated else index[axis] for axis, repeated in own)
+                items = tuple(slice(None) if repeated else index[axis] for axis, repeated in own)
                 part = parts[block] = self._part(block, items, depth + 1) if own else block
-                places[part] = tuple((left.index(axis), again) for axis, again in own if axis in left)
+                places[part] = own
             new = f"{self._name}-parts", number
             node: Any = form.node.substitute(parts, key=new)
-            self._parts[new], self._forms[new] = node, _Form(node, len(left), places)
+            self._parts[new], self._forms[new] = node, _Form(node, form.ndim, places)
         self._known[known] = new
         return new
-
-
-def _slice(node: Any) -> tuple[Key, tuple[Any, ...]] | None:
-    """Return the block that a task cuts, and how; None for any other task."""
-    if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
-        return None
-    block, index = node.args
-    if not isinstance(block, TaskRef) or not _is_of_array(block.key) or not isinstance(index, tuple):
-        return None
-    plain = all(item is None or isinstance(item, slice) or _is_number(item) for item in index)
-    return (block.key, index) if plain else None
 
 
 def _by_sample(task: Any) -> bool:
@@ -275,6 +277,9 @@ def _is_number(item: Any) -> bool:
     return isinstance(item, int | np.integer)
 
 
-def _repeated(item: slice | int) -> slice | int:
-    """Return what an index takes of an array that is repeated along an axis."""
+def _as_slice(item: Any) -> slice:
+    return item if isinstance(item, slice) else slice(item, item + 1 or None)
+
+
+def _first(item: Any) -> slice | int:
     return slice(None) if isinstance(item, slice) else 0

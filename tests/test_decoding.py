@@ -25,7 +25,7 @@ import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.execution.progress import Tracker
 from tilework.graph.build import plan_of
-from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks
+from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks, kept_levels
 from tilework.plan.memory import parallel_bytes, peak_bytes
 from tilework.plan.tables import SourcePlan
 from tilework.source import held, kept
@@ -479,3 +479,20 @@ def test_a_refused_limit_names_one_that_suffices(tmp_path: Path) -> None:
     limit = int(str(refused.value).rsplit("=", 1)[1].rstrip("."))
     plan = planned(tmp_path, (8192, 8192), (4096, 4096), 512, memory_limit=limit, **asked)
     assert 0.9 * limit <= peak_bytes(plan) <= limit
+
+
+def test_what_is_kept_follows_from_the_threads_of_a_plan() -> None:
+    plan = tw.plan_tiles((512, 512), 32, stride=24, blend="gaussian", edge="pad", chunks=96, dtype="f4")
+    plan = dataclasses.replace(plan, sources=(SourcePlan(4, (100, 100)),) * 2)
+    plan = plan.with_cache(next(kept_levels(plan)))
+
+    def facts(plan: Any) -> Any:
+        kept = kept_chunks(plan, 0, (512, 512), (100, 100), (0, 1))
+        return kept.limit, kept.lost
+
+    one = facts(plan)
+    others = {"threads": 8, "gaps": "any", "order": (1, 0), "cache_bytes": 0}
+    changed = [plan.with_threads(8), plan.with_gaps("any"), plan.with_order((1, 0)), plan.with_cache(0)]
+    fresh = [dataclasses.replace(plan, **{name: value}) for name, value in others.items()]
+    assert list(map(facts, changed)) == list(map(facts, fresh))
+    assert facts(changed[0]) != one  # more threads need more chunks at a time

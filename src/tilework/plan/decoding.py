@@ -85,7 +85,8 @@ def kept_chunks(
         whole plan: a run of some tiles would need more by its own count, as it may read them one by one.
     """
     holder = plan if todo is None else todo
-    key = "kept", number, shape, chunks, axes, plan.cache_bytes, plan.order
+    # Plans of the same tiles and blocks share what they hold.
+    key = "kept", number, shape, chunks, axes, plan.cache_bytes, plan.order, plan.threads
     if key not in holder.held:
         holder.held[key] = _kept_chunks(plan, number, shape, chunks, axes, holder)
     found: Kept = holder.held[key]

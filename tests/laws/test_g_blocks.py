@@ -293,6 +293,14 @@ def test_images_of_less_than_two_crops_have_blocks_that_can_share(shape, crop, s
     assert (plan.reuse, plan.calls()) == ("share", len(plan))
 
 
+def test_blocks_that_share_nothing_are_not_chosen_by_their_seams():
+    plan = plan_tiles((503, 387, 130), 32, stride=16, blend="gaussian", dtype="float32")
+    alone = choose_blocks(replace(plan, threads=2), BlockRequest(reuse="recompute"))
+    shared = choose_blocks(replace(plan, threads=2), BlockRequest(reuse="share"))
+    across = shared.with_blocks(shared.block, "recompute")
+    assert alone.calls() <= across.calls()
+
+
 def _spans(table):
     return [range(a, min(a + table.size, table.grid.extent)) for a in range(0, table.grid.extent, table.size)]
 

@@ -327,7 +327,9 @@ def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, N
         ]
     crops = [a.crop for a in plan.axes]
     tiled = range(plan.n_each, len(sizes))
-    across = _across(plan, sizes, extents, units, room if request.target else FAIR * room)
+    across = None
+    if request.reuse != "recompute":
+        across = _across(plan, sizes, extents, units, room if request.target else FAIR * room)
     for axes in (tiled, range(plan.n_each)):
         _grow(sizes, extents, units, crops, axes, room)
     if across is not None and _cut(plan, across) < _cut(plan, sizes):

@@ -8,6 +8,7 @@ import dask
 import dask.array as da
 import numpy as np
 import pytest
+from dask.highlevelgraph import HighLevelGraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -108,6 +109,54 @@ def test_L3_slices_of_expressions_run_the_tiles_of_slices(data: Any) -> None:
     tw.compute(out[key])
     listed = any(isinstance(item, list) for item in key)
     assert turned or listed or several == calls[0]
+
+
+def test_L3_numbers_have_the_bits_and_warnings_of_arrays() -> None:
+    """numpy computes single numbers another way: ``u1`` that overflows warns, ``abs`` of ``c8`` differs."""
+    out = tw.tiled_map(np.sqrt, picture(60), 16, 2, dtype="f4", chunks=30)
+    bytes_, numbers = (out * 255).astype("u1"), out * (1 + 2j)
+    with np.errstate(all="raise"):
+        for lazy in (bytes_ * np.uint8(7), -bytes_, abs(numbers), (numbers * numbers).T, out.T * 2):
+            whole = lazy.compute()
+            for key in ((3, 4), (3, slice(4, 9)), (slice(None), -1), (slice(3, 40, 2), None, 5)):
+                assert_same_bits(tw.compute(lazy[key]), whole[key])
+
+
+def test_L3_keys_of_parts_have_one_value() -> None:
+    """Two runs on a cluster share what has one key, and one of them may have arrays that are there."""
+    out = tw.tiled_map(np.sqrt, picture(60), 16, 2, dtype="f4", chunks=30)
+    more = out + 1
+    lazy = ((more * 2 + out)[3:50] * 3)[2, 4:12]
+    made = more.persist(scheduler="synchronous")
+    layers = {**lazy.dask.layers, more.name: made.dask.layers[more.name]}
+    graph = HighLevelGraph(layers, {**lazy.dask.dependencies, more.name: set()})
+    again = da.Array(graph, lazy.name, lazy.chunks, meta=lazy._meta)
+    found = []
+    for array in (lazy, again):
+        tasks = tasks_of([array], {lazy.name: [(lazy.name, 0)]})
+        found.append(dict(zip(tasks, dask.get(tasks, [*tasks]), strict=True)))
+    shared = [key for key in found[0].keys() & found[1].keys() if key[0].startswith("getitem")]
+    assert shared
+    for key in shared:
+        np.testing.assert_array_equal(found[0][key], found[1][key])
+
+
+BLOCKWISE: tuple[Any, ...] = (
+    lambda o: da.blockwise(np.add, "ij", o, "ji", o, "ij", dtype="f4"),
+    lambda o: da.blockwise(np.add, "ij", o[0], "i", o, "ij", dtype="f4"),
+    lambda o: o.map_blocks(np.transpose, dtype="f4"),
+    lambda o: o.map_blocks(np.transpose, axes=(-1, 0), dtype="f4"),
+    lambda o: da.blockwise(np.transpose, "ji", o, "ij", axes=(1, 0), dtype="f4"),
+)
+
+
+@pytest.mark.parametrize("number", range(len(BLOCKWISE)))
+def test_L3_blocks_that_are_not_where_their_samples_are_stay_whole(number: int) -> None:
+    """Functions that work sample by sample may take square blocks of dask from other places."""
+    lazy = BLOCKWISE[number](tw.tiled_map(np.sqrt, picture(60), 16, 2, dtype="f4", chunks=30))
+    whole = lazy.compute()
+    for key in ((slice(3, 9), slice(4, 12)), (3, 4), (slice(28, 33), slice(1, 9)), (slice(1, -1), -1)):
+        assert_same_bits(tw.compute(lazy[key]), whole[key])
 
 
 def picture(n: int = 100) -> np.ndarray:

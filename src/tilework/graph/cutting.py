@@ -154,6 +154,8 @@ class _Cutter:
             own = tuple(map(layer.output_indices.index, along))
             if axes.setdefault(name, own) != own:
                 return None  # an array and the same one turned
+        if not _in_place(layer.task, len(layer.output_indices), axes.values()):
+            return None
         if not any(isinstance(self._graph.layers[n], LazyLayer) or self.inputs(n) for n in axes):
             return None
         alone = {name: self._single(name, layer.numblocks[name]) for name in axes}
@@ -269,8 +271,20 @@ def _by_sample(task: Any) -> bool:
         return False
     function = task.kwargs.get("enforce_dtype_function", task.func)
     if isinstance(function, np.ufunc):
-        return function.signature is None and function.nout == 1
+        return function.signature is None and function.nout == 1 and function.nin == len(task.args)
     return any(function is one for one in FUNCTIONS)
+
+
+def _in_place(task: Task, ndim: int, places: Iterable[tuple[int, ...]]) -> bool:
+    """Return whether samples are computed from those of the places where dask takes the blocks from.
+
+    `dask.array.blockwise` gives blocks to a function along any axes. ``places`` are the axes of the result
+    along which dask has the axes of each array.
+    """
+    if task.func is np.transpose:
+        axes = task.kwargs.get("axes") or tuple(range(ndim)[::-1])
+        return isinstance(axes, tuple) and all([own[a] for a in axes] == [*range(ndim)] for own in places)
+    return all(own == tuple(range(ndim))[ndim - len(own) :] for own in places)
 
 
 def _is_number(item: Any) -> bool:

@@ -159,6 +159,16 @@ def test_L3_blocks_that_are_not_where_their_samples_are_stay_whole(number: int) 
         assert_same_bits(tw.compute(lazy[key]), whole[key])
 
 
+@pytest.mark.parametrize("stop", [3, None])
+def test_L3_slices_that_need_all_tiles_share_an_expression(stop: int | None) -> None:
+    """Differences of neighbours compute it once; only where fewer tiles run, once per slice."""
+    expression = np.exp(tw.tiled_map(np.sqrt, picture(60), 16, 2, dtype="f4", chunks=60))
+    lazy = expression[2:][:stop] - expression[:-2][:stop]
+    tasks = tasks_of([lazy], {lazy.name: [(lazy.name, 0, 0)]})
+    parts = [key for key in tasks if isinstance(key, tuple) and key[0].endswith("-parts")]
+    assert len(parts) == (0 if stop is None else 2)
+
+
 def picture(n: int = 100) -> np.ndarray:
     return np.random.default_rng(0).random((n, n)).astype("f4")
 

@@ -62,8 +62,7 @@ def tasks_of(arrays: Sequence[Any], wanted: Mapping[str, Collection[Key]]) -> di
     if da.array_expr_enabled() or not all(isinstance(graph, HighLevelGraph) for graph in graphs):
         parts = (needed(graph, wanted[array.name]) for array, graph in zip(arrays, graphs, strict=True))
         return {key: node for part in parts for key, node in part.items()}
-    merged = with_cuts_below(HighLevelGraph.merge(*graphs), wanted, MOST_TASKS)
-    merged, _ = _narrowed(merged, _Wanted(merged, wanted))
+    merged = _with_parts(HighLevelGraph.merge(*graphs), wanted)
     return needed(merged, itertools.chain.from_iterable(wanted.values()))
 
 
@@ -73,9 +72,7 @@ def with_narrowed_slices(array: da.Array) -> da.Array:
     many = math.prod(array.numblocks) > MOST_TASKS
     if many or da.array_expr_enabled() or not isinstance(graph, HighLevelGraph):
         return array
-    wanted = {array.name: list(flatten(array.__dask_keys__()))}
-    graph = with_cuts_below(graph, wanted, MOST_TASKS)
-    graph, _ = _narrowed(graph, _Wanted(graph, wanted))
+    graph = _with_parts(graph, {array.name: list(flatten(array.__dask_keys__()))})
     return da.Array(graph, array.name, array.chunks, meta=array._meta)
 
 
@@ -91,6 +88,20 @@ def narrowed(array: da.Array, boxes: Boxes) -> da.Array:
     wanted.boxes[array.name] = [boxes]
     _, made = _narrowed(graph, wanted, worth=1.0)
     return made.get(array.name, array)
+
+
+def _with_parts(graph: HighLevelGraph, blocks: Mapping[str, Collection[Key]]) -> HighLevelGraph:
+    """Return a graph in which results run only the tiles that some blocks need.
+
+    Expressions are cut only where fewer tiles run for it: slices that overlap, as of differences of
+    neighbours, compute what they share once each.
+    """
+    cut = with_cuts_below(graph, blocks, MOST_TASKS)
+    for one in [graph] if cut is graph else [cut, graph]:
+        new, made = _narrowed(one, _Wanted(one, blocks))
+        if made:
+            return new
+    return graph
 
 
 def _narrowed(

@@ -85,7 +85,8 @@ def test_an_interrupted_run_of_an_earlier_version_is_resumed(stores: Path, name:
     whole = zarr.open(expected, mode="r")
     if isinstance(written, zarr.Group):
         for key, member in written.members():
-            np.testing.assert_array_equal(member[...], whole[key][...])
+            # Its blocks are those of the record, and others round sums in another way.
+            np.testing.assert_allclose(member[...], whole[key][...], rtol=1e-6)
     else:
         np.testing.assert_array_equal(written[...], whole[...])
         tiles = len(tw.GridSampler(None, (40, 40), (12, 12), (8, 8)))

@@ -30,6 +30,13 @@ class Holder:
             object.__setattr__(self, "_held", {})
             return self._held
 
+    def once(self, key: Any, find: Callable[[], T]) -> T:
+        """Return the value that is held under a key: what ``find`` returned when it was first asked for."""
+        if key not in self.held:
+            self.held[key] = find()
+        found: T = self.held[key]
+        return found
+
 
 class derived(Generic[T]):
     """A property of a `Holder` that is computed when it is first asked for.

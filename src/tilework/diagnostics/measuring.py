@@ -189,7 +189,7 @@ def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
     shared = devices > 0 and where.name == "threads"
     runner, threads = TileRunner(spec, TileCache(0)), _together(where, devices)
     tiles = _running(runner, _batch(spec))
-    plan = replace(spec.plan, threads=lanes)
+    plan = spec.plan.with_threads(lanes)
     crops = runner.crops(tiles)
     results: list[list[Array]] = []
 

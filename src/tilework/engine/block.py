@@ -112,7 +112,7 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
         own = [t.owned[b] for t, b in zip(plan.tables, owner, strict=True)]
         common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
         # Where tiles at an end do not run, the sums are no larger than what the others reach.
-        whole = owner == index and spec.running([*own]) == own
+        whole = owner == index and spec.running(own) == own
         rooms = spec.rooms(index) if whole else ()
         regions = spans_of(spec, index, canvases[owner], alone, whole=whole)
         order = [range(*span) for span in common] if in_raster_order(spec) else None
@@ -189,7 +189,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     skipped = {number for group in groups for number in group.skipped}
     blocks, unknown = [], 0
     counts: dict[int, Counts] = {}
-    v, image = spec.validity, spec.plan.box(index)
+    v = spec.validity
     # Samples that are stored already are neither computed nor written again, and may be invalid here.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
         for k, (output, whole) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
@@ -201,7 +201,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
                 continue
             reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
             if v is not None:
-                under = image if box == whole else v.under(output, box)
+                under = v.under(output, box)
                 bits = combine(v.output, under, [group.partials[-1] for group in groups])
                 if bits is not None:
                     reached = hide(output, total, reached, v.of_result(output, box, bits, under))
@@ -219,12 +219,9 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
 
 def _reached(parts: Sequence[Partial], block: Box) -> Box:
     """Return the part of a block in which its tiles have weight, as far as it is known without looking."""
-    spans = [(p.box.intersect(block)) for p in parts if p.array is not None]
-    spans = [box for box in spans if box.size]
-    if not spans:
-        return block
-    starts, stops = zip(*((box.start, box.stop) for box in spans), strict=True)
-    return Box(tuple(map(min, zip(*starts, strict=True))), tuple(map(max, zip(*stops, strict=True))))
+    boxes = [box for p in parts if p.array is not None and (box := p.box.intersect(block)).size]
+    starts, stops = (zip(*ends, strict=True) for ends in ([b.start for b in boxes], [b.stop for b in boxes]))
+    return Box(tuple(map(min, starts)), tuple(map(max, stops))) if boxes else block
 
 
 def _within(output: BoundOutput, part: Array, box: Box, whole: Box) -> Array:
@@ -290,7 +287,7 @@ def deliver_fill(spec: Spec, index: Index) -> Any:
 def canvas_boxes(spec: Spec, owner: Index) -> list[Box]:
     """Return, per canvas, the result samples in which the running tiles that a block owns have weight."""
     own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
-    ranges, boxes = spec.running(list(own)), []
+    ranges, boxes = spec.running(own), []
     for k, output in enumerate(spec.summed):
         if k == len(spec.outputs) and spec.validity is not None:
             k = spec.validity.like

@@ -76,13 +76,13 @@ class Coordinate(Holder):
 
     def binned(self, scale: Fraction, length: int) -> Coordinate | None:
         """Return the centres of the result samples at ``scale``; None if the values are not uniform."""
-        if self.step is None:
+        step = self.step
+        if step is None:
             return None
-        what = "binned", scale, length
-        if what not in self.held:
-            self.held[what] = Coordinate(self.dims, self._centres(self.step, scale, length), self.attributes)
-        found: Coordinate = self.held[what]
-        return found
+        return self.once(
+            ("binned", scale, length),
+            lambda: Coordinate(self.dims, self._centres(step, scale, length), self.attributes),
+        )
 
     def sliced(self, parts: Mapping[str, slice | int]) -> Coordinate:
         """Return the values in a part of the image, given by a slice or number per axis."""

@@ -18,6 +18,7 @@ from dask.task_spec import Alias, GraphNode, Task, TaskRef
 
 from tilework.graph.build import chunks_of
 from tilework.graph.layer import LazyLayer
+from tilework.graph.nodes import cut_of, is_of_array
 from tilework.graph.tasks import Key
 
 __all__ = ["with_cuts_below"]
@@ -93,7 +94,7 @@ def _needed(
             nodes = [layer.mapping.get(key) for key in left]
             keys = {key for node in nodes if isinstance(node, GraphNode) for key in node.dependencies}
             others = keys - layer.mapping.keys()
-            known = all(_is_of_array(key) and key[0] in graph.layers for key in others)
+            known = all(is_of_array(key) and key[0] in graph.layers for key in others)
             if not known or not all(isinstance(node, GraphNode) for node in nodes):
                 every |= {name, *graph.dependencies[name]}
                 break
@@ -102,10 +103,6 @@ def _needed(
             for key in others:
                 needed.setdefault(key[0], set()).add(key)
     return {name: keys for name, keys in needed.items() if name not in every}
-
-
-def _is_of_array(key: Any) -> bool:
-    return isinstance(key, tuple) and bool(key) and isinstance(key[0], str)
 
 
 def _below(nodes: Mapping[Key, Any], layers: Mapping[str, Any], others: AbstractSet[str]) -> set[str]:
@@ -222,16 +219,14 @@ class _Cutter:
 
     def _cut(self, node: Any) -> tuple[Key, Index] | None:
         """Return the block that a task cuts, and how; None for any other task."""
-        if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+        if (found := cut_of(node)) is None:
             return None
-        block, index = node.args
-        if not isinstance(block, TaskRef) or not _is_of_array(block.key) or not isinstance(index, tuple):
-            return None
+        block, index = found
         if not all(item is None or isinstance(item, slice) or _is_number(item) for item in index):
             return None
-        part, rest = self._again.get(block.key, (block.key, None))
+        part, rest = self._again.get(block, (block, None))
         if rest is None or None in rest:
-            return block.key, index
+            return found
         items = iter(index)
         # An index of what is left of a part, as one of the part.
         return part, tuple(next(items) if isinstance(item, slice) else item for item in rest) + tuple(items)

@@ -15,11 +15,10 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-from dask.array.chunk import getitem
 from dask.base import tokenize
 from dask.core import flatten
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
-from dask.task_spec import Alias, GraphNode, Task, TaskRef
+from dask.task_spec import Alias, GraphNode
 
 from tilework._types import Ints, Span
 from tilework.engine.parts import edges_of
@@ -28,7 +27,7 @@ from tilework.function.bound import BoundOutput
 from tilework.graph.build import build, find_spec
 from tilework.graph.cutting import with_cuts_below
 from tilework.graph.layer import BlockLayer, LazyLayer
-from tilework.graph.nodes import LayerBelow, held_names, needed
+from tilework.graph.nodes import LayerBelow, cut_of, held_names, is_of_array, needed
 from tilework.graph.tasks import Key
 from tilework.plan.tile_mask import TileMask, in_order
 from tilework.source.base import BlockSource
@@ -360,14 +359,13 @@ def _all_taken(
 def _taken(node: Any, wanted: set[Spans]) -> list[tuple[Key, set[Spans]]] | None:
     """Return the blocks that a task needs, and the parts that it takes of them; None if nobody knows."""
     alias = node.target if isinstance(node, Alias) else node
-    if isinstance(alias, tuple) and alias and isinstance(alias[0], str):  # a tuple is dask's older kind
+    if is_of_array(alias):  # a tuple is dask's older kind
         return [(alias, wanted)]
     if not isinstance(node, GraphNode) or not all(isinstance(key, tuple) for key in node.dependencies):
         return None
-    if isinstance(node, Task) and node.func is getitem and not node.kwargs and len(node.args) == 2:
-        block, index = node.args
-        if isinstance(block, TaskRef) and isinstance(index, tuple):
-            return [(block.key, {_through(index, own) for own in wanted})]
+    if (cut := cut_of(node)) is not None:
+        block, index = cut
+        return [(block, {_through(index, own) for own in wanted})]
     return [(key, {None}) for key in node.dependencies]
 
 

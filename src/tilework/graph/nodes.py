@@ -10,17 +10,18 @@ from typing import Any
 
 # Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
 from dask._task_spec import convert_legacy_task
+from dask.array.chunk import getitem
 from dask.array.core import Array as GraphArray  # also where dask makes expressions
 from dask.base import tokenize
 from dask.highlevelgraph import HighLevelGraph, Layer, MaterializedLayer
 from dask.optimization import cull
-from dask.task_spec import Alias, DataNode, GraphNode
+from dask.task_spec import Alias, DataNode, GraphNode, Task, TaskRef
 
 from tilework._checks import has
 from tilework._types import Index
 from tilework.graph.tasks import Key
 
-__all__ = ["as_node", "block_of", "held_names", "moves", "needed", "sliced_lazily"]
+__all__ = ["as_node", "block_of", "cut_of", "held_names", "is_of_array", "moves", "needed", "sliced_lazily"]
 
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
@@ -53,6 +54,21 @@ def held_names() -> set[str]:
     except ValueError:  # there is none
         return set()
     return {key[0] for key in list(client.futures) if isinstance(key, tuple)} if client else set()
+
+
+def is_of_array(key: Any) -> bool:
+    """Return whether a key has the form of the keys of arrays."""
+    return isinstance(key, tuple) and bool(key) and isinstance(key[0], str)
+
+
+def cut_of(node: Any) -> tuple[Key, tuple[Any, ...]] | None:
+    """Return the block that a task takes a part of, and the index; None for any other task."""
+    if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+        return None
+    block, index = node.args
+    if not isinstance(block, TaskRef) or not is_of_array(block.key) or not isinstance(index, tuple):
+        return None
+    return block.key, index
 
 
 def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:

@@ -87,10 +87,7 @@ def kept_chunks(
     holder = plan if todo is None else todo
     # Plans of the same tiles and blocks share what they hold.
     key = "kept", number, shape, chunks, axes, plan.cache_bytes, plan.order, plan.threads
-    if key not in holder.held:
-        holder.held[key] = _kept_chunks(plan, number, shape, chunks, axes, holder)
-    found: Kept = holder.held[key]
-    return found
+    return holder.once(key, lambda: _kept_chunks(plan, number, shape, chunks, axes, holder))
 
 
 def _kept_chunks(
@@ -264,15 +261,9 @@ class _AxisChunks:
 
 
 def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
-    found = []
-    for d, (table, chunk) in enumerate(zip(plan.tables, chunks, strict=True)):
-        # Plans of the same tiles share a table.
-        own = reads_own(plan, d)
-        key = "chunks", chunk, own
-        if key not in table.held:
-            table.held[key] = _facts_along(table, chunk, own)
-        found.append(table.held[key])
-    return found
+    # Plans of the same tiles share a table.
+    columns = zip(plan.tables, chunks, strict=True)
+    return [_facts_along(table, chunk, reads_own(plan, d)) for d, (table, chunk) in enumerate(columns)]
 
 
 def reads_own(plan: BlockPlan, d: int) -> bool:
@@ -281,7 +272,12 @@ def reads_own(plan: BlockPlan, d: int) -> bool:
 
 
 def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
-    """Return the facts of one axis; ``own`` as `reads_own` says.
+    """Return the facts of one axis; ``own`` as `reads_own` says."""
+    return table.once(("chunks", chunk, own), lambda: _repeated_facts(table, chunk, own))
+
+
+def _repeated_facts(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
+    """Return the same, worked out.
 
     Along many blocks, the facts of a short image and of one with one more repetition tell those of any.
     """
@@ -300,11 +296,7 @@ def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
 
 def chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
     """Return the first chunk that each block reads along an axis, and the one after the last; two rows."""
-    key = "reads", chunk, own
-    if key not in table.held:
-        table.held[key] = _chunk_reads(table, chunk, own)
-    found: Ints = table.held[key]
-    return found
+    return table.once(("reads", chunk, own), lambda: _chunk_reads(table, chunk, own))
 
 
 def _chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
@@ -319,11 +311,7 @@ def padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
 
     A wrapped axis goes on at its other end, and a mirror may lie before the tiles of the last block.
     """
-    key = "padding", chunk, own
-    if key not in table.held:
-        table.held[key] = _padding_reads(table, chunk, own)
-    found: Ints = table.held[key]
-    return found
+    return table.once(("padding", chunk, own), lambda: _padding_reads(table, chunk, own))
 
 
 def _padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:

@@ -358,23 +358,13 @@ class TileMask(Holder):
     def __and__(self, other: TileMask) -> Self:
         # Around the tiles of a part of an image, nothing of the mask of all of it needs to be looked at.
         few: TileMask = self if self.bits.size < other.bits.size else other
-        return self._joined(other, np.logical_and, few._hull)
+        return self._joined(other, np.logical_and, few.shrunk([(0, n) for n in few.shape]))
 
     def __or__(self, other: TileMask) -> Self:
         return self._joined(other, np.logical_or)
 
     def __xor__(self, other: TileMask) -> Self:
         return self._joined(other, np.logical_xor)
-
-    @property
-    def _hull(self) -> list[Span]:
-        """The tiles along each axis around those that run."""
-        spans = []
-        for axis, ends in enumerate(self.ends):
-            on = np.flatnonzero(self.bits.any(axis=tuple(a for a in range(self.bits.ndim) if a != axis)))
-            first, last = (int(on[0]), int(on[-1])) if on.size else (0, 0)
-            spans.append((int(ends[first]), int(ends[min(last + 1, len(ends) - 1)])))
-        return spans
 
     def _joined(
         self, other: TileMask, how: Callable[[Bits, Bits], Bits], box: Sequence[Span] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import types
 import warnings
@@ -16,6 +17,24 @@ from tilework.writing.code import describe
 from tilework.writing.fingerprint import changes
 
 torch = pytest.importorskip("torch")
+operators: list[Any] = []
+
+
+@pytest.fixture(autouse=True, scope="module")
+def operators_stay() -> None:
+    """Keep every operator that torch registers from here on.
+
+    `torch.jit.script` knows operators by their id, and what `torch.compile` imports replaces some of them. A
+    list that got the id of one then failed as "builtin cannot be used as a value", in a test much later.
+    """
+    builtins = importlib.import_module("torch.jit._builtins")
+    register = builtins._register_builtin
+
+    def kept(operator: Any, name: str) -> None:
+        operators.append(operator)
+        register(operator, name)
+
+    builtins._register_builtin = kept
 
 
 class Net(torch.nn.Module):  # type: ignore[misc]

@@ -43,7 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run all examples of laws and cases of tables, not a sample",
     )
-    parser.addoption("--runslow", action="store_true", help="run the long laws too")
+    parser.addoption(
+        "--runslow", action="store_true", help="run the long laws too; with --whole, all cases of all tables"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -56,11 +58,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile(asked or ("whole" if config.getoption("--whole") else "sample"))
 
 
-def sampled(items: list[Any], least: int = 0) -> list[Any]:
+def sampled(items: list[Any], least: int = 0, *, whole: bool = False) -> list[Any]:
     """Return the items without most cases of long tables: the same in every run, in their order.
 
     A case that is asked for by its name is the only one of its test, and stays. Of each test, at least
-    ``least`` cases stay, whatever its mark says.
+    ``least`` cases stay, whatever its mark says. In a whole run all do, but for the longest tables, whose
+    marks say how many.
     """
     tables: dict[str, list[Any]] = {}
     for item in items:
@@ -68,7 +71,10 @@ def sampled(items: list[Any], least: int = 0) -> list[Any]:
     left: set[str] = set()
     for name, cases in tables.items():
         mark = cases[0].get_closest_marker("sample")
-        number = max(least, mark.args[0]) if mark else CASES
+        number = mark.args[0] if mark else CASES
+        if whole:
+            number = mark.kwargs.get("whole", len(cases)) if mark else len(cases)
+        number = max(least, number)
         if len(cases) > number:
             ids = [case.nodeid for case in cases]
             left |= set(ids) - set(random.Random(name).sample(ids, number))
@@ -94,9 +100,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return "gpu" not in item.keywords or _has_cuda()
 
     kept = [item for item in items if wanted(item)]
-    if not config.getoption("--whole"):
+    whole = config.getoption("--whole")
+    if not (whole and config.getoption("--runslow")):
         # Who names a file wants to see its tests run, those of a whole run as well.
-        kept = sampled(kept, least=any(".py" in argument for argument in config.args))
+        named = any(".py" in argument for argument in config.args)
+        kept = sampled(kept, least=named, whole=whole)
     chosen = set(kept)
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = kept

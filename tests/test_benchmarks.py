@@ -19,7 +19,10 @@ from benchmarks.report import draw, write_page
 from benchmarks.table import document, judge, rows, text
 
 # Those that take longest, and whose parts other cases run, too.
-LONG = ("build", "growth", "length", "network", "scheduler", "slicer")
+LONG = (
+    *("blend3d", "build", "cluster_memory", "growth", "length", "network", "network_stored"),
+    *("scheduler", "slicer", "small", "zarr_blend3d", "zarr_trim3d"),
+)
 
 
 @pytest.mark.sample(0)

@@ -131,7 +131,7 @@ def stored(store: Path) -> Any:
     return np.asarray((found if isinstance(found, zarr.Array) else found["image"])[...])
 
 
-@pytest.mark.sample(6)
+@pytest.mark.sample(6, whole=27)
 @pytest.mark.parametrize("written", WRITTEN)
 @pytest.mark.parametrize("opened", OPENED)
 def test_data_written_anew_are_no_old_data(opened: str, written: str, tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def _empty() -> Iterator[None]:
     tw.clear_caches()
 
 
+@pytest.mark.sample(1, whole=20)
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_run_decodes_and_keeps_as_many_chunks_as_its_plan_says(

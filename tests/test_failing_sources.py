@@ -135,7 +135,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("arrays", [1, 2])
-@pytest.mark.sample(4)
+@pytest.mark.sample(4, whole=20)
 def test_only_the_tiles_are_left_out_that_read_it(
     layout: str, arrays: int, scheduler: str, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def outcome(call: Callable[[], Any]) -> Any:
         return call()
 
 
+@pytest.mark.sample(1, whole=54)
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("chunks", [(16, 16), (24, 16), None], ids=str)
 @pytest.mark.parametrize("chunk", [(16, 16), (32, 32), None], ids=str)

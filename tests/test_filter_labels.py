@@ -72,7 +72,7 @@ def test_meta_names_the_axes_of_each():
 
 @pytest.mark.parametrize("kind", ["path", "zarr", "lazy", "numpy"])
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=4)
 def test_all_sources_and_a_table_of_a_file(tmp_path, kind, scheduler):
     labels = objects_in((30, 40), largest=2**40)
     source = sources(tmp_path, labels)[kind]

@@ -111,7 +111,7 @@ KINDS = {
 }
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(1, whole=8)
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_more_tasks_that_compute_than_threads(workers: Any, kind: Any, tmp_path: Path) -> None:
     """One task per slide, each writing, is the commonest layout of a batch; nothing hangs."""

@@ -102,6 +102,7 @@ LONG = {
 }
 
 
+@pytest.mark.sample(1, whole=8)
 @pytest.mark.parametrize("stored", [False, True])
 @pytest.mark.parametrize("name", LONG)
 def test_a_build_costs_the_same_however_many_tiles_an_axis_has(name: str, stored: bool) -> None:

@@ -166,7 +166,7 @@ class Watched:
             del image
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(4, whole=7)
 @pytest.mark.parametrize("kind", ["well", "resumed", "failing", "filled", "retried"])
 def test_an_image_is_let_go_when_it_is_done(kind: str, scheduler: str, tmp_path: Path) -> None:
     """One block each, so that an image is needed for every busy thread; without the garbage collector."""

@@ -249,7 +249,7 @@ def sources(tmp_path, labels):
 
 @pytest.mark.parametrize("kind", ["path", "zarr", "lazy", "numpy"])
 @pytest.mark.parametrize("scheduler", ["threads", "processes", "sync", "cluster"])
-@pytest.mark.sample(2)
+@pytest.mark.sample(2, whole=8)
 def test_all_sources_on_all_schedulers(tmp_path, kind, scheduler, request):
     labels = objects_in((30, 40), largest=2**40)
     image = np.random.default_rng(0).random(labels.shape)

@@ -101,7 +101,7 @@ def test_a_cluster(case, tmp_path):
     assert np.array_equal(merged[:], whole(mask))
 
 
-@pytest.mark.sample(1)
+@pytest.mark.sample(1, whole=5)
 @pytest.mark.parametrize("kind", ["numpy", "memmap", "h5py", "path", "group"])
 @pytest.mark.parametrize("scheduler", ["threads", "processes"])
 def test_sources(case, tmp_path, kind, scheduler):

@@ -577,7 +577,7 @@ def test_killed_and_resumed_it_is_the_same_image(tmp_path, wait):
     assert tw.status(tmp_path / "a.ome.zarr").complete
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(2, whole=3)
 @pytest.mark.parametrize("scheduler", ["threads", "synchronous", "processes"])
 @pytest.mark.parametrize("compute", [True, False])
 def test_every_scheduler_writes_the_same_image(tmp_path, scheduler, compute):

@@ -241,7 +241,7 @@ def test_a_level_of_a_url_has_its_meaning(image: Path) -> None:
         assert tw.image_meta(way) == want.meta
 
 
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=2)
 def test_a_server_that_lists_nothing(image: Path, served: str) -> None:
     store = zarr.storage.ObjectStore(
         obstore.store.HTTPStore.from_url(served, client_options={"allow_http": True}), read_only=True

@@ -73,7 +73,7 @@ def written(folder: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("tiled", [True, False])
-@pytest.mark.sample(4)
+@pytest.mark.sample(4, whole=20)
 def test_images_of_one_name_are_written_apart(kind: str, tiled: bool, scheduler: str, tmp_path: Path) -> None:
     sources = [SOURCES[kind](image) for image in IMAGES]
     if kind == "masked" and not tiled:

@@ -83,7 +83,7 @@ def result(folder: Path, name: str = "out.zarr") -> Any:
 # -- the file that is named -------------------------------------------------------------------------------
 
 
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=2)
 @on_each_scheduler
 @pytest.mark.parametrize("stem", ["json", "scipy", "signal"])
 def test_a_file_is_loaded_whatever_its_name(

@@ -71,6 +71,7 @@ def scenes() -> dict[str, tuple[Callable[[Image], Image], Image, int, int, tuple
     }  # fmt: skip
 
 
+@pytest.mark.sample(1, whole=9)
 @pytest.mark.parametrize("edge", ["shift", "squeeze", "clip"])
 @pytest.mark.parametrize("name", ["coins", "nuclei", "cell", "blobs", "atlas", "touching"])
 def test_the_objects_are_those_of_the_whole_image(name: str, edge: Any, tmp_path: Path) -> None:

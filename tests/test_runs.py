@@ -148,6 +148,7 @@ def _ends(how: type[BaseException]) -> Callable[[int, int], None]:
     return progress
 
 
+@pytest.mark.sample(1, whole=6)
 @pytest.mark.parametrize("how", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("blocks", [16, 32])
 def test_nothing_of_a_run_begins_after_it_ended(

@@ -11,8 +11,8 @@ from tests.conftest import CASES, sampled
 from tests.sampling import LEAST, WHOLE, share
 
 
-def cases(name: str, number: int, sample: int | None = None) -> list[Any]:
-    mark = None if sample is None else SimpleNamespace(args=(sample,))
+def cases(name: str, number: int, sample: int | None = None, **whole: int) -> list[Any]:
+    mark = None if sample is None else SimpleNamespace(args=(sample,), kwargs=whole)
     return [
         SimpleNamespace(nodeid=f"tests/a.py::{name}[{k}]", get_closest_marker=lambda _: mark)
         for k in range(number)
@@ -38,6 +38,14 @@ def test_a_test_of_whole_runs_runs_in_a_file_that_is_named() -> None:
     heavy = cases("heavy", 3, 0)
     assert sampled(heavy) == []
     assert len(sampled(heavy, least=1)) == 1
+
+
+def test_a_whole_run_has_all_but_what_the_longest_tables_leave_out() -> None:
+    long, own, longest = cases("long", 300), cases("own", 9, 2), cases("longest", 40, 2, whole=7)
+    assert sampled(long + own, whole=True) == long + own
+    kept = sampled(longest, whole=True)
+    assert len(kept) == 7
+    assert [sampled([item], whole=True) for item in longest] == [[item] for item in longest]
 
 
 def test_a_share_is_never_nothing_and_never_more_than_the_whole() -> None:

@@ -368,6 +368,7 @@ def test_the_log_says_that_units_are_short(tmp_path: Path, caplog: pytest.LogCap
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.sample(1, whole=24)
 @pytest.mark.parametrize("name", IRREGULAR)
 @pytest.mark.parametrize("options", [{}, {"chunks": 7}, {"chunks": 4, "shards": 8}], ids=str)
 def test_the_call_that_is_told_for_chunks_that_are_no_units_works(
@@ -516,7 +517,7 @@ def workers() -> Iterator[Any]:
         yield client
 
 
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=4)
 @pytest.mark.distributed
 @pytest.mark.parametrize("blend", ["trim", "hann"])
 @pytest.mark.parametrize("kind", ["zarr", "numpy", "dask", "memmap"])

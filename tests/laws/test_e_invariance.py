@@ -161,6 +161,7 @@ def test_E5_what_memory_held_before_does_not_show(case: Case, layout: str, gaps:
         assert_same_bits(run(), expected)
 
 
+@pytest.mark.sample(1, whole=16)
 @pytest.mark.parametrize("blend", ["average", "gaussian"])
 @pytest.mark.parametrize("edge", ["shift", "squeeze", "clip", "pad"])
 @pytest.mark.parametrize("dims", [2, 3])

@@ -51,7 +51,7 @@ SOURCES: dict[str, Callable[[np.ndarray], Any]] = {
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=16)
 def test_I5_windows_give_the_bits_of_the_array_in_memory(
     kind: str, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -80,7 +80,7 @@ def test_I5_windows_of_a_cluster_give_the_same_bits(
 
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("window", [1, 8])
-@pytest.mark.sample(4)
+@pytest.mark.sample(4, whole=32)
 def test_I5_any_dask_array_is_written_in_windows(
     kind: str, window: int, scheduler: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -175,7 +175,7 @@ class LiveChunks:
     lambda out: out.map_overlap(np.copy, depth=1, boundary=0),
     lambda out: out.rechunk((16, 16)),
 ], ids=["threshold", "overlaps", "rechunked"])  # fmt: skip
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=3)
 def test_I5_what_is_computed_from_a_result_has_no_more_seams(
     width: int, then: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,7 +209,7 @@ def test_I2_batches_hold_few_more_seams_than_one_run(
     ids=lambda face: "x".join(map(str, face)),
 )
 @pytest.mark.parametrize("blend", ["max", "gaussian"])
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=6)
 def test_I2_seams_wait_in_one_plane_whether_or_not_the_last_blocks_own_tiles(
     face: tuple[int, ...], blend: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

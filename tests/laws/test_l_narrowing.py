@@ -310,6 +310,7 @@ def test_L3_what_reads_a_block_twice_is_not_computed_twice(counting: Callable[..
     assert fn.calls == 81
 
 
+@pytest.mark.sample(1, whole=8)
 @pytest.mark.parametrize("blend", ["trim", "hann", "max", "sum"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("reuse", ["share", "recompute"])

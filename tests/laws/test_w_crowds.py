@@ -62,7 +62,7 @@ def test_W4_an_average_of_equal_values_is_that_value(
     assert error(out.compute(scheduler="sync"), image[0]) <= ULPS
 
 
-@pytest.mark.sample(0)
+@pytest.mark.sample(0, whole=4)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("blend", ["gaussian", "map"])
 @pytest.mark.parametrize("masked", [False, True])

@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 DOTS = np.zeros((512, 384), bool)
 DOTS[5::32, 3::48] = True
 DISC = np.hypot(*np.ogrid[-1:1:16j, -1:1:16j]) < 0.8
+TRI = np.tri(20, 16, 8, dtype=bool)
+SHELL = np.ones((8, 6, 7), bool)
+SHELL[2:4, 1:5, 2:4] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,10 @@ LAYOUTS = {
     "wrapped, blend": Layout((256, 192), (32, 32), 32, HALF | WRAP, blocks=48),
     "mirrored before the last block": Layout(
         (320, 258), (32, 32), 48, {"stride": 32, "blend": "hann", "edge": "pad"}, blocks=32
+    ),
+    "mask, wrapped": Layout((128, 96, 112), (24, 16, 20), 40, TRIM | WRAP | {"mask": SHELL}, blocks=32),
+    "mask, mirrored before the last block": Layout(
+        (320, 258), (32, 32), 48, {"stride": 32, "blend": "hann", "edge": "pad", "mask": TRI}, blocks=32
     ),
     "a few tiles of each block": Layout((512, 384), (32, 32), 8, {"overlap": 0, "mask": DOTS}, blocks=64),
     "memory for a row": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=7),

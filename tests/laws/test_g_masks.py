@@ -25,6 +25,7 @@ from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import SourcePlan
 from tilework.plan.tile_mask import TileMask
+from tilework.source.padding import BOUNDARIES, source_index
 
 
 @st.composite
@@ -212,11 +213,12 @@ def every(uses):
 
 @given(blocked(), st.data())
 def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
-    """A block reads from its first running tile to its last along each axis."""
+    """A block reads from its first running tile to its last along each axis, and what padding repeats."""
     chunks = tuple(data.draw(st.integers(1, 9)) for _ in plan.shape)
     if plan.mask is None:
         plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
-    plan = replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12)
+    boundary = data.draw(st.sampled_from(BOUNDARIES))
+    plan = replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12, boundary=boundary)
     uses = np.zeros([-(-n // c) for n, c in zip(plan.shape, chunks, strict=True)], int)
     samples = 0
     for index in blocks_of(plan):
@@ -226,16 +228,17 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
         on = np.argwhere(plan.mask.box(ranges))
         if len(on):
             first, last = on.min(axis=0), on.max(axis=0)
-            reads = [
+            ends = [
                 (axis.read(a + int(i))[0], axis.read(a + int(j))[1])
                 for axis, (a, _), i, j in zip(plan.axes, ranges, first, last, strict=True)
             ]
-            uses[tuple(
-                slice(max(0, a) // c, -(-min(b, n) // c))
-                for (a, b), c, n in zip(reads, chunks, plan.shape, strict=True)
-            )] += 1  # fmt: skip
-            inside = [(max(0, a), min(b, n)) for (a, b), n in zip(reads, plan.shape, strict=True)]
-            samples += math.prod(b - a for a, b in inside)
+            reads = [
+                np.unique(source_index(np.arange(a, b), n, boundary))
+                for (a, b), n in zip(ends, plan.shape, strict=True)
+            ]
+            reads = [along[along >= 0] for along in reads]
+            uses[np.ix_(*(np.unique(r // c) for r, c in zip(reads, chunks, strict=True)))] += 1
+            samples += math.prod(map(len, reads))
     kept = kept_chunks(plan, 0, plan.shape, chunks, tuple(range(len(plan.shape))))
     if not kept.lost:
         np.testing.assert_array_equal(every(kept.uses), uses)

@@ -2,7 +2,8 @@
 
 Consecutive blocks along an axis that have the same groups of tiles are a *class*. Where the other blocks lie
 among classes is all that decides which of a block's tiles run along an axis, so questions are answered by
-class, and a coarse mask costs what it takes itself.
+class, and a coarse mask costs what it takes itself. A block whose tiles stick out of the image is a class of
+its own: what padding makes it read depends on its first and its last tile that run.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,10 +23,13 @@ from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any, weighed_sum
 from tilework.plan.tables import BlockPlan
 from tilework.source.kept import Uses
+from tilework.source.padding import Boundary, padded_parts
 
 __all__ = ["MaskedReads"]
 
 
+# The first chunk of each box of chunks and one past its last, for each axis.
+Boxes = list[tuple[Ints, Ints]]
 # Stands for the chunk of a block's own first or last tile, where that one runs.
 OWN = -1
 
@@ -44,6 +49,18 @@ class _Along:
 
 
 @dataclass(frozen=True, slots=True)
+class _Others:
+    """Chunks along one axis that some blocks read apart from their first ones."""
+
+    classes: Ints
+    """The classes of these blocks, along the axis."""
+    lows: Ints
+    """The first chunk for each product of these classes and those along the other axes."""
+    highs: Ints
+    """One past the last; no more than the first where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
 class MaskedReads:
     """Chunks that the blocks of a plan read along each axis, of one source."""
 
@@ -55,6 +72,8 @@ class MaskedReads:
     """Per axis, the first chunk along it that blocks read, or `OWN`; for each product of classes."""
     highs: tuple[Ints, ...]
     """One past the last, or `OWN`; no more than the first for blocks that read nothing."""
+    others: tuple[_Others | None, ...]
+    """Per axis, what else padding reads at the other end of a wrapped image."""
 
     @classmethod
     def of(cls, plan: BlockPlan, chunks: Index) -> MaskedReads:
@@ -62,13 +81,12 @@ class MaskedReads:
         mask = plan.mask
         assert mask is not None
         tiles = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
-        groups = [mask.groups(d, spans) for d, spans in enumerate(tiles)]
-        firsts = [
-            np.flatnonzero(np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1])))
-            for low, high in groups
+        firsts = [_firsts(mask.groups(d, spans), plan.axes[d], spans) for d, spans in enumerate(tiles)]
+        classes = [
+            mask.groups(d, Spans(*(ends[first] for ends in spans)))
+            for d, (spans, first) in enumerate(zip(tiles, firsts, strict=True))
         ]
-        classes = [Spans(low[new], high[new]) for (low, high), new in zip(groups, firsts, strict=True)]
-        along, lows, highs = [], [], []
+        along, lows, highs, others = [], [], [], []
         for d, (axis, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
             ends, (below, above) = mask.ends[d], classes[d]
             each = np.arange(len(ends) - 1)
@@ -80,17 +98,27 @@ class MaskedReads:
             column = (-1,) + (1,) * (first.ndim - 1)
             heads = np.where(first == below.reshape(column), OWN, low[first])
             tails = np.where(last == above.reshape(column) - 1, OWN, high[last])
+            out = np.flatnonzero(_outside(axis, tiles[d])[firsts[d]])
+            beside = None
+            if len(out):
+                blocks = Spans(*(at[firsts[d][out]].reshape(column) for at in tiles[d]))
+                reads = _samples(axis, ends, blocks, first[out], last[out])
+                (heads[out], tails[out]), *more = _in_chunks(axis, reads, plan.boundary, chunk)
+                if more:
+                    parts = (np.where(first[out] > last[out], 0, end) for end in more[0])
+                    beside = _Others(out, *(np.moveaxis(part, 0, d) for part in parts))
             heads[first > last] = tails[first > last] = 0
             lows.append(np.moveaxis(heads, 0, d))
             highs.append(np.moveaxis(tails, 0, d))
+            others.append(beside)
             sizes = np.diff(np.append(firsts[d], len(tiles[d].low)))
             along.append(_Along(firsts[d], sizes, *_chunks_of(axis, *tiles[d], chunk)))
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
-        return cls(grid, tuple(along), tuple(lows), tuple(highs))
+        return cls(grid, tuple(along), tuple(lows), tuple(highs), tuple(others))
 
     def uses(self) -> Uses:
         """Return the number of blocks that read each chunk."""
-        places, counts = _covering(*self._of_blocks(), self.grid)
+        places, counts = _covering(self._of_blocks(), self.grid)
         # Before the first place, and from the last one on, no block reads.
         kinds = (np.searchsorted(at, np.arange(n), "right") for at, n in zip(places, self.grid, strict=True))
         return Uses(np.pad(counts, 1), tuple(kinds))
@@ -104,6 +132,8 @@ class MaskedReads:
                 for values, own in ((low, a.low), (high, a.high))
             )
             lengths.append(after - before)
+            if (more := self.others[d]) is not None:
+                lengths[-1][_at(d, more.classes)] += more.highs - more.lows
         # Products that wrap around do not matter if the sum fits into 64 bits.
         if functools.reduce(np.multiply, [n.astype(float) for n in lengths]).sum() >= 2**62:
             lengths = [n.astype(object) for n in lengths]
@@ -111,28 +141,99 @@ class MaskedReads:
 
     def once(self) -> int:
         """Return the number of chunks that some block reads."""
-        places, counts = _covering(*self._of_classes(), self.grid)
+        places, counts = _covering(self._of_classes(), self.grid)
         return weighed_sum(counts > 0, [np.diff(at) for at in places])
 
-    def _of_blocks(self) -> tuple[list[Ints], list[Ints]]:
-        """Return the first chunk of each block along each axis, and one past its last."""
-        lows, highs = [], []
-        place = np.ix_(*(np.repeat(np.arange(len(a.sizes)), a.sizes) for a in self.along))
-        for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True)):
-            lows.append(_entries(low[place], d, 1, a.low))
-            highs.append(_entries(high[place], d, 1, a.high))
-        return lows, highs
+    def _of_blocks(self) -> Iterator[Boxes]:
+        """Yield the first chunk of each block along each axis, and one past its last."""
+        number = [np.repeat(np.arange(len(a.sizes)), a.sizes) for a in self.along]
+        place = np.ix_(*number)
+        ends = [
+            (_entries(low[place], d, 1, a.low), _entries(high[place], d, 1, a.high))
+            for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True))
+        ]
+        return self._with_others(ends, number)
 
-    def _of_classes(self) -> tuple[list[Ints], list[Ints]]:
-        """Return the same for the blocks of each class together.
+    def _of_classes(self) -> Iterator[Boxes]:
+        """Yield the same for the blocks of each class together.
 
         No chunk between them is left out, as strides are no longer than crops.
         """
-        lows, highs = [], []
-        for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True)):
-            lows.append(_entries(low, d, 1, a.low[a.firsts]))
-            highs.append(_entries(high, d, 1, a.high[a.firsts + a.sizes - 1]))
-        return lows, highs
+        ends = [
+            (
+                _entries(low, d, 1, a.low[a.firsts]),
+                _entries(high, d, 1, a.high[a.firsts + a.sizes - 1]),
+            )
+            for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True))
+        ]
+        return self._with_others(ends, [np.arange(len(a.sizes)) for a in self.along])
+
+    def _with_others(self, ends: Boxes, number: Sequence[Ints]) -> Iterator[Boxes]:
+        """Yield the boxes with ``ends``, then those that lie at another end of the image along some axes.
+
+        ``number`` has the class of each place along each axis.
+        """
+        some = [(d, more) for d, more in enumerate(self.others) if more is not None]
+        for chosen in itertools.product((False, True), repeat=len(some)):
+            apart = dict(itertools.compress(some, chosen))
+            found, inside = list(ends), list(number)
+            for d, more in apart.items():
+                # Each of these classes is one block.
+                at = _at(d, np.searchsorted(number[d], more.classes))
+                found = [(low[at], high[at]) for low, high in found]
+                inside[d] = more.classes
+            for d, more in apart.items():
+                each = np.arange(len(more.classes))
+                place = np.ix_(*(each if e == d else along for e, along in enumerate(inside)))
+                found[d] = more.lows[place], more.highs[place]
+            yield found
+
+
+def _at(d: int, places: Ints) -> tuple[Any, ...]:
+    """Return the index of some places along an axis."""
+    return (*(slice(None),) * d, places)
+
+
+def _firsts(groups: Spans, axis: AxisGrid, tiles: Spans) -> Ints:
+    """Return the first block of each class; blocks are given by their tiles, and by the groups of these."""
+    new = np.append(True, (groups.low[1:] != groups.low[:-1]) | (groups.high[1:] != groups.high[:-1]))
+    out = _outside(axis, tiles)
+    new |= out
+    new[1:] |= out[:-1]
+    return np.flatnonzero(new)
+
+
+def _outside(axis: AxisGrid, tiles: Spans) -> Bits:
+    """Return whether any of the tiles of each range sticks out of the image."""
+    starts, stops = axis.read_ends()
+    if not len(starts):
+        return np.zeros(len(tiles.low), bool)
+    some = tiles.low < tiles.high
+    before = starts.take(np.minimum(tiles.low, len(starts) - 1)) < 0
+    after = stops.take(np.maximum(tiles.high - 1, 0)) > axis.extent
+    return np.asarray(some & (before | after))
+
+
+def _samples(axis: AxisGrid, ends: Ints, tiles: Spans, first: Ints, last: Ints) -> tuple[Ints, Ints]:
+    """Return the samples of the tiles of blocks from the first of a group to the last of another."""
+    starts, stops = axis.read_ends()
+    most = len(ends) - 2
+    low = np.maximum(ends[np.clip(first, 0, most)], tiles.low)
+    high = np.minimum(ends[np.clip(last, 0, most) + 1], tiles.high) - 1
+    return starts.take(np.minimum(low, len(starts) - 1)), stops.take(np.maximum(high, 0))
+
+
+def _in_chunks(
+    axis: AxisGrid, samples: tuple[Ints, Ints], boundary: Boundary, chunk: int
+) -> list[tuple[Ints, Ints]]:
+    """Return the chunks that hold padded ranges of samples: one range, or two without a chunk in common."""
+    found: list[tuple[Ints, Ints]] = []
+    for low, high in padded_parts(*samples, axis.extent, boundary):
+        first, stop = low // chunk, np.where(low < high, ceil_div(high, chunk), low // chunk)
+        if found:  # the second part is after the first
+            first = np.minimum(np.maximum(first, found[0][1]), stop)
+        found.append((first, stop))
+    return found
 
 
 def _chunks_of(axis: AxisGrid, low: Ints, high: Ints, chunk: int) -> tuple[Ints, Ints]:
@@ -170,24 +271,27 @@ def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
     return after.take(groups.low, 0), before.take(groups.high, 0)
 
 
-def _covering(lows: Sequence[Ints], highs: Sequence[Ints], grid: Sequence[int]) -> tuple[list[Ints], Ints]:
+def _covering(several: Iterable[Boxes], grid: Sequence[int]) -> tuple[list[Ints], Ints]:
     """Return places along each axis, between which chunks are in the same boxes, and in how many they are."""
-    places, ends = [], []
-    for low, high, n in zip(lows, highs, grid, strict=True):
+    several = list(several)
+    places, numbers = [], []
+    for d, n in enumerate(grid):
         some = np.zeros(n + 1, bool)
-        some[low] = some[high] = True
+        for boxes in several:
+            for ends in boxes[d]:
+                some[ends] = True
         places.append(np.flatnonzero(some))
-        number = some.cumsum() - 1
-        ends.append((number[low], number[high]))
-    inside = functools.reduce(np.logical_and, (low < high for low, high in ends))
-    ends = [(low[inside], high[inside]) for low, high in ends]
+        numbers.append(some.cumsum() - 1)
     # Each box adds one: to the differences at its corners, which are then summed up.
     sizes = [len(at) for at in places]
     changes = np.zeros(math.prod(sizes), np.int64)
-    for corner in itertools.product((0, 1), repeat=len(ends)):
-        place = np.ravel_multi_index(tuple(pair[c] for pair, c in zip(ends, corner, strict=True)), sizes)
-        changes += (-1) ** sum(corner) * np.bincount(place, minlength=len(changes))
-    found = changes.reshape(sizes)
+    for boxes in several:
+        inside = functools.reduce(np.logical_and, (low < high for low, high in boxes))
+        both = [(n[low[inside]], n[high[inside]]) for n, (low, high) in zip(numbers, boxes, strict=True)]
+        for corner in itertools.product((0, 1), repeat=len(both)):
+            place = np.ravel_multi_index(tuple(pair[c] for pair, c in zip(both, corner, strict=True)), sizes)
+            changes += (-1) ** sum(corner) * np.bincount(place, minlength=len(changes))
+    found: Ints = changes.reshape(sizes)
     for d in range(found.ndim):
         found = found.cumsum(d)
     return places, found[(slice(-1),) * found.ndim]

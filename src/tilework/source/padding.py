@@ -21,6 +21,7 @@ __all__ = [
     "TECHNIQUES",
     "AxisRead",
     "Boundary",
+    "padded_parts",
     "read_padded",
     "read_with_numpy",
     "source_index",
@@ -51,6 +52,41 @@ def source_index(positions: Ints, extent: int, boundary: Boundary) -> Ints:
         return np.minimum(folded, 2 * extent - 1 - folded)
     folded = positions % (2 * extent - 2)
     return np.minimum(folded, 2 * extent - 2 - folded)
+
+
+def padded_parts(start: Ints, stop: Ints, extent: int, boundary: Boundary) -> list[tuple[Ints, Ints]]:
+    """Return the samples that positions from ``start`` to ``stop`` need, as one or two ranges of each.
+
+    All ranges are inside the image. Of two, which only a wrapped axis has, the second is after the first.
+
+    Examples
+    --------
+    >>> start, stop = np.array([-3, 2, 8]), np.array([2, 9, 12])
+    >>> [(low.tolist(), high.tolist()) for low, high in padded_parts(start, stop, 10, "reflect")]
+    [([0, 2, 7], [4, 9, 10])]
+    >>> [(low.tolist(), high.tolist()) for low, high in padded_parts(start, stop, 10, "wrap")]
+    [([0, 2, 0], [2, 9, 2]), ([7, 9, 8], [10, 9, 10])]
+    """
+    if boundary in ("constant", "edge") or extent == 1:
+        last = 0 if boundary == "constant" else 1
+        low, high = np.clip(start, 0, extent - last), np.clip(stop, last, extent)
+        return [(low, np.maximum(low, high))]
+    if boundary == "wrap":
+        low, length = start % extent, stop - start
+        whole, beyond = length >= extent, low + length > extent
+        turned = np.where(beyond, low + length - extent, low + length)
+        first = np.where(whole | beyond, 0, low), np.where(whole, extent, turned)
+        second = np.where(beyond & ~whole, low, first[1]), np.where(beyond & ~whole, extent, first[1])
+        return [first, second]
+    # A mirrored axis goes to and fro; it turns at both ends, where "symmetric" has each last sample twice.
+    twice = int(boundary == "symmetric")
+    period = 2 * extent - 2 + 2 * twice
+    ends = [source_index(at, extent, boundary) for at in (start, stop - 1)]
+    # Whether one of the samples is the first one of the image, or its last.
+    least = (stop - 1) // period > (start - 1) // period
+    most = (stop - extent) // period > (start - 1 - (extent - 1)) // period
+    low = np.where(least, 0, np.minimum(*ends))
+    return [(low, np.where(most, extent, np.maximum(*ends) + 1))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
-from tilework.plan.memory import peak_bytes
+from tilework.plan.memory import peak_bytes, room_bytes
 from tilework.writing import preparing, replan
 
 # What Python, dask and zarr take beside samples: for the run, and for each block of a batch.
@@ -164,6 +164,29 @@ def test_M1_what_takes_most_is_counted(part, tmp_path):
         found, plan, encoding = allocated(out, tmp_path / "out.zarr")
     needed = peak_bytes(plan) + encoding
     assert needed / 3 <= found <= needed + beside(plan)
+
+
+SPOTS = np.zeros((32, 32), bool)
+SPOTS[3:5, 5:7] = SPOTS[20, 9] = SPOTS[12, 25:27] = True
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+@pytest.mark.parametrize(
+    "tiling", [{"overlap": 16}, {"stride": 64, "blend": "gaussian"}], ids=["trim", "blend"]
+)
+def test_M1_a_mask_of_a_few_spots_needs_little_more_than_blocks(tiling, reuse, tmp_path):
+    """The estimate was that of blocks in which all tiles run, five times as much."""
+    image = np.zeros((2048, 2048), np.uint16)
+    source = zarr.create_array(tmp_path / "in.zarr", shape=image.shape, chunks=(256, 256), dtype=image.dtype)
+    source[...] = image
+    with dask.config.set(scheduler="sync"):
+        out = tw.tiled_map(
+            doubled, source, 128, dtype="float64", mask=SPOTS, chunks=1024, reuse=reuse, **tiling
+        )
+        found, plan, encoding = allocated(out, tmp_path / "out.zarr")
+    needed = peak_bytes(plan) + encoding
+    assert needed / 2 <= found <= needed + beside(plan)
+    assert 2 * needed <= room_bytes(plan) + encoding
 
 
 @pytest.mark.filterwarnings("ignore::tilework.CostWarning")

@@ -13,7 +13,7 @@ from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human
 from tilework.plan.decoding import decoded_ratio, kept_levels, lost_axes, with_cache
-from tilework.plan.memory import in_order, parallel_bytes, peak_bytes, seam_bytes
+from tilework.plan.memory import in_order, parallel_bytes, room_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["DECODED", "BlockRequest", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
@@ -81,11 +81,11 @@ class Candidate:
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
         encoding, none = plan.threads * request.encoding, plan.with_cache(0)
-        if limit - encoding - peak_bytes(none) + parallel_bytes(none) >= 0:
+        if limit - encoding - room_bytes(none) + parallel_bytes(none) >= 0:
             none = in_order(none)
         # Made from `none`, it has the tables that the costs were taken from.
-        plan = with_cache(none, limit - encoding - peak_bytes(none) + parallel_bytes(none))
-        return cls(plan, kind, plan.calls(), peak_bytes(plan) + encoding, longer)
+        plan = with_cache(none, limit - encoding - room_bytes(none) + parallel_bytes(none))
+        return cls(plan, kind, plan.calls(), room_bytes(plan) + encoding, longer)
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
@@ -250,7 +250,7 @@ def _has_room(plan: TilePlan, request: BlockRequest) -> bool:
         return True
     # Tasks of small blocks are so short that one thread overtakes another by many of them.
     small = math.prod(plan.block) * _sample_bytes(plan) < SMALL / 8
-    return small or 32 * (peak_bytes(plan) - plan.cache_bytes) <= request.memory_limit
+    return small or 32 * (room_bytes(plan) - plan.cache_bytes) <= request.memory_limit
 
 
 def is_thrifty(plan: TilePlan) -> bool:

@@ -76,12 +76,19 @@ class MaskedReads:
     """Per axis, what else padding reads at the other end of a wrapped image."""
 
     @classmethod
-    def of(cls, plan: BlockPlan, chunks: Index) -> MaskedReads:
-        """Return what the blocks of a plan with a mask read; ``chunks`` are lengths per grid axis."""
+    def of(cls, plan: BlockPlan, chunks: Index, *, touching: bool = False) -> MaskedReads:
+        """Return what the blocks of a plan with a mask read.
+
+        Parameters
+        ----------
+        chunks : tuple of int, samples per grid axis
+        touching : bool
+            Whether all tiles that have weight in a block count for it, and not those that it runs.
+        """
         mask = plan.mask
         assert mask is not None
-        tiles = plan.shared if plan.reuse == "share" else [t.touches for t in plan.tables]
-        firsts = [_firsts(mask.groups(d, spans), plan.axes[d], spans) for d, spans in enumerate(tiles)]
+        tiles = _tiles(plan, touching=touching)
+        firsts = _all_firsts(plan, tiles)
         classes = [
             mask.groups(d, Spans(*(ends[first] for ends in spans)))
             for d, (spans, first) in enumerate(zip(tiles, firsts, strict=True))
@@ -115,6 +122,24 @@ class MaskedReads:
             along.append(_Along(firsts[d], sizes, *_chunks_of(axis, *tiles[d], chunk)))
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
         return cls(grid, tuple(along), tuple(lows), tuple(highs), tuple(others))
+
+    @staticmethod
+    def classes(plan: BlockPlan, *, touching: bool = False) -> int:
+        """Return the number of products of classes, to which the cost of `of` is proportional."""
+        return math.prod(map(len, _all_firsts(plan, _tiles(plan, touching=touching))))
+
+    def most(self) -> int:
+        """Return the most chunks that a block reads, or a few more."""
+        sizes = np.ones((), np.int64)
+        for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True)):
+            own = np.maximum.reduceat(a.high - a.low, a.firsts).reshape((-1,) + (1,) * (low.ndim - d - 1))
+            first = _entries(low, d, 1, a.low[a.firsts])
+            length = _entries(high, d, 1, a.high[a.firsts + a.sizes - 1]) - first
+            length = np.where((low == OWN) & (high == OWN), own, length)
+            if (more := self.others[d]) is not None:
+                length[_at(d, more.classes)] += more.highs - more.lows
+            sizes = sizes * length
+        return int(sizes.max(initial=0))
 
     def uses(self) -> Uses:
         """Return the number of blocks that read each chunk."""
@@ -192,6 +217,18 @@ class MaskedReads:
 def _at(d: int, places: Ints) -> tuple[Any, ...]:
     """Return the index of some places along an axis."""
     return (*(slice(None),) * d, places)
+
+
+def _tiles(plan: BlockPlan, *, touching: bool) -> Sequence[Spans]:
+    """Return the tiles per axis that each block runs, or all that have weight in it."""
+    alone = touching or plan.reuse != "share"
+    return [t.touches for t in plan.tables] if alone else plan.shared
+
+
+def _all_firsts(plan: BlockPlan, tiles: Sequence[Spans]) -> list[Ints]:
+    """Return the first block of each class, for each axis."""
+    assert plan.mask is not None
+    return [_firsts(plan.mask.groups(d, spans), plan.axes[d], spans) for d, spans in enumerate(tiles)]
 
 
 def _firsts(groups: Spans, axis: AxisGrid, tiles: Spans) -> Ints:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from tilework.plan.decoding import chunk_reads, kept_bytes, reads_own
+from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.output_plan import OutputPlan
 
 if TYPE_CHECKING:
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
     from tilework.plan.axis_table import Spans
     from tilework.plan.tables import BlockPlan
 
-__all__ = ["in_order", "parallel_bytes", "peak_bytes", "seam_bytes", "tiles_of_blocks"]
+__all__ = ["in_order", "parallel_bytes", "peak_bytes", "room_bytes", "seam_bytes", "tiles_of_blocks"]
 
 Plan = TypeVar("Plan", bound="BlockPlan")
 # Another order than from the longest axis on has to keep less than this part of it.
 ENOUGH = 0.9
 # Chunks that zarr reads at a time, by default (``async.concurrency``).
 PARALLEL = 10
+# Masks of up to so many classes of blocks are looked at; among more, some block runs most of its tiles.
+LOOKED_AT = 2**14
 # Bytes of scratch memory in which a thread multiplies results by weights.
 SCRATCH = 2**20
 
@@ -40,6 +43,23 @@ class _Task:
     """The largest array."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Most:
+    """What the mask of a plan leaves of the blocks of which most tiles run."""
+
+    read: float = math.inf
+    """Samples that the tiles of a task reach over."""
+    touching: float = math.inf
+    """Samples that the tiles with weight in a block reach over."""
+    chunks: float = math.inf
+    """Bytes of the chunks that are read at all."""
+    seams: float = math.inf
+    """Samples that the tiles of all tasks reach over, each task for itself."""
+
+
+WHOLE = _Most()
+
+
 def peak_bytes(plan: BlockPlan) -> int:
     """Return the peak memory of one process, bytes, without allocations of the function itself.
 
@@ -48,19 +68,45 @@ def peak_bytes(plan: BlockPlan) -> int:
     are kept for later blocks, products of weights, under ``share`` the seams that wait for later blocks, and
     what the system's allocator keeps. The sum does not grow with the slowest axis.
     """
-    task = _task(plan)
+    return min(room_bytes(plan), _peak_bytes(plan, _most(plan)))
+
+
+def room_bytes(plan: BlockPlan) -> int:
+    """Return the same as if blocks ran all their tiles; it never takes long, so plans are chosen by it."""
+    return _peak_bytes(plan, WHOLE)
+
+
+def _peak_bytes(plan: BlockPlan, most: _Most) -> int:
+    task = _task(plan, most)
     # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
     # MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
     threads = plan.threads * (max(task.gathering, task.finishing) + task.held + task.largest)
-    seams = seam_bytes(plan) if plan.reuse == "share" else 0
+    seams = seam_bytes(plan, most.seams) if plan.reuse == "share" else 0
     kept = sum(output.kept_bytes for output in plan.outputs)
-    return int(threads + plan.cache_bytes + seams + kept + parallel_bytes(plan))
+    return int(threads + min(plan.cache_bytes, most.chunks) + seams + kept + parallel_bytes(plan))
 
 
-def _task(plan: BlockPlan) -> _Task:
+def _most(plan: BlockPlan) -> _Most:
+    """Return what the mask of a plan leaves, unless that would take long to find out."""
+    if plan.mask is None or MaskedReads.classes(plan, touching=True) > LOOKED_AT:
+        return WHOLE
+    samples = (1,) * len(plan.shape)
+    own = MaskedReads.of(plan, samples)
+    touching = MaskedReads.of(plan, samples, touching=True) if plan.reuse == "share" else own
+    chunks = 0
+    for source in plan.sources if plan.cache_bytes else ():
+        if source.chunks is not None:
+            reads = MaskedReads.of(plan, source.chunks).total()
+            chunks += source.sample_bytes * math.prod(source.chunks) * reads
+    return _Most(own.most(), touching.most(), chunks, own.total())
+
+
+def _task(plan: BlockPlan, most: _Most = WHOLE) -> _Task:
     """Return the bytes of one task."""
     crop, block = math.prod(a.crop for a in plan.axes), math.prod(plan.block)
-    read, size = _read_samples(plan), min(plan.batch_size or 1, _tiles(plan)) * crop
+    read, size = min(_read_samples(plan), most.read), min(plan.batch_size or 1, _tiles(plan)) * crop
+    # What of a block has weight, and is finished; the rest gets the fill value.
+    part = min(block, most.touching)
     loaded = [s.sample_bytes for s in plan.sources if not s.in_memory]
     # Of several predictions, the crop and the variants of it that a call gets. Crops that are looked at, or
     # may be needed again, are copied besides.
@@ -74,27 +120,30 @@ def _task(plan: BlockPlan) -> _Task:
     held, finishing, largest = 0.0, 0.0, float(read * max(loaded, default=0))
     for number, output in enumerate(plan.outputs):
         scale, weighted = float(math.prod(output.scale)), output.rim is not None
-        canvas = _canvas(plan, number)
+        canvas = min(_canvas(plan, number), most.read)
         results = size * (plan.together + plan.waiting) * scale * output.sample_bytes
-        gathering += int(results + weighted * min(SCRATCH, results))
+        gathering += results + weighted * min(SCRATCH, results)
         if plan.reuse == "share":
-            canvas, own = block + canvas, canvas
+            canvas, own = part + canvas, canvas
         else:
-            canvas, own = max(block * (1 + weighted), canvas), block
-        held += scale * (canvas * output.sample_bytes + block * output.final_bytes)
-        finishing = max(finishing, _finishing(plan, output))
+            canvas, own = max(part * (1 + weighted), canvas), part
+        finished = block + part * (part < block)
+        held += scale * (canvas * output.sample_bytes + finished * output.final_bytes)
+        finishing = max(finishing, _finishing(plan, output, part))
         largest = max(largest, own * scale * output.sample_bytes)
-    return _Task(gathering, int(finishing), int(held), int(largest))
+        if part < block:
+            largest = max(largest, block * scale * output.final_bytes)
+    return _Task(int(gathering), int(finishing), int(held), int(largest))
 
 
-def _finishing(plan: BlockPlan, output: OutputPlan) -> float:
-    """Return the bytes that finishing a block of one output takes."""
+def _finishing(plan: BlockPlan, output: OutputPlan, samples: float) -> float:
+    """Return the bytes that finishing some samples of a block of one output takes."""
     scale = float(math.prod(output.scale))
     if plan.gaps == "known" and plan.mask is None and plan.counted == "exact":
-        return math.prod(plan.block) * scale * output.finish_bytes
+        return samples * scale * output.finish_bytes
     # The weights of a tile, and where they are positive.
     tile = math.prod(a.crop for a in plan.axes) * scale * (17 if output.rim is not None else 0)
-    return math.prod(plan.block) * scale * output.gap_bytes + tile
+    return samples * scale * output.gap_bytes + tile
 
 
 def in_order(plan: Plan) -> Plan:
@@ -124,10 +173,13 @@ def _between(plan: BlockPlan) -> float:
     return kept_bytes(plan) + (seam_bytes(plan) if plan.reuse == "share" else 0)
 
 
-def seam_bytes(plan: BlockPlan) -> int:
-    """Return the most bytes of seams that wait for later blocks, if blocks share tiles."""
+def seam_bytes(plan: BlockPlan, most: float = math.inf) -> int:
+    """Return the most bytes of seams that wait for later blocks, if blocks share tiles.
+
+    All seams together have no more than ``most`` image samples.
+    """
     return sum(
-        int(_waiting(plan, number) * float(math.prod(output.scale)) * output.sample_bytes)
+        int(min(_waiting(plan, number), most) * float(math.prod(output.scale)) * output.sample_bytes)
         for number, output in enumerate(plan.outputs)
     )
 

@@ -34,7 +34,7 @@ from tilework.plan.arguments import (
 )
 from tilework.plan.blocks import BlockRequest, choose_blocks
 from tilework.plan.decoding import with_spare
-from tilework.plan.memory import peak_bytes
+from tilework.plan.memory import room_bytes
 from tilework.plan.pairing import check_names, in_order_of, warn_of_orders
 from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
@@ -394,7 +394,7 @@ def make_plan(
     )
     shape, target = parse_chunks(request.chunks, layout.grids, layout.names, n_each)
     plan = choose_blocks(plan, BlockRequest(shape, target, None, memory, request.reuse))
-    return with_spare(plan, min(SPARE, memory // 8, memory - peak_bytes(plan) + plan.cache_bytes))
+    return with_spare(plan, min(SPARE, memory // 8, memory - room_bytes(plan) + plan.cache_bytes))
 
 
 def _source_plan(source: Source, grid_axes: Sequence[int | None]) -> SourcePlan:

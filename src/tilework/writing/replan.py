@@ -21,7 +21,7 @@ from tilework.function.devices import devices_of
 from tilework.graph.build import chunks_of
 from tilework.plan.blocks import DECODED, BlockRequest, Candidate, choose_blocks, is_fair, is_thrifty
 from tilework.plan.decoding import decoded_ratio, with_cache
-from tilework.plan.memory import peak_bytes
+from tilework.plan.memory import room_bytes
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.image import Image
 from tilework.writing.ledger import Ledger
@@ -169,7 +169,7 @@ def _most(own: int, most: int, fits: Callable[[int], Any]) -> int:
 
 def _needed(below: Sequence[Spec], threads: int) -> int:
     """Return the bytes at the peak of computing ``below`` with a number of threads, without kept chunks."""
-    return sum(peak_bytes(spec.plan.with_threads(threads).with_cache(0)) for spec in below)
+    return sum(room_bytes(spec.plan.with_threads(threads).with_cache(0)) for spec in below)
 
 
 def _unit(spec: Spec, members: Sequence[Member], depth: int) -> Index:
@@ -202,7 +202,7 @@ def _fitting(spec: Spec, plan: TilePlan, request: BlockRequest, where: Where, *,
         return _resumed(plan, request)
     memory = request.memory_limit - plan.threads * request.encoding
     if _fits(plan, request.unit, memory) and not _too_few(spec, where):
-        own = with_cache(plan, memory - peak_bytes(plan))
+        own = with_cache(plan, memory - room_bytes(plan))
         # Other blocks are for a limit that these do not fit, with their chunks and all their tiles run once.
         if not given or is_thrifty(own):
             return own
@@ -211,7 +211,7 @@ def _fitting(spec: Spec, plan: TilePlan, request: BlockRequest, where: Where, *,
 
 def _fits(plan: TilePlan, unit: Index, memory: int) -> bool:
     """Return whether the blocks of the lazy array are whole write units and fit into memory."""
-    return _whole(plan, unit) and peak_bytes(plan) <= memory
+    return _whole(plan, unit) and room_bytes(plan) <= memory
 
 
 def _whole(plan: TilePlan, unit: Index) -> bool:

@@ -19,8 +19,8 @@ from tests.laws.test_g_counts import blocked, blocks_of, walked_crops, walked_ta
 from tilework import TilePlan, plan_tiles
 from tilework.errors import GridError, TilingError
 from tilework.grid.progression import Progression
-from tilework.plan import cost, tile_mask
-from tilework.plan.cost import computed, repeated_crops, tasks
+from tilework.plan import cost, decoding, masked_reads, tile_mask
+from tilework.plan.cost import computed, repeated_crops, rows, tasks
 from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import SourcePlan
@@ -382,3 +382,31 @@ def test_a_coarse_mask_stays_coarse_whatever_the_image(extents, options):
     assert math.isclose(share, values.sum() / values.size, rel_tol=0.01)
     assert f"{plan.n_runs} run (mask)" in plan.explain()
     assert f"{plan.n_runs} of {plan.n_tiles} tiles run" in repr(plan.mask)
+
+
+@pytest.mark.parametrize("name", ["CELLS", "CLASSES"])
+@pytest.mark.parametrize("tiling", [{"overlap": 1}, {"stride": 5, "blend": "hann"}], ids=["trim", "blend"])
+@pytest.mark.parametrize("cache", [0, 10**12])
+def test_what_would_take_too_much_memory_to_count_is_said_to_be_a_bound(cache, tiling, name, monkeypatch):
+    """Unlike tiles along five axes ended in a MemoryError."""
+    mask = np.random.default_rng(0).random((10, 12)) < 0.2
+    plan = plan_tiles((100, 120), 10, mask=mask, chunks=20, reuse="share", **tiling)
+    plan = replace(plan, sources=(SourcePlan(1, (4, 7)),), cache_bytes=cache)
+    exact = decoded_ratio(plan)
+    assert dict(rows(plan))["decoded"].startswith("about")
+    monkeypatch.setattr(masked_reads if name == "CELLS" else decoding, name, -1)
+    again = replace(plan)
+    counted = name == "CELLS" and not cache
+    assert dict(rows(again))["decoded"].startswith("about" if counted else "at most")
+    assert decoded_ratio(again) >= exact
+
+
+@pytest.mark.parametrize("boundary", BOUNDARIES)
+@pytest.mark.parametrize("cache", [0, 10**12])
+def test_padding_under_a_mask_that_leaves_nothing_out_reads_what_it_does_without_one(boundary, cache):
+    plan = plan_tiles((201, 287), 20, 0, edge="pad", boundary=boundary, chunks=20)
+    plan = replace(plan, sources=(SourcePlan(1, (7, 9)),), cache_bytes=cache)
+    masked = plan.with_runs(TileMask.all(plan.grid_shape))
+    assert math.isclose(decoded_ratio(masked), decoded_ratio(plan))
+    kept = [kept_chunks(p, 0, plan.shape, (7, 9), (0, 1)).uses for p in (plan, masked)]
+    np.testing.assert_array_equal(every(kept[0]), every(kept[1]))

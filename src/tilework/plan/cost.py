@@ -16,7 +16,7 @@ from tilework.grid.progression import Progression
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import weighed_sum
-from tilework.plan.decoding import decoded_ratio
+from tilework.plan.decoding import decoded_ratio, is_bound
 from tilework.plan.memory import peak_bytes, tiles_of_blocks
 
 if TYPE_CHECKING:
@@ -258,6 +258,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
+    about = "at most" if is_bound(plan) else "about"
     most = "at most " if plan.counted == "most" else ""
     lines = [
         ("image", f"{_by(plan.shape)}  axes {', '.join(plan.names)}"),
@@ -268,7 +269,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("reuse", f"{plan.reuse}: {sharing}"),
         ("tasks", str(tasks(plan))),
         ("computed", f"{computed(plan) / written:.3f} samples per sample written"),
-        ("decoded", f"about {ratio:.2f} source bytes per image byte (cache {cache})"),
+        ("decoded", f"{about} {ratio:.2f} source bytes per image byte (cache {cache})"),
         ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
     ]
     if repeated := repeated_crops(plan):

@@ -29,6 +29,7 @@ __all__ = [
     "Kept",
     "chunk_reads",
     "decoded_ratio",
+    "is_bound",
     "kept_bytes",
     "kept_chunks",
     "kept_levels",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 Plan = TypeVar("Plan", bound=BlockPlan)
+# Most classes of blocks under a mask whose chunks are counted: some hundred bytes are needed for each.
+CLASSES = 2**22
 # Repetitions of blocks and chunks along an axis from which on they are not looked at one by one.
 MANY_STEPS = 4
 
@@ -399,7 +402,7 @@ def decoded_ratio(plan: BlockPlan) -> float:
 
 def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     if source.chunks is None and plan.mask is not None:
-        return MaskedReads.of(plan, (1,) * len(plan.shape)).total() / math.prod(plan.shape)
+        return _masked(plan, (1,) * len(plan.shape), once=False)[0] / math.prod(plan.shape)
     if source.chunks is None:
         ratio = 1.0
         for d, table in enumerate(plan.tables):
@@ -413,6 +416,37 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     again = math.prod(facts[d].reads / max(1, facts[d].once) for d in lost)
     if plan.mask is None:
         return again * math.prod(f.once / f.count for f in facts)
-    reads = MaskedReads.of(plan, source.chunks)
-    count = math.prod(reads.grid)
-    return reads.total() / count if len(lost) == len(facts) else again * reads.once() / count
+    count, every = math.prod(f.count for f in facts), len(lost) == len(facts)
+    found, _ = _masked(plan, source.chunks, once=not every)
+    return found / count if every else again * found / count
+
+
+def is_bound(plan: BlockPlan) -> bool:
+    """Return whether `decoded_ratio` is no more than a bound, as counting would take too much memory."""
+    if plan.mask is None:
+        return False
+    exact = []
+    for source in plan.sources:
+        chunks = source.chunks or (1,) * len(plan.shape)
+        kept = source.chunks is not None and source.shared and len(lost_axes(plan)) < len(chunks)
+        exact.append(_masked(plan, chunks, once=kept)[1])
+    return not all(exact)
+
+
+def _masked(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
+    """Return the chunks that blocks read under a mask, and whether they are counted; else they are a bound.
+
+    They are counted ``once``, or once for each block.
+    """
+    return plan.once(("masked", chunks, once), lambda: _masked_reads(plan, chunks, once=once))
+
+
+def _masked_reads(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
+    if MaskedReads.classes(plan) > CLASSES:
+        return math.prod(f.once if once else f.reads for f in _facts(plan, chunks)), False
+    reads = MaskedReads.of(plan, chunks)
+    if not once:
+        return reads.total(), True
+    if (found := reads.once()) is not None:
+        return found, True
+    return min(reads.total(), math.prod(f.once for f in _facts(plan, chunks))), False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 from tilework._types import Array, Bits, Index, Ints
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import box_any, weighed_sum
+from tilework.plan.box_sums import box_any, box_sums, weighed_sum
 from tilework.plan.tables import BlockPlan
 from tilework.source.kept import Uses
 from tilework.source.padding import Boundary, padded_parts
@@ -30,6 +30,8 @@ __all__ = ["MaskedReads"]
 
 # The first chunk of each box of chunks and one past its last, for each axis.
 Boxes = list[tuple[Ints, Ints]]
+# Most kinds of chunks that are counted one by one for `MaskedReads.once`.
+CELLS = 2**24
 # Stands for the chunk of a block's own first or last tile, where that one runs.
 OWN = -1
 
@@ -61,6 +63,59 @@ class _Others:
 
 
 @dataclass(frozen=True, slots=True)
+class _Apart:
+    """Blocks of which all tiles run, or none: what they read is a product of chunks along each axis."""
+
+    runs: Bits
+    """Whether the tiles of blocks run, for each product of classes."""
+    ranges: tuple[Spans, ...]
+    """Per axis, the blocks that read each kind of chunks, which are neighbours that the same blocks read."""
+    kinds: tuple[Ints, ...]
+    """Per axis, the kind of each chunk along it."""
+    besides: tuple[Ints, ...]
+    """Per axis, two rows: blocks, and kinds of chunks that padding makes them read besides."""
+    firsts: tuple[Ints, ...]
+    """Per axis, the first block of each class, and the number of blocks."""
+
+    def lengths(self, along: Sequence[_Along]) -> list[Ints]:
+        """Return the number of chunks that each block reads along each axis."""
+        found = []
+        for a, kinds, (blocks, beside) in zip(along, self.kinds, self.besides, strict=True):
+            length = a.high - a.low
+            np.add.at(length, blocks, np.bincount(kinds)[beside])
+            found.append(length)
+        return found
+
+    def counts(self) -> Ints:
+        """Return how many blocks read each kind of chunk."""
+        return _product(box_sums, np.add, self.runs, self.ranges, self.firsts, self.besides)
+
+    def once(self) -> int | None:
+        """Return the number of chunks that some block reads; None if that takes too much memory."""
+        ranges, besides, times = [], [], []
+        for ends, spans, kinds, (blocks, beside) in zip(
+            self.firsts, self.ranges, self.kinds, self.besides, strict=True
+        ):
+            low = np.searchsorted(ends, spans.low, "right") - 1
+            high = np.where(spans.low < spans.high, np.searchsorted(ends, spans.high), low)
+            # Neighbours that the same classes read are one.
+            new = np.append(True, (low[1:] != low[:-1]) | (high[1:] != high[:-1]))
+            new[beside] = True
+            new[np.minimum(beside + 1, len(new) - 1)] = True
+            [first] = np.nonzero(new)
+            ranges.append(Spans(low[first], high[first]))
+            times.append(np.add.reduceat(np.bincount(kinds), first))
+            besides.append(np.stack((np.searchsorted(ends, blocks, "right") - 1, new.cumsum()[beside] - 1)))
+        if math.prod(map(len, times)) > CELLS:
+            return None
+        each = [np.arange(n + 1) for n in self.runs.shape]
+        read = _product(
+            lambda bits, spans, _: box_any(bits, spans), np.logical_or, self.runs, ranges, each, besides
+        )
+        return weighed_sum(read, times)
+
+
+@dataclass(frozen=True, slots=True)
 class MaskedReads:
     """Chunks that the blocks of a plan read along each axis, of one source."""
 
@@ -74,6 +129,8 @@ class MaskedReads:
     """One past the last, or `OWN`; no more than the first for blocks that read nothing."""
     others: tuple[_Others | None, ...]
     """Per axis, what else padding reads at the other end of a wrapped image."""
+    apart: _Apart | None = None
+    """In place of the last three, if each class has one group: all tiles of a block run, or none."""
 
     @classmethod
     def of(cls, plan: BlockPlan, chunks: Index, *, touching: bool = False) -> MaskedReads:
@@ -93,6 +150,8 @@ class MaskedReads:
             mask.groups(d, Spans(*(ends[first] for ends in spans)))
             for d, (spans, first) in enumerate(zip(tiles, firsts, strict=True))
         ]
+        if all((spans.lengths <= 1).all() for spans in classes):
+            return cls._apart(plan, chunks, tiles, firsts, box_any(mask.bits, classes))
         along, lows, highs, others = [], [], [], []
         for d, (axis, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
             ends, (below, above) = mask.ends[d], classes[d]
@@ -123,6 +182,29 @@ class MaskedReads:
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
         return cls(grid, tuple(along), tuple(lows), tuple(highs), tuple(others))
 
+    @classmethod
+    def _apart(
+        cls, plan: BlockPlan, chunks: Index, tiles: Sequence[Spans], firsts: Sequence[Ints], runs: Bits
+    ) -> MaskedReads:
+        grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
+        along, ranges, kinds, besides = [], [], [], []
+        for axis, spans, first, chunk, n in zip(plan.axes, tiles, firsts, chunks, grid, strict=True):
+            low, high = _chunks_of(axis, *spans, chunk)
+            pairs = _beside(axis, spans, (low, high), plan.boundary, chunk)
+            marks = np.zeros(n + 1, bool)
+            marks[0] = marks[low] = marks[high] = True
+            marks[pairs[1]] = marks[pairs[1] + 1] = True
+            kind = marks[:-1].cumsum() - 1
+            at = np.flatnonzero(marks[:-1])
+            start = np.searchsorted(high, at, "right")
+            ranges.append(Spans(start, np.maximum(start, np.searchsorted(low, at, "right"))))
+            kinds.append(kind)
+            besides.append(np.stack((pairs[0], kind[pairs[1]])))
+            along.append(_Along(first, np.diff(np.append(first, len(low))), low, high))
+        ends = tuple(np.append(a.firsts, len(a.low)) for a in along)
+        apart = _Apart(runs, tuple(ranges), tuple(kinds), tuple(besides), ends)
+        return cls(grid, tuple(along), (), (), (), apart)
+
     @staticmethod
     def classes(plan: BlockPlan, *, touching: bool = False) -> int:
         """Return the number of products of classes, to which the cost of `of` is proportional."""
@@ -130,6 +212,10 @@ class MaskedReads:
 
     def most(self) -> int:
         """Return the most chunks that a block reads, or a few more."""
+        if self.apart is not None:
+            pairs = zip(self.apart.lengths(self.along), self.along, strict=True)
+            most = [np.maximum.reduceat(n, a.firsts) for n, a in pairs]
+            return int((functools.reduce(np.multiply.outer, most) * self.apart.runs).max(initial=0))
         sizes = np.ones((), np.int64)
         for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True)):
             own = np.maximum.reduceat(a.high - a.low, a.firsts).reshape((-1,) + (1,) * (low.ndim - d - 1))
@@ -143,6 +229,8 @@ class MaskedReads:
 
     def uses(self) -> Uses:
         """Return the number of blocks that read each chunk."""
+        if self.apart is not None:
+            return Uses(self.apart.counts(), self.apart.kinds)
         places, counts = _covering(self._of_blocks(), self.grid)
         # Before the first place, and from the last one on, no block reads.
         kinds = (np.searchsorted(at, np.arange(n), "right") for at, n in zip(places, self.grid, strict=True))
@@ -150,6 +238,9 @@ class MaskedReads:
 
     def total(self) -> int:
         """Return the number of chunks that blocks read, counted once for each block."""
+        if self.apart is not None:
+            pairs = zip(self.apart.lengths(self.along), self.along, strict=True)
+            return weighed_sum(self.apart.runs, [np.add.reduceat(n, a.firsts) for n, a in pairs])
         lengths: list[Array] = []
         for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True)):
             before, after = (
@@ -164,9 +255,14 @@ class MaskedReads:
             lengths = [n.astype(object) for n in lengths]
         return int(functools.reduce(np.multiply, lengths).sum())
 
-    def once(self) -> int:
-        """Return the number of chunks that some block reads."""
-        places, counts = _covering(self._of_classes(), self.grid)
+    def once(self) -> int | None:
+        """Return the number of chunks that some block reads; None if that takes too much memory."""
+        if self.apart is not None:
+            return self.apart.once()
+        boxes = list(self._of_classes())
+        if math.prod(map(len, _places(boxes, self.grid))) > CELLS:
+            return None
+        places, counts = _covering(boxes, self.grid)
         return weighed_sum(counts > 0, [np.diff(at) for at in places])
 
     def _of_blocks(self) -> Iterator[Boxes]:
@@ -212,6 +308,29 @@ class MaskedReads:
                 place = np.ix_(*(each if e == d else along for e, along in enumerate(inside)))
                 found[d] = more.lows[place], more.highs[place]
             yield found
+
+
+def _product(
+    join: Callable[..., Array],
+    ufunc: Any,
+    values: Array,
+    ranges: Sequence[Spans],
+    edges: Sequence[Ints],
+    besides: Sequence[Ints],
+) -> Array:
+    """Return what ``join`` makes of the values in ranges along all axes, and of others ``besides``.
+
+    Of these, pairs of a place in ``edges`` and of a range, ``ufunc`` adds the value to that of the range.
+    """
+    if not any(places.size for places, _ in besides):
+        return join(values, ranges, edges)
+    for d, (spans, ends, (places, kinds)) in enumerate(zip(ranges, edges, besides, strict=True)):
+        each = [np.arange(n + 1) for n in values.shape]
+        some = [Spans(at[:-1], at[1:]) for at in each]
+        found = join(values, [*some[:d], spans, *some[d + 1 :]], [*each[:d], ends, *each[d + 1 :]])
+        ufunc.at(found, _at(d, kinds), values.take(np.searchsorted(ends, places, "right") - 1, d))
+        values = found
+    return values
 
 
 def _at(d: int, places: Ints) -> tuple[Any, ...]:
@@ -308,17 +427,36 @@ def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
     return after.take(groups.low, 0), before.take(groups.high, 0)
 
 
-def _covering(several: Iterable[Boxes], grid: Sequence[int]) -> tuple[list[Ints], Ints]:
-    """Return places along each axis, between which chunks are in the same boxes, and in how many they are."""
-    several = list(several)
-    places, numbers = [], []
+def _beside(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Boundary, chunk: int) -> Ints:
+    """Return blocks and chunks that padding makes them read besides their ``own``; two rows."""
+    starts, stops = axis.read_ends()
+    found = [np.zeros((2, 0), np.int64)]
+    for block in np.flatnonzero(_outside(axis, tiles)).tolist():
+        samples = starts.take(tiles.low[[block]]), stops.take(tiles.high[[block]] - 1)
+        for low, high in _in_chunks(axis, samples, boundary, chunk):
+            each = np.arange(int(low[0]), int(high[0]))
+            each = each[(each < own[0][block]) | (each >= own[1][block])]
+            found.append(np.stack((np.full_like(each, block), each)))
+    return np.concatenate(found, axis=1)
+
+
+def _places(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
+    """Return the chunks along each axis at which a box begins or ends."""
+    places = []
     for d, n in enumerate(grid):
         some = np.zeros(n + 1, bool)
         for boxes in several:
             for ends in boxes[d]:
                 some[ends] = True
         places.append(np.flatnonzero(some))
-        numbers.append(some.cumsum() - 1)
+    return places
+
+
+def _covering(several: Iterable[Boxes], grid: Sequence[int]) -> tuple[list[Ints], Ints]:
+    """Return places along each axis, between which chunks are in the same boxes, and in how many they are."""
+    several = list(several)
+    places = _places(several, grid)
+    numbers = [np.searchsorted(at, np.arange(n + 1), "right") - 1 for at, n in zip(places, grid, strict=True)]
     # Each box adds one: to the differences at its corners, which are then summed up.
     sizes = [len(at) for at in places]
     changes = np.zeros(math.prod(sizes), np.int64)

@@ -12,6 +12,7 @@ import pytest
 import zarr
 
 import tilework as tw
+from tilework.source import opening
 from tilework.source.kept import ChunkCache
 from tilework.source.opening import open_source
 
@@ -448,3 +449,23 @@ def test_what_netcdf4_unpacks_has_the_dtype_that_is_read():
         out = tw.tiled_map(np.copy, source, 12, 2)
         assert out.dtype == "f8"
         np.testing.assert_array_equal(tw.compute(out), packed.values)
+
+
+def test_a_result_is_named_by_all_samples_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the layout in memory, and the number of threads that hash the pieces."""
+    image = np.random.default_rng(0).random((3, 1024, 700), np.float32)  # 4 pieces and a part of one
+    other = image.copy()
+
+    def name(array: np.ndarray) -> str:
+        return str(tw.tiled_map(np.abs, array, crop=64, overlap=2, axes=(1, 2), dtype="float32").name)
+
+    first = name(image)
+    for threads in (1, 3):
+        monkeypatch.setattr(opening, "n_threads", lambda threads=threads: threads)
+        assert name(image) == name(np.asfortranarray(image)) == name(image[::-1].copy()[::-1]) == first
+    for place in ((0, 0, 0), (1, 512, 3), (2, 1023, 699)):
+        other[place] += 1
+        assert name(other) != first
+        other[place] = image[place]
+    pieces = image.reshape(-1)[: 4 * 2**19].reshape(4, 2048, 256)
+    assert len({name(pieces), name(pieces[[1, 0, 2, 3]]), name(pieces[:3]), name(pieces.view("i4"))}) == 4

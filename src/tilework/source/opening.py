@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tilework._checks import as_dtype, attribute, brief, has, wholes
+from tilework._machine import n_threads
 from tilework._types import Array, Sliceable
 from tilework.errors import GridError, TilingError
 from tilework.formats.labelled import meta_of
@@ -41,6 +43,8 @@ __all__ = ["Image", "check_extents", "check_lengths", "open_source", "opened"]
 
 # Larger arrays are not hashed for the name of the result; this many bytes take about 0.1 s.
 HASH_LIMIT = 64 * 2**20
+# What one thread hashes at a time, bytes.
+HASHED = 2 * 2**20
 # Names that a message lists.
 MOST_NAMES = 10
 
@@ -353,11 +357,20 @@ def _hash(array: Array) -> str:
     """Return a digest of dtype, shape and samples.
 
     dask's own token takes the samples in the order of memory, so that an array and the transpose of another
-    one can have the same.
+    one can have the same. Pieces are hashed side by side: hashing took a third of the time of small images.
     """
+    samples = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    pieces = [samples[a : a + HASHED] for a in range(0, len(samples), HASHED)]
     digest = hashlib.blake2b(repr((array.dtype, array.shape)).encode(), digest_size=20)
-    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    threads = min(n_threads(), len(pieces))
+    with ThreadPoolExecutor(threads) if threads > 1 else contextlib.nullcontext() as pool:
+        for found in (pool.map if pool else map)(_digest, pieces):
+            digest.update(found)
     return digest.hexdigest()
+
+
+def _digest(piece: memoryview) -> bytes:
+    return hashlib.blake2b(piece, digest_size=20).digest()
 
 
 def _rebuild_hashed(digest: str) -> _Hashed:

@@ -321,9 +321,13 @@ TASKS = Case(
     name="tasks",
     why="Making a task, against dask's bare construction of the same one.",
     workload=graphs.grid(2, 10_000),
-    contestants=tuple(
-        Contestant(f"tilework {name}", partial(graphs.tasks, options=options))
-        for name, options in (("trim", {"blend": "trim"}), ("blend", {}))
+    contestants=(
+        Contestant("tilework trim", partial(graphs.tasks, options={"blend": "trim"})),
+        Contestant("tilework blend", partial(graphs.tasks, options={})),
+        *(
+            Contestant(f"tilework {name}", partial(graphs.tasks, options=options, given=(grid, chunks)))
+            for name, (grid, chunks, options) in graphs.OVER_DASK.items()
+        ),
     ),
     bars=(Bar("a task / a bare task", "over_bare", "tilework*", 2.0),),
     tolerance=None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -14,7 +15,7 @@ from benchmarks.in_memory import identity
 from benchmarks.measure import Figures, Prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 CROPS = {2: 256, 3: 64, 4: 16, 5: 8}
@@ -65,6 +66,11 @@ class Zeros:
 
     def __getitem__(self, box: tuple[slice, ...]) -> Any:
         return np.zeros([len(range(*s.indices(n))) for s, n in zip(box, self.shape, strict=True)], self.dtype)
+
+
+def _first(crop: Any, *others: Any) -> Any:
+    """Return what came of the first image."""
+    return crop
 
 
 def _seconds(call: Callable[[], Any]) -> float:
@@ -215,37 +221,69 @@ TURNS = 5
 """Times that the tasks are made, in turn with dask's bare ones; the medians count."""
 
 
-def tasks(work: Grid, folder: Path, options: dict[str, Any]) -> Prepared:
-    """Make all tasks of a result; and each again by dask's constructors alone, from what it holds."""
+OVER_DASK: dict[str, tuple[Grid, Sequence[int], dict[str, Any]]] = {
+    "halo over dask 2-D": (Grid((6400,) * 2, 80, 64), [50], {"overlap": 8, "blend": "trim"}),
+    "halo over dask 3-D": (Grid((640,) * 3, 48, 32), [32], {"overlap": 8, "blend": "trim"}),
+    "halo over dask 4-D": (Grid((64,) * 4, 12, 8), [8], {"overlap": 2, "blend": "trim"}),
+    "halo over two of dask": (Grid((640,) * 3, 48, 32), [32, 24], {"overlap": 8, "blend": "trim"}),
+    "blend over dask": (Grid((640,) * 3, 32, 32), [24], {}),
+}
+"""Grids, the lengths of the chunks of each source along all axes, and options; halos reach other chunks."""
+
+
+def tasks(work: Grid, folder: Path, options: dict[str, Any], given: Any = None) -> Prepared:
+    """Make all tasks of a result; and each again by dask's constructors alone, from what it holds.
+
+    A reference is made anew once for all tasks that hold the same, as those that read one block of a source.
+    What was there before is kept from the garbage collector, which would look at it in the time of either.
+    """
+    import dask.array as da
     from dask.task_spec import List, Task, TaskRef
 
     import tilework as tw
 
-    def again(part: Any) -> Any:
+    def again(part: Any, known: dict[int, Any]) -> Any:
         """Return a reference, or a list of them, made anew."""
         if type(part) is List:
-            return List(*map(again, part.args))
-        return TaskRef(part.key) if type(part) is TaskRef else part
+            return List(*[again(one, known) for one in part.args])
+        if type(part) is not TaskRef:
+            return part
+        return known.get(id(part)) or known.setdefault(id(part), TaskRef(part.key))
 
-    image = Zeros(work.shape)
+    here, chunks = (work, ()) if given is None else given
+    if given is not None:
+        here = here.scaled(work.shape[0] / grid(2, 10_000).shape[0])
+    options = here.options | options
+    if "overlap" in options:
+        del options["stride"]
+    image: Any = tuple(da.zeros(here.shape, chunks=n, dtype="f4") for n in chunks) or Zeros(here.shape)
     found: Figures = {}
 
     def graph() -> dict[Any, Any]:
-        out = tw.tiled_map(identity, image, dtype="f4", name="bench", **work.options | options)
-        return dict(out.__dask_graph__())
+        out = tw.tiled_map(_first, image, dtype="f4", name="bench", **options)
+        return dict(out.__dask_graph__().layers["bench"])  # without the tasks of the sources
 
     def run() -> None:
         ours, bare = [], []
         for _ in range(TURNS):
+            gc.collect()
+            gc.freeze()
             start = time.process_time()
             made = graph()
             ours.append(time.process_time() - start)
             parts = [(t.key, t.func, t.args, t.kwargs) for t in made.values() if isinstance(t, Task)]
             del made
+            gc.collect()
+            gc.freeze()
+            known: dict[int, Any] = {}
             start = time.process_time()
-            remade = {key: Task(key, func, *map(again, args), **kwargs) for key, func, args, kwargs in parts}
+            remade = {
+                key: Task(key, func, *[again(one, known) for one in args], **kwargs)
+                for key, func, args, kwargs in parts
+            }
             bare.append(time.process_time() - start)
             del remade
+        gc.unfreeze()
         each = 1e6 / len(parts)
         found.update(
             tasks=float(len(parts)), task_us=each * statistics.median(ours),

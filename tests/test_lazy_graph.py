@@ -25,6 +25,7 @@ from dask.array.utils import assert_eq
 from dask.graph_manipulation import bind, checkpoint, clone, wait_on
 from dask.highlevelgraph import HighLevelGraph
 from dask.optimization import cull
+from dask.task_spec import List, TaskRef
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,7 @@ from tests.calls import calls_of
 from tests.sampling import share
 from tilework.errors import CostWarning
 from tilework.graph import layer as layers
+from tilework.graph import tasks
 from tilework.graph.build import find_spec, specs_below
 from tilework.graph.layer import BlockLayer, OutputLayer
 from tilework.graph.tasks import BlockTasks
@@ -432,6 +434,26 @@ def test_what_tasks_must_be_given_is_found_once_along_each_axis(
     monkeypatch.setattr(AxisRead, "plan", lambda *args: reads.append(args) or plan(*args))
     assert len(dict(out.dask)) > out.npartitions == 40**2
     assert len(reads) <= 2 * 40 + 8
+
+
+@pytest.mark.parametrize("most", [tasks.MOST_REFERENCES, 7])
+def test_tasks_that_read_one_block_of_dask_share_the_reference(most: int, monkeypatch: Any) -> None:
+    """Those with a halo read 9 blocks: a reference and a key for each were most objects of the graph."""
+
+    def references(node: Any) -> Iterator[TaskRef]:
+        for part in getattr(node, "args", ()):
+            if isinstance(part, TaskRef):
+                yield part
+            elif isinstance(part, List):
+                yield from references(part)
+
+    monkeypatch.setattr(tasks, "MOST_REFERENCES", most)
+    image = da.from_array(np.arange(120.0 * 90).reshape(120, 90), chunks=10)
+    out = tw.tiled_map(twice, image, 14, 2, dtype=float, chunks=10)
+    found = [r for node in dict(out.dask).values() for r in references(node) if r.key[0] == image.name]
+    assert len(found) == (3 * 12 - 2) * (3 * 9 - 2)
+    assert (len(set(map(id, found))) == len(set(found)) == 12 * 9) is (most > 7)
+    np.testing.assert_array_equal(out.compute(), 2 * image.compute())
 
 
 def test_keys_of_other_layers_are_not_counted_as_those_of_an_array_below() -> None:

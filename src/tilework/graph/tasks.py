@@ -51,6 +51,8 @@ __all__ = ["BlockTasks", "Key", "Names", "Nodes", "calls_function"]
 
 # Owners that are looked at in place of one that has no seam, or is waited for already.
 MOST_PASSED = 4
+# References to blocks of a dask array that are kept for the next tasks; 200 bytes each.
+MOST_REFERENCES = 2**14
 
 Key = Any
 Nodes = Iterator[tuple[Key, Any]]
@@ -119,6 +121,24 @@ class _Padded(dict[int, str]):
         return self._last - number if self._down else number
 
 
+class _References(dict[Index, TaskRef]):
+    """References to the blocks of a dask array by their numbers.
+
+    Neighbours with halos read most blocks several times. A reference and a key of its own in each task are
+    most of the objects of a graph, and Python's garbage collector looks at all of them again and again.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def __missing__(self, block: Index) -> TaskRef:
+        if len(self) >= MOST_REFERENCES:
+            self.clear()
+        made = self[block] = TaskRef((self._name, *block))
+        return made
+
+
 class BlockTasks:
     """Makes the tasks of one block at a time, for dask arrays and for writing.
 
@@ -163,6 +183,7 @@ class BlockTasks:
         self._ref = TaskRef(self.names.spec)
         self._needs = Needs(spec)
         self._given_to_none = None if self._needs else [None] * len(spec.sources)
+        self._references = [None if name is None else _References(name) for name in self.names.sources]
         outputs = zip(self.names.outputs, spec.outputs, strict=True)
         # Exact names: the keys of a result called "image-2" also begin with "image-".
         kinds = ["group", "seam", "all", "write", "block", *(f"part-{k}" for k in range(len(spec.sources)))]
@@ -379,9 +400,9 @@ class BlockTasks:
             return self._given_to_none
         given: list[Any] = []
         for number, need in enumerate(self._needs.of(index, owned=owned)):
-            dask_name = self.names.sources[number]
-            if dask_name is not None:
-                given.append(List(*[TaskRef((dask_name, *block)) for block in need]))
+            references = self._references[number]
+            if references is not None:
+                given.append(List(*map(references.__getitem__, need)))
             elif need is not None:
                 key = self.key(f"part-{number}", index)
                 yield key, DataNode(key, need)

@@ -118,8 +118,8 @@ class _Cutter:
     def __init__(self, graph: HighLevelGraph) -> None:
         self._graph = graph
         self._inputs: dict[str, Mapping[str, tuple[Place, ...]] | None] = {}
-        self._singles: dict[str, list[bool]] = {}
-        """Whether an expression has one sample along each axis."""
+        self._singles: dict[str, list[bool | None]] = {}
+        """Whether an expression has one sample along each axis; None: nobody knows."""
         self._forms: dict[Key, _Form | None] = {}
         self._again: dict[Key, tuple[Key, Index]] = {}
         """Tasks that take numbers of a part of a block, and what they take of it."""
@@ -153,21 +153,32 @@ class _Cutter:
                 return None  # an array and the same one turned
         if not _in_place(layer.task, len(layer.output_indices), axes.values()):
             return None
-        if not any(isinstance(self._graph.layers[n], LazyLayer) or self.inputs(n) for n in axes):
+        if not any(map(self._leads_to_results, axes)):
             return None
         alone = {name: self._single(name, layer.numblocks[name]) for name in axes}
-        if any(None in one for one in alone.values()):
+        # What is computed from one array only is not repeated.
+        if len(axes) > 1 and any(None in one for one in alone.values()):
             return None
-        single = [True] * len(layer.output_indices)
+        single: list[bool | None] = [True] * len(layer.output_indices)
         for name, own in axes.items():
             for axis, one in zip(own, alone[name], strict=True):
-                single[axis] &= bool(one)
+                single[axis] = single[axis] and one
         self._singles[layer.output] = single
         places = {}
         for name, own in axes.items():
             pairs = zip(own, alone[name], strict=True)
-            places[name] = tuple((axis, bool(one) and not single[axis]) for axis, one in pairs)
+            places[name] = tuple([(axis, bool(one) and not single[axis]) for axis, one in pairs])
         return places
+
+    def _leads_to_results(self, name: str) -> bool:
+        """Return whether an array is a result, an expression of results, or slices of one of them."""
+        layer = self._graph.layers.get(name)
+        if type(layer) is not MaterializedLayer:
+            return isinstance(layer, LazyLayer) or self.inputs(name) is not None
+        node = next(iter(layer.mapping.values()), None)  # all of a layer of dask's slices are alike
+        cut = cut_of(node)
+        below: Any = cut[0] if cut is not None else node.target if isinstance(node, Alias) else None
+        return is_of_array(below) and below[0] != name and self._leads_to_results(below[0])
 
     def _single(self, name: str, blocks: Iterable[int]) -> list[bool | None]:
         """Return whether an array has one sample along each axis; None: nobody knows."""

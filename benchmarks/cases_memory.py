@@ -103,7 +103,8 @@ def _with_stride(name: str, prepare: Callable[[in_memory.Blend, Path], Prepared]
 
 SMALL = Case(
     name="small",
-    why="An image so small that the cost of starting counts, against the loop that most networks run in.",
+    why="An image so small that the cost of starting counts, against the loop that most networks run in. "
+    "Results have a name; *hashed* ones are named by a hash of the image, as without `name=`.",
     workload=in_memory.Blend(shape=(2048, 2048), crop=256, stride=STRIDES[0]),
     contestants=tuple(
         _with_stride(name, prepare, stride)
@@ -112,6 +113,10 @@ SMALL = Case(
             ("tilework", in_memory.tilework_compute),
             ("tilework beside monai", in_memory.beside(peers.monai, in_memory.tilework_compute)),
             ("tilework.compute beside monai", in_memory.beside(peers.monai, in_memory.tilework_in_place)),
+            (
+                "tilework.compute, hashed beside monai",
+                in_memory.beside(peers.monai, in_memory.tilework_hashed),
+            ),
             ("tilework into a given array", in_memory.tilework_store),
             ("tilework.monai", peers.monai_face),
             ("monai", peers.monai),
@@ -123,7 +128,7 @@ SMALL = Case(
     bars=tuple(
         Bar(f"{name} / MONAI, stride {s}: {what}", figure, f"{name} beside monai {s}", limit)
         for s in STRIDES
-        for name in ("tilework", "tilework.compute")
+        for name in ("tilework", "tilework.compute", "tilework.compute, hashed")
         for what, figure, limit in (("wall", "over_wall", 1.0), ("CPU", "over_cpu", None))
     ),
     tolerance=1e-5,

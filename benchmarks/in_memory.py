@@ -131,7 +131,7 @@ def _lazy(work: Blend, image: Image, **options: Any) -> Any:
 
     return tw.tiled_map(
         identity, image, work.crop, stride=work.stride,
-        blend="gaussian", dtype="float32", name="bench", **options,
+        blend="gaussian", dtype="float32", **{"name": "bench"} | options,
     )  # fmt: skip
 
 
@@ -147,18 +147,28 @@ def tilework_compute(work: Blend, folder: Path, threads: int = CORES, kept: bool
     return blended(work, run)
 
 
-def tilework_in_place(work: Blend, folder: Path, threads: int = CORES) -> Prepared:
-    """`tilework.compute`, which makes each block in its place in the new array that it returns."""
+def tilework_in_place(
+    work: Blend, folder: Path, threads: int = CORES, name: str | None = "bench"
+) -> Prepared:
+    """`tilework.compute`, which makes each block in its place in the new array that it returns.
+
+    Without ``name``, the result is named by a hash of the image.
+    """
     import dask
 
     import tilework as tw
 
     def run(image: Image) -> Any:
-        out = _lazy(work, image)
+        out = _lazy(work, image, name=name)
         with dask.config.set(scheduler="threads", num_workers=threads):
             return tw.compute(out)
 
     return blended(work, run)
+
+
+def tilework_hashed(work: Blend, folder: Path) -> Prepared:
+    """`tilework.compute` of an image that is hashed first."""
+    return tilework_in_place(work, folder, name=None)
 
 
 def tilework_store(work: Blend, folder: Path, threads: int = CORES, memory: float | None = None) -> Prepared:

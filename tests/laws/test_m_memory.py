@@ -176,7 +176,7 @@ SPOTS[3:5, 5:7] = SPOTS[20, 9] = SPOTS[12, 25:27] = True
 )
 def test_M1_a_mask_of_a_few_spots_needs_little_more_than_blocks(tiling, reuse, tmp_path):
     """The estimate was that of blocks in which all tiles run, five times as much."""
-    image = np.zeros((2048, 2048), np.uint16)
+    image = np.random.default_rng(0).integers(0, 200, (2048, 2048)).astype(np.uint16)
     source = zarr.create_array(tmp_path / "in.zarr", shape=image.shape, chunks=(256, 256), dtype=image.dtype)
     source[...] = image
     with dask.config.set(scheduler="sync"):
@@ -185,7 +185,7 @@ def test_M1_a_mask_of_a_few_spots_needs_little_more_than_blocks(tiling, reuse, t
         )
         found, plan, encoding = allocated(out, tmp_path / "out.zarr")
     needed = peak_bytes(plan) + encoding
-    assert needed / 2 <= found <= needed + beside(plan)
+    assert needed / 3 <= found <= needed + beside(plan)
     assert 2 * needed <= room_bytes(plan) + encoding
 
 

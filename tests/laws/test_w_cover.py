@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 import tilework as tw
 from tests.laws.strategies import WINDOWS, calls, many
 from tilework import Output
-from tilework.engine import accumulate
-from tilework.engine.accumulate import cover
+from tilework.engine import cover as module
+from tilework.engine.cover import cover
 from tilework.errors import TilingError, TilingWarning
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box
+from tilework.grid.weights import AxisWeights
 
 
 @st.composite
@@ -95,7 +96,7 @@ def test_W_cover_equals_adding_all_tiles_one_by_one(spec, data):
     times = {number: data.draw(st.integers(2, 3)) for number in data.draw(runs) - skipped}
     dtype = np.dtype(data.draw(st.sampled_from(("f4", "f8"))))
     # With room for few sums, they are computed again and again.
-    with mock.patch.object(accumulate, "SUMS", data.draw(st.sampled_from((2**25, 64)))):
+    with mock.patch.object(module, "SUMS", data.draw(st.sampled_from((2**25, 64)))):
         for index in itertools.product(*map(range, spec.plan.blocks)):
             [box] = spec.boxes(index)
             reached, uneven, total = walked(spec, box, skipped, times)
@@ -107,7 +108,23 @@ def test_W_cover_equals_adding_all_tiles_one_by_one(spec, data):
             expected = total if output.importance is not None else np.where(uneven, total, 1.0)
             assert divisor is None or divisor.dtype == dtype
             divisor = np.ones(box.shape, dtype) if divisor is None else divisor
-            np.testing.assert_array_equal(divisor[reached], expected[reached].astype(dtype))
+            # Sums of products are taken an axis at a time, and so are rounded elsewhere.
+            near = 0 if output.importance is not None else 64 * np.finfo(dtype).eps
+            np.testing.assert_allclose(divisor[reached], expected[reached].astype(dtype), rtol=near)
+            part = data.draw(parts(box))
+            at = part.shift([-a for a in box.start]).slices
+            found, some = cover(spec, output, index, part, skipped, times, dtype=dtype)
+            some = np.ones(part.shape, dtype) if some is None else some
+            within = reached[at]
+            np.testing.assert_array_equal(np.ones(part.shape, bool) if found is None else found, within)
+            np.testing.assert_array_equal(some[within], divisor[at][within])
+
+
+@st.composite
+def parts(draw, box):
+    """Draw a box within another one."""
+    starts = [draw(st.integers(a, b - 1)) for a, b in zip(box.start, box.stop, strict=True)]
+    return Box.of([(a, draw(st.integers(a + 1, b))) for a, b in zip(starts, box.stop, strict=True)])
 
 
 def test_a_skipped_tile_and_a_map_cost_little():
@@ -122,11 +139,46 @@ def test_a_skipped_tile_and_a_map_cost_little():
     ):
         added = []
 
-        def counted(target, values, plus=accumulate.plus, added=added, **kind):
+        def counted(target, values, plus=module.plus, added=added, **kind):
             added.append(values.size)
             plus(target, values, **kind)
 
         out = tw.tiled_map(lambda x: x, image, 32, stride=16, dtype="f4", chunks=128, **options)
-        with mock.patch.object(accumulate, "plus", counted):
+        with mock.patch.object(module, "plus", counted):
             out.compute(scheduler="synchronous")
         assert 0 < sum(added) <= most
+
+
+def test_weights_where_many_tiles_are_skipped_are_summed_axis_by_axis():
+    """A sample takes two additions along each axis, and not one for each of the eight tiles on it."""
+    image, added = np.random.default_rng(0).random((64, 64, 64)).astype("f4"), []
+
+    def counted(target, values, plus=module.plus, **kind):
+        added.append(values.size)
+        plus(target, values, **kind)
+
+    def skip(crop):
+        return bool(crop[0, 0, 0] < 0.5)
+
+    out = tw.tiled_map(lambda x: x, image, 16, stride=8, blend="hann", dtype="f4", skip=skip, chunks=64)
+    with mock.patch.object(module, "plus", counted):
+        out.compute(scheduler="synchronous")
+    # Once for the sums, and once for the bits of where a tile is missing.
+    assert sum(added) <= 2 * (2 + 2 / 4) * image.size
+
+
+def test_an_importance_map_is_filled_at_borders_once_for_each_kind():
+    """A map with a rim is another one for tiles at each border: 27 in a volume, however many tiles."""
+    filled, calls = AxisWeights.fill_rim, []
+
+    def counted(self, i, window, axis=0):
+        calls.append(i)
+        return filled(self, i, window, axis)
+
+    image, rng = np.random.default_rng(0).random((24, 24, 24)), np.random.default_rng(1)
+    blend = rng.random((6, 6, 6)) + 0.1
+    out = tw.tiled_map(lambda x: x, image, 6, stride=3, blend=blend, rim=1, dtype="f8", chunks=24)
+    with mock.patch.object(AxisWeights, "fill_rim", counted):
+        found = out.compute(scheduler="synchronous")
+    np.testing.assert_allclose(found, image)
+    assert len(calls) == 3 * 27

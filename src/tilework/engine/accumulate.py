@@ -1,30 +1,22 @@
-"""Adding results of tiles to canvases, and the parts of a block that the tiles that ran cover."""
+"""Adding results of tiles to canvases."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from tilework._types import Array, Bits, Index, Ints, Span
+from tilework._types import Array, Index, Span
 from tilework.engine.canvas import Partial, add
 from tilework.engine.products import AnyArray, Profile
 from tilework.engine.spec import Spec
-from tilework.engine.sums import plus
-from tilework.errors import GridError
 from tilework.function.bound import BoundOutput
 from tilework.function.device_array import DeviceArray
 from tilework.grid.tiles import Box
-from tilework.grid.weights import AxisWeights
 from tilework.labels.painting import Claims, Place, painted, trimmed
-from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import box_any
 from tilework.plan.output_plan import SUMS
 
-__all__ = ["Accumulator", "cover", "touching"]
+__all__ = ["Accumulator", "importance", "place_of"]
 
 
 class _Spot(NamedTuple):
@@ -224,280 +216,21 @@ def importance(
 ) -> tuple[Array, tuple[slice, ...]]:
     """Return the N-D weights of the tile at ``position``, not normalised, and a box as an index into them.
 
-    Tiles that are away from the image's border get the same array.
+    Tiles that touch the same borders of the image get the same array, so that it is made ready once.
     """
     assert output.importance is not None
-    weights: Array | None = output.held.get("importance")
-    if weights is None:
-        weights = output.held["importance"] = output.importance * output.factor
-    index = []
-    for t, d in enumerate(range(output.n_each, len(position))):
-        axis = output.weights[d]
-        weights = axis.fill_rim(position[d], weights, t)
-        first = axis.in_window(position[d]).start + start[d] - axis.support(position[d])[0]
-        index.append(slice(first, first + shape[d]))
-    return weights, tuple(index)
-
-
-def touching(output: BoundOutput, ranges: Sequence[Span], box: Box) -> list[Span]:
-    """Return the tiles per axis, within ``ranges``, that have weight in ``box`` (result samples)."""
-    columns = zip(output.weights, ranges, box.start, box.stop, strict=True)
-    return [weights.touching(range(*tiles), a, b) for weights, tiles, a, b in columns]
-
-
-def cover(
-    spec: Spec,
-    output: BoundOutput,
-    index: Index,
-    box: Box,
-    skipped: set[int],
-    times: Mapping[int, int] | None = None,
-    *,
-    dtype: np.dtype[Any],
-) -> tuple[Bits | None, Array | None]:
-    """Return where any tile ran (None: everywhere), and the sum of weights if it is not 1 by construction.
-
-    Parameters
-    ----------
-    index : tuple of int
-        The block.
-    box : Box, result samples per grid axis
-        A part of the block.
-    skipped : set of int
-        Numbers of the tiles that were not added.
-    times : dict of int to int, optional
-        How often each tile was added, for tiles that were not added once.
-    dtype : dtype
-        The real dtype of the sum of weights, which is taken in double precision.
-    """
-    plan = spec.plan
-    ranges = touching(output, [t.touch[b] for t, b in zip(plan.tables, index, strict=True)], box)
-    added = _times_added(spec, ranges, skipped, times or {})
-    covered = _covered(output, box)
-    if added is None and output.importance is None:
-        return covered, None
-    spans = [[w.support(i) for i in range(*r)] for w, r in zip(output.weights, ranges, strict=True)]
-    if output.importance is not None:
-        reached, whole = _periodic_sum(output, ranges, spans, box, dtype)
-        if added is None:
-            if reached is not None:
-                _check_cover(covered, box, reached)
-            return reached, whole
-    else:
-        # Where all tiles ran once, a separable sum is 1: leaving it out keeps the unmasked result's bits.
-        reached, whole = covered, np.ones(box.shape, dtype) if output.weighted else np.empty(0)
-    assert added is not None
-    part, uneven, touched, sums = _uneven_part(output, ranges, spans, box, added)
-    inside = part.shift([-a for a in box.start]).slices
-    reached = np.ones(box.shape, bool) if reached is None else reached
-    np.copyto(reached[inside], touched, where=uneven)
-    if sums is None:
-        return reached, None
-    np.copyto(whole[inside], sums, where=uneven)
-    return reached, whole
-
-
-def _times_added(
-    spec: Spec, ranges: Sequence[Span], skipped: set[int], times: Mapping[int, int]
-) -> Ints | None:
-    """Return how often each tile in ``ranges`` was added; None: all of them once."""
-    mask, shape = spec.plan.mask, spec.plan.grid_shape
-    counts = np.ones([b - a for a, b in ranges], np.int64)
-    for number, count in times.items():
-        _put(counts, ranges, np.array([number]), shape, count)
-    if skipped:
-        _put(counts, ranges, np.fromiter(skipped, np.int64), shape, 0)
-    if mask is not None:
-        counts[~mask.box(ranges)] = 0
-    return None if (counts == 1).all() else counts
-
-
-def _put(counts: Ints, ranges: Sequence[Span], numbers: Ints, shape: Index, count: int) -> None:
-    """Set the entries of the tiles with these numbers that are in ``ranges``."""
-    places = [p - a for p, (a, _) in zip(np.unravel_index(numbers, shape), ranges, strict=True)]
-    inside = np.logical_and.reduce([(p >= 0) & (p < n) for p, n in zip(places, counts.shape, strict=True)])
-    counts[tuple(p[inside] for p in places)] = count
-
-
-def _uneven_part(
-    output: BoundOutput,
-    ranges: Sequence[Span],
-    spans: Sequence[Sequence[Span]],
-    box: Box,
-    added: Ints,
-) -> tuple[Box, Bits, Bits, Array | None]:
-    """Return the part of ``box`` in which a tile was not added once, and the sum of weights in it.
-
-    Returns
-    -------
-    Box
-        The part: the hull of the tiles that were not added once.
-    bool array
-        Where such a tile has weight.
-    bool array
-        Where a tile that was added has weight.
-    float array or None
-        The sum of weights; None for blends without weights. It holds only where the first array is true.
-    """
-    part = _hull(spans, added != 1).intersect(box)
-    uneven, reached = np.zeros(part.shape, bool), np.zeros(part.shape, bool)
-    # Not np.zeros, which is slower for sums: see engine/canvas.py.
-    total = np.full(part.shape, 0.0) if output.weighted else None
-    lost = np.full(part.shape, 0.0) if output.weighted and output.compensated else None
-    # The tiles with weight where a tile has some that was not added once.
-    meeting = []
-    for along in spans:
-        starts, stops = np.array(along).reshape(-1, 2).T
-        low = np.searchsorted(stops, starts, side="right")
-        meeting.append(Spans(low, np.maximum(low, np.searchsorted(starts, stops))))
-    for place in map(tuple, np.argwhere(box_any(added != 1, meeting)).tolist()):
-        near = [slice(int(m.low[i]), int(m.high[i])) for m, i in zip(meeting, place, strict=True)]
-        others = _hull([s[n] for s, n in zip(spans, near, strict=True)], added[tuple(near)] != 1)
-        support = Box.of([s[i] for s, i in zip(spans, place, strict=True)])
-        common = support.intersect(part).intersect(others)
-        if not common.size:
-            continue
-        at, count = common.shift([-a for a in part.start]).slices, int(added[place])
-        here: Any = True
-        if total is not None:
-            position = tuple(a + i for (a, _), i in zip(ranges, place, strict=True))
-            weights = _weights_at(output, position, support, common)
-            here = weights > 0
-            if count:
-                weights = weights if count == 1 else count * weights
-                plus((total[at], None if lost is None else lost[at]), weights, average=False)
-        if count:
-            reached[at] |= here
-        if count != 1:
-            uneven[at] |= here
-    if total is not None and lost is not None:
-        total += lost
-    return part, uneven, reached, total
-
-
-def _hull(spans: Sequence[Sequence[Span]], chosen: Bits) -> Box:
-    """Return the box around the supports of the chosen tiles, of which there is one at least."""
-    ends = []
-    for d, along in enumerate(spans):
-        on = np.flatnonzero(chosen.any(axis=tuple(a for a in range(chosen.ndim) if a != d)))
-        ends.append((along[on[0]][0], along[on[-1]][1]))
-    return Box.of(ends)
-
-
-def _periodic_sum(
-    output: BoundOutput,
-    ranges: Sequence[Span],
-    spans: Sequence[Sequence[Span]],
-    box: Box,
-    dtype: np.dtype[Any],
-) -> tuple[Bits | None, Array]:
-    """Return where the sum of the importance maps of all tiles is positive (None: everywhere), and the sum.
-
-    The box is cut where supports begin. Between two cuts the sum depends only on how the tiles on it lie, so
-    that it is computed once for all pieces that are alike: one for the inside of an image.
-    """
-    total, reached = np.empty(box.shape, dtype), None
-    axes = [
-        _pieces(weights, range(*r), along, a, b)
-        for weights, r, along, a, b in zip(output.weights, ranges, spans, box.start, box.stop, strict=True)
-    ]
-    most = dtype.itemsize * math.prod(max((p.high - p.low for p in pieces), default=0) for pieces in axes)
-    made: dict[Any, tuple[Bits | None, Array]] = output.held.setdefault(("sums", dtype), {})
-    for chosen in itertools.product(*axes):
-        key = tuple(piece.key for piece in chosen)
-        if (found := made.get(key)) is None:
-            sums = _sum_of_piece(output, chosen)
-            positive = None if sums.min() > 0 else sums > 0
-            if len(made) * most > SUMS:
-                made.clear()
-            found = made[key] = positive, sums.astype(dtype)
-        at = tuple(slice(p.low - a, p.high - a) for p, a in zip(chosen, box.start, strict=True))
-        total[at] = found[1]
-        if found[0] is not None:
-            reached = np.ones(box.shape, bool) if reached is None else reached
-            reached[at] = found[0]
-    return reached, total
-
-
-def _sum_of_piece(output: BoundOutput, chosen: Sequence[_Piece]) -> Array:
-    """Return the sum of the importance maps of all tiles over one piece per axis."""
-    piece = Box.of([(p.low, p.high) for p in chosen])
-    sums = np.full(piece.shape, 0.0)
-    lost = np.full(piece.shape, 0.0) if output.compensated else None
-    for position in itertools.product(*(p.tiles for p in chosen)):
-        support = Box.of([w.support(i) for w, i in zip(output.weights, position, strict=True)])
-        common = support.intersect(piece)
-        inside = common.shift([-a for a in piece.start]).slices
-        weights = _weights_at(output, position, support, common)
-        plus((sums[inside], None if lost is None else lost[inside]), weights, average=False)
-    return sums if lost is None else sums + lost
-
-
-class _Piece(NamedTuple):
-    """A part of an axis in which no support begins."""
-
-    low: int
-    """Its first sample."""
-    high: int
-    """One past its last sample."""
-    tiles: range
-    """The tiles that have weight in it."""
-    key: Any
-    """Equal for pieces on which tiles lie alike, so that the sums of their weights are the same."""
-
-
-def _pieces(weights: AxisWeights, tiles: range, spans: Sequence[Span], start: int, stop: int) -> list[_Piece]:
-    """Return the pieces of an axis between ``start`` and ``stop``, in ascending order."""
-    cuts = sorted({start, stop, *(a for a, _ in spans if start < a < stop)})
-    found, first, last = [], 0, 0
-    for low, high in itertools.pairwise(cuts):
-        while first < len(spans) and spans[first][1] <= low:
-            first += 1
-        last = max(first, last)
-        while last < len(spans) and spans[last][0] < high:
-            last += 1
-        on = tiles[first:last]
-        shapes = [
-            (a - low, b - low, weights.in_window(i).start, *map(bool, weights.grid.borders(i)))
-            for i, (a, b) in zip(on, spans[first:last], strict=True)
-        ]
-        found.append(_Piece(low, high, on, (high - low, *shapes)))
-    return found
-
-
-def _weights_at(output: BoundOutput, position: Index, support: Box, common: Box) -> Array:
-    """Return the weights of the tile at ``position`` in ``common``, a part of its support."""
     n = output.n_each
-    if output.importance is not None:
-        weights, index = importance(output, position, common.start, common.shape)
-        return weights[index][(None,) * n]
-    product = np.ones((1,) * len(position))
-    for d in range(n, len(position)):
-        first = common.start[d] - support.start[d]
-        profile = output.weights[d].weights(position[d])[first : first + common.shape[d]]
-        product = product * profile.reshape((-1,) + (1,) * (len(position) - d - 1))
-    return product
-
-
-def _check_cover(covered: Bits | None, box: Box, reached: Bits) -> None:
-    """Raise if an importance map leaves a sample of the block without weight although all tiles ran."""
-    hole = np.argwhere(~reached if covered is None else ~reached & covered)
-    if len(hole):
-        where = tuple(int(a + x) for a, x in zip(box.start, hole[0], strict=True))
-        raise GridError(
-            "every sample needs a positive weight from some crop; the importance map gives none to sample "
-            f"{where} of the result. Use more overlap, or a map that is positive there."
-        )
-
-
-def _covered(output: BoundOutput, box: Box) -> Bits | None:
-    """Return where the grid covers ``box``; None: everywhere, as with every edge mode but ``drop``."""
-    ends = []
-    for axis in output.weights:
-        n = len(axis.grid)
-        ends.append(axis.support(n - 1)[1] if n else 0)
-    if all(end >= stop for end, stop in zip(ends, box.stop, strict=True)):
-        return None
-    reached = np.zeros(box.shape, bool)
-    reached[tuple(slice(0, max(0, end - a)) for end, a in zip(ends, box.start, strict=True))] = True
-    return reached
+    axes = list(zip(output.weights[n:], position[n:], strict=True))
+    maps: dict[Any, Array] = output.held.setdefault("importance", {})
+    if (weights := maps.get(rims := tuple(w.rims(i) for w, i in axes))) is None:
+        weights = output.importance * output.factor
+        for d, (w, i) in enumerate(axes):
+            weights = w.fill_rim(i, weights, d)
+        if (1 + len(maps)) * weights.nbytes > SUMS:
+            maps.clear()
+        maps[rims] = weights
+    index = []
+    for (w, i), a, size in zip(axes, start[n:], shape[n:], strict=True):
+        first = w.in_window(i).start + a - w.support(i)[0]
+        index.append(slice(first, first + size))
+    return weights, tuple(index)

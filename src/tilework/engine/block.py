@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from tilework._types import Array, Index, Span
-from tilework.engine.accumulate import Accumulator, cover
+from tilework.engine.accumulate import Accumulator
 from tilework.engine.canvas import Partial, combine, finish
+from tilework.engine.cover import cover
 from tilework.engine.notices import report, tell
 from tilework.engine.reading import CropCutter, Failure, in_raster_order, run_tiles, tiles_of
 from tilework.engine.spec import Spec

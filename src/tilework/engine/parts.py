@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from tilework._types import Array, Index, Span
-from tilework.engine.accumulate import Accumulator, cover, touching
+from tilework.engine.accumulate import Accumulator
 from tilework.engine.block import canvas_boxes, owners_of
 from tilework.engine.canvas import combine, finish
+from tilework.engine.cover import cover, touching
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.sums import real_dtype

@@ -59,16 +59,19 @@ class Validity:
             The place of the crop; it may stick out of the image.
         extents : sequence of int, image samples per tiled axis
         """
-        inside = tuple(slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(spans, extents, strict=True))
+        inside: Any = ...
+        if not all(a >= 0 and b <= n for (a, b), n in zip(spans, extents, strict=True)):
+            inside = tuple(slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(spans, extents, strict=True))
         found: dict[int, Array] = {}
-        valid: Any = True
+        valid: Any = None
         for term in self.terms:
             crop = found[term.source] = cut(term.source)
-            valid = valid & term.bits(crop)
+            bits = term.bits(crop)
+            valid = bits if valid is None else valid & bits
             if not valid[inside].any():
                 return None
         crops = [found[k] if k in found else cut(k) for k in range(self.inputs)]
-        if self.keep_constant:
+        if self.keep_constant and inside is not ...:
             outside = np.ones(valid.shape, bool)
             outside[inside] = False
             valid = valid | outside

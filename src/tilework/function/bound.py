@@ -191,6 +191,8 @@ class BoundOutput(Holder):
 
 def spread(flat: Floats, axes: Sequence[int], ndim: int, n_each: int = 0) -> Floats:
     """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` axes."""
+    if tuple(axes) == tuple(range(ndim)):
+        return flat
     order = sorted(range(len(axes)), key=lambda t: axes[t])
     flat = flat.transpose([*range(n_each), *(n_each + t for t in order)])
     return np.expand_dims(flat, [n_each + a for a in range(ndim) if a not in axes])

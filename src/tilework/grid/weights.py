@@ -299,18 +299,33 @@ class AxisWeights:
             return np.ones(stop - start)
         return self.fill_rim(i, self.window)[self.in_window(i)]
 
+    @cached_property
+    def _windows(self) -> tuple[list[int], list[tuple[bool, bool]]] | None:
+        """Where the windows of all tiles start, and `rims`; None if there are more than `TABLED`."""
+        if len(grid := self.grid) > TABLED:
+            return None
+        before, after = (ends.tolist() for ends in grid.borders(grid.tiles))
+        return self.scaled(grid.nominals()).tolist(), list(zip(before, after, strict=True))
+
     def in_window(self, i: int) -> slice:
         """Return the support of tile ``i`` as an index into a full crop's window."""
         start, stop = self.support(i)
-        origin = self.scaled(self.grid.nominal(i))
+        origin = self._windows[0][i] if self._windows is not None else self.scaled(self.grid.nominal(i))
         return slice(start - origin, stop - origin)
+
+    def rims(self, i: int) -> tuple[bool, bool]:
+        """Return whether the rim of tile ``i`` is filled, before and after: where it touches the border."""
+        if not self.rim:
+            return False, False
+        before, after = self._windows[1][i] if self._windows is not None else self.grid.borders(i)
+        return bool(before), bool(after)
 
     def fill_rim(self, i: int, window: Floats, axis: int = 0) -> Floats:
         """Return ``window`` with its rim filled on the sides of tile ``i`` that touch the border."""
-        rim = self.scaled(self.rim or 0)
-        before, after = self.grid.borders(i)
-        if not rim or not (before or after):
+        before, after = self.rims(i)
+        if not (before or after):
             return window
+        rim = self.scaled(self.rim or 0)
         window, n = np.moveaxis(window.copy(), axis, 0), self.length
         if before:
             window[:rim] = window[rim]

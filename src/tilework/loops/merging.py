@@ -23,9 +23,10 @@ import numpy as np
 
 from tilework._checks import as_numbers, one_of, scalar
 from tilework._types import Array, Index
-from tilework.engine.accumulate import Accumulator, cover
+from tilework.engine.accumulate import Accumulator
 from tilework.engine.block import canvas_boxes, spans_of
 from tilework.engine.canvas import Partial, combine, finish
+from tilework.engine.cover import cover
 from tilework.engine.spec import Spec
 from tilework.engine.sums import real_dtype
 from tilework.errors import ContractError, GridError, TilingError

@@ -39,11 +39,13 @@ class Term:
     def bits(self, crop: Array) -> Bits:
         """Return which positions of a crop are valid: those with a valid sample along all other axes."""
         if self.nodata is None:
-            valid = crop.astype(bool, copy=False)
+            valid = crop.astype(bool)  # a copy: it is needed for longer than the crop
         else:
             # NaN and NaT differ from themselves.
             valid = np.asarray(crop != self.nodata if self.nodata == self.nodata else crop == crop)
         n = len(self.axes)
+        if self.axes == tuple(range(valid.ndim)):
+            return valid
         return np.asarray(np.moveaxis(valid, self.axes, range(n)).any(axis=tuple(range(n, valid.ndim))))
 
 

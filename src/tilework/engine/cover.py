@@ -1,0 +1,392 @@
+"""The parts of a block that the tiles that ran cover, and the sums of their weights.
+
+Where all tiles ran once, windows sum to 1. Elsewhere their products are summed along one axis after the
+other (`_products_added`). Importance maps are no products: they are summed tile by tile (`_uneven_maps`), and
+where all tiles ran once for each kind of piece (`_periodic_sum`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tilework._types import Array, Bits, Index, Ints, Span
+from tilework.engine.accumulate import importance
+from tilework.engine.products import Products, rows_of
+from tilework.engine.spec import Spec
+from tilework.engine.sums import plus
+from tilework.errors import GridError
+from tilework.function.bound import BoundOutput
+from tilework.grid.tiles import Box
+from tilework.grid.weights import AxisWeights
+from tilework.plan.axis_table import Spans
+from tilework.plan.box_sums import box_any
+from tilework.plan.output_plan import SUMS
+
+__all__ = ["cover", "touching"]
+
+
+def touching(output: BoundOutput, ranges: Sequence[Span], box: Box) -> list[Span]:
+    """Return the tiles per axis, within ``ranges``, that have weight in ``box`` (result samples)."""
+    columns = zip(output.weights, ranges, box.start, box.stop, strict=True)
+    return [weights.touching(range(*tiles), a, b) for weights, tiles, a, b in columns]
+
+
+def cover(
+    spec: Spec,
+    output: BoundOutput,
+    index: Index,
+    box: Box,
+    skipped: set[int],
+    times: Mapping[int, int] | None = None,
+    *,
+    dtype: np.dtype[Any],
+) -> tuple[Bits | None, Array | None]:
+    """Return where any tile ran (None: everywhere), and the sum of weights if it is not 1 by construction.
+
+    Parameters
+    ----------
+    index : tuple of int
+        The block.
+    box : Box, result samples per grid axis
+        A part of the block.
+    skipped : set of int
+        Numbers of the tiles that were not added.
+    times : dict of int to int, optional
+        How often each tile was added, for tiles that were not added once.
+    dtype : dtype
+        The real dtype of the sum of weights, which is taken in double precision.
+    """
+    plan = spec.plan
+    ranges = touching(output, [t.touch[b] for t, b in zip(plan.tables, index, strict=True)], box)
+    added = _times_added(spec, ranges, skipped, times or {})
+    covered = _covered(output, box)
+    if added is None and output.importance is None:
+        return covered, None
+    spans = [[w.support(i) for i in range(*r)] for w, r in zip(output.weights, ranges, strict=True)]
+    if output.importance is not None:
+        reached, whole = _periodic_sum(output, ranges, spans, box, dtype)
+        if added is None:
+            if reached is not None:
+                _check_cover(covered, box, reached)
+            return reached, whole
+    else:
+        # Where all tiles ran once, a separable sum is 1: leaving it out keeps the unmasked result's bits.
+        reached, whole = covered, np.ones(box.shape, dtype) if output.weighted else np.empty(0)
+    assert added is not None
+    reached = np.ones(box.shape, bool) if reached is None else reached
+    find = _uneven_products if output.importance is None else _uneven_maps
+    for part in _islands(spans, added != 1):
+        part = part.intersect(box)
+        if not part.size:
+            continue
+        uneven, touched, sums = find(output, spec.products, ranges, spans, part, added)
+        inside = part.shift([-a for a in box.start]).slices
+        np.copyto(reached[inside], touched, where=uneven)
+        if sums is not None:
+            np.copyto(whole[inside], sums, where=uneven)
+    return reached, whole if output.weighted else None
+
+
+def _times_added(
+    spec: Spec, ranges: Sequence[Span], skipped: set[int], times: Mapping[int, int]
+) -> Ints | None:
+    """Return how often each tile in ``ranges`` was added; None: all of them once."""
+    mask, shape = spec.plan.mask, spec.plan.grid_shape
+    counts = np.ones([b - a for a, b in ranges], np.int64)
+    for number, count in times.items():
+        _put(counts, ranges, np.array([number]), shape, count)
+    if skipped:
+        _put(counts, ranges, np.fromiter(skipped, np.int64), shape, 0)
+    if mask is not None:
+        counts[~mask.box(ranges)] = 0
+    return None if (counts == 1).all() else counts
+
+
+def _put(counts: Ints, ranges: Sequence[Span], numbers: Ints, shape: Index, count: int) -> None:
+    """Set the entries of the tiles with these numbers that are in ``ranges``."""
+    places = [p - a for p, (a, _) in zip(np.unravel_index(numbers, shape), ranges, strict=True)]
+    inside = np.logical_and.reduce([(p >= 0) & (p < n) for p, n in zip(places, counts.shape, strict=True)])
+    counts[tuple(p[inside] for p in places)] = count
+
+
+def _islands(spans: Sequence[Sequence[Span]], chosen: Bits, first: Index = ()) -> Iterator[Box]:
+    """Yield boxes around the supports of the chosen tiles that lie apart along some axis.
+
+    Parameters
+    ----------
+    spans : per axis, a sequence of (start, stop)
+        The supports of all tiles.
+    chosen : array of bool
+        Whether each tile of a part of the grid is chosen.
+    first : tuple of int, optional
+        The first tile of this part.
+    """
+    first, ends = first or (0,) * chosen.ndim, []
+    for d, (along, begin) in enumerate(zip(spans, first, strict=True)):
+        on = np.flatnonzero(chosen.any(axis=tuple(a for a in range(chosen.ndim) if a != d)))
+        if not len(on):
+            return
+        starts, stops = np.array(along)[on + begin].T
+        gaps = 1 + np.flatnonzero(stops[:-1] <= starts[1:])
+        if len(gaps):
+            for few in np.split(on, gaps):
+                at = (slice(None),) * d + (slice(few[0], few[-1] + 1),)
+                yield from _islands(spans, chosen[at], (*first[:d], begin + int(few[0]), *first[d + 1 :]))
+            return
+        ends.append((int(starts[0]), int(stops[-1])))
+    yield Box.of(ends)
+
+
+def _uneven_products(
+    output: BoundOutput,
+    products: Products,
+    ranges: Sequence[Span],
+    spans: Sequence[Sequence[Span]],
+    part: Box,
+    added: Ints,
+) -> tuple[Bits, Bits, Array | None]:
+    """Return, for a part of a block in which some tiles were not added once, what `_uneven_maps` does.
+
+    Sums of products of weights are taken along one axis after the other. So a sample takes an addition for
+    each tile on it along an axis, and not for each tile on it.
+    """
+    weights: list[list[tuple[slice, Array]]] = []
+    chosen = []
+    for axis, (first, _), along, a, b in zip(
+        output.weights, ranges, spans, part.start, part.stop, strict=True
+    ):
+        on = [i for i, (start, stop) in enumerate(along) if start < b and a < stop]
+        chosen.append(slice(on[0], on[-1] + 1))
+        column = []
+        for i in range(on[0], on[-1] + 1):
+            start, stop = along[i]
+            low, high = max(start, a), max(min(stop, b), max(start, a))
+            own, within = np.ones(stop - start), slice(low - start, high - start)
+            if output.weighted and len(weights) >= output.n_each:
+                own, within = products.profile(axis, first + i, within)
+            column.append((slice(low - a, high - a), own[within]))
+        weights.append(column)
+    near = added[tuple(chosen)]
+    bits = [[(at, w > 0) for at, w in column] for column in weights]
+    uneven = _products_added(near != 1, bits, part.shape)
+    if not output.weighted:
+        return uneven, _products_added(near > 0, bits, part.shape), None
+    sums = _products_added(near.astype(float), weights, part.shape, compensated=output.compensated)
+    return uneven, sums > 0, sums
+
+
+def _products_added(
+    counts: Array,
+    weights: Sequence[Sequence[tuple[slice, Array]]],
+    shape: Index,
+    *,
+    compensated: bool = False,
+) -> Array:
+    """Return the sum, over all tiles, of a number of each times the outer product of its weights.
+
+    Of bits, it is where any tile of those that are true has weight. The first axis, along which memory is
+    far apart, comes last.
+
+    Parameters
+    ----------
+    counts : array
+        The number of each tile.
+    weights : per axis and tile, a slice and an array
+        The samples in which the tile has weight, and its weights there.
+    shape : tuple of int
+        Number of samples along each axis.
+    compensated : bool
+        Whether the error of each addition is added at the end.
+    """
+    values = counts
+    for d in reversed(range(len(shape))):
+        # Not np.zeros, which is slower for sums: see engine/canvas.py.
+        sums = np.full((*values.shape[:d], shape[d], *values.shape[d + 1 :]), 0, counts.dtype)
+        lost = np.full(sums.shape, 0, counts.dtype) if compensated else None
+        lead, ones = (slice(None),) * d, (1,) * (len(shape) - d - 1)
+        for i, (at, own) in enumerate(weights[d]):
+            column, own = values[(*lead, slice(i, i + 1))], own.reshape(-1, *ones)
+            if not column.any():
+                continue
+            here = sums[(*lead, at)]
+            for rows in rows_of(here.shape, 0):
+                more = column[rows] * own if d else column * own[rows]
+                error = None if lost is None else lost[(*lead, at)][rows]
+                plus((here[rows], error), more, average=False)
+        values = sums if lost is None else sums + lost
+    return values
+
+
+def _uneven_maps(
+    output: BoundOutput,
+    products: Products,
+    ranges: Sequence[Span],
+    spans: Sequence[Sequence[Span]],
+    part: Box,
+    added: Ints,
+) -> tuple[Bits, Bits, Array | None]:
+    """Return, for a part of a block in which some tiles were not added once, the sums of importance maps.
+
+    Returns
+    -------
+    bool array
+        Where such a tile has weight.
+    bool array
+        Where a tile that was added has weight.
+    float array or None
+        The sum of weights; None for blends without weights. It holds only where the first array is true.
+    """
+    del products
+    uneven, reached = np.zeros(part.shape, bool), np.zeros(part.shape, bool)
+    # Not np.zeros, which is slower for sums: see engine/canvas.py.
+    total = np.full(part.shape, 0.0)
+    lost = np.full(part.shape, 0.0) if output.compensated else None
+    # The tiles with weight where a tile has some that was not added once.
+    meeting = []
+    for along in spans:
+        starts, stops = np.array(along).reshape(-1, 2).T
+        low = np.searchsorted(stops, starts, side="right")
+        meeting.append(Spans(low, np.maximum(low, np.searchsorted(starts, stops))))
+    for place in map(tuple, np.argwhere(box_any(added != 1, meeting)).tolist()):
+        near = [slice(int(m.low[i]), int(m.high[i])) for m, i in zip(meeting, place, strict=True)]
+        others = _hull([s[n] for s, n in zip(spans, near, strict=True)], added[tuple(near)] != 1)
+        support = Box.of([s[i] for s, i in zip(spans, place, strict=True)])
+        common = support.intersect(part).intersect(others)
+        if not common.size:
+            continue
+        at, count = common.shift([-a for a in part.start]).slices, int(added[place])
+        position = tuple(a + i for (a, _), i in zip(ranges, place, strict=True))
+        weights = _map_at(output, position, common)
+        here = weights > 0
+        if count:
+            weights = weights if count == 1 else count * weights
+            plus((total[at], None if lost is None else lost[at]), weights, average=False)
+            reached[at] |= here
+        if count != 1:
+            uneven[at] |= here
+    return uneven, reached, total if lost is None else total + lost
+
+
+def _hull(spans: Sequence[Sequence[Span]], chosen: Bits) -> Box:
+    """Return the box around the supports of the chosen tiles, of which there is one at least."""
+    ends = []
+    for d, along in enumerate(spans):
+        on = np.flatnonzero(chosen.any(axis=tuple(a for a in range(chosen.ndim) if a != d)))
+        ends.append((along[on[0]][0], along[on[-1]][1]))
+    return Box.of(ends)
+
+
+def _periodic_sum(
+    output: BoundOutput,
+    ranges: Sequence[Span],
+    spans: Sequence[Sequence[Span]],
+    box: Box,
+    dtype: np.dtype[Any],
+) -> tuple[Bits | None, Array]:
+    """Return where the sum of the importance maps of all tiles is positive (None: everywhere), and the sum.
+
+    The box is cut where supports begin. Between two cuts the sum depends only on how the tiles on it lie, so
+    that it is computed once for all pieces that are alike: one for the inside of an image.
+    """
+    total, reached = np.empty(box.shape, dtype), None
+    axes = [
+        _pieces(weights, range(*r), along, a, b)
+        for weights, r, along, a, b in zip(output.weights, ranges, spans, box.start, box.stop, strict=True)
+    ]
+    most = dtype.itemsize * math.prod(max((p.high - p.low for p in pieces), default=0) for pieces in axes)
+    made: dict[Any, tuple[Bits | None, Array]] = output.held.setdefault(("sums", dtype), {})
+    for chosen in itertools.product(*axes):
+        key = tuple(piece.key for piece in chosen)
+        if (found := made.get(key)) is None:
+            sums = _sum_of_piece(output, chosen)
+            positive = None if sums.min() > 0 else sums > 0
+            if len(made) * most > SUMS:
+                made.clear()
+            found = made[key] = positive, sums.astype(dtype)
+        at = tuple(slice(p.low - a, p.high - a) for p, a in zip(chosen, box.start, strict=True))
+        total[at] = found[1]
+        if found[0] is not None:
+            reached = np.ones(box.shape, bool) if reached is None else reached
+            reached[at] = found[0]
+    return reached, total
+
+
+def _sum_of_piece(output: BoundOutput, chosen: Sequence[_Piece]) -> Array:
+    """Return the sum of the importance maps of all tiles over one piece per axis."""
+    piece = Box.of([(p.low, p.high) for p in chosen])
+    sums = np.full(piece.shape, 0.0)
+    lost = np.full(piece.shape, 0.0) if output.compensated else None
+    for position in itertools.product(*(p.tiles for p in chosen)):
+        support = Box.of([w.support(i) for w, i in zip(output.weights, position, strict=True)])
+        common = support.intersect(piece)
+        inside = common.shift([-a for a in piece.start]).slices
+        weights = _map_at(output, position, common)
+        plus((sums[inside], None if lost is None else lost[inside]), weights, average=False)
+    return sums if lost is None else sums + lost
+
+
+class _Piece(NamedTuple):
+    """A part of an axis in which no support begins."""
+
+    low: int
+    """Its first sample."""
+    high: int
+    """One past its last sample."""
+    tiles: range
+    """The tiles that have weight in it."""
+    key: Any
+    """Equal for pieces on which tiles lie alike, so that the sums of their weights are the same."""
+
+
+def _pieces(weights: AxisWeights, tiles: range, spans: Sequence[Span], start: int, stop: int) -> list[_Piece]:
+    """Return the pieces of an axis between ``start`` and ``stop``, in ascending order."""
+    cuts = sorted({start, stop, *(a for a, _ in spans if start < a < stop)})
+    found, first, last = [], 0, 0
+    for low, high in itertools.pairwise(cuts):
+        while first < len(spans) and spans[first][1] <= low:
+            first += 1
+        last = max(first, last)
+        while last < len(spans) and spans[last][0] < high:
+            last += 1
+        on = tiles[first:last]
+        shapes = [
+            (a - low, b - low, weights.in_window(i).start, *weights.rims(i))
+            for i, (a, b) in zip(on, spans[first:last], strict=True)
+        ]
+        found.append(_Piece(low, high, on, (high - low, *shapes)))
+    return found
+
+
+def _map_at(output: BoundOutput, position: Index, common: Box) -> Array:
+    """Return the importance map of the tile at ``position`` in ``common``, a part of its support."""
+    weights, index = importance(output, position, common.start, common.shape)
+    return weights[index][(None,) * output.n_each]
+
+
+def _check_cover(covered: Bits | None, box: Box, reached: Bits) -> None:
+    """Raise if an importance map leaves a sample of the block without weight although all tiles ran."""
+    hole = np.argwhere(~reached if covered is None else ~reached & covered)
+    if len(hole):
+        where = tuple(int(a + x) for a, x in zip(box.start, hole[0], strict=True))
+        raise GridError(
+            "every sample needs a positive weight from some crop; the importance map gives none to sample "
+            f"{where} of the result. Use more overlap, or a map that is positive there."
+        )
+
+
+def _covered(output: BoundOutput, box: Box) -> Bits | None:
+    """Return where the grid covers ``box``; None: everywhere, as with every edge mode but ``drop``."""
+    ends = []
+    for axis in output.weights:
+        n = len(axis.grid)
+        ends.append(axis.support(n - 1)[1] if n else 0)
+    if all(end >= stop for end, stop in zip(ends, box.stop, strict=True)):
+        return None
+    reached = np.zeros(box.shape, bool)
+    reached[tuple(slice(0, max(0, end - a)) for end, a in zip(ends, box.start, strict=True))] = True
+    return reached

@@ -115,7 +115,7 @@ SMALL = Case(
             ("tilework.compute beside monai", in_memory.beside(peers.monai, in_memory.tilework_in_place)),
             (
                 "tilework.compute, hashed beside monai",
-                in_memory.beside(peers.monai, in_memory.tilework_hashed),
+                in_memory.beside(peers.monai, partial(in_memory.tilework_in_place, name=None)),
             ),
             ("tilework into a given array", in_memory.tilework_store),
             ("tilework.monai", peers.monai_face),

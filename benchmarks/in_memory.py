@@ -166,11 +166,6 @@ def tilework_in_place(
     return blended(work, run)
 
 
-def tilework_hashed(work: Blend, folder: Path) -> Prepared:
-    """`tilework.compute` of an image that is hashed first."""
-    return tilework_in_place(work, folder, name=None)
-
-
 def tilework_store(work: Blend, folder: Path, threads: int = CORES, memory: float | None = None) -> Prepared:
     """Block by block into an array that exists; ``memory`` is a share of the image, which limits the run."""
     import dask

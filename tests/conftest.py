@@ -71,9 +71,10 @@ def sampled(items: list[Any], least: int = 0, *, whole: bool = False) -> list[An
     left: set[str] = set()
     for name, cases in tables.items():
         mark = cases[0].get_closest_marker("sample")
-        number = mark.args[0] if mark else CASES
         if whole:
             number = mark.kwargs.get("whole", len(cases)) if mark else len(cases)
+        else:
+            number = mark.args[0] if mark else CASES
         number = max(least, number)
         if len(cases) > number:
             ids = [case.nodeid for case in cases]

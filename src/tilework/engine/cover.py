@@ -79,12 +79,14 @@ def cover(
         reached, whole = covered, np.ones(box.shape, dtype) if output.weighted else np.empty(0)
     assert added is not None
     reached = np.ones(box.shape, bool) if reached is None else reached
-    find = _uneven_products if output.importance is None else _uneven_maps
     for part in _islands(spans, added != 1):
         part = part.intersect(box)
         if not part.size:
             continue
-        uneven, touched, sums = find(output, spec.products, ranges, spans, part, added)
+        if output.importance is None:
+            uneven, touched, sums = _uneven_products(output, spec.products, ranges, spans, part, added)
+        else:
+            uneven, touched, sums = _uneven_maps(output, ranges, spans, part, added)
         inside = part.shift([-a for a in box.start]).slices
         np.copyto(reached[inside], touched, where=uneven)
         if sums is not None:
@@ -150,10 +152,19 @@ def _uneven_products(
     part: Box,
     added: Ints,
 ) -> tuple[Bits, Bits, Array | None]:
-    """Return, for a part of a block in which some tiles were not added once, what `_uneven_maps` does.
+    """Return, for a part of a block in which some tiles were not added once, the sums of products of weights.
 
-    Sums of products of weights are taken along one axis after the other. So a sample takes an addition for
-    each tile on it along an axis, and not for each tile on it.
+    They are taken along one axis after the other. So a sample takes an addition for each tile on it along an
+    axis, and not for each tile on it.
+
+    Returns
+    -------
+    bool array
+        Where such a tile has weight.
+    bool array
+        Where a tile that was added has weight.
+    float array or None
+        The sum of weights; None for blends without weights. It holds only where the first array is true.
     """
     weights: list[list[tuple[slice, Array]]] = []
     chosen = []
@@ -223,25 +234,9 @@ def _products_added(
 
 
 def _uneven_maps(
-    output: BoundOutput,
-    products: Products,
-    ranges: Sequence[Span],
-    spans: Sequence[Sequence[Span]],
-    part: Box,
-    added: Ints,
-) -> tuple[Bits, Bits, Array | None]:
-    """Return, for a part of a block in which some tiles were not added once, the sums of importance maps.
-
-    Returns
-    -------
-    bool array
-        Where such a tile has weight.
-    bool array
-        Where a tile that was added has weight.
-    float array or None
-        The sum of weights; None for blends without weights. It holds only where the first array is true.
-    """
-    del products
+    output: BoundOutput, ranges: Sequence[Span], spans: Sequence[Sequence[Span]], part: Box, added: Ints
+) -> tuple[Bits, Bits, Array]:
+    """Return what `_uneven_products` does, of the sums of importance maps."""
     uneven, reached = np.zeros(part.shape, bool), np.zeros(part.shape, bool)
     # Not np.zeros, which is slower for sums: see engine/canvas.py.
     total = np.full(part.shape, 0.0)

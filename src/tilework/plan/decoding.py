@@ -28,6 +28,7 @@ from tilework.source.padding import source_index
 __all__ = [
     "Kept",
     "chunk_reads",
+    "chunks_under_mask",
     "decoded_ratio",
     "is_bound",
     "kept_bytes",
@@ -404,7 +405,7 @@ def decoded_ratio(plan: BlockPlan) -> float:
 
 def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     if source.chunks is None and plan.mask is not None:
-        return _masked(plan, (1,) * len(plan.shape), once=False)[0] / math.prod(plan.shape)
+        return chunks_under_mask(plan, (1,) * len(plan.shape), once=False)[0] / math.prod(plan.shape)
     if source.chunks is None:
         ratio = 1.0
         for d, table in enumerate(plan.tables):
@@ -419,7 +420,7 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     if plan.mask is None:
         return again * math.prod(f.once / f.count for f in facts)
     count, every = math.prod(f.count for f in facts), len(lost) == len(facts)
-    found, _ = _masked(plan, source.chunks, once=not every)
+    found, _ = chunks_under_mask(plan, source.chunks, once=not every)
     return found / count if every else again * found / count
 
 
@@ -431,11 +432,11 @@ def is_bound(plan: BlockPlan) -> bool:
     for source in plan.sources:
         chunks = source.chunks or (1,) * len(plan.shape)
         kept = source.chunks is not None and source.shared and len(lost_axes(plan)) < len(chunks)
-        exact.append(_masked(plan, chunks, once=kept)[1])
+        exact.append(chunks_under_mask(plan, chunks, once=kept)[1])
     return not all(exact)
 
 
-def _masked(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
+def chunks_under_mask(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
     """Return the chunks that blocks read under a mask, and whether they are counted; else they are a bound.
 
     They are counted ``once``, or once for each block.

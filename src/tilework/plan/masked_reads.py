@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -231,7 +231,9 @@ class MaskedReads:
         """Return the number of blocks that read each chunk."""
         if self.apart is not None:
             return Uses(self.apart.counts(), self.apart.kinds)
-        places, counts = _covering(self._of_blocks(), self.grid)
+        boxes = list(self._of_blocks())
+        places = _places(boxes, self.grid)
+        counts = _covering(boxes, places, self.grid)
         # Before the first place, and from the last one on, no block reads.
         kinds = (np.searchsorted(at, np.arange(n), "right") for at, n in zip(places, self.grid, strict=True))
         return Uses(np.pad(counts, 1), tuple(kinds))
@@ -260,9 +262,10 @@ class MaskedReads:
         if self.apart is not None:
             return self.apart.once()
         boxes = list(self._of_classes())
-        if math.prod(map(len, _places(boxes, self.grid))) > CELLS:
+        places = _places(boxes, self.grid)
+        if math.prod(map(len, places)) > CELLS:
             return None
-        places, counts = _covering(boxes, self.grid)
+        counts = _covering(boxes, places, self.grid)
         return weighed_sum(counts > 0, [np.diff(at) for at in places])
 
     def _of_blocks(self) -> Iterator[Boxes]:
@@ -441,7 +444,7 @@ def _beside(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Boun
 
 
 def _places(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
-    """Return the chunks along each axis at which a box begins or ends."""
+    """Return the chunks along each axis at which a box begins or ends; all between are in the same boxes."""
     places = []
     for d, n in enumerate(grid):
         some = np.zeros(n + 1, bool)
@@ -452,10 +455,8 @@ def _places(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
     return places
 
 
-def _covering(several: Iterable[Boxes], grid: Sequence[int]) -> tuple[list[Ints], Ints]:
-    """Return places along each axis, between which chunks are in the same boxes, and in how many they are."""
-    several = list(several)
-    places = _places(several, grid)
+def _covering(several: Sequence[Boxes], places: Sequence[Ints], grid: Sequence[int]) -> Ints:
+    """Return in how many boxes chunks are, between their `_places`."""
     numbers = [np.searchsorted(at, np.arange(n + 1), "right") - 1 for at, n in zip(places, grid, strict=True)]
     # Each box adds one: to the differences at its corners, which are then summed up.
     sizes = [len(at) for at in places]
@@ -469,4 +470,4 @@ def _covering(several: Iterable[Boxes], grid: Sequence[int]) -> tuple[list[Ints]
     found: Ints = changes.reshape(sizes)
     for d in range(found.ndim):
         found = found.cumsum(d)
-    return places, found[(slice(-1),) * found.ndim]
+    return found[(slice(-1),) * found.ndim]

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from tilework.plan.decoding import chunk_reads, kept_bytes, reads_own
+from tilework.plan.decoding import chunk_reads, chunks_under_mask, kept_bytes, reads_own
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.output_plan import OutputPlan
 
@@ -96,7 +96,7 @@ def _most(plan: BlockPlan) -> _Most:
     chunks = 0
     for source in plan.sources if plan.cache_bytes else ():
         if source.chunks is not None:
-            reads = MaskedReads.of(plan, source.chunks).total()
+            reads, _ = chunks_under_mask(plan, source.chunks, once=False)
             chunks += source.sample_bytes * math.prod(source.chunks) * reads
     return _Most(own.most(), touching.most(), chunks, own.total())
 

@@ -77,7 +77,8 @@ def room_bytes(plan: BlockPlan) -> int:
 
 
 def _peak_bytes(plan: BlockPlan, most: _Most) -> int:
-    task = _task(plan, most)
+    # Plans of the same blocks with other threads, memory for chunks or orders of blocks share it.
+    task = plan.once(("task", plan.gaps), lambda: _task(plan)) if most is WHOLE else _task(plan, most)
     # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
     # MALLOC_ARENA_MAX=1, a 3-D blend takes a quarter less.)
     threads = plan.threads * (max(task.gathering, task.finishing) + task.held + task.largest)
@@ -178,9 +179,11 @@ def seam_bytes(plan: BlockPlan, most: float = math.inf) -> int:
 
     All seams together have no more than ``most`` image samples.
     """
+    numbers = range(len(plan.outputs))
+    waiting = plan.once(("waiting", plan.order), lambda: [_waiting(plan, number) for number in numbers])
     return sum(
-        int(min(_waiting(plan, number), most) * float(math.prod(output.scale)) * output.sample_bytes)
-        for number, output in enumerate(plan.outputs)
+        int(min(samples, most) * float(math.prod(output.scale)) * output.sample_bytes)
+        for samples, output in zip(waiting, plan.outputs, strict=True)
     )
 
 
@@ -213,8 +216,11 @@ def parallel_bytes(plan: BlockPlan) -> int:
 
     Of chunks that are kept, those of a request are decoded at a time, which a task counts.
     """
-    if plan.cache_bytes:
-        return 0
+    return 0 if plan.cache_bytes else plan.threads * plan.once("parallel", lambda: _parallel_bytes(plan))
+
+
+def _parallel_bytes(plan: BlockPlan) -> int:
+    """Return the bytes of the further chunks that one task decodes at a time."""
     most = 0
     for source in plan.sources:
         if source.chunks is not None:
@@ -224,7 +230,7 @@ def parallel_bytes(plan: BlockPlan) -> int:
                 chunks *= int((stop - first).max(initial=1))
             further = min(PARALLEL, chunks) - 1
             most = max(most, 2 * further * source.sample_bytes * math.prod(source.chunks))
-    return plan.threads * most
+    return most
 
 
 def _waiting(plan: BlockPlan, number: int) -> int:

@@ -40,6 +40,8 @@ DISC = np.hypot(*np.ogrid[-1:1:16j, -1:1:16j]) < 0.8
 TRI = np.tri(20, 16, 8, dtype=bool)
 SHELL = np.ones((8, 6, 7), bool)
 SHELL[2:4, 1:5, 2:4] = False
+SPOTS = np.random.default_rng(0).random((64, 64)) < 0.01
+SPOTS_3D = np.random.default_rng(0).random((24, 24, 24)) < 0.003
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +114,14 @@ LAYOUTS = {
         (320, 258), (32, 32), 48, {"stride": 32, "blend": "hann", "edge": "pad", "mask": TRI}, blocks=32
     ),
     "a few tiles of each block": Layout((512, 384), (32, 32), 8, {"overlap": 0, "mask": DOTS}, blocks=64),
+    "spots in large blocks": Layout((512, 512), (16, 16), 24, TRIM | {"mask": SPOTS}, blocks=256),
+    "spots in large blocks, blend": Layout(
+        (512, 512), (16, 16), 16, {"stride": 8, "blend": "hann", "mask": SPOTS}, blocks=128
+    ),
+    "spots in large blocks, 3-D": Layout((96,) * 3, (16,) * 3, 16, TRIM | {"mask": SPOTS_3D}, blocks=48),
+    "spots in large blocks, memory for none": Layout(
+        (512, 512), (16, 16), 24, TRIM | {"mask": SPOTS}, blocks=256, room=1.001
+    ),
     "memory for a row": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=7),
     "memory for a few": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=3),
     "memory for none": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=1.1),

@@ -25,6 +25,7 @@ from tilework.plan.decoding import decoded_ratio, kept_chunks
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import SourcePlan
 from tilework.plan.tile_mask import TileMask
+from tilework.plan.tile_reads import blocks_by_tile, read_in_blocks
 from tilework.source.padding import BOUNDARIES, source_index
 
 
@@ -211,34 +212,47 @@ def every(uses):
     return uses.counts[np.ix_(*uses.kinds)]
 
 
+def masked(data, plan, chunks):
+    """Return a plan with a mask, with any boundary, that reads a source in chunks."""
+    if plan.mask is None:
+        plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
+    boundary = data.draw(st.sampled_from(BOUNDARIES))
+    return replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12, boundary=boundary)
+
+
+def running_of(plan, index):
+    """Return the tiles that a block runs."""
+    cut = range(len(plan.axes)) if plan.reuse == "recompute" else plan.slab_axes
+    columns = enumerate(zip(plan.tables, index, strict=True))
+    ranges = [(t.touch if d in cut else t.owned)[b] for d, (t, b) in columns]
+    return np.argwhere(plan.mask.box(ranges)) + [a for a, _ in ranges]
+
+
+def between(plan, tiles):
+    """Return the samples along each axis that are read from the first of some tiles to the last."""
+    columns = zip(plan.axes, tiles.min(axis=0).tolist(), tiles.max(axis=0).tolist(), strict=True)
+    return [np.arange(axis.read(a)[0], axis.read(b)[1]) for axis, a, b in columns]
+
+
+def read_from(plan, samples, chunks):
+    """Return the chunks that hold some samples along each axis, which may lie outside the image."""
+    inside = [source_index(s, n, plan.boundary) for s, n in zip(samples, plan.shape, strict=True)]
+    along = [np.unique(s[s >= 0] // c).tolist() for s, c in zip(inside, chunks, strict=True)]
+    return list(itertools.product(*along))
+
+
 @given(blocked(), st.data())
 def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
     """A block reads from its first running tile to its last along each axis, and what padding repeats."""
     chunks = tuple(data.draw(st.integers(1, 9)) for _ in plan.shape)
-    if plan.mask is None:
-        plan = plan.with_runs(data.draw(coarse(plan.grid_shape)))
-    boundary = data.draw(st.sampled_from(BOUNDARIES))
-    plan = replace(plan, sources=(SourcePlan(1, chunks),), cache_bytes=10**12, boundary=boundary)
+    plan = masked(data, plan, chunks)
     uses = np.zeros([-(-n // c) for n, c in zip(plan.shape, chunks, strict=True)], int)
     samples = 0
     for index in blocks_of(plan):
-        cut = range(len(plan.axes)) if plan.reuse == "recompute" else plan.slab_axes
-        columns = enumerate(zip(plan.tables, index, strict=True))
-        ranges = [(t.touch if d in cut else t.owned)[b] for d, (t, b) in columns]
-        on = np.argwhere(plan.mask.box(ranges))
-        if len(on):
-            first, last = on.min(axis=0), on.max(axis=0)
-            ends = [
-                (axis.read(a + int(i))[0], axis.read(a + int(j))[1])
-                for axis, (a, _), i, j in zip(plan.axes, ranges, first, last, strict=True)
-            ]
-            reads = [
-                np.unique(source_index(np.arange(a, b), n, boundary))
-                for (a, b), n in zip(ends, plan.shape, strict=True)
-            ]
-            reads = [along[along >= 0] for along in reads]
-            uses[np.ix_(*(np.unique(r // c) for r, c in zip(reads, chunks, strict=True)))] += 1
-            samples += math.prod(map(len, reads))
+        if len(tiles := running_of(plan, index)):
+            for chunk in read_from(plan, between(plan, tiles), chunks):
+                uses[chunk] += 1
+            samples += len(read_from(plan, between(plan, tiles), (1,) * len(chunks)))
     kept = kept_chunks(plan, 0, plan.shape, chunks, tuple(range(len(plan.shape))))
     if not kept.lost:
         np.testing.assert_array_equal(every(kept.uses), uses)
@@ -246,8 +260,59 @@ def test_G9_uses_of_chunks_under_a_mask_equal_walking_blocks(plan, data):
     np.testing.assert_array_equal(every(reads.uses()), uses)
     assert reads.total() == uses.sum()
     assert reads.once() == np.count_nonzero(uses)
-    plain = replace(plan, sources=(SourcePlan(1, None),))
+    plain = replace(plan, sources=(SourcePlan(1, None, given=True),))
     assert math.isclose(decoded_ratio(plain), samples / math.prod(plan.shape))
+
+
+@st.composite
+def sparse(draw):
+    """Draw a plan with a mask and blocks of several tiles, of which most do not run."""
+    extents = draw(st.lists(st.integers(15, 60), min_size=1, max_size=2))
+    crop = draw(st.integers(2, 7))
+    stride, edge = draw(st.integers(max(1, crop // 2), crop)), draw(st.sampled_from(("pad", "shift", "drop")))
+    reuse = draw(st.sampled_from(("share", "recompute")))
+    block = draw(st.integers(10, 40) if reuse == "share" else st.integers(2, 9) | st.integers(10, 40))
+    blend = "trim" if 2 * ((crop - stride) // 2) == crop - stride else "hann"
+    plan = plan_tiles(extents, crop, stride=stride, edge=edge, blend=blend, chunks=block, reuse=reuse)
+    rng, share = np.random.default_rng(draw(st.integers(0, 999))), draw(st.sampled_from((0.02, 0.1, 0.3)))
+    some = rng.random(plan.grid_shape) < share
+    # Groups of tiles that are cut by blocks, and tiles that stick out of the image.
+    some = np.repeat(some, draw(st.integers(1, 4) | st.just(60)), axis=-1)[..., : plan.grid_shape[-1]]
+    some[..., -1] |= draw(st.booleans())
+    return plan.with_runs(some)
+
+
+@many
+@given(blocked() | sparse(), st.data())
+def test_G9_decoded_chunks_under_a_mask_equal_walking_what_tasks_read(plan, data):
+    """A task reads tile by tile if its tiles are fewer samples than all from the first to the last."""
+    chunks = tuple(data.draw(st.integers(1, 9)) for _ in plan.shape)
+    plan = masked(data, plan, chunks)
+    crop = math.prod(axis.crop for axis in plan.axes)
+    each, by_tile, samples = [], 0, 0
+    for index in blocks_of(plan):
+        if len(tiles := running_of(plan, index)):
+            whole = between(plan, tiles)
+            apart = len(tiles) * crop < math.prod(map(len, whole))
+            parts = [between(plan, tile[None]) for tile in tiles] if apart else [whole]
+            found = [read_from(plan, part, chunks) for part in parts]
+            each.append({chunk for part in found for chunk in part})
+            by_tile += sum(map(len, found))
+            samples += sum(len(read_from(plan, part, (1,) * len(chunks))) for part in parts)
+    count = math.prod(-(-n // c) for n, c in zip(plan.shape, chunks, strict=True))
+    in_blocks = sum(map(len, each))
+    assert math.isclose(decoded_ratio(plan), len(set().union(*each)) / count)
+    least = [*decoding.kept_levels(plan)][-1]
+    for cache, expected in ((0, by_tile), (least, in_blocks)):
+        little = plan.with_cache(cache)
+        if len(decoding.lost_axes(little)) == len(plan.shape):
+            assert math.isclose(decoded_ratio(little), expected / count)
+    if found := blocks_by_tile(plan, 2**20):
+        assert read_in_blocks(plan, chunks, found, keeps=True) == in_blocks
+        assert read_in_blocks(plan, chunks, found, keeps=False) == by_tile
+    plain = replace(plan, sources=(SourcePlan(1),))
+    assert math.isclose(decoded_ratio(plain), samples / math.prod(plan.shape))
+    assert decoding.planned_ratio(plan) >= decoded_ratio(plan)
 
 
 @pytest.mark.parametrize("axes", list(itertools.permutations(range(3))), ids=str)

@@ -12,7 +12,7 @@ from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.axis import ceil_div
 from tilework.plan.cost import busiest, human
-from tilework.plan.decoding import decoded_ratio, kept_levels, lost_axes, with_cache
+from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, with_cache
 from tilework.plan.memory import in_order, parallel_bytes, room_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
@@ -133,7 +133,7 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     """
     if request.target is not None or _keeps_chunks(plan):
         return plan
-    best, least = plan, decoded_ratio(plan)
+    best, least = plan, planned_ratio(plan)
     workers = request.workers or plan.threads
     longer = (block for times, block in _longer(plan, lost_axes(plan)) if times > 1)
     for block in (*longer, *_thinner(plan, request)):
@@ -141,7 +141,7 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
             found = _choose_reuse(plan, block, request, plan.notes[:-1], asked)
         except (GridError, _TooLarge):
             continue
-        ratio = decoded_ratio(found)
+        ratio = planned_ratio(found)
         if ratio < least and found.calls() <= plan.calls() and is_fair(found, workers):
             best, least = found, ratio
         if least <= DECODED:
@@ -222,7 +222,7 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         #    that leaves room for chunks that would be decoded again.
         load = found.calls() / workers if request.target else _load(found, workers)
         if found.calls() <= enough and load <= fair:
-            if good is None or decoded_ratio(found) < decoded_ratio(good):
+            if good is None or planned_ratio(found) < planned_ratio(good):
                 good = found
             if _has_room(found, request):
                 return good
@@ -267,7 +267,7 @@ def _keeps_chunks(plan: TilePlan) -> bool:
     """Return whether memory suffices to decode hardly any chunk again that may be kept."""
     if not lost_axes(plan) or not any(s.shared and s.chunks for s in plan.sources):
         return True
-    return decoded_ratio(plan) <= DECODED
+    return planned_ratio(plan) <= DECODED
 
 
 def _must_repeat(plan: TilePlan, request: BlockRequest) -> bool:

@@ -11,7 +11,7 @@ advance, whereas a cache that is too small for a plane would lose each chunk jus
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -22,6 +22,7 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import AxisTable
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import BlockPlan, SourcePlan
+from tilework.plan.tile_reads import blocks_by_tile, read_in_blocks, read_once
 from tilework.source.kept import Uses
 from tilework.source.padding import source_index
 
@@ -35,12 +36,14 @@ __all__ = [
     "kept_chunks",
     "kept_levels",
     "lost_axes",
+    "planned_ratio",
     "reads_own",
     "with_cache",
     "with_spare",
 ]
 
 Plan = TypeVar("Plan", bound=BlockPlan)
+Count = Callable[[BlockPlan, SourcePlan, bool], tuple[int, bool]]
 # Most classes of blocks under a mask whose chunks are counted: some hundred bytes are needed for each.
 CLASSES = 2**22
 # Repetitions of blocks and chunks along an axis from which on they are not looked at one by one.
@@ -399,13 +402,24 @@ def decoded_ratio(plan: BlockPlan) -> float:
     Sources without chunks count with the samples that blocks read. With several sources, the mean over their
     bytes.
     """
+    return _mean_ratio(plan, chunks_as_read)
+
+
+def planned_ratio(plan: BlockPlan) -> float:
+    """Return the same as if no block read its tiles one by one; plans are chosen by it, as it is cheaper."""
+    return _mean_ratio(
+        plan, lambda plan, source, once: chunks_under_mask(plan, _chunks(plan, source), once=once)
+    )
+
+
+def _mean_ratio(plan: BlockPlan, count: Count) -> float:
     total = sum(s.sample_bytes for s in plan.sources)
-    return sum(s.sample_bytes * _source_ratio(plan, s) for s in plan.sources) / max(1, total)
+    return sum(s.sample_bytes * _source_ratio(plan, s, count) for s in plan.sources) / max(1, total)
 
 
-def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
+def _source_ratio(plan: BlockPlan, source: SourcePlan, count: Count) -> float:
     if source.chunks is None and plan.mask is not None:
-        return chunks_under_mask(plan, (1,) * len(plan.shape), once=False)[0] / math.prod(plan.shape)
+        return count(plan, source, False)[0] / math.prod(plan.shape)
     if source.chunks is None:
         ratio = 1.0
         for d, table in enumerate(plan.tables):
@@ -419,9 +433,9 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan) -> float:
     again = math.prod(facts[d].reads / max(1, facts[d].once) for d in lost)
     if plan.mask is None:
         return again * math.prod(f.once / f.count for f in facts)
-    count, every = math.prod(f.count for f in facts), len(lost) == len(facts)
-    found, _ = chunks_under_mask(plan, source.chunks, once=not every)
-    return found / count if every else again * found / count
+    every, each = math.prod(f.count for f in facts), len(lost) == len(facts)
+    found, _ = count(plan, source, not each)
+    return found / every if each else again * found / every
 
 
 def is_bound(plan: BlockPlan) -> bool:
@@ -430,16 +444,42 @@ def is_bound(plan: BlockPlan) -> bool:
         return False
     exact = []
     for source in plan.sources:
-        chunks = source.chunks or (1,) * len(plan.shape)
-        kept = source.chunks is not None and source.shared and len(lost_axes(plan)) < len(chunks)
-        exact.append(chunks_under_mask(plan, chunks, once=kept)[1])
+        kept = source.chunks is not None and source.shared and len(lost_axes(plan)) < len(plan.shape)
+        exact.append(chunks_as_read(plan, source, kept)[1])
     return not all(exact)
+
+
+def _chunks(plan: BlockPlan, source: SourcePlan) -> Index:
+    """Return the chunks of a source; those of one that has none are its samples."""
+    return source.chunks or (1,) * len(plan.shape)
+
+
+def chunks_as_read(plan: BlockPlan, source: SourcePlan, once: bool) -> tuple[int, bool]:
+    """Return what `chunks_under_mask` does where some blocks may read their tiles one by one."""
+    chunks = _chunks(plan, source)
+    if source.given or source.in_memory:
+        return chunks_under_mask(plan, chunks, once=once)
+    keeps = source.chunks is not None and plan.cache_bytes > 0
+    return plan.once(
+        ("read", chunks, once, keeps), lambda: _chunks_as_read(plan, chunks, once=once, keeps=keeps)
+    )
+
+
+def _chunks_as_read(plan: BlockPlan, chunks: Index, *, once: bool, keeps: bool) -> tuple[int, bool]:
+    try:
+        by_tile = plan.once("by tile", lambda: blocks_by_tile(plan, CLASSES))
+    except OverflowError:
+        return chunks_under_mask(plan, chunks, once=once)[0], False
+    if by_tile is None:
+        return chunks_under_mask(plan, chunks, once=once)
+    found = read_once(plan, chunks, by_tile) if once else read_in_blocks(plan, chunks, by_tile, keeps=keeps)
+    return (chunks_under_mask(plan, chunks, once=once)[0], False) if found is None else (found, True)
 
 
 def chunks_under_mask(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
     """Return the chunks that blocks read under a mask, and whether they are counted; else they are a bound.
 
-    They are counted ``once``, or once for each block.
+    They are counted ``once``, or once for each block, which reads all from its first tile to its last.
     """
     return plan.once(("masked", chunks, once), lambda: _masked_reads(plan, chunks, once=once))
 

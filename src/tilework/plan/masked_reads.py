@@ -20,8 +20,9 @@ import numpy as np
 from tilework._types import Array, Bits, Index, Ints
 from tilework.grid.axis import AxisGrid, ceil_div
 from tilework.plan.axis_table import Spans
-from tilework.plan.box_sums import box_any, box_sums, weighed_sum
+from tilework.plan.box_sums import FEW, box_any, box_sums, weighed_sum
 from tilework.plan.tables import BlockPlan
+from tilework.plan.tile_mask import TileMask
 from tilework.source.kept import Uses
 from tilework.source.padding import Boundary, padded_parts
 
@@ -88,7 +89,7 @@ class _Apart:
 
     def counts(self) -> Ints:
         """Return how many blocks read each kind of chunk."""
-        return _product(box_sums, np.add, self.runs, self.ranges, self.firsts, self.besides)
+        return product_of(box_sums, np.add, self.runs, self.ranges, self.firsts, self.besides)
 
     def once(self) -> int | None:
         """Return the number of chunks that some block reads; None if that takes too much memory."""
@@ -109,10 +110,24 @@ class _Apart:
         if math.prod(map(len, times)) > CELLS:
             return None
         each = [np.arange(n + 1) for n in self.runs.shape]
-        read = _product(
+        read = product_of(
             lambda bits, spans, _: box_any(bits, spans), np.logical_or, self.runs, ranges, each, besides
         )
         return weighed_sum(read, times)
+
+
+@dataclass(frozen=True, slots=True)
+class ByTile:
+    """Blocks that read their tiles one by one: fewer samples than all from their first to their last."""
+
+    tiles: tuple[Spans, ...]
+    """Per axis, the tiles that each block runs."""
+    firsts: tuple[Ints, ...]
+    """Per axis, the first block of each class; the blocks of a class read as many samples."""
+    ends: tuple[tuple[Ints, Ints], ...]
+    """Per axis, what `ends_of_runs` returns for the classes."""
+    alone: Bits
+    """Whether blocks read tile by tile, for each product of classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +148,9 @@ class MaskedReads:
     """In place of the last three, if each class has one group: all tiles of a block run, or none."""
 
     @classmethod
-    def of(cls, plan: BlockPlan, chunks: Index, *, touching: bool = False) -> MaskedReads:
+    def of(
+        cls, plan: BlockPlan, chunks: Index, *, touching: bool = False, by_tile: ByTile | None = None
+    ) -> MaskedReads:
         """Return what the blocks of a plan with a mask read.
 
         Parameters
@@ -141,11 +158,13 @@ class MaskedReads:
         chunks : tuple of int, samples per grid axis
         touching : bool
             Whether all tiles that have weight in a block count for it, and not those that it runs.
+        by_tile : ByTile, optional
+            Blocks that read nothing here, because they read their tiles one by one.
         """
         mask = plan.mask
         assert mask is not None
-        tiles = _tiles(plan, touching=touching)
-        firsts = _all_firsts(plan, tiles)
+        tiles = tiles_of(plan, touching=touching)
+        firsts = _all_firsts(plan, tiles) if by_tile is None else by_tile.firsts
         classes = [
             mask.groups(d, Spans(*(ends[first] for ends in spans)))
             for d, (spans, first) in enumerate(zip(tiles, firsts, strict=True))
@@ -155,20 +174,18 @@ class MaskedReads:
         along, lows, highs, others = [], [], [], []
         for d, (axis, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
             ends, (below, above) = mask.ends[d], classes[d]
-            each = np.arange(len(ends) - 1)
-            single = [spans if e != d else Spans(each, each + 1) for e, spans in enumerate(classes)]
-            first, last = _ends_of_runs(np.moveaxis(box_any(mask.bits, single), d, 0), classes[d])
+            first, last = by_tile.ends[d] if by_tile is not None else ends_of_runs(mask, classes, d)
             # The first tile of a group is that of the block unless the group is the block's first.
             # A group more, as there may be none.
-            low, high = (np.append(of, 0) for of in _chunks_of(axis, ends[:-1], ends[1:], chunk))
+            low, high = (np.append(of, 0) for of in chunks_of(axis, ends[:-1], ends[1:], chunk))
             column = (-1,) + (1,) * (first.ndim - 1)
             heads = np.where(first == below.reshape(column), OWN, low[first])
             tails = np.where(last == above.reshape(column) - 1, OWN, high[last])
             out = np.flatnonzero(_outside(axis, tiles[d])[firsts[d]])
             beside = None
             if len(out):
-                blocks = Spans(*(at[firsts[d][out]].reshape(column) for at in tiles[d]))
-                reads = _samples(axis, ends, blocks, first[out], last[out])
+                blocks = Spans(*(at[firsts[d][out]] for at in tiles[d]))
+                reads = samples_of(axis, ends, blocks, first[out], last[out])
                 (heads[out], tails[out]), *more = _in_chunks(axis, reads, plan.boundary, chunk)
                 if more:
                     parts = (np.where(first[out] > last[out], 0, end) for end in more[0])
@@ -178,7 +195,12 @@ class MaskedReads:
             highs.append(np.moveaxis(tails, 0, d))
             others.append(beside)
             sizes = np.diff(np.append(firsts[d], len(tiles[d].low)))
-            along.append(_Along(firsts[d], sizes, *_chunks_of(axis, *tiles[d], chunk)))
+            along.append(_Along(firsts[d], sizes, *chunks_of(axis, *tiles[d], chunk)))
+            if by_tile is not None:
+                lows[d][by_tile.alone] = highs[d][by_tile.alone] = 0
+                if beside is not None:
+                    beside.lows[by_tile.alone.take(out, d)] = 0
+                    beside.highs[by_tile.alone.take(out, d)] = 0
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
         return cls(grid, tuple(along), tuple(lows), tuple(highs), tuple(others))
 
@@ -189,8 +211,8 @@ class MaskedReads:
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
         along, ranges, kinds, besides = [], [], [], []
         for axis, spans, first, chunk, n in zip(plan.axes, tiles, firsts, chunks, grid, strict=True):
-            low, high = _chunks_of(axis, *spans, chunk)
-            pairs = _beside(axis, spans, (low, high), plan.boundary, chunk)
+            low, high = chunks_of(axis, *spans, chunk)
+            pairs = beside_of(axis, spans, (low, high), plan.boundary, chunk)
             marks = np.zeros(n + 1, bool)
             marks[0] = marks[low] = marks[high] = True
             marks[pairs[1]] = marks[pairs[1] + 1] = True
@@ -208,7 +230,7 @@ class MaskedReads:
     @staticmethod
     def classes(plan: BlockPlan, *, touching: bool = False) -> int:
         """Return the number of products of classes, to which the cost of `of` is proportional."""
-        return math.prod(map(len, _all_firsts(plan, _tiles(plan, touching=touching))))
+        return math.prod(map(len, _all_firsts(plan, tiles_of(plan, touching=touching))))
 
     def most(self) -> int:
         """Return the most chunks that a block reads, or a few more."""
@@ -233,7 +255,7 @@ class MaskedReads:
             return Uses(self.apart.counts(), self.apart.kinds)
         boxes = list(self._of_blocks())
         places = _places(boxes, self.grid)
-        counts = _covering(boxes, places, self.grid)
+        counts = covering(boxes, places, self.grid)
         # Before the first place, and from the last one on, no block reads.
         kinds = (np.searchsorted(at, np.arange(n), "right") for at, n in zip(places, self.grid, strict=True))
         return Uses(np.pad(counts, 1), tuple(kinds))
@@ -261,12 +283,18 @@ class MaskedReads:
         """Return the number of chunks that some block reads; None if that takes too much memory."""
         if self.apart is not None:
             return self.apart.once()
-        boxes = list(self._of_classes())
-        places = _places(boxes, self.grid)
+        places = self.places()
         if math.prod(map(len, places)) > CELLS:
             return None
-        counts = _covering(boxes, places, self.grid)
-        return weighed_sum(counts > 0, [np.diff(at) for at in places])
+        return weighed_sum(self.read_at(places), [np.diff(at) for at in places])
+
+    def places(self) -> list[Ints]:
+        """Return the chunks along each axis between which all are read by the same blocks, if not `apart`."""
+        return _places(list(self._of_classes()), self.grid)
+
+    def read_at(self, places: Sequence[Ints]) -> Bits:
+        """Return whether any block reads the chunks between ``places``, which have all of `places`."""
+        return np.asarray(covering(list(self._of_classes()), places, self.grid) > 0)
 
     def _of_blocks(self) -> Iterator[Boxes]:
         """Yield the first chunk of each block along each axis, and one past its last."""
@@ -313,7 +341,7 @@ class MaskedReads:
             yield found
 
 
-def _product(
+def product_of(
     join: Callable[..., Array],
     ufunc: Any,
     values: Array,
@@ -341,7 +369,7 @@ def _at(d: int, places: Ints) -> tuple[Any, ...]:
     return (*(slice(None),) * d, places)
 
 
-def _tiles(plan: BlockPlan, *, touching: bool) -> Sequence[Spans]:
+def tiles_of(plan: BlockPlan, *, touching: bool) -> Sequence[Spans]:
     """Return the tiles per axis that each block runs, or all that have weight in it."""
     alone = touching or plan.reuse != "share"
     return [t.touches for t in plan.tables] if alone else plan.shared
@@ -350,10 +378,10 @@ def _tiles(plan: BlockPlan, *, touching: bool) -> Sequence[Spans]:
 def _all_firsts(plan: BlockPlan, tiles: Sequence[Spans]) -> list[Ints]:
     """Return the first block of each class, for each axis."""
     assert plan.mask is not None
-    return [_firsts(plan.mask.groups(d, spans), plan.axes[d], spans) for d, spans in enumerate(tiles)]
+    return [firsts_of(plan.mask.groups(d, spans), plan.axes[d], spans) for d, spans in enumerate(tiles)]
 
 
-def _firsts(groups: Spans, axis: AxisGrid, tiles: Spans) -> Ints:
+def firsts_of(groups: Spans, axis: AxisGrid, tiles: Spans) -> Ints:
     """Return the first block of each class; blocks are given by their tiles, and by the groups of these."""
     new = np.append(True, (groups.low[1:] != groups.low[:-1]) | (groups.high[1:] != groups.high[:-1]))
     out = _outside(axis, tiles)
@@ -373,13 +401,18 @@ def _outside(axis: AxisGrid, tiles: Spans) -> Bits:
     return np.asarray(some & (before | after))
 
 
-def _samples(axis: AxisGrid, ends: Ints, tiles: Spans, first: Ints, last: Ints) -> tuple[Ints, Ints]:
-    """Return the samples of the tiles of blocks from the first of a group to the last of another."""
+def samples_of(axis: AxisGrid, ends: Ints, tiles: Spans, first: Ints, last: Ints) -> tuple[Ints, Ints]:
+    """Return the samples of the tiles of blocks from the first of a group to the last of another.
+
+    The axis comes first; it is that of ``tiles``.
+    """
     starts, stops = axis.read_ends()
-    most = len(ends) - 2
-    low = np.maximum(ends[np.clip(first, 0, most)], tiles.low)
-    high = np.minimum(ends[np.clip(last, 0, most) + 1], tiles.high) - 1
-    return starts.take(np.minimum(low, len(starts) - 1)), stops.take(np.maximum(high, 0))
+    along = (-1,) + (1,) * (first.ndim - 1)
+    # A tile further on starts and stops further on. A group more, as there may be none.
+    low, high = np.append(starts.take(ends[:-1]), 0), np.append(stops.take(ends[1:] - 1), 0)
+    own_low = starts.take(np.minimum(tiles.low, len(starts) - 1)).reshape(along)
+    own_high = stops.take(np.maximum(tiles.high - 1, 0)).reshape(along)
+    return np.maximum(low[first], own_low), np.minimum(high[last], own_high)
 
 
 def _in_chunks(
@@ -395,7 +428,7 @@ def _in_chunks(
     return found
 
 
-def _chunks_of(axis: AxisGrid, low: Ints, high: Ints, chunk: int) -> tuple[Ints, Ints]:
+def chunks_of(axis: AxisGrid, low: Ints, high: Ints, chunk: int) -> tuple[Ints, Ints]:
     """Return the first chunk that ranges of tiles read along an axis, and one past the last."""
     starts, stops = axis.read_ends()
     if not len(starts):
@@ -413,12 +446,29 @@ def _entries(values: Ints, axis: int, times: Ints | int, own: Ints) -> Ints:
     return np.where(values == OWN, own.reshape(along), values * np.reshape(times, along))
 
 
-def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
-    """Return the first and the last group that runs in each range of groups along the first axis.
+def ends_of_runs(mask: TileMask, classes: Sequence[Spans], d: int) -> tuple[Ints, Ints]:
+    """Return the first and the last group that runs in each product of ranges of groups, along axis ``d``.
 
-    The first is after the last where none runs; both may be one past the last group.
+    It comes first in what is returned. The first group is after the last where none runs; both may be one
+    past the last group.
     """
-    n = len(runs)
+    each = np.arange(mask.bits.shape[d])
+    single = [spans if e != d else Spans(each, each + 1) for e, spans in enumerate(classes)]
+    runs, groups = np.moveaxis(box_any(mask.bits, single), d, 0), classes[d]
+    n, (low, high) = len(runs), groups
+    longest = int(groups.lengths.max(initial=0))
+    if longest * len(low) <= FEW * n:
+        first, last = (np.full((len(low), *runs.shape[1:]), end, np.int32) for end in (n, -1))
+        for k in range(longest):
+            here = np.flatnonzero(k < groups.lengths)
+            for ends, places in ((first, high[here] - 1 - k), (last, low[here] + k)):
+                on = runs.take(places, 0)
+                column = places.astype(np.int32).reshape((-1,) + (1,) * (runs.ndim - 1))
+                if len(here) == len(low):
+                    np.copyto(ends, column, where=on)
+                else:
+                    ends[here] = np.where(on, column, ends[here])
+        return first, last
     # numpy accumulates along the first axis many entries at a time, and short numbers in half the time.
     each = np.arange(n + 1, dtype=np.int32).reshape((-1,) + (1,) * (runs.ndim - 1))
     after, before = (np.empty((n + 1, *runs.shape[1:]), np.int32) for _ in range(2))
@@ -427,10 +477,10 @@ def _ends_of_runs(runs: Bits, groups: Spans) -> tuple[Ints, Ints]:
     after[:-1], before[1:] = np.where(runs, each[:-1], n), np.where(runs, each[:-1], -1)
     np.minimum.accumulate(after[::-1], 0, out=after[::-1])
     np.maximum.accumulate(before, 0, out=before)
-    return after.take(groups.low, 0), before.take(groups.high, 0)
+    return after.take(low, 0), before.take(high, 0)
 
 
-def _beside(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Boundary, chunk: int) -> Ints:
+def beside_of(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Boundary, chunk: int) -> Ints:
     """Return blocks and chunks that padding makes them read besides their ``own``; two rows."""
     starts, stops = axis.read_ends()
     found = [np.zeros((2, 0), np.int64)]
@@ -455,7 +505,7 @@ def _places(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
     return places
 
 
-def _covering(several: Sequence[Boxes], places: Sequence[Ints], grid: Sequence[int]) -> Ints:
+def covering(several: Sequence[Boxes], places: Sequence[Ints], grid: Sequence[int]) -> Ints:
     """Return in how many boxes chunks are, between their `_places`."""
     numbers = [np.searchsorted(at, np.arange(n + 1), "right") - 1 for at, n in zip(places, grid, strict=True)]
     # Each box adds one: to the differences at its corners, which are then summed up.

@@ -408,6 +408,7 @@ def _source_plan(source: Source, grid_axes: Sequence[int | None]) -> SourcePlan:
         source.in_memory,
         chunks is None or source.shares,
         source.request_bytes,
+        source.given and not source.in_memory,
     )
 
 

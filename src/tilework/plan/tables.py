@@ -68,6 +68,8 @@ class SourcePlan:
     """Whether tasks may use the chunks that other tasks decoded."""
     request: int = 0
     """Bytes of samples that one request reads of chunks that are kept, where that is more than a chunk."""
+    given: bool = False
+    """Whether a task is given all from its first tile to its last, though reading takes memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class TilePlan(BlockPlan):
             for o in self.outputs
         ]
         # Records in stores of earlier versions have no word on sharing, and on requests.
-        usual = {"shared": True, "request": 0}
+        usual = {"shared": True, "request": 0, "given": False}
         data["sources"] = [
             {k: v for k, v in asdict(s).items() if usual.get(k) != v or k not in usual} for s in self.sources
         ]
@@ -109,6 +109,7 @@ class TilePlan(BlockPlan):
                 s["in_memory"],
                 s.get("shared", True),
                 s.get("request", 0),
+                s.get("given", False),
             )
             for s in data["sources"]
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import tracemalloc
+from dataclasses import replace
 from unittest import mock
 
 import dask
@@ -15,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilework as tw
-from tilework.plan.memory import peak_bytes, room_bytes
+from tilework.graph.build import plan_of
+from tilework.plan.memory import peak_bytes, room_bytes, seam_bytes
 from tilework.writing import preparing, replan
 
 # What Python, dask and zarr take beside samples: for the run, and for each block of a batch.
@@ -187,6 +189,32 @@ def test_M1_a_mask_of_a_few_spots_needs_little_more_than_blocks(tiling, reuse, t
     needed = peak_bytes(plan) + encoding
     assert needed / 3 <= found <= needed + beside(plan)
     assert 2 * needed <= room_bytes(plan) + encoding
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "stride", "axes"),
+    [
+        ((6, 1536, 1536), (64, 64), (1, 2)),
+        ((2, 3, 1024, 2048), (64, 64), (2, 3)),
+        ((2048, 1536), (256, 64), (0, 1)),
+    ],
+    ids=["each", "two of each", "an axis without overlap"],
+)
+def test_M1_seams_wait_for_blocks_along_axes_that_share_tiles_only(shape, stride, axes, threads, tmp_path):
+    """Where blocks share no tiles along an axis, the seams of a whole plane waited, and were counted."""
+    image = np.random.default_rng(0).integers(0, 200, shape).astype(np.uint8)
+    options = {"stride": stride, "blend": "max", "dtype": "float64", "chunks": 256, "reuse": "share"}
+    plane = tw.tiled_map(doubled, image[(0,) * (len(shape) - 2)], 256, **options)
+    out = tw.tiled_map(doubled, image, 256, axes=axes, each=range(axes[0]), **options)
+    with dask.config.set(scheduler="sync" if threads == 1 else "threads", num_workers=threads):
+        found, plan, encoding = allocated(out, tmp_path / "out.zarr")
+    assert len(plan.open_axes) == 2 - (stride[0] == 256)
+    assert peak_bytes(plan) == peak_bytes(replace(plan_of(plane), threads=plan.threads))
+    if stride[0] == 256:
+        row = tw.plan_tiles((256, 1536), 256, output=tw.Output("float64"), **options | {"dtype": "uint8"})
+        assert seam_bytes(plan) == seam_bytes(row)
+    assert found <= peak_bytes(plan) + encoding + beside(plan)
 
 
 @pytest.mark.filterwarnings("ignore::tilework.CostWarning")

@@ -170,9 +170,7 @@ class BlockTasks:
         self._blocks = spec.plan.blocks
         self._counts = [self._blocks[d] for d in self._axes]
         self._strides = [math.prod(self._counts[k + 1 :]) for k in range(len(self._counts))]
-        # Of the axes along which blocks share tiles.
-        columns = zip(self._axes, self._counts, strict=True)
-        self._open_axes = [d for d, n in columns if n > 1 and d not in spec.plan.slab_axes]
+        self._open_axes = spec.plan.open_axes
         # dask runs tasks that need nothing of one another from the last key to the first (2026.8), and gets a
         # run in parts. Each would first read what the next part needs, and it would wait: the chunks of a
         # volume of 512 blocks were decoded 1.9 times.

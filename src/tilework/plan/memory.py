@@ -236,16 +236,15 @@ def _parallel_bytes(plan: BlockPlan) -> int:
 def _waiting(plan: BlockPlan, number: int) -> int:
     """Return the most image samples of the seams of an output that wait at a time.
 
-    They are those of a plane of blocks, a row, and so on: of canvases, without the blocks themselves.
+    They are those of a plane of blocks, a row, and so on: of canvases, without the blocks themselves. Along
+    an axis along which no tile reaches into the next block, as those in ``each``, nothing waits for it.
     """
     waiting = 0
     canvas, block = 1, 1  # of one block along the axes so far
-    begun = False
     for k, d in enumerate(plan.slow_axes):
         far, _ = plan.tables[d].canvas_sums[number]
         canvas, block = canvas * (plan.block[d] + far), block * plan.block[d]
-        begun = begun or (d not in plan.slab_axes and plan.blocks[d] > 1)
-        if begun:
+        if far and d not in plan.slab_axes:
             # Along the faster axes all blocks are together; the last ones reach no further.
             faster = plan.slow_axes[k + 1 :]
             every = math.prod(plan.tables[e].canvas_sums[number][1] for e in faster)

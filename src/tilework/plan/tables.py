@@ -229,6 +229,11 @@ class BlockPlan(Holder, Sequence[Tile]):
         return self.long_axes[: self.slabs]
 
     @derived
+    def open_axes(self) -> tuple[int, ...]:
+        """The axes along which tiles of a block reach into the next one, which waits for its seam."""
+        return tuple(d for d in self.slow_axes if d not in self.slab_axes and self.tables[d].reaching.any())
+
+    @derived
     def tables(self) -> tuple[AxisTable, ...]:
         """Tiles that each block owns and touches, and samples that it reads; one table per axis."""
         found: list[AxisTable] = []

@@ -16,7 +16,8 @@ from tilework import plan_tiles
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.tiles import Box
 from tilework.plan.axis_table import AxisTable
-from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.block_shapes import BlockRequest
+from tilework.plan.blocks import choose_blocks
 from tilework.plan.cost import busiest
 from tilework.plan.memory import peak_bytes
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.laws.strategies import axes, grids, many
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import AxisWeights
-from tilework.plan import blocks, decoding
+from tilework.plan import block_shapes, decoding
 from tilework.plan.axis_table import AxisTable
 
 # So many that there is a middle in which crops repeat.
@@ -153,5 +153,5 @@ def test_G6_blocks_grow_as_unit_by_unit(data):
             growing.discard(d)
         else:
             expected[d] = longer
-    blocks._grow(sizes, extents, units, crops, axes, room)
+    block_shapes._grow(sizes, extents, units, crops, axes, room)
     assert sizes == expected

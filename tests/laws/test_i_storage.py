@@ -26,7 +26,8 @@ import tilework.graph.tasks
 from tilework.execution.local import run
 from tilework.execution.where import Where
 from tilework.graph.build import find_spec, plan_of
-from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.block_shapes import BlockRequest
+from tilework.plan.blocks import choose_blocks
 from tilework.plan.memory import peak_bytes
 from tilework.writing.jobs import Destination, TileJob
 from tilework.writing.ledger import Ledger

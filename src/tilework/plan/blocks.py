@@ -3,61 +3,37 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tilework._checks import one_of
 from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
-from tilework.grid.axis import ceil_div
+from tilework.plan.block_shapes import (
+    FAIR,
+    SMALL,
+    BlockRequest,
+    longer,
+    sample_bytes,
+    shapes,
+    thinner,
+    upright,
+)
 from tilework.plan.cost import busiest, human
 from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, with_cache
 from tilework.plan.memory import in_order, parallel_bytes, room_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["DECODED", "BlockRequest", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
+__all__ = ["DECODED", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
 
 Notes = tuple[str, ...]
 
-# Bytes of a block by default: large enough that a task takes much longer than the scheduler's millisecond,
-# small enough that canvases and seams take little memory. Huge images get larger blocks, so that the graph
-# holds only a few thousand. Measured with `python -m benchmarks blend2d zarr_trim`.
-SMALL, LARGE, BLOCKS = 4 * 2**20, 128 * 2**20, 8192
-# Limits that keep workers from waiting for the last block: blocks per worker, if the image has that many, and
-# crops of the busiest worker as a multiple of an even share. With more than ENOUGH blocks per worker, shares
-# are taken as even.
-BLOCKS_PER_WORKER, FAIR, ENOUGH = 4, 1.25, 64
+# With more than so many blocks per worker, their shares are taken as even.
+ENOUGH = 64
 # Fraction of extra calls up to which blocks that share no tiles are the better plan.
 RECOMPUTE_LIMIT = 0.05
 # Decoded bytes per image byte up to which blocks are not made longer to decode less.
 DECODED = 1.1
-# Factors by which blocks may be longer across slabs, or to decode less.
-LONGER = (1, 2, 4, 8, 16)
-# Parts of a crop by which blocks are made longer at a time.
-PART = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class BlockRequest:
-    """The caller's requirements for the blocks."""
-
-    chunks: Index | None = None
-    """Block shape, samples per grid axis; None: to be chosen."""
-    target: int | None = None
-    """Bytes of a block; None: to be chosen."""
-    unit: Index | None = None
-    """The write unit, samples per grid axis: block lengths are multiples of it; None: no unit."""
-    memory_limit: int | None = None
-    """Bytes per process; None: no limit."""
-    reuse: str = "auto"
-    """"share", "recompute" or "auto"."""
-    slabs: bool = False
-    """Whether blocks may be computed slab by slab, as when writing."""
-    workers: int | None = None
-    """Number of concurrent tasks in the whole run; None: as many as in one process."""
-    encoding: int = 0
-    """Bytes that a task takes to encode a write unit, besides the plan's own estimate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +105,15 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     """Return ``plan``, with other blocks where memory does not suffice to keep its decoded chunks.
 
     Blocks grow along the axes along which chunks are decoded again, and share these among more tiles; or they
-    are shorter along the axis that comes last, so that the chunks of fewer blocks wait.
+    are shorter along the axis that comes last, so that the chunks of fewer blocks wait; or they hold whole
+    chunks along the former and as few tiles along the latter as that takes.
     """
     if request.target is not None or _keeps_chunks(plan):
         return plan
     best, least = plan, planned_ratio(plan)
     workers = request.workers or plan.threads
-    longer = (block for times, block in _longer(plan, lost_axes(plan)) if times > 1)
-    for block in (*longer, *_thinner(plan, request)):
+    grown = (block for times, block in longer(plan, lost_axes(plan)) if times > 1)
+    for block in (*grown, *thinner(plan, request), *upright(plan, request)):
         try:
             found = _choose_reuse(plan, block, request, plan.notes[:-1], asked)
         except (GridError, _TooLarge):
@@ -211,7 +188,7 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     best, least = None, math.inf
     good: TilePlan | None = None
     # Rules, read in order for every shape, the largest first:
-    for most, block, notes in _shapes(plan, request):
+    for most, block, notes in shapes(plan, request):
         # 1. Blocks that do not fit into memory are out.
         try:
             found = _choose_reuse(plan, block, request, notes, asked)
@@ -249,7 +226,7 @@ def _has_room(plan: TilePlan, request: BlockRequest) -> bool:
     if request.memory_limit is None or request.target is not None or _keeps_chunks(plan):
         return True
     # Tasks of small blocks are so short that one thread overtakes another by many of them.
-    small = math.prod(plan.block) * _sample_bytes(plan) < SMALL / 8
+    small = math.prod(plan.block) * sample_bytes(plan) < SMALL / 8
     return small or 32 * (room_bytes(plan) - plan.cache_bytes) <= request.memory_limit
 
 
@@ -292,166 +269,6 @@ def _fewest(plan: TilePlan, samples: float) -> float:
     once, twice = math.prod(max(0, 1 - c / n) for c, n in some), math.prod(c for c, _ in some) / samples
     root = 1 / len(some)
     return float(plan.n_runs * max(1, (once**root + twice**root) ** len(some)))
-
-
-def _shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[float, Index, Notes]]:
-    """Yield block shapes from the target down, halved each time.
-
-    Each comes after the most samples that it should have, and before notes on unmet wishes.
-    """
-    wanted = max(_small(plan), _sample_bytes(plan) * max(math.prod(plan.shape) / BLOCKS, _batch(plan)))
-    target = request.target or int(min(LARGE, wanted))
-    last = None
-    while target:
-        block, notes = _shape(plan, request, target)
-        # A small image has small blocks whatever the target; halving that may change nothing at first.
-        if block != last:
-            yield target / _sample_bytes(plan), block, notes
-        last, target = block, target // 2
-
-
-def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, Notes]:
-    """Return a block shape of about ``target`` bytes, and notes on unmet wishes."""
-    sample, total = _sample_bytes(plan), math.prod(plan.shape)
-    workers = request.workers or plan.threads
-    # Blocks below the small size would cost more than the threads that they keep busy at the end.
-    few = max(min(total / workers, 2 * SMALL / sample), _batch(plan))
-    room = min(target / sample, max(few, total / (BLOCKS_PER_WORKER * workers)))
-    units, notes = _units(plan, request, target / sample)
-    extents = [ceil_div(a.extent, u) * u for a, u in zip(plan.axes, units, strict=True)]
-    sizes = [min(n, u) for n, u in zip(extents, units, strict=True)]
-    if request.reuse != "recompute":
-        sizes = [
-            min(n, max(s, ceil_div(longest, u) * u))
-            for n, s, longest, u in zip(extents, sizes, plan.longest, units, strict=True)
-        ]
-    crops = [a.crop for a in plan.axes]
-    tiled = range(plan.n_each, len(sizes))
-    across = None
-    if request.reuse != "recompute":
-        across = _across(plan, sizes, extents, units, room if request.target else FAIR * room)
-    for axes in (tiled, range(plan.n_each)):
-        _grow(sizes, extents, units, crops, axes, room)
-    if across is not None and _cut(plan, across) < _cut(plan, sizes):
-        sizes = across
-    if request.reuse == "recompute":
-        # The same number of blocks, of even lengths.
-        even = [ceil_div(a.extent, ceil_div(a.extent, s)) for a, s in zip(plan.axes, sizes, strict=True)]
-        sizes = [min(s, ceil_div(e, u) * u) for s, e, u in zip(sizes, even, units, strict=True)]
-    return tuple(min(s, a.extent) for s, a in zip(sizes, plan.axes, strict=True)), notes
-
-
-def _across(
-    plan: TilePlan, least: Sequence[int], extents: Sequence[int], units: Sequence[int], room: float
-) -> list[int] | None:
-    """Return the longest blocks that are cut along the longest axis only; None if none fit.
-
-    Their lengths are even, unless they would be shorter than ``least``.
-
-    Those of a small image have fewer seams than blocks that hold as many crops along each axis, and a row of
-    its samples lies in one piece.
-    """
-    tiled = range(plan.n_each, len(least))
-    d = max(tiled, key=lambda a: (extents[a] / least[a], -a))
-    sizes = [n if a in tiled else s for a, (n, s) in enumerate(zip(extents, least, strict=True))]
-    most = int(room * sizes[d] / math.prod(sizes)) // units[d] * units[d]
-    if most < least[d]:
-        return None
-    even = ceil_div(extents[d], ceil_div(extents[d], most))
-    sizes[d] = max(least[d], ceil_div(even, units[d]) * units[d])
-    return sizes
-
-
-def _cut(plan: TilePlan, sizes: Sequence[int]) -> int:
-    """Return the samples that tiles have in the next block, if each runs in one block."""
-    samples = 0
-    for size, axis, longest in zip(sizes, plan.axes, plan.longest, strict=True):
-        cuts = ceil_div(axis.extent, size) - 1
-        samples += cuts * max(0, longest - axis.stride) * math.prod(plan.shape) // axis.extent
-    return samples
-
-
-def _small(plan: TilePlan) -> int:
-    """Return the smallest size of a block, bytes; twice as large for blends, whose canvases overlap."""
-    return SMALL if all(o.rim is None for o in plan.outputs) else 2 * SMALL
-
-
-def _batch(plan: TilePlan) -> int:
-    """Return the image samples that the tiles of one full batch advance over."""
-    return (plan.batch_size or 1) * math.prod(a.stride for a in plan.axes)
-
-
-def _sample_bytes(plan: TilePlan) -> float:
-    """Return the bytes per image sample of the larger of input and output."""
-    outputs = sum(o.sample_bytes * float(math.prod(o.scale)) for o in plan.outputs)
-    return max(outputs, sum(s.sample_bytes for s in plan.sources), 1)
-
-
-def _grow(
-    sizes: list[int],
-    extents: Sequence[int],
-    units: Sequence[int],
-    crops: Sequence[int],
-    axes: Sequence[int],
-    room: float,
-) -> None:
-    """Lengthen ``sizes`` along ``axes`` by whole units while the block stays within ``room`` samples.
-
-    The axis along which the block holds the fewest crops is next.
-    """
-    open_axes = set(axes)
-    while open_axes:
-        _leap(sizes, extents, units, crops, open_axes, room)
-        while True:
-            d = min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))
-            longer = min(extents[d], sizes[d] + units[d])
-            if longer == sizes[d] or math.prod(sizes) // sizes[d] * longer > room:
-                break
-            sizes[d] = longer
-        open_axes.discard(d)
-
-
-def _leap(
-    sizes: list[int],
-    extents: Sequence[int],
-    units: Sequence[int],
-    crops: Sequence[int],
-    axes: Collection[int],
-    room: float,
-) -> None:
-    """Do most of what `_grow` does unit by unit, which may be a sample: all axes get as many crops."""
-
-    def grown(parts: int) -> list[int]:
-        # The first lengths, unit by unit, that are not below this part of a crop.
-        wanted = [ceil_div(parts * crop, PART) for crop in crops]
-        return [
-            min(n, s + max(0, ceil_div(w - s, u)) * u) if d in axes else s
-            for d, (n, s, w, u) in enumerate(zip(extents, sizes, wanted, units, strict=True))
-        ]
-
-    most = PART * max(ceil_div(extents[d], crops[d]) for d in axes)
-    parts = bisect_right(range(1, most + 1), room, key=lambda parts: math.prod(grown(parts)))
-    sizes[:] = grown(parts) if parts else sizes
-
-
-def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int], Notes]:
-    """Return the lengths per axis of which blocks are multiples, and notes on unmet wishes."""
-    unit = request.unit or (1,) * len(plan.axes)
-    units = [math.lcm(a.quantum, u) for a, u in zip(plan.axes, unit, strict=True)]
-    wishes: list[tuple[str, Sequence[int]]] = [("the stride", [a.stride for a in plan.axes])]
-    wishes += [("the source's chunks", s.chunks) for s in plan.sources if s.chunks is not None]
-    notes = []
-    for what, wish in wishes:
-        missed = []
-        for d, (axis, size) in enumerate(zip(plan.axes, wish, strict=True)):
-            wanted = min(math.lcm(units[d], size), ceil_div(axis.extent, units[d]) * units[d])
-            if math.prod(units) // units[d] * wanted <= room:
-                units[d] = wanted
-            else:
-                missed.append(plan.names[d])
-        if missed:
-            notes.append(f"blocks are not multiples of {what} on axis {', '.join(missed)}")
-    return units, tuple(notes)
 
 
 # -- the reuse ------------------------------------------------------------------------------------------
@@ -558,28 +375,8 @@ def _slabs(plan: TilePlan, request: BlockRequest) -> Iterator[Candidate]:
     """Yield slabs along one or more axes; blocks that are longer across slabs run fewer tiles twice."""
     for slabs in range(1, len(plan.axes) - plan.n_each):
         cut = plan.long_axes[:slabs]
-        for times, block in _longer(plan, cut) if request.chunks is None else ((1, plan.block),):
+        for times, block in longer(plan, cut) if request.chunks is None else ((1, plan.block),):
             yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), request, times)
-
-
-def _longer(plan: TilePlan, axes: Sequence[int]) -> Iterator[tuple[int, Index]]:
-    """Yield factors and block shapes that are longer by them along ``axes``, cut at the image."""
-    for times in LONGER:
-        block = [b * times if d in axes else b for d, b in enumerate(plan.block)]
-        if times == 1 or any(block[d] < plan.shape[d] + plan.block[d] for d in axes):
-            yield times, tuple(min(b, n) for b, n in zip(block, plan.shape, strict=True))
-
-
-def _thinner(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
-    """Yield block shapes that are shorter along the slowest axis of a slab, halved each time."""
-    d = plan.slow_axes[plan.n_each + plan.slabs]
-    step = math.lcm(plan.axes[d].quantum, plan.axes[d].stride, request.unit[d] if request.unit else 1)
-    size = ceil_div(plan.block[d], 2 * step) * step
-    while size < plan.block[d]:
-        yield (*plan.block[:d], size, *plan.block[d + 1 :])
-        if size == step:
-            return
-        size = ceil_div(size, 2 * step) * step
 
 
 def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:

@@ -32,7 +32,8 @@ from tilework.plan.arguments import (
     resolve_axes,
     tiles_in_mask,
 )
-from tilework.plan.blocks import BlockRequest, choose_blocks
+from tilework.plan.block_shapes import BlockRequest
+from tilework.plan.blocks import choose_blocks
 from tilework.plan.decoding import with_spare
 from tilework.plan.memory import room_bytes
 from tilework.plan.pairing import check_names, in_order_of, warn_of_orders

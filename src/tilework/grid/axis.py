@@ -350,6 +350,12 @@ class AxisGrid(Holder):
         grid, _, steps = self.shorter()
         return grid if steps else None
 
+    def alike(self, i: int) -> int:
+        """Return a tile of the shorter grid with neighbours at the same distances as those of tile ``i``."""
+        short, step, _ = self.shorter()
+        more, at = len(self) - len(short), ceil_div(self._far, self.stride)
+        return i if i < at else i - more if i >= at + more else at + (i - at) % (step // self.stride)
+
     def _spread(self, starts: Ints, stops: Ints) -> tuple[Progression, Progression]:
         """Return the places of all tiles from those of the shorter grid."""
         more = len(self) - len(starts)

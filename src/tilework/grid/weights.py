@@ -40,7 +40,7 @@ PROFILES = 2**26
 PARTS = 8
 # Up to this many tiles along an axis, the places of all are computed at once, which is faster per tile.
 TABLED = 2**16
-# Up to this many tiles along an axis, the neighbours of all are found at once; 50 bytes a tile.
+# Of more tiles along an axis, those of a shorter one are looked at, or few at a time; 50 bytes a tile.
 COMPARED = 2**18
 # Samples of an importance map that are looked at together for holes; a byte each.
 MAP_PART = 2**24
@@ -335,6 +335,8 @@ class AxisWeights:
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return a key that determines the normalised weights of tile ``i``; interior tiles share one."""
+        if len(self.grid) > COMPARED and (near := self._shorter[0]) is not self:
+            return near.key(self.grid.alike(i))
         if (all_of := self._neighbours) is None:
             start, stop = self.grid.support(i, self.rim)
             return tuple((self._shape(k, start), k == i) for k in self.grid.touching(start, stop, self.rim))
@@ -390,10 +392,11 @@ class AxisWeights:
         """The number of tiles with weight on the sample where most of them have."""
         if not len(self.grid):
             return 0
-        near = self._shorter()[0].grid
+        near = self._shorter[0].grid
         starts, stops = near.supports(self.rim)
         return int((near.tiles + 1 - np.searchsorted(stops, starts, side="right")).max())
 
+    @cached_property
     def _shorter(self) -> tuple[AxisWeights, int]:
         """Weights with tiles of the same kinds along a shorter axis, and by how many result samples."""
         grid, step, steps = self.grid.shorter()
@@ -465,7 +468,7 @@ class AxisWeights:
 
     def hole(self) -> int | None:
         """Return the first sample found that has no weight from any tile; None if there is none."""
-        near, left_out = self._shorter()
+        near, left_out = self._shorter
         for i in near.kinds():
             start, stop = near.support(i)
             hole = np.flatnonzero(near.total(start, stop) <= 0)
@@ -481,7 +484,7 @@ class AxisWeights:
         have shape (kinds, most tiles on a sample); the place before the first one, -1, fills up the rows.
         """
         rows, samples = [], []
-        near, left_out = self._shorter()
+        near, left_out = self._shorter
         width, rim, n = max(1, near.most), self.scaled(self.rim or 0), self.length
         for i in near.kinds():
             start, stop = near.support(i)

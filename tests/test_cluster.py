@@ -84,6 +84,42 @@ def test_E5_the_same_bits_from_every_scheduler(
         np.testing.assert_array_equal(processes.compute(out, sync=True), whole)
 
 
+class Locked:
+    """A function that dask cannot hash: each pickle of it is another one."""
+
+    def __call__(self, crop: Any) -> Any:
+        return crop + 1
+
+    def __reduce__(self) -> Any:
+        return _unlocked, (time.perf_counter_ns(),)
+
+
+def _unlocked(_: int) -> Locked:
+    return Locked()
+
+
+@pytest.mark.parametrize("what", ["source", "function"])
+def test_what_dask_cannot_hash_goes_to_a_cluster(client: Any, tmp_path: Path, what: str) -> None:
+    """A client hashes the graphs that it sends: a dataset of h5py was refused with a TokenizationError."""
+    image: Any = np.arange(400).reshape(20, 20)
+    expected, fn = image + 1, Locked() if what == "function" else plus_one
+    if what == "source":
+        h5py = pytest.importorskip("h5py")
+        with h5py.File(tmp_path / "in.h5", "w") as file:
+            file["a"] = image
+        image = h5py.File(tmp_path / "in.h5", "r")["a"]
+    out = tw.tiled_map(fn, image, 8, 1, dtype=int, chunks=10, name=f"of-{what}")
+    written = tw.to_zarr(out, tmp_path / "out.zarr", client=client, progress=False, version="1")
+    np.testing.assert_array_equal(written[...], expected)
+    np.testing.assert_array_equal(client.compute(out).result(), expected)
+    np.testing.assert_array_equal(client.persist(out).compute(), expected)
+    np.testing.assert_array_equal(out[3:15, 4].compute(), expected[3:15, 4])
+
+
+def plus_one(crop: Any) -> Any:
+    return crop + 1
+
+
 def test_the_active_client_is_taken(client: Any) -> None:
     """As dask users expect."""
     seen: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -69,6 +70,16 @@ class Spec:
     """Whether doubtful objects were reported."""
     products: Products = field(default_factory=Products)
     """Products of the weights, in this process."""
+    mark: str = field(init=False, default_factory=lambda: uuid.uuid4().hex)
+    """Of this object and its copies in other processes alone."""
+
+    def __dask_tokenize__(self) -> Any:
+        """Return a token for the graphs that a client sends, in which dask hashes each value.
+
+        It refuses those that it cannot hash, such as a dataset of h5py, and would hash a network for each
+        part of a run.
+        """
+        return type(self), self.mark
 
     @property
     def active(self) -> TilePlan:

@@ -14,6 +14,7 @@ from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.weights import AxisWeights
 from tilework.plan import block_shapes, decoding
 from tilework.plan.axis_table import AxisTable
+from tilework.source.padding import source_index
 
 # So many that there is a middle in which crops repeat.
 TILES = 300
@@ -71,7 +72,9 @@ def walked(table, chunk, own):
     extent = table.grid.extent
     count = -(-extent // chunk)
     reads = table.owned_read if own else table.touch_read
-    read = [{x // chunk for x in range(max(0, a), min(b, extent))} for a, b in reads]
+    # What padding repeats is read, too.
+    samples_of = [source_index(np.arange(a, b), extent, table.boundary).tolist() for a, b in reads]
+    read = [{x // chunk for x in found if x >= 0} for found in samples_of]
     size = {c: min(extent, (c + 1) * chunk) - c * chunk for c in range(count)}
     readers = defaultdict(list)
     for b, chunks in enumerate(read):
@@ -98,13 +101,14 @@ def walked(table, chunk, own):
     )  # fmt: skip
 
 
-@given(axes(tiles=TILES, scaled=False), st.booleans(), st.data())
+@many
+@given(axes(tiles=TILES // 4, scaled=False) | axes(tiles=TILES, scaled=False), st.booleans(), st.data())
 def test_G6_facts_on_chunks_equal_walking_all_blocks(axis, own, data):
     grid = axis.grid
     assume(len(grid))
     size = data.draw(st.integers(1, 3 * grid.crop))
     # Blocks and chunks whose pattern repeats soon, and others.
-    chunk = data.draw(st.sampled_from((size, 2 * size)) | st.integers(1, 4 * grid.crop))
+    chunk = data.draw(st.sampled_from((size, 2 * size)) | st.integers(1, 4 * grid.crop) | st.integers(1, 3))
     table = AxisTable(grid, size, (axis.rim,))
     found = decoding._facts_along(table, chunk, own)
     assert (

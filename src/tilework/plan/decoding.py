@@ -22,6 +22,7 @@ from tilework.grid.axis import ceil_div
 from tilework.plan.axis_table import AxisTable
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.tables import BlockPlan, SourcePlan
+from tilework.plan.tile_mask import in_order
 from tilework.plan.tile_reads import blocks_by_tile, read_in_blocks, read_once
 from tilework.source.kept import Uses
 from tilework.source.padding import source_index
@@ -48,6 +49,8 @@ Count = Callable[[BlockPlan, SourcePlan, bool], tuple[int, bool]]
 CLASSES = 2**22
 # Repetitions of blocks and chunks along an axis from which on they are not looked at one by one.
 MANY_STEPS = 4
+# Chunks along an axis per block from which on they are looked at in groups.
+FEWER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,30 +340,37 @@ def _padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
 
 
 def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
-    """Return the same, from all blocks."""
+    """Return the same, from all blocks.
+
+    Many small chunks take no longer than few: those side by side that the same blocks read are one group.
+    """
     extent, reads = table.grid.extent, chunk_reads(table, chunk, own)
     count, n = ceil_div(extent, chunk), reads.shape[1]
-    sizes = np.minimum(np.arange(1, count + 1) * chunk, extent) - np.arange(count) * chunk
-    edges = np.append(np.arange(count) * chunk, extent)
     by, beside = padding_reads(table, chunk, own)
-    widths = edges[reads[1]] - edges[reads[0]]
-    np.add.at(widths, by, sizes[beside])
+    # Where groups begin; each chunk is one if they would hardly be fewer.
+    groups = np.arange(count + 1)
+    if count > FEWER * n:
+        groups = in_order(*reads, np.sort(beside), np.sort(beside + 1), [0, count])
+    sizes = np.diff(np.minimum(groups * chunk, extent))
+    widths = np.minimum(reads[1] * chunk, extent) - np.minimum(reads[0] * chunk, extent)
+    np.add.at(widths, by, np.minimum((beside + 1) * chunk, extent) - beside * chunk)
     [blocks] = np.nonzero(widths)
     if not len(blocks):
         return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, ())
-    # The first and the last block that reads each chunk.
+    # The first and the last block that reads each group.
     first, stop = reads[:, blocks]
-    numbers = np.arange(count)
+    numbers, chunks = groups[:-1], np.diff(groups)
     begin = np.minimum(np.searchsorted(stop, numbers, side="right"), len(blocks) - 1)
     end = np.maximum(np.searchsorted(first, numbers, side="right") - 1, 0)
     read = (first[begin] <= numbers) & (numbers < stop[begin])
     begin, end = blocks[begin], blocks[end]
     if not read.all():  # with a million chunks, copies of those that are read took half of the time
         begin[~read], end[~read] = n, -1
-    np.minimum.at(begin, beside, by)
-    np.maximum.at(end, beside, by)
+    among = np.searchsorted(groups, beside)
+    np.minimum.at(begin, among, by)
+    np.maximum.at(end, among, by)
     if not (read := begin <= end).all():
-        begin, end, sizes = begin[read], end[read], sizes[read]
+        begin, end, sizes, chunks = begin[read], end[read], sizes[read], chunks[read]
 
     def total(at: Ints, which: Array) -> Ints:
         return np.bincount(at[which], sizes[which], minlength=n + 1).astype(np.int64)
@@ -374,7 +384,7 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     # plane, and what they close is live ahead of it: together a plane, and twice what is live in the plane.
     stay, both = within + np.maximum(opens, closes), np.minimum(opens, closes)
     return _AxisChunks(
-        count, len(begin), int((reads[1] - reads[0]).sum()) + len(by), int(sizes.sum()),
+        count, int(chunks.sum()), int((reads[1] - reads[0]).sum()) + len(by), int(sizes.sum()),
         int(widths.max()),
         int((opens + alone)[widest_new]), int(alone[widest_new]),
         int(np.count_nonzero(opens + alone)),

@@ -101,6 +101,9 @@ LONG = {
     "map": {"crop": (16, 4), "stride": (8, 2), "blend": np.ones((16, 4))},
     "one sample a tile": {"crop": 3, "overlap": 1},
     "edges": {"crop": 12, "overlap": 3, "edge": "clip", "batch_size": 8},
+    "squeezed": {"crop": 16, "overlap": 2, "edge": "squeeze"},
+    "squeezed blend": {"crop": 10, "stride": 3, "blend": "gaussian", "edge": "squeeze"},
+    "squeezed own window": {"crop": 16, "stride": 8, "blend": np.hanning, "edge": "squeeze"},
 }
 
 
@@ -136,6 +139,13 @@ EXPLAINED = {
     "clipped under a mask": {"crop": 12, "overlap": 3, "edge": "clip"},
     "blend under a mask": {"crop": 10, "stride": 3, "blend": "gaussian"},
     "whole batches": {"crop": 12, "overlap": 3, "edge": "clip", "batch_size": 8, "pad_batch": True},
+    "squeezed whole batches": {
+        "crop": 12,
+        "overlap": 3,
+        "edge": "squeeze",
+        "batch_size": 8,
+        "pad_batch": True,
+    },
 }
 
 

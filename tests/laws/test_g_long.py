@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections import defaultdict
 
 import numpy as np
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.laws.strategies import axes, grids, many
-from tilework.grid.axis import AxisGrid, Starts
+from tilework.grid import axis as grid_axis
+from tilework.grid.axis import AxisGrid, Starts, _representatives
+from tilework.grid.progression import Formula
 from tilework.grid.weights import AxisWeights
 from tilework.plan import block_shapes, decoding
 from tilework.plan.axis_table import AxisTable
@@ -18,6 +22,14 @@ from tilework.source.padding import source_index
 
 # So many that there is a middle in which crops repeat.
 TILES = 300
+
+
+@pytest.fixture(autouse=True, scope="module")
+def formulas_of_short_axes():
+    """Laws walk the tiles, which must be few, and a formula tells them all the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grid_axis, "FEW", 0)
+        yield
 
 
 @many
@@ -42,12 +54,87 @@ def test_G1_what_is_stored_of_long_axes_does_not_grow():
     for extent in (10**5, 10**6, 10**9, 10**15):
         starts, _ = AxisGrid(extent, 512, 128).support_ends()
         assert len(starts.near) < 20 < len(starts)
+    for extent in (10**5, 10**6, 10**9, 10**15 - 1):
+        grid = AxisGrid(extent, max(512, extent // 10**7), 128, edge="squeeze")
+        assert isinstance(grid.support_ends()[0], Formula)
+        assert len(grid.typical) < 60 < len(grid)
     # Given and squeezed crops do not repeat.
     for grid in (
         AxisGrid(1000, 8, 2, edge="squeeze"),
         AxisGrid(1000, 8, 0, starts=Starts.every(7, first=0, last=992)),
     ):
         assert grid.shorter() == (grid, math.lcm(grid.stride, 1), 0)
+
+
+@many
+@given(st.integers(1, 10**8 - 1), st.data(), st.sampled_from((None, 0, 2)))
+def test_G1_evenly_spaced_crops_are_those_of_python_numbers(gaps, data, rim):
+    """Up to the most crops and samples that an axis may have."""
+    multiple, quantum = data.draw(st.sampled_from(((1, 1), (3, 1), (2, 2), (4, 2), (16, 16))))
+    stride = multiple * data.draw(st.integers(1, 40) | st.integers(1, 9 * 10**14 // (gaps * multiple)))
+    overlap = multiple * data.draw(st.integers(0, 9))
+    crop, rim = stride + 2 * overlap, rim if rim is None else min(rim, overlap)
+    slack = multiple * data.draw(
+        st.integers((stride // multiple) * (gaps - 1) + 1, (stride // multiple) * gaps)
+    )
+    grid = AxisGrid(slack + crop, crop, overlap, stride, "squeeze", True, multiple, (0, 0), quantum)
+    assert len(grid) == gaps + 1
+    tiles = np.array(data.draw(st.lists(st.integers(0, gaps), max_size=9)), int)
+    for ends, one in (
+        (grid.read_ends(), grid.read),
+        (grid.support_ends(rim), lambda i: grid.support(i, rim)),
+    ):
+        for end, found in enumerate(ends):
+            assert found.take(tiles).tolist() == [one(int(i))[end] for i in tiles]
+            near = {x + more for i in tiles for x in one(int(i)) for more in (-1, 0, 1)}
+            samples = np.array([*near, -1, 0, grid.extent, 2**62], int)
+            for side, cut in (("left", bisect.bisect_left), ("right", bisect.bisect_right)):
+                expected = [cut(range(gaps + 1), x, key=lambda i: one(i)[end]) for x in samples.tolist()]
+                assert found.count_before(samples, side).tolist() == expected
+
+
+@many
+@given(st.data())
+def test_G6_numbers_stand_for_all_that_are_spaced_evenly(data):
+    near, times = data.draw(st.integers(1, 9)), data.draw(st.sampled_from((1, 1, 2, 5)))
+    parts = times * data.draw(st.integers(1, 600))
+    of = times * data.draw(st.integers(parts // times, 9 * parts))
+    found = _representatives(of, parts, near)
+    assert len(found) <= max(8 * near, 4 * (near + 1) + 2 * near) + 1
+
+    def around(i):
+        numbers = range(max(0, i - near), min(parts, i + near) + 1)
+        return tuple((j - i, of * j // parts - of * i // parts) for j in numbers)
+
+    assert {around(i) for i in found.tolist()} == {around(i) for i in range(parts + 1)}
+
+
+@many
+@given(grids(tiles=TILES) | grids(tiles=TILES, edge="squeeze", most=20), st.sampled_from((None, 0, 1)))
+def test_G6_each_tile_lies_as_a_typical_one(grid, rim):
+    supports = [grid.support(i, rim) for i in range(len(grid))]
+
+    def places(i):
+        """Return where tiles are whose crops may meet that of one, from its own start."""
+        at = grid.nominal(i)
+        around = range(max(0, i - TILES), min(len(grid), i + TILES))
+        near = [k for k in around if abs(grid.nominal(k) - at) < grid.crop]
+        return tuple(
+            (k - i, grid.nominal(k) - at, supports[k][0] - at, supports[k][1] - at) for k in near
+        )  # fmt: skip
+
+    typical = grid.typical.tolist()
+    assert typical == sorted(set(typical))
+    assert {places(i) for i in typical} == {places(i) for i in range(len(grid))}
+    shorter, tiles, shift = grid.excerpt
+    for i, k, more in zip(typical, tiles.tolist(), shift.tolist(), strict=True):
+        assert shorter.nominal(k) + more == grid.nominal(i)
+        assert [x + more for x in shorter.support(k, rim)] == list(supports[i])
+        met = shorter.touching(*shorter.support(k, rim), rim)
+        assert [j - k for j in met] == [j - i for j in grid.touching(*supports[i], rim)]
+        assert [[x + more for x in shorter.support(j, rim)] for j in met] == [
+            list(supports[i + j - k]) for j in met
+        ]
 
 
 @given(axes(tiles=TILES), st.sampled_from((None, 0, 1)), st.data())
@@ -58,6 +145,7 @@ def test_G6_tables_of_many_blocks_equal_walking_all_tiles(axis, rim, data):
     supports = [[grid.support(i, r) for i in range(len(grid))] for r in table.rims]
     hulls = [(min(a for a, _ in s), max(b for _, b in s)) for s in zip(*supports, strict=True)]
     assert len(table.owned) == -(-grid.extent // size)
+    assert table.longest == max((stop - a for a, stop in hulls), default=0)
     for b, low in enumerate(range(0, grid.extent, size)):
         high = min(low + size, grid.extent)
         owned = [i for i, (a, _) in enumerate(hulls) if low <= a < high]

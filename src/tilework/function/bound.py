@@ -19,13 +19,13 @@ from tilework.function.guard import Guard
 from tilework.function.output import Output, Reduce, scales
 from tilework.function.placement import find_axes, normal_axes
 from tilework.grid.axis import AxisGrid
+from tilework.grid.importance import importance_map
 from tilework.grid.tiles import Box
 from tilework.grid.weights import (
     PLAIN,
     AxisWeights,
     Blend,
     accumulation_dtype,
-    importance_map,
     kind_of,
     per_axis,
     profile,

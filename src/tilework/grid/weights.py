@@ -9,8 +9,6 @@ Everything here is in samples of the *result*: a grid of scale 2 has crops of ``
 
 from __future__ import annotations
 
-import itertools
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +23,7 @@ from tilework._types import Array, Bits, Floats, Ints, Span
 from tilework.errors import GridError, TilingError
 from tilework.grid.axis import AxisGrid, Number
 
-__all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "importance_map", "profile"]
+__all__ = ["BLENDS", "WINDOWS", "AxisWeights", "Blend", "accumulation_dtype", "own_weights", "profile"]
 
 Blend = str | Callable[[int], Any] | Sequence[Any] | Array
 """A word of `BLENDS`, a callable of the crop's length, one 1-D array per axis, or one N-D array."""
@@ -42,8 +40,6 @@ PARTS = 8
 TABLED = 2**16
 # Of more tiles along an axis, those of a shorter one are looked at, or few at a time; 50 bytes a tile.
 COMPARED = 2**18
-# Samples of an importance map that are looked at together for holes; a byte each.
-MAP_PART = 2**24
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
 
 
@@ -335,7 +331,7 @@ class AxisWeights:
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return a key that determines the normalised weights of tile ``i``; interior tiles share one."""
-        if len(self.grid) > COMPARED and (near := self._shorter[0]) is not self:
+        if len(self.grid) > COMPARED and (near := self._shorter) is not self:
             return near.key(self.grid.alike(i))
         if (all_of := self._neighbours) is None:
             start, stop = self.grid.support(i, self.rim)
@@ -350,10 +346,10 @@ class AxisWeights:
         spans = all_of.spans[:, told] - all_of.spans[0, i]
         return i - a, b - a, (told - a).tobytes(), spans.tobytes(), all_of.borders[:, told].tobytes()
 
-    def kinds(self) -> list[int]:
-        """Return the first tile of each kind: tiles with equal normalised weights are of one kind."""
-        some: Any = range(len(self.grid))
-        if len(some) and (all_of := self._neighbours) is not None:
+    def kinds(self, tiles: Ints | None = None) -> list[int]:
+        """Return the first tile of each kind, of all or some: those with equal weights are of one kind."""
+        some: Any = range(len(self.grid)) if tiles is None else tiles.tolist()
+        if 0 < len(some) == len(self.grid) and (all_of := self._neighbours) is not None:
             a, b = all_of.near
             # A tile is like the one before if it has as many neighbours on both sides, and they are alike.
             last = np.searchsorted(all_of.turns, b[1:] - 1, side="right")
@@ -390,18 +386,25 @@ class AxisWeights:
     @cached_property
     def most(self) -> int:
         """The number of tiles with weight on the sample where most of them have."""
-        if not len(self.grid):
-            return 0
-        near = self._shorter[0].grid
-        starts, stops = near.supports(self.rim)
-        return int((near.tiles + 1 - np.searchsorted(stops, starts, side="right")).max())
+        (starts, stops), tiles = self.grid.support_ends(self.rim), self.grid.typical
+        return int((tiles + 1 - stops.count_before(starts.take(tiles), "right")).max(initial=0))
 
     @cached_property
-    def _shorter(self) -> tuple[AxisWeights, int]:
-        """Weights with tiles of the same kinds along a shorter axis, and by how many result samples."""
-        grid, step, steps = self.grid.shorter()
-        near = AxisWeights(grid, self.window, self.rim, self.scale) if steps else self
-        return near, self.scaled(steps * step)
+    def _shorter(self) -> AxisWeights:
+        """Weights with tiles of the same kinds along a shorter axis, where steps between tiles repeat."""
+        grid, _, steps = self.grid.shorter()
+        return AxisWeights(grid, self.window, self.rim, self.scale) if steps else self
+
+    def _excerpt(self) -> tuple[AxisWeights, dict[int, int]]:
+        """Return weights with tiles of the same kinds along a shorter axis, and there the first of each kind.
+
+        For each of these it is told how many result samples further on it is along this axis.
+        """
+        grid, tiles, shift = self.grid.excerpt
+        near = self if grid is self.grid else AxisWeights(grid, self.window, self.rim, self.scale)
+        firsts = near.kinds(tiles)
+        shifts = self.scaled(shift[np.searchsorted(tiles, firsts)]).tolist()
+        return near, dict(zip(firsts, shifts, strict=True))
 
     def total(self, start: int, stop: int) -> Floats:
         """Return the sum of the raw weights of all tiles over result samples [start, stop)."""
@@ -468,13 +471,12 @@ class AxisWeights:
 
     def hole(self) -> int | None:
         """Return the first sample found that has no weight from any tile; None if there is none."""
-        near, left_out = self._shorter
-        for i in near.kinds():
+        near, shifts = self._excerpt()
+        for i, shift in shifts.items():
             start, stop = near.support(i)
             hole = np.flatnonzero(near.total(start, stop) <= 0)
             if hole.size:
-                found = int(start + hole[0])
-                return found + left_out * (2 * found > near.extent)
+                return int(start + hole[0]) + shift
         return None
 
     def offsets(self) -> tuple[Ints, Ints]:
@@ -484,9 +486,9 @@ class AxisWeights:
         have shape (kinds, most tiles on a sample); the place before the first one, -1, fills up the rows.
         """
         rows, samples = [], []
-        near, left_out = self._shorter
-        width, rim, n = max(1, near.most), self.scaled(self.rim or 0), self.length
-        for i in near.kinds():
+        near, shifts = self._excerpt()
+        width, rim, n = max(1, self.most), self.scaled(self.rim or 0), self.length
+        for i, shift in shifts.items():
             start, stop = near.support(i)
             x = np.arange(start, stop)
             found = np.full((len(x), width), -1)
@@ -500,65 +502,11 @@ class AxisWeights:
                 place = np.clip(x[here] - self.scaled(near.grid.nominal(k)), low, high)
                 found[here, (found[here] >= 0).sum(axis=1)] = place
             rows.append(found)
-            samples.append(x + left_out * (2 * x > near.extent))
+            samples.append(x + shift)
         if not rows:
             return np.empty((0, width), np.int64), np.empty(0, np.int64)
         kinds, at = np.unique(np.concatenate(rows), axis=0, return_index=True)
         return kinds, np.concatenate(samples)[at]
-
-
-def importance_map(blend: Blend, weights: Sequence[AxisWeights], names: Sequence[str]) -> Floats:
-    """Return N-D weights of a full crop's result, with zeros on the rim.
-
-    Parameters
-    ----------
-    blend : array, shape of the result's crop
-    weights : sequence of AxisWeights
-        Places of the crops along each tiled axis.
-    names : sequence of str
-        Names of these axes, for messages.
-
-    Raises
-    ------
-    TypeError, GridError
-        For what is no array of numbers, another shape, negative weights, or a sample of the result that no
-        crop gives a weight.
-    """
-    values = own_weights(blend)
-    shape = tuple(w.length for w in weights)
-    if values.shape != shape:
-        raise GridError(
-            f"an importance map must have the shape of the result's crop, {shape}; got {values.shape}."
-        )
-    rims = [w.scaled(w.rim or 0) for w in weights]
-    inner = tuple(slice(r, n - r) for r, n in zip(rims, shape, strict=True))
-    kept = np.zeros_like(values)
-    kept[inner] = values[inner]
-    if not values[inner].all():
-        _refuse_hole(kept > 0, weights, names)
-    return kept
-
-
-def _refuse_hole(positive: Bits, weights: Sequence[AxisWeights], names: Sequence[str]) -> None:
-    """Raise a `GridError` if a sample of the result has weight 0 in every crop on it."""
-    # The last entry along each axis, which -1 names, stands for no crop.
-    positive = np.pad(positive, [(0, 1)] * positive.ndim)
-    kinds, samples = zip(*(w.offsets() for w in weights), strict=True)
-    rest = math.prod(map(len, kinds[1:]))
-    step = max(1, MAP_PART // max(1, rest))
-    for first in range(0, len(kinds[0]), step):
-        part = (kinds[0][first : first + step], *kinds[1:])
-        covered = np.zeros([len(k) for k in part], bool)
-        for columns in itertools.product(*(range(k.shape[1]) for k in part)):
-            covered |= positive[np.ix_(*(k[:, c] for k, c in zip(part, columns, strict=True)))]
-        if not covered.all():
-            index = np.unravel_index(int(covered.argmin()), covered.shape)
-            at = [int(x[i]) for x, i in zip(samples, (first + index[0], *index[1:]), strict=True)]
-            where = ", ".join(f"{x} on axis {name}" for x, name in zip(at, names, strict=True))
-            raise GridError(
-                f"every sample needs a positive weight from some crop; sample {where} has none in the "
-                "importance map. Use more overlap, a smaller rim or a map that is positive there."
-            )
 
 
 def _pairs(starts: Ints, stops: Ints) -> list[Span]:

@@ -28,7 +28,7 @@ from tilework._machine import default_memory
 from tilework._types import Index, Ints
 from tilework.errors import GridError, MemoryBudgetError
 from tilework.grid.axis import AxisGrid, Edge, PadSide, Starts, ceil_div
-from tilework.grid.progression import Progression
+from tilework.grid.progression import joint
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any
 from tilework.plan.tile_mask import TileMask, in_order
@@ -331,8 +331,8 @@ def tiles_in_mask(
     edges, under = [], []
     for d, (grid, scale, length) in enumerate(zip(axes, scales, values.shape, strict=True)):
         ends = [grid.support_ends(None if rim is None else rim[d]) for rim in rims]
-        starts = Progression.joint([start for start, _ in ends], np.minimum)
-        stops = Progression.joint([stop for _, stop in ends], np.maximum)
+        starts = joint([start for start, _ in ends], np.minimum)
+        stops = joint([stop for _, stop in ends], np.maximum)
         lows, highs = _mask_samples(length, grid.extent, scale)
         # Tiles between two of these places have weight in the same mask samples.
         changes = (starts.count_before(highs), stops.count_before(lows, "right"), [0, len(grid)])

@@ -10,7 +10,7 @@ import numpy as np
 from tilework._derived import Holder, derived
 from tilework._types import Bits, Ints, Span
 from tilework.grid.axis import AxisGrid
-from tilework.grid.progression import Progression
+from tilework.grid.progression import Places, joint
 from tilework.source.padding import Boundary
 
 __all__ = ["AxisTable", "Spans"]
@@ -140,14 +140,14 @@ class AxisTable(Holder):
     @derived
     def longest(self) -> int:
         """The longest support of a tile, samples."""
-        starts, stops = self._hulls
-        return int((stops.near - starts.near).max(initial=0))
+        (starts, stops), tiles = self._hulls, self.grid.typical
+        return int((stops.take(tiles) - starts.take(tiles)).max(initial=0))
 
     @derived
-    def _hulls(self) -> tuple[Progression, Progression]:
+    def _hulls(self) -> tuple[Places, Places]:
         """The hulls of each tile's supports in several outputs, as starts and stops."""
         starts, stops = zip(*(self.grid.support_ends(rim) for rim in self.rims), strict=True)
-        return Progression.joint(starts, np.minimum), Progression.joint(stops, np.maximum)
+        return joint(starts, np.minimum), joint(stops, np.maximum)
 
     @derived
     def _edges(self) -> Ints:
@@ -164,7 +164,7 @@ def _longest(spans: Spans) -> int:
     return int(spans.lengths.max())
 
 
-def _extents(ranges: Spans, starts: Progression, stops: Progression) -> Spans:
+def _extents(ranges: Spans, starts: Places, stops: Places) -> Spans:
     """Return, per range of tiles, the first tile's start and the last tile's stop; (0, 0) for no tile."""
     if not len(starts):
         return Spans(np.zeros_like(ranges.low), np.zeros_like(ranges.low))

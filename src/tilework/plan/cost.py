@@ -51,14 +51,16 @@ def computed(plan: BlockPlan) -> int:
         return plan.calls() * math.prod(a.crop for a in plan.axes)
     ranges, before = tiles_of_blocks(plan), []
     for axis in plan.axes:
-        starts, lengths = _lengths(axis)
+        starts, lengths = _clipped(axis)
         before.append(_sums(lengths, starts))
     return plan.total(ranges, before)
 
 
-def _lengths(axis: AxisGrid) -> tuple[Progression, Ints]:
-    """Return where crops start along an axis, and the lengths of those that are stored; samples."""
+def _clipped(axis: AxisGrid) -> tuple[Progression, Ints]:
+    """Return where crops start along an axis with clipped ones, and the lengths of those that are stored."""
     starts, stops = axis.read_ends()
+    assert isinstance(starts, Progression)
+    assert isinstance(stops, Progression)
     return starts, stops.near - starts.near
 
 
@@ -99,7 +101,10 @@ def repeated_crops(plan: BlockPlan) -> int:
 
 def _by_length(axis: AxisGrid, ranges: Spans) -> list[tuple[Progression, Spans]]:
     """Return the tiles before each one that have the same length, for each; and the ranges among these."""
-    starts, lengths = _lengths(axis)
+    if axis.edge != "clip":  # all are whole crops, as many before each as its number
+        every = Progression(np.arange(2), 0, 1, len(axis) - 1)
+        return [(every, ranges)] if len(axis) else []
+    starts, lengths = _clipped(axis)
     found = [_sums(lengths == n, starts) for n in np.unique(lengths)]
     return [(before, Spans(*map(before.take, ranges))) for before in found]
 

@@ -32,7 +32,7 @@ from tilework.plan.tile_mask import TileMask
 from tilework.source.padding import Boundary
 
 # Derived values of a plan that do not depend on its blocks.
-OF_TILES = ("grid", "grid_shape", "shape", "n_runs", "longest")
+OF_TILES = ("grid", "grid_shape", "shape", "n_runs", "longest", "long_axes")
 
 __all__ = [
     "BlockPlan",
@@ -211,7 +211,7 @@ class BlockPlan(Holder, Sequence[Tile]):
         """Number of blocks per axis."""
         return tuple(ceil_div(a.extent, b) for a, b in zip(self.axes, self.block, strict=True))
 
-    @property
+    @derived
     def long_axes(self) -> list[int]:
         """The tiled axes, the longest first."""
         tiled = range(self.n_each, len(self.axes))

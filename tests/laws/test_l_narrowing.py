@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import dask
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from dask.highlevelgraph import HighLevelGraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -380,3 +383,19 @@ def test_L3_blocks_that_a_cluster_holds_are_used(client: Any) -> None:
     assert takes(one)
     assert takes(two)
     del held
+
+
+def test_L3_chunks_of_a_slice_take_no_more_in_a_large_image() -> None:
+    """An array of all its blocks, which has one number for each, took hundreds of megabytes."""
+    image = zarr.create_array({}, shape=(20, 2 * 10**5, 2 * 10**5), chunks=(1, 512, 512), dtype="f4")
+    out = tw.tiled_map(lambda x: x, image, 64, 16, dtype="f4", axes=(1, 2), each=(0,), chunks=512)
+    assert math.prod(out.numblocks) > 3 * 10**6
+    tw.compute(out[5:6, 5000:5100, 7000:7100])
+    tracemalloc.start()
+    try:
+        found = tw.compute(out[5:6, 100_000:100_100, 7000:7100])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert found.shape == (1, 100, 100)
+    assert peak < 30 * 10**6

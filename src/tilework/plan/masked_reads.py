@@ -298,11 +298,22 @@ class MaskedReads:
 
     def _of_blocks(self) -> Iterator[Boxes]:
         """Yield the first chunk of each block along each axis, and one past its last."""
-        number = [np.repeat(np.arange(len(a.sizes)), a.sizes) for a in self.along]
+        # For a slice of a long image, blocks without a running tile are nearly all; one is left in any case.
+        runs = self.highs[0] != 0
+        number, at = [], []
+        for d, a in enumerate(self.along):
+            some = runs.any(tuple(e for e in range(runs.ndim) if e != d))
+            if (more := self.others[d]) is not None:
+                some[more.classes] = True  # these may read padding alone
+            some[0] |= not some.any()
+            each = np.repeat(np.arange(len(a.sizes)), a.sizes)
+            at.append(np.flatnonzero(some[each]))
+            number.append(each[at[d]])
         place = np.ix_(*number)
+        columns = zip(self.along, self.lows, self.highs, at, strict=True)
         ends = [
-            (_entries(low[place], d, 1, a.low), _entries(high[place], d, 1, a.high))
-            for d, (a, low, high) in enumerate(zip(self.along, self.lows, self.highs, strict=True))
+            (_entries(low[place], d, 1, a.low[blocks]), _entries(high[place], d, 1, a.high[blocks]))
+            for d, (a, low, high, blocks) in enumerate(columns)
         ]
         return self._with_others(ends, number)
 
@@ -325,7 +336,12 @@ class MaskedReads:
 
         ``number`` has the class of each place along each axis.
         """
-        some = [(d, more) for d, more in enumerate(self.others) if more is not None]
+        some = []
+        for d, more in enumerate(self.others):
+            if more is not None and (here := np.isin(more.classes, number[d])).any():
+                low, high = more.lows, more.highs
+                part = _at(d, np.flatnonzero(here))
+                some.append((d, _Others(more.classes[here], low[part], high[part])))
         for chosen in itertools.product((False, True), repeat=len(some)):
             apart = dict(itertools.compress(some, chosen))
             found, inside = list(ends), list(number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from tests.store_counts import counted
 from tilework.engine.reading import CropCutter
 from tilework.graph.build import plan_of
 from tilework.plan.cost import tasks
+from tilework.plan.nodata import Term
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,12 +212,24 @@ def test_no_chunk_is_decoded_more_often_than_without(tmp_path: Path, blend: str,
     assert sum(counts.reads.values()) <= reads[0]
 
 
-def test_crops_are_cut_once_and_a_fine_mask_is_read_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("image", [GAPS, IMAGE], ids=["some invalid", "all valid"])
+def test_a_task_looks_once_and_cuts_the_crops_that_run(
+    monkeypatch: pytest.MonkeyPatch, image: np.ndarray
+) -> None:
     cuts: list[int] = []
-    cut = CropCutter.cut
+    looks: list[int] = []
+    cut, bits = CropCutter.cut, Term.bits
     monkeypatch.setattr(CropCutter, "cut", lambda self, tile: cuts.append(tile.index) or cut(self, tile))
-    mapped(image=GAPS, where=None, nodata=np.nan, chunks=-1).compute()
-    assert len(cuts) == len(set(cuts)) == len(plan_of(mapped()))
+    monkeypatch.setattr(Term, "bits", lambda *args: looks.append(args[1].size) or bits(*args))
+    out = mapped(image=image, where=None, nodata=np.nan, chunks=-1)
+    tw.to_zarr(out, zarr.storage.MemoryStore(), progress=False, scheduler="sync")
+    tiles = list(plan_of(out).grid)
+    run = [t.index for t in tiles if not np.isnan(image[t.read.slices]).all()]
+    assert cuts == run
+    assert len(looks) == math.prod(plan_of(out).blocks) < len(tiles) / 10
+
+
+def test_a_fine_mask_is_read_in_one_piece() -> None:
 
     class Fine:
         shape, dtype, reads = (640, 900), np.dtype(bool), 0
@@ -228,6 +242,26 @@ def test_crops_are_cut_once_and_a_fine_mask_is_read_in_one_piece(monkeypatch: py
     before = Fine.reads
     np.testing.assert_array_equal(out.compute(), filled(IMAGE * 2))
     assert Fine.reads == before + 1
+
+
+@pytest.mark.parametrize("reuse", ["share", "recompute"])
+@pytest.mark.parametrize("blend", ["trim", "gaussian", "max"])
+def test_parts_with_and_without_invalid_samples_meet_in_a_block(blend: Any, reuse: str) -> None:
+    # Of four blocks that meet, one, two on a line, two on a diagonal and three have invalid samples. Under
+    # the mask, only tiles of the first run, and reach into the others.
+    first = np.zeros(IMAGE.shape, bool)
+    first[24:30, 24:30] = True
+    grid = {"chunks": 32, "overlap": 4} if blend == "trim" else {"chunks": 32, "overlap": None, "stride": 8}
+    places = (((31, 31),), ((31, 33), (33, 33)), ((30, 33), (32, 29)), ((30, 30), (30, 32), (32, 30)))
+    for mask, some in itertools.product((None, first), places):
+        image, invalid = IMAGE.copy(), np.zeros(IMAGE.shape, bool)
+        invalid[tuple(zip(*some, strict=True))] = True
+        image[invalid] = np.nan
+        options: Any = grid | {"where": None, "blend": blend, "reuse": reuse, "mask": mask}
+        out = mapped(image=image, nodata=np.nan, **options)
+        expected = np.where(invalid, FILL, mapped(**options).compute())
+        np.testing.assert_array_equal(out.compute(), expected)
+        np.testing.assert_array_equal(tw.view(out)[28:36, 28:36], expected[28:36, 28:36])
 
 
 def test_no_task_is_added() -> None:

@@ -205,7 +205,7 @@ def _measure(spec: Spec, writing: Mapping[str, Any] | None = None) -> Measured:
     samples, calls = math.prod(plan.shape), plan.calls()
     read_bytes = int(decoded_ratio(plan) * samples * sum(s.sample_bytes for s in plan.sources))
     result_bytes = sum(int(samples * math.prod(o.scale) * o.final_bytes) for o in plan.outputs)
-    made = results[0][: len(spec.outputs)]  # without the valid samples, which are an output of their own
+    made = results[0][: len(spec.outputs)]  # without the valid samples
     transfer = transfer_seconds(spec.fn, [c.cut(tiles[0]) for c in crops], made)
     stages = Stages(
         read=read * read_bytes, transfer=transfer * calls, model=max(0.0, alone - transfer) * calls,
@@ -348,16 +348,19 @@ def _spans(output: BoundOutput, tile: Tile) -> list[Span]:
 
 def _same_shape(spec: Spec, tile: Tile, results: list[Array]) -> Callable[[Tile], list[Array]]:
     """Return a function that returns ``results`` for any tile, or zeros for a tile of another shape."""
+    n = len(spec.plan.shape)
 
     def stand_in(other: Tile) -> list[Array]:
         if other.read.shape == tile.read.shape:
             return results
         found = []
-        for output, result in zip(spec.summed, results, strict=True):
+        for output, result in zip(spec.outputs, results, strict=False):
             lengths = [
                 b - a for a, b in (w.result(i) for w, i in zip(output.weights, other.position, strict=True))
             ]
             found.append(np.zeros(output.layout(lengths)[output.n_each :], result.dtype))
+        if spec.validity is not None:
+            found.append(np.ones(other.read.intersect(Box((0,) * n, spec.plan.shape)).shape, bool))
         return found
 
     return stand_in

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+
 from tilework._types import Array, Index
-from tilework.engine.reading import CropCutter, run_tiles
+from tilework.engine.reading import CropCutter, looker_of, run_tiles
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.inside import outside_of_the_pool
@@ -124,9 +126,19 @@ class TileRunner:
     def call(
         self, tiles: Sequence[Tile], crops: Sequence[CropCutter]
     ) -> list[tuple[int, list[Array] | None]]:
-        """Return number and results of every tile, except those that the skip predicate leaves out."""
-        # Copies, because a view would keep its whole batch alive.
-        return [(t.index, [r.copy() for r in rs]) for t, rs in run_tiles(self.spec, tiles, crops, [], [])]
+        """Return number and results of every tile, except those that the skip predicate leaves out.
+
+        Results are those that `part_of_block` takes.
+        """
+        found: list[tuple[int, list[Array] | None]] = []
+        looker = looker_of(self.spec, crops)
+        for tile, results in run_tiles(self.spec, tiles, crops, [], [], looker):
+            own = [r.copy() for r in results]  # a view would keep its whole batch alive
+            if looker is not None:
+                box, valid = looker.within(tile.read)
+                own.append(np.ones(box.shape, bool) if valid is None else valid)
+            found.append((tile.index, own))
+        return found
 
     def _given(self, number: int, ranges: Sequence[tuple[int, int]]) -> Any:
         """Return the data of a source that a task would be given, if tasks do not read it themselves."""

@@ -107,7 +107,10 @@ class Untiled:
         v = self.spec.validity
         if v is None:
             return [cut(number) for number in range(len(sources))], None
-        found = v.crops(cut, spans, [g.extent for g in self.grids])
+        cut, terms = functools.cache(cut), v.terms
+        found = v.crops(
+            cut, lambda k: terms[k].bits(cut(terms[k].source)), spans, [g.extent for g in self.grids]
+        )
         if found is None:
             return [cut(k) for k in range(v.inputs)], np.zeros([b - a for a, b in spans], bool)
         return found

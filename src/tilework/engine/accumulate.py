@@ -35,7 +35,7 @@ class _Spot(NamedTuple):
 
 
 class Accumulator:
-    """Adds the results of one owner's tiles to one canvas per output of ``spec.summed``, whole or in parts.
+    """Adds the results of one owner's tiles to one canvas per output, whole or in parts.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class Accumulator:
         rooms: Sequence[Array | None] = (),
         tiles: Sequence[range] | None = None,
     ) -> None:
-        self._outputs, self._products = spec.summed, spec.products
+        self._outputs, self._products = spec.outputs, spec.products
         self._spans = [
             [[span] for span in zip(r.start, r.stop, strict=True)] if isinstance(r, Box) else r
             for r in regions

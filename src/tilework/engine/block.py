@@ -24,11 +24,11 @@ from tilework.engine.accumulate import Accumulator
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.cover import cover
 from tilework.engine.notices import report, tell
-from tilework.engine.reading import CropCutter, Failure, in_raster_order, run_tiles, tiles_of
+from tilework.engine.reading import CropCutter, Failure, in_raster_order, looker_of, run_tiles, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.engine.sums import real_dtype
-from tilework.engine.validity import hide
+from tilework.engine.validity import Known, hide
 from tilework.function.bound import BoundOutput
 from tilework.function.guard import Guard
 from tilework.function.load_once import in_task
@@ -67,7 +67,7 @@ class Group:
     """The sums of the tiles of one owner block, in its own samples or in a part of later ones."""
 
     partials: list[Partial]
-    """One per canvas."""
+    """One per output."""
     owner: Index
     """The block that owns the tiles."""
     skipped: list[int]
@@ -76,6 +76,8 @@ class Group:
     """Tiles that failed, if a failure does not end the run."""
     claims: dict[int, Claims] = field(default_factory=dict)
     """What the tiles claimed, per output of labels."""
+    known: Known | None = None
+    """What the task knows of valid samples here, in one of its groups; None: in another, or all are valid."""
     seams: dict[Index, Group] = field(default_factory=dict)
     """The sums in later blocks, by the step to each; with memory of their own, so they may wait alone."""
 
@@ -124,7 +126,8 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     accumulators = {tile.index: accumulator for accumulator, tile in queue}
     with at_work(), kept.task(spec.run), in_task():
         crops = [CropCutter(spec, k, ranges, part, len(queue), index) for k, part in enumerate(given)]
-        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures):
+        looker = looker_of(spec, crops)
+        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures, looker):
             accumulators[tile.index].add(tile.position, results)
             del results  # the next crop, or result, gets its memory, which is in the processor's cache
     for accumulator in sums.values():
@@ -135,7 +138,11 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
         if accumulator in used or (owned and owner == index):
             seams = {s: Group(accumulator.seam(s, canvases[owner]), owner, skipped, failures) for s in steps}
             claims = {k: Claims.joined(found) for k, found in accumulator.claims.items()}
-            groups.append(Group(accumulator.partials, owner, skipped, failures, claims, seams))
+            groups.append(Group(accumulator.partials, owner, skipped, failures, claims, seams=seams))
+    if groups and looker is not None:
+        groups[0].known = looker.within(plan.box(index))
+        for step, seam in groups[0].seams.items():
+            seam.known = looker.within(plan.box(tuple(b + s for b, s in zip(index, step, strict=True))))
     return groups
 
 
@@ -190,7 +197,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
     skipped = {number for group in groups for number in group.skipped}
     blocks, unknown = [], 0
     counts: dict[int, Counts] = {}
-    v = spec.validity
+    v, known = spec.validity, [group.known for group in groups if group.known is not None]
     # Samples that are stored already are neither computed nor written again, and may be invalid here.
     with np.errstate(invalid="ignore" if spec.todo is not None else None):
         for k, (output, whole) in enumerate(zip(spec.outputs, spec.boxes(index), strict=True)):
@@ -202,10 +209,7 @@ def assemble(gather: Gather, spec: Spec, index: Index, *args: Any) -> Assembled:
                 continue
             reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
             if v is not None:
-                under = v.under(output, box)
-                bits = combine(v.output, under, [group.partials[-1] for group in groups])
-                if bits is not None:
-                    reached = hide(output, total, reached, v.of_result(output, box, bits, under))
+                reached = hide(output, total, reached, v.within(output, box, known))
             if output.kind == "own":
                 total, contested, unclaimed = shown(total, output.n_each)
                 own = (group.claims.get(k) for group in groups if group.owner == index)
@@ -286,12 +290,10 @@ def deliver_fill(spec: Spec, index: Index) -> Any:
 
 
 def canvas_boxes(spec: Spec, owner: Index) -> list[Box]:
-    """Return, per canvas, the result samples in which the running tiles that a block owns have weight."""
+    """Return, per output, the result samples in which the running tiles that a block owns have weight."""
     own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
     ranges, boxes = spec.running(own), []
-    for k, output in enumerate(spec.summed):
-        if k == len(spec.outputs) and spec.validity is not None:
-            k = spec.validity.like
+    for k, output in enumerate(spec.outputs):
         if ranges == own:
             spans = [t.canvas[k][b] for t, b in zip(spec.plan.tables, owner, strict=True)]
             boxes.append(output.region(Box.of(spans)))
@@ -303,13 +305,13 @@ def canvas_boxes(spec: Spec, owner: Index) -> list[Box]:
 def spans_of(
     spec: Spec, index: Index, canvases: Sequence[Box], alone: Collection[int] = (), *, whole: bool = True
 ) -> list[list[list[Span]]]:
-    """Return the parts of canvases per canvas and axis: what lies in the block, and what in the next one.
+    """Return the parts of canvases per output and axis: what lies in the block, and what in the next one.
 
     Along axes in ``alone``, nothing is handed to the next block. With ``whole``, the part in the block is all
     of it, so that it can be finished in its place.
     """
     spans, image = [], spec.plan.box(index)
-    for canvas, block in zip(canvases, (o.region(image) for o in spec.summed), strict=True):
+    for canvas, block in zip(canvases, (o.region(image) for o in spec.outputs), strict=True):
         axes = zip(canvas.start, canvas.stop, block.start, block.stop, strict=True)
         found = []
         for d, (start, end, a, b) in enumerate(axes):

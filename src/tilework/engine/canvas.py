@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tilework._types import Array
+from tilework._types import Array, Bits
 from tilework.engine.products import AnyArray, Products, Profile, rows_of
 from tilework.engine.sums import plus, quotient, real_dtype, real_parts
 from tilework.errors import ContractError
@@ -305,9 +305,27 @@ def finish(
         block, unknown = _cast(block, output)
     if reached is not None and not reached.all():
         fill = np.asarray(output.fill_value, output.dtype)
-        block = np.where(output.spread(reached, reduced=True), block, fill)
-        block = block.astype(output.dtype, copy=False)  # np.where does not keep the byte order
+        block = _chosen(output.spread(reached, reduced=True), block, fill)  # type: ignore[arg-type]
     return block, unknown
+
+
+def _chosen(bits: Bits, block: Array, fill: Array) -> Array:
+    """Return ``block`` where bits are true, and elsewhere ``fill``, of the same dtype.
+
+    It has no branches: where bits are at random, which no processor foresees, np.where takes ten times as
+    long.
+    """
+    word = np.dtype(f"u{block.itemsize}") if block.itemsize in (1, 2, 4, 8) else None
+    if word is None or block.dtype.hasobject:
+        return np.where(bits, block, fill).astype(block.dtype, copy=False)  # which loses the byte order
+    chosen, other = np.empty_like(block, order="C"), fill.view(word)
+    for rows in rows_of(block.shape, 0):
+        keep = np.negative((bits[rows] if bits.shape[0] > 1 else bits).astype(word))
+        part = chosen[rows].view(word)
+        np.bitwise_xor(block[rows].view(word), other, out=part)
+        part &= keep
+        part ^= other
+    return chosen
 
 
 def _reduce(output: BoundOutput, total: AnyArray) -> Array:

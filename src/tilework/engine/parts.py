@@ -23,7 +23,7 @@ from tilework.engine.cover import cover, touching
 from tilework.engine.reading import tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.sums import real_dtype
-from tilework.engine.validity import hide
+from tilework.engine.validity import Known, hide
 from tilework.grid.tiles import Box, Tile
 from tilework.labels.painting import Claims, Counts, shown
 
@@ -183,37 +183,35 @@ def part_of_block(
     Parameters
     ----------
     results : callable
-        Returns the results of a tile, one per canvas; None if it was left out.
+        Returns the results of a tile, one per output, and with ``spec.validity`` which samples of its crop
+        are valid, as far as it is inside the image; None if it was left out.
     """
     output = spec.outputs[number]
     nothing = Box((0,) * len(box.start), (0,) * len(box.start))
-    v, image = spec.validity, nothing
-    if v is not None:
-        image = v.under(output, box)
-    skipped, partials, bits = set(), [], []
+    v, image = spec.validity, Box((0,) * len(box.start), spec.plan.shape)
+    skipped, partials, known = set(), [], list[Known]()
     claims: list[Claims] = []
     counts = None
     for owner, tiles in tiles_touching(spec, number, index, box):
-        wanted = {number: box} if v is None else {number: box, len(spec.outputs): image}
-        canvases = [] if owner == index else canvas_boxes(spec, owner)
-        wholes = {k: b if owner == index else canvases[k].intersect(b) for k, b in wanted.items()}
-        boxes = [wholes.get(k, nothing) for k in range(len(spec.summed))]
+        whole = box if owner == index else canvas_boxes(spec, owner)[number].intersect(box)
+        boxes = [whole if k == number else nothing for k in range(len(spec.outputs))]
         accumulator = Accumulator(spec, boxes)
         for tile in tiles:
             found = results(tile)
             if found is None:
                 skipped.add(tile.index)
             else:
-                accumulator.add(tile.position, found)
+                accumulator.add(tile.position, found[: len(spec.outputs)])
+                if v is not None:
+                    known.append((tile.read.intersect(image), found[-1]))
         partials.append(accumulator.partials[number])
-        bits.append(accumulator.partials[-1])
         claims += accumulator.claims.get(number, ())
     total = combine(output, box, partials)
     if total is None:
         return Piece(output.fill(box.shape))
     reached, divisor = cover(spec, output, index, box, skipped, dtype=real_dtype(total.dtype))
-    if v is not None and (valid := combine(v.output, image, bits)) is not None:
-        reached = hide(output, total, reached, v.of_result(output, box, valid, image))
+    if v is not None:
+        reached = hide(output, total, reached, v.within(output, box, known))
     if output.kind == "own":
         total, contested, unclaimed = shown(total, output.n_each)
         counts = Counts(contested, unclaimed, Claims.joined(claims))

@@ -20,7 +20,7 @@ from tilework._types import Array, Index, Span
 from tilework.engine.canvas import check_dtype
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
-from tilework.engine.validity import Validity
+from tilework.engine.validity import Looker, Read
 from tilework.errors import ContractError, TilingError
 from tilework.function.bound import BoundOutput
 from tilework.function.calling import as_array, as_results, call_whole, is_batched, is_on_device
@@ -28,12 +28,12 @@ from tilework.function.device_memory import LIMITS, in_batches, is_out_of_memory
 from tilework.function.devices import wants_whole_batches
 from tilework.function.guard import Guard
 from tilework.function.load_once import LoadOnce
-from tilework.grid.tiles import Tile
+from tilework.grid.tiles import Box, Tile
 from tilework.source.base import Unread
 from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["CropCutter", "Failure", "in_raster_order", "run_tiles", "tiles_of", "wait"]
+__all__ = ["CropCutter", "Failure", "in_raster_order", "looker_of", "run_tiles", "tiles_of", "wait"]
 
 Results = tuple[Tile, list[Array]]
 
@@ -84,6 +84,10 @@ class CropCutter:
         self._ranges = ranges
         self._unread = None if apart else ranges
         self._union: Array | None = None
+        self.hull = Box.of(spans)
+        """All that its tiles read, image samples per grid axis; it may stick out of the image."""
+        self._last: tuple[int, Array] | None = None
+        """What was read for one tile, by its number, until its crop is cut."""
         # Of each tile along each axis: its samples in the union.
         self._places: list[dict[int, Any]] = [
             {i: self._place(d, *grids[d].read(i), start) for i in range(*ranges[d])}
@@ -143,13 +147,11 @@ class CropCutter:
 
     def cut(self, tile: Tile, *, view: bool = False) -> Array:
         """Return the crop of ``tile``, without its ``each`` axes: a copy, or a view that must not change."""
-        if self._unread is not None:
-            self.read()
-        whole = self._union
-        if whole is None:
-            whole = self._read([(i, i + 1) for i in tile.position])
-            box = enumerate(zip(tile.read.start, tile.read.stop, strict=True))
-            places = [self._place(d, start, stop, start) for d, (start, stop) in box]
+        whole, box, alone = self.around(tile)
+        self._last = None
+        if alone:
+            spans = enumerate(zip(box.start, box.stop, strict=True))
+            places = [self._place(d, start, stop, start) for d, (start, stop) in spans]
         else:
             places = list(map(operator.getitem, self._places, tile.position))
         index: list[Any] = [slice(None)] * whole.ndim
@@ -159,6 +161,17 @@ class CropCutter:
         if view:
             return np.asarray(whole[tuple(index)])
         return np.array(whole[tuple(index)], order="C", copy=self._copy)
+
+    def around(self, tile: Tile) -> Read:
+        """Return the samples that were read at once with those of ``tile``; they must not change."""
+        if self._unread is not None:
+            self.read()
+        if self._union is not None:
+            return Read(self._union, self.hull, False)
+        if self._last is None or self._last[0] != tile.index:
+            self._last = None  # no longer needed while the next one is read
+            self._last = tile.index, self._read([(i, i + 1) for i in tile.position])
+        return Read(self._last[1], tile.read, True)
 
     def _place(self, d: int, start: int, stop: int, origin: int) -> Any:
         """Return image samples of a grid axis as an index into what was read from ``origin`` on."""
@@ -191,20 +204,28 @@ def _by_shape(spec: Spec, tiles: Sequence[Tile]) -> Sequence[Tile]:
     return sorted(tiles, key=lambda t: t.read.shape, reverse=True)
 
 
+def looker_of(spec: Spec, crops: Sequence[CropCutter]) -> Looker | None:
+    """Return what looks at the valid samples of a task; None if all samples are valid."""
+    if spec.validity is None:
+        return None
+    return Looker(spec.validity, crops, spec.source_axes, crops[0].hull, spec.plan.shape)
+
+
 def run_tiles(
     spec: Spec,
     tiles: Sequence[Tile],
     crops: Sequence[CropCutter],
     skipped: list[int],
     failures: list[Failure],
+    looker: Looker | None = None,
 ) -> Iterator[Results]:
-    """Call the function in batches; yield each tile with its results, one per canvas of the spec.
+    """Call the function in batches; yield each tile with its results, one per output.
 
     All crops of a batch have one shape. Tiles of several owners are sorted by it, so that batches are full;
     those of one owner, as `tiles_of` returns them, stay in order.
 
     Tiles that the skip predicate leaves out are appended to ``skipped``. Tiles that fail, if that does not
-    end the run, are appended to ``skipped`` and ``failures``.
+    end the run, are appended to ``skipped`` and ``failures``. ``looker`` is that of `looker_of`.
     """
     size = spec.plan.batch_size or 1
     call = _Calls(spec)
@@ -213,10 +234,11 @@ def run_tiles(
     attempt: Callable[[Sequence[Results]], Iterable[Results]] = call
     if spec.on_error != "raise":
         attempt = functools.partial(_attempt, spec, call, skipped, failures)
+    looker = looker_of(spec, crops) if looker is None else looker
     waiting: list[Results] = []
     for tile in _by_shape(spec, tiles):
         check_stop()
-        cuts = _cut(spec, tile, crops, skipped, failures, view=view)
+        cuts = _cut(spec, tile, crops, looker, skipped, failures, view=view)
         if cuts is None:
             continue
         if waiting and waiting[0][0].read.shape != tile.read.shape:
@@ -236,42 +258,37 @@ def _cut(
     spec: Spec,
     tile: Tile,
     crops: Sequence[CropCutter],
+    looker: Looker | None,
     skipped: list[int],
     failures: list[Failure],
     *,
     view: bool,
     attempt: int = 0,
 ) -> list[Array] | None:
-    """Return the crops of a tile, then the valid samples of its result if they are asked for.
+    """Return the crops of a tile; None if it does not run.
 
-    None if it does not run. A tile without a valid sample is not among those that are ``skipped``: it leaves
+    A tile without a valid sample is not among those that are ``skipped``: it leaves
     no gap, because all samples that it has weight on are invalid. A tile that cannot be read or looked at
     fails like one on which the function raises.
     """
-    valid: list[Array] = []
     try:
-        if spec.validity is None:
-            cuts = [c.cut(tile, view=view) for c in crops]
-        else:
-            found = _valid_crops(spec, spec.validity, tile, crops)
-            if found is None:
-                return None
-            cuts, valid = found[0], [found[1]]
-        if spec.skip is not None:
+        cuts = [c.cut(tile, view=view) for c in crops] if looker is None else looker.crops(tile)
+        if cuts is not None and spec.skip is not None:
             with Guard(lambda: f"raised by skip= on {tile}"):
                 skips = _truth(spec.skip(*cuts))
             if skips:
                 skipped.append(tile.index)
-                return None
-        return cuts + valid
+                cuts = None
     except Exception as error:
         # With "raise", the task is tried again as a whole.
         last = attempt == spec.retries or spec.on_error == "raise"
         if last or any(c.was_given(error) for c in crops):
             _fail(spec, tile, error, skipped, failures)
             return None
+    else:
+        return cuts
     wait(attempt)
-    return _cut(spec, tile, crops, skipped, failures, view=view, attempt=attempt + 1)
+    return _cut(spec, tile, crops, looker, skipped, failures, view=view, attempt=attempt + 1)
 
 
 def _truth(value: Any) -> bool:
@@ -291,18 +308,6 @@ def _truth(value: Any) -> bool:
             f"skip must return one True or False for a crop, as by any() or all(); got {few}."
         )
     return bool(found.item())
-
-
-def _valid_crops(
-    spec: Spec, validity: Validity, tile: Tile, crops: Sequence[CropCutter]
-) -> tuple[list[Array], Array] | None:
-    """Return the crops of a tile and the valid samples of its result; None if its crop has none."""
-    n, box = spec.plan.n_each, tile.read
-    spans = list(zip(box.start[n:], box.stop[n:], strict=True))
-    found = validity.crops(lambda k: crops[k].cut(tile), spans, spec.plan.shape[n:])
-    if found is None:
-        return None
-    return found[0], validity.result(found[1], tile.position, box.start)
 
 
 def _attempt(
@@ -350,7 +355,7 @@ class _Calls:
         self.batched = spec.plan.batch_size is not None or is_batched(spec.fn)
         """Whether the function gets crops as one array, with a batch axis."""
         self._keys = [output.key for output in spec.outputs]
-        self._inputs, self._stay = len(spec.inputs), is_on_device(spec.fn)
+        self._stay = is_on_device(spec.fn)
         self._places = [output.places(spec.plan.names, batched=self.batched) for output in spec.outputs]
 
     def __call__(self, waiting: Sequence[Results], *, part: bool = False) -> Sequence[Results]:
@@ -360,11 +365,10 @@ class _Calls:
         """
         if LIMITS and not part and not self._whole:
             return self._smaller(waiting)
-        spec, n, (tile, cuts) = self._spec, self._inputs, waiting[0]
-        arguments = cuts[:n]
+        spec, (tile, arguments) = self._spec, waiting[0]
         extra: dict[str, Any] = {"tile": tile} if spec.pass_tile else {}
         if self.batched:
-            arguments = [_stacked(column) for column in zip(*(cuts[:n] for _, cuts in waiting), strict=True)]
+            arguments = [_stacked(column) for column in zip(*(cuts for _, cuts in waiting), strict=True)]
             extra = {"tiles": tuple(tile for tile, _ in waiting)} if spec.pass_tile else {}
         full = ""
         try:
@@ -390,8 +394,8 @@ class _Calls:
         except TilingError as error:
             raise type(error)(f"{error} [{_where(waiting)}]") from None
         if self.batched:
-            return [(tile, [*(r[k] for r in results), *cuts[n:]]) for k, (tile, cuts) in enumerate(waiting)]
-        return ((tile, [*results, *cuts[n:]]),)
+            return [(tile, [r[k] for r in results]) for k, (tile, _) in enumerate(waiting)]
+        return ((tile, results),)
 
     @cached_property
     def _whole(self) -> bool:
@@ -411,7 +415,7 @@ class _Calls:
 
         ``full`` is what a call with the whole batch has said.
         """
-        fn, crops = self._spec.fn, waiting[0][1][: self._inputs]
+        fn, crops = self._spec.fn, waiting[0][1]
         shapes = [c.shape for c in crops]
         parts = in_batches(
             lambda a, b: self(waiting[a:b], part=True), len(waiting),

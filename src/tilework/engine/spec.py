@@ -91,11 +91,6 @@ class Spec:
         """The arrays of which the function gets crops."""
         return self.sources if self.validity is None else self.sources[: self.validity.inputs]
 
-    @property
-    def summed(self) -> tuple[BoundOutput, ...]:
-        """The outputs that have canvases: those of the function, then the bits of ``validity``."""
-        return self.outputs if self.validity is None else (*self.outputs, self.validity.output)
-
     def names(self, name: str) -> list[str]:
         """Return the names of the dask arrays of all outputs of the result ``name``."""
         return [f"{name}-{o.key}" for o in self.outputs] if self.many else [name]
@@ -196,6 +191,6 @@ def with_validity(spec: Spec, valid: Valid, layout: Layout, request: Request) ->
         spec,
         sources=(*spec.sources, *(source for source, _ in valid.extra)),
         source_axes=(*spec.source_axes, *(axes for _, axes in valid.extra)),
-        validity=validity_of(valid, spec.sources, layout, request, spec.outputs),
+        validity=validity_of(valid, spec.sources, layout, request),
         metas=tuple(metas),
     )

@@ -1,30 +1,33 @@
-"""Which samples are valid: looked at when crops are cut, added up like one more output, and used at the end.
+"""Which samples are valid: looked at once in what a task reads, and used when crops are cut and at the end.
 
-The bits of a crop decide whether it runs. They are added to a canvas of their own in the task that adds its
-result, so a finished block knows the bits of all its samples that have a result, and nothing is read twice.
-A sample where no tile ran has no bits, and no result either.
+The bits of a crop decide whether it runs. Those of all that a task has read go with its sums, cut as these
+are, so a finished block knows the bits of all its samples that have a result, and nothing is read twice. Bits
+belong to samples of the image, so all crops on a sample agree: nothing is looked at again for each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from tilework._types import Array, Bits, Index, Span
-from tilework.function.bound import BoundOutput, bind, spread
-from tilework.function.output import Output
+from tilework.engine.products import rows_of
+from tilework.function.bound import BoundOutput, spread
 from tilework.grid.axis import ceil_div
-from tilework.grid.tiles import Box
+from tilework.grid.tiles import Box, Tile
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import box_any
 from tilework.plan.nodata import Term, Valid
-from tilework.plan.request import Layout, Request, weighed
+from tilework.plan.request import Layout, Request
 from tilework.source.base import Source
 
-__all__ = ["Validity", "hide", "validity_of"]
+__all__ = ["Known", "Looker", "Read", "Validity", "hide", "validity_of"]
+
+Known = tuple[Box, "Bits | None"]
+"""Image samples per grid axis of which it is known which are valid, and the bits; None: all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,20 +44,24 @@ class Validity:
     """For each of these sources, what the function sees at invalid samples; None: what is there."""
     keep_constant: bool
     """Whether samples outside the image repeat none, and are seen as they are."""
-    output: BoundOutput
-    """The canvas of bits: an output of bool over the grid axes, with the supports of all others."""
-    like: int
-    """Number of an output whose canvases have the same image samples."""
 
     def crops(
-        self, cut: Callable[[int], Array], spans: Sequence[Span], extents: Sequence[int]
-    ) -> tuple[list[Array], Bits] | None:
+        self,
+        cut: Callable[[int], Array],
+        look: Callable[[int], Bits | None],
+        spans: Sequence[Span],
+        extents: Sequence[int],
+    ) -> tuple[list[Array], Bits | None] | None:
         """Return the crops that the function gets and which samples are valid; None if none is.
+
+        The bits are None if all are. The image is not read if other sources suffice.
 
         Parameters
         ----------
         cut : callable
-            Returns the crop of a source, by its number. The image is not read if other sources suffice.
+            Returns the crop of a source, by its number.
+        look : callable
+            Returns the bits of the crop that a term says, by its number; None if all are true.
         spans : sequence of (start, stop), image samples per tiled axis
             The place of the crop; it may stick out of the image.
         extents : sequence of int, image samples per tiled axis
@@ -62,39 +69,25 @@ class Validity:
         inside: Any = ...
         if not all(a >= 0 and b <= n for (a, b), n in zip(spans, extents, strict=True)):
             inside = tuple(slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(spans, extents, strict=True))
-        found: dict[int, Array] = {}
         valid: Any = None
-        for term in self.terms:
-            crop = found[term.source] = cut(term.source)
-            bits = term.bits(crop)
+        for number in range(len(self.terms)):
+            if (bits := look(number)) is None:
+                continue
             valid = bits if valid is None else valid & bits
-            if not valid[inside].any():
+            if not _any(valid[inside]):
                 return None
-        crops = [found[k] if k in found else cut(k) for k in range(self.inputs)]
+        crops = [cut(k) for k in range(self.inputs)]
+        if valid is None or self.fills is None:
+            return crops, valid
+        hidden = ~valid
         if self.keep_constant and inside is not ...:
             outside = np.ones(valid.shape, bool)
             outside[inside] = False
-            valid = valid | outside
-        for crop, fill, axes in zip(crops, self.fills or (), self.axes, strict=False):
+            hidden &= ~outside
+        for crop, fill, axes in zip(crops, self.fills, self.axes, strict=False):
             if fill is not None:
-                np.copyto(crop, fill, where=spread(~valid, axes, crop.ndim))
+                np.copyto(crop, fill, where=spread(hidden, axes, crop.ndim))
         return crops, valid
-
-    def result(self, valid: Bits, position: Index, start: Sequence[int]) -> Bits:
-        """Return the bits of a tile where it has a result.
-
-        Parameters
-        ----------
-        valid : bool array
-            Those of its crop.
-        position : tuple of int
-            Its number along each grid axis.
-        start : sequence of int, image samples per grid axis
-            The first sample of its crop.
-        """
-        n = self.output.n_each
-        columns = zip(self.output.weights[n:], position[n:], start[n:], strict=True)
-        return valid[tuple(slice(*(x - a for x in w.result(i))) for w, i, a in columns)]
 
     def under(self, output: BoundOutput, box: Box) -> Box:
         """Return the image samples under a box of result samples."""
@@ -103,6 +96,22 @@ class Validity:
             up, down = w.scale.numerator, w.scale.denominator
             spans.append((a * down // up, min(ceil_div(b * down, up), w.grid.extent)))
         return Box.of(spans)
+
+    def within(self, output: BoundOutput, box: Box, known: Sequence[Known]) -> Bits | None:
+        """Return which samples of a box of a result are valid, by what is known of the image; None: all."""
+        at = self.under(output, box)
+        hidden = [(own.intersect(at), own, bits) for own, bits in known if bits is not None]
+        hidden = [(common, own, bits) for common, own, bits in hidden if common.size]
+        if not hidden:
+            return None
+        # A result sample may lie over image samples of which nothing is known, where no tile ran.
+        valid = np.zeros(at.shape, bool)
+        for own, _ in known:
+            if (common := own.intersect(at)).size:
+                valid[_in(at, common)] = True
+        for common, own, bits in hidden:
+            valid[_in(at, common)] &= bits[_in(own, common)]
+        return self.of_result(output, box, valid, at)
 
     def of_result(self, output: BoundOutput, box: Box, bits: Bits, at: Box) -> Bits:
         """Return which samples of a box of a result are valid: those over a valid image sample.
@@ -125,9 +134,140 @@ class Validity:
         return box_any(bits, ranges)
 
 
-def validity_of(
-    valid: Valid, sources: Sequence[Source], layout: Layout, request: Request, outputs: Sequence[BoundOutput]
-) -> Validity:
+class Read(NamedTuple):
+    """Samples of one source that were read at once."""
+
+    samples: Array
+    """The samples, padded, with all axes of the source."""
+    box: Box
+    """Their place, image samples per grid axis; it may stick out of the image."""
+    alone: bool
+    """Whether they were read for one tile."""
+
+
+class Cutter(Protocol):
+    """Reads the samples of a source, and cuts the crops of tiles out of them."""
+
+    def around(self, tile: Tile) -> Read:
+        """Return the samples that were read at once with those of the tile."""
+
+    def cut(self, tile: Tile) -> Array:
+        """Return the crop of the tile."""
+
+
+class Looker:
+    """Looks at what one task reads, and keeps the bits.
+
+    Parameters
+    ----------
+    validity : Validity
+    cutters : sequence of Cutter
+        One per source.
+    source_axes : per source, a sequence of int or None
+        Its axis for each grid axis; None if it has none.
+    hull : Box, image samples per grid axis
+        All that the tiles of the task read; it may stick out of the image.
+    extents : sequence of int, image samples per grid axis
+    """
+
+    def __init__(
+        self,
+        validity: Validity,
+        cutters: Sequence[Cutter],
+        source_axes: Sequence[Sequence[int | None]],
+        hull: Box,
+        extents: Sequence[int],
+    ) -> None:
+        self._validity, self._cutters, self._axes = validity, cutters, source_axes
+        self._extents, self._n_each = extents, len(extents) - len(validity.axes[0])
+        self._hull = hull.intersect(Box((0,) * len(extents), tuple(extents)))
+        self._held: dict[int, tuple[Box, Bits | None]] = {}
+        """By term, the bits of what was read for all tiles; None if all are true."""
+        self._some: list[tuple[Box, Bits]] = []
+        """Parts of the image with samples that are not valid."""
+        self._canvas: Bits | None = None
+        """One of them: for what was read tile by tile."""
+
+    def crops(self, tile: Tile) -> list[Array] | None:
+        """Return the crops of a tile that the function gets; None if no sample of it is valid."""
+        n, box = self._n_each, tile.read
+        spans = list(zip(box.start[n:], box.stop[n:], strict=True))
+        found = self._validity.crops(
+            lambda k: self._cutters[k].cut(tile), lambda t: self._bits(t, tile), spans, self._extents[n:]
+        )
+        return None if found is None else found[0]
+
+    def _bits(self, number: int, tile: Tile) -> Bits | None:
+        """Return the bits of a tile's crop that a term says; None if all are true."""
+        if (found := self._held.get(number)) is None:
+            source = self._validity.terms[number].source
+            read = self._cutters[source].around(tile)
+            found = read.box, self._look(number, read)
+            if not read.alone:
+                self._held[number] = found
+        box, bits = found
+        if bits is None:
+            return None
+        return np.asarray(bits[_in(box, tile.read)][(0,) * self._n_each])
+
+    def _look(self, number: int, read: Read) -> Bits | None:
+        """Return the bits of samples that were read, over the grid axes; None if all are true."""
+        term = self._validity.terms[number]
+        axes = self._axes[term.source]
+        bits = _bits_of(term, read.samples, tuple(a for a in axes if a is not None))
+        if bits.all():
+            return None
+        # It may lack axes of ``each``.
+        lead = tuple(None if a is None else slice(None) for a in axes)
+        bits = np.broadcast_to(bits[lead], read.box.shape)
+        common = read.box.intersect(self._hull)
+        part = bits[_in(read.box, common)]
+        if part.all():
+            return bits
+        if not read.alone:
+            self._some.append((common, part))
+            return bits
+        if self._canvas is None:
+            self._canvas = np.ones(self._hull.shape, bool)
+            self._some.append((self._hull, self._canvas))
+        self._canvas[_in(self._hull, common)] &= part
+        return bits
+
+    def within(self, box: Box) -> Known:
+        """Return what is known of a box of image samples, with memory of its own."""
+        box = box.intersect(self._hull)
+        valid = None
+        for own, bits in self._some:
+            common = own.intersect(box)
+            part = bits[_in(own, common)]
+            if not part.all():
+                valid = np.ones(box.shape, bool) if valid is None else valid
+                valid[_in(box, common)] &= part
+        return box, valid
+
+
+def _bits_of(term: Term, samples: Array, axes: Index) -> Bits:
+    """Return which positions are valid, looked at piece by piece where there are several samples at each."""
+    if samples.ndim == len(axes):
+        return term.bits(samples, axes)
+    parts = [term.bits(samples[rows], axes) for rows in rows_of(samples.shape, 0)]
+    if 0 in axes:
+        return np.concatenate(parts, axes.index(0))
+    return np.logical_or.reduce(parts)  # type: ignore[no-any-return]
+
+
+def _in(box: Box, part: Box) -> tuple[slice, ...]:
+    """Return a part of a box as an index into it."""
+    ends = zip(part.start, part.stop, box.start, strict=True)
+    return tuple(slice(a - first, max(a, b) - first) for a, b, first in ends)
+
+
+def _any(bits: Bits) -> bool:
+    """Return whether any bit is true; one in the middle mostly is, and tells it 20 times as fast."""
+    return bool(bits.size and bits[tuple(n // 2 for n in bits.shape)]) or bool(bits.any())
+
+
+def validity_of(valid: Valid, sources: Sequence[Source], layout: Layout, request: Request) -> Validity:
     """Return how a result finds out which samples are valid.
 
     Parameters
@@ -137,44 +277,34 @@ def validity_of(
         Those of the function.
     layout : Layout
     request : Request
-    outputs : sequence of BoundOutput
-        With their weights.
     """
-    # The supports of labels, which have no rim, contain those of blends, which contain the cores.
-    kinds = [o.kind if o.kind in ("own", "trim") else "blend" for o in outputs]
-    like = next(kinds.index(kind) for kind in ("own", "blend", "trim") if kind in kinds)
-    blend = "trim" if kinds[like] == "trim" else "max"
-    if kinds[like] == "own":
-        layout = replace(layout, rim=(0,) * len(layout.rim))
-    bits = bind(
-        None, Output(bool, channels=0, margin=layout.margin, blend=blend), crop_shape=layout.crop,
-        crop_axes=tuple(range(len(layout.crop))), crop=layout.crop, margin=layout.margin, blend=blend,
-        fill_value=False, result=None,
-    )  # fmt: skip
     return Validity(
         terms=valid.terms,
         inputs=len(sources),
         axes=tuple(layout.crop_of(source, k)[1] for k, source in enumerate(sources)),
         fills=valid.fills,
         keep_constant=request.boundary == "constant",
-        output=weighed(bits, layout, request),
-        like=like,
     )
 
 
-def hide(output: BoundOutput, total: Array, reached: Bits | None, valid: Bits) -> Bits | None:
-    """Set sums at invalid samples to zero, so that nothing is said of them; return where a result remains.
+def hide(output: BoundOutput, total: Array, reached: Bits | None, valid: Bits | None) -> Bits | None:
+    """Return where a result remains, of samples that are reached and valid.
+
+    Sums at invalid samples become zero if they are looked at before the fill value takes their place, so that
+    nothing is said of them.
 
     Parameters
     ----------
     total : numpy.ndarray
-        Merged results in the output's layout; changed in place.
+        Merged results in the output's layout; may be changed in place.
     reached : numpy.ndarray of bool over the grid axes, or None
         Where any tile ran; None: everywhere.
-    valid : numpy.ndarray of bool over the grid axes
+    valid : numpy.ndarray of bool over the grid axes, or None
+        None: all are.
     """
-    if valid.all():
+    if valid is None or valid.all():
         return reached
-    hidden: Any = output.spread(~valid)  # type: ignore[arg-type]
-    np.copyto(total, np.zeros((), total.dtype), where=hidden)
+    if output.reduce is not None or output.kind == "own" or total.dtype != output.dtype:
+        hidden: Any = output.spread(~valid)  # type: ignore[arg-type]
+        np.copyto(total, np.zeros((), total.dtype), where=hidden)
     return valid if reached is None else reached & valid

@@ -36,17 +36,21 @@ class Term:
     nodata: Any = None
     """The value of samples without data; None: samples that are true are valid."""
 
-    def bits(self, crop: Array) -> Bits:
-        """Return which positions of a crop are valid: those with a valid sample along all other axes."""
+    def bits(self, samples: Array, axes: Index | None = None) -> Bits:
+        """Return which positions of a crop are valid: those with a valid sample along all other axes.
+
+        Of other samples, ``axes`` are those of positions.
+        """
+        axes = self.axes if axes is None else axes
         if self.nodata is None:
-            valid = crop.astype(bool)  # a copy: it is needed for longer than the crop
+            valid = samples.astype(bool)  # a copy: it is needed for longer than the samples
         else:
             # NaN and NaT differ from themselves.
-            valid = np.asarray(crop != self.nodata if self.nodata == self.nodata else crop == crop)
-        n = len(self.axes)
-        if self.axes == tuple(range(valid.ndim)):
+            valid = np.asarray(samples != self.nodata if self.nodata == self.nodata else samples == samples)
+        n = len(axes)
+        if axes == tuple(range(valid.ndim)):
             return valid
-        return np.asarray(np.moveaxis(valid, self.axes, range(n)).any(axis=tuple(range(n, valid.ndim))))
+        return np.asarray(np.moveaxis(valid, axes, range(n)).any(axis=tuple(range(n, valid.ndim))))
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,8 +95,13 @@ def test_W_cover_equals_adding_all_tiles_one_by_one(spec, data):
     skipped = data.draw(runs)
     times = {number: data.draw(st.integers(2, 3)) for number in data.draw(runs) - skipped}
     dtype = np.dtype(data.draw(st.sampled_from(("f4", "f8"))))
-    # With room for few sums, they are computed again and again.
-    with mock.patch.object(module, "SUMS", data.draw(st.sampled_from((2**25, 64)))):
+    # With room for few sums, they are computed again and again. Those of maps are taken piece by piece, or
+    # tile by tile if that is less.
+    with (
+        mock.patch.object(module, "SUMS", data.draw(st.sampled_from((2**25, 64)))),
+        mock.patch.object(module, "FEW", data.draw(st.sampled_from((0, 10**9)))),
+        mock.patch.object(module, "CALL", data.draw(st.sampled_from((2**12, 1)))),
+    ):
         for index in itertools.product(*map(range, spec.plan.blocks)):
             [box] = spec.boxes(index)
             reached, uneven, total = walked(spec, box, skipped, times)
@@ -165,6 +170,26 @@ def test_weights_where_many_tiles_are_skipped_are_summed_axis_by_axis():
         out.compute(scheduler="synchronous")
     # Once for the sums, and once for the bits of where a tile is missing.
     assert sum(added) <= 2 * (2 + 2 / 4) * image.size
+
+
+def test_maps_are_summed_once_for_each_way_in_which_tiles_may_be_left_out():
+    """Four tiles lie on a piece inside, two at a border and one in a corner, and any may be skipped."""
+    image, added = np.random.default_rng(0).random((512, 512)).astype("f4"), []
+
+    def counted(target, values, plus=module.plus, **kind):
+        added.append(values.size)
+        plus(target, values, **kind)
+
+    def skip(crop):
+        return bool(crop[0, 0] < 0.3)
+
+    blend = np.random.default_rng(1).random((32, 32)) + 0.1
+    out = tw.tiled_map(lambda x: x, image, 32, stride=16, blend=blend, dtype="f4", skip=skip, chunks=128)
+    with mock.patch.object(module, "plus", counted):
+        out.compute(scheduler="synchronous")
+    ways = 2**4 * 4 + 4 * 2**2 * 2 + 4 * 2
+    # Blocks of a side, and of the inside, each come with their own cuts of the pieces at their ends.
+    assert 0 < sum(added) <= 2 * ways * 16**2
 
 
 def test_an_importance_map_is_filled_at_borders_once_for_each_kind():

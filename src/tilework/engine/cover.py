@@ -1,8 +1,9 @@
 """The parts of a block that the tiles that ran cover, and the sums of their weights.
 
 Where all tiles ran once, windows sum to 1. Elsewhere their products are summed along one axis after the
-other (`_products_added`). Importance maps are no products: they are summed tile by tile (`_uneven_maps`), and
-where all tiles ran once for each kind of piece (`_periodic_sum`).
+other (`_products_added`). Importance maps are no products: they are summed once for each kind of piece, by
+how the tiles on it lie and which of them ran (`_sums_of_pieces`). Where few pieces are alike, they are summed
+tile by tile (`_uneven_maps`), which takes the same additions.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from tilework.plan.box_sums import box_any
 from tilework.plan.output_plan import SUMS
 
 __all__ = ["cover", "touching"]
+
+# What a call of numpy for a sum of weights takes, in samples that could be added in that time.
+CALL = 2**12
+# Most tiles on a piece of which any may be left out, and kinds of pieces soon known: 2**8 inside an image.
+FEW = 8
 
 
 def touching(output: BoundOutput, ranges: Sequence[Span], box: Box) -> list[Span]:
@@ -69,10 +75,10 @@ def cover(
         return covered, None
     spans = [[w.support(i) for i in range(*r)] for w, r in zip(output.weights, ranges, strict=True)]
     if output.importance is not None:
-        reached, whole = _periodic_sum(output, ranges, spans, box, dtype)
-        if added is None:
-            if reached is not None:
-                _check_cover(covered, box, reached)
+        reached, whole, done = _sums_of_pieces(output, ranges, spans, box, dtype, added)
+        if added is None and reached is not None:
+            _check_cover(covered, box, reached)
+        if done:
             return reached, whole
     else:
         # Where all tiles ran once, a separable sum is 1: leaving it out keeps the unmasked result's bits.
@@ -241,12 +247,7 @@ def _uneven_maps(
     # Not np.zeros, which is slower for sums: see engine/canvas.py.
     total = np.full(part.shape, 0.0)
     lost = np.full(part.shape, 0.0) if output.compensated else None
-    # The tiles with weight where a tile has some that was not added once.
-    meeting = []
-    for along in spans:
-        starts, stops = np.array(along).reshape(-1, 2).T
-        low = np.searchsorted(stops, starts, side="right")
-        meeting.append(Spans(low, np.maximum(low, np.searchsorted(starts, stops))))
+    meeting = _meeting(spans)
     for place in map(tuple, np.argwhere(box_any(added != 1, meeting)).tolist()):
         near = [slice(int(m.low[i]), int(m.high[i])) for m, i in zip(meeting, place, strict=True)]
         others = _hull([s[n] for s, n in zip(spans, near, strict=True)], added[tuple(near)] != 1)
@@ -267,6 +268,16 @@ def _uneven_maps(
     return uneven, reached, total if lost is None else total + lost
 
 
+def _meeting(spans: Sequence[Sequence[Span]]) -> list[Spans]:
+    """Return, per axis, for each support the first and one past the last that meet it."""
+    found = []
+    for along in spans:
+        starts, stops = np.array(along).reshape(-1, 2).T
+        low = np.searchsorted(stops, starts, side="right")
+        found.append(Spans(low, np.maximum(low, np.searchsorted(starts, stops))))
+    return found
+
+
 def _hull(spans: Sequence[Sequence[Span]], chosen: Bits) -> Box:
     """Return the box around the supports of the chosen tiles, of which there is one at least."""
     ends = []
@@ -276,17 +287,21 @@ def _hull(spans: Sequence[Sequence[Span]], chosen: Bits) -> Box:
     return Box.of(ends)
 
 
-def _periodic_sum(
+def _sums_of_pieces(
     output: BoundOutput,
     ranges: Sequence[Span],
     spans: Sequence[Sequence[Span]],
     box: Box,
     dtype: np.dtype[Any],
-) -> tuple[Bits | None, Array]:
-    """Return where the sum of the importance maps of all tiles is positive (None: everywhere), and the sum.
+    added: Ints | None,
+) -> tuple[Bits | None, Array, bool]:
+    """Return where the sum of importance maps is positive (None: everywhere), the sum, and if it is whole.
 
-    The box is cut where supports begin. Between two cuts the sum depends only on how the tiles on it lie, so
-    that it is computed once for all pieces that are alike: one for the inside of an image.
+    The box is cut where supports begin. Between two cuts the sum depends only on how the tiles on it lie, and
+    how often each was added, so that it is computed once for all pieces that are alike: mostly one for the
+    inside of an image, and a few for the neighbourhood of a tile that was left out.
+
+    If that takes longer than tile by tile, the sum is that of all tiles once.
     """
     total, reached = np.empty(box.shape, dtype), None
     axes = [
@@ -295,32 +310,80 @@ def _periodic_sum(
     ]
     most = dtype.itemsize * math.prod(max((p.high - p.low for p in pieces), default=0) for pieces in axes)
     made: dict[Any, tuple[Bits | None, Array]] = output.held.setdefault(("sums", dtype), {})
-    for chosen in itertools.product(*axes):
-        key = tuple(piece.key for piece in chosen)
-        if (found := made.get(key)) is None:
-            sums = _sum_of_piece(output, chosen)
+    kinds = {} if added is None else _kinds(ranges, axes, added)
+    new = len({kind for kind in kinds.values() if kind not in made})
+    done = added is None or _most_on(axes) <= FEW or new * _work(axes) <= _work_apart(spans, added)
+    for numbers in itertools.product(*(range(len(pieces)) for pieces in axes)):
+        chosen = [pieces[k] for pieces, k in zip(axes, numbers, strict=True)]
+        key, counts = (kinds.get(numbers) if done else None) or (tuple(p.key for p in chosen), None)
+        if (found := made.get((key, counts))) is None:
+            sums = _sum_of_piece(output, chosen, counts)
             positive = None if sums.min() > 0 else sums > 0
             if len(made) * most > SUMS:
                 made.clear()
-            found = made[key] = positive, sums.astype(dtype)
+            found = made[key, counts] = positive, sums.astype(dtype)
         at = tuple(slice(p.low - a, p.high - a) for p, a in zip(chosen, box.start, strict=True))
         total[at] = found[1]
         if found[0] is not None:
             reached = np.ones(box.shape, bool) if reached is None else reached
             reached[at] = found[0]
-    return reached, total
+    return reached, total, done
 
 
-def _sum_of_piece(output: BoundOutput, chosen: Sequence[_Piece]) -> Array:
-    """Return the sum of the importance maps of all tiles over one piece per axis."""
+def _kinds(
+    ranges: Sequence[Span], axes: Sequence[Sequence[_Piece]], added: Ints
+) -> dict[Index, tuple[Any, bytes]]:
+    """Return the kinds of pieces with tiles that were not added once, by their number along each axis."""
+    near = []
+    for pieces, (first, _) in zip(axes, ranges, strict=True):
+        ends = np.array([(p.tiles.start, p.tiles.stop) for p in pieces]).reshape(-1, 2) - first
+        near.append(Spans(*ends.T))
+    found = {}
+    for numbers in map(tuple, np.argwhere(box_any(added != 1, near)).tolist()):
+        on = [slice(int(n.low[k]), int(n.high[k])) for n, k in zip(near, numbers, strict=True)]
+        key = tuple(pieces[k].key for pieces, k in zip(axes, numbers, strict=True))
+        found[numbers] = key, added[tuple(on)].tobytes()
+    return found
+
+
+def _most_on(axes: Sequence[Sequence[_Piece]]) -> int:
+    """Return the largest number of tiles on one piece."""
+    return math.prod(max((len(p.tiles) for p in pieces), default=0) for pieces in axes)
+
+
+def _work(axes: Sequence[Sequence[_Piece]]) -> int:
+    """Return what the sum over one piece takes, in samples that are added."""
+    piece = math.prod(max((p.high - p.low for p in pieces), default=0) for pieces in axes)
+    return _most_on(axes) * (CALL + piece)
+
+
+def _work_apart(spans: Sequence[Sequence[Span]], added: Ints) -> int:
+    """Return what `_uneven_maps` takes, in samples that are added."""
+    tiles = np.count_nonzero(box_any(added != 1, _meeting(spans)) & (added != 0))
+    return int(tiles) * (CALL + math.prod(max((b - a for a, b in along), default=0) for along in spans))
+
+
+def _sum_of_piece(output: BoundOutput, chosen: Sequence[_Piece], counts: bytes | None) -> Array:
+    """Return the sum of the importance maps of all tiles over one piece per axis.
+
+    Parameters
+    ----------
+    counts : bytes of int64, or None
+        How often each tile was added; None: once.
+    """
     piece = Box.of([(p.low, p.high) for p in chosen])
     sums = np.full(piece.shape, 0.0)
     lost = np.full(piece.shape, 0.0) if output.compensated else None
-    for position in itertools.product(*(p.tiles for p in chosen)):
+    positions = itertools.product(*(p.tiles for p in chosen))
+    times = itertools.repeat(1) if counts is None else np.frombuffer(counts, np.int64).tolist()
+    for position, count in zip(positions, times, strict=False):
+        if not count:
+            continue
         support = Box.of([w.support(i) for w, i in zip(output.weights, position, strict=True)])
         common = support.intersect(piece)
         inside = common.shift([-a for a in piece.start]).slices
         weights = _map_at(output, position, common)
+        weights = weights if count == 1 else count * weights
         plus((sums[inside], None if lost is None else lost[inside]), weights, average=False)
     return sums if lost is None else sums + lost
 

@@ -277,6 +277,19 @@ def test_no_task_is_added() -> None:
         assert tasks(plan_of(plain)) == tasks(plan_of(out))
 
 
+@pytest.mark.parametrize("scale", [1, Fraction(1, 2), 2])
+def test_blocks_and_so_the_bits_of_a_blend_are_those_of_the_whole_image(scale: Any) -> None:
+    for shape, crop in (((256, 256, 256), 32), ((4096, 4096), 256)):
+        image = da.zeros(shape, "f4", chunks=64 if len(shape) == 3 else 512)
+        options: dict[str, Any] = {
+            "stride": crop // 2,
+            "blend": "gaussian",
+            "output": tw.Output("f4", scale=scale),
+        }
+        whole = tw.tiled_map(doubled, image, crop, **options)
+        assert plan_of(tw.tiled_map(doubled, image, crop, nodata=0, **options)).block == plan_of(whole).block
+
+
 def test_the_plan_says_at_most() -> None:
     assert "at most" not in str(tw.explain(mapped(where=None)))
     text = str(tw.explain(mapped()))

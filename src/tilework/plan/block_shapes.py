@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from tilework._types import Index
 from tilework.grid.axis import ceil_div
 from tilework.plan.decoding import lost_axes
+from tilework.plan.output_plan import valid_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["FAIR", "SMALL", "BlockRequest", "longer", "sample_bytes", "shapes", "thinner", "upright"]
@@ -144,6 +145,9 @@ def _batch(plan: TilePlan) -> int:
 def sample_bytes(plan: TilePlan) -> float:
     """Return the bytes per image sample of the larger of input and output."""
     outputs = sum(o.sample_bytes * float(math.prod(o.scale)) for o in plan.outputs)
+    if plan.counted == "most":
+        # Without the bits of valid samples: blocks, and so the bits of a blend, are those of the whole image.
+        outputs -= valid_bytes(plan.outputs[0]) * float(math.prod(plan.outputs[0].scale))
     return max(outputs, sum(s.sample_bytes for s in plan.sources), 1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from tilework.function.bound import BoundOutput
 
-__all__ = ["PRODUCT", "PRODUCTS", "SUMS", "OutputPlan"]
+__all__ = ["PRODUCT", "PRODUCTS", "SUMS", "OutputPlan", "valid_bytes"]
 
 # Most samples of weights that are kept as one product, and bytes of products that a result keeps.
 PRODUCT, PRODUCTS = 2**18, 2**24
@@ -106,3 +106,8 @@ def _weight_bytes(output: BoundOutput) -> int:
     """Return the bytes of one weight while results are added."""
     real: Any = np.empty(0, output.accumulator()).real
     return int(real.dtype.itemsize)
+
+
+def valid_bytes(output: OutputPlan) -> int:
+    """Return the bytes per result sample of which image samples are valid: one for each of these."""
+    return math.ceil(1 / math.prod(output.scale))

@@ -36,6 +36,7 @@ from tilework.plan.block_shapes import BlockRequest
 from tilework.plan.blocks import choose_blocks
 from tilework.plan.decoding import with_spare
 from tilework.plan.memory import room_bytes
+from tilework.plan.output_plan import valid_bytes
 from tilework.plan.pairing import check_names, in_order_of, warn_of_orders
 from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import OutputPlan, SourcePlan, TilePlan
@@ -365,9 +366,8 @@ def make_plan(
     source_plans = tuple(map(_source_plan, sources, layout.source_axes))
     if extra is not None:
         source_plans += tuple(_source_plan(source, own) for source, own in extra)
-        # The bits of a canvas, a byte for each image sample.
-        bits = math.ceil(1 / math.prod(outputs[0].scale))
-        outputs = (replace(outputs[0], sample_bytes=outputs[0].sample_bytes + bits), *outputs[1:])
+        more = outputs[0].sample_bytes + valid_bytes(outputs[0])
+        outputs = (replace(outputs[0], sample_bytes=more), *outputs[1:])
     memory = memory_bytes(request.memory_limit)
     batch: Any = request.batch_size
     if batch is not None and not (is_whole(batch) and 0 < batch <= LONGEST):

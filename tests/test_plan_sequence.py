@@ -8,6 +8,7 @@ from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
+import dask
 import numpy as np
 import pytest
 from hypothesis import given
@@ -86,3 +87,14 @@ def test_places_of_tiles_are_kept_within_bounds() -> None:
     seen = [grid[number].read.start for number in range(0, 4 * KNOWN * 101, 101)]
     assert seen[:2] == [(0, 0), (500, 10)]
     assert len(grid._known[0]) <= KNOWN + 1
+
+
+def test_one_thread_is_no_threads() -> None:
+    plan = tw.plan_tiles((60, 60), 20, 4)
+    assert "with 1 thread," in plan.with_threads(1).explain()
+    assert "with 2 threads," in plan.with_threads(2).explain()
+    with (
+        dask.config.set(scheduler="synchronous"),
+        pytest.raises(tw.MemoryBudgetError, match="with 1 thread[,;]"),
+    ):
+        tw.to_zarr(tw.tiled_map(np.copy, np.zeros((60, 60)), 20, 4, dtype=float), {}, memory_limit=1)

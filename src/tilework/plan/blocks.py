@@ -19,7 +19,7 @@ from tilework.plan.block_shapes import (
     thinner,
     upright,
 )
-from tilework.plan.cost import busiest, human
+from tilework.plan.cost import busiest, human, threads_of
 from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, with_cache
 from tilework.plan.memory import in_order, parallel_bytes, room_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
@@ -317,9 +317,9 @@ class _TooLarge(Exception):
         plan, least = self.found[0].plan, min(map(_least, self.found))
         fewer, limit = "fewer threads, " if plan.threads > 1 else "", request.memory_limit
         return MemoryBudgetError(
-            f"blocks of {self.block} samples need about {human(least)} in a process with {plan.threads} "
-            f"threads{_encoded(plan, request)}; memory_limit is {human(limit or 0)}. Use {fewer}a smaller "
-            f"crop or batch, or memory_limit={least}."
+            f"blocks of {self.block} samples need about {human(least)} in a process with "
+            f"{threads_of(plan)}{_encoded(plan, request)}; memory_limit is {human(limit or 0)}. "
+            f"Use {fewer}a smaller crop or batch, or memory_limit={least}."
         )
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "repeated_crops",
     "rows",
     "tasks",
+    "threads_of",
 ]
 
 # Most blocks that are assigned to workers one by one; with more, the last block hardly matters.
@@ -234,6 +235,11 @@ def busiest(plan: BlockPlan, workers: int) -> float:
     return float(max(ends))
 
 
+def threads_of(plan: BlockPlan) -> str:
+    """Return the number of threads of a process, in words."""
+    return f"{plan.threads} thread{'s' * (plan.threads != 1)}"
+
+
 def human(n: float) -> str:
     """Return ``n`` bytes with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -275,7 +281,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("tasks", str(tasks(plan))),
         ("computed", f"{computed(plan) / written:.3f} samples per sample written"),
         ("decoded", f"{about} {ratio:.2f} source bytes per image byte (cache {cache})"),
-        ("peak", f"about {peak} in a process with {plan.threads} threads, without what fn takes"),
+        ("peak", f"about {peak} in a process with {threads_of(plan)}, without what fn takes"),
     ]
     if repeated := repeated_crops(plan):
         lines.append(("repeated", f"{repeated} crops are repeated, so that each batch has {plan.batch_size}"))

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import tracemalloc
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -29,7 +30,7 @@ from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks, kept_
 from tilework.plan.memory import parallel_bytes, peak_bytes
 from tilework.plan.tables import SourcePlan
 from tilework.source import held, kept
-from tilework.source.zarr_requests import boxes_of
+from tilework.source.zarr_requests import boxes_of, read_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -487,6 +488,44 @@ def test_blocks_leave_room_for_the_chunks_that_they_share(limit: str, tmp_path: 
     plan = planned(tmp_path, (8192, 8192), (1, 8192), 512, overlap=16, memory_limit=limit)
     assert peak_bytes(plan) <= int(limit[:-2]) * 10**6
     assert decoded_ratio(plan) <= 1.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop", "stride", "limit", "calls", "decoded"),
+    [
+        ((2000, 5000, 5000), 128, 64, "12.6GB", 1.5, 70),  # 2.7 and 1434
+        ((1024, 2048, 2048), 64, 32, "1GB", 1.8, 100),  # 2.35 and 787
+        ((1024, 2048, 2048), 64, 48, "1GB", 1.0, 25),  # 1 and 130
+    ],
+    ids=str,
+)
+def test_blocks_of_planes_that_cannot_be_kept_are_flat(
+    shape: tuple[int, ...], crop: int, stride: int, limit: str, calls: float, decoded: float, tmp_path: Path
+) -> None:
+    """Cubes of planes were decoded more than a thousand times, and ran more crops twice."""
+    tiling: dict[str, Any] = {"overlap": 8} if stride == 48 else {"stride": stride, "blend": "hann"}
+    stored = zarr.create_array(tmp_path / "image.zarr", shape=shape, chunks=(1, *shape[1:]), dtype="f4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tw.CostWarning)
+        plan = plan_of(tw.tiled_map(np.copy, stored, crop, dtype="f4", memory_limit=limit, **tiling))
+    assert peak_bytes(plan) <= float(limit[:-2]) * 10**9
+    assert plan.calls() <= calls * plan.n_runs
+    assert decoded_ratio(plan) <= decoded
+
+
+def test_large_chunks_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
+    """Ten planes at a time took most of the memory of a task, and so its blocks were small."""
+    image = np.random.default_rng(0).random((12, 2048, 2048), "f4")
+    stored = zarr.create_array(tmp_path / "in.zarr", data=image, chunks=(1, 2048, 2048))
+    plane = image[0].nbytes
+    del image
+    tw.clear_caches()
+    tracemalloc.start()
+    found = read_box(stored, (slice(None), slice(100, 200), slice(None, 300)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.shape == (12, 100, 300)
+    assert 2 * plane < peak < 8 * plane
 
 
 def test_a_refused_limit_names_one_that_suffices(tmp_path: Path) -> None:

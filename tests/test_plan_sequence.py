@@ -95,6 +95,6 @@ def test_one_thread_is_no_threads() -> None:
     assert "with 2 threads," in plan.with_threads(2).explain()
     with (
         dask.config.set(scheduler="synchronous"),
-        pytest.raises(tw.MemoryBudgetError, match="with 1 thread[,;]"),
+        pytest.raises(tw.MemoryBudgetError, match=r"with 1 thread[,;]"),
     ):
         tw.to_zarr(tw.tiled_map(np.copy, np.zeros((60, 60)), 20, 4, dtype=float), {}, memory_limit=1)

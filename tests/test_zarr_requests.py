@@ -381,3 +381,26 @@ def test_every_scheduler_writes_the_same_objects(tmp_path: Any, scheduler: str) 
         found.append({p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()})
     assert found[0] == found[1]
     assert found[0]
+
+
+@given(st.data(), st.sampled_from([(12, 10), (7, 3, 5), (0, 4)]))
+def test_large_chunks_are_read_a_few_at_a_time(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    """However they are put together, the samples are those of the box."""
+    image = np.arange(np.prod(shape), dtype="i4").reshape(shape)
+    chunks = tuple(data.draw(st.integers(1, 5)) for _ in shape)
+    array = zarr.create_array({}, shape=shape, chunks=chunks, dtype="i4")
+    array[...] = image
+    ends = [sorted(data.draw(st.tuples(st.integers(0, n), st.integers(0, n)))) for n in shape]
+    box = tuple(slice(a, b) for a, b in ends)
+    reads: list[tuple[int, ...]] = []
+    read = zarr_requests._read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zarr_requests, "AT_ONCE", 3 * int(np.prod(chunks)) * 4)
+        patch.setattr(zarr_requests, "_read", lambda a, spans: reads.append(spans) or read(a, spans))
+        np.testing.assert_array_equal(read_box(array, box), image[box])
+    counts = [
+        np.prod([-(-b // c) - a // c for (a, b), c in zip(spans, chunks, strict=True)]) for spans in reads
+    ]
+    assert all(count <= 3 for count in counts)
+    wanted = [len(range(a // c, -(-b // c))) for (a, b), c in zip(ends, chunks, strict=True)]
+    assert sum(counts) == np.prod(wanted)

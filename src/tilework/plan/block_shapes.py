@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from tilework._types import Index
@@ -13,7 +13,7 @@ from tilework.plan.decoding import lost_axes
 from tilework.plan.output_plan import valid_bytes
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["FAIR", "SMALL", "BlockRequest", "longer", "sample_bytes", "shapes", "thinner", "upright"]
+__all__ = ["FAIR", "SMALL", "BlockRequest", "flat", "longer", "sample_bytes", "shapes", "thinner", "upright"]
 
 # Bytes of a block by default: large enough that a task takes much longer than the scheduler's millisecond,
 # small enough that canvases and seams take little memory. Huge images get larger blocks, so that the graph
@@ -24,6 +24,8 @@ SMALL, LARGE, BLOCKS = 4 * 2**20, 128 * 2**20, 8192
 BLOCKS_PER_WORKER, FAIR = 4, 1.25
 # Factors by which blocks may be longer across slabs, or to decode less.
 LONGER = (1, 2, 4, 8, 16)
+# Factor by which blocks that do not fit become smaller, at least.
+SHRUNK = 1.2
 # Parts of a crop by which blocks are made longer at a time.
 PART = 1024
 
@@ -253,3 +255,38 @@ def upright(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
             chunk = max(s.chunks[d] for s in plan.sources if s.chunks is not None and s.shared)
             sizes[d] *= ceil_div(min(ceil_div(chunk, parts), plan.shape[d]), units[d])
         yield _filled(plan, request, sizes, math.prod(plan.block))
+
+
+def flat(plan: TilePlan, request: BlockRequest, fills: Callable[[Index], float]) -> Iterator[Index]:
+    """Yield block shapes as long as fit along the axes along which chunks are longer than blocks.
+
+    Along the other axes they are shorter each time. A chunk that cannot be kept, such as a plane of a volume,
+    is decoded again for each block on it. ``fills`` tells how much of the memory a block shape takes.
+    """
+    unit = request.unit or (1,) * len(plan.axes)
+    units = [math.lcm(a.quantum, u, a.stride) for a, u in zip(plan.axes, unit, strict=True)]
+    chunks = [s.chunks for s in plan.sources if s.chunks is not None and s.shared]
+    long = [d for d in lost_axes(plan) if any(c[d] > plan.block[d] for c in chunks)]
+    others = [d for d in range(plan.n_each, len(plan.axes)) if d not in long]
+    last: Index = ()
+    for parts in LONGER if long else ():
+        sizes = [*plan.block]
+        for d in others:
+            sizes[d] = min(plan.shape[d], ceil_div(ceil_div(plan.block[d], parts), units[d]) * units[d])
+        if tuple(sizes) == last:
+            return
+        last = tuple(sizes)
+        room = float(math.prod(plan.shape[d] for d in long))
+        while room >= 1:
+            # As long along all of them, so that the fewest crops reach into other blocks.
+            left = room
+            for k, d in enumerate(sorted(long, key=lambda a: plan.shape[a])):
+                most = int(left ** (1 / (len(long) - k)) + 1e-6) // units[d] * units[d]
+                sizes[d] = min(plan.shape[d], max(units[d], most))
+                left /= sizes[d]
+            if (part := fills(tuple(sizes))) <= 1:
+                yield tuple(sizes)
+                break
+            if all(sizes[d] <= units[d] for d in long):
+                break
+            room /= max(part, SHRUNK)

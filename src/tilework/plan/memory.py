@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tilework.plan.decoding import chunk_reads, chunks_under_mask, kept_bytes, reads_own
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.output_plan import OutputPlan
+from tilework.source.zarr_requests import at_once
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,8 +22,6 @@ __all__ = ["in_order", "parallel_bytes", "peak_bytes", "room_bytes", "seam_bytes
 Plan = TypeVar("Plan", bound="BlockPlan")
 # Another order than from the longest axis on has to keep less than this part of it.
 ENOUGH = 0.9
-# Chunks that zarr reads at a time, by default (``async.concurrency``).
-PARALLEL = 10
 # Masks of up to so many classes of blocks are looked at; among more, some block runs most of its tiles.
 LOOKED_AT = 2**14
 # Bytes of scratch memory in which a thread multiplies results by weights.
@@ -228,8 +227,8 @@ def _parallel_bytes(plan: BlockPlan) -> int:
             for d, (table, chunk) in enumerate(zip(plan.tables, source.chunks, strict=True)):
                 first, stop = chunk_reads(table, chunk, reads_own(plan, d))
                 chunks *= int((stop - first).max(initial=1))
-            further = min(PARALLEL, chunks) - 1
-            most = max(most, 2 * further * source.sample_bytes * math.prod(source.chunks))
+            size = source.sample_bytes * math.prod(source.chunks)
+            most = max(most, 2 * (min(at_once(size), chunks) - 1) * size)
     return most
 
 

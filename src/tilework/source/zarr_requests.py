@@ -8,8 +8,10 @@ chunks of 1 MB were no faster than one (zarr 3.1). The thread then runs zarr's o
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 import os
+import sys
 import threading
 from asyncio.events import _get_running_loop, _set_running_loop
 from collections import defaultdict
@@ -22,7 +24,7 @@ import numpy as np
 from tilework._machine import n_threads
 from tilework._types import Array, Index, Span
 
-__all__ = ["answer", "at_work", "boxes_of", "chunks_of", "read_box", "request_bytes", "write_box"]
+__all__ = ["answer", "at_once", "at_work", "boxes_of", "chunks_of", "read_box", "request_bytes", "write_box"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,8 @@ T = TypeVar("T")
 REQUEST, PER_INDEX = 2**20, 4 * 16
 # Chunks that zarr asks a store for at a time, by default (``async.concurrency``), and most bytes of them.
 PARALLEL, FAR = 10, 2**24
+# Bytes of large chunks that a read decodes at a time: ten planes of 100 MB took a gigabyte in each thread.
+AT_ONCE = 2**26
 
 
 def answer(store: Any, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -45,11 +49,35 @@ def answer(store: Any, coroutine: Coroutine[Any, Any, T]) -> T:
     return sync(coroutine)
 
 
+def at_once(chunk: int) -> int:
+    """Return how many chunks of some bytes a read decodes at a time, at most."""
+    return max(2, min(PARALLEL, AT_ONCE // max(1, chunk)))
+
+
 def read_box(array: Any, box: Sequence[slice]) -> Array:
-    """Return the samples of a `zarr.Array` in ``box``."""
-    if _alone(array, _spans(array, box)):
-        return np.asarray(_run(array.async_array.getitem(tuple(box))))
-    return np.asarray(array[tuple(box)])
+    """Return the samples of a `zarr.Array` in ``box``, large chunks a few at a time."""
+    spans, chunks, most = _spans(array, box), chunks_of(array), PARALLEL
+    if chunks is not None and isinstance(array.dtype, np.dtype):
+        most = at_once(array.dtype.itemsize * math.prod(chunks))
+    if chunks is None or most == PARALLEL:
+        return _read(array, spans)
+    out = np.empty([b - a for a, b in spans], array.dtype)
+    each = itertools.product(*(range(a // c, -(-b // c)) for (a, b), c in zip(spans, chunks, strict=True)))
+    for part in boxes_of(each, (sys.maxsize,) * len(spans), most):
+        inside = [
+            (max(a, first * c), min(b, stop * c))
+            for (a, b), (first, stop), c in zip(spans, part, chunks, strict=True)
+        ]
+        place = tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(inside, spans, strict=True))
+        out[place] = _read(array, inside)
+    return out
+
+
+def _read(array: Any, spans: Sequence[Span]) -> Array:
+    box = tuple(slice(a, b) for a, b in spans)
+    if _alone(array, spans):
+        return np.asarray(_run(array.async_array.getitem(box)))
+    return np.asarray(array[box])
 
 
 def write_box(array: Any, box: Sequence[slice], data: Any) -> None:

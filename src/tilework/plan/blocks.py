@@ -110,7 +110,7 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
 
     Blocks grow along the axes along which chunks are decoded again, and share these among more tiles; or they
     are shorter along the axis that comes last, so that the chunks of fewer blocks wait; or they hold whole
-    chunks along the former and as few tiles along the latter as that takes. Where no such blocks suffice, they
+    chunks along the former and as few tiles along the latter as that takes. Where none of these suffice, they
     may be flat.
     """
     if request.target is not None or _keeps_chunks(plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import tracemalloc
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -490,6 +491,68 @@ def test_a_store_with_another_mask_of_samples_is_another_result(tmp_path: Path) 
         tw.to_zarr(mapped(**base), store, progress=False)
         with pytest.raises(tw.TilingError, match=part):
             tw.to_zarr(mapped(**base | options), store, progress=False), name
+
+
+def peak_of(out: Any) -> int:
+    """Return the most bytes that a result takes while it is computed."""
+    out.compute(scheduler="sync")
+    tracemalloc.start()
+    try:
+        out.compute(scheduler="sync")
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_bits_of_many_arrays_take_the_memory_of_one() -> None:
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 99, (512, 512), dtype="u1") for _ in range(9)]
+
+    def peak(n: int) -> int:
+        options: dict[str, Any] = {"overlap": 8, "chunks": 512, "dtype": "u1", "nodata": (0,) * n}
+        return peak_of(tw.tiled_map(lambda *crops: crops[0], tuple(arrays[:n]), 64, **options))
+
+    assert peak(9) - peak(2) < arrays[0].size / 2
+
+
+def test_bits_of_channels_in_front_take_the_memory_of_a_few() -> None:
+    def peak(n: int) -> int:
+        image = np.ones((n, 512, 512), "u1")
+        image[:, ::3, ::5] = 0
+        output = tw.Output("u1", channels=0)
+        options: dict[str, Any] = {"overlap": 8, "chunks": 512, "axes": (1, 2), "nodata": 0, "output": output}
+        return peak_of(tw.tiled_map(lambda crop: crop[0], image, 64, **options))
+
+    assert peak(40) - peak(4) < 2 * 512**2
+
+
+def test_bits_of_arrays_that_are_read_at_once_and_tile_by_tile_are_joined() -> None:
+    """One place of the second cannot be read, so it is read tile by tile; ``where`` lacks an axis of each."""
+
+    class Broken:
+        shape, dtype, ndim = (2, *IMAGE.shape), IMAGE.dtype, 3
+
+        def __getitem__(self, index: tuple[slice, ...]) -> np.ndarray:
+            if all(s.start <= 30 < s.stop for s in index[1:]):
+                raise OSError("unreadable")
+            return second[index]
+
+    first = np.where(RNG.random((2, *IMAGE.shape)) < 0.1, 0, IMAGE).astype("f4")
+    second = np.where(RNG.random(first.shape) < 0.1, np.nan, IMAGE).astype("f4")
+    second[:, :20, :30] = np.nan
+    out = tw.tiled_map(
+        lambda a, b: a.copy(), (first, Broken()), 16, overlap=4, each=0, chunks=(1, 40, 40),
+        nodata=(0, np.nan), where=VALID, fill_value=FILL, dtype="f4",
+    )  # fmt: skip
+    with pytest.warns(tw.TilingWarning, match="tiles failed"):
+        got = tw.compute(out, on_error="fill", progress=False)
+    expected = np.where((first != 0) & (second == second) & VALID, first, FILL)
+    lost = got != expected
+    assert lost.any()
+    assert (got[lost] == FILL).all()
+    assert not lost[:, :15].any()
+    assert not lost[..., :15].any()
+    assert not lost[..., 46:].any()
 
 
 def test_a_value_of_python_that_the_dtype_rounds_to_infinity_is_refused() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -107,10 +109,9 @@ class Untiled:
         v = self.spec.validity
         if v is None:
             return [cut(number) for number in range(len(sources))], None
-        cut, terms = functools.cache(cut), v.terms
-        found = v.crops(
-            cut, lambda k: terms[k].bits(cut(terms[k].source)), spans, [g.extent for g in self.grids]
-        )
+        cut = functools.cache(cut)
+        looks = itertools.accumulate((t.bits(cut(t.source)) for t in v.terms), operator.and_)
+        found = v.crops(cut, looks, spans, [g.extent for g in self.grids])
         if found is None:
             return [cut(k) for k in range(v.inputs)], np.zeros([b - a for a, b in spans], bool)
         return found

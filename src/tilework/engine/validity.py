@@ -7,7 +7,9 @@ belong to samples of the image, so all crops on a sample agree: nothing is looke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -48,7 +50,7 @@ class Validity:
     def crops(
         self,
         cut: Callable[[int], Array],
-        look: Callable[[int], Bits | None],
+        looks: Iterable[Bits | None],
         spans: Sequence[Span],
         extents: Sequence[int],
     ) -> tuple[list[Array], Bits | None] | None:
@@ -60,8 +62,9 @@ class Validity:
         ----------
         cut : callable
             Returns the crop of a source, by its number.
-        look : callable
-            Returns the bits of the crop that a term says, by its number; None if all are true.
+        looks : iterable of bool array or None
+            Which samples of the crop are valid: by each look at a source, the earlier ones included. None:
+            all. It is not asked for more where none is.
         spans : sequence of (start, stop), image samples per tiled axis
             The place of the crop; it may stick out of the image.
         extents : sequence of int, image samples per tiled axis
@@ -70,11 +73,8 @@ class Validity:
         if not all(a >= 0 and b <= n for (a, b), n in zip(spans, extents, strict=True)):
             inside = tuple(slice(max(0, -a), min(b, n) - a) for (a, b), n in zip(spans, extents, strict=True))
         valid: Any = None
-        for number in range(len(self.terms)):
-            if (bits := look(number)) is None:
-                continue
-            valid = bits if valid is None else valid & bits
-            if not _any(valid[inside]):
+        for valid in looks:
+            if valid is not None and not _any(valid[inside]):
                 return None
         crops = [cut(k) for k in range(self.inputs)]
         if valid is None or self.fills is None:
@@ -180,80 +180,69 @@ class Looker:
     ) -> None:
         self._validity, self._cutters, self._axes = validity, cutters, source_axes
         self._extents, self._n_each = extents, len(extents) - len(validity.axes[0])
-        self._hull = hull.intersect(Box((0,) * len(extents), tuple(extents)))
-        self._held: dict[int, tuple[Box, Bits | None]] = {}
-        """By term, the bits of what was read for all tiles; None if all are true."""
-        self._some: list[tuple[Box, Bits]] = []
-        """Parts of the image with samples that are not valid."""
-        self._canvas: Bits | None = None
-        """One of them: for what was read tile by tile."""
+        self._hull, self._image = hull, Box((0,) * len(extents), tuple(extents))
+        self._open = dict.fromkeys(range(len(validity.terms)))
+        """Numbers of the terms to look at for each tile: those whose source was not read for all at once."""
+        self._valid: Bits | None = None
+        """What all terms say of the hull, as far as was looked; None: all is valid. One array for any number
+        of terms, because each says the same of a sample for all tiles."""
 
     def crops(self, tile: Tile) -> list[Array] | None:
         """Return the crops of a tile that the function gets; None if no sample of it is valid."""
         n, box = self._n_each, tile.read
         spans = list(zip(box.start[n:], box.stop[n:], strict=True))
         found = self._validity.crops(
-            lambda k: self._cutters[k].cut(tile), lambda t: self._bits(t, tile), spans, self._extents[n:]
+            lambda k: self._cutters[k].cut(tile), self._looks(tile), spans, self._extents[n:]
         )
         return None if found is None else found[0]
 
-    def _bits(self, number: int, tile: Tile) -> Bits | None:
-        """Return the bits of a tile's crop that a term says; None if all are true."""
-        if (found := self._held.get(number)) is None:
-            source = self._validity.terms[number].source
-            read = self._cutters[source].around(tile)
-            found = read.box, self._look(number, read)
-            if not read.alone:
-                self._held[number] = found
-        box, bits = found
-        if bits is None:
-            return None
-        return np.asarray(bits[_in(box, tile.read)][(0,) * self._n_each])
+    def _looks(self, tile: Tile) -> Iterator[Bits | None]:
+        """Yield which samples of a tile's crop are valid, after each look that it takes; None: all."""
+        if self._valid is not None:
+            yield self._bits(tile)
+        for number in list(self._open):
+            self._look(number, tile)
+            yield self._bits(tile)
 
-    def _look(self, number: int, read: Read) -> Bits | None:
-        """Return the bits of samples that were read, over the grid axes; None if all are true."""
+    def _bits(self, tile: Tile) -> Bits | None:
+        """Return which samples of a tile's crop are valid, as far as was looked; None: all."""
+        if self._valid is None:
+            return None
+        return np.asarray(self._valid[_in(self._hull, tile.read)][(0,) * self._n_each])
+
+    def _look(self, number: int, tile: Tile) -> None:
+        """Look at what was read at once with the samples of a tile, by one term."""
         term = self._validity.terms[number]
         axes = self._axes[term.source]
+        read = self._cutters[term.source].around(tile)
         bits = _bits_of(term, read.samples, tuple(a for a in axes if a is not None))
-        if bits.all():
-            return None
-        # It may lack axes of ``each``.
-        lead = tuple(None if a is None else slice(None) for a in axes)
-        bits = np.broadcast_to(bits[lead], read.box.shape)
-        common = read.box.intersect(self._hull)
-        part = bits[_in(read.box, common)]
-        if part.all():
-            return bits
+        if not bits.all():
+            # It may lack axes of ``each``.
+            bits = bits[tuple(None if a is None else slice(None) for a in axes)]
+            if self._valid is None and bits.shape == self._hull.shape:
+                self._valid = bits
+            else:
+                self._valid = np.ones(self._hull.shape, bool) if self._valid is None else self._valid
+                self._valid[_in(self._hull, read.box)] &= bits
         if not read.alone:
-            self._some.append((common, part))
-            return bits
-        if self._canvas is None:
-            self._canvas = np.ones(self._hull.shape, bool)
-            self._some.append((self._hull, self._canvas))
-        self._canvas[_in(self._hull, common)] &= part
-        return bits
+            del self._open[number]
 
     def within(self, box: Box) -> Known:
         """Return what is known of a box of image samples, with memory of its own."""
-        box = box.intersect(self._hull)
-        valid = None
-        for own, bits in self._some:
-            common = own.intersect(box)
-            part = bits[_in(own, common)]
-            if not part.all():
-                valid = np.ones(box.shape, bool) if valid is None else valid
-                valid[_in(box, common)] &= part
-        return box, valid
+        box = box.intersect(self._hull).intersect(self._image)
+        if self._valid is None or (part := self._valid[_in(self._hull, box)]).all():
+            return box, None
+        return box, part.copy()
 
 
 def _bits_of(term: Term, samples: Array, axes: Index) -> Bits:
     """Return which positions are valid, looked at piece by piece where there are several samples at each."""
     if samples.ndim == len(axes):
         return term.bits(samples, axes)
-    parts = [term.bits(samples[rows], axes) for rows in rows_of(samples.shape, 0)]
+    parts = (term.bits(samples[rows], axes) for rows in rows_of(samples.shape, 0))
     if 0 in axes:
-        return np.concatenate(parts, axes.index(0))
-    return np.logical_or.reduce(parts)  # type: ignore[no-any-return]
+        return np.concatenate(list(parts), axes.index(0))
+    return functools.reduce(operator.ior, parts)
 
 
 def _in(box: Box, part: Box) -> tuple[slice, ...]:

@@ -27,7 +27,7 @@ from tests.store_counts import counted_codecs
 from tilework.execution.progress import Tracker
 from tilework.graph.build import plan_of
 from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks, kept_levels
-from tilework.plan.memory import parallel_bytes, peak_bytes
+from tilework.plan.memory import parallel_bytes, peak_bytes, room_bytes, seam_bytes
 from tilework.plan.tables import SourcePlan
 from tilework.source import held, kept
 from tilework.source.zarr_requests import boxes_of, read_box
@@ -553,6 +553,32 @@ def test_what_is_kept_follows_from_the_threads_of_a_plan() -> None:
     fresh = [dataclasses.replace(plan, **{name: value}) for name, value in others.items()]
     assert list(map(facts, changed)) == list(map(facts, fresh))
     assert facts(changed[0]) != one  # more threads need more chunks at a time
+
+
+@pytest.mark.parametrize("changes", [*itertools.permutations(range(5), 3)], ids=str)
+def test_what_a_changed_plan_holds_is_what_a_fresh_one_derives(changes: tuple[int, ...]) -> None:
+    """`open_axes` was held in the order of blocks of the plan before."""
+    mask = np.random.default_rng(0).random((6, 6)) < 0.1
+    plan = tw.plan_tiles((160, 250), 32, stride=24, blend="gaussian", edge="pad", chunks=96, dtype="f4")
+    plan = dataclasses.replace(plan, sources=(SourcePlan(4, (30, 100)),))
+
+    def facts(plan: Any) -> Any:
+        kept = kept_chunks(plan, 0, (160, 250), (30, 100), (0, 1))
+        uses = kept.uses.counts[np.ix_(*kept.uses.kinds)].tolist()
+        memory = peak_bytes(plan), room_bytes(plan), seam_bytes(plan), list(kept_levels(plan))
+        return plan.open_axes, plan.calls(), memory, decoded_ratio(plan), kept.limit, kept.lost, uses
+
+    steps: list[Any] = [
+        lambda plan: plan.with_order((0, 1)),
+        lambda plan: plan.with_blocks((64, 48), "share"),
+        lambda plan: plan.with_runs(np.resize(mask, plan.grid_shape)).with_gaps("any"),
+        lambda plan: plan.with_threads(3),
+        lambda plan: plan.with_cache([*kept_levels(plan)][1]),
+    ]
+    for step in changes:
+        facts(plan)
+        plan = steps[step](plan)
+        assert facts(plan) == facts(dataclasses.replace(plan))
 
 
 SERIES = {

@@ -231,7 +231,7 @@ class BlockPlan(Holder, Sequence[Tile]):
     @derived
     def open_axes(self) -> tuple[int, ...]:
         """The axes along which tiles of a block reach into the next one, which waits for its seam."""
-        return tuple(d for d in self.slow_axes if d not in self.slab_axes and self.tables[d].reaching.any())
+        return tuple(d for d, t in enumerate(self.tables) if d not in self.slab_axes and t.reaching.any())
 
     @derived
     def tables(self) -> tuple[AxisTable, ...]:

@@ -305,7 +305,7 @@ def finish(
         block, unknown = _cast(block, output)
     if reached is not None and not reached.all():
         fill = np.asarray(output.fill_value, output.dtype)
-        block = _chosen(output.spread(reached, reduced=True), block, fill)  # type: ignore[arg-type]
+        block = _chosen(output.spread(reached, reduced=True), block, fill)
     return block, unknown
 
 

@@ -294,6 +294,6 @@ def hide(output: BoundOutput, total: Array, reached: Bits | None, valid: Bits | 
     if valid is None or valid.all():
         return reached
     if output.reduce is not None or output.kind == "own" or total.dtype != output.dtype:
-        hidden: Any = output.spread(~valid)  # type: ignore[arg-type]
+        hidden: Any = output.spread(~valid)
         np.copyto(total, np.zeros((), total.dtype), where=hidden)
     return valid if reached is None else reached & valid

@@ -171,7 +171,7 @@ class BoundOutput(Holder):
         spans = [w.result(i) for w, i in zip(self.weights, position, strict=True)]
         return self.layout([b - a for a, b in spans])[self.n_each :]
 
-    def spread(self, flat: Floats, *, reduced: bool = False) -> Floats:
+    def spread(self, flat: Array, *, reduced: bool = False) -> Array:
         """Return an array over the grid axes with axes added, so that it broadcasts over the output."""
         axes, shape = (self.reduced_axes, self.reduced_shape) if reduced else (self.axes, self.shape)
         return spread(flat, axes, len(shape), self.n_each)
@@ -189,7 +189,7 @@ class BoundOutput(Holder):
         return np.full(shape, value) if any(value.tobytes()) else np.zeros(shape, self.dtype)
 
 
-def spread(flat: Floats, axes: Sequence[int], ndim: int, n_each: int = 0) -> Floats:
+def spread(flat: Array, axes: Sequence[int], ndim: int, n_each: int = 0) -> Array:
     """Return ``flat`` (``each`` axes, tiled axes) with its tiled axes at ``axes`` of ``ndim`` axes."""
     if tuple(axes) == tuple(range(ndim)):
         return flat

@@ -220,6 +220,12 @@ def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int
     return units, tuple(notes)
 
 
+def _strides(plan: TilePlan, request: BlockRequest) -> list[int]:
+    """Return the shortest lengths per axis that are whole strides, quanta and write units."""
+    unit = request.unit or (1,) * len(plan.axes)
+    return [math.lcm(a.quantum, u, a.stride) for a, u in zip(plan.axes, unit, strict=True)]
+
+
 def longer(plan: TilePlan, axes: Sequence[int]) -> Iterator[tuple[int, Index]]:
     """Yield factors and block shapes that are longer by them along ``axes``, cut at the image."""
     for times in LONGER:
@@ -231,7 +237,7 @@ def longer(plan: TilePlan, axes: Sequence[int]) -> Iterator[tuple[int, Index]]:
 def thinner(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
     """Yield block shapes that are shorter along the slowest axis of a slab, halved each time."""
     d = plan.slow_axes[plan.n_each + plan.slabs]
-    step = math.lcm(plan.axes[d].quantum, plan.axes[d].stride, request.unit[d] if request.unit else 1)
+    step = _strides(plan, request)[d]
     size = ceil_div(plan.block[d], 2 * step) * step
     while size < plan.block[d]:
         yield (*plan.block[:d], size, *plan.block[d + 1 :])
@@ -246,8 +252,7 @@ def upright(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
     They have as many samples as those of ``plan``, if whole strides along the other axes are no more. So the
     blocks of a series whose chunks hold all times of a few samples hold all times, too.
     """
-    lost, unit = lost_axes(plan), request.unit or (1,) * len(plan.axes)
-    units = [math.lcm(a.quantum, u, a.stride) for a, u in zip(plan.axes, unit, strict=True)]
+    lost, units = lost_axes(plan), _strides(plan, request)
     units[: plan.n_each] = [u if d in lost else plan.block[d] for d, u in enumerate(units[: plan.n_each])]
     for parts in LONGER[:3]:
         sizes = list(units)
@@ -263,8 +268,7 @@ def flat(plan: TilePlan, request: BlockRequest, fills: Callable[[Index], float])
     Along the other axes they are shorter each time. A chunk that cannot be kept, such as a plane of a volume,
     is decoded again for each block on it. ``fills`` tells how much of the memory a block shape takes.
     """
-    unit = request.unit or (1,) * len(plan.axes)
-    units = [math.lcm(a.quantum, u, a.stride) for a, u in zip(plan.axes, unit, strict=True)]
+    units = _strides(plan, request)
     chunks = [s.chunks for s in plan.sources if s.chunks is not None and s.shared]
     long = [d for d in lost_axes(plan) if any(c[d] > plan.block[d] for c in chunks)]
     others = [d for d in range(plan.n_each, len(plan.axes)) if d not in long]

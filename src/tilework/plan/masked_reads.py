@@ -26,7 +26,20 @@ from tilework.plan.tile_mask import TileMask
 from tilework.source.kept import Uses
 from tilework.source.padding import Boundary, padded_parts
 
-__all__ = ["MaskedReads"]
+__all__ = [
+    "CELLS",
+    "ByTile",
+    "MaskedReads",
+    "beside_of",
+    "chunks_of",
+    "covering",
+    "ends_of_runs",
+    "firsts_of",
+    "places_of",
+    "product_of",
+    "samples_of",
+    "tiles_of",
+]
 
 
 # The first chunk of each box of chunks and one past its last, for each axis.
@@ -254,7 +267,7 @@ class MaskedReads:
         if self.apart is not None:
             return Uses(self.apart.counts(), self.apart.kinds)
         boxes = list(self._of_blocks())
-        places = _places(boxes, self.grid)
+        places = places_of(boxes, self.grid)
         counts = covering(boxes, places, self.grid)
         # Before the first place, and from the last one on, no block reads.
         kinds = (np.searchsorted(at, np.arange(n), "right") for at, n in zip(places, self.grid, strict=True))
@@ -283,18 +296,16 @@ class MaskedReads:
         """Return the number of chunks that some block reads; None if that takes too much memory."""
         if self.apart is not None:
             return self.apart.once()
-        places = self.places()
+        boxes = self.boxes()
+        places = places_of(boxes, self.grid)
         if math.prod(map(len, places)) > CELLS:
             return None
-        return weighed_sum(self.read_at(places), [np.diff(at) for at in places])
+        counts = covering(boxes, places, self.grid)
+        return weighed_sum(counts > 0, [np.diff(at) for at in places])
 
-    def places(self) -> list[Ints]:
-        """Return the chunks along each axis between which all are read by the same blocks, if not `apart`."""
-        return _places(list(self._of_classes()), self.grid)
-
-    def read_at(self, places: Sequence[Ints]) -> Bits:
-        """Return whether any block reads the chunks between ``places``, which have all of `places`."""
-        return np.asarray(covering(list(self._of_classes()), places, self.grid) > 0)
+    def boxes(self) -> list[Boxes]:
+        """Return boxes that hold all chunks that some block reads, and no others, if not `apart`."""
+        return list(self._of_classes())
 
     def _of_blocks(self) -> Iterator[Boxes]:
         """Yield the first chunk of each block along each axis, and one past its last."""
@@ -509,7 +520,7 @@ def beside_of(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Bo
     return np.concatenate(found, axis=1)
 
 
-def _places(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
+def places_of(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
     """Return the chunks along each axis at which a box begins or ends; all between are in the same boxes."""
     places = []
     for d, n in enumerate(grid):
@@ -522,7 +533,7 @@ def _places(several: Sequence[Boxes], grid: Sequence[int]) -> list[Ints]:
 
 
 def covering(several: Sequence[Boxes], places: Sequence[Ints], grid: Sequence[int]) -> Ints:
-    """Return in how many boxes chunks are, between their `_places`."""
+    """Return in how many boxes chunks are, between their `places_of`."""
     numbers = [np.searchsorted(at, np.arange(n + 1), "right") - 1 for at, n in zip(places, grid, strict=True)]
     # Each box adds one: to the differences at its corners, which are then summed up.
     sizes = [len(at) for at in places]

@@ -23,14 +23,17 @@ from tilework.plan.masked_reads import (
     MaskedReads,
     beside_of,
     chunks_of,
+    covering,
     ends_of_runs,
     firsts_of,
+    places_of,
     product_of,
     samples_of,
     tiles_of,
 )
 from tilework.plan.tables import BlockPlan
 from tilework.plan.tile_mask import TileMask, in_order
+from tilework.source.padding import Boundary
 
 __all__ = ["blocks_by_tile", "read_in_blocks", "read_once"]
 
@@ -90,8 +93,9 @@ def read_once(plan: BlockPlan, chunks: Index, by_tile: ByTile) -> int | None:
     """Return the number of chunks that some block reads; None if that takes too much memory."""
     assert plan.mask is not None
     others = MaskedReads.of(plan, chunks, by_tile=by_tile)
+    boxes = others.boxes()
     places, ranges, besides = [], [], []
-    for d, (known, n) in enumerate(zip(others.places(), others.grid, strict=True)):
+    for d, (known, n) in enumerate(zip(places_of(boxes, others.grid), others.grid, strict=True)):
         one = Spans(np.zeros(1, np.int64), np.array([len(plan.axes[d])]))
         pairs = _Pairs.of(plan, d, one, chunks[d])
         groups = plan.mask.groups(d, pairs.tiles)
@@ -107,7 +111,7 @@ def read_once(plan: BlockPlan, chunks: Index, by_tile: ByTile) -> int | None:
         places.append(at)
     if math.prod(map(len, places)) > CELLS:
         return None
-    read = _read_by_any(plan.mask, ranges, besides) | others.read_at(places)
+    read = _read_by_any(plan.mask, ranges, besides) | (covering(boxes, places, others.grid) > 0)
     return weighed_sum(read, [np.diff(at) for at in places])
 
 
@@ -152,22 +156,20 @@ def _sizes(plan: BlockPlan, chunks: Index, by_tile: ByTile) -> Ints:
     """Return how many chunks the tiles of each block read, one tile after the other."""
     assert plan.mask is not None
     ranges, edges = [], []
-    for d, (axis, spans, chunk) in enumerate(zip(plan.axes, by_tile.tiles, chunks, strict=True)):
-        each = Spans(np.arange(len(axis)), np.arange(1, len(axis) + 1))
-        low, high = chunks_of(axis, *each, chunk)
-        sizes = high - low
-        np.add.at(sizes, _padded(plan, d, chunk)[0], 1)
+    for axis, spans, chunk, ends in zip(plan.axes, by_tile.tiles, chunks, plan.mask.ends, strict=True):
+        sizes, (padded, _) = _of_tiles(axis, plan.boundary, chunk)
+        np.add.at(sizes, padded, 1)
         before = np.append(0, sizes.cumsum())
         ranges.append(Spans(before[spans.low], before[spans.high]))
-        edges.append(before[plan.mask.ends[d]])
+        edges.append(before[ends])
     return box_sums(plan.mask.bits, ranges, edges)
 
 
-def _padded(plan: BlockPlan, d: int, chunk: int) -> Ints:
-    """Return tiles, and chunks that they read as padding beside those on which they lie; two rows."""
-    axis = plan.axes[d]
+def _of_tiles(axis: AxisGrid, boundary: Boundary, chunk: int) -> tuple[Ints, Ints]:
+    """Return on how many chunks each tile lies, and tiles with chunks that they read as padding besides."""
     each = Spans(np.arange(len(axis)), np.arange(1, len(axis) + 1))
-    return beside_of(axis, each, chunks_of(axis, *each, chunk), plan.boundary, chunk)
+    low, high = chunks_of(axis, *each, chunk)
+    return high - low, beside_of(axis, each, (low, high), boundary, chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,7 @@ class _Pairs:
         lengths = np.where(blocks.low < blocks.high, high - low, 0)
         number = np.repeat(np.arange(len(low)), lengths)
         own = number * n + np.arange(len(number)) - np.repeat(lengths.cumsum() - lengths - low, lengths)
-        tiles, padded = _padded(plan, d, chunk)
+        _, (tiles, padded) = _of_tiles(axis, plan.boundary, chunk)
         runs = [np.flatnonzero((blocks.low <= t) & (t < blocks.high)) for t in tiles]
         columns = zip(tiles, padded, runs, strict=True)
         more = [np.stack((np.full_like(b, t), b * n + c)) for t, c, b in columns]

@@ -525,7 +525,9 @@ def test_large_chunks_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.shape == (12, 100, 300)
-    assert 2 * plane < peak < 8 * plane
+    # Four planes, coded and decoded, take 7.6; zarr's own thread may still hold what the four before were
+    # decoded from. Ten at a time took 14.
+    assert 2 * plane < peak < 12 * plane
 
 
 def test_a_refused_limit_names_one_that_suffices(tmp_path: Path) -> None:

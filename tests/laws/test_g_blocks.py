@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 
 from tests.laws.strategies import axes, many, plans
 from tilework import plan_tiles
+from tilework._derived import derived
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.tiles import Box
+from tilework.plan import blocks
 from tilework.plan.axis_table import AxisTable
 from tilework.plan.block_shapes import BlockRequest
 from tilework.plan.blocks import choose_blocks
 from tilework.plan.cost import busiest
 from tilework.plan.memory import peak_bytes
+from tilework.plan.tables import SourcePlan
 
 # -- one axis -----------------------------------------------------------------------------------
 
@@ -300,6 +304,64 @@ def test_blocks_that_share_nothing_are_not_chosen_by_their_seams():
     shared = choose_blocks(replace(plan, threads=2), BlockRequest(reuse="share"))
     across = shared.with_blocks(shared.block, "recompute")
     assert alone.calls() <= across.calls()
+
+
+@many
+@given(plans(), st.data())
+def test_shapes_that_are_left_out_unseen_would_not_be_chosen(plan, data):
+    request = data.draw(requests(plan))
+
+    def chosen():
+        try:
+            return choose_blocks(plan, request)
+        except (GridError, MemoryBudgetError) as error:
+            return str(error)
+
+    found = chosen()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(blocks, "_repeats", lambda *_: False)
+        assert found == chosen()
+
+
+def _count(monkeypatch, owner, name):
+    """Return a list that gets the arguments of each call of a function or of each value that is derived."""
+    calls, found = [], vars(owner)[name]
+    function = found._function if isinstance(found, derived) else found
+
+    def counted(*args):
+        calls.append(args)
+        return function(*args)
+
+    monkeypatch.setattr(*((found, "_function") if isinstance(found, derived) else (owner, name)), counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("crop", "stride", "chunks", "limit", "reuse"),
+    [
+        ((16, 24, 24), (12, 24, 18), (32, 16, 96, 48), 4 * 10**9, "recompute"),
+        ((16, 24, 24), (12, 24, 18), (16, 96, 48), 4 * 10**9, "recompute"),
+        ((16, 24, 12), (14, 12, 12), None, 10**9, "auto"),
+        ((8, 6, 12, 6, 6), (8, 4, 3, 6, 6), (16, 24, 3, 3, 6), 3 * 10**8, "recompute"),
+    ],
+)
+def test_a_build_looks_at_few_shapes_and_makes_each_table_once(
+    monkeypatch, crop, stride, chunks, limit, reuse
+):
+    each = 0 if chunks and len(chunks) == len(crop) else 1
+    shape = (50_000,) * each + tuple(5_000 * s for s in stride)
+    plan = plan_tiles(shape, crop, stride=stride, blend="hann", dtype="float32", each=range(each))
+    plan = replace(plan, threads=2, sources=(SourcePlan(4, chunks),))
+    request = BlockRequest(memory_limit=limit, reuse=reuse)
+    tables, looks = _count(monkeypatch, AxisTable, "_edges"), _count(monkeypatch, blocks, "_candidates")
+    chosen = choose_blocks(plan, request)
+    assert math.prod(chosen.blocks) > 10**6
+    # Not those of short axes, which tell what repeats along long ones.
+    assert max(Counter(table for (table,) in tables if table.grid in plan.axes).values()) == 1
+    some = len(looks)
+    monkeypatch.setattr(blocks, "_repeats", lambda *_: False)
+    assert choose_blocks(plan, request) == chosen
+    assert some < 0.6 * (len(looks) - some)
 
 
 def _spans(table):

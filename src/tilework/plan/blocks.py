@@ -86,6 +86,11 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
         When given chunks are not multiples of the write unit.
     """
     one_of("reuse", request.reuse, ("auto", "share", "recompute"))
+    return plan.sharing_tables(lambda plan: _choose(plan, request))
+
+
+def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
+    """Return the same, where plans share their tables."""
     if request.chunks is not None and request.reuse == "auto" and _paints(plan):
         _check_supports(plan, request.chunks)
     asked = f"reuse={request.reuse!r} was asked for"
@@ -225,6 +230,12 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     good: TilePlan | None = None
     # Rules, read in order for every shape, the largest first:
     for most, block, notes in shapes(plan, request):
+        # 0. Blocks that share nothing, and repeat more crops than the best so far, are out, whatever memory
+        #    they need.
+        if good is None and _repeats(plan, block, request, max(enough, least * workers)):
+            if least <= _fewest(plan, most) / workers:
+                break
+            continue
         # 1. Blocks that do not fit into memory are out.
         try:
             found = _choose_reuse(plan, block, request, notes, asked)
@@ -255,6 +266,12 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         assert error is not None
         raise error.refusal(request)
     return best
+
+
+def _repeats(plan: TilePlan, block: Index, request: BlockRequest, most: float) -> bool:
+    """Return whether blocks of a shape cannot share, and run more than ``most`` crops."""
+    alone = plan.with_blocks(block, "recompute")
+    return request.reuse != "share" and alone.calls() > most and _must_repeat(alone, request)
 
 
 def _has_room(plan: TilePlan, request: BlockRequest) -> bool:

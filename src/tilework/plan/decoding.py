@@ -29,7 +29,6 @@ from tilework.source.padding import source_index
 
 __all__ = [
     "Kept",
-    "chunk_reads",
     "chunks_under_mask",
     "decoded_ratio",
     "is_bound",
@@ -37,6 +36,7 @@ __all__ = [
     "kept_chunks",
     "kept_levels",
     "lost_axes",
+    "most_chunks",
     "planned_ratio",
     "reads_own",
     "with_cache",
@@ -257,6 +257,8 @@ class _AxisChunks:
     """Number of chunks that all blocks read, one after the other."""
     total: int
     """Samples of the chunks that any block reads."""
+    longest: int
+    """Most chunks side by side that a block reads."""
     widest: int
     """Most samples of the chunks of a block."""
     new: int
@@ -279,6 +281,11 @@ def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
 def reads_own(plan: BlockPlan, d: int) -> bool:
     """Return whether blocks read what their own tiles do along an axis, not what all do that touch them."""
     return plan.reuse == "share" and d not in plan.slab_axes
+
+
+def most_chunks(table: AxisTable, chunk: int, own: bool) -> int:
+    """Return the most chunks that a block reads along an axis; at least 1."""
+    return max(1, _facts_along(table, chunk, own).longest)
 
 
 def _facts_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
@@ -356,7 +363,7 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     np.add.at(widths, by, np.minimum((beside + 1) * chunk, extent) - beside * chunk)
     [blocks] = np.nonzero(widths)
     if not len(blocks):
-        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, ())
+        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, 0, ())
     # The first and the last block that reads each group.
     first, stop = reads[:, blocks]
     numbers, chunks = groups[:-1], np.diff(groups)
@@ -385,7 +392,7 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     stay, both = within + np.maximum(opens, closes), np.minimum(opens, closes)
     return _AxisChunks(
         count, int(chunks.sum()), int((reads[1] - reads[0]).sum()) + len(by), int(sizes.sum()),
-        int(widths.max()),
+        int((reads[1] - reads[0]).max()), int(widths.max()),
         int((opens + alone)[widest_new]), int(alone[widest_new]),
         int(np.count_nonzero(opens + alone)),
         _largest(stay, both, alone),

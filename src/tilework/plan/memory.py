@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from tilework.plan.decoding import chunk_reads, chunks_under_mask, kept_bytes, reads_own
+from tilework.plan.decoding import chunks_under_mask, kept_bytes, most_chunks, reads_own
 from tilework.plan.masked_reads import MaskedReads
 from tilework.plan.output_plan import OutputPlan
 from tilework.source.zarr_requests import at_once
@@ -225,8 +225,7 @@ def _parallel_bytes(plan: BlockPlan) -> int:
         if source.chunks is not None:
             chunks = 1
             for d, (table, chunk) in enumerate(zip(plan.tables, source.chunks, strict=True)):
-                first, stop = chunk_reads(table, chunk, reads_own(plan, d))
-                chunks *= int((stop - first).max(initial=1))
+                chunks *= most_chunks(table, chunk, reads_own(plan, d))
             size = source.sample_bytes * math.prod(source.chunks)
             most = max(most, 2 * (min(at_once(size), chunks) - 1) * size)
     return most

@@ -11,7 +11,7 @@ Tasks are blocks of tiles. Under ``recompute`` a block runs every tile that has 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, overload
 
@@ -31,8 +31,9 @@ from tilework.plan.output_plan import OutputPlan
 from tilework.plan.tile_mask import TileMask
 from tilework.source.padding import Boundary
 
-# Derived values of a plan that do not depend on its blocks.
-OF_TILES = ("grid", "grid_shape", "shape", "n_runs", "longest", "long_axes")
+# Derived values of a plan that do not depend on its blocks. While blocks are chosen, plans of the same tiles
+# have a table of ``made`` tables: blocks of other shapes have the same lengths along most axes.
+OF_TILES = ("grid", "grid_shape", "shape", "n_runs", "longest", "long_axes", "made")
 
 __all__ = [
     "BlockPlan",
@@ -241,9 +242,20 @@ class BlockPlan(Holder, Sequence[Tile]):
             rims = tuple(None if o.rim is None else o.rim[d] for o in self.outputs)
             table = AxisTable(grid, size, rims, self.boundary)
             # Equal axes, and plans of the same tiles, share a table with all that was derived from it.
-            found.append(next((t for t in (*found, *self.held.get("near", ())) if t == table), table))
+            table = next((t for t in (*found, *self.held.get("near", ())) if t == table), table)
+            found.append(self.held.get("made", {}).setdefault(table, table))
         self.held.pop("near", None)
         return tuple(found)
+
+    def sharing_tables(self, choose: Callable[[Self], Self]) -> Self:
+        """Return what ``choose`` makes of this plan; the plans that it looks at share their tables."""
+        self.held["made"] = {}
+        try:
+            found = choose(self)
+        finally:
+            del self.held["made"]
+        found.held.pop("made", None)
+        return found
 
     @derived
     def longest(self) -> tuple[int, ...]:

@@ -379,6 +379,8 @@ class BlockPlan(Holder, Sequence[Tile]):
 
         With ``before``, the samples of all tiles before each one along each axis, their samples are counted.
         """
+        if self.mask is None and before is None:
+            return math.prod(int(spans.lengths.sum()) for spans in ranges)
         times = []
         for axis, (low, high) in enumerate(ranges):
             ends = np.array([0, self.grid_shape[axis]]) if self.mask is None else self.mask.ends[axis]

@@ -22,7 +22,7 @@ from tilework.plan.block_shapes import (
 )
 from tilework.plan.cost import busiest, human, threads_of
 from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, with_cache
-from tilework.plan.memory import in_order, parallel_bytes, room_bytes, seam_bytes
+from tilework.plan.memory import in_order, least_bytes, parallel_bytes, room_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["DECODED", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
@@ -50,8 +50,8 @@ class Candidate:
     """"recompute", "share" or "slabs"."""
     calls: int
     """Number of crops that the function gets in the whole run."""
-    peak: int
-    """Estimated bytes at the peak of a process."""
+    encoding: int
+    """Bytes that encoding what is written takes in a process."""
     longer: int
     """Factor by which the blocks are longer across slabs than requested."""
 
@@ -61,11 +61,20 @@ class Candidate:
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
         encoding, none = plan.threads * request.encoding, plan.with_cache(0)
-        if limit - encoding - room_bytes(none) + parallel_bytes(none) >= 0:
+        if limit - encoding - least_bytes(none) >= 0:
             none = in_order(none)
         # Made from `none`, it has the tables that the costs were taken from.
-        plan = with_cache(none, limit - encoding - room_bytes(none) + parallel_bytes(none))
-        return cls(plan, kind, plan.calls(), room_bytes(plan) + encoding, longer)
+        plan = with_cache(none, limit - encoding - least_bytes(none))
+        return cls(plan, kind, plan.calls(), encoding, longer)
+
+    @property
+    def peak(self) -> int:
+        """Estimated bytes at the peak of a process."""
+        return room_bytes(self.plan) + self.encoding
+
+    def fits(self, limit: float) -> bool:
+        """Return whether the peak is at most ``limit`` bytes; of plans that do not fit, little is counted."""
+        return least_bytes(self.plan) + self.encoding <= limit and self.peak <= limit
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
@@ -331,7 +340,7 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
     """Return the plan with the cheapest reuse that fits into memory; the last of its notes is the reason."""
     found = _candidates(plan, block, request, notes)
     limit = math.inf if request.memory_limit is None else request.memory_limit
-    fitting = [c for c in found if c.peak <= limit]
+    fitting = [c for c in found if c.fits(limit)]
     if not fitting:
         raise _TooLarge(block, found)
     alone, share = (next((c for c in found if c.kind == kind), None) for kind in ("recompute", "share"))
@@ -347,7 +356,7 @@ def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: No
         if cheapest.kind == "slabs":
             why = (asked, _slab_reason(cheapest, share, tiles))
     # 2. Blocks that share no tiles fit, and run few tiles twice, or need the fewest calls.
-    elif alone is not None and alone.peak <= limit and (extra <= few or cheapest is alone):
+    elif alone is not None and any(c is alone for c in fitting) and (extra <= few or cheapest is alone):
         best, why = alone, (f"recompute: {extra:.1%} extra calls{_hindrance(share, limit)}",)
     # 3. Blocks share tiles within slabs, one slab after the other.
     elif cheapest.kind == "slabs":
@@ -443,4 +452,4 @@ def _hindrance(share: Candidate | None, limit: float) -> str:
     """Return why blocks cannot share, as the end of a reason; "" if they can."""
     if share is None:
         return ", and supports are longer than blocks"
-    return f", and sharing would need {human(share.peak)}" if share.peak > limit else ""
+    return f", and sharing would need {human(share.peak)}" if not share.fits(limit) else ""

@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from tilework.plan.axis_table import Spans
     from tilework.plan.tables import BlockPlan
 
-__all__ = ["in_order", "parallel_bytes", "peak_bytes", "room_bytes", "seam_bytes", "tiles_of_blocks"]
+__all__ = [
+    "in_order",
+    "least_bytes",
+    "parallel_bytes",
+    "peak_bytes",
+    "room_bytes",
+    "seam_bytes",
+    "tiles_of_blocks",
+]
 
 Plan = TypeVar("Plan", bound="BlockPlan")
 # Another order than from the longest axis on has to keep less than this part of it.
@@ -75,7 +83,12 @@ def room_bytes(plan: BlockPlan) -> int:
     return _peak_bytes(plan, WHOLE)
 
 
-def _peak_bytes(plan: BlockPlan, most: _Most) -> int:
+def least_bytes(plan: BlockPlan) -> int:
+    """Return `room_bytes` without further chunks that zarr decodes at a time; counting these takes long."""
+    return _peak_bytes(plan, WHOLE, parallel=False)
+
+
+def _peak_bytes(plan: BlockPlan, most: _Most, *, parallel: bool = True) -> int:
     # Plans of the same blocks with other threads, memory for chunks or orders of blocks share it.
     task = plan.once(("task", plan.gaps), lambda: _task(plan)) if most is WHOLE else _task(plan, most)
     # An allocator with a heap per thread, as glibc's, keeps memory of about the largest array in each. (With
@@ -83,7 +96,8 @@ def _peak_bytes(plan: BlockPlan, most: _Most) -> int:
     threads = plan.threads * (max(task.gathering, task.finishing) + task.held + task.largest)
     seams = seam_bytes(plan, most.seams) if plan.reuse == "share" else 0
     kept = sum(output.kept_bytes for output in plan.outputs)
-    return int(threads + min(plan.cache_bytes, most.chunks) + seams + kept + parallel_bytes(plan))
+    further = parallel_bytes(plan) if parallel else 0
+    return int(threads + min(plan.cache_bytes, most.chunks) + seams + kept + further)
 
 
 def _most(plan: BlockPlan) -> _Most:

@@ -1,5 +1,6 @@
 """What a tile or a block costs besides the function: calls of Python functions and bytes, which are exact."""
 
+import sys
 import tracemalloc
 import weakref
 from collections.abc import Callable
@@ -91,3 +92,43 @@ def test_the_largest_channel_is_found_without_a_copy_of_the_sums(axis: int) -> N
         tracemalloc.stop()
     np.testing.assert_array_equal(found, sums.argmax(axis), strict=True)
     assert peak < found.nbytes + sums.nbytes / 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages of Linux")
+@pytest.mark.parametrize(
+    ("blend", "dtype", "side"),
+    [
+        ("trim", "f4", 1024),
+        ("trim", "c8", 725),
+        ("trim", "u1", 2048),
+        ("gaussian", "f4", 1025),
+        ("gaussian", "c8", 800),
+        ("gaussian", "u1", 2048),
+        ("max", "u1", 2050),
+        ("max", "f8", 800),
+    ],
+)
+def test_large_blocks_begin_with_a_page(blend: str, dtype: str, side: int) -> None:
+    """Half of the pages of a block of 4 MB were small."""
+    data = np.random.default_rng(0).integers(0, 99, (side, side + 7)).astype(dtype)
+    out = tw.tiled_map(same, data, 256, 16, blend=blend, dtype=dtype, chunks=(side, side))
+    large: list[int] = []
+
+    def look(block: np.ndarray) -> np.ndarray:
+        if block.nbytes >= canvas.LARGE:
+            large.append(block.ctypes.data % canvas.PAGE)
+        assert block.flags.c_contiguous
+        return block
+
+    found = out.map_blocks(look, meta=data[:0, :0]).compute(scheduler="sync")
+    np.testing.assert_allclose(found, data, rtol=1e-5)
+    # A blend of integers is summed in floats, and cast to a block of its own.
+    assert large == [0] or (blend, dtype) == ("gaussian", "u1")
+
+
+def test_objects_and_small_blocks_lie_anywhere() -> None:
+    for shape, dtype in (((1024, 1024), np.dtype(object)), ((1024, 1023), np.dtype("f4"))):
+        assert canvas._fresh(np.zeros, shape, dtype).base is None
+    huge = canvas._fresh(np.zeros, (1024, 1024), np.dtype([("a", "u1"), ("b", "<f8"), ("c", "U3")]))
+    assert huge.ctypes.data % canvas.PAGE == 0
+    assert not huge["b"].any()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +22,9 @@ from tilework.labels.painting import NOTHING, combined
 from tilework.labels.runs import check_ids
 
 __all__ = ["Partial", "add", "check_dtype", "combine", "finish"]
+
+# Bytes of a large page of Linux on most processors, and of an array from which on numpy asks for such pages.
+PAGE, LARGE = 2**21, 2**22
 
 
 @dataclass(slots=True)
@@ -139,13 +144,29 @@ def _canvas(
     if fits and room is not None:
         canvas = room
     elif clear and output.kind == "trim":
-        return np.zeros(shape, dtype)  # written only: the system has such pages
+        return _fresh(np.zeros, shape, dtype)  # written only: the system has such pages
     else:
         # Not np.zeros: a sum is read before it is written, so that each of its pages would be fetched twice.
         # 8 MB took 2.7 ms so, and 1.9 filled.
-        canvas = np.empty(shape, dtype)
+        canvas = _fresh(np.empty, shape, dtype)
     if clear:
         canvas[...] = neutral
+    return canvas
+
+
+def _fresh(make: Callable[..., Array], shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """Return what `numpy.empty` or `numpy.zeros` makes, in as few pages of memory as can be.
+
+    Large pages lie at multiples of their size. numpy asks for them, but its arrays begin anywhere: one of
+    4 MB has one large page and 512 small ones, which are fetched one by one. Blocks of 1024 x 1024 float32,
+    trimmed, took 159 ms of CPU for 8192 x 8192 samples, and 95 so. What lies before the array is not touched.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE or dtype.hasobject or sys.platform != "linux":
+        return make(shape, dtype)
+    memory = make(PAGE + size, np.uint8)
+    start = -memory.ctypes.data % PAGE
+    canvas: Array = memory[start : start + size].view(dtype).reshape(shape)
     return canvas
 
 

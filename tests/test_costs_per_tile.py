@@ -11,7 +11,8 @@ import pytest
 
 import tilework as tw
 from tests.calls import calls_of
-from tilework.engine import canvas
+from tilework.engine import canvas, cover
+from tilework.grid.weights import AxisWeights
 
 TILE = 8
 
@@ -132,3 +133,42 @@ def test_objects_and_small_blocks_lie_anywhere() -> None:
     huge = canvas._fresh(np.zeros, (1024, 1024), np.dtype([("a", "u1"), ("b", "<f8"), ("c", "U3")]))
     assert huge.ctypes.data % canvas.PAGE == 0
     assert not huge["b"].any()
+
+
+@pytest.mark.parametrize("blend", ["gaussian", "map"])
+def test_places_that_were_left_out_of_a_long_block_are_looked_at_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, blend: str
+) -> None:
+    """Each place looked at all tiles of the block: one of 80 000 tiles took minutes."""
+    name = "_uneven_products" if blend == "gaussian" else "_uneven_maps"
+    looks, function = [], getattr(cover, name)
+
+    def counted(*args: Any) -> Any:
+        looks.append(len(next(a for a in args if isinstance(a, list) and isinstance(a[0], range))[-1]))
+        return function(*args)
+
+    monkeypatch.setattr(cover, name, counted)
+    # Sums of maps are not looked up by their kind.
+    monkeypatch.setattr(cover, "FEW", 0)
+    monkeypatch.setattr(cover, "_work", lambda axes: 1 << 60)
+    keys: list[int] = []
+    key = AxisWeights._key
+    monkeypatch.setattr(AxisWeights, "_key", lambda self, i: (keys.append(i), key(self, i))[1])
+    tiles = 3000
+    mask = np.random.default_rng(0).random(tiles + 1) < 0.4
+    reached = np.repeat(np.convolve(mask[1:] | mask[:-1], [1, 1]) > 0, TILE)
+    data = np.random.default_rng(1).random(TILE * (tiles + 1), np.float32)
+    crop: Any = 2 * TILE
+    stride: Any = TILE
+    window: Any = "gaussian"
+    left_out: dict[str, Any] = {"mask": mask}
+    if blend == "map":
+        data, left_out = data[None].repeat(2, 0), {"mask": mask[None], "mask_scale": (2, TILE)}
+        crop, stride, window = (2, crop), (2, stride), np.hanning(crop + 2)[None, 1:-1].repeat(2, 0)
+    out = tw.tiled_map(same, data, crop, stride=stride, blend=window, dtype="f4", chunks=-1, **left_out)
+    found = out.compute(scheduler="sync")
+    np.testing.assert_allclose(found[..., reached], data[..., reached], rtol=1e-5)
+    assert not found[..., ~reached].any()
+    assert len(looks) > tiles / 20
+    assert sum(looks) < 2 * tiles
+    assert len(keys) < 50

@@ -73,7 +73,7 @@ def cover(
     covered = _covered(output, box)
     if added is None and output.importance is None:
         return covered, None
-    spans = [[w.support(i) for i in range(*r)] for w, r in zip(output.weights, ranges, strict=True)]
+    spans = [Spans(*w.supports(range(*r))) for w, r in zip(output.weights, ranges, strict=True)]
     if output.importance is not None:
         reached, whole, done = _sums_of_pieces(output, ranges, spans, box, dtype, added)
         if added is None and reached is not None:
@@ -89,10 +89,14 @@ def cover(
         part = part.intersect(box)
         if not part.size:
             continue
+        # A block of a long axis has as many islands as tiles, so each looks at its own tiles alone.
+        near = [_meeting(along, a, b) for along, a, b in zip(spans, part.start, part.stop, strict=True)]
+        tiles = [range(*r)[n] for r, n in zip(ranges, near, strict=True)]
+        here, counts = _parts(spans, near), added[(*near,)]
         if output.importance is None:
-            uneven, touched, sums = _uneven_products(output, spec.products, ranges, spans, part, added)
+            uneven, touched, sums = _uneven_products(output, spec.products, tiles, here, part, counts)
         else:
-            uneven, touched, sums = _uneven_maps(output, ranges, spans, part, added)
+            uneven, touched, sums = _uneven_maps(output, tiles, here, part, counts)
         inside = part.shift([-a for a in box.start]).slices
         np.copyto(reached[inside], touched, where=uneven)
         if sums is not None:
@@ -122,12 +126,23 @@ def _put(counts: Ints, ranges: Sequence[Span], numbers: Ints, shape: Index, coun
     counts[tuple(p[inside] for p in places)] = count
 
 
-def _islands(spans: Sequence[Sequence[Span]], chosen: Bits, first: Index = ()) -> Iterator[Box]:
+def _meeting(spans: Spans, start: int, stop: int) -> slice:
+    """Return which of the supports along an axis have samples between ``start`` and ``stop``."""
+    first = np.searchsorted(spans.high, start, side="right")
+    return slice(int(first), int(np.searchsorted(spans.low, stop)))
+
+
+def _parts(spans: Sequence[Spans], chosen: Sequence[slice]) -> list[Spans]:
+    """Return the supports of chosen tiles per axis."""
+    return [Spans(along.low[tiles], along.high[tiles]) for along, tiles in zip(spans, chosen, strict=True)]
+
+
+def _islands(spans: Sequence[Spans], chosen: Bits, first: Index = ()) -> Iterator[Box]:
     """Yield boxes around the supports of the chosen tiles that lie apart along some axis.
 
     Parameters
     ----------
-    spans : per axis, a sequence of (start, stop)
+    spans : Spans per axis
         The supports of all tiles.
     chosen : array of bool
         Whether each tile of a part of the grid is chosen.
@@ -139,7 +154,7 @@ def _islands(spans: Sequence[Sequence[Span]], chosen: Bits, first: Index = ()) -
         on = np.flatnonzero(chosen.any(axis=tuple(a for a in range(chosen.ndim) if a != d)))
         if not len(on):
             return
-        starts, stops = np.array(along)[on + begin].T
+        starts, stops = along.low[on + begin], along.high[on + begin]
         gaps = 1 + np.flatnonzero(stops[:-1] <= starts[1:])
         if len(gaps):
             for few in np.split(on, gaps):
@@ -153,8 +168,8 @@ def _islands(spans: Sequence[Sequence[Span]], chosen: Bits, first: Index = ()) -
 def _uneven_products(
     output: BoundOutput,
     products: Products,
-    ranges: Sequence[Span],
-    spans: Sequence[Sequence[Span]],
+    tiles: Sequence[range],
+    spans: Sequence[Spans],
     part: Box,
     added: Ints,
 ) -> tuple[Bits, Bits, Array | None]:
@@ -173,27 +188,21 @@ def _uneven_products(
         The sum of weights; None for blends without weights. It holds only where the first array is true.
     """
     weights: list[list[tuple[slice, Array]]] = []
-    chosen = []
-    for axis, (first, _), along, a, b in zip(
-        output.weights, ranges, spans, part.start, part.stop, strict=True
-    ):
-        on = [i for i, (start, stop) in enumerate(along) if start < b and a < stop]
-        chosen.append(slice(on[0], on[-1] + 1))
+    columns = zip(output.weights, tiles, spans, part.start, part.stop, strict=True)
+    for axis, numbers, along, a, b in columns:
         column = []
-        for i in range(on[0], on[-1] + 1):
-            start, stop = along[i]
-            low, high = max(start, a), max(min(stop, b), max(start, a))
+        for i, (start, stop) in zip(numbers, along.pairs(), strict=True):
+            low, high = max(start, a), min(stop, b)
             own, within = np.ones(stop - start), slice(low - start, high - start)
             if output.weighted and len(weights) >= output.n_each:
-                own, within = products.profile(axis, first + i, within)
+                own, within = products.profile(axis, i, within)
             column.append((slice(low - a, high - a), own[within]))
         weights.append(column)
-    near = added[tuple(chosen)]
     bits = [[(at, w > 0) for at, w in column] for column in weights]
-    uneven = _products_added(near != 1, bits, part.shape)
+    uneven = _products_added(added != 1, bits, part.shape)
     if not output.weighted:
-        return uneven, _products_added(near > 0, bits, part.shape), None
-    sums = _products_added(near.astype(float), weights, part.shape, compensated=output.compensated)
+        return uneven, _products_added(added > 0, bits, part.shape), None
+    sums = _products_added(added.astype(float), weights, part.shape, compensated=output.compensated)
     return uneven, sums > 0, sums
 
 
@@ -240,23 +249,23 @@ def _products_added(
 
 
 def _uneven_maps(
-    output: BoundOutput, ranges: Sequence[Span], spans: Sequence[Sequence[Span]], part: Box, added: Ints
+    output: BoundOutput, tiles: Sequence[range], spans: Sequence[Spans], part: Box, added: Ints
 ) -> tuple[Bits, Bits, Array]:
     """Return what `_uneven_products` does, of the sums of importance maps."""
     uneven, reached = np.zeros(part.shape, bool), np.zeros(part.shape, bool)
     # Not np.zeros, which is slower for sums: see engine/canvas.py.
     total = np.full(part.shape, 0.0)
     lost = np.full(part.shape, 0.0) if output.compensated else None
-    meeting = _meeting(spans)
+    meeting = _neighbours(spans)
     for place in map(tuple, np.argwhere(box_any(added != 1, meeting)).tolist()):
         near = [slice(int(m.low[i]), int(m.high[i])) for m, i in zip(meeting, place, strict=True)]
-        others = _hull([s[n] for s, n in zip(spans, near, strict=True)], added[tuple(near)] != 1)
-        support = Box.of([s[i] for s, i in zip(spans, place, strict=True)])
+        others = _hull(_parts(spans, near), added[(*near,)] != 1)
+        support = Box.of([(int(s.low[i]), int(s.high[i])) for s, i in zip(spans, place, strict=True)])
         common = support.intersect(part).intersect(others)
         if not common.size:
             continue
         at, count = common.shift([-a for a in part.start]).slices, int(added[place])
-        position = tuple(a + i for (a, _), i in zip(ranges, place, strict=True))
+        position = tuple(r[i] for r, i in zip(tiles, place, strict=True))
         weights = _map_at(output, position, common)
         here = weights > 0
         if count:
@@ -268,29 +277,28 @@ def _uneven_maps(
     return uneven, reached, total if lost is None else total + lost
 
 
-def _meeting(spans: Sequence[Sequence[Span]]) -> list[Spans]:
+def _neighbours(spans: Sequence[Spans]) -> list[Spans]:
     """Return, per axis, for each support the first and one past the last that meet it."""
     found = []
-    for along in spans:
-        starts, stops = np.array(along).reshape(-1, 2).T
+    for starts, stops in spans:
         low = np.searchsorted(stops, starts, side="right")
         found.append(Spans(low, np.maximum(low, np.searchsorted(starts, stops))))
     return found
 
 
-def _hull(spans: Sequence[Sequence[Span]], chosen: Bits) -> Box:
+def _hull(spans: Sequence[Spans], chosen: Bits) -> Box:
     """Return the box around the supports of the chosen tiles, of which there is one at least."""
     ends = []
     for d, along in enumerate(spans):
         on = np.flatnonzero(chosen.any(axis=tuple(a for a in range(chosen.ndim) if a != d)))
-        ends.append((along[on[0]][0], along[on[-1]][1]))
+        ends.append((int(along.low[on[0]]), int(along.high[on[-1]])))
     return Box.of(ends)
 
 
 def _sums_of_pieces(
     output: BoundOutput,
     ranges: Sequence[Span],
-    spans: Sequence[Sequence[Span]],
+    spans: Sequence[Spans],
     box: Box,
     dtype: np.dtype[Any],
     added: Ints | None,
@@ -305,7 +313,7 @@ def _sums_of_pieces(
     """
     total, reached = np.empty(box.shape, dtype), None
     axes = [
-        _pieces(weights, range(*r), along, a, b)
+        _pieces(weights, range(*r), along.pairs(), a, b)
         for weights, r, along, a, b in zip(output.weights, ranges, spans, box.start, box.stop, strict=True)
     ]
     most = dtype.itemsize * math.prod(max((p.high - p.low for p in pieces), default=0) for pieces in axes)
@@ -357,10 +365,10 @@ def _work(axes: Sequence[Sequence[_Piece]]) -> int:
     return _most_on(axes) * (CALL + piece)
 
 
-def _work_apart(spans: Sequence[Sequence[Span]], added: Ints) -> int:
+def _work_apart(spans: Sequence[Spans], added: Ints) -> int:
     """Return what `_uneven_maps` takes, in samples that are added."""
-    tiles = np.count_nonzero(box_any(added != 1, _meeting(spans)) & (added != 0))
-    return int(tiles) * (CALL + math.prod(max((b - a for a, b in along), default=0) for along in spans))
+    tiles = np.count_nonzero(box_any(added != 1, _neighbours(spans)) & (added != 0))
+    return int(tiles) * (CALL + math.prod(int(along.lengths.max(initial=0)) for along in spans))
 
 
 def _sum_of_piece(output: BoundOutput, chosen: Sequence[_Piece], counts: bytes | None) -> Array:

@@ -457,9 +457,15 @@ class AxisGrid(Holder):
 
     def alike(self, i: int) -> int:
         """Return a tile of the shorter grid with neighbours at the same distances as those of tile ``i``."""
-        short, step, _ = self.shorter()
-        more, at = len(self) - len(short), self._middle
-        return i if i < at else i - more if i >= at + more else at + (i - at) % (step // self.stride)
+        more, at = 0 if self._short is None else len(self) - len(self._short), self._middle
+        if i < at:
+            return i
+        return i - more if i >= at + more else at + (i - at) % self._kinds
+
+    @derived
+    def _kinds(self) -> int:
+        """After how many crops they repeat, where a shorter grid has fewer."""
+        return self.shorter()[1] // self.stride
 
     def _spread(self, starts: Ints, stops: Ints) -> tuple[Progression, Progression]:
         """Return the places of all tiles from those of the shorter grid."""

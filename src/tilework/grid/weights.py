@@ -40,6 +40,8 @@ PARTS = 8
 TABLED = 2**16
 # Of more tiles along an axis, those of a shorter one are looked at, or few at a time; 50 bytes a tile.
 COMPARED = 2**18
+# Keys held per axis; where crops repeat along it, all of them are of a few tiles.
+KEYED = 2**12
 BLENDS = ("trim", *WINDOWS, "max", "min", "sum")
 
 
@@ -218,6 +220,7 @@ class AxisWeights:
         self._profiles: dict[Any, Floats] = {}
         self._profile_bytes = 0
         self._totals: dict[int, Floats] = {}
+        self._keys: dict[int, tuple[Any, ...]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return AxisWeights, (self.grid, self.window, self.rim, self.scale)
@@ -273,9 +276,13 @@ class AxisWeights:
         start, stop = self.grid.support(i, self.rim)
         return self.scaled(start), self.scaled(stop)
 
-    def supports(self) -> tuple[Ints, Ints]:
-        """Return `support` of all tiles at once, as starts and stops."""
-        starts, stops = self.grid.supports(self.rim)
+    def supports(self, tiles: range | None = None) -> tuple[Ints, Ints]:
+        """Return `support` of all tiles at once, or of some side by side, as starts and stops."""
+        if tiles is None:
+            starts, stops = self.grid.supports(self.rim)
+        else:
+            numbers = np.arange(tiles.start, tiles.stop)
+            starts, stops = (ends.take(numbers) for ends in self.grid.support_ends(self.rim))
         return self.scaled(starts), self.scaled(stops)
 
     def lengths(self) -> list[int]:
@@ -331,8 +338,15 @@ class AxisWeights:
 
     def key(self, i: int) -> tuple[Any, ...]:
         """Return a key that determines the normalised weights of tile ``i``; interior tiles share one."""
-        if len(self.grid) > COMPARED and (near := self._shorter) is not self:
+        if (near := self._shorter) is not self:
             return near.key(self.grid.alike(i))
+        if (found := self._keys.get(i)) is None:
+            if len(self._keys) >= KEYED:
+                self._keys = {}
+            found = self._keys[i] = self._key(i)
+        return found
+
+    def _key(self, i: int) -> tuple[Any, ...]:
         if (all_of := self._neighbours) is None:
             start, stop = self.grid.support(i, self.rim)
             return tuple((self._shape(k, start), k == i) for k in self.grid.touching(start, stop, self.rim))

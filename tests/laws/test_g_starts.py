@@ -113,3 +113,18 @@ def test_G7_G8_plans_of_rules_are_products_and_travel(drawn):
     assert [t.read.start for t in TileGrid(axes)] == [t.read.start for t in plan]
     assert TilePlan.from_json(plan.to_json()) == plan == pickle.loads(pickle.dumps(plan))
     assert hash(TilePlan.from_json(plan.to_json())) == hash(plan)
+
+
+def test_irregular_starts_are_looked_up_one_by_one():
+    starts = np.unique(np.random.default_rng(0).integers(-(10**9), 10**9, 50_000)).tolist()
+    rule = Starts.of(starts)
+    assert len(rule.pieces) > 20_000
+    assert len(rule) == len(starts)
+    assert [rule[i] for i in range(len(rule))] == starts == list(rule) == rule.array().tolist()
+    assert rule[np.array([[3], [-1]])].tolist() == [[starts[3]], [starts[-1]]]
+    for wrong in (-1, len(rule)):
+        with pytest.raises(IndexError, match=str(wrong)):
+            rule[wrong]
+    again = pickle.loads(pickle.dumps(rule))
+    assert again == rule
+    assert hash(again) == hash(rule)

@@ -21,7 +21,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -96,7 +96,7 @@ def _representatives(of: int, parts: int, near: int) -> Ints:
 
 
 @dataclass(frozen=True, slots=True)
-class Starts:
+class Starts(Holder):
     """An increasing sequence of starts, stored as pieces with a constant step: O(pieces) memory.
 
     Examples
@@ -138,25 +138,30 @@ class Starts:
         return cls(((first, step, -(-(last - first) // step)), (last, 1, 1)))
 
     def __len__(self) -> int:
-        return sum(count for _, _, count in self.pieces)
+        return self._before[-1]
 
     def __getitem__(self, i: Number) -> Number:
         if isinstance(i, np.ndarray):
             return np.asarray(self.array()[i])
-        left = i
-        for first, step, count in self.pieces:
-            if 0 <= left < count:
-                return first + step * left
-            left -= count
-        raise IndexError(i)
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        piece = bisect_right(self._before, i) - 1
+        first, step, _ = self.pieces[piece]
+        return first + step * (i - self._before[piece])
 
     def __iter__(self) -> Iterator[int]:
         return (first + step * k for first, step, count in self.pieces for k in range(count))
 
     def array(self) -> Ints:
         """Return all starts as an array."""
-        parts = [first + step * np.arange(count, dtype=np.int64) for first, step, count in self.pieces]
-        return np.concatenate(parts)
+        first, step, count = np.array(self.pieces, np.int64).T
+        within = np.arange(len(self)) - np.repeat(self._before[:-1], count)
+        return np.asarray(np.repeat(first, count) + np.repeat(step, count) * within)
+
+    @derived
+    def _before(self) -> list[int]:
+        """The number of starts before each piece, and of all."""
+        return [0, *accumulate(count for _, _, count in self.pieces)]
 
 
 @dataclass(frozen=True, slots=True)

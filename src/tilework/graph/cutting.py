@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,12 +28,16 @@ __all__ = ["with_cuts_below"]
 OPERATORS = (
     "abs add and_ eq floordiv ge gt inv invert le lshift lt mod mul ne neg or_ pos pow rshift sub truediv xor"
 )
+TURNS = (np.transpose, np.swapaxes)
 FUNCTIONS = (
     *(getattr(operator, name) for name in OPERATORS.split()), abs, astype,
-    np.where, np.clip, np.round, np.isclose, np.nan_to_num, np.real, np.imag, np.transpose,
+    np.where, np.clip, np.round, np.around, np.isclose, np.nan_to_num, np.real, np.imag,
+    *TURNS,
 )  # fmt: skip
 # Their arguments by name; others may hold arrays.
-OPTIONS = {"astype_dtype", "axes", "decimals", "dtype", "enforce_dtype", "enforce_dtype_function"}
+OPTIONS = {
+    "astype_dtype", "axes", "axis1", "axis2", "decimals", "dtype", "enforce_dtype", "enforce_dtype_function",
+}  # fmt: skip
 # The longest chain of expressions that is followed.
 LONGEST = 100
 
@@ -215,9 +220,18 @@ class _Cutter:
         self._learn({block for block, _ in cuts.values()})
         found = {key: cut for key, cut in cuts.items() if self._fits(*cut)}
         if all(item in (None, slice(None)) for _, index in found.values() for item in index):
+            self._again |= found
             return {}
         self._name, self._known, self._slices, self._parts = name, {}, {}, {}
-        made = dict(nodes)
+        # Tasks of dask's older kind do not say what they need.
+        made = {
+            key: Task(key, getitem, TaskRef(cuts[key][0]), cuts[key][1])
+            if isinstance(node, tuple) and key in cuts
+            else node
+            for key, node in nodes.items()
+        }
+        if not all(isinstance(node, GraphNode) for node in made.values()):
+            return {}
         for key, (block, index) in found.items():
             # Numbers are slices first: numpy warns of what overflows in a single number, and not in an array.
             part = self._part(block, tuple(_as_slice(item) for item in index if item is not None))
@@ -236,11 +250,20 @@ class _Cutter:
         if not all(item is None or isinstance(item, slice) or _is_number(item) for item in index):
             return None
         part, rest = self._again.get(block, (block, None))
-        if rest is None or None in rest:
+        if rest is None:
             return found
-        items = iter(index)
         # An index of what is left of a part, as one of the part.
-        return part, tuple(next(items) if isinstance(item, slice) else item for item in rest) + tuple(items)
+        own, items = list[slice | int | None](), iter(index)
+        for item in rest:
+            while not isinstance(item, int) and (new := next(items, slice(None))) is None:
+                own.append(None)
+            if item is not None:
+                own.append(item if isinstance(item, int) else new)
+            elif isinstance(new, slice) and new.indices(1) == (0, 1, 1):
+                own.append(None)
+            elif isinstance(new, slice) or new not in (0, -1):
+                return found
+        return part, (*own, *items)
 
     def _fits(self, block: Key, index: Index) -> bool:
         """Return whether an index cuts a block of an expression along each axis."""
@@ -276,6 +299,12 @@ def _by_sample(task: Any) -> bool:
     if not isinstance(task, Task) or not task.kwargs.keys() <= OPTIONS:
         return False
     function = task.kwargs.get("enforce_dtype_function", task.func)
+    if isinstance(function, functools.partial):
+        if function.args or any(np.ndim(option) for option in function.keywords.values()):
+            return False
+        function = function.func
+    if function in TURNS and function is not task.func:
+        return False  # `_in_place` asks the task
     if isinstance(function, np.ufunc):
         return function.signature is None and function.nout == 1 and function.nin == len(task.args)
     return any(function is one for one in FUNCTIONS)
@@ -287,10 +316,21 @@ def _in_place(task: Task, ndim: int, places: Iterable[tuple[int, ...]]) -> bool:
     `dask.array.blockwise` gives blocks to a function along any axes. ``places`` are the axes of the result
     along which dask has the axes of each array.
     """
-    if task.func is np.transpose:
+    if task.func in TURNS:
         axes = task.kwargs.get("axes") or tuple(range(ndim)[::-1])
+        if task.func is np.swapaxes:
+            axes = _swapped(ndim, *(task.kwargs.get(name, ndim) for name in ("axis1", "axis2")))
         return isinstance(axes, tuple) and all([own[a] for a in axes] == [*range(ndim)] for own in places)
     return all(own == tuple(range(ndim))[ndim - len(own) :] for own in places)
+
+
+def _swapped(ndim: int, first: int, second: int) -> tuple[int, ...] | None:
+    """Return the axes that numpy takes for those of an array of which two are swapped."""
+    if not all(-ndim <= axis < ndim for axis in (first, second)):
+        return None
+    axes = [*range(ndim)]
+    axes[first], axes[second] = axes[second], axes[first]
+    return tuple(axes)
 
 
 def _is_number(item: Any) -> bool:

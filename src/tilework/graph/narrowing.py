@@ -27,7 +27,7 @@ from tilework.function.bound import BoundOutput
 from tilework.graph.build import build, find_spec
 from tilework.graph.cutting import with_cuts_below
 from tilework.graph.layer import BlockLayer, LazyLayer
-from tilework.graph.nodes import LayerBelow, cut_of, held_names, is_of_array, needed
+from tilework.graph.nodes import LayerBelow, cut_of, held_names, is_of_array, joined_of, needed, points_of
 from tilework.graph.tasks import Key
 from tilework.plan.tile_mask import TileMask, in_order
 from tilework.source.base import BlockSource
@@ -36,13 +36,15 @@ __all__ = ["narrowed", "tasks_of", "with_narrowed_slices"]
 
 # Most groups of equal tiles in a mask of the tiles that run, and most tasks of dask that are looked through.
 MOST_GROUPS, MOST_TASKS = 2**24, 2**16
+# Most samples of a block, as at weather stations, around each of which only its own tiles run.
+MOST_POINTS = 2**12
 # Share of the tiles of some blocks from which on all run where slices are computed, as a mask costs time too.
 WORTH = 0.75
 
 Boxes = tuple[Ints, Ints]
 """First sample, and one past the last, of boxes: one row per box, one column per axis of the array."""
 Spans = tuple[Span | None, ...] | None
-"""What is wanted of a block, samples per axis; None: all."""
+"""What is wanted of a block, samples per axis; None: all. Numbers below 0 count from the end of the block."""
 
 
 def tasks_of(arrays: Sequence[Any], wanted: Mapping[str, Collection[Key]]) -> dict[Key, Any]:
@@ -140,7 +142,11 @@ def _narrowed(
             made[old] = new
     for name, layer in graph.layers.items():
         if isinstance(layer, MaterializedLayer) and not made.keys().isdisjoint(graph.dependencies[name]):
-            layers[name] = MaterializedLayer({k: _renamed(node, made) for k, node in layer.mapping.items()})
+            # Of the slices of an image of 10^6 x 10^6 there are 30 000, of which a part of it needs a few.
+            nodes = {
+                key: _renamed(layer.mapping[key], made) for key in wanted.needed.get(name, layer.mapping)
+            }
+            layers[name] = MaterializedLayer(nodes)
             below[name] = {made[key].name if key in made else key for key in graph.dependencies[name]}
     return (HighLevelGraph(layers, below) if made else graph), made
 
@@ -257,14 +263,17 @@ def _within(block: slice, span: Span | None) -> Span:
         return 0, 0  # no grid axis
     if span is None:
         return block.start, block.stop
+    if span[0] < 0:
+        return max(block.start, block.stop + span[0]), block.stop + span[1]
     return block.start + span[0], min(block.stop, block.start + span[1])
 
 
 def _renamed(node: Any, made: Mapping[str, da.Array]) -> Any:
     """Return a task that takes blocks of other arrays."""
     if not isinstance(node, GraphNode):
-        old = node[0] if isinstance(node, tuple) and node and isinstance(node[0], str) else ""
-        return (made[old].name, *node[1:]) if old in made else node
+        if (cut := cut_of(node)) is not None:
+            return (node[0], _renamed(cut[0], made), cut[1])
+        return (made[node[0]].name, *node[1:]) if is_of_array(node) and node[0] in made else node
     keys = [key for key in node.dependencies if isinstance(key, tuple) and key[0] in made]
     return node.substitute({key: (made[key[0]].name, *key[1:]) for key in keys}) if keys else node
 
@@ -289,6 +298,8 @@ class _Wanted:
         """The parts that are wanted of some blocks, by layer and key."""
         self.boxes: dict[str, list[Boxes]] = {}
         """What else is wanted of results."""
+        self.needed: dict[str, Collection[Key]] = {}
+        """The tasks that are needed, by layer; of other layers it may be all."""
         self._tasks = 0
 
     def knows(self, name: str) -> bool:
@@ -325,7 +336,9 @@ class _Wanted:
             self._tasks += len(layer.mapping) if name in self.whole else sum(map(len, parts.values()))
             if self._tasks <= MOST_TASKS:
                 parts = {key: {None} for key in layer.mapping} if name in self.whole else parts
-                if (taken := _all_taken(layer.mapping, parts)) and taken.keys() <= below:
+                taken, own = _all_taken(layer.mapping, parts)
+                if taken and taken.keys() <= below:
+                    self.needed[name] = own
                     for array, blocks in taken.items():
                         for block, spans in blocks.items():
                             self.parts.setdefault(array, {}).setdefault(block, set()).update(spans)
@@ -335,50 +348,68 @@ class _Wanted:
 
 def _all_taken(
     nodes: Mapping[Key, Any], wanted: Mapping[Key, Collection[Spans]]
-) -> dict[str, dict[Key, set[Spans]]] | None:
-    """Return what tasks of a layer take of blocks of other layers, by name; None if nobody knows.
+) -> tuple[dict[str, dict[Key, set[Spans]]], Collection[Key]]:
+    """Return what tasks of a layer take of blocks of other layers, by name; nothing if nobody knows.
 
-    ``wanted`` are the tasks, with the parts of each that are wanted.
+    And the tasks of the layer that are needed. ``wanted`` are the tasks that others need, with the parts of
+    each.
     """
     taken: dict[str, dict[Key, set[Spans]]] = {}
-    own: dict[Key, set[Spans]] = {}
-    left = [(key, set(parts)) for key, parts in wanted.items()]
+    own = {key: set(parts) for key, parts in wanted.items()}
+    left = [(key, set(parts)) for key, parts in own.items()]
     while left:
         key, parts = left.pop()
-        found = _taken(nodes.get(key), parts)
+        found = _taken(nodes, key, parts)
         if found is None:
-            return None
+            return {}, ()
         for block, spans in found:
             known = (own if block in nodes else taken.setdefault(block[0], {})).setdefault(block, set())
             if block in nodes and not spans <= known:
                 left.append((block, spans))
             known |= spans
-    return taken
+    return taken, own
 
 
-def _taken(node: Any, wanted: set[Spans]) -> list[tuple[Key, set[Spans]]] | None:
+def _taken(nodes: Mapping[Key, Any], key: Key, wanted: set[Spans]) -> list[tuple[Key, set[Spans]]] | None:
     """Return the blocks that a task needs, and the parts that it takes of them; None if nobody knows."""
+    node = nodes.get(key)
     alias = node.target if isinstance(node, Alias) else node
     if is_of_array(alias):  # a tuple is dask's older kind
         return [(alias, wanted)]
-    if not isinstance(node, GraphNode) or not all(isinstance(key, tuple) for key in node.dependencies):
-        return None
-    if (cut := cut_of(node)) is not None:
+    if (cut := cut_of(node, nodes)) is not None:
         block, index = cut
-        return [(block, {_through(index, own) for own in wanted})]
-    return [(key, {None}) for key in node.dependencies]
+        parts = {block: {_through(index, own) for own in wanted}}
+        if not isinstance(node, GraphNode):
+            return [*parts.items()]
+    elif not isinstance(node, GraphNode):
+        return None
+    elif (points := points_of(node)) is not None:
+        block, index = points
+        parts = {block: _points(index)}
+    elif (joined := joined_of(node)) is not None:
+        blocks, axis = joined
+        parts = {block: {_but(axis, own) for own in wanted} for block in blocks}
+    elif all(isinstance(key, tuple) for key in node.dependencies):
+        parts = {}
+    else:
+        return None
+    return [(key, parts.get(key, {None})) for key in node.dependencies]
 
 
 def _through(index: tuple[Any, ...], wanted: Spans) -> Spans:
     """Return what is taken of an array where ``wanted`` is taken of what ``index`` selects."""
     spans, place = list[Span | None](), iter(wanted or ())
+    if sum(not isinstance(item, slice) for item in index) > 1 and any(np.ndim(item) for item in index):
+        return None  # numpy puts the axis of a list elsewhere
     for item in index:
         if item is None:
             next(place, None)
         elif isinstance(item, slice):
             spans.append(_cut(item, next(place, None)))
         elif isinstance(item, int | np.integer):
-            spans.append((int(item), int(item) + 1) if item >= 0 else None)
+            spans.append((int(item), int(item) + 1))
+        elif isinstance(item, np.ndarray) and item.ndim == 1 and item.dtype.kind in "iu":
+            spans.append(_listed(item, next(place, None)))
         else:
             return None
     return tuple(spans)
@@ -386,10 +417,40 @@ def _through(index: tuple[Any, ...], wanted: Spans) -> Spans:
 
 def _cut(item: slice, wanted: Span | None) -> Span | None:
     """Return what a slice takes of an axis, for ``wanted`` of its result; None: it may be all."""
+    if item == slice(None):
+        return wanted
     start, stop, step = item.start or 0, item.stop, item.step or 1
-    if step < 1 or start < 0 or (stop is not None and stop < 0):
+    low, high = (0, sys.maxsize) if wanted is None or wanted[0] < 0 else wanted
+    if step < 0:
+        # dask counts from the end of a block, which the task does not tell.
+        last = -sys.maxsize if stop is None else stop + 1
+        known = start < 0 and last <= 0 and low < high
+        return (max(last, start + (high - 1) * step), start + low * step + 1) if known else None
+    if start < 0 or (stop is not None and stop < 0):
         return None
-    end = sys.maxsize if stop is None else stop
-    if wanted is None:
-        return start, end
-    return start + wanted[0] * step, min(end, start + (wanted[1] - 1) * step + 1)
+    return start + low * step, min(sys.maxsize if stop is None else stop, start + (high - 1) * step + 1)
+
+
+def _listed(numbers: Ints, wanted: Span | None) -> Span | None:
+    """Return what a list of numbers takes of an axis, for ``wanted`` of its result; None: it may be all."""
+    own = numbers if wanted is None or wanted[0] < 0 else numbers[slice(*wanted)]
+    return (int(own.min()), int(own.max()) + 1) if own.size and own.min() >= 0 else None
+
+
+def _points(index: Sequence[Any]) -> set[Spans]:
+    """Return what is taken of an array for single samples, of which arrays are the numbers along an axis."""
+    columns = [np.ravel(item) if isinstance(item, np.ndarray) else None for item in index]
+    known = [column for column in columns if column is not None]
+    alike = {len(column) for column in known}
+    if len(alike) != 1 or alike == {0} or any(column.min() < 0 for column in known):
+        return {None}
+    if alike.pop() > MOST_POINTS:
+        return {tuple(None if column is None else _listed(column, None) for column in columns)}
+    rows = set(zip(*(column.tolist() for column in known), strict=True))
+    spans = (iter([(number, number + 1) for number in row]) for row in rows)
+    return {tuple(None if column is None else next(own) for column in columns) for own in spans}
+
+
+def _but(axis: int, wanted: Spans) -> Spans:
+    """Return what is wanted of arrays that are joined along an axis, for ``wanted`` of what they become."""
+    return wanted and tuple(None if n == axis else span for n, span in enumerate(wanted))

@@ -6,10 +6,12 @@ import functools
 import sys
 from collections.abc import Collection, Container, Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from types import MappingProxyType
 from typing import Any
 
 # Private, but what every scheduler of dask does with a graph (2026.8); `dask.task_spec` does not have it.
 from dask._task_spec import convert_legacy_task
+from dask.array import _shuffle, core
 from dask.array.chunk import getitem
 from dask.array.core import Array as GraphArray  # also where dask makes expressions
 from dask.base import tokenize
@@ -21,8 +23,24 @@ from tilework._checks import has
 from tilework._types import Index
 from tilework.graph.tasks import Key
 
-__all__ = ["as_node", "block_of", "cut_of", "held_names", "is_of_array", "moves", "needed", "sliced_lazily"]
+__all__ = [
+    "as_node",
+    "block_of",
+    "cut_of",
+    "held_names",
+    "is_of_array",
+    "joined_of",
+    "moves",
+    "needed",
+    "points_of",
+    "sliced_lazily",
+]
 
+# What takes and joins the samples of a list of numbers, and what takes single samples. Private, too; of
+# other functions, blocks are whole.
+TAKE, JOIN = (getattr(_shuffle, name, None) for name in ("_getitem", "concatenate_arrays"))
+POINTS = getattr(core, "_vindex_slice_and_transpose", None)
+NO_NODES: Mapping[Any, Any] = MappingProxyType({})
 # Begins the key of a task that dask's scheduler finds by its name.
 P2P = "shuffle-barrier-"
 
@@ -61,14 +79,43 @@ def is_of_array(key: Any) -> bool:
     return isinstance(key, tuple) and bool(key) and isinstance(key[0], str)
 
 
-def cut_of(node: Any) -> tuple[Key, tuple[Any, ...]] | None:
-    """Return the block that a task takes a part of, and the index; None for any other task."""
-    if not isinstance(node, Task) or node.func is not getitem or node.kwargs or len(node.args) != 2:
+def cut_of(node: Any, nodes: Mapping[Key, Any] = NO_NODES) -> tuple[Key, tuple[Any, ...]] | None:
+    """Return the block that a task takes a part of, and the index; None for any other task.
+
+    An index with a list of numbers is one of ``nodes``, the tasks of the same layer.
+    """
+    # Of dask's older kind, as in `stack`.
+    if isinstance(node, tuple) and len(node) == 3 and node[0] is getitem:
+        return (node[1], node[2]) if is_of_array(node[1]) and isinstance(node[2], tuple) else None
+    if not isinstance(node, Task) or node.kwargs or len(node.args) != 2:
         return None
     block, index = node.args
+    if node.func is TAKE and isinstance(index, TaskRef):
+        taker = nodes.get(index.key)
+        pair: Any = taker.value if isinstance(taker, DataNode) else None
+        index = pair[1] if isinstance(pair, tuple) and len(pair) == 2 else None
+    elif node.func is not getitem:
+        return None
     if not isinstance(block, TaskRef) or not is_of_array(block.key) or not isinstance(index, tuple):
         return None
     return block.key, index
+
+
+def joined_of(node: Any) -> tuple[list[Key], int] | None:
+    """Return the parts that a task joins in another order, and the axis; None for any other task."""
+    if not isinstance(node, Task) or node.func is not JOIN or node.kwargs or len(node.args) != 3:
+        return None
+    axis = node.args[2]
+    return ([*filter(is_of_array, node.dependencies)], axis) if isinstance(axis, int) else None
+
+
+def points_of(node: Any) -> tuple[Key, tuple[Any, ...]] | None:
+    """Return the block of which a task takes single samples, and their numbers along each axis."""
+    if not isinstance(node, Task) or node.func is not POINTS or node.kwargs or len(node.args) != 3:
+        return None
+    block, index, _ = node.args
+    known = isinstance(block, TaskRef) and is_of_array(block.key) and isinstance(index, tuple)
+    return (block.key, index) if known else None
 
 
 def as_node(key: Key, graph: Mapping[Key, Any]) -> GraphNode | None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import dask
 import dask.array as da
+import dask.bag
 import h5py
 import numpy as np
 import pytest
@@ -327,3 +328,25 @@ def test_dask_arrays_that_cannot_be_written_are_refused_with_words(into):
     written = tw.to_zarr(none, zarr.storage.MemoryStore(), progress=False)
     np.testing.assert_array_equal(written[...], np.asarray(out))
     np.testing.assert_array_equal(tw.compute(none), np.asarray(out))
+
+
+@pytest.mark.parametrize("kind", ["delayed", "bag", "data frame", "series"])
+def test_what_dask_has_besides_arrays_is_refused_with_words(kind):
+    frames = pytest.importorskip("dask.dataframe") if kind in ("data frame", "series") else None
+    lazy = da.ones((20, 3), chunks=10)
+    value = {
+        "delayed": lambda: dask.delayed(np.ones)((20, 20)),
+        "bag": lambda: dask.bag.from_sequence([1, 2]),
+        "data frame": lambda: frames.from_dask_array(lazy),
+        "series": lambda: frames.from_dask_array(lazy)[0],
+    }[kind]()
+    told = "must be a dask array.*; got .*" + {"data frame": "DataFrame"}.get(kind, kind.title())
+    for call in (
+        tw.compute,
+        lambda it: tw.compute({"a": it}),
+        lambda it: tw.to_zarr(it, zarr.storage.MemoryStore(), progress=False),
+        lambda it: tw.tiled_map(np.copy, it, 10, 2),
+        lambda it: tw.tiled_map(np.copy, it, 10, 2, dtype="f8"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            call(value)

@@ -137,8 +137,15 @@ def bare(array: Any) -> Any:
 
 
 def is_lazy(array: Any) -> bool:
-    """Return whether an array is one of dask; the graph of an expression is not made."""
-    return has(array, "expr") or has(array, "dask")
+    """Return whether an array is one of dask; the graph of an expression is not made.
+
+    Bags, data frames and delayed values have graphs, too; those have any attribute but no tuple of chunks.
+    """
+    return (
+        has(array, "chunks")
+        and isinstance(array.chunks, tuple)
+        and (has(array, "expr") or has(array, "dask"))
+    )
 
 
 def lowered(array: Any) -> Any:

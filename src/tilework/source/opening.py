@@ -438,8 +438,11 @@ def check_lengths(array: Any) -> None:
 
 
 def _open_dask(array: Any) -> Source:
-    if not hasattr(array, "chunks"):
-        raise TypeError(f"array must be a dask array; got {type(array).__name__}. Turn it into one first.")
+    if not isinstance(attribute(array, "chunks"), tuple):  # a delayed value has any attribute
+        raise TypeError(
+            f"array must be a dask array; got {type(array).__name__}. Turn it into one first, by "
+            "dask.array.from_delayed(value, shape, dtype) or to_dask_array(lengths=True)."
+        )
     check_lengths(array)
     if isinstance(array._meta, np.ma.MaskedArray):
         _refuse_fields(array.dtype)

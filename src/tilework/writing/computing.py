@@ -88,7 +88,7 @@ def compute(
     several = isinstance(out, tuple | list | Mapping)
     for key, array in arrays.items():
         if not is_lazy(array):
-            raise TypeError(f"out must be a lazy result; got {brief(array)}{f' as {key}' if key else ''}.")
+            raise TypeError(f"out must be a dask array; got {brief(array)}{f' as {key}' if key else ''}.")
         check_lengths(array)
     made = [np.empty(array.shape, array.dtype) for array in arrays.values()] if into is None else []
     given = dict(zip(arrays, made, strict=True)) if into is None else _given(into, results, several)

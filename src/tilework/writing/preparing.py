@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from tilework._checks import attribute, has, of_type, one_of
+from tilework._checks import attribute, of_type, one_of
 from tilework._types import Index
 from tilework.engine.spec import Spec
 from tilework.errors import TilingError
 from tilework.execution.calls import CallsJob
 from tilework.execution.progress import LOG, Progress
 from tilework.execution.where import Where
+from tilework.formats.labelled import is_labelled
 from tilework.formats.missing import missing_attribute
 from tilework.graph.build import Found, bare, chunks_of, find_spec, is_lazy, lowered, specs_below
 from tilework.graph.narrowing import with_narrowed_slices
@@ -361,7 +362,7 @@ def _said(
 def _not_lazy(array: Any, key: str) -> str:
     """Return the message for an ``out`` that is no dask array."""
     what = f"out{f'[{key!r}]' if key else ''} must be a dask array, such as a result of tiled_map; "
-    if has(array, "variable"):
+    if is_labelled(array):
         return f"{what}this DataArray is not chunked: give array.chunk(), or write it with xarray."
     if isinstance(array, np.ndarray):
         return f"{what}a numpy array is computed already: zarr.save_array(store, array) writes it."

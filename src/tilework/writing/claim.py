@@ -24,16 +24,17 @@ import platform
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from tilework.errors import TilingError
 from tilework.execution.progress import LOG
 from tilework.source.held import this_boot
 from tilework.writing.objects import Objects, creates, dump, load
 
-__all__ = ["Claim", "Claims", "Owner", "refuse_if_owned"]
+__all__ = ["Claim", "Claims", "Owner", "owner_alive", "refuse_if_owned"]
 
 # Seconds between two beats of a run, and how many beats must be missed before its owner counts as dead.
 BEAT, MISSED = 10.0, 3
@@ -229,6 +230,15 @@ def refuse_if_owned(objects: Objects, address: str) -> None:
         _judge(objects, "claim", value, address)
 
 
+def owner_alive(objects: Objects) -> Owner | None:
+    """Return the process of this machine that writes the array; None if there is none, or it is dead."""
+    owner, run, _ = _parts(load(objects.read("claim")) or {})
+    if owner is None:
+        return None
+    state = owner.state()
+    return owner if state == "alive" or (state == "here" and run in Claims.active) else None
+
+
 def _replace(objects: Objects, mine: bytes, address: str) -> None:
     """Replace the claim of a dead run by ``mine``, or raise; return if the claim changed meanwhile."""
     before = objects.read("claim")
@@ -249,13 +259,17 @@ def _replace(objects: Objects, mine: bytes, address: str) -> None:
     objects.delete(name)
 
 
+def _parts(claim: Mapping[str, Any]) -> tuple[Owner | None, str, float]:
+    """Return the owner of a claim, its run, and the seconds between its beats; None: it cannot be named."""
+    try:
+        return Owner(**claim["owner"]), claim["run"], float(claim["beat"])
+    except (KeyError, TypeError, ValueError):
+        return None, "", BEAT
+
+
 def _judge(objects: Objects, name: str, value: bytes, address: str) -> None:
     """Raise a `TilingError` if the run of the claim that is called ``name`` is alive."""
-    claim = load(value) or {}
-    try:
-        owner, run, interval = Owner(**claim["owner"]), claim["run"], float(claim["beat"])
-    except (KeyError, TypeError, ValueError):
-        owner, run, interval = None, "", BEAT
+    owner, run, interval = _parts(load(value) or {})
     state = "elsewhere" if owner is None else owner.state()
     if state == "here":
         Claims.settle(run)

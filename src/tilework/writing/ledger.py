@@ -302,6 +302,11 @@ class Ledger:
         """The record of the run that wrote the array; None: tilework did not write it."""
         return _record(self.attributes.get(RECORD)) or self._beside()
 
+    @property
+    def begun(self) -> bool:
+        """Whether there was a record when the array was opened; does not read its metadata again."""
+        return _record(self.array.attrs.get(RECORD)) is not None or self._beside() is not None
+
     def _beside(self) -> Record | None:
         """Return the record beside the array, if it is there."""
         return _record(load(self.objects.read(BESIDE)))

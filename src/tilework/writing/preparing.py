@@ -58,6 +58,7 @@ from tilework.writing.replan import Member, depth, lanes, memory_of, replanned, 
 from tilework.writing.sink import UNREACHED
 from tilework.writing.tail import Pyramid, Rest, Tail
 from tilework.writing.target import Continued, Fresh, Place, Target, by_dims, claimed, is_array
+from tilework.writing.unfinished import check_whole
 from tilework.writing.units import (
     Units,
     check_aligned,
@@ -214,6 +215,7 @@ def prepare(
         key: asked.target(stores[key], key, labels, images.get(key), later=where.postponed) for key in arrays
     }
     places = {key: target.look(sources) for key, target in targets.items()}
+    check_whole(sources if given is None else ())  # an array in memory is a look, not a result that is kept
     table = asked.table.to(arrays, found, stores, images, places, overwrite=asked.overwrite)
     if given is None:
         warn_of_name(store, asked.path, image=bool(images))

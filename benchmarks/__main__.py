@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 import tempfile
 import time
@@ -44,12 +46,34 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.repeat < 1 or options.scale <= 0:
-        parser.error("--repeat and --scale must be positive")
+    # NaN is no number of samples, and passes every comparison that asks for what is wrong.
+    if not (options.repeat >= 1 and 0 < options.scale < math.inf and options.seconds >= 0):
+        parser.error("--repeat and --scale must be positive numbers, and --seconds not negative")
     unknown = set(options.cases) - {*CASES, "all"}
     if unknown:
         parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}, all")
+    # Before the first case, because a run takes hours.
+    for name in ("json", "docs"):
+        if (file := getattr(options, name)) is not None and (why := _unfit(file)):
+            parser.error(f"--{name}: {file} {why}")
+    if options.earlier is not None:
+        try:
+            options.earlier = outcomes_of(json.loads(options.earlier.read_text()), CASES)
+        except OSError as error:
+            parser.error(f"--from: {options.earlier} cannot be read: {error.strerror}")
+        except (ValueError, KeyError, TypeError):
+            parser.error(f"--from: {options.earlier} is not what --json wrote, or a part of it")
     return options
+
+
+def _unfit(file: Path) -> str:
+    """Return why nothing can be written there; empty: it can."""
+    folder = next(above for above in file.absolute().parents if above.exists())
+    if file.is_dir() or not folder.is_dir():
+        return "is a folder" if file.is_dir() else f"lies in {folder}, which is no folder"
+    if not os.access(file if file.exists() else folder, os.W_OK):
+        return "cannot be written"
+    return ""
 
 
 def show(line: str) -> None:
@@ -73,16 +97,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.child:
         child(CASES[names[0]], options.child[0], options.scale, Path(options.child[1]))
         return 0
-    if not names and not options.earlier:
+    if not names and options.earlier is None:
         show("\n".join(f"{case.name:12} {case.why}" for case in CASES.values()))
         return 0
     tell, done = teller(time.monotonic()), {}
     effort = Effort(options.repeat, options.seconds, options.scale, options.only, options.here)
     if options.earlier:
-        done = {o.case.name: o for o in outcomes_of(json.loads(options.earlier.read_text()), CASES)}
+        done = {outcome.case.name: outcome for outcome in options.earlier}
     runs = [name for name in names if effort.names(CASES[name])]
     if names and not runs:
-        tell(f"--only matches none of {', '.join(c.name for n in names for c in CASES[n].contestants)}")
+        contestants = dict.fromkeys(c.name for name in names for c in CASES[name].contestants)
+        tell(f"--only matches none of {', '.join(contestants)}")
         return 1
     with tempfile.TemporaryDirectory(prefix="tilework-bench-") as place:
         for name in runs:
@@ -101,7 +126,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _keep(file: Path | None, done: dict[str, Outcome]) -> None:
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(document(list(done.values())), indent=1) + "\n")
+        # A run that is killed while it writes keeps the samples of the cases before.
+        begun = file.with_name(f"{file.name}.partial")
+        begun.write_text(json.dumps(document(list(done.values())), indent=1) + "\n")
+        begun.replace(file)
 
 
 if __name__ == "__main__":

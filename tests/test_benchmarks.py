@@ -125,3 +125,45 @@ def test_a_contestant_that_takes_too_long_ends_with_all_that_it_started(
         time.sleep(0.01)
     else:
         raise AssertionError("the process that it started is alive")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--scale", "nan"], "--scale must be positive numbers"),
+        (["--scale", "inf"], "--scale must be positive numbers"),
+        (["--seconds", "nan"], "--seconds not negative"),
+        (["--seconds", "-1"], "--seconds not negative"),
+        (["--from", "{}/nothing"], "nothing cannot be read: No such file"),
+        (["--from", "{}"], "cannot be read: Is a directory"),
+        (["--from", "{}/half"], "half is not what --json wrote"),
+        (["--from", "{}/other"], "other is not what --json wrote"),
+        (["--json", "{}"], "is a folder"),
+        (["--docs", "{}/half/page.md"], "half, which is no folder"),
+    ],
+)
+def test_what_cannot_end_well_does_not_begin(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scale of NaN ran every case, and a page that cannot be written was an error after hours."""
+    (tmp_path / "half").write_text('{"cases": [')
+    (tmp_path / "other").write_text("[]")
+    with pytest.raises(SystemExit):
+        command.parse(["patches", *(option.format(tmp_path) for option in options)])
+    assert said in capsys.readouterr().err
+
+
+def test_samples_are_whole_or_those_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is killed while it writes them loses one case."""
+    file = tmp_path / "new" / "samples.json"
+    command._keep(file, {})
+    before = file.read_text()
+
+    def killed(self: Path, text: str) -> int:
+        self.write_bytes(text[:5].encode())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command._keep(file, {})
+    assert file.read_text() == before

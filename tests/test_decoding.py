@@ -41,6 +41,10 @@ DISC = np.hypot(*np.ogrid[-1:1:16j, -1:1:16j]) < 0.8
 TRI = np.tri(20, 16, 8, dtype=bool)
 SHELL = np.ones((8, 6, 7), bool)
 SHELL[2:4, 1:5, 2:4] = False
+FRAME = np.ones((48, 64), bool)
+FRAME[8:40, 6:50] = False
+CORNERS = np.zeros((48, 64), bool)
+CORNERS[::47, ::63] = CORNERS[20::7, 10::9] = True
 SPOTS = np.random.default_rng(0).random((64, 64)) < 0.01
 SPOTS_3D = np.random.default_rng(0).random((24, 24, 24)) < 0.003
 
@@ -82,6 +86,8 @@ class Layout:
 
 TRIM, HALF = {"overlap": 4}, {"stride": 16, "blend": "gaussian"}
 WRAP = {"edge": "pad", "boundary": "wrap"}
+PLANES = TRIM | WRAP | {"each": 0, "overlap": 2}
+WHOLE_BLOCKS = {"overlap": 0, "mask": ~np.eye(4, 5, dtype=bool), "mask_scale": 32}
 LAYOUTS = {
     "2-D trim": Layout((512, 384), (32, 32), 40, TRIM, blocks=32),
     "2-D trim, other chunks": Layout((500, 380), (48, 36), 40, TRIM, blocks=32),
@@ -126,6 +132,16 @@ LAYOUTS = {
     "memory for a row": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=7),
     "memory for a few": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=3),
     "memory for none": Layout((128, 128, 128), (16, 16, 16), 24, TRIM, blocks=16, room=1.1),
+    "wrapped planes, memory for none": Layout((4, 96, 128), (1, 96, 128), 24, PLANES, blocks=32, room=1.001),
+    "wrapped planes, memory for none, mask": Layout(
+        (4, 96, 128), (1, 96, 128), 8, PLANES | {"mask": FRAME}, blocks=64, room=1.001
+    ),
+    "wrapped planes, memory for none, whole blocks": Layout(
+        (4, 100, 130), (1, 100, 130), 32, PLANES | WHOLE_BLOCKS, blocks=32, room=1.001
+    ),
+    "wrapped planes, memory for none, corners": Layout(
+        (4, 96, 128), (1, 96, 128), 8, PLANES | {"mask": CORNERS}, blocks=64, room=1.001
+    ),
     "memory for a few, blend": Layout(
         (96, 128, 128), (16, 16, 16), 16, {"stride": 8, "blend": "hann"}, blocks=16, room=1.5
     ),

@@ -19,8 +19,8 @@ import numpy as np
 
 from tilework._types import Array, Index, Ints
 from tilework.grid.axis import ceil_div
-from tilework.plan.axis_table import AxisTable
-from tilework.plan.masked_reads import MaskedReads
+from tilework.plan.axis_table import AxisTable, Spans
+from tilework.plan.masked_reads import MaskedReads, common_chunks
 from tilework.plan.tables import BlockPlan, SourcePlan
 from tilework.plan.tile_mask import in_order
 from tilework.plan.tile_reads import blocks_by_tile, read_in_blocks, read_once
@@ -255,6 +255,8 @@ class _AxisChunks:
     """Number of chunks that any block reads."""
     reads: int
     """Number of chunks that all blocks read, one after the other."""
+    decoded: int
+    """The same where tasks keep no chunks, so that some are decoded twice in a task."""
     total: int
     """Samples of the chunks that any block reads."""
     longest: int
@@ -306,7 +308,7 @@ def _repeated_facts(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     one, two = (_chunks_along(replace(table, grid=g), chunk, own) for g in grids)
     grown = {
         name: getattr(two, name) + (steps - 2) * (getattr(two, name) - getattr(one, name))
-        for name in ("count", "once", "reads", "total", "openers")
+        for name in ("count", "once", "reads", "decoded", "total", "openers")
     }
     return replace(two, **grown)
 
@@ -317,10 +319,15 @@ def chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
 
 
 def _chunk_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
-    start, stop = table.owned_reads if own else table.touching_reads
+    start, stop = _samples(table, own)
     first = np.maximum(start, 0) // chunk
     last = -(-np.minimum(stop, table.grid.extent) // chunk)
     return np.stack((first, np.where(stop > start, np.maximum(last, first), first)))
+
+
+def _samples(table: AxisTable, own: bool) -> Spans:
+    """Return the samples that each block reads along an axis; these may lie outside the image."""
+    return table.owned_reads if own else table.touching_reads
 
 
 def padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
@@ -333,7 +340,7 @@ def padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
 
 def _padding_reads(table: AxisTable, chunk: int, own: bool) -> Ints:
     extent = table.grid.extent
-    start, stop = table.owned_reads if own else table.touching_reads
+    start, stop = _samples(table, own)
     first, last = chunk_reads(table, chunk, own)
     found = [np.zeros((2, 0), np.int64)]
     for block in np.flatnonzero((start < 0) | (stop > extent)).tolist():
@@ -363,7 +370,7 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     np.add.at(widths, by, np.minimum((beside + 1) * chunk, extent) - beside * chunk)
     [blocks] = np.nonzero(widths)
     if not len(blocks):
-        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, 0, ())
+        return _AxisChunks(count, 0, 0, 0, 0, 0, 0, 0, 0, 0, ())
     # The first and the last block that reads each group.
     first, stop = reads[:, blocks]
     numbers, chunks = groups[:-1], np.diff(groups)
@@ -390,8 +397,10 @@ def _chunks_along(table: AxisTable, chunk: int, own: bool) -> _AxisChunks:
     # While the blocks of one number run, what they open is live behind the place that was reached in their
     # plane, and what they close is live ahead of it: together a plane, and twice what is live in the plane.
     stay, both = within + np.maximum(opens, closes), np.minimum(opens, closes)
+    every = int((reads[1] - reads[0]).sum()) + len(by)
+    twice = common_chunks(table.grid, _samples(table, own), table.boundary, chunk).shape[1]
     return _AxisChunks(
-        count, int(chunks.sum()), int((reads[1] - reads[0]).sum()) + len(by), int(sizes.sum()),
+        count, int(chunks.sum()), every, every + twice, int(sizes.sum()),
         int((reads[1] - reads[0]).max()), int(widths.max()),
         int((opens + alone)[widest_new]), int(alone[widest_new]),
         int(np.count_nonzero(opens + alone)),
@@ -441,13 +450,14 @@ def _source_ratio(plan: BlockPlan, source: SourcePlan, count: Count) -> float:
         ratio = 1.0
         for d, table in enumerate(plan.tables):
             own, n = reads_own(plan, d), plan.shape[d]
-            low, high = table.owned_reads if own else table.touching_reads
+            low, high = _samples(table, own)
             inside = int(np.maximum(0, np.minimum(high, n) - np.maximum(low, 0)).sum())
             ratio *= (inside + padding_reads(table, 1, own).shape[1]) / n
         return ratio
     facts = _facts(plan, source.chunks)
     lost = lost_axes(plan) if source.shared else range(len(facts))
-    again = math.prod(facts[d].reads / max(1, facts[d].once) for d in lost)
+    reads = [f.reads if plan.cache_bytes else f.decoded for f in facts]
+    again = math.prod(reads[d] / max(1, facts[d].once) for d in lost)
     if plan.mask is None:
         return again * math.prod(f.once / f.count for f in facts)
     every, each = math.prod(f.count for f in facts), len(lost) == len(facts)
@@ -496,15 +506,20 @@ def _chunks_as_read(plan: BlockPlan, chunks: Index, *, once: bool, keeps: bool) 
 def chunks_under_mask(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
     """Return the chunks that blocks read under a mask, and whether they are counted; else they are a bound.
 
-    They are counted ``once``, or once for each block, which reads all from its first tile to its last.
+    They are counted ``once``, or once for each block, which reads all from its first tile to its last; or as
+    often as it decodes them where tasks keep none.
     """
-    return plan.once(("masked", chunks, once), lambda: _masked_reads(plan, chunks, once=once))
+    keeps = once or plan.cache_bytes > 0
+    return plan.once(
+        ("masked", chunks, once, keeps), lambda: _masked_reads(plan, chunks, once=once, keeps=keeps)
+    )
 
 
-def _masked_reads(plan: BlockPlan, chunks: Index, *, once: bool) -> tuple[int, bool]:
+def _masked_reads(plan: BlockPlan, chunks: Index, *, once: bool, keeps: bool) -> tuple[int, bool]:
     if MaskedReads.classes(plan) > CLASSES:
-        return math.prod(f.once if once else f.reads for f in _facts(plan, chunks)), False
-    reads = MaskedReads.of(plan, chunks)
+        facts = _facts(plan, chunks)
+        return math.prod(f.once if once else f.reads if keeps else f.decoded for f in facts), False
+    reads = MaskedReads.of(plan, chunks, keeps=keeps)
     if not once:
         return reads.total(), True
     if (found := reads.once()) is not None:

@@ -32,6 +32,7 @@ __all__ = [
     "MaskedReads",
     "beside_of",
     "chunks_of",
+    "common_chunks",
     "covering",
     "ends_of_runs",
     "firsts_of",
@@ -162,7 +163,13 @@ class MaskedReads:
 
     @classmethod
     def of(
-        cls, plan: BlockPlan, chunks: Index, *, touching: bool = False, by_tile: ByTile | None = None
+        cls,
+        plan: BlockPlan,
+        chunks: Index,
+        *,
+        touching: bool = False,
+        by_tile: ByTile | None = None,
+        keeps: bool = True,
     ) -> MaskedReads:
         """Return what the blocks of a plan with a mask read.
 
@@ -173,6 +180,8 @@ class MaskedReads:
             Whether all tiles that have weight in a block count for it, and not those that it runs.
         by_tile : ByTile, optional
             Blocks that read nothing here, because they read their tiles one by one.
+        keeps : bool
+            Whether tasks keep chunks; else `common_chunks` count twice.
         """
         mask = plan.mask
         assert mask is not None
@@ -183,7 +192,7 @@ class MaskedReads:
             for d, (spans, first) in enumerate(zip(tiles, firsts, strict=True))
         ]
         if all((spans.lengths <= 1).all() for spans in classes):
-            return cls._apart(plan, chunks, tiles, firsts, box_any(mask.bits, classes))
+            return cls._apart(plan, chunks, tiles, firsts, box_any(mask.bits, classes), keeps=keeps)
         along, lows, highs, others = [], [], [], []
         for d, (axis, chunk) in enumerate(zip(plan.axes, chunks, strict=True)):
             ends, (below, above) = mask.ends[d], classes[d]
@@ -199,7 +208,7 @@ class MaskedReads:
             if len(out):
                 blocks = Spans(*(at[firsts[d][out]] for at in tiles[d]))
                 reads = samples_of(axis, ends, blocks, first[out], last[out])
-                (heads[out], tails[out]), *more = _in_chunks(axis, reads, plan.boundary, chunk)
+                (heads[out], tails[out]), *more = _in_chunks(axis, reads, plan.boundary, chunk, keeps=keeps)
                 if more:
                     parts = (np.where(first[out] > last[out], 0, end) for end in more[0])
                     beside = _Others(out, *(np.moveaxis(part, 0, d) for part in parts))
@@ -219,13 +228,20 @@ class MaskedReads:
 
     @classmethod
     def _apart(
-        cls, plan: BlockPlan, chunks: Index, tiles: Sequence[Spans], firsts: Sequence[Ints], runs: Bits
+        cls,
+        plan: BlockPlan,
+        chunks: Index,
+        tiles: Sequence[Spans],
+        firsts: Sequence[Ints],
+        runs: Bits,
+        *,
+        keeps: bool,
     ) -> MaskedReads:
         grid = tuple(ceil_div(n, c) for n, c in zip(plan.shape, chunks, strict=True))
         along, ranges, kinds, besides = [], [], [], []
         for axis, spans, first, chunk, n in zip(plan.axes, tiles, firsts, chunks, grid, strict=True):
             low, high = chunks_of(axis, *spans, chunk)
-            pairs = beside_of(axis, spans, (low, high), plan.boundary, chunk)
+            pairs = beside_of(axis, spans, (low, high), plan.boundary, chunk, keeps=keeps)
             marks = np.zeros(n + 1, bool)
             marks[0] = marks[low] = marks[high] = True
             marks[pairs[1]] = marks[pairs[1] + 1] = True
@@ -442,14 +458,29 @@ def samples_of(axis: AxisGrid, ends: Ints, tiles: Spans, first: Ints, last: Ints
     return np.maximum(low[first], own_low), np.minimum(high[last], own_high)
 
 
+def common_chunks(axis: AxisGrid, samples: tuple[Ints, Ints], boundary: Boundary, chunk: int) -> Ints:
+    """Return padded ranges of samples of which two parts lie on one chunk, and that chunk; two rows.
+
+    A wrapped axis is read in two parts, so a task that keeps no chunks decodes it twice.
+    """
+    if boundary != "wrap" or axis.extent == 1:
+        return np.zeros((2, 0), np.int64)
+    (_, end), (low, high) = padded_parts(*samples, axis.extent, boundary)
+    [both] = np.nonzero((end > 0) & (low < high) & (low // chunk == (end - 1) // chunk))
+    return np.stack((both, low[both] // chunk))
+
+
 def _in_chunks(
-    axis: AxisGrid, samples: tuple[Ints, Ints], boundary: Boundary, chunk: int
+    axis: AxisGrid, samples: tuple[Ints, Ints], boundary: Boundary, chunk: int, *, keeps: bool = True
 ) -> list[tuple[Ints, Ints]]:
-    """Return the chunks that hold padded ranges of samples: one range, or two without a chunk in common."""
+    """Return the chunks that hold padded ranges of samples: one range, or two.
+
+    These have a chunk in common only where a task that ``keeps`` none reads it twice.
+    """
     found: list[tuple[Ints, Ints]] = []
     for low, high in padded_parts(*samples, axis.extent, boundary):
         first, stop = low // chunk, np.where(low < high, ceil_div(high, chunk), low // chunk)
-        if found:  # the second part is after the first
+        if found and keeps:  # the second part is after the first
             first = np.minimum(np.maximum(first, found[0][1]), stop)
         found.append((first, stop))
     return found
@@ -507,8 +538,19 @@ def ends_of_runs(mask: TileMask, classes: Sequence[Spans], d: int) -> tuple[Ints
     return after.take(low, 0), before.take(high, 0)
 
 
-def beside_of(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Boundary, chunk: int) -> Ints:
-    """Return blocks and chunks that padding makes them read besides their ``own``; two rows."""
+def beside_of(
+    axis: AxisGrid,
+    tiles: Spans,
+    own: tuple[Ints, Ints],
+    boundary: Boundary,
+    chunk: int,
+    *,
+    keeps: bool = True,
+) -> Ints:
+    """Return blocks and chunks that padding makes them read besides their ``own``; two rows.
+
+    Where tasks do not keep chunks, `common_chunks` are among them.
+    """
     starts, stops = axis.read_ends()
     found = [np.zeros((2, 0), np.int64)]
     for block in np.flatnonzero(_outside(axis, tiles)).tolist():
@@ -516,6 +558,9 @@ def beside_of(axis: AxisGrid, tiles: Spans, own: tuple[Ints, Ints], boundary: Bo
         for low, high in _in_chunks(axis, samples, boundary, chunk):
             each = np.arange(int(low[0]), int(high[0]))
             each = each[(each < own[0][block]) | (each >= own[1][block])]
+            found.append(np.stack((np.full_like(each, block), each)))
+        if not keeps:
+            [_, each] = common_chunks(axis, samples, boundary, chunk)
             found.append(np.stack((np.full_like(each, block), each)))
     return np.concatenate(found, axis=1)
 

@@ -121,7 +121,7 @@ def read_in_blocks(plan: BlockPlan, chunks: Index, by_tile: ByTile, *, keeps: bo
     Where a task does not keep chunks, they are counted for each tile that it reads.
     """
     assert plan.mask is not None
-    others = MaskedReads.of(plan, chunks, by_tile=by_tile).total()
+    others = MaskedReads.of(plan, chunks, by_tile=by_tile, keeps=keeps).total()
     numbers = [_classes(ends, spans) for ends, spans in zip(by_tile.firsts, by_tile.tiles, strict=True)]
     if not keeps:
         if math.prod(map(len, numbers)) > CELLS:
@@ -157,7 +157,7 @@ def _sizes(plan: BlockPlan, chunks: Index, by_tile: ByTile) -> Ints:
     assert plan.mask is not None
     ranges, edges = [], []
     for axis, spans, chunk, ends in zip(plan.axes, by_tile.tiles, chunks, plan.mask.ends, strict=True):
-        sizes, (padded, _) = _of_tiles(axis, plan.boundary, chunk)
+        sizes, (padded, _) = _of_tiles(axis, plan.boundary, chunk, keeps=False)
         np.add.at(sizes, padded, 1)
         before = np.append(0, sizes.cumsum())
         ranges.append(Spans(before[spans.low], before[spans.high]))
@@ -165,11 +165,11 @@ def _sizes(plan: BlockPlan, chunks: Index, by_tile: ByTile) -> Ints:
     return box_sums(plan.mask.bits, ranges, edges)
 
 
-def _of_tiles(axis: AxisGrid, boundary: Boundary, chunk: int) -> tuple[Ints, Ints]:
+def _of_tiles(axis: AxisGrid, boundary: Boundary, chunk: int, *, keeps: bool = True) -> tuple[Ints, Ints]:
     """Return on how many chunks each tile lies, and tiles with chunks that they read as padding besides."""
     each = Spans(np.arange(len(axis)), np.arange(1, len(axis) + 1))
     low, high = chunks_of(axis, *each, chunk)
-    return high - low, beside_of(axis, each, (low, high), boundary, chunk)
+    return high - low, beside_of(axis, each, (low, high), boundary, chunk, keeps=keeps)
 
 
 @dataclass(frozen=True, slots=True)

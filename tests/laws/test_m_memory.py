@@ -217,6 +217,21 @@ def test_M1_seams_wait_for_blocks_along_axes_that_share_tiles_only(shape, stride
     assert found <= peak_bytes(plan) + encoding + beside(plan)
 
 
+@pytest.mark.parametrize("boundary", ["reflect", "wrap", "constant"])
+@pytest.mark.parametrize("shape", [(1500, 1500), (3 * 10**6,)], ids=str)
+def test_M1_padding_copies_an_image_in_memory(shape, boundary, tmp_path):
+    """It was taken for a view; and along one axis, an index of all samples took 8 bytes for each."""
+    image = np.ones(shape, np.float64 if len(shape) == 2 else np.uint8)
+    with dask.config.set(scheduler="sync"):
+        out = tw.tiled_map(
+            small, image, 4000 if len(shape) == 1 else 60, overlap=10, edge="pad", boundary=boundary,
+            chunks=shape, dtype="uint8",
+        )  # fmt: skip
+        found, plan, encoding = allocated(out, tmp_path / "out.zarr")
+    needed = peak_bytes(plan) + encoding
+    assert needed / 3 <= found <= needed + beside(plan)
+
+
 @pytest.mark.filterwarnings("ignore::tilework.CostWarning")
 @settings(max_examples=max(1, settings.default.max_examples // 4))
 @given(job=jobs())

@@ -14,6 +14,7 @@ from tilework.source.zarr_requests import at_once
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tilework.grid.axis import AxisGrid
     from tilework.plan.axis_table import Spans
     from tilework.plan.tables import BlockPlan
 
@@ -121,7 +122,8 @@ def _task(plan: BlockPlan, most: _Most = WHOLE) -> _Task:
     read, size = min(_read_samples(plan), most.read), min(plan.batch_size or 1, _tiles(plan)) * crop
     # What of a block has weight, and is finished; the rest gets the fill value.
     part = min(block, most.touching)
-    loaded = [s.sample_bytes for s in plan.sources if not s.in_memory]
+    # What padding adds to a view makes it a copy.
+    loaded = [s.sample_bytes for s in plan.sources if not s.in_memory or any(map(_is_padded, plan.axes))]
     # Of several predictions, the crop and the variants of it that a call gets. Crops that are looked at, or
     # may be needed again, are copied besides.
     copied = plan.gaps == "any" or plan.counted == "most"
@@ -148,6 +150,11 @@ def _task(plan: BlockPlan, most: _Most = WHOLE) -> _Task:
         if part < block:
             largest = max(largest, block * scale * output.final_bytes)
     return _Task(int(gathering), int(finishing), int(held), int(largest))
+
+
+def _is_padded(axis: AxisGrid) -> bool:
+    """Return whether a crop sticks out of the image along an axis."""
+    return len(axis) > 0 and (axis.read(0)[0] < 0 or axis.read(len(axis) - 1)[1] > axis.extent)
 
 
 def _finishing(plan: BlockPlan, output: OutputPlan, samples: float) -> float:

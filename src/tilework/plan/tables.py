@@ -64,7 +64,7 @@ class SourcePlan:
     chunks: tuple[int, ...] | None = None
     """Storage chunks, samples per grid axis; None if any part can be read alone."""
     in_memory: bool = False
-    """Whether reading returns a view, which takes no memory."""
+    """Whether reading returns a view, which takes no memory where nothing is padded."""
     shared: bool = True
     """Whether tasks may use the chunks that other tasks decoded."""
     request: int = 0

@@ -95,8 +95,9 @@ class AxisRead:
 
     intervals: tuple[tuple[int, int], ...]
     """Intervals inside the image, in order."""
-    take: Ints | None = None
-    """Index into the joined intervals; -1 is the constant. None: the one interval as it is."""
+    take: tuple[Ints | slice, ...] | None = None
+    """Indices into the joined intervals, one after the other; -1 is the constant. None: the one interval as
+    it is. The samples inside the image are a slice: an index takes 8 bytes for each."""
 
     @classmethod
     def plan(
@@ -110,20 +111,34 @@ class AxisRead:
         length = extent if length is None else length
         if start >= 0 and stop <= extent and length == extent:
             return cls(((start, stop),))
-        index = source_index(np.arange(start, stop), extent, boundary)
+        # Positions before a, from a on and from b on; of another resolution, all are looked up.
+        a, b = max(start, 0), min(stop, extent)
+        if length != extent or a >= b:
+            a = b = stop
+        outside = [source_index(np.arange(*span), extent, boundary) for span in ((start, a), (b, stop))]
         if length != extent:
-            index = np.where(index >= 0, index * length // extent, -1)
-        used = np.unique(index[index >= 0])
-        if not used.size:
-            return cls(((0, 0),), index)
+            outside = [np.where(index >= 0, index * length // extent, -1) for index in outside]
+        used = np.unique(np.concatenate(outside))
+        # What is read, in order: samples, and all inside the image at once.
+        used = used[(used >= 0) & ((used < a) | (used >= b) | (a == b))]
+        at = np.searchsorted(used, [a] * (a < b))
+        low, high = np.insert(used, at, a), np.insert(used, at, b - 1)
+        if not low.size:
+            return cls(((0, 0),), (outside[0],))
         # Samples of a finer axis between two positions are read with them.
-        breaks = np.flatnonzero(np.diff(used) > max(1, -(-length // extent)))
-        first = used[np.concatenate(([0], breaks + 1))]
-        last = used[np.concatenate((breaks, [used.size - 1]))]
+        breaks = np.flatnonzero(low[1:] - high[:-1] > max(1, -(-length // extent)))
+        first, last = low[np.append(0, breaks + 1)], high[np.append(breaks, len(high) - 1)]
         intervals = tuple((int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
-        before = np.concatenate(([0], np.cumsum(last + 1 - first)[:-1]))
-        which = np.maximum(np.searchsorted(first, index, side="right") - 1, 0)
-        return cls(intervals, np.where(index >= 0, index - first[which] + before[which], -1))
+        before = np.append(0, np.cumsum(last + 1 - first)[:-1])
+
+        def places(index: Ints) -> Ints:
+            which = np.maximum(np.searchsorted(first, index, side="right") - 1, 0)
+            return np.where(index >= 0, index - first[which] + before[which], -1)
+
+        if a == b:
+            return cls(intervals, (places(outside[0]),))
+        [inside] = places(np.array([a])).tolist()
+        return cls(intervals, (places(outside[0]), slice(inside, inside + b - a), places(outside[1])))
 
 
 Reader = Callable[[Sequence[tuple[int, int]]], Array]
@@ -150,15 +165,27 @@ def read_padded(read: Reader, axes: Sequence[AxisRead], cval: Any = 0) -> Array:
     for axis, plan in enumerate(axes):
         if plan.take is None:
             continue
-        missing = plan.take < 0
-        if not parts.shape[axis]:
-            shape = (*parts.shape[:axis], len(plan.take), *parts.shape[axis + 1 :])
-            parts = np.full(shape, _constant(cval, parts.dtype), dtype=parts.dtype)
-            continue
-        parts = parts.take(plan.take, axis=axis)
-        if missing.any():
-            parts[(slice(None),) * axis + (missing,)] = _constant(cval, parts.dtype)
+        parts = _taken(parts, axis, plan.take, cval)
     return parts
+
+
+def _taken(parts: Array, axis: int, take: Sequence[Ints | slice], cval: Any) -> Array:
+    """Return the samples of ``parts`` at some indices along an axis, one after the other."""
+    lengths = [t.stop - t.start if isinstance(t, slice) else len(t) for t in take]
+    shape = (*parts.shape[:axis], sum(lengths), *parts.shape[axis + 1 :])
+    out = np.empty(shape, parts.dtype)
+    stop = 0
+    every: tuple[Any, ...] = (slice(None),) * axis
+    for index, length in zip(take, lengths, strict=True):
+        start, stop = stop, stop + length
+        part = out[(*every, slice(start, stop))]
+        if isinstance(index, slice) or (parts.shape[axis] and (index >= 0).all()):
+            part[...] = parts[(*every, index)]
+            continue
+        inside = index >= 0
+        part[(*every, inside)] = parts[(*every, index[inside])]
+        part[(*every, ~inside)] = _constant(cval, parts.dtype)
+    return out
 
 
 def _constant(cval: Any, dtype: np.dtype[Any]) -> Any:

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from tests.laws.strategies import many
 from tilework import TilePlan, plan_tiles
 from tilework.errors import GridError
+from tilework.grid import axis
 from tilework.grid.axis import AxisGrid, Starts
 from tilework.grid.tiles import TileGrid
+from tilework.grid.weights import AxisWeights
 
 rising = st.lists(st.integers(-9, 60), min_size=1, max_size=9, unique=True).map(sorted)
 
@@ -125,6 +127,24 @@ def test_irregular_starts_are_looked_up_one_by_one():
     for wrong in (-1, len(rule)):
         with pytest.raises(IndexError, match=str(wrong)):
             rule[wrong]
+    for wrong in (-len(rule) - 1, len(rule)):
+        with pytest.raises(IndexError, match=str(wrong)):
+            rule[np.array([0, wrong])]
     again = pickle.loads(pickle.dumps(rule))
     assert again == rule
     assert hash(again) == hash(rule)
+
+
+@pytest.mark.parametrize("rim", [None, 0, 1])
+@pytest.mark.parametrize("steps", [(4, 4), (2, 5)])
+def test_supports_of_some_tiles_do_not_make_those_of_all(monkeypatch, rim, steps):
+    """Of more starts than are held, each block made the places of all: 0.4 s for 1.6 million."""
+    starts = np.cumsum(np.random.default_rng(0).integers(*steps, 300, endpoint=True)).tolist()
+    grid = AxisGrid(starts[-1] + 8, 8, 2, starts=Starts.of([0, *starts]), trims=rim is None)
+    each = [grid.support(i, rim) for i in range(len(grid))]
+    monkeypatch.setattr(axis, "HELD", 100)
+    monkeypatch.setattr(Starts, "array", None)
+    monkeypatch.setattr(AxisGrid, "tiles", None)
+    for first, stop in ((0, 1), (0, 9), (140, 150), (290, len(grid)), (len(grid) - 1, len(grid)), (5, 5)):
+        found = AxisWeights(grid, rim=rim).supports(range(first, stop))
+        assert list(zip(*map(np.ndarray.tolist, found), strict=True)) == each[first:stop]

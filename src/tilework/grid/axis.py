@@ -142,26 +142,45 @@ class Starts(Holder):
 
     def __getitem__(self, i: Number) -> Number:
         if isinstance(i, np.ndarray):
-            return np.asarray(self.array()[i])
+            return self._some(i)
         if not 0 <= i < len(self):
             raise IndexError(i)
         piece = bisect_right(self._before, i) - 1
         first, step, _ = self.pieces[piece]
         return first + step * (i - self._before[piece])
 
+    def _some(self, i: Ints) -> Ints:
+        """Return the starts with these numbers, which may count from the end, without making all."""
+        if i.size and not -len(self) <= i.min() <= i.max() < len(self):
+            raise IndexError(f"{i.min()} to {i.max()}")
+        (first, step, _), before = self._table, self._table_before
+        i = np.where(i < 0, i + len(self), i)
+        piece = np.searchsorted(before, i, side="right") - 1
+        return np.asarray(first[piece] + step[piece] * (i - before[piece]))
+
     def __iter__(self) -> Iterator[int]:
         return (first + step * k for first, step, count in self.pieces for k in range(count))
 
     def array(self) -> Ints:
         """Return all starts as an array."""
-        first, step, count = np.array(self.pieces, np.int64).T
-        within = np.arange(len(self)) - np.repeat(self._before[:-1], count)
+        first, step, count = self._table
+        within = np.arange(len(self)) - np.repeat(self._table_before, count)
         return np.asarray(np.repeat(first, count) + np.repeat(step, count) * within)
 
     @derived
     def _before(self) -> list[int]:
         """The number of starts before each piece, and of all."""
         return [0, *accumulate(count for _, _, count in self.pieces)]
+
+    @derived
+    def _table(self) -> Ints:
+        """The pieces, one per column."""
+        return np.array(self.pieces, np.int64).T
+
+    @derived
+    def _table_before(self) -> Ints:
+        """The number of starts before each piece."""
+        return np.array(self._before[:-1], np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +417,16 @@ class AxisGrid(Holder):
         starts, stops = partial(self._inside_starts, rim), partial(self._inside_stops, rim)
         return self._told(starts, stops)
 
+    def supports_of(self, tiles: Ints, rim: int | None = None) -> tuple[Ints, Ints]:
+        """Return `support` of some tiles, as starts and stops."""
+        if self.starts is None or len(self) <= HELD:
+            starts, stops = self.support_ends(rim)
+            return starts.take(tiles), stops.take(tiles)
+        # The places of all are not held, and each block would make them anew.
+        if rim is None:
+            return self._core_starts(tiles), self._core_stops(tiles)
+        return self._inside_starts(rim, tiles), self._inside_stops(rim, tiles)
+
     @derived
     def even(self) -> bool:
         """Whether crops are spaced evenly, not by the stride, and so many that a formula is faster."""
@@ -502,7 +531,9 @@ class AxisGrid(Holder):
         return np.where(tiles > 0, self._cut(tiles - 1), max(0, self.nominal(0)))
 
     def _core_stops(self, tiles: Ints) -> Ints:
-        return np.where(tiles < len(self) - 1, self._cut(tiles), self.covered)
+        last = len(self) - 1
+        # No tile follows the last one.
+        return np.where(tiles < last, self._cut(np.minimum(tiles, last - 1)), self.covered)
 
     def _insides(self, rim: int) -> tuple[Ints, Ints]:
         return self._inside_starts(rim, self.tiles), self._inside_stops(rim, self.tiles)

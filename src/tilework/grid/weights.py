@@ -281,8 +281,7 @@ class AxisWeights:
         if tiles is None:
             starts, stops = self.grid.supports(self.rim)
         else:
-            numbers = np.arange(tiles.start, tiles.stop)
-            starts, stops = (ends.take(numbers) for ends in self.grid.support_ends(self.rim))
+            starts, stops = self.grid.supports_of(np.arange(tiles.start, tiles.stop), self.rim)
         return self.scaled(starts), self.scaled(stops)
 
     def lengths(self) -> list[int]:

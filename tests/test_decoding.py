@@ -529,6 +529,32 @@ def test_blocks_of_planes_that_cannot_be_kept_are_flat(
     assert decoded_ratio(plan) <= decoded
 
 
+@pytest.mark.parametrize(
+    ("shape", "chunks", "crop", "overlap", "threads", "limit", "calls", "decoded"),
+    [
+        ((3, 20, 60, 200, 400), (3, 20, 50, 16, 50), (32,) * 3, 4, 2, "200MB", 1, 40),  # 1 and 175
+        # Sharing does not fit: 1959 and 4771.
+        ((5, 61, 1415, 636), (1, 61, 16, 64), (32, 64, 64), (2, 8, 8), 1, "14MB", 200, 400),
+    ],
+    ids=str,
+)
+def test_lengths_of_blocks_pay_for_each_other_where_memory_is_short(
+    shape: tuple[int, ...], chunks: tuple[int, ...], crop: tuple[int, ...], overlap: Any, threads: int,
+    limit: str, calls: float, decoded: float, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Blocks only grew along all axes at once, or became shorter along one, and by whole strides."""
+    stored = zarr.create_array(tmp_path / "image.zarr", shape=shape, chunks=chunks, dtype="f4")
+    each = len(shape) - len(crop)
+    tiling: dict[str, Any] = {"each": range(each), "axes": range(each, len(shape)), "edge": "squeeze"}
+    with warnings.catch_warnings(), dask.config.set(num_workers=threads):
+        warnings.simplefilter("ignore", tw.CostWarning)
+        out = tw.tiled_map(np.copy, stored, crop, overlap, dtype="f4", memory_limit=limit, **tiling)
+    plan = plan_of(out)
+    assert peak_bytes(plan) <= float(limit[:-2]) * 10**6
+    assert plan.calls() <= calls * plan.n_runs
+    assert decoded_ratio(plan) <= decoded
+
+
 def test_large_chunks_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
     """Ten planes at a time took most of the memory of a task, and so its blocks were small."""
     image = np.random.default_rng(0).random((12, 2048, 2048), "f4")

@@ -13,7 +13,18 @@ from tilework.plan.decoding import lost_axes
 from tilework.plan.output_plan import valid_bytes
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["FAIR", "SMALL", "BlockRequest", "flat", "longer", "sample_bytes", "shapes", "thinner", "upright"]
+__all__ = [
+    "FAIR",
+    "SMALL",
+    "BlockRequest",
+    "flat",
+    "longer",
+    "sample_bytes",
+    "shapes",
+    "similar",
+    "thinner",
+    "upright",
+]
 
 # Bytes of a block by default: large enough that a task takes much longer than the scheduler's millisecond,
 # small enough that canvases and seams take little memory. Huge images get larger blocks, so that the graph
@@ -202,8 +213,7 @@ def _leap(
 
 def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int], tuple[str, ...]]:
     """Return the lengths per axis of which blocks are multiples, and notes on unmet wishes."""
-    unit = request.unit or (1,) * len(plan.axes)
-    units = [math.lcm(a.quantum, u) for a, u in zip(plan.axes, unit, strict=True)]
+    units = _least_units(plan, request)
     wishes: list[tuple[str, Sequence[int]]] = [("the stride", [a.stride for a in plan.axes])]
     wishes += [("the source's chunks", s.chunks) for s in plan.sources if s.chunks is not None]
     notes = []
@@ -220,10 +230,15 @@ def _units(plan: TilePlan, request: BlockRequest, room: float) -> tuple[list[int
     return units, tuple(notes)
 
 
-def _strides(plan: TilePlan, request: BlockRequest) -> list[int]:
-    """Return the shortest lengths per axis that are whole strides, quanta and write units."""
+def _least_units(plan: TilePlan, request: BlockRequest) -> list[int]:
+    """Return the shortest lengths per axis that blocks may have: whole quanta and write units."""
     unit = request.unit or (1,) * len(plan.axes)
-    return [math.lcm(a.quantum, u, a.stride) for a, u in zip(plan.axes, unit, strict=True)]
+    return [math.lcm(a.quantum, u) for a, u in zip(plan.axes, unit, strict=True)]
+
+
+def _strides(plan: TilePlan, request: BlockRequest) -> list[int]:
+    """Return the shortest lengths per axis that are whole strides, too."""
+    return [math.lcm(u, a.stride) for u, a in zip(_least_units(plan, request), plan.axes, strict=True)]
 
 
 def longer(plan: TilePlan, axes: Sequence[int]) -> Iterator[tuple[int, Index]]:
@@ -294,3 +309,39 @@ def flat(plan: TilePlan, request: BlockRequest, fills: Callable[[Index], float])
             if all(sizes[d] <= units[d] for d in long):
                 break
             room /= max(part, SHRUNK)
+
+
+def similar(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
+    """Yield block shapes that are longer than those of ``plan`` along an axis, or also shorter along another.
+
+    Longer are the axes along which chunks are decoded again, or all if crops run several times. Lengths are
+    twice and four times as long, a chunk or the whole axis, in whole strides. What is shorter is so by about
+    as much; at last, blocks are shorter only.
+    """
+    block, axes = plan.block, range(len(plan.block))
+    strides, units = _strides(plan, request), _least_units(plan, request)
+    chunks = [s.chunks for s in plan.sources if s.chunks is not None]
+
+    def up(size: int, d: int) -> int:
+        return min(plan.shape[d], max(1, ceil_div(size, strides[d])) * strides[d])
+
+    least = [min(plan.shape[d], ceil_div(plan.longest[d], units[d]) * units[d]) for d in axes]
+    if request.reuse == "recompute":
+        least = [up(1, d) for d in axes]
+    longer = {}
+    for d in lost_axes(plan) if plan.calls() == plan.n_runs else axes:
+        wanted = [2 * block[d], 4 * block[d], plan.shape[d], *(c[d] for c in chunks)]
+        longer[d] = sorted(size for size in {up(size, d) for size in wanted} if size > block[d])
+        for size in longer[d]:
+            yield (*block[:d], size, *block[d + 1 :])
+    for d, sizes in longer.items():
+        for size in sizes:
+            for e in axes:
+                if e != d and block[e] > least[e]:
+                    both = [*block]
+                    both[d], both[e] = size, max(least[e], up(block[e] * block[d] // size, e))
+                    yield tuple(both)
+    for d in axes:
+        for size in sorted({least[d], up(block[d] // 2, d)}):
+            if size < block[d]:
+                yield (*block[:d], size, *block[d + 1 :])

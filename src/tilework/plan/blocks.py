@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from tilework.plan.block_shapes import (
     longer,
     sample_bytes,
     shapes,
+    similar,
     thinner,
     upright,
 )
@@ -38,6 +40,8 @@ DECODED = 1.1
 # What decoding a sample costs, as a part of what the function does with it: 1 to 8 ns, where filters take 20
 # to 50 and networks more. Blocks change for a gain of a twentieth only.
 DECODING, WORTH = 1 / 32, 0.95
+# Gain of a step towards such blocks, and the number of shapes, 0.3 ms each, from which on none is looked at.
+STEP, LOOKS = 0.99, 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +119,8 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
         if request.reuse != "auto":
             raise
     # Blocks that share are at least as long as the longest support; others may be shorter.
-    alone = replace(request, reuse="recompute")
-    return _choose_shape(plan, alone, "recompute: sharing does not fit into memory_limit")
+    alone, asked = replace(request, reuse="recompute"), "recompute: sharing does not fit into memory_limit"
+    return _widened(_choose_shape(plan, alone, asked), alone, asked)
 
 
 def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
@@ -125,28 +129,59 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     Blocks grow along the axes along which chunks are decoded again, and share these among more tiles; or they
     are shorter along the axis that comes last, so that the chunks of fewer blocks wait; or they hold whole
     chunks along the former and as few tiles along the latter as that takes. Where none of these suffice, they
-    may be flat.
+    may be flat; and any of these shapes may be made better step by step.
     """
     if request.target is not None or _keeps_chunks(plan):
         return plan
+    search = _Search(plan, request, asked)
     best, least = plan, planned_ratio(plan)
-    workers = request.workers or plan.threads
     grown = (block for times, block in longer(plan, lost_axes(plan)) if times > 1)
     for block in (*grown, *thinner(plan, request), *upright(plan, request)):
-        try:
-            found = _choose_reuse(plan, block, request, plan.notes[:-1], asked)
-        except (GridError, _TooLarge):
+        if (found := search.found(block)) is None:
             continue
         ratio = planned_ratio(found)
-        if ratio < least and found.calls() <= plan.calls() and _is_even(found, workers):
+        if ratio < least and found.calls() <= plan.calls():
             best, least = found, ratio
         if least <= DECODED:
             return best
-    return _flattened(best, request, asked)
+    return _descended(_flattened(best, search), search)
 
 
-def _flattened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
+class _Search:
+    """A look at other blocks than those of a plan, each of which is looked at once."""
+
+    def __init__(self, plan: TilePlan, request: BlockRequest, asked: str) -> None:
+        self.plan, self.request, self.asked = plan, request, asked
+        self.workers = request.workers or plan.threads
+        self.seen: dict[Index, TilePlan | None] = {plan.block: plan}
+        self.refused: list[Index] = []
+
+    def found(self, block: Index) -> TilePlan | None:
+        """Return the plan with these blocks, if they fit into memory and keep workers busy."""
+        if block not in self.seen and not self._is_refused(block):
+            self.seen[block] = self._found(block)
+        return self.seen.get(block)
+
+    def _is_refused(self, block: Index) -> bool:
+        """Return whether blocks are as long as some that do not fit."""
+        return any(all(map(operator.le, other, block)) for other in self.refused)
+
+    def _found(self, block: Index) -> TilePlan | None:
+        try:
+            found = _choose_reuse(self.plan, block, self.request, self.plan.notes[:-1], self.asked)
+        except GridError:
+            return None
+        except _TooLarge as error:
+            # Longer blocks than some that cannot share may share, and read less.
+            if self.request.reuse == "recompute" or any(c.kind == "share" for c in error.found):
+                self.refused.append(block)
+            return None
+        return found if _is_even(found, self.workers) else None
+
+
+def _flattened(plan: TilePlan, search: _Search) -> TilePlan:
     """Return ``plan``, or one with flat blocks that decode so much less that more calls do not matter."""
+    request = search.request
     limit = math.inf if request.memory_limit is None else request.memory_limit
     kind = "recompute" if request.reuse == "auto" else request.reuse
 
@@ -156,19 +191,41 @@ def _flattened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
 
     best = plan
     for block in flat(plan, request, fills):
-        try:
-            found = _choose_reuse(plan, block, request, plan.notes[:-1], asked)
-        except (GridError, _TooLarge):
-            continue
-        if _is_even(found, request.workers or plan.threads) and _worth(found) < WORTH * _worth(best):
+        found = search.found(block)
+        if found is not None and _worth(found) < WORTH * _worth(best):
             best = found
     return best
 
 
+def _descended(plan: TilePlan, search: _Search) -> TilePlan:
+    """Return ``plan``, or one with blocks of other lengths that costs less, found step by step.
+
+    Each step takes the first similar shape that costs less. Which axes a limit of memory makes expensive, and
+    which of them others can pay for, depends on chunks, supports and threads at once: no rule names them.
+    """
+    best, cost = plan, _worth(plan)
+    least = plan.n_runs + _decoding(plan, 1)
+    better: TilePlan | None = plan
+    while better is not None:
+        best, better = better, None
+        for block in similar(best, search.request):
+            if len(search.seen) >= LOOKS or WORTH * cost <= least:
+                break
+            found = search.found(block)
+            if found is not None and _worth(found) < STEP * cost:
+                better, cost = found, _worth(found)
+                break
+    return best if cost < WORTH * _worth(plan) else plan
+
+
 def _worth(plan: TilePlan) -> float:
     """Return what a plan costs, in calls: those of the function, and what decoding takes besides."""
-    crop = math.prod(a.crop for a in plan.axes)
-    return plan.calls() + DECODING * planned_ratio(plan) * math.prod(plan.shape) / crop
+    return plan.calls() + _decoding(plan, planned_ratio(plan))
+
+
+def _decoding(plan: TilePlan, ratio: float) -> float:
+    """Return what it costs to decode the image ``ratio`` times, in calls of the function."""
+    return DECODING * ratio * math.prod(plan.shape) / math.prod(a.crop for a in plan.axes)
 
 
 def is_fair(plan: TilePlan, workers: int) -> bool:

@@ -275,7 +275,11 @@ class _AxisChunks:
 
 
 def _facts(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
-    # Plans of the same tiles share a table.
+    # Plans of the same tiles share a table, and those of the same blocks share all.
+    return plan.once(("facts", chunks), lambda: _facts_of(plan, chunks))
+
+
+def _facts_of(plan: BlockPlan, chunks: Index) -> list[_AxisChunks]:
     columns = zip(plan.tables, chunks, strict=True)
     return [_facts_along(table, chunk, reads_own(plan, d)) for d, (table, chunk) in enumerate(columns)]
 

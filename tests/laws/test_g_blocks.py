@@ -22,7 +22,7 @@ from tilework.plan.axis_table import AxisTable
 from tilework.plan.block_shapes import BlockRequest
 from tilework.plan.blocks import choose_blocks
 from tilework.plan.cost import busiest
-from tilework.plan.memory import peak_bytes
+from tilework.plan.memory import bound_bytes, least_bytes, peak_bytes
 from tilework.plan.tables import SourcePlan
 
 # -- one axis -----------------------------------------------------------------------------------
@@ -364,6 +364,29 @@ def test_a_build_looks_at_few_shapes_and_makes_each_table_once(
     monkeypatch.setattr(blocks, "_repeats", lambda *_: False)
     assert choose_blocks(plan, request) == chosen
     assert some < 0.6 * (len(looks) - some)
+
+
+@pytest.mark.parametrize("reuse", ["auto", "share", "recompute"])
+@pytest.mark.parametrize("chunks", [(256, 100), None])
+def test_a_limit_below_what_any_block_takes_is_refused_at_once(monkeypatch, reuse, chunks):
+    plan = plan_tiles((50_000, 60_000), 512, 64, blend="hann", dtype="float32")
+    plan = replace(plan, threads=4, sources=(SourcePlan(4, chunks),))
+    looks, texts = _count(monkeypatch, blocks, "_candidates"), []
+    for limit, bound in ((12 * 10**6, bound_bytes), (12 * 10**6, lambda plan: 0)):
+        monkeypatch.setattr(blocks, "bound_bytes", bound)
+        with pytest.raises(MemoryBudgetError) as refused:
+            choose_blocks(plan, BlockRequest(memory_limit=limit, reuse=reuse))
+        texts.append((str(refused.value), len(looks)))
+    (quick, one), (slow, several) = texts
+    assert quick == slow
+    assert one == 1 < several - one
+
+
+@many
+@given(plans(), st.sampled_from((None, 1, 3)))
+def test_no_blocks_take_less_than_the_bound(plan, chunk):
+    sources = (SourcePlan(4, None if chunk is None else (chunk,) * len(plan.axes)),)
+    assert bound_bytes(replace(plan, sources=sources)) <= least_bytes(replace(plan, sources=sources))
 
 
 def _spans(table):

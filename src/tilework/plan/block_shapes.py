@@ -22,6 +22,7 @@ __all__ = [
     "sample_bytes",
     "shapes",
     "similar",
+    "smallest",
     "thinner",
     "upright",
 ]
@@ -77,6 +78,11 @@ def shapes(plan: TilePlan, request: BlockRequest) -> Iterator[tuple[float, Index
         if block != last:
             yield target / sample_bytes(plan), block, notes
         last, target = block, target // 2
+
+
+def smallest(plan: TilePlan, request: BlockRequest) -> Index:
+    """Return the last of `shapes`."""
+    return _shape(plan, request, 1)[0]
 
 
 def _shape(plan: TilePlan, request: BlockRequest, target: int) -> tuple[Index, tuple[str, ...]]:

@@ -19,12 +19,20 @@ from tilework.plan.block_shapes import (
     sample_bytes,
     shapes,
     similar,
+    smallest,
     thinner,
     upright,
 )
 from tilework.plan.cost import busiest, human, threads_of
 from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, with_cache
-from tilework.plan.memory import in_order, least_bytes, parallel_bytes, room_bytes, seam_bytes
+from tilework.plan.memory import (
+    bound_bytes,
+    in_order,
+    least_bytes,
+    parallel_bytes,
+    room_bytes,
+    seam_bytes,
+)
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["DECODED", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
@@ -41,7 +49,7 @@ DECODED = 1.1
 # to 50 and networks more. Blocks change for a gain of a twentieth only.
 DECODING, WORTH = 1 / 32, 0.95
 # Gain of a step towards such blocks, and the number of shapes, 0.3 ms each, from which on none is looked at.
-STEP, LOOKS = 0.99, 22
+STEP, LOOKS = 0.99, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +121,24 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
             return _choose_reuse(plan, request.chunks, request, (), asked)
         except _TooLarge as error:
             raise error.refusal(request) from None
+    # Blocks that share are at least as long as the longest support; others may be shorter.
+    alone = replace(request, reuse="recompute") if request.reuse == "auto" else request
+    limit = math.inf if request.memory_limit is None else request.memory_limit
+    if bound_bytes(plan) + plan.threads * request.encoding > limit:
+        # No shape fits, and the smallest is the one that an error tells of.
+        try:
+            return _choose_reuse(plan, smallest(plan, alone), alone, (), asked)
+        except _TooLarge as error:
+            raise error.refusal(request) from None
     try:
         return _widened(_choose_shape(plan, request, asked), request, asked)
     except MemoryBudgetError:
         if request.reuse != "auto":
             raise
-    # Blocks that share are at least as long as the longest support; others may be shorter.
-    alone, asked = replace(request, reuse="recompute"), "recompute: sharing does not fit into memory_limit"
-    return _widened(_choose_shape(plan, alone, asked), alone, asked)
+    asked = "recompute: sharing does not fit into memory_limit"
+    found = _choose_shape(plan, alone, asked)
+    # Two rounds of shapes were looked at, which took as long as the rest of a build.
+    return found if _keeps_chunks(found) else _descended(found, _Search(found, alone, asked, LOOKS // 3))
 
 
 def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
@@ -133,7 +151,7 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     """
     if request.target is not None or _keeps_chunks(plan):
         return plan
-    search = _Search(plan, request, asked)
+    search = _Search(plan, request, asked, LOOKS)
     best, least = plan, planned_ratio(plan)
     grown = (block for times, block in longer(plan, lost_axes(plan)) if times > 1)
     for block in (*grown, *thinner(plan, request), *upright(plan, request)):
@@ -150,8 +168,8 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
 class _Search:
     """A look at other blocks than those of a plan, each of which is looked at once."""
 
-    def __init__(self, plan: TilePlan, request: BlockRequest, asked: str) -> None:
-        self.plan, self.request, self.asked = plan, request, asked
+    def __init__(self, plan: TilePlan, request: BlockRequest, asked: str, looks: int) -> None:
+        self.plan, self.request, self.asked, self.looks = plan, request, asked, looks
         self.workers = request.workers or plan.threads
         self.seen: dict[Index, TilePlan | None] = {plan.block: plan}
         self.refused: list[Index] = []
@@ -209,7 +227,7 @@ def _descended(plan: TilePlan, search: _Search) -> TilePlan:
     while better is not None:
         best, better = better, None
         for block in similar(best, search.request):
-            if len(search.seen) >= LOOKS or WORTH * cost <= least:
+            if len(search.seen) >= search.looks or WORTH * cost <= least:
                 break
             found = search.found(block)
             if found is not None and _worth(found) < STEP * cost:

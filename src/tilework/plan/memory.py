@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tilework.plan.tables import BlockPlan
 
 __all__ = [
+    "bound_bytes",
     "in_order",
     "least_bytes",
     "parallel_bytes",
@@ -122,23 +123,11 @@ def _task(plan: BlockPlan, most: _Most = WHOLE) -> _Task:
     read, size = min(_read_samples(plan), most.read), min(plan.batch_size or 1, _tiles(plan)) * crop
     # What of a block has weight, and is finished; the rest gets the fill value.
     part = min(block, most.touching)
-    # What padding adds to a view makes it a copy.
-    loaded = [s.sample_bytes for s in plan.sources if not s.in_memory or any(map(_is_padded, plan.axes))]
-    # Of several predictions, the crop and the variants of it that a call gets. Crops that are looked at, or
-    # may be needed again, are copied besides.
-    copied = plan.gaps == "any" or plan.counted == "most"
-    crops = plan.together + (plan.predictions > 1) + copied
-    gathering = size * crops * sum(s.sample_bytes for s in plan.sources) + read * sum(loaded)
-    # A chunk is decoded on its way into the samples of a block, from a file that may be as large; chunks that
-    # are read in one request come as one array, too.
-    requests = ((s.sample_bytes * math.prod(s.chunks), s.request) for s in plan.sources if s.chunks)
-    gathering += max((max(2 * chunk, 3 * request) for chunk, request in requests), default=0)
-    held, finishing, largest = 0.0, 0.0, float(read * max(loaded, default=0))
+    gathering, loaded = _gathering(plan, size, read)
+    held, finishing, largest = 0.0, 0.0, loaded
     for number, output in enumerate(plan.outputs):
         scale, weighted = float(math.prod(output.scale)), output.rim is not None
         canvas = min(_canvas(plan, number), most.read)
-        results = size * (plan.together + plan.waiting) * scale * output.sample_bytes
-        gathering += results + weighted * min(SCRATCH, results)
         if plan.reuse == "share":
             canvas, own = part + canvas, canvas
         else:
@@ -150,6 +139,35 @@ def _task(plan: BlockPlan, most: _Most = WHOLE) -> _Task:
         if part < block:
             largest = max(largest, block * scale * output.final_bytes)
     return _Task(int(gathering), int(finishing), int(held), int(largest))
+
+
+def _gathering(plan: BlockPlan, size: float, read: float) -> tuple[float, float]:
+    """Return the bytes of what a task reads, with ``size`` samples of crops, and of its largest array."""
+    # What padding adds to a view makes it a copy.
+    loaded = [s.sample_bytes for s in plan.sources if not s.in_memory or any(map(_is_padded, plan.axes))]
+    # Of several predictions, the crop and the variants of it that a call gets. Crops that are looked at, or
+    # may be needed again, are copied besides.
+    copied = plan.gaps == "any" or plan.counted == "most"
+    crops = plan.together + (plan.predictions > 1) + copied
+    gathering = size * crops * sum(s.sample_bytes for s in plan.sources) + read * sum(loaded)
+    # A chunk is decoded on its way into the samples of a block, from a file that may be as large; chunks that
+    # are read in one request come as one array, too.
+    requests = ((s.sample_bytes * math.prod(s.chunks), s.request) for s in plan.sources if s.chunks)
+    gathering += max((max(2 * chunk, 3 * request) for chunk, request in requests), default=0)
+    for output in plan.outputs:
+        scale, weighted = float(math.prod(output.scale)), output.rim is not None
+        results = size * (plan.together + plan.waiting) * scale * output.sample_bytes
+        gathering += results + weighted * min(SCRATCH, results)
+    return gathering, float(read * max(loaded, default=0))
+
+
+def bound_bytes(plan: BlockPlan) -> int:
+    """Return what blocks take at least, whatever their shape: a crop of each thread, a chunk and a result."""
+    crop, inside = math.prod(a.crop for a in plan.axes), 1
+    for axis in plan.axes:
+        some = [axis.read(tile) for tile in (0, len(axis) // 2)] if len(axis) else []
+        inside *= max((min(b, axis.extent) - max(a, 0) for a, b in some), default=0)
+    return int(plan.threads * sum(_gathering(plan, crop, inside)))
 
 
 def _is_padded(axis: AxisGrid) -> bool:

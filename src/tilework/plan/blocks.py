@@ -49,7 +49,7 @@ DECODED = 1.1
 # to 50 and networks more. Blocks change for a gain of a twentieth only.
 DECODING, WORTH = 1 / 32, 0.95
 # Gain of a step towards such blocks, and the number of shapes, 0.3 ms each, from which on none is looked at.
-STEP, LOOKS = 0.99, 20
+STEP, LOOKS = 0.99, 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -323,6 +323,29 @@ def test_shapes_that_are_left_out_unseen_would_not_be_chosen(plan, data):
         assert found == chosen()
 
 
+@many
+@given(plans(), st.data())
+def test_a_bound_without_tables_is_below_the_crops_that_run(plan, data):
+    block = tuple(data.draw(st.integers(1, n)) for n in plan.shape)
+    assert blocks.SURE * blocks._fewest_in(plan, block) <= plan.with_blocks(block, "recompute").calls()
+
+
+@many
+@given(st.data())
+def test_a_bound_without_tables_holds_along_long_axes(data):
+    crop = data.draw(st.lists(st.integers(2, 40), min_size=1, max_size=2))
+    stride = [data.draw(st.integers(1, c)) for c in crop]
+    shape = tuple(data.draw(st.integers(16 * c, 64 * c)) for c in crop)
+    blend = data.draw(st.sampled_from(("trim", "hann", "gaussian")))
+    edge = data.draw(st.sampled_from(("shift", "clip", "pad", "squeeze", "drop")))
+    plan = plan_tiles(shape, crop, stride=stride, blend=blend, edge=edge, dtype="float32")
+    block = tuple(data.draw(st.integers(1, n)) for n in shape)
+    fewest, calls = blocks._fewest_in(plan, block), plan.with_blocks(block, "recompute").calls()
+    assert blocks.SURE * fewest <= calls
+    # Along axes so long, it is not far from it.
+    assert fewest > 0.5 * calls or edge == "squeeze" or min(block) < max(crop)
+
+
 def _count(monkeypatch, owner, name):
     """Return a list that gets the arguments of each call of a function or of each value that is derived."""
     calls, found = [], vars(owner)[name]

@@ -48,6 +48,8 @@ DECODED = 1.1
 # What decoding a sample costs, as a part of what the function does with it: 1 to 8 ns, where filters take 20
 # to 50 and networks more. Blocks change for a gain of a twentieth only.
 DECODING, WORTH = 1 / 32, 0.95
+# Part of a bound that is about right which is surely not too much, along axes of so many crops or more.
+SURE, LONG = 0.9, 16
 # Gain of a step towards such blocks, and the number of shapes, 0.3 ms each, from which on none is looked at.
 STEP, LOOKS = 0.99, 18
 
@@ -355,7 +357,10 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
 def _repeats(plan: TilePlan, block: Index, request: BlockRequest, most: float) -> bool:
     """Return whether blocks of a shape cannot share, and run more than ``most`` crops."""
     alone = plan.with_blocks(block, "recompute")
-    return request.reuse != "share" and alone.calls() > most and _must_repeat(alone, request)
+    if request.reuse == "share":
+        return False
+    # The bound needs no tables, which take long for a million blocks of a few samples.
+    return (SURE * _fewest_in(plan, block) > most or alone.calls() > most) and _must_repeat(alone, request)
 
 
 def _has_room(plan: TilePlan, request: BlockRequest) -> bool:
@@ -406,6 +411,23 @@ def _fewest(plan: TilePlan, samples: float) -> float:
     once, twice = math.prod(max(0, 1 - c / n) for c, n in some), math.prod(c for c, _ in some) / samples
     root = 1 / len(some)
     return float(plan.n_runs * max(1, (once**root + twice**root) ** len(some)))
+
+
+def _fewest_in(plan: TilePlan, block: Index) -> float:
+    """Return about the fewest crops that blocks of a shape need if they share no tiles, by the same sums.
+
+    Tiles that run under a mask may lie inside blocks, and those at the ends of short axes share other parts.
+    """
+    if plan.mask is not None:
+        return plan.n_runs
+    found = float(plan.n_runs)
+    for d, (axis, size) in enumerate(zip(plan.axes, block, strict=True)):
+        if axis.starts is None and axis.extent >= LONG * axis.crop:
+            rim = plan.outputs[0].rim
+            start, stop = axis.support(len(axis) // 2, None if rim is None else rim[d])
+            shared = (stop - start - 1) // axis.stride * axis.stride
+            found *= max(1, 1 - shared / axis.extent + shared / size)
+    return found
 
 
 # -- the reuse ------------------------------------------------------------------------------------------

@@ -146,6 +146,29 @@ def test_L3_keys_of_parts_have_one_value() -> None:
         np.testing.assert_array_equal(found[0][key], found[1][key])
 
 
+@pytest.mark.parametrize(
+    "cut",
+    [
+        "o[10:60, 15:60][10:12, 5:7]", "o[::-1][:2]", "da.stack([o, o])[0, 20:22]", "o.rechunk(30)[:1, :2]",
+        "da.concatenate([o, o])[20:22, 20:22]", "o[[5, 60]][:1, :2]", "o[::2][:2][1:] + o[::2][20:21]",
+        "((o[10:60] * 2)[3:40].T > 1)[20:22, 7:9]", "da.stack([o[3:], o[2:-1]], 1)[1:][:2, 0, 20:22][:, 1]",
+        "o.vindex[[20, 50, 20], [20, 50, 21]][:1]", "o[20:60][:2].rechunk(1)[:, 3]", "o[:, None][:, 0][:2]",
+    ],
+)  # fmt: skip
+def test_L3_keys_of_dask_have_the_values_that_dask_computes(cut: str) -> None:
+    """On a cluster, what others compute under these keys would be samples outside of what was wanted."""
+    out = tw.tiled_map(np.sqrt, picture(), 16, 2, dtype="f4", chunks=60)
+    lazy = eval(cut, {"o": out, "da": da})
+    tasks = tasks_of([lazy], {lazy.name: [*dask.core.flatten(lazy.__dask_keys__())]})
+    graph = dict(lazy.__dask_graph__())
+    assert not any(key in graph for key in tasks if isinstance(key, tuple) and key[0] == out.name)
+    shared = [key for key in tasks if key in graph and isinstance(key, tuple)]
+    assert shared
+    found = zip(dask.get(tasks, shared), dask.get(graph, shared), strict=True)
+    for one, other in found:
+        np.testing.assert_array_equal(one, other)
+
+
 BLOCKWISE: tuple[Any, ...] = (
     lambda o: da.blockwise(np.add, "ij", o, "ji", o, "ij", dtype="f4"),
     lambda o: da.blockwise(np.add, "ij", o[0], "i", o, "ij", dtype="f4"),
@@ -441,6 +464,24 @@ def test_L3_blocks_that_a_cluster_holds_are_used(client: Any) -> None:
     assert takes(one)
     assert takes(two)
     del held
+
+
+@pytest.mark.parametrize(
+    "middle", ["o[10:60]", "o + 1", "(o + 1)[10:60]", "da.stack([o, o])[0]", "o.rechunk(30)", "o.T[::-1]"]
+)
+def test_L3_what_a_cluster_holds_of_an_expression_is_used(
+    middle: str, client: Any, counting: Callable[..., Any], tmp_path: Path
+) -> None:
+    fn = counting(np.sqrt)
+    out = tw.tiled_map(fn, picture(), 16, 2, dtype="f4", chunks=50)
+    lazy = eval(middle, {"o": out, "da": da})
+    held = client.persist(lazy)  # not assigned to ``lazy``
+    whole = held.compute()
+    fn.reset()
+    for number, part in enumerate((lazy[20:22, 20:22], (lazy * 2)[20:22, 20:22] / 2)):
+        found = tw.to_zarr(part, tmp_path / f"{number}.zarr", progress=False)
+        np.testing.assert_array_equal(found[...], whole[20:22, 20:22])
+    assert fn.calls == 0
 
 
 def test_L3_chunks_of_a_slice_take_no_more_in_a_large_image() -> None:

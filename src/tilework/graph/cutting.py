@@ -19,7 +19,7 @@ from dask.task_spec import Alias, GraphNode, Task, TaskRef
 
 from tilework.graph.build import chunks_of
 from tilework.graph.layer import LazyLayer
-from tilework.graph.nodes import cut_of, is_of_array
+from tilework.graph.nodes import cut_of, held_names, is_of_array
 from tilework.graph.tasks import Key
 
 __all__ = ["with_cuts_below"]
@@ -71,7 +71,7 @@ def with_cuts_below(
     layers, below = dict(graph.layers), dict(graph.dependencies)
     for name in order:
         layer = graph.layers[name]
-        if type(layer) is not MaterializedLayer:
+        if type(layer) is not MaterializedLayer or name in cutter.held:
             cutter.inputs(name)  # from the lowest on, because what is above asks for those below
             continue
         nodes = layer.mapping
@@ -121,7 +121,7 @@ class _Cutter:
     """Makes the tasks of slices, and knows which tasks work sample by sample."""
 
     def __init__(self, graph: HighLevelGraph) -> None:
-        self._graph = graph
+        self._graph, self.held = graph, held_names()
         self._inputs: dict[str, Mapping[str, tuple[Place, ...]] | None] = {}
         self._singles: dict[str, list[bool | None]] = {}
         """Whether an expression has one sample along each axis; None: nobody knows."""
@@ -139,7 +139,8 @@ class _Cutter:
         Each comes with the places of its axes.
         """
         if name not in self._inputs:
-            layer = self._graph.layers.get(name)
+            # What a cluster holds runs no more, and what replaces it would.
+            layer = None if name in self.held else self._graph.layers.get(name)
             self._inputs[name] = self._found(layer) if isinstance(layer, Blockwise) else None
         return self._inputs[name]
 

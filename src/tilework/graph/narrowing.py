@@ -118,7 +118,9 @@ def _narrowed(
     held = held_names()
     for name in reversed(order):
         layer = graph.layers[name]
-        if not isinstance(layer, BlockLayer):
+        if name in held:
+            wanted.whole.update(graph.dependencies[name])
+        elif not isinstance(layer, BlockLayer):
             wanted.look(name, layer)
         elif (
             layer.is_own(graph.layers)
@@ -140,15 +142,12 @@ def _narrowed(
             layers |= new.dask.layers
             below |= new.dask.dependencies
             made[old] = new
-    for name, layer in graph.layers.items():
-        if isinstance(layer, MaterializedLayer) and not made.keys().isdisjoint(graph.dependencies[name]):
-            # Of the slices of an image of 10^6 x 10^6 there are 30 000, of which a part of it needs a few.
-            nodes = {
-                key: _renamed(layer.mapping[key], made) for key in wanted.needed.get(name, layer.mapping)
-            }
-            layers[name] = MaterializedLayer(nodes)
-            below[name] = {made[key].name if key in made else key for key in graph.dependencies[name]}
-    return (HighLevelGraph(layers, below) if made else graph), made
+    if not made:
+        return graph, made
+    for name, nodes in _renamed_layers(graph, order, wanted.needed, made).items():
+        layers[name] = MaterializedLayer(nodes)
+        below[name] = {made[key].name if key in made else key for key in graph.dependencies[name]}
+    return HighLevelGraph(layers, below), made
 
 
 def _part(spec: Spec, call: str, runs: TileMask, made: Mapping[str, da.Array]) -> list[da.Array]:
@@ -268,14 +267,54 @@ def _within(block: slice, span: Span | None) -> Span:
     return block.start + span[0], min(block.stop, block.start + span[1])
 
 
-def _renamed(node: Any, made: Mapping[str, da.Array]) -> Any:
-    """Return a task that takes blocks of other arrays."""
+def _renamed_layers(
+    graph: HighLevelGraph,
+    order: Sequence[str],
+    needed: Mapping[str, Mapping[Key, Collection[Spans]]],
+    made: Mapping[str, da.Array],
+) -> dict[str, dict[Key, Any]]:
+    """Return the layers of what is computed from results that were made, by name, with the needed tasks.
+
+    A task of which all is wanted keeps its key. Of others only the parts that are wanted have the values of
+    this key, which tasks of other runs on a cluster, or arrays that it holds, may have too.
+
+    Parameters
+    ----------
+    graph : HighLevelGraph
+    order : sequence of str
+        The layers, the lowest first.
+    needed : dict of str to dict
+        The tasks that are needed, and the parts of them that are wanted, by layer.
+    made : dict of str to dask.array.Array
+        By the names that they had.
+    """
+    mark = tokenize(sorted(array.name for array in made.values()))
+    names, keys = {old: array.name for old, array in made.items()}, dict[Key, Key]()
+    changed = dict[str, dict[Key, Any]]()
+    for name in order:
+        layer: Any = graph.layers[name]
+        if name in needed and not graph.dependencies[name].isdisjoint(names.keys() | changed.keys()):
+            # Of the slices of an image of 10^6 x 10^6 there are 30 000, of which a part of it needs a few.
+            own = needed[name]
+            keys |= {key: (f"{key[0]}-part-{mark}", *key[1:]) for key in own if None not in own[key]}
+            changed[name] = {
+                keys.get(key, key): _renamed(layer.mapping[key], keys.get(key), names, keys) for key in own
+            }
+    return changed
+
+
+def _renamed(node: Any, new: Key | None, names: Mapping[str, str], keys: Mapping[Key, Key]) -> Any:
+    """Return a task that takes blocks of other arrays, and what has other keys; ``new`` is its own."""
     if not isinstance(node, GraphNode):
         if (cut := cut_of(node)) is not None:
-            return (node[0], _renamed(cut[0], made), cut[1])
-        return (made[node[0]].name, *node[1:]) if is_of_array(node) and node[0] in made else node
-    keys = [key for key in node.dependencies if isinstance(key, tuple) and key[0] in made]
-    return node.substitute({key: (made[key[0]].name, *key[1:]) for key in keys}) if keys else node
+            return (node[0], _renamed(cut[0], None, names, keys), cut[1])
+        return _new_key(node, names, keys) if is_of_array(node) else node
+    others = {key: _new_key(key, names, keys) for key in node.dependencies}
+    return node.substitute({key: other for key, other in others.items() if other != key}, key=new)
+
+
+def _new_key(key: Key, names: Mapping[str, str], keys: Mapping[Key, Key]) -> Key:
+    return (names[key[0]], *key[1:]) if is_of_array(key) and key[0] in names else keys.get(key, key)
 
 
 class _Wanted:
@@ -298,8 +337,8 @@ class _Wanted:
         """The parts that are wanted of some blocks, by layer and key."""
         self.boxes: dict[str, list[Boxes]] = {}
         """What else is wanted of results."""
-        self.needed: dict[str, Collection[Key]] = {}
-        """The tasks that are needed, by layer; of other layers it may be all."""
+        self.needed: dict[str, Mapping[Key, Collection[Spans]]] = {}
+        """The tasks that are needed, and what of each, by layer; of other layers it may be all."""
         self._tasks = 0
 
     def knows(self, name: str) -> bool:
@@ -348,11 +387,10 @@ class _Wanted:
 
 def _all_taken(
     nodes: Mapping[Key, Any], wanted: Mapping[Key, Collection[Spans]]
-) -> tuple[dict[str, dict[Key, set[Spans]]], Collection[Key]]:
+) -> tuple[dict[str, dict[Key, set[Spans]]], dict[Key, set[Spans]]]:
     """Return what tasks of a layer take of blocks of other layers, by name; nothing if nobody knows.
 
-    And the tasks of the layer that are needed. ``wanted`` are the tasks that others need, with the parts of
-    each.
+    And the tasks of the layer that are needed, with the parts of each. ``wanted`` are those that others need.
     """
     taken: dict[str, dict[Key, set[Spans]]] = {}
     own = {key: set(parts) for key, parts in wanted.items()}
@@ -361,7 +399,7 @@ def _all_taken(
         key, parts = left.pop()
         found = _taken(nodes, key, parts)
         if found is None:
-            return {}, ()
+            return {}, {}
         for block, spans in found:
             known = (own if block in nodes else taken.setdefault(block[0], {})).setdefault(block, set())
             if block in nodes and not spans <= known:

@@ -12,6 +12,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from dask.blockwise import Blockwise
 from dask.highlevelgraph import HighLevelGraph
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -153,12 +154,15 @@ def test_L3_keys_of_parts_have_one_value() -> None:
         "da.concatenate([o, o])[20:22, 20:22]", "o[[5, 60]][:1, :2]", "o[::2][:2][1:] + o[::2][20:21]",
         "((o[10:60] * 2)[3:40].T > 1)[20:22, 7:9]", "da.stack([o[3:], o[2:-1]], 1)[1:][:2, 0, 20:22][:, 1]",
         "o.vindex[[20, 50, 20], [20, 50, 21]][:1]", "o[20:60][:2].rechunk(1)[:, 3]", "o[:, None][:, 0][:2]",
+        "above(o + 1)[20:22, 5:7]", "above((o * 2)[3:] + 1)[20:22][:, 5]",
+        "(o + 1)[9:10] + above(o + 1)[9:10]",
     ],
 )  # fmt: skip
 def test_L3_keys_of_dask_have_the_values_that_dask_computes(cut: str) -> None:
     """On a cluster, what others compute under these keys would be samples outside of what was wanted."""
     out = tw.tiled_map(np.sqrt, picture(), 16, 2, dtype="f4", chunks=60)
-    lazy = eval(cut, {"o": out, "da": da})
+    above = functools.partial(tw.tiled_map, np.square, crop=16, overlap=2, dtype="f4", chunks=60)
+    lazy = eval(cut, {"o": out, "da": da, "above": above})
     tasks = tasks_of([lazy], {lazy.name: [*dask.core.flatten(lazy.__dask_keys__())]})
     graph = dict(lazy.__dask_graph__())
     assert not any(key in graph for key in tasks if isinstance(key, tuple) and key[0] == out.name)
@@ -326,6 +330,90 @@ def test_L3_results_below_run_the_tiles_that_are_needed(counting: Callable[..., 
     assert above.calls <= 1 + 2 * 4 + 1
 
 
+@pytest.mark.parametrize("chunks", [1000, 50])
+@pytest.mark.parametrize(
+    ("middle", "tiles"),
+    [
+        ("o + 1", 9), ("o[3:97, 3:97]", 4), ("o.T", 9), ("o.astype('f8')", 9), ("da.stack([o, -o])[1]", 9),
+        ("o.rechunk(40)", 9), ("np.log(o) > -1", 9), ("(o * 2)[3:97, 3:97] + 1", 4), ("o[::-1, ::-1] * 2", 4),
+        ("(o > 0.5).rechunk(37)", 9), ("da.concatenate([o * 2, o]) + 1", 9), ("o - o.T", 9),
+        ("da.where(o > 0.5, o, 0).rechunk(50)[:, 4:]", 6), ("da.roll(o, 7, 0)", 6), ("o[None, :][0]", 9),
+        # Own functions and sums, which may need all.
+        ("o.map_blocks(twice)", None), ("o / o.max()", None), ("o + o.map_blocks(twice)", None),
+        ("(o > 0.5) * o.mean(axis=0)", None),
+    ],
+)  # fmt: skip
+def test_L3_expressions_between_results_run_the_tiles_that_are_needed(
+    middle: str, tiles: int | None, chunks: int, counting: Callable[..., Any]
+) -> None:
+    image, below, above = picture(), counting(np.sqrt), counting(np.square)
+    names = {"da": da, "np": np, "twice": lambda block: 2 * block}
+    out = tw.tiled_map(below, image, 16, 2, dtype="f4", chunks=chunks)
+    lazy = eval(middle, {"o": out, **names})
+    two = tw.tiled_map(above, lazy, 16, 2, dtype="f8", chunks=1000)
+    found = tw.compute(two[20:22, 20:22])
+    assert above.calls == 1
+    whole = 81 if chunks == 1000 else 25
+    # It reads [10, 26) along each axis, in the cores of 3 tiles; or of 2, where the expression is shifted.
+    assert below.calls == tiles if tiles is not None else below.calls >= whole
+    if tiles is not None and chunks == 50:  # dask makes layers of which all blocks are needed
+        assert not any(a.is_materialized() for a in lazy.dask.layers.values() if type(a) is Blockwise)
+    with dask.config.set(scheduler="synchronous"):
+        assert_same_bits(found, two.compute()[20:22, 20:22])
+
+
+def test_L3_expressions_in_chains_of_results(counting: Callable[..., Any]) -> None:
+    image, fns = picture(), [counting(np.sqrt), counting(np.square), counting(np.negative)]
+    options = {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 1000}
+    one = tw.tiled_map(fns[0], image, **options)
+    two = tw.tiled_map(fns[1], one + 1, **options)
+    three = tw.tiled_map(fns[2], 2 * two - one, **options)
+    root = np.sqrt(image)
+    expected = -(2 * np.square(root + 1) - root)
+    for fn in fns:
+        fn.reset()
+    assert_same_bits(tw.compute(three[44:46, 44:46]), expected[44:46, 44:46])
+    # Tiles own [12 i, 12 i + 12) and read 2 more at each end.
+    assert [fn.calls for fn in fns] == [5 * 5, 3 * 3, 1]
+    found = tw.compute(three[20:22, 20:22] + three[80:82, 80:82] * 2)
+    np.testing.assert_array_equal(found, expected[20:22, 20:22] + expected[80:82, 80:82] * 2)
+    assert fns[2].calls == 1 + 2
+    assert fns[0].calls == 25 + 4 * 4 + 5 * 5
+
+
+def test_L3_expressions_of_two_results_that_several_read(
+    counting: Callable[..., Any], tmp_path: Path
+) -> None:
+    image, below, other = picture(), counting(np.sqrt), counting(np.negative)
+    options = {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 50}
+    one, two = tw.tiled_map(below, image, **options), tw.tiled_map(other, image, **options)
+    sums = one + two
+    three, four = tw.tiled_map(np.abs, sums, **options), tw.tiled_map(np.square, sums * 2, **options)
+    expected = np.sqrt(image) - image
+    cut = (slice(20, 22), slice(20, 22))
+    below.reset(), other.reset()
+    assert_same_bits(tw.compute(three[cut] + four[cut]), (abs(expected) + np.square(2 * expected))[cut])
+    assert (below.calls, other.calls) == (9, 9)
+    found = tw.to_zarr(three[cut], tmp_path / "a.zarr", progress=False)
+    np.testing.assert_array_equal(found[...], abs(expected)[cut])
+    assert (below.calls, other.calls) == (18, 18)
+    assert tw.sample_crops(three, 1, 2, seed=0).shape == (1, 2, 2)
+    assert below.calls <= 18 + 4 * 16
+    below.reset()
+    tw.compute(three[cut] + sums.max())  # all of it is computed anyway
+    assert below.calls == 81
+
+
+def test_L3_what_is_there_of_an_expression_between_results_is_read(counting: Callable[..., Any]) -> None:
+    image, below = picture(), counting(np.sqrt)
+    options = {"crop": 16, "overlap": 2, "dtype": "f4", "chunks": 50}
+    lazy = (tw.tiled_map(below, image, **options) + 1).persist(scheduler="synchronous")
+    below.reset()
+    found = tw.compute(tw.tiled_map(np.square, lazy * 2, **options)[20:22, 20:22])
+    np.testing.assert_array_equal(found, np.square(2 * (np.sqrt(image) + 1))[20:22, 20:22])
+    assert below.calls == 0
+
+
 def test_L3_a_result_that_several_read_runs_each_tile_once(counting: Callable[..., Any]) -> None:
     image, below = picture(), counting(lambda x: {"a": np.sqrt(x), "b": -x})
     outputs = {"a": tw.Output("f4"), "b": tw.Output("f4")}
@@ -478,7 +566,8 @@ def test_L3_what_a_cluster_holds_of_an_expression_is_used(
     held = client.persist(lazy)  # not assigned to ``lazy``
     whole = held.compute()
     fn.reset()
-    for number, part in enumerate((lazy[20:22, 20:22], (lazy * 2)[20:22, 20:22] / 2)):
+    above = tw.tiled_map(np.abs, lazy * 1, 16, 2, dtype="f4", chunks=50)
+    for number, part in enumerate((lazy[20:22, 20:22], (lazy * 2)[20:22, 20:22] / 2, above[20:22, 20:22])):
         found = tw.to_zarr(part, tmp_path / f"{number}.zarr", progress=False)
         np.testing.assert_array_equal(found[...], whole[20:22, 20:22])
     assert fn.calls == 0

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import operator
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from typing import Any
@@ -19,10 +18,10 @@ from dask.task_spec import Alias, GraphNode, Task, TaskRef
 
 from tilework.graph.build import chunks_of
 from tilework.graph.layer import LazyLayer
-from tilework.graph.nodes import cut_of, held_names, is_of_array
+from tilework.graph.nodes import LayerBelow, cut_of, held_names, is_of_array
 from tilework.graph.tasks import Key
 
-__all__ = ["with_cuts_below"]
+__all__ = ["Cutter", "with_cuts_below"]
 
 # What works sample by sample, besides ufuncs of numpy: the operators of arrays, and what their methods call.
 OPERATORS = (
@@ -58,70 +57,134 @@ class _Form:
 
 
 def with_cuts_below(
-    graph: HighLevelGraph, wanted: Mapping[str, Collection[Key]], most: int
-) -> HighLevelGraph:
+    graph: HighLevelGraph,
+    wanted: Mapping[str, Collection[Key]],
+    most: int,
+    cutter: Cutter | None = None,
+) -> tuple[HighLevelGraph, Cutter]:
     """Return a graph in which slices of expressions of results are computed from slices of the results.
 
     So a slice of ``out > 0.5`` needs no more of ``out`` than one of ``out``. Keys have the values that they
     had; new tasks have keys of their own. Layers of more than ``most`` slices that are ``wanted``, of which
     other tasks may be left out, stay as they are.
+
+    The ``cutter`` of the graph cuts what is wanted besides, such as what results read of expressions; then
+    other tasks are not left out.
     """
-    order = list(TopologicalSorter(graph.dependencies).static_order())
-    cutter, needed = _Cutter(graph), _needed(graph, order, wanted)
-    layers, below = dict(graph.layers), dict(graph.dependencies)
+    order, further = list(TopologicalSorter(graph.dependencies).static_order()), cutter is not None
+    cutter = cutter or Cutter(graph)
+    cutter.graph, needed = graph, _needed(graph, order, wanted, far=further)
+    layers: dict[str, Any] = dict(graph.layers)
+    below = dict(graph.dependencies)
     for name in order:
-        layer = graph.layers[name]
-        if type(layer) is not MaterializedLayer or name in cutter.held:
+        layer: Any = graph.layers[name]
+        if not _is_made(layer) or name in cutter.held:
             cutter.inputs(name)  # from the lowest on, because what is above asks for those below
             continue
         nodes = layer.mapping
         if name in needed:
             nodes = {key: nodes[key] for key in needed[name] if key in nodes}
+        elif further or isinstance(layer, LayerBelow):
+            continue
         if len(nodes) <= most and layer.annotations is None:
             made = cutter.cut(name, nodes)
+            for new, own in made.items():
+                if further and (there := layers.get(new)) is not None:
+                    made[new] = {**there.mapping, **own}
             layers |= {new: MaterializedLayer(nodes) for new, nodes in made.items()}
             below |= {new: _below(nodes, layers, below[name]) for new, nodes in made.items()}
-    return HighLevelGraph(layers, below) if len(layers) > len(graph.layers) else graph
+    changed = any(layers[name] is not graph.layers.get(name) for name in layers)
+    cutter.graph = HighLevelGraph(layers, below) if changed else graph
+    return cutter.graph, cutter
+
+
+def _is_made(layer: Any) -> bool:
+    """Return whether a layer holds tasks that dask made, as of slices."""
+    return type(layer) is MaterializedLayer or isinstance(layer, LayerBelow)
 
 
 def _needed(
-    graph: HighLevelGraph, order: Sequence[str], wanted: Mapping[str, Collection[Key]]
+    graph: HighLevelGraph, order: Sequence[str], wanted: Mapping[str, Collection[Key]], *, far: bool
 ) -> dict[str, set[Key]]:
-    """Return the tasks of layers that some blocks need, by layer; without those of which it may be all."""
+    """Return the tasks of layers that some blocks need, by layer; without those of which it may be all.
+
+    Of layers that are not made yet it may be all, unless ``far``.
+    """
     needed, every = {name: set(keys) for name, keys in wanted.items()}, set[str]()
     for name in reversed(order):
-        layer = graph.layers[name]
+        layer: Any = graph.layers[name]
         left = needed.get(name, set())
-        if name in every or type(layer) is not MaterializedLayer:
+        if far and not left and name not in every:
+            continue
+        if far and isinstance(layer, Blockwise) and name not in every:
+            others: set[Any] = set().union(*layer.cull(left, ())[1].values())
+            known = all(is_of_array(key) and key[0] in graph.layers for key in others)
+        elif name in every or not _is_made(layer):
             every |= graph.dependencies[name]
             continue
-        while left:
-            nodes = [layer.mapping.get(key) for key in left]
-            keys = {key for node in nodes if isinstance(node, GraphNode) for key in node.dependencies}
-            others = keys - layer.mapping.keys()
-            known = all(is_of_array(key) and key[0] in graph.layers for key in others)
-            if not known or not all(isinstance(node, GraphNode) for node in nodes):
-                every |= {name, *graph.dependencies[name]}
-                break
-            left = keys - others - needed[name]
-            needed[name] |= left
-            for key in others:
-                needed.setdefault(key[0], set()).add(key)
+        else:
+            others, known = _others(graph, layer, left)
+        if not known:
+            every |= {name, *graph.dependencies[name]}
+            continue
+        needed.setdefault(name, set()).update(left)
+        for key in others:
+            needed.setdefault(key[0], set()).add(key)
     return {name: keys for name, keys in needed.items() if name not in every}
 
 
-def _below(nodes: Mapping[Key, Any], layers: Mapping[str, Any], others: AbstractSet[str]) -> set[str]:
+def _others(graph: HighLevelGraph, layer: Any, needed: set[Key]) -> tuple[set[Key], bool]:
+    """Return what tasks of a layer need of others, and whether that is known.
+
+    ``needed`` are the tasks; those of the layer that they need are added.
+    """
+    left, found = set(needed), set[Key]()
+    while left:
+        below = [_taken(layer.mapping.get(key)) for key in left]
+        keys = set[Any]().union(*(own for own in below if own is not None))
+        others = keys - layer.mapping.keys()
+        if None in below or not all(is_of_array(key) and key[0] in graph.layers for key in others):
+            return set(), False
+        left = keys - others - needed
+        needed |= left
+        found |= others
+    return found, True
+
+
+def _below(nodes: Mapping[Key, Any], layers: Mapping[str, Any], others: set[str]) -> set[str]:
     """Return the layers of what tasks need; ``others`` are the layers of keys that do not tell."""
     keys = {key for node in nodes.values() for key in node.dependencies} - nodes.keys()
     names = {key[0] if isinstance(key, tuple) else key for key in keys}
     return names if names <= layers.keys() else names & layers.keys() | others
 
 
-class _Cutter:
-    """Makes the tasks of slices, and knows which tasks work sample by sample."""
+def _same(node: Any) -> Key | None:
+    """Return the block that a task gives another key; None for any other task."""
+    other = node.target if isinstance(node, Alias) else node  # a tuple is dask's older kind
+    return other if is_of_array(other) else None
+
+
+def _taken(node: Any) -> Iterable[Key] | None:
+    """Return the keys that a task needs; None if it does not tell."""
+    if isinstance(node, GraphNode):
+        return node.dependencies
+    if (cut := cut_of(node)) is not None:
+        return (cut[0],)
+    return None if _same(node) is None else (node,)
+
+
+class Cutter:
+    """Makes the tasks of slices, and knows which tasks work sample by sample.
+
+    Parameters
+    ----------
+    graph : HighLevelGraph
+    """
 
     def __init__(self, graph: HighLevelGraph) -> None:
-        self._graph, self.held = graph, held_names()
+        self.graph = graph
+        self.held = held_names()
+        """Names of arrays that stay as they are."""
         self._inputs: dict[str, Mapping[str, tuple[Place, ...]] | None] = {}
         self._singles: dict[str, list[bool | None]] = {}
         """Whether an expression has one sample along each axis; None: nobody knows."""
@@ -140,7 +203,7 @@ class _Cutter:
         """
         if name not in self._inputs:
             # What a cluster holds runs no more, and what replaces it would.
-            layer = None if name in self.held else self._graph.layers.get(name)
+            layer = None if name in self.held else self.graph.layers.get(name)
             self._inputs[name] = self._found(layer) if isinstance(layer, Blockwise) else None
         return self._inputs[name]
 
@@ -152,7 +215,7 @@ class _Cutter:
         for name, along in indices:
             if along is None and not isinstance(name, GraphNode | TaskRef) and np.ndim(name) == 0:
                 continue
-            if along is None or name not in self._graph.layers or not set(along) <= {*layer.output_indices}:
+            if along is None or name not in self.graph.layers or not set(along) <= {*layer.output_indices}:
                 return None
             own = tuple(map(layer.output_indices.index, along))
             if axes.setdefault(name, own) != own:
@@ -178,17 +241,17 @@ class _Cutter:
 
     def _leads_to_results(self, name: str) -> bool:
         """Return whether an array is a result, an expression of results, or slices of one of them."""
-        layer = self._graph.layers.get(name)
-        if type(layer) is not MaterializedLayer:
+        layer: Any = self.graph.layers.get(name)
+        if not _is_made(layer):
             return isinstance(layer, LazyLayer) or self.inputs(name) is not None
         node = next(iter(layer.mapping.values()), None)  # all of a layer of dask's slices are alike
         cut = cut_of(node)
-        below: Any = cut[0] if cut is not None else node.target if isinstance(node, Alias) else None
+        below: Any = cut[0] if cut is not None else _same(node)
         return is_of_array(below) and below[0] != name and self._leads_to_results(below[0])
 
     def _single(self, name: str, blocks: Iterable[int]) -> list[bool | None]:
         """Return whether an array has one sample along each axis; None: nobody knows."""
-        layer = self._graph.layers[name]
+        layer = self.graph.layers[name]
         if isinstance(layer, LazyLayer) and name in layer.names.outputs:
             output = layer.spec.outputs[layer.names.outputs.index(name)]
             return [sum(sizes) == 1 for sizes in chunks_of(layer.spec, output)]
@@ -205,7 +268,7 @@ class _Cutter:
                 inputs = self.inputs(name)
                 if inputs is None:
                     continue
-                layer: Any = self._graph.layers[name]
+                layer: Any = self.graph.layers[name]
                 made = dict(layer.cull({key for key in keys if key[0] == name}, ())[0])
                 for key in keys & made.keys():
                     node, below = made[key], made[key].dependencies
@@ -218,8 +281,11 @@ class _Cutter:
     def cut(self, name: str, nodes: Mapping[Key, Any]) -> dict[str, dict[Key, Any]]:
         """Return a layer of slices with the layers below it, by name; none if it stays as it is."""
         cuts = {key: cut for key, node in nodes.items() if (cut := self._cut(node)) is not None}
-        self._learn({block for block, _ in cuts.values()})
+        same = {key: other for key, node in nodes.items() if (other := _same(node)) is not None}
+        self._learn({*same.values(), *(block for block, _ in cuts.values())})
         found = {key: cut for key, cut in cuts.items() if self._fits(*cut)}
+        same |= {key: block for key, (block, index) in found.items() if all(i == slice(None) for i in index)}
+        self._forms |= {key: self._forms.get(block) for key, block in same.items()}
         if all(item in (None, slice(None)) for _, index in found.values() for item in index):
             self._again |= found
             return {}
@@ -241,6 +307,8 @@ class _Cutter:
                 rest = tuple(None if item is None else _first(item) for item in index)
                 made[key], self._forms[key] = Task(key, getitem, TaskRef(part), rest), None
                 self._again[key] = part, rest
+        # Now what blocks of the same layer are computed from is known, too.
+        self._forms |= {key: self._forms.get(block) for key, block in same.items() if key not in found}
         return {name: made, f"{name}-parts": self._parts, f"{name}-slices": self._slices}
 
     def _cut(self, node: Any) -> tuple[Key, Index] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from graphlib import TopologicalSorter
 from typing import Any
@@ -25,9 +25,10 @@ from tilework.engine.parts import edges_of
 from tilework.engine.spec import Spec
 from tilework.function.bound import BoundOutput
 from tilework.graph.build import build, find_spec
-from tilework.graph.cutting import with_cuts_below
+from tilework.graph.cutting import Cutter, with_cuts_below
 from tilework.graph.layer import BlockLayer, LazyLayer
 from tilework.graph.nodes import LayerBelow, cut_of, held_names, is_of_array, joined_of, needed, points_of
+from tilework.graph.partial import PartialLayer, partial_of
 from tilework.graph.tasks import Key
 from tilework.plan.tile_mask import TileMask, in_order
 from tilework.source.base import BlockSource
@@ -85,9 +86,12 @@ def narrowed(array: da.Array, boxes: Boxes) -> da.Array:
     if da.array_expr_enabled() or find_spec(array) is None:
         return array
     graph: Any = array.__dask_graph__()  # where it is a result, one of layers
-    wanted = _Wanted(graph, {})
-    wanted.boxes[array.name] = [boxes]
-    _, made = _narrowed(graph, wanted, worth=1.0)
+    for cutter in (Cutter(graph), None):
+        wanted = _Wanted(graph, cutter, {})
+        wanted.boxes[array.name] = [boxes]
+        _, made, useful = _narrowed(wanted, worth=1.0)
+        if useful:
+            break
     return made.get(array.name, array)
 
 
@@ -97,34 +101,30 @@ def _with_parts(graph: HighLevelGraph, blocks: Mapping[str, Collection[Key]]) ->
     Expressions are cut only where fewer tiles run for it: slices that overlap, as of differences of
     neighbours, compute what they share once each.
     """
-    cut = with_cuts_below(graph, blocks, MOST_TASKS)
-    for one in [graph] if cut is graph else [cut, graph]:
-        new, made = _narrowed(one, _Wanted(one, blocks))
-        if made:
+    cut, cutter = with_cuts_below(graph, blocks, MOST_TASKS)
+    for one, own in ((cut, cutter), (cut, None), (graph, None)):
+        new, made, useful = _narrowed(_Wanted(one, own, blocks))
+        if made and useful:
             return new
     return graph
 
 
-def _narrowed(
-    graph: HighLevelGraph, wanted: _Wanted, *, worth: float = WORTH
-) -> tuple[HighLevelGraph, dict[str, da.Array]]:
+def _narrowed(wanted: _Wanted, *, worth: float = WORTH) -> tuple[HighLevelGraph, dict[str, da.Array], bool]:
     """Return a graph in which results run only the tiles that are needed, and these results.
 
-    The results have names of their own, and are by the names that they had. From ``worth`` on, a share of
-    the tiles of the blocks around all that is wanted, all run.
+    The results have names of their own, and are by the names that they had. And whether it was of use that
+    expressions were cut where results read them. From ``worth`` on, a share of the tiles of the blocks around
+    all that is wanted, all run.
     """
-    order = list(TopologicalSorter(graph.dependencies).static_order())
+    graph = wanted.graph
     runs: dict[str, tuple[BlockLayer, TileMask]] = {}
-    held = held_names()
-    for name in reversed(order):
-        layer = graph.layers[name]
-        if name in held:
-            wanted.whole.update(graph.dependencies[name])
-        elif not isinstance(layer, BlockLayer):
+    for name in wanted.downwards():
+        layer = wanted.graph.layers[name]
+        if not isinstance(layer, BlockLayer):
             wanted.look(name, layer)
         elif (
             layer.is_own(graph.layers)
-            and held.isdisjoint(layer.names.outputs)
+            and wanted.held.isdisjoint(layer.names.outputs)
             and (boxes := wanted.of(layer))
             and (found := _tiles(layer, boxes, worth))
         ):
@@ -132,22 +132,64 @@ def _narrowed(
             runs[name] = layer, tiles
             for number, source in enumerate(layer.spec.sources):
                 if isinstance(source, BlockSource):
-                    wanted.add(source.dask_name, _reads(layer.spec, number, first, stop))
+                    wanted.add(source, _reads(layer.spec, number, first, stop))
         elif any(map(wanted.knows, (name, *layer.names.outputs))):
             wanted.whole.update(graph.dependencies[name])
-    layers, below, made = dict(graph.layers), dict(graph.dependencies), dict[str, da.Array]()
-    for owner, tiles in (runs[name] for name in order if name in runs):
-        arrays = _part(owner.spec, owner.names.spec, tiles, made)
-        for old, new in zip(owner.names.outputs, arrays, strict=True):
-            layers |= new.dask.layers
-            below |= new.dask.dependencies
-            made[old] = new
-    if not made:
-        return graph, made
-    for name, nodes in _renamed_layers(graph, order, wanted.needed, made).items():
-        layers[name] = MaterializedLayer(nodes)
-        below[name] = {made[key].name if key in made else key for key in graph.dependencies[name]}
-    return HighLevelGraph(layers, below), made
+    return _made(wanted, runs) if runs else (graph, {}, not wanted.cut)
+
+
+def _made(
+    wanted: _Wanted, runs: Mapping[str, tuple[BlockLayer, TileMask]]
+) -> tuple[HighLevelGraph, dict[str, da.Array], bool]:
+    """Return what `_narrowed` does, for results of which some tiles run.
+
+    A task of dask of which all is wanted keeps its key. Of others only the parts that are wanted have the
+    values of this key, which tasks of other runs on a cluster, or arrays that it holds, may have too.
+    """
+    layers: dict[str, Any] = dict(wanted.graph.layers)
+    below = dict(wanted.graph.dependencies)
+    made, read, keys = dict[str, da.Array](), dict[str, da.Array](), dict[Key, Key]()
+    from_made: dict[str, set[str]] = {}
+    for name in wanted.order:
+        others = {key for key in below[name] if key in made or key in from_made}
+        if name in runs:
+            owner, tiles = runs[name]
+            arrays = _part(owner.spec, owner.names.spec, tiles, made | read)
+            for old, new in zip(owner.names.outputs, arrays, strict=True):
+                # What a source was built from may have changed since.
+                layers = {**new.dask.layers, **layers}
+                below = {**new.dask.dependencies, **below}
+                made[old] = new
+            continue
+        if not others or name not in wanted.needed:
+            continue
+        from_made[name] = set().union(*(from_made.get(key) or {made[key].name} for key in others))
+        below[name] = {made[key].name if key in made else key for key in below[name]}
+        mark, nodes = tokenize(sorted(from_made[name])), layers[name]
+        if isinstance(nodes, PartialLayer):
+            source = nodes.source
+            read[source.dask_name] = _reachable(layers, below, name, source)
+            continue
+        # Of the slices of an image of 10^6 x 10^6 there are 30 000, of which a part of it needs a few.
+        own = wanted.needed[name]
+        keys |= {key: (f"{key[0]}-part-{mark}", *key[1:]) for key in own if None not in own[key]}
+        layers[name] = MaterializedLayer(
+            {keys.get(key, key): _renamed(nodes.mapping[key], keys.get(key), made, keys) for key in own}
+        )
+    return HighLevelGraph(layers, below), made, bool(read) or not wanted.cut
+
+
+def _reachable(
+    layers: Mapping[str, Any], below: Mapping[str, set[str]], name: str, source: BlockSource
+) -> da.Array:
+    """Return the array of a layer, with the layers that it needs."""
+    found, left = {name}, [name]
+    while left:
+        more = below[left.pop()] - found
+        found |= more
+        left += more
+    graph = HighLevelGraph({key: layers[key] for key in found}, {key: below[key] for key in found})
+    return da.Array(graph, name, source.handle.chunks, meta=source.handle._meta)
 
 
 def _part(spec: Spec, call: str, runs: TileMask, made: Mapping[str, da.Array]) -> list[da.Array]:
@@ -267,54 +309,18 @@ def _within(block: slice, span: Span | None) -> Span:
     return block.start + span[0], min(block.stop, block.start + span[1])
 
 
-def _renamed_layers(
-    graph: HighLevelGraph,
-    order: Sequence[str],
-    needed: Mapping[str, Mapping[Key, Collection[Spans]]],
-    made: Mapping[str, da.Array],
-) -> dict[str, dict[Key, Any]]:
-    """Return the layers of what is computed from results that were made, by name, with the needed tasks.
-
-    A task of which all is wanted keeps its key. Of others only the parts that are wanted have the values of
-    this key, which tasks of other runs on a cluster, or arrays that it holds, may have too.
-
-    Parameters
-    ----------
-    graph : HighLevelGraph
-    order : sequence of str
-        The layers, the lowest first.
-    needed : dict of str to dict
-        The tasks that are needed, and the parts of them that are wanted, by layer.
-    made : dict of str to dask.array.Array
-        By the names that they had.
-    """
-    mark = tokenize(sorted(array.name for array in made.values()))
-    names, keys = {old: array.name for old, array in made.items()}, dict[Key, Key]()
-    changed = dict[str, dict[Key, Any]]()
-    for name in order:
-        layer: Any = graph.layers[name]
-        if name in needed and not graph.dependencies[name].isdisjoint(names.keys() | changed.keys()):
-            # Of the slices of an image of 10^6 x 10^6 there are 30 000, of which a part of it needs a few.
-            own = needed[name]
-            keys |= {key: (f"{key[0]}-part-{mark}", *key[1:]) for key in own if None not in own[key]}
-            changed[name] = {
-                keys.get(key, key): _renamed(layer.mapping[key], keys.get(key), names, keys) for key in own
-            }
-    return changed
-
-
-def _renamed(node: Any, new: Key | None, names: Mapping[str, str], keys: Mapping[Key, Key]) -> Any:
+def _renamed(node: Any, new: Key | None, made: Mapping[str, da.Array], keys: Mapping[Key, Key]) -> Any:
     """Return a task that takes blocks of other arrays, and what has other keys; ``new`` is its own."""
     if not isinstance(node, GraphNode):
         if (cut := cut_of(node)) is not None:
-            return (node[0], _renamed(cut[0], None, names, keys), cut[1])
-        return _new_key(node, names, keys) if is_of_array(node) else node
-    others = {key: _new_key(key, names, keys) for key in node.dependencies}
+            return (node[0], _renamed(cut[0], None, made, keys), cut[1])
+        return _new_key(node, made, keys) if is_of_array(node) else node
+    others = {key: _new_key(key, made, keys) for key in node.dependencies}
     return node.substitute({key: other for key, other in others.items() if other != key}, key=new)
 
 
-def _new_key(key: Key, names: Mapping[str, str], keys: Mapping[Key, Key]) -> Key:
-    return (names[key[0]], *key[1:]) if is_of_array(key) and key[0] in names else keys.get(key, key)
+def _new_key(key: Key, made: Mapping[str, da.Array], keys: Mapping[Key, Key]) -> Key:
+    return (made[key[0]].name, *key[1:]) if is_of_array(key) and key[0] in made else keys.get(key, key)
 
 
 class _Wanted:
@@ -323,12 +329,29 @@ class _Wanted:
     Parameters
     ----------
     graph : HighLevelGraph
+    cutter : Cutter
+        Cuts what results read of expressions; None: they read whole blocks.
     blocks : dict of str to keys
         The blocks that are wanted whole, by layer.
     """
 
-    def __init__(self, graph: HighLevelGraph, blocks: Mapping[str, Collection[Key]]) -> None:
-        self._graph = graph
+    def __init__(
+        self, graph: HighLevelGraph, cutter: Cutter | None, blocks: Mapping[str, Collection[Key]]
+    ) -> None:
+        self.graph, self._cutter = graph, cutter
+        self.held = held_names()
+        """Names of arrays that a cluster holds."""
+        self.cut: dict[str, str] = {}
+        """Expressions of which results read parts, with the layers of these."""
+        self.order = self._ordered()
+        """The layers, the lowest first."""
+        self._computed = set[str]()
+        """Layers that are computed from results."""
+        for name in self.order:
+            if isinstance(graph.layers[name], LazyLayer) or not self._computed.isdisjoint(
+                graph.dependencies[name]
+            ):
+                self._computed.add(name)
         self.whole = {name for name, keys in blocks.items() if len(keys) > MOST_TASKS}
         """Layers of which all blocks may be wanted, whole."""
         self.parts: dict[str, dict[Key, set[Spans]]] = {
@@ -336,7 +359,8 @@ class _Wanted:
         }
         """The parts that are wanted of some blocks, by layer and key."""
         self.boxes: dict[str, list[Boxes]] = {}
-        """What else is wanted of results."""
+        """What else is wanted of arrays that results read."""
+        self._sources: dict[str, BlockSource] = {}
         self.needed: dict[str, Mapping[Key, Collection[Spans]]] = {}
         """The tasks that are needed, and what of each, by layer; of other layers it may be all."""
         self._tasks = 0
@@ -345,12 +369,13 @@ class _Wanted:
         """Return whether anything is wanted of a layer."""
         return name in self.whole or name in self.parts or name in self.boxes
 
-    def add(self, name: str, boxes: Boxes) -> None:
+    def add(self, source: BlockSource, boxes: Boxes) -> None:
         """Note that boxes of an array are wanted."""
-        if not isinstance(self._graph.layers.get(name), LazyLayer):
-            self.whole.add(name)
-        elif len(boxes[0]):
-            self.boxes.setdefault(name, []).append(boxes)
+        if source.dask_name not in self.graph.layers:
+            return
+        self._sources[source.dask_name] = source
+        if len(boxes[0]):
+            self.boxes.setdefault(source.dask_name, []).append(boxes)
 
     def of(self, layer: BlockLayer) -> dict[int, Boxes] | None:
         """Return what is wanted of a result, by the number of the output; None: all."""
@@ -368,10 +393,14 @@ class _Wanted:
 
     def look(self, name: str, layer: Any) -> None:
         """Look at what the tasks of a layer take from those below."""
-        below, parts = self._graph.dependencies[name], self.parts.get(name, {})
+        if name in self.boxes and not isinstance(layer, LazyLayer) and name not in self.cut:
+            if self._cut(name):
+                return  # its parts are looked at before it
+            self.whole.add(name)
+        below, parts = self.graph.dependencies[name], self.parts.get(name, {})
         if name not in self.whole and not parts:
             return
-        if type(layer) is MaterializedLayer or isinstance(layer, LayerBelow):
+        if name not in self.held and (type(layer) is MaterializedLayer or isinstance(layer, LayerBelow)):
             self._tasks += len(layer.mapping) if name in self.whole else sum(map(len, parts.values()))
             if self._tasks <= MOST_TASKS:
                 parts = {key: {None} for key in layer.mapping} if name in self.whole else parts
@@ -383,6 +412,48 @@ class _Wanted:
                             self.parts.setdefault(array, {}).setdefault(block, set()).update(spans)
                     return
         self.whole.update(below)
+
+    def _cut(self, name: str) -> bool:
+        """Put the parts of an array that results read into the graph, as slices; return False if it is whole.
+
+        So what is between two results is computed as for slices, and under keys of its own.
+        """
+        source, boxes = self._sources[name], self.boxes[name]
+        if self._cutter is None or name in self.whole | self.held or name not in self._computed:
+            return False
+        starts, stops = (np.concatenate(ends) for ends in zip(*boxes, strict=True))
+        found = type(source.handle._meta) is np.ndarray and partial_of(source, (starts, stops), MOST_TASKS)
+        if not found:
+            return False
+        whole, cuts = found
+        part = f"{whole.name}-cut"
+        layers: dict[str, Any] = {**self.graph.layers, part: MaterializedLayer(cuts), whole.name: whole}
+        below = {**self.graph.dependencies, part: {name}, whole.name: {part}}
+        self.graph, _ = with_cuts_below(HighLevelGraph(layers, below), {part: cuts}, MOST_TASKS, self._cutter)
+        self.cut[name] = whole.name
+        self.order = self._ordered()
+        self.needed[whole.name], self.parts[part] = {}, {key: {None} for key in cuts}
+        return True
+
+    def _ordered(self) -> list[str]:
+        """Return the layers, each after those below it, and results after the parts that they read."""
+        below = dict[str, set[str]]()
+        for name, others in self.graph.dependencies.items():
+            read = self.cut.keys() & others if isinstance(self.graph.layers[name], LazyLayer) else ()
+            below[name] = others | {self.cut[other] for other in read}
+        return list(TopologicalSorter(below).static_order())
+
+    def downwards(self) -> Iterator[str]:
+        """Yield the layers, each after those above it; one above which others came in meanwhile again."""
+        order, left, seen = self.order, [*self.order], set[str]()
+        while left:
+            if (name := left.pop()) in seen:
+                continue
+            yield name
+            if self.order is order:
+                seen.add(name)
+            else:
+                order, left = self.order, [*self.order]
 
 
 def _all_taken(

@@ -135,3 +135,24 @@ def test_what_is_no_result_of_to_zarr_any_more_is_not_judged(tmp_path: Path) -> 
         array.resize((48, 40))
         array.update_attributes({"tilework": None})
         write(mapped(store), tmp_path / "c.zarr")
+
+
+class Refusing(zarr.storage.WrapperStore):
+    """A store as of a server that answers 403 where there is no object, and not 404."""
+
+    def _with_store(self, store: Any) -> Refusing:
+        return Refusing(store)
+
+    async def get(self, key: str, *args: Any, **kwargs: Any) -> Any:
+        found = await super().get(key, *args, **kwargs)
+        if found is None:
+            raise RuntimeError(f"403, message='Forbidden', {key}")
+        return found
+
+
+def test_a_server_that_refuses_what_it_does_not_have_is_read(tmp_path: Path) -> None:
+    store = zarr.storage.MemoryStore()
+    zarr.create_array(store, data=IMAGE, chunks=(16, 16))
+    source = zarr.open_array(Refusing(store), mode="r", zarr_format=3)
+    out = write(mapped(source), tmp_path / "out.zarr")
+    np.testing.assert_array_equal(out[:], 2 * IMAGE)

@@ -127,7 +127,10 @@ def _put(counts: Ints, ranges: Sequence[Span], numbers: Ints, shape: Index, coun
 
 
 def _meeting(spans: Spans, start: int, stop: int) -> slice:
-    """Return which of the supports along an axis have samples between ``start`` and ``stop``."""
+    """Return which of the supports along an axis have samples between ``start`` and ``stop``.
+
+    `AxisWeights.touching` tells it of tiles whose supports are not known yet, one by one, which takes longer.
+    """
     first = np.searchsorted(spans.high, start, side="right")
     return slice(int(first), int(np.searchsorted(spans.low, stop)))
 

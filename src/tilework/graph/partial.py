@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -45,10 +44,7 @@ class PartialLayer(Layer):
             return self.nodes[key]
         if key not in self:
             raise KeyError(key)
-        shape = tuple(
-            [edges[i + 1] - edges[i] for edges, i in zip(self.source.offsets, key[1:], strict=True)]
-        )
-        return Task(key, _nothing, shape, self.source.dtype)
+        return Task(key, _nothing, self.source.block_shape(key[1:]), self.source.dtype)
 
     def __contains__(self, key: object) -> bool:
         return (
@@ -90,7 +86,7 @@ def partial_of(
     name = f"{source.dask_name}-boxes-{tokenize(wanted)}"
     blocks, count = dict[Index, list[tuple[Span, ...]]](), 0
     for box in wanted:
-        along = [list(_meeting(edges, span)) for edges, span in zip(source.offsets, box, strict=True)]
+        along = [list(_pieces(source, axis, span)) for axis, span in enumerate(box)]
         count += math.prod(map(len, along))
         if count > most:
             return None
@@ -105,18 +101,15 @@ def partial_of(
         for part, spans in zip(own, parts, strict=True):
             cuts[part] = Task(part, getitem, TaskRef(block), slices_of(spans))
         key: Key = (name, *index)
-        what = index, source.dask_name, _shape(source, index), tuple(parts)
+        what = index, source.dask_name, source.block_shape(index), tuple(parts)
         nodes[key] = Task(key, _placed, *what, *map(TaskRef, own))
     return PartialLayer(name, source, nodes), cuts
 
 
-def _shape(source: BlockSource, index: Index) -> Index:
-    return tuple([edges[i + 1] - edges[i] for edges, i in zip(source.offsets, index, strict=True)])
-
-
-def _meeting(edges: Sequence[int], span: Span) -> Iterator[tuple[int, Span]]:
+def _pieces(source: BlockSource, axis: int, span: Span) -> Iterator[tuple[int, Span]]:
     """Yield the blocks along an axis that meet an interval, with their own samples in it."""
-    for number in range(bisect.bisect_right(edges, span[0]) - 1, bisect.bisect_left(edges, span[1])):
+    edges = source.offsets[axis]
+    for number in source.meeting(axis, span):
         first, stop = max(span[0], edges[number]), min(span[1], edges[number + 1])
         if first < stop:
             yield number, (first - edges[number], stop - edges[number])

@@ -163,9 +163,7 @@ class Starts(Holder):
 
     def array(self) -> Ints:
         """Return all starts as an array."""
-        first, step, count = self._table
-        within = np.arange(len(self)) - np.repeat(self._table_before, count)
-        return np.asarray(np.repeat(first, count) + np.repeat(step, count) * within)
+        return self._some(np.arange(len(self)))
 
     @derived
     def _before(self) -> list[int]:

@@ -119,19 +119,13 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
     asked = f"reuse={request.reuse!r} was asked for"
     if request.chunks is not None:
         _check_chunks(plan, request.chunks, request.unit)
-        try:
-            return _choose_reuse(plan, request.chunks, request, (), asked)
-        except _TooLarge as error:
-            raise error.refusal(request) from None
+        return _of_shape(plan, request.chunks, request, asked)
     # Blocks that share are at least as long as the longest support; others may be shorter.
     alone = replace(request, reuse="recompute") if request.reuse == "auto" else request
     limit = math.inf if request.memory_limit is None else request.memory_limit
     if bound_bytes(plan) + plan.threads * request.encoding > limit:
         # No shape fits, and the smallest is the one that an error tells of.
-        try:
-            return _choose_reuse(plan, smallest(plan, alone), alone, (), asked)
-        except _TooLarge as error:
-            raise error.refusal(request) from None
+        return _of_shape(plan, smallest(plan, alone), alone, asked)
     try:
         return _widened(_choose_shape(plan, request, asked), request, asked)
     except MemoryBudgetError:
@@ -141,6 +135,14 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
     found = _choose_shape(plan, alone, asked)
     # Two rounds of shapes were looked at, which took as long as the rest of a build.
     return found if _keeps_chunks(found) else _descended(found, _Search(found, alone, asked, LOOKS // 3))
+
+
+def _of_shape(plan: TilePlan, block: Index, request: BlockRequest, asked: str) -> TilePlan:
+    """Return the plan with blocks of the one shape that there is."""
+    try:
+        return _choose_reuse(plan, block, request, (), asked)
+    except _TooLarge as error:
+        raise error.refusal(request) from None
 
 
 def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
@@ -232,8 +234,8 @@ def _descended(plan: TilePlan, search: _Search) -> TilePlan:
             if len(search.seen) >= search.looks or WORTH * cost <= least:
                 break
             found = search.found(block)
-            if found is not None and _worth(found) < STEP * cost:
-                better, cost = found, _worth(found)
+            if found is not None and (worth := _worth(found)) < STEP * cost:
+                better, cost = found, worth
                 break
     return best if cost < WORTH * _worth(plan) else plan
 
@@ -356,9 +358,9 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
 
 def _repeats(plan: TilePlan, block: Index, request: BlockRequest, most: float) -> bool:
     """Return whether blocks of a shape cannot share, and run more than ``most`` crops."""
-    alone = plan.with_blocks(block, "recompute")
     if request.reuse == "share":
         return False
+    alone = plan.with_blocks(block, "recompute")
     # The bound needs no tables, which take long for a million blocks of a few samples.
     return (SURE * _fewest_in(plan, block) > most or alone.calls() > most) and _must_repeat(alone, request)
 

@@ -257,7 +257,7 @@ class BlockSource(Source):
 
     def along(self, axis: int, read: AxisRead) -> list[int]:
         """Return the numbers of the blocks that are read along one axis, sorted."""
-        return sorted({number for span in read.intervals for number in self._meeting(axis, span)})
+        return sorted({number for span in read.intervals for number in self.meeting(axis, span)})
 
     def together(self, parts: Sequence[list[int]]) -> list[Index]:
         """Return the numbers of the blocks that are read, sorted."""
@@ -275,15 +275,19 @@ class BlockSource(Source):
         check_box(part, box, self.handle)
         return self.as_declared(part)
 
-    def _meeting(self, axis: int, span: Span) -> range:
+    def meeting(self, axis: int, span: Span) -> range:
         """Return the numbers of the blocks along an axis that meet an interval."""
         edges = self.offsets[axis]
         first = min(bisect.bisect_right(edges, span[0]), len(edges) - 1) - 1  # no samples at all
         return range(first, max(first + 1, bisect.bisect_left(edges, span[1])))
 
+    def block_shape(self, index: Index) -> Index:
+        """Return the shape of a block."""
+        return tuple([edges[i + 1] - edges[i] for edges, i in zip(self.offsets, index, strict=True)])
+
     def read_blocks(self, blocks: Mapping[Index, Any], box: Sequence[Span]) -> Array:
         """Return the samples of ``box`` from computed blocks; a view where one block holds it."""
-        indices = list(itertools.product(*map(self._meeting, range(len(box)), box)))
+        indices = list(itertools.product(*map(self.meeting, range(len(box)), box)))
         found = [self._block(index, blocks[index]) for index in indices]
         starts = [[self.offsets[d][i] for d, i in enumerate(index)] for index in indices]
         if len(indices) == 1:
@@ -299,8 +303,7 @@ class BlockSource(Source):
         """Return a computed block; raise if there is none, or if it has another shape than declared."""
         if isinstance(block, Unread):
             raise block.error.with_traceback(None)  # or it keeps the frames of all that fail
-        declared = tuple([o[i + 1] - o[i] for o, i in zip(self.offsets, index, strict=True)])
-        check_block(block.shape, declared, f"the dask array {self.dask_name}", index)
+        check_block(block.shape, self.block_shape(index), f"the dask array {self.dask_name}", index)
         return block  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:

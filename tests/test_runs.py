@@ -261,11 +261,13 @@ def test_waiting_for_tasks_in_flight_is_bounded(
 ) -> None:
     """One line says how many; a task that comes back later writes nothing."""
     monkeypatch.setattr(tilework.execution.local, "PATIENCE", 0.05)
-    released, calls = threading.Event(), iter(range(TILES))
+    begun, released, calls = threading.Event(), threading.Event(), iter(range(TILES))
 
     def stuck(crop: np.ndarray) -> np.ndarray:
         if next(calls):
+            begun.set()
             released.wait(30)
+        begun.wait(30)  # the run ends with the first block: a thread may not have begun its own by then
         return -crop
 
     with dask.config.set(num_workers=3), caplog.at_level("INFO", "tilework"), pytest.raises(RuntimeError):

@@ -195,6 +195,18 @@ def client(_synchronous: None) -> Iterator[Any]:
         yield client
 
 
+@pytest.fixture
+def claiming() -> Callable[[], set[str]]:
+    """Tell which runs of this process hold claims since the test began.
+
+    What an earlier test left to dask lets go of its claims with its results, which may be in a cycle.
+    """
+    from tilework.writing.claim import Claims
+
+    before = set(Claims.active)
+    return lambda: Claims.active - before
+
+
 # --------------------------------------------------------------------------------------- counting
 
 

@@ -312,7 +312,7 @@ def test_a_task_of_a_run_that_has_ended_writes_nothing() -> None:
     assert not kept
 
 
-def test_an_interrupted_run_leaves_no_claim(tmp_path: Path) -> None:
+def test_an_interrupted_run_leaves_no_claim(tmp_path: Path, claiming: Callable[[], set[str]]) -> None:
     """Also when the function raises, or a callable for progress."""
     for error in (KeyboardInterrupt, SystemExit, RuntimeError):
 
@@ -324,7 +324,7 @@ def test_an_interrupted_run_leaves_no_claim(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError) as caught:
             write(result(fails), tmp_path / "a.zarr", version=error.__name__, overwrite=True)
         assert error in (type(caught.value), type(caught.value.__cause__))
-        assert not Claims.active
+        assert not claiming()
         assert not objects_of(str(tmp_path / "a.zarr")).exists("claim")
 
     def progress(done: int, total: int) -> None:
@@ -332,7 +332,7 @@ def test_an_interrupted_run_leaves_no_claim(tmp_path: Path) -> None:
 
     with pytest.raises(LookupError):
         write(result(), tmp_path / "b.zarr", progress=progress)
-    assert not Claims.active
+    assert not claiming()
 
 
 def test_a_refused_call_claims_nothing(tmp_path: Path) -> None:
@@ -389,17 +389,19 @@ def test_a_delayed_run_writes_no_marked_unit_again() -> None:
     assert (written[:16, :16] == 7).all()
 
 
-def test_a_finalizer_lets_claims_go_in_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finalizer_lets_claims_go_in_a_thread_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, claiming: Callable[[], set[str]]
+) -> None:
     """The garbage collector may run inside zarr, which then waits for the thread that holds its lock."""
     threads: list[int] = []
-    release = Claims.release
+    release, run = Claims.release, Claims()
 
     def note(self: Claims) -> None:
-        threads.append(threading.get_ident())
+        if self.run == run.run:
+            threads.append(threading.get_ident())
         release(self)
 
     monkeypatch.setattr(Claims, "release", note)
-    run = Claims()
     written = write(result(), zarr.storage.MemoryStore())
     run.take(Ledger(written).objects, "here")
     threads.clear()
@@ -412,7 +414,7 @@ def test_a_finalizer_lets_claims_go_in_a_thread_of_its_own(monkeypatch: pytest.M
     assert len(threads) == 1
     assert threads[0] != threading.get_ident()
     later.release()
-    assert not Claims.active
+    assert not claiming()
 
 
 # -- marks --------------------------------------------------------------------------------------------------

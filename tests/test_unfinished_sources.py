@@ -14,7 +14,7 @@ import pytest
 import zarr
 
 import tilework as tw
-from tilework.writing.claim import Claims, Owner
+from tilework.writing.claim import Owner
 from tilework.writing.ledger import Ledger
 from tilework.writing.objects import dump
 
@@ -117,7 +117,6 @@ def test_a_claim_of_no_living_run_here_is_no_reason_to_refuse(owner: str, tmp_pa
     claim: Any = {"run": "0123", "beat": 10.0}
     if owner in owners:
         claim["owner"] = {name: getattr(owners[owner], name) for name in Owner.__slots__}
-    assert not Claims.active
     Ledger(zarr.open_array(store)).objects.write("claim", dump(claim))
     with pytest.warns(tw.TilingWarning, match="incomplete result"):
         write(mapped(store), tmp_path / "b.zarr")

@@ -160,6 +160,10 @@ def test_what_is_called_is_not_built_again_meanwhile() -> None:
             other.get()
         assert slow.token not in load_once_module._REGISTRY._entries
         again = pool.submit(slow, 2)
+        end = time.monotonic() + 10
+        while slow.token not in load_once_module._REGISTRY._entries:  # its thread may begin late
+            assert time.monotonic() < end
+            time.sleep(0.01)
         assert not again.done()
         RELEASE.set()
         assert [first.result(10), again.result(10)] == [1, 2]

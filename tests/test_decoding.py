@@ -555,6 +555,67 @@ def test_lengths_of_blocks_pay_for_each_other_where_memory_is_short(
     assert decoded_ratio(plan) <= decoded
 
 
+class Opaque(zarr.storage.WrapperStore):  # type: ignore[type-arg]
+    """A store of which nothing is known, so that no task uses what another decoded."""
+
+
+UNSHARED = {
+    # Shape, chunks, crop, tiling; times that chunks are decoded, which was 15.6, 162, 17.6, 126 and 7.1.
+    "volume": ((512, 512, 512), (128,) * 3, 160, {"overlap": 16}, 4),
+    "planes": ((200, 2048, 2048), (1, 2048, 2048), (16, 256, 256), {"overlap": (4, 32, 32)}, 6),
+    "rows": ((16384, 16384), (1, 16384), 512, {"overlap": 64}, 2.5),
+    "series": ((100, 4096, 4096), (100, 64, 64), 512, {"overlap": 32, "each": 0, "axes": (1, 2)}, 4),
+    "slide": ((65536, 65536), (1024, 1024), 1024, {"overlap": 128}, 1.7),
+}
+
+
+@pytest.mark.parametrize("store", ["memory", "opaque", "HDF5"])
+@pytest.mark.parametrize("name", UNSHARED)
+def test_blocks_are_larger_where_no_chunk_is_shared(name: str, store: str, tmp_path: Path) -> None:
+    """With memory for anything, blocks were as small as where each chunk is kept for the next."""
+    shape, chunks, crop, tiling, decoded = UNSHARED[name]
+    if store == "HDF5":
+        h5py = pytest.importorskip("h5py")
+        array = h5py.File(tmp_path / "in.h5", "w").create_dataset("a", shape, "f4", chunks=chunks)
+    else:
+        place = zarr.storage.MemoryStore() if store == "memory" else Opaque(zarr.storage.MemoryStore())
+        array = zarr.create_array(place, shape=shape, chunks=chunks, dtype="f4")
+    with warnings.catch_warnings(), dask.config.set(scheduler="threads", num_workers=2):
+        warnings.simplefilter("ignore", tw.CostWarning)
+        large, small = (
+            plan_of(tw.tiled_map(np.copy, array, crop, dtype="f4", memory_limit=limit, **tiling))
+            for limit in ("8GB", "500MB")
+        )
+    assert large.calls() == small.calls() == len(large)
+    assert decoded_ratio(large) <= decoded
+    assert math.prod(large.block) * 4 <= 128 * 2**20
+    assert peak_bytes(large) <= 2 * 10**9
+    assert peak_bytes(small) <= 500 * 10**6
+    assert "no chunk is shared" in large.explain()
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_chunks_that_are_not_shared_are_decoded_as_often_as_the_plan_says(data: st.DataObject) -> None:
+    """The shape of blocks is the plan's own; more memory, or larger blocks, never cost more calls."""
+    ndim = data.draw(st.integers(2, 3))
+    shape = data.draw(st.tuples(*[st.integers(40, 400 // ndim**2)] * ndim))
+    chunks = tuple(data.draw(st.sampled_from([4, 7, 16, n])) for n in shape)
+    crop = data.draw(st.integers(16, 32))
+    tiling = data.draw(st.sampled_from([{"overlap": 3}, {"stride": crop // 2, "blend": "hann"}]))
+    image = np.arange(math.prod(shape), dtype="f4").reshape(shape)
+    array = zarr.create_array(Opaque(zarr.storage.MemoryStore()), data=image, chunks=chunks)
+    with warnings.catch_warnings(), dask.config.set(scheduler="sync", num_workers=1):
+        warnings.simplefilter("ignore", tw.CostWarning)
+        out = tw.tiled_map(np.copy, array, crop, dtype="f4", **tiling)
+        with counted_codecs("f4") as counts:
+            found = out.compute()
+    plan = plan_of(out)
+    assert counts["decoded"] == round(decoded_ratio(plan) * array.nchunks)
+    assert plan.calls() <= max(1.05 * len(plan), len(plan))
+    np.testing.assert_allclose(found, image, rtol=1e-5)
+
+
 def test_large_chunks_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
     """Ten planes at a time took most of the memory of a task, and so its blocks were small."""
     image = np.random.default_rng(0).random((12, 2048, 2048), "f4")

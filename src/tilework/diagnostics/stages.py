@@ -107,7 +107,7 @@ def encoding_seconds(spec: Spec, results: Sequence[Array], writing: Mapping[str,
         target = zarr.create_array(
             zarr.storage.MemoryStore(), shape=part.shape, chunks=part.shape, dtype=part.dtype, **given
         )
-        size = math.prod(spec.plan.shape) * float(math.prod(own.scale)) * own.final_bytes
+        size = math.prod(spec.plan.shape) * own.per_sample * own.final_bytes
         total += timed(functools.partial(target.__setitem__, ..., part)) / max(1, part.nbytes) * size
     return total
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 from tilework._types import Index
 from tilework.grid.axis import ceil_div
-from tilework.plan.decoding import lost_axes
+from tilework.plan.decoding import lost_axes, repeated_axes
 from tilework.plan.output_plan import valid_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = [
     "FAIR",
+    "LARGE",
     "SMALL",
     "BlockRequest",
     "flat",
@@ -163,10 +164,10 @@ def _batch(plan: TilePlan) -> int:
 
 def sample_bytes(plan: TilePlan) -> float:
     """Return the bytes per image sample of the larger of input and output."""
-    outputs = sum(o.sample_bytes * float(math.prod(o.scale)) for o in plan.outputs)
+    outputs = sum(o.sample_bytes * o.per_sample for o in plan.outputs)
     if plan.counted == "most":
         # Without the bits of valid samples: blocks, and so the bits of a blend, are those of the whole image.
-        outputs -= valid_bytes(plan.outputs[0]) * float(math.prod(plan.outputs[0].scale))
+        outputs -= valid_bytes(plan.outputs[0]) * plan.outputs[0].per_sample
     return max(outputs, sum(s.sample_bytes for s in plan.sources), 1)
 
 
@@ -182,15 +183,17 @@ def _grow(
 
     The axis along which the block holds the fewest crops is next.
     """
+
+    def longer(d: int) -> int | None:
+        size = min(extents[d], sizes[d] + units[d])
+        return size if size > sizes[d] and math.prod(sizes) // sizes[d] * size <= room else None
+
+    # An axis that cannot grow now never can. To know it takes a tenth of the time of a leap.
     open_axes = set(axes)
-    while open_axes:
+    while open_axes := {d for d in open_axes if longer(d)}:
         _leap(sizes, extents, units, crops, open_axes, room)
-        while True:
-            d = min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))
-            longer = min(extents[d], sizes[d] + units[d])
-            if longer == sizes[d] or math.prod(sizes) // sizes[d] * longer > room:
-                break
-            sizes[d] = longer
+        while size := longer(d := min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))):
+            sizes[d] = size
         open_axes.discard(d)
 
 
@@ -290,8 +293,8 @@ def flat(plan: TilePlan, request: BlockRequest, fills: Callable[[Index], float])
     is decoded again for each block on it. ``fills`` tells how much of the memory a block shape takes.
     """
     units = _strides(plan, request)
-    chunks = [s.chunks for s in plan.sources if s.chunks is not None and s.shared]
-    long = [d for d in lost_axes(plan) if any(c[d] > plan.block[d] for c in chunks)]
+    chunks = [s.chunks for s in plan.sources if s.chunks is not None]
+    long = [d for d in repeated_axes(plan) if any(c[d] > plan.block[d] for c in chunks)]
     others = [d for d in range(plan.n_each, len(plan.axes)) if d not in long]
     last: Index = ()
     for parts in LONGER if long else ():
@@ -335,7 +338,7 @@ def similar(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
     if request.reuse == "recompute":
         least = [up(1, d) for d in axes]
     longer = {}
-    for d in lost_axes(plan) if plan.calls() == plan.n_runs else axes:
+    for d in repeated_axes(plan) if plan.calls() == plan.n_runs else axes:
         wanted = [2 * block[d], 4 * block[d], plan.shape[d], *(c[d] for c in chunks)]
         longer[d] = sorted(size for size in {up(size, d) for size in wanted} if size > block[d])
         for size in longer[d]:

@@ -12,6 +12,7 @@ from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.plan.block_shapes import (
     FAIR,
+    LARGE,
     SMALL,
     BlockRequest,
     flat,
@@ -24,7 +25,7 @@ from tilework.plan.block_shapes import (
     upright,
 )
 from tilework.plan.cost import busiest, human, threads_of
-from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, with_cache
+from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, repeated_axes, with_cache
 from tilework.plan.memory import (
     bound_bytes,
     in_order,
@@ -75,10 +76,11 @@ class Candidate:
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
         encoding, none = plan.threads * request.encoding, plan.with_cache(0)
-        if limit - encoding - least_bytes(none) >= 0:
+        if (room := limit - encoding - least_bytes(none)) >= 0:
             none = in_order(none)
+            room = limit - encoding - least_bytes(none)
         # Made from `none`, it has the tables that the costs were taken from.
-        plan = with_cache(none, limit - encoding - least_bytes(none))
+        plan = with_cache(none, room)
         return cls(plan, kind, plan.calls(), encoding, longer)
 
     @property
@@ -86,9 +88,14 @@ class Candidate:
         """Estimated bytes at the peak of a process."""
         return room_bytes(self.plan) + self.encoding
 
+    @property
+    def least(self) -> int:
+        """Bytes below the peak that take no time to count."""
+        return least_bytes(self.plan) + self.encoding
+
     def fits(self, limit: float) -> bool:
-        """Return whether the peak is at most ``limit`` bytes; of plans that do not fit, little is counted."""
-        return least_bytes(self.plan) + self.encoding <= limit and self.peak <= limit
+        """Return whether the peak is at most ``limit`` bytes."""
+        return self.least <= limit and self.peak <= limit
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
@@ -134,7 +141,7 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
     asked = "recompute: sharing does not fit into memory_limit"
     found = _choose_shape(plan, alone, asked)
     # Two rounds of shapes were looked at, which took as long as the rest of a build.
-    return found if _keeps_chunks(found) else _descended(found, _Search(found, alone, asked, LOOKS // 3))
+    return found if _decodes_once(found) else _descended(found, _Search(found, alone, asked, LOOKS // 3))
 
 
 def _of_shape(plan: TilePlan, block: Index, request: BlockRequest, asked: str) -> TilePlan:
@@ -146,19 +153,21 @@ def _of_shape(plan: TilePlan, block: Index, request: BlockRequest, asked: str) -
 
 
 def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
-    """Return ``plan``, with other blocks where memory does not suffice to keep its decoded chunks.
+    """Return ``plan``, with other blocks where its chunks are decoded again, as memory does not suffice.
 
     Blocks grow along the axes along which chunks are decoded again, and share these among more tiles; or they
     are shorter along the axis that comes last, so that the chunks of fewer blocks wait; or they hold whole
     chunks along the former and as few tiles along the latter as that takes. Where none of these suffice, they
     may be flat; and any of these shapes may be made better step by step.
+
+    Chunks that no other task may use are decoded for each block, however much memory there is: flat blocks
+    and steps decode them less often.
     """
-    if request.target is not None or _keeps_chunks(plan):
+    if request.target is not None or _decodes_once(plan):
         return plan
     search = _Search(plan, request, asked, LOOKS)
     best, least = plan, planned_ratio(plan)
-    grown = (block for times, block in longer(plan, lost_axes(plan)) if times > 1)
-    for block in (*grown, *thinner(plan, request), *upright(plan, request)):
+    for block in () if _keeps_chunks(plan) else _widths(plan, request):
         if (found := search.found(block)) is None:
             continue
         ratio = planned_ratio(found)
@@ -169,12 +178,23 @@ def _widened(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     return _descended(_flattened(best, search), search)
 
 
+def _widths(plan: TilePlan, request: BlockRequest) -> Iterator[Index]:
+    """Yield shapes of blocks that share decoded chunks among more tiles, or let fewer of them wait."""
+    yield from (block for times, block in longer(plan, lost_axes(plan)) if times > 1)
+    yield from thinner(plan, request)
+    yield from upright(plan, request)
+
+
 class _Search:
     """A look at other blocks than those of a plan, each of which is looked at once."""
 
     def __init__(self, plan: TilePlan, request: BlockRequest, asked: str, looks: int) -> None:
         self.plan, self.request, self.asked, self.looks = plan, request, asked, looks
         self.workers = request.workers or plan.threads
+        self.most = math.inf
+        """Most samples of a block, where memory is not what bounds it."""
+        if not all(s.shared for s in plan.sources):
+            self.most = max(LARGE / sample_bytes(plan), math.prod(plan.block))
         self.seen: dict[Index, TilePlan | None] = {plan.block: plan}
         self.refused: list[Index] = []
 
@@ -185,8 +205,9 @@ class _Search:
         return self.seen.get(block)
 
     def _is_refused(self, block: Index) -> bool:
-        """Return whether blocks are as long as some that do not fit."""
-        return any(all(map(operator.le, other, block)) for other in self.refused)
+        """Return whether blocks are larger than any may be, or as long as some that do not fit."""
+        too_long = any(all(map(operator.le, other, block)) for other in self.refused)
+        return too_long or math.prod(block) > self.most
 
     def _found(self, block: Index) -> TilePlan | None:
         try:
@@ -209,7 +230,8 @@ def _flattened(plan: TilePlan, search: _Search) -> TilePlan:
 
     def fills(block: Index) -> float:
         found = plan.with_blocks(block, kind).with_cache(0)
-        return (room_bytes(found) + plan.threads * request.encoding) / max(1, limit)
+        part = (room_bytes(found) + plan.threads * request.encoding) / max(1, limit)
+        return max(part, math.prod(block) / search.most)
 
     best = plan
     for block in flat(plan, request, fills):
@@ -391,6 +413,12 @@ def _keeps_chunks(plan: TilePlan) -> bool:
     return planned_ratio(plan) <= DECODED
 
 
+def _decodes_once(plan: TilePlan) -> bool:
+    """Return whether hardly any chunk is decoded again."""
+    chunked = repeated_axes(plan) and any(s.chunks for s in plan.sources)
+    return not chunked or planned_ratio(plan) <= DECODED
+
+
 def _must_repeat(plan: TilePlan, request: BlockRequest) -> bool:
     """Return whether blocks like these, and smaller ones, cannot share: their seams take more memory."""
     if request.reuse == "recompute":
@@ -551,4 +579,6 @@ def _hindrance(share: Candidate | None, limit: float) -> str:
     """Return why blocks cannot share, as the end of a reason; "" if they can."""
     if share is None:
         return ", and supports are longer than blocks"
-    return f", and sharing would need {human(share.peak)}" if not share.fits(limit) else ""
+    if share.least > limit:
+        return f", and sharing would need more than {human(share.least)}"
+    return f", and sharing would need {human(share.peak)}" if share.peak > limit else ""

@@ -265,7 +265,10 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         cut = ", ".join(plan.names[d] for d in plan.slab_axes)
         sharing = f"one slab of blocks after the other along axis {cut}; tiles across a face run in both"
     given = " at given starts" if any(a.starts is not None for a in tiled) else ""
-    ratio, cache, peak = decoded_ratio(plan), human(plan.cache_bytes), human(peak_bytes(plan))
+    ratio, peak = decoded_ratio(plan), human(peak_bytes(plan))
+    cache = f"cache {human(plan.cache_bytes)}"
+    if any(s.chunks for s in plan.sources) and not any(s.shared and s.chunks for s in plan.sources):
+        cache = "no chunk is shared"
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
@@ -280,7 +283,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("reuse", f"{plan.reuse}: {sharing}"),
         ("tasks", str(tasks(plan))),
         ("computed", f"{computed(plan) / written:.3f} samples per sample written"),
-        ("decoded", f"{about} {ratio:.2f} source bytes per image byte (cache {cache})"),
+        ("decoded", f"{about} {ratio:.2f} source bytes per image byte ({cache})"),
         ("peak", f"about {peak} in a process with {threads_of(plan)}, without what fn takes"),
     ]
     if repeated := repeated_crops(plan):

@@ -39,6 +39,7 @@ __all__ = [
     "most_chunks",
     "planned_ratio",
     "reads_own",
+    "repeated_axes",
     "with_cache",
     "with_spare",
 ]
@@ -185,6 +186,11 @@ def lost_axes(plan: BlockPlan) -> Index:
     order, n = _order(plan), len(plan.axes)
     level = next((k for k in range(n, 0, -1) if _bytes_at(plan, k) <= plan.cache_bytes), 0)
     return tuple(order[: n - level])
+
+
+def repeated_axes(plan: BlockPlan) -> Index:
+    """Return the same, and all axes if there are chunks that no other task may use."""
+    return lost_axes(plan) if all(s.shared for s in plan.sources) else tuple(_order(plan))
 
 
 def _order(plan: BlockPlan) -> list[int]:

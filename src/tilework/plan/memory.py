@@ -126,7 +126,7 @@ def _task(plan: BlockPlan, most: _Most = WHOLE) -> _Task:
     gathering, loaded = _gathering(plan, size, read)
     held, finishing, largest = 0.0, 0.0, loaded
     for number, output in enumerate(plan.outputs):
-        scale, weighted = float(math.prod(output.scale)), output.rim is not None
+        scale, weighted = output.per_sample, output.rim is not None
         canvas = min(_canvas(plan, number), most.read)
         if plan.reuse == "share":
             canvas, own = part + canvas, canvas
@@ -155,7 +155,7 @@ def _gathering(plan: BlockPlan, size: float, read: float) -> tuple[float, float]
     requests = ((s.sample_bytes * math.prod(s.chunks), s.request) for s in plan.sources if s.chunks)
     gathering += max((max(2 * chunk, 3 * request) for chunk, request in requests), default=0)
     for output in plan.outputs:
-        scale, weighted = float(math.prod(output.scale)), output.rim is not None
+        scale, weighted = output.per_sample, output.rim is not None
         results = size * (plan.together + plan.waiting) * scale * output.sample_bytes
         gathering += results + weighted * min(SCRATCH, results)
     return gathering, float(read * max(loaded, default=0))
@@ -177,7 +177,7 @@ def _is_padded(axis: AxisGrid) -> bool:
 
 def _finishing(plan: BlockPlan, output: OutputPlan, samples: float) -> float:
     """Return the bytes that finishing some samples of a block of one output takes."""
-    scale = float(math.prod(output.scale))
+    scale = output.per_sample
     if plan.gaps == "known" and plan.mask is None and plan.counted == "exact":
         return samples * scale * output.finish_bytes
     # The weights of a tile, and where they are positive.
@@ -220,7 +220,7 @@ def seam_bytes(plan: BlockPlan, most: float = math.inf) -> int:
     numbers = range(len(plan.outputs))
     waiting = plan.once(("waiting", plan.order), lambda: [_waiting(plan, number) for number in numbers])
     return sum(
-        int(min(samples, most) * float(math.prod(output.scale)) * output.sample_bytes)
+        int(min(samples, most) * output.per_sample * output.sample_bytes)
         for samples, output in zip(waiting, plan.outputs, strict=True)
     )
 

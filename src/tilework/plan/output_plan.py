@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tilework._derived import Holder, derived
 from tilework.function.bound import BoundOutput
 
 __all__ = ["PRODUCT", "PRODUCTS", "SUMS", "OutputPlan", "valid_bytes"]
@@ -20,7 +21,7 @@ SUMS = 2**25
 
 
 @dataclass(frozen=True, slots=True)
-class OutputPlan:
+class OutputPlan(Holder):
     """Facts about one output that a plan needs."""
 
     rim: tuple[int, ...] | None = None
@@ -41,6 +42,11 @@ class OutputPlan:
     """The same where tiles may be left out."""
     kept_bytes: int = 0
     """Bytes of weights that a process keeps for it."""
+
+    @derived
+    def per_sample(self) -> float:
+        """Result samples per image sample, over all axes."""
+        return float(math.prod(self.scale))
 
     @classmethod
     def of(cls, output: BoundOutput) -> OutputPlan:

@@ -560,9 +560,10 @@ class Opaque(zarr.storage.WrapperStore):  # type: ignore[type-arg]
 
 
 UNSHARED = {
-    # Shape, chunks, crop, tiling; times that chunks are decoded, which was 15.6, 162, 17.6, 126 and 7.1.
+    # Shape, chunks, crop, tiling; times that chunks are decoded, which was 15.6, 162, 1182, 17.6, 126 and 7.1.
     "volume": ((512, 512, 512), (128,) * 3, 160, {"overlap": 16}, 4),
     "planes": ((200, 2048, 2048), (1, 2048, 2048), (16, 256, 256), {"overlap": (4, 32, 32)}, 6),
+    "large planes": ((64, 4096, 8192), (1, 4096, 8192), (16, 256, 256), {"overlap": (4, 32, 32)}, 24),
     "rows": ((16384, 16384), (1, 16384), 512, {"overlap": 64}, 2.5),
     "series": ((100, 4096, 4096), (100, 64, 64), 512, {"overlap": 32, "each": 0, "axes": (1, 2)}, 4),
     "slide": ((65536, 65536), (1024, 1024), 1024, {"overlap": 128}, 1.7),
@@ -584,13 +585,13 @@ def test_blocks_are_larger_where_no_chunk_is_shared(name: str, store: str, tmp_p
         warnings.simplefilter("ignore", tw.CostWarning)
         large, small = (
             plan_of(tw.tiled_map(np.copy, array, crop, dtype="f4", memory_limit=limit, **tiling))
-            for limit in ("8GB", "500MB")
+            for limit in ("64GB", "1.2GB")
         )
     assert large.calls() == small.calls() == len(large)
     assert decoded_ratio(large) <= decoded
     assert math.prod(large.block) * 4 <= 128 * 2**20
-    assert peak_bytes(large) <= 2 * 10**9
-    assert peak_bytes(small) <= 500 * 10**6
+    assert peak_bytes(large) <= 4 * 10**9
+    assert peak_bytes(small) <= 1.2 * 10**9
     assert "no chunk is shared" in large.explain()
 
 

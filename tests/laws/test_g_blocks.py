@@ -22,7 +22,7 @@ from tilework.plan.axis_table import AxisTable
 from tilework.plan.block_shapes import BlockRequest
 from tilework.plan.blocks import choose_blocks
 from tilework.plan.cost import busiest
-from tilework.plan.memory import bound_bytes, least_bytes, peak_bytes
+from tilework.plan.memory import bound_bytes, held_bytes, least_bytes, peak_bytes
 from tilework.plan.tables import SourcePlan
 
 # -- one axis -----------------------------------------------------------------------------------
@@ -376,7 +376,7 @@ def test_a_build_looks_at_few_shapes_and_makes_each_table_once(
     plan = plan_tiles(shape, crop, stride=stride, blend="hann", dtype="float32", each=range(each))
     plan = replace(plan, threads=2, sources=(SourcePlan(4, chunks),))
     request = BlockRequest(memory_limit=limit, reuse=reuse)
-    tables, looks = _count(monkeypatch, AxisTable, "_edges"), _count(monkeypatch, blocks, "_candidates")
+    tables, looks = _count(monkeypatch, AxisTable, "_edges"), _count(monkeypatch, blocks, "_ways")
     # The steps from there to better shapes are as many with and without.
     monkeypatch.setattr(blocks, "LOOKS", 0)
     chosen = choose_blocks(plan, request)
@@ -394,7 +394,7 @@ def test_a_build_looks_at_few_shapes_and_makes_each_table_once(
 def test_a_limit_below_what_any_block_takes_is_refused_at_once(monkeypatch, reuse, chunks):
     plan = plan_tiles((50_000, 60_000), 512, 64, blend="hann", dtype="float32")
     plan = replace(plan, threads=4, sources=(SourcePlan(4, chunks),))
-    looks, texts = _count(monkeypatch, blocks, "_candidates"), []
+    looks, texts = _count(monkeypatch, blocks, "_ways"), []
     for limit, bound in ((12 * 10**6, bound_bytes), (12 * 10**6, lambda plan: 0)):
         monkeypatch.setattr(blocks, "bound_bytes", bound)
         with pytest.raises(MemoryBudgetError) as refused:
@@ -410,6 +410,41 @@ def test_a_limit_below_what_any_block_takes_is_refused_at_once(monkeypatch, reus
 def test_no_blocks_take_less_than_the_bound(plan, chunk):
     sources = (SourcePlan(4, None if chunk is None else (chunk,) * len(plan.axes)),)
     assert bound_bytes(replace(plan, sources=sources)) <= least_bytes(replace(plan, sources=sources))
+
+
+@many
+@given(plans(), st.data())
+def test_what_blocks_hold_is_below_what_they_take(plan, data):
+    block = tuple(data.draw(st.integers(1, n)) for n in plan.shape)
+    for reuse in ("recompute", "share"):
+        found = plan.with_blocks(block, reuse)
+        assert held_bytes(plan, found.block) <= least_bytes(found)
+
+
+@many
+@given(plans(), st.data())
+def test_ways_that_are_left_out_would_not_be_chosen(plan, data):
+    """Of all that fit, the fewest calls; but blocks that share nothing and run few crops twice come first."""
+    request = data.draw(requests(plan))
+    request = replace(request, slabs=data.draw(st.booleans()))
+    block = tuple(data.draw(st.integers(1, n)) for n in plan.shape)
+    try:
+        ways = list(itertools.chain(*blocks._ways(plan, block, request, ())))
+    except GridError:
+        return
+    limit = math.inf if request.memory_limit is None else request.memory_limit
+    fitting = [way for way in ways if way.peak <= limit]
+    try:
+        found = blocks._choose_reuse(plan, block, request, (), "asked")
+    except blocks._TooLarge:
+        assert not fitting
+        return
+    assert len({way.kind for way in ways if way.kind != "slabs"}) == sum(w.kind != "slabs" for w in ways)
+    best = min(fitting, key=lambda way: way.rank)
+    few = [way for way in fitting if way.kind == "recompute" and way.calls <= 1.05 * plan.n_runs]
+    if few and request.reuse == "auto":
+        [best] = few
+    assert replace(found, notes=()) == replace(best.plan, notes=())
 
 
 def _spans(table):

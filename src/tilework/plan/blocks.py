@@ -28,6 +28,7 @@ from tilework.plan.cost import busiest, human, threads_of
 from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, repeated_axes, with_cache
 from tilework.plan.memory import (
     bound_bytes,
+    held_bytes,
     in_order,
     least_bytes,
     parallel_bytes,
@@ -147,7 +148,7 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
 def _of_shape(plan: TilePlan, block: Index, request: BlockRequest, asked: str) -> TilePlan:
     """Return the plan with blocks of the one shape that there is."""
     try:
-        return _choose_reuse(plan, block, request, (), asked)
+        return _choose_reuse(plan, block, request, (), asked, quick=False)
     except _TooLarge as error:
         raise error.refusal(request) from None
 
@@ -215,8 +216,12 @@ class _Search:
         except GridError:
             return None
         except _TooLarge as error:
-            # Longer blocks than some that cannot share may share, and read less.
-            if self.request.reuse == "recompute" or any(c.kind == "share" for c in error.found):
+            # Longer blocks than some that cannot share may share, and read less; but not hold less.
+            if (
+                self.request.reuse == "recompute"
+                or not error.found
+                or any(c.kind == "share" for c in error.found)
+            ):
                 self.refused.append(block)
             return None
         return found if _is_even(found, self.workers) else None
@@ -335,7 +340,6 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     workers = request.workers or plan.threads
     enough = _enough(plan)
     fair = math.inf if request.target else _fair(plan, workers)
-    error: _TooLarge | None = None
     best, least = None, math.inf
     good: TilePlan | None = None
     # Rules, read in order for every shape, the largest first:
@@ -349,8 +353,7 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         # 1. Blocks that do not fit into memory are out.
         try:
             found = _choose_reuse(plan, block, request, notes, asked)
-        except _TooLarge as e:
-            error = e
+        except _TooLarge:
             continue
         # 2. The first shape with few extra calls, evenly spread over the workers, is taken, or a smaller one
         #    that leaves room for chunks that would be decoded again.
@@ -372,10 +375,8 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
             break
     if good is not None:
         return good
-    if best is None:
-        assert error is not None
-        raise error.refusal(request)
-    return best
+    # If none fits, the last one, which is the smallest, is the one that an error tells of.
+    return _of_shape(plan, block, request, asked) if best is None else best
 
 
 def _repeats(plan: TilePlan, block: Index, request: BlockRequest, most: float) -> bool:
@@ -463,35 +464,64 @@ def _fewest_in(plan: TilePlan, block: Index) -> float:
 # -- the reuse ------------------------------------------------------------------------------------------
 
 
-def _choose_reuse(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes, asked: str) -> TilePlan:
-    """Return the plan with the cheapest reuse that fits into memory; the last of its notes is the reason."""
-    found = _candidates(plan, block, request, notes)
+def _choose_reuse(
+    plan: TilePlan, block: Index, request: BlockRequest, notes: Notes, asked: str, *, quick: bool = True
+) -> TilePlan:
+    """Return the plan with the cheapest reuse that fits into memory; the last of its notes is the reason.
+
+    ``quick``: an error need not tell what was tried.
+    """
     limit = math.inf if request.memory_limit is None else request.memory_limit
-    fitting = [c for c in found if c.fits(limit)]
-    if not fitting:
-        raise _TooLarge(block, found)
-    alone, share = (next((c for c in found if c.kind == kind), None) for kind in ("recompute", "share"))
-    tiles = max(1, plan.n_runs)
-    cheapest = min(fitting, key=lambda c: c.rank)
-    extra = 0.0 if alone is None else alone.calls / tiles - 1
-    few = 0.0 if _paints(plan) else RECOMPUTE_LIMIT
-    why: Notes
-    # Rules, read in order; each brings its own reason.
-    # 1. The caller has chosen.
+    tried: list[Candidate] = []
+    if quick and held_bytes(plan, block) + plan.threads * request.encoding > limit:
+        raise _TooLarge(block, tried)
+    for ways in _ways(plan, block, request, notes):
+        tried += ways
+        if fitting := [way for way in ways if way.fits(limit)]:
+            best = min(fitting, key=lambda way: way.rank)
+            reasons = (asked,) if request.reuse != "auto" else ()
+            return best.plan.with_notes((*notes, *reasons, *_reasons(best, tried, request, limit)))
+    raise _TooLarge(block, tried)
+
+
+def _ways(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes) -> Iterator[list[Candidate]]:
+    """Yield the ways to compute blocks of a shape: the best that fit are among the first of which any do.
+
+    What a way costs takes most of the time of a shape, and is not found out for those that come later.
+    """
+    alone = plan.with_blocks(block, "recompute", notes)
+    if request.reuse == "recompute":
+        yield [Candidate.of(alone, request)]
+        return
+    shared = alone.with_blocks(block, "share", notes)
+    short = _too_short(shared)
+    if short and request.reuse == "share":
+        raise GridError(short)
+    # 1. Blocks that share no tiles, if they run few tiles twice.
+    few = request.reuse == "auto" and alone.calls() <= _enough(plan)
+    if few:
+        yield [Candidate.of(alone, request)]
+    # 2. Blocks that share tiles.
+    if not short:
+        yield [Candidate.of(shared, request)]
+    # 3. The fewest calls: the former, or blocks that share within slabs, one slab after the other.
+    rest = [] if few or request.reuse == "share" else [Candidate.of(alone, request)]
+    if request.slabs and not short:
+        rest += _slabs(shared, request)
+    yield rest
+
+
+def _reasons(best: Candidate, tried: Sequence[Candidate], request: BlockRequest, limit: float) -> Notes:
+    """Return why a way was chosen among those that were ``tried``."""
+    share = next((way for way in tried if way.kind == "share"), None)
+    extra = best.plan.with_blocks(best.plan.block, "recompute").calls() / max(1, best.plan.n_runs) - 1
+    if best.kind == "slabs":
+        return (_slab_reason(best, share),)
     if request.reuse != "auto":
-        best, why = cheapest, (asked,)
-        if cheapest.kind == "slabs":
-            why = (asked, _slab_reason(cheapest, share, tiles))
-    # 2. Blocks that share no tiles fit, and run few tiles twice, or need the fewest calls.
-    elif alone is not None and any(c is alone for c in fitting) and (extra <= few or cheapest is alone):
-        best, why = alone, (f"recompute: {extra:.1%} extra calls{_hindrance(share, limit)}",)
-    # 3. Blocks share tiles within slabs, one slab after the other.
-    elif cheapest.kind == "slabs":
-        best, why = cheapest, (_slab_reason(cheapest, share, tiles),)
-    # 4. Blocks share tiles.
-    else:
-        best, why = cheapest, (f"share: blocks alone would cost {extra:.1%} extra calls",)
-    return best.plan.with_notes((*notes, *why))
+        return ()
+    if best.kind == "share":
+        return (f"share: blocks alone would cost {extra:.1%} extra calls",)
+    return (f"recompute: {extra:.1%} extra calls{_hindrance(best.plan, share, limit)}",)
 
 
 class _TooLarge(Exception):
@@ -530,25 +560,6 @@ def _encoded(plan: TilePlan, request: BlockRequest) -> str:
     return f", of which {human(encoding)} encode write units (use smaller chunks or shards)"
 
 
-def _candidates(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes) -> list[Candidate]:
-    """Return all ways to compute blocks of this shape."""
-    found = []
-    alone = plan.with_blocks(block, "recompute", notes)
-    if request.reuse != "share":
-        found.append(Candidate.of(alone, request))
-        alone = found[0].plan
-    if request.reuse != "recompute":
-        shared = alone.with_blocks(block, "share", notes)
-        if short := _too_short(shared):
-            if request.reuse == "share":
-                raise GridError(short)
-            return found
-        found.append(Candidate.of(shared, request))
-        if request.slabs:
-            found += _slabs(shared, request)
-    return found
-
-
 def _too_short(plan: TilePlan) -> str:
     """Return why blocks cannot share, or ""."""
     for name, longest, size, axis in zip(plan.names, plan.longest, plan.block, plan.axes, strict=True):
@@ -568,17 +579,17 @@ def _slabs(plan: TilePlan, request: BlockRequest) -> Iterator[Candidate]:
             yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), request, times)
 
 
-def _slab_reason(slabs: Candidate, share: Candidate | None, tiles: int) -> str:
+def _slab_reason(slabs: Candidate, share: Candidate | None) -> str:
     assert share is not None  # slabs are made from it
-    plan, extra = slabs.plan, slabs.calls / tiles - 1
+    plan, extra = slabs.plan, slabs.calls / max(1, slabs.plan.n_runs) - 1
     cut = ", ".join(plan.names[d] for d in plan.slab_axes)
     return f"slabs along axis {cut}: {extra:.1%} extra calls; in one piece it would need {human(share.peak)}"
 
 
-def _hindrance(share: Candidate | None, limit: float) -> str:
-    """Return why blocks cannot share, as the end of a reason; "" if they can."""
+def _hindrance(plan: TilePlan, share: Candidate | None, limit: float) -> str:
+    """Return why the blocks of a plan cannot share, as the end of a reason; "" if nobody asked."""
     if share is None:
-        return ", and supports are longer than blocks"
+        return ", and supports are longer than blocks" if _too_short(plan) else ""
     if share.least > limit:
         return f", and sharing would need more than {human(share.least)}"
-    return f", and sharing would need {human(share.peak)}" if share.peak > limit else ""
+    return f", and sharing would need {human(share.peak)}"

@@ -14,12 +14,14 @@ from tilework.source.zarr_requests import at_once
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tilework._types import Index
     from tilework.grid.axis import AxisGrid
     from tilework.plan.axis_table import Spans
     from tilework.plan.tables import BlockPlan
 
 __all__ = [
     "bound_bytes",
+    "held_bytes",
     "in_order",
     "least_bytes",
     "parallel_bytes",
@@ -168,6 +170,12 @@ def bound_bytes(plan: BlockPlan) -> int:
         some = [axis.read(tile) for tile in (0, len(axis) // 2)] if len(axis) else []
         inside *= max((min(b, axis.extent) - max(a, 0) for a, b in some), default=0)
     return int(plan.threads * sum(_gathering(plan, crop, inside)))
+
+
+def held_bytes(plan: BlockPlan, block: Index) -> float:
+    """Return what tasks hold at least of blocks of a shape: sums and the finished block; takes no tables."""
+    samples = sum(o.per_sample * (o.sample_bytes + o.final_bytes) for o in plan.outputs)
+    return plan.threads * math.prod(block) * samples
 
 
 def _is_padded(axis: AxisGrid) -> bool:

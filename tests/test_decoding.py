@@ -560,7 +560,8 @@ class Opaque(zarr.storage.WrapperStore):  # type: ignore[type-arg]
 
 
 UNSHARED = {
-    # Shape, chunks, crop, tiling; times that chunks are decoded, which was 15.6, 162, 1182, 17.6, 126 and 7.1.
+    # Shape, chunks, crop, tiling; times that chunks are decoded, which were 15.6, 162, 1182, 18,
+    # 126 and 7.1.
     "volume": ((512, 512, 512), (128,) * 3, 160, {"overlap": 16}, 4),
     "planes": ((200, 2048, 2048), (1, 2048, 2048), (16, 256, 256), {"overlap": (4, 32, 32)}, 6),
     "large planes": ((64, 4096, 8192), (1, 4096, 8192), (16, 256, 256), {"overlap": (4, 32, 32)}, 24),

@@ -18,6 +18,7 @@ from tilework._derived import derived
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.grid.tiles import Box
 from tilework.plan import blocks
+from tilework.plan import reuse as ways
 from tilework.plan.axis_table import AxisTable
 from tilework.plan.block_shapes import BlockRequest
 from tilework.plan.blocks import choose_blocks
@@ -376,7 +377,7 @@ def test_a_build_looks_at_few_shapes_and_makes_each_table_once(
     plan = plan_tiles(shape, crop, stride=stride, blend="hann", dtype="float32", each=range(each))
     plan = replace(plan, threads=2, sources=(SourcePlan(4, chunks),))
     request = BlockRequest(memory_limit=limit, reuse=reuse)
-    tables, looks = _count(monkeypatch, AxisTable, "_edges"), _count(monkeypatch, blocks, "_ways")
+    tables, looks = _count(monkeypatch, AxisTable, "_edges"), _count(monkeypatch, ways, "_ways")
     # The steps from there to better shapes are as many with and without.
     monkeypatch.setattr(blocks, "LOOKS", 0)
     chosen = choose_blocks(plan, request)
@@ -394,7 +395,7 @@ def test_a_build_looks_at_few_shapes_and_makes_each_table_once(
 def test_a_limit_below_what_any_block_takes_is_refused_at_once(monkeypatch, reuse, chunks):
     plan = plan_tiles((50_000, 60_000), 512, 64, blend="hann", dtype="float32")
     plan = replace(plan, threads=4, sources=(SourcePlan(4, chunks),))
-    looks, texts = _count(monkeypatch, blocks, "_ways"), []
+    looks, texts = _count(monkeypatch, ways, "_ways"), []
     for limit, bound in ((12 * 10**6, bound_bytes), (12 * 10**6, lambda plan: 0)):
         monkeypatch.setattr(blocks, "bound_bytes", bound)
         with pytest.raises(MemoryBudgetError) as refused:
@@ -429,17 +430,17 @@ def test_ways_that_are_left_out_would_not_be_chosen(plan, data):
     request = replace(request, slabs=data.draw(st.booleans()))
     block = tuple(data.draw(st.integers(1, n)) for n in plan.shape)
     try:
-        ways = list(itertools.chain(*blocks._ways(plan, block, request, ())))
+        every = list(itertools.chain(*ways._ways(plan, block, request, (), math.inf)))
     except GridError:
         return
     limit = math.inf if request.memory_limit is None else request.memory_limit
-    fitting = [way for way in ways if way.peak <= limit]
+    fitting = [way for way in every if way.peak <= limit]
     try:
-        found = blocks._choose_reuse(plan, block, request, (), "asked")
-    except blocks._TooLarge:
+        found = ways.choose_reuse(plan, block, request, (), "asked")
+    except ways.TooLargeError:
         assert not fitting
         return
-    assert len({way.kind for way in ways if way.kind != "slabs"}) == sum(w.kind != "slabs" for w in ways)
+    assert len({way.kind for way in every if way.kind != "slabs"}) == sum(w.kind != "slabs" for w in every)
     best = min(fitting, key=lambda way: way.rank)
     few = [way for way in fitting if way.kind == "recompute" and way.calls <= 1.05 * plan.n_runs]
     if few and request.reuse == "auto":

@@ -1,11 +1,11 @@
-"""The choice of block shape and reuse: candidates, and numbered rules that choose among them."""
+"""The choice of a block shape: numbered rules, and a search for blocks that decode less."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tilework._checks import one_of
 from tilework._types import Index
@@ -24,27 +24,20 @@ from tilework.plan.block_shapes import (
     thinner,
     upright,
 )
-from tilework.plan.cost import busiest, human, threads_of
-from tilework.plan.decoding import kept_levels, lost_axes, planned_ratio, repeated_axes, with_cache
+from tilework.plan.cost import busiest
+from tilework.plan.decoding import lost_axes, planned_ratio, repeated_axes
 from tilework.plan.memory import (
     bound_bytes,
-    held_bytes,
-    in_order,
-    least_bytes,
-    parallel_bytes,
     room_bytes,
     seam_bytes,
 )
+from tilework.plan.reuse import RepeatsError, TooLargeError, choose_reuse, enough, paints
 from tilework.plan.tile_plan import TilePlan
 
-__all__ = ["DECODED", "Candidate", "choose_blocks", "is_fair", "is_thrifty"]
-
-Notes = tuple[str, ...]
+__all__ = ["DECODED", "choose_blocks", "is_fair", "is_thrifty"]
 
 # With more than so many blocks per worker, their shares are taken as even.
 ENOUGH = 64
-# Fraction of extra calls up to which blocks that share no tiles are the better plan.
-RECOMPUTE_LIMIT = 0.05
 # Decoded bytes per image byte up to which blocks are not made longer to decode less.
 DECODED = 1.1
 # What decoding a sample costs, as a part of what the function does with it: 1 to 8 ns, where filters take 20
@@ -54,54 +47,6 @@ DECODING, WORTH = 1 / 32, 0.95
 SURE, LONG = 0.9, 16
 # Gain of a step towards such blocks, and the number of shapes, 0.3 ms each, from which on none is looked at.
 STEP, LOOKS = 0.99, 18
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One way to compute blocks of one shape, and its cost."""
-
-    plan: TilePlan
-    """The tiles with these blocks."""
-    kind: str
-    """"recompute", "share" or "slabs"."""
-    calls: int
-    """Number of crops that the function gets in the whole run."""
-    encoding: int
-    """Bytes that encoding what is written takes in a process."""
-    longer: int
-    """Factor by which the blocks are longer across slabs than requested."""
-
-    @classmethod
-    def of(cls, plan: TilePlan, request: BlockRequest, longer: int = 1) -> Candidate:
-        """Return a plan with its costs; chunks are kept as far as memory allows."""
-        kind = "slabs" if plan.slabs else plan.reuse
-        limit = math.inf if request.memory_limit is None else request.memory_limit
-        encoding, none = plan.threads * request.encoding, plan.with_cache(0)
-        if (room := limit - encoding - least_bytes(none)) >= 0:
-            none = in_order(none)
-            room = limit - encoding - least_bytes(none)
-        # Made from `none`, it has the tables that the costs were taken from.
-        plan = with_cache(none, room)
-        return cls(plan, kind, plan.calls(), encoding, longer)
-
-    @property
-    def peak(self) -> int:
-        """Estimated bytes at the peak of a process."""
-        return room_bytes(self.plan) + self.encoding
-
-    @property
-    def least(self) -> int:
-        """Bytes below the peak that take no time to count."""
-        return least_bytes(self.plan) + self.encoding
-
-    def fits(self, limit: float) -> bool:
-        """Return whether the peak is at most ``limit`` bytes."""
-        return self.least <= limit and self.peak <= limit
-
-    @property
-    def rank(self) -> tuple[int, int, int, str]:
-        """Sort key of candidates: fewest calls first, then the simplest."""
-        return self.calls, self.plan.slabs, self.longer, self.kind
 
 
 def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
@@ -122,7 +67,7 @@ def choose_blocks(plan: TilePlan, request: BlockRequest) -> TilePlan:
 
 def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
     """Return the same, where plans share their tables."""
-    if request.chunks is not None and request.reuse == "auto" and _paints(plan):
+    if request.chunks is not None and request.reuse == "auto" and paints(plan):
         _check_supports(plan, request.chunks)
     asked = f"reuse={request.reuse!r} was asked for"
     if request.chunks is not None:
@@ -148,8 +93,8 @@ def _choose(plan: TilePlan, request: BlockRequest) -> TilePlan:
 def _of_shape(plan: TilePlan, block: Index, request: BlockRequest, asked: str) -> TilePlan:
     """Return the plan with blocks of the one shape that there is."""
     try:
-        return _choose_reuse(plan, block, request, (), asked, quick=False)
-    except _TooLarge as error:
+        return choose_reuse(plan, block, request, (), asked)
+    except TooLargeError as error:
         raise error.refusal(request) from None
 
 
@@ -192,17 +137,23 @@ class _Search:
     def __init__(self, plan: TilePlan, request: BlockRequest, asked: str, looks: int) -> None:
         self.plan, self.request, self.asked, self.looks = plan, request, asked, looks
         self.workers = request.workers or plan.threads
+        self.calls = _worth(plan) - _decoding(plan, 1)
+        """Most crops with which blocks can cost less than those of the plan."""
         self.most = math.inf
         """Most samples of a block, where memory is not what bounds it."""
         if not all(s.shared for s in plan.sources):
             self.most = max(LARGE / sample_bytes(plan), math.prod(plan.block))
         self.seen: dict[Index, TilePlan | None] = {plan.block: plan}
+        self.left: set[Index] = set()
         self.refused: list[Index] = []
 
     def found(self, block: Index) -> TilePlan | None:
         """Return the plan with these blocks, if they fit into memory and keep workers busy."""
-        if block not in self.seen and not self._is_refused(block):
-            self.seen[block] = self._found(block)
+        if block not in self.seen and block not in self.left and not self._is_refused(block):
+            try:
+                self.seen[block] = self._found(block)
+            except RepeatsError:  # which took little time
+                self.left.add(block)
         return self.seen.get(block)
 
     def _is_refused(self, block: Index) -> bool:
@@ -212,16 +163,13 @@ class _Search:
 
     def _found(self, block: Index) -> TilePlan | None:
         try:
-            found = _choose_reuse(self.plan, block, self.request, self.plan.notes[:-1], self.asked)
+            found = choose_reuse(self.plan, block, self.request, self.plan.notes[:-1], self.asked, self.calls)
         except GridError:
             return None
-        except _TooLarge as error:
+        except TooLargeError as error:
+            kinds = {way.kind for way in error.found}
             # Longer blocks than some that cannot share may share, and read less; but not hold less.
-            if (
-                self.request.reuse == "recompute"
-                or not error.found
-                or any(c.kind == "share" for c in error.found)
-            ):
+            if not kinds or "share" in kinds or self.request.reuse == "recompute":
                 self.refused.append(block)
             return None
         return found if _is_even(found, self.workers) else None
@@ -316,11 +264,6 @@ def _check_chunks(plan: TilePlan, chunks: Sequence[int], unit: Sequence[int] | N
             )
 
 
-def _paints(plan: TilePlan) -> bool:
-    """Return whether an output holds objects that tiles paint wherever their crops reach."""
-    return any(output.blend == "own" for output in plan.outputs)
-
-
 def _check_supports(plan: TilePlan, chunks: Sequence[int]) -> None:
     """Raise if tiles that paint objects reach over more than the next block, so that they would run again."""
     for name, size, axis, longest in zip(plan.names, chunks, plan.axes, plan.longest, strict=True):
@@ -338,7 +281,7 @@ def _check_supports(plan: TilePlan, chunks: Sequence[int]) -> None:
 def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan:
     """Return the plan with the largest blocks up to the target that fit into memory and keep workers busy."""
     workers = request.workers or plan.threads
-    enough = _enough(plan)
+    some = enough(plan)
     fair = math.inf if request.target else _fair(plan, workers)
     best, least = None, math.inf
     good: TilePlan | None = None
@@ -346,19 +289,22 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     for most, block, notes in shapes(plan, request):
         # 0. Blocks that share nothing, and repeat more crops than the best so far, are out, whatever memory
         #    they need.
-        if good is None and _repeats(plan, block, request, max(enough, least * workers)):
+        # 1. Blocks that do not fit into memory are out.
+        calls = math.inf if good is not None else max(some, least * workers)
+        try:
+            if _repeats(plan, block, request, calls):
+                raise RepeatsError
+            found = choose_reuse(plan, block, request, notes, asked, calls)
+        except TooLargeError:
+            continue
+        except RepeatsError:
             if least <= _fewest(plan, most) / workers:
                 break
-            continue
-        # 1. Blocks that do not fit into memory are out.
-        try:
-            found = _choose_reuse(plan, block, request, notes, asked)
-        except _TooLarge:
             continue
         # 2. The first shape with few extra calls, evenly spread over the workers, is taken, or a smaller one
         #    that leaves room for chunks that would be decoded again.
         load = found.calls() / workers if request.target else _load(found, workers)
-        if found.calls() <= enough and load <= fair:
+        if found.calls() <= some and load <= fair:
             if good is None or planned_ratio(found) < planned_ratio(good):
                 good = found
             if _has_room(found, request):
@@ -399,12 +345,7 @@ def _has_room(plan: TilePlan, request: BlockRequest) -> bool:
 
 def is_thrifty(plan: TilePlan) -> bool:
     """Return whether few crops run twice, and hardly any chunk that may be kept is decoded again."""
-    return plan.calls() <= _enough(plan) and _keeps_chunks(plan)
-
-
-def _enough(plan: TilePlan) -> float:
-    """Return the number of crops that blocks may run without others being looked for."""
-    return (1 + (0.0 if _paints(plan) else RECOMPUTE_LIMIT)) * plan.n_runs
+    return plan.calls() <= enough(plan) and _keeps_chunks(plan)
 
 
 def _keeps_chunks(plan: TilePlan) -> bool:
@@ -459,137 +400,3 @@ def _fewest_in(plan: TilePlan, block: Index) -> float:
             shared = (stop - start - 1) // axis.stride * axis.stride
             found *= max(1, 1 - shared / axis.extent + shared / size)
     return found
-
-
-# -- the reuse ------------------------------------------------------------------------------------------
-
-
-def _choose_reuse(
-    plan: TilePlan, block: Index, request: BlockRequest, notes: Notes, asked: str, *, quick: bool = True
-) -> TilePlan:
-    """Return the plan with the cheapest reuse that fits into memory; the last of its notes is the reason.
-
-    ``quick``: an error need not tell what was tried.
-    """
-    limit = math.inf if request.memory_limit is None else request.memory_limit
-    tried: list[Candidate] = []
-    if quick and held_bytes(plan, block) + plan.threads * request.encoding > limit:
-        raise _TooLarge(block, tried)
-    for ways in _ways(plan, block, request, notes):
-        tried += ways
-        if fitting := [way for way in ways if way.fits(limit)]:
-            best = min(fitting, key=lambda way: way.rank)
-            reasons = (asked,) if request.reuse != "auto" else ()
-            return best.plan.with_notes((*notes, *reasons, *_reasons(best, tried, request, limit)))
-    raise _TooLarge(block, tried)
-
-
-def _ways(plan: TilePlan, block: Index, request: BlockRequest, notes: Notes) -> Iterator[list[Candidate]]:
-    """Yield the ways to compute blocks of a shape: the best that fit are among the first of which any do.
-
-    What a way costs takes most of the time of a shape, and is not found out for those that come later.
-    """
-    alone = plan.with_blocks(block, "recompute", notes)
-    if request.reuse == "recompute":
-        yield [Candidate.of(alone, request)]
-        return
-    shared = alone.with_blocks(block, "share", notes)
-    short = _too_short(shared)
-    if short and request.reuse == "share":
-        raise GridError(short)
-    # 1. Blocks that share no tiles, if they run few tiles twice.
-    few = request.reuse == "auto" and alone.calls() <= _enough(plan)
-    if few:
-        yield [Candidate.of(alone, request)]
-    # 2. Blocks that share tiles.
-    if not short:
-        yield [Candidate.of(shared, request)]
-    # 3. The fewest calls: the former, or blocks that share within slabs, one slab after the other.
-    rest = [] if few or request.reuse == "share" else [Candidate.of(alone, request)]
-    if request.slabs and not short:
-        rest += _slabs(shared, request)
-    yield rest
-
-
-def _reasons(best: Candidate, tried: Sequence[Candidate], request: BlockRequest, limit: float) -> Notes:
-    """Return why a way was chosen among those that were ``tried``."""
-    share = next((way for way in tried if way.kind == "share"), None)
-    extra = best.plan.with_blocks(best.plan.block, "recompute").calls() / max(1, best.plan.n_runs) - 1
-    if best.kind == "slabs":
-        return (_slab_reason(best, share),)
-    if request.reuse != "auto":
-        return ()
-    if best.kind == "share":
-        return (f"share: blocks alone would cost {extra:.1%} extra calls",)
-    return (f"recompute: {extra:.1%} extra calls{_hindrance(best.plan, share, limit)}",)
-
-
-class _TooLarge(Exception):
-    """Blocks of one shape do not fit into memory, however they are computed."""
-
-    def __init__(self, block: Index, found: Sequence[Candidate]) -> None:
-        super().__init__(block)
-        self.block, self.found = block, found
-
-    def refusal(self, request: BlockRequest) -> MemoryBudgetError:
-        """Return the error for the user; to find a limit that suffices takes long."""
-        plan, least = self.found[0].plan, min(map(_least, self.found))
-        fewer, limit = "fewer threads, " if plan.threads > 1 else "", request.memory_limit
-        return MemoryBudgetError(
-            f"blocks of {self.block} samples need about {human(least)} in a process with "
-            f"{threads_of(plan)}{_encoded(plan, request)}; memory_limit is {human(limit or 0)}. "
-            f"Use {fewer}a smaller crop or batch, or memory_limit={least}."
-        )
-
-
-def _least(candidate: Candidate) -> int:
-    """Return the smallest limit of memory that a candidate fits."""
-    plan = candidate.plan
-    if plan.cache_bytes:
-        return candidate.peak
-    # Kept chunks are decoded one by one: keeping a few may take less than decoding several at a time.
-    kept = min((need for need in kept_levels(plan) if need), default=math.inf)
-    return int(min(candidate.peak, candidate.peak - parallel_bytes(plan) + kept))
-
-
-def _encoded(plan: TilePlan, request: BlockRequest) -> str:
-    """Return what encoding adds, as part of a sentence; "" if it is little."""
-    encoding = plan.threads * request.encoding
-    if not request.memory_limit or encoding < request.memory_limit / 4:
-        return ""
-    return f", of which {human(encoding)} encode write units (use smaller chunks or shards)"
-
-
-def _too_short(plan: TilePlan) -> str:
-    """Return why blocks cannot share, or ""."""
-    for name, longest, size, axis in zip(plan.names, plan.longest, plan.block, plan.axes, strict=True):
-        if longest > size < axis.extent:
-            return (
-                f'reuse="share" needs blocks at least as long as the longest support; got blocks of {size} '
-                f'and a support of {longest} on axis {name}. Use larger chunks or reuse="recompute".'
-            )
-    return ""
-
-
-def _slabs(plan: TilePlan, request: BlockRequest) -> Iterator[Candidate]:
-    """Yield slabs along one or more axes; blocks that are longer across slabs run fewer tiles twice."""
-    for slabs in range(1, len(plan.axes) - plan.n_each):
-        cut = plan.long_axes[:slabs]
-        for times, block in longer(plan, cut) if request.chunks is None else ((1, plan.block),):
-            yield Candidate.of(plan.with_blocks(block, "share", plan.notes, slabs), request, times)
-
-
-def _slab_reason(slabs: Candidate, share: Candidate | None) -> str:
-    assert share is not None  # slabs are made from it
-    plan, extra = slabs.plan, slabs.calls / max(1, slabs.plan.n_runs) - 1
-    cut = ", ".join(plan.names[d] for d in plan.slab_axes)
-    return f"slabs along axis {cut}: {extra:.1%} extra calls; in one piece it would need {human(share.peak)}"
-
-
-def _hindrance(plan: TilePlan, share: Candidate | None, limit: float) -> str:
-    """Return why the blocks of a plan cannot share, as the end of a reason; "" if nobody asked."""
-    if share is None:
-        return ", and supports are longer than blocks" if _too_short(plan) else ""
-    if share.least > limit:
-        return f", and sharing would need more than {human(share.least)}"
-    return f", and sharing would need {human(share.peak)}"

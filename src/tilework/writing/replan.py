@@ -20,9 +20,10 @@ from tilework.execution.where import Where
 from tilework.function.devices import devices_of
 from tilework.graph.build import chunks_of
 from tilework.plan.block_shapes import BlockRequest
-from tilework.plan.blocks import DECODED, Candidate, choose_blocks, is_fair, is_thrifty
+from tilework.plan.blocks import DECODED, choose_blocks, is_fair, is_thrifty
 from tilework.plan.decoding import decoded_ratio, with_cache
 from tilework.plan.memory import room_bytes
+from tilework.plan.reuse import Candidate
 from tilework.plan.tile_plan import TilePlan
 from tilework.writing.image import Image
 from tilework.writing.ledger import Ledger

@@ -618,6 +618,25 @@ def test_chunks_that_are_not_shared_are_decoded_as_often_as_the_plan_says(data: 
     np.testing.assert_allclose(found, image, rtol=1e-5)
 
 
+def test_what_dask_decodes_in_its_own_order_is_told(tmp_path: Path) -> None:
+    """It runs blocks in the order of keys: chunks that are long along the first axis wait for all others."""
+    image = np.random.default_rng(0).random((96, 24, 240), "f4")
+    array = zarr.create_array(tmp_path / "in.zarr", data=image, chunks=(96, 24, 4))
+    with dask.config.set(scheduler="sync", num_workers=1):
+        out = tw.tiled_map(np.copy, array, 16, 2, dtype="f4", memory_limit=1_500_000, edge="squeeze")
+        with counted_codecs("f4") as counts:
+            out.compute()
+        plan, found = plan_of(out), counts["decoded"] / array.nchunks
+        told, planned = decoded_ratio(plan.with_order((0, 1, 2))), decoded_ratio(plan)
+        assert 0.8 * told < found < 1.25 * told
+        assert found > 3 * planned
+        assert f"about {told:.2f} by out.compute()" in " ".join(plan.explain().split())
+        with counted_codecs("f4") as counts:
+            tw.compute(out)
+    assert counts["decoded"] <= 1.1 * planned * array.nchunks
+    assert "out.compute()" not in tw.explain(out, writing={})
+
+
 def test_large_chunks_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
     """Ten planes at a time took most of the memory of a task, and so its blocks were small."""
     image = np.random.default_rng(0).random((12, 2048, 2048), "f4")

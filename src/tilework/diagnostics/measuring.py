@@ -39,7 +39,7 @@ from tilework.function.bound import BoundOutput
 from tilework.function.devices import calls_at_a_time, devices_of, transfer_seconds
 from tilework.graph.build import find_spec
 from tilework.grid.tiles import Box, Tile
-from tilework.plan.cost import busiest, decoded_ratio, human, tasks
+from tilework.plan.cost import busiest, decoded_ratio, human, rows, tasks
 from tilework.plan.memory import peak_bytes
 from tilework.plan.tile_mask import TileMask
 from tilework.plan.tile_plan import TilePlan
@@ -160,12 +160,12 @@ def explain(out: Any, *, measure: bool = False, writing: Mapping[str, Any] | Non
             raise TilingError("a plan has no result to be written; give the result: tw.explain(out, ...).")
         return out.explain(measure=measure)
     spec = _spec(out)
-    rows = [*spec.plan.explain().rows]
+    lines = [*spec.plan.explain().rows]
     if writing is not None:
         plan, more = forecast(out, writing)
-        rows = [*plan.explain().rows, *more]
+        lines = [*rows(plan, lazy=False), *more]
         spec = replace(spec, plan=plan) if measure else spec
-    return Explanation([*rows, *_measure(spec, writing).rows()] if measure else rows)
+    return Explanation([*lines, *_measure(spec, writing).rows()] if measure else lines)
 
 
 def measure(out: Any) -> Measured:

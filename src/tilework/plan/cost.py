@@ -39,6 +39,8 @@ __all__ = [
 
 # Most blocks that are assigned to workers one by one; with more, the last block hardly matters.
 LAID_OUT = 20_000
+# Factor below which two counts of what is decoded are told as one.
+SAME = 1.05
 
 
 def fewest_calls(plan: BlockPlan) -> int:
@@ -249,8 +251,11 @@ def human(n: float) -> str:
     return f"{n:.3g} TB"
 
 
-def rows(plan: BlockPlan) -> list[tuple[str, str]]:
-    """Return the decisions of ``plan`` and their cost, as names and values."""
+def rows(plan: BlockPlan, *, lazy: bool = True) -> list[tuple[str, str]]:
+    """Return the decisions of ``plan`` and their cost, as names and values.
+
+    ``lazy``: whether its blocks are those of a dask array, too.
+    """
     tiled, names = plan.axes[plan.n_each :], plan.names[plan.n_each :]
     calls, run, fewest = plan.calls(), plan.n_runs, fewest_calls(plan)
     written = math.prod(plan.shape)
@@ -265,14 +270,10 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         cut = ", ".join(plan.names[d] for d in plan.slab_axes)
         sharing = f"one slab of blocks after the other along axis {cut}; tiles across a face run in both"
     given = " at given starts" if any(a.starts is not None for a in tiled) else ""
-    ratio, peak = decoded_ratio(plan), human(peak_bytes(plan))
-    cache = f"cache {human(plan.cache_bytes)}"
-    if any(s.chunks for s in plan.sources) and not any(s.shared and s.chunks for s in plan.sources):
-        cache = "no chunk is shared"
+    peak = human(peak_bytes(plan))
     ratios = (
         f"{calls / max(1, run):.3f} per tile, {calls / max(1, fewest):.3f} of the fewest that could cover"
     )
-    about = "at most" if is_bound(plan) else "about"
     most = "at most " if plan.counted == "most" else ""
     lines = [
         ("image", f"{_by(plan.shape)}  axes {', '.join(plan.names)}"),
@@ -283,7 +284,7 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
         ("reuse", f"{plan.reuse}: {sharing}"),
         ("tasks", str(tasks(plan))),
         ("computed", f"{computed(plan) / written:.3f} samples per sample written"),
-        ("decoded", f"{about} {ratio:.2f} source bytes per image byte ({cache})"),
+        ("decoded", _decoded(plan, lazy=lazy)),
         ("peak", f"about {peak} in a process with {threads_of(plan)}, without what fn takes"),
     ]
     if repeated := repeated_crops(plan):
@@ -302,6 +303,20 @@ def rows(plan: BlockPlan) -> list[tuple[str, str]]:
     if plan.covered < 1:
         lines.append(("covered", f"{plan.covered:.1%} of the image; the rest is fill_value"))
     return [*lines, *(("note", note) for note in plan.notes)]
+
+
+def _decoded(plan: BlockPlan, *, lazy: bool) -> str:
+    """Return how often samples are decoded; ``lazy``: dask may run the blocks, too."""
+    about, ratio = "at most" if is_bound(plan) else "about", decoded_ratio(plan)
+    cache = f"cache {human(plan.cache_bytes)}"
+    if any(s.chunks for s in plan.sources) and not any(s.shared and s.chunks for s in plan.sources):
+        cache = "no chunk is shared"
+    text = f"{about} {ratio:.2f} source bytes per image byte ({cache})"
+    if not lazy:
+        return text
+    # dask runs blocks in the order of their keys; chunks then wait along other axes.
+    by_keys = decoded_ratio(plan.with_order(range(plan.n_each, len(plan.axes))))
+    return text if by_keys <= SAME * ratio else f"{text}; about {by_keys:.2f} by out.compute()"
 
 
 def _labels(plan: BlockPlan) -> str:

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,15 @@ from tilework.engine.accumulate import Accumulator
 from tilework.engine.canvas import Partial, combine, finish
 from tilework.engine.cover import cover
 from tilework.engine.notices import report, tell
-from tilework.engine.reading import CropCutter, Failure, in_raster_order, looker_of, run_tiles, tiles_of
+from tilework.engine.reading import (
+    CropCutter,
+    Failure,
+    in_raster_order,
+    looker_of,
+    n_tiles_of,
+    run_tiles,
+    tiles_of,
+)
 from tilework.engine.spec import Spec
 from tilework.engine.stopping import check_stop
 from tilework.engine.sums import real_dtype
@@ -107,9 +115,9 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     plan, ranges = spec.plan, spec.ranges(index, owned=owned)
     alone = plan.slab_axes if owned else range(len(plan.axes))
     steps = plan.neighbours.later(index) if owned else []
-    queue: list[tuple[Accumulator, Tile]] = []
     sums: dict[Index, Accumulator] = {}
     canvases: dict[Index, list[Box]] = {}
+    parts: dict[Index, list[Span]] = {}
     for owner in owners_of(spec, index, alone):
         canvases[owner] = canvas_boxes(spec, owner)
         own = [t.owned[b] for t, b in zip(plan.tables, owner, strict=True)]
@@ -120,22 +128,30 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
         regions = spans_of(spec, index, canvases[owner], alone, whole=whole)
         order = [range(*span) for span in common] if in_raster_order(spec) else None
         sums[owner] = Accumulator(spec, regions, rooms, order)
-        queue += [(sums[owner], tile) for tile in tiles_of(spec, common)]
+        parts[owner] = common
+    numbers = {owner: n_tiles_of(spec, common) for owner, common in parts.items()}
     skipped: list[int] = []
     failures: list[Failure] = []
-    accumulators = {tile.index: accumulator for accumulator, tile in queue}
+    adding: dict[int, Accumulator] = {}
+
+    def queue() -> Iterator[Tile]:
+        for owner, common in parts.items():
+            for tile in tiles_of(spec, common):
+                adding[tile.index] = sums[owner]
+                yield tile
+
     with at_work(), kept.task(spec.run), in_task():
-        crops = [CropCutter(spec, k, ranges, part, len(queue), index) for k, part in enumerate(given)]
+        n_tiles = sum(numbers.values())
+        crops = [CropCutter(spec, k, ranges, part, n_tiles, index) for k, part in enumerate(given)]
         looker = looker_of(spec, crops)
-        for tile, results in run_tiles(spec, [t for _, t in queue], crops, skipped, failures, looker):
-            accumulators[tile.index].add(tile.position, results)
+        for tile, results in run_tiles(spec, queue(), crops, skipped, failures, looker):
+            adding.pop(tile.index).add(tile.position, results)
             del results  # the next crop, or result, gets its memory, which is in the processor's cache
     for accumulator in sums.values():
         accumulator.close()
-    used = dict.fromkeys(accumulator for accumulator, _ in queue)
     groups = []
     for owner, accumulator in sums.items():
-        if accumulator in used or (owned and owner == index):
+        if numbers[owner] or (owned and owner == index):
             seams = {s: Group(accumulator.seam(s, canvases[owner]), owner, skipped, failures) for s in steps}
             claims = {k: Claims.joined(found) for k, found in accumulator.claims.items()}
             groups.append(Group(accumulator.partials, owner, skipped, failures, claims, seams=seams))

@@ -164,10 +164,10 @@ def blocks_of(spec: Spec, number: int, box: Box) -> Iterator[tuple[Index, Box]]:
 def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tuple[Index, Sequence[Tile]]]:
     """Return, per owner, the running tiles with weight in ``box``, a part of block ``index``."""
     ranges = touching(spec.outputs[number], spec.ranges(index, owned=False), box)
-    found = []
+    found: list[tuple[Index, Sequence[Tile]]] = []
     for owner in owners_of(spec, index):
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
-        found.append((owner, tiles_of(spec, _common(own, ranges))))
+        found.append((owner, list(tiles_of(spec, _common(own, ranges)))))
     return found
 
 

@@ -33,7 +33,16 @@ from tilework.source.base import Unread
 from tilework.source.padding import AxisRead, read_padded
 from tilework.source.zarr_array import ZarrSource
 
-__all__ = ["CropCutter", "Failure", "in_raster_order", "looker_of", "run_tiles", "tiles_of", "wait"]
+__all__ = [
+    "CropCutter",
+    "Failure",
+    "in_raster_order",
+    "looker_of",
+    "n_tiles_of",
+    "run_tiles",
+    "tiles_of",
+    "wait",
+]
 
 Results = tuple[Tile, list[Array]]
 
@@ -178,12 +187,23 @@ class CropCutter:
         return start - origin if d < self._n_each else slice(start - origin, stop - origin)
 
 
-def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Sequence[Tile]:
-    """Return the running tiles in ``ranges``, in raster order within each crop shape."""
+def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Iterable[Tile]:
+    """Return the running tiles in ``ranges``, in raster order within each crop shape; made one by one.
+
+    A tile takes a kilobyte, and a block may have 100 000.
+    """
     tiles, mask = spec.plan.grid.within(ranges), spec.active.mask
     if mask is not None:
-        tiles = itertools.compress(tiles, mask.box(ranges).ravel().tolist())
-    return _by_shape(spec, list(tiles))
+        tiles = itertools.compress(tiles, mask.box(ranges).flat)
+    return _by_shape(spec, tiles)
+
+
+def n_tiles_of(spec: Spec, ranges: Sequence[Span]) -> int:
+    """Return how many tiles `tiles_of` returns."""
+    if any(a >= b for a, b in ranges):
+        return 0
+    mask = spec.active.mask
+    return math.prod(b - a for a, b in ranges) if mask is None else mask.running(ranges)
 
 
 def in_raster_order(spec: Spec) -> bool:
@@ -196,7 +216,7 @@ def _of_one_shape(spec: Spec) -> bool:
     return spec.plan.axes[-1].edge != "clip"
 
 
-def _by_shape(spec: Spec, tiles: Sequence[Tile]) -> Sequence[Tile]:
+def _by_shape(spec: Spec, tiles: Iterable[Tile]) -> Iterable[Tile]:
     """Return tiles by the shape of their crops, those of one shape in the order that they have."""
     if _of_one_shape(spec):
         return tiles
@@ -213,7 +233,7 @@ def looker_of(spec: Spec, crops: Sequence[CropCutter]) -> Looker | None:
 
 def run_tiles(
     spec: Spec,
-    tiles: Sequence[Tile],
+    tiles: Iterable[Tile],
     crops: Sequence[CropCutter],
     skipped: list[int],
     failures: list[Failure],

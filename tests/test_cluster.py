@@ -130,6 +130,21 @@ def test_the_active_client_is_taken(client: Any) -> None:
     assert seen
 
 
+@pytest.mark.parametrize("below", ["dask", "result"])
+def test_blocks_that_vindex_and_later_pieces_read_are_kept(client: Any, tmp_path: Path, below: str) -> None:
+    """dask's ``vindex`` names blocks by numpy's integers, which a cluster does not let us ask for."""
+    image = np.arange(400.0).reshape(20, 20)
+    array = da.from_array(image, chunks=10) + 0
+    if below == "result":
+        array = tw.tiled_map(plus_one, array, 5, 0, chunks=10, dtype=float)
+    diagonal = np.arange(10)
+    both = da.concatenate([array.vindex[diagonal, diagonal], array[0]])
+    out = tw.tiled_map(plus_one, both, 5, 0, chunks=5, dtype=float)
+    expected = np.append(image.diagonal()[:10], image[0]) + (1 if below == "dask" else 2)
+    tw.to_zarr(out, tmp_path / "out.zarr", client=client, progress=False)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "out.zarr")[...], expected)
+
+
 @pytest.mark.sample(0)
 def test_the_window_bounds_what_the_scheduler_knows(
     processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from dask.base import get_annotations
 from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
@@ -201,8 +202,8 @@ class Cluster:
         # Each graph comes after those before it. By default those of a minute run together, the first tasks
         # of each first: five batches of 128 blocks decoded each chunk 4.5 times, and held the seams of all.
         found: list[Any] = self.client.get(
-            graph, keys, sync=False, retries=self.where.retries or None, priority=self.where.priority,
-            fifo_timeout=0,
+            graph, list(map(_askable, keys)), sync=False, retries=self.where.retries or None,
+            priority=self.where.priority, fifo_timeout=0,
         )  # fmt: skip
         return found
 
@@ -299,3 +300,10 @@ def _suspicious(dask_scheduler: Any) -> Mapping[Key, int]:
 def _key_of(task: Any, piece: Piece) -> Key:
     """Return the key that a `KilledWorker` names, possibly as text."""
     return next((key for key in piece.tasks if key == task or str(key) == str(task)), task)
+
+
+def _askable(key: Key) -> Key:
+    """Return an equal key that a cluster can be asked for: dask's ``vindex`` has numpy's integers in keys."""
+    if not isinstance(key, tuple):
+        return key
+    return tuple([int(part) if isinstance(part, np.integer) else part for part in key])

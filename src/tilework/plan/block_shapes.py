@@ -184,15 +184,15 @@ def _grow(
     The axis along which the block holds the fewest crops is next.
     """
 
-    def longer(d: int) -> int | None:
+    def next_size(d: int) -> int | None:
         size = min(extents[d], sizes[d] + units[d])
         return size if size > sizes[d] and math.prod(sizes) // sizes[d] * size <= room else None
 
     # An axis that cannot grow now never can. To know it takes a tenth of the time of a leap.
     open_axes = set(axes)
-    while open_axes := {d for d in open_axes if longer(d)}:
+    while open_axes := {d for d in open_axes if next_size(d)}:
         _leap(sizes, extents, units, crops, open_axes, room)
-        while size := longer(d := min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))):
+        while size := next_size(d := min(open_axes, key=lambda a: (sizes[a] / crops[a], -a))):
             sizes[d] = size
         open_axes.discard(d)
 

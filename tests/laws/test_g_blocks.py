@@ -452,6 +452,15 @@ def _spans(table):
     return [range(a, min(a + table.size, table.grid.extent)) for a in range(0, table.grid.extent, table.size)]
 
 
+@pytest.mark.parametrize("limit", [96, 112, 132])
+def test_blocks_are_made_smaller_until_they_can_share(limit):
+    """Larger ones run twice as many crops; that none of these is costed does not end the search."""
+    plan = plan_tiles((51, 20, 85, 83), (12, 8, 24, 12), stride=(6, 4, 7, 10), blend="hann", dtype="float32")
+    plan = replace(plan, threads=2, sources=(SourcePlan(4, (12, 2, 12, 6)),))
+    chosen = choose_blocks(plan, BlockRequest(memory_limit=limit * 10**6))
+    assert (chosen.reuse, chosen.calls()) == ("share", len(plan))
+
+
 def test_a_block_is_never_empty():
     with pytest.raises(GridError, match="chunks must be at least 1; got 0 on axis 0"):
         plan_tiles((20,), 8, 2, chunks=0)

@@ -291,15 +291,13 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
         #    they need.
         # 1. Blocks that do not fit into memory are out.
         calls = math.inf if good is not None else max(some, least * workers)
-        try:
-            if _repeats(plan, block, request, calls):
-                raise RepeatsError
-            found = choose_reuse(plan, block, request, notes, asked, calls)
-        except TooLargeError:
-            continue
-        except RepeatsError:
+        if _repeats(plan, block, request, calls):
             if least <= _fewest(plan, most) / workers:
                 break
+            continue
+        try:
+            found = choose_reuse(plan, block, request, notes, asked, calls)
+        except (TooLargeError, RepeatsError):  # smaller blocks may share
             continue
         # 2. The first shape with few extra calls, evenly spread over the workers, is taken, or a smaller one
         #    that leaves room for chunks that would be decoded again.

@@ -637,6 +637,22 @@ def test_what_dask_decodes_in_its_own_order_is_told(tmp_path: Path) -> None:
     assert "out.compute()" not in tw.explain(out, writing={})
 
 
+@pytest.mark.parametrize("limit", ["600MB", "1GB", "2GB"])
+def test_larger_blocks_under_a_mask_do_not_decode_a_chunk_for_each_tile(limit: str) -> None:
+    """Few tiles of a large block are read one by one; it left no memory to keep the chunk between these."""
+    mask = np.random.default_rng(0).random((17, 17)) < 0.29
+    array = zarr.create_array(
+        zarr.storage.MemoryStore(), shape=(4096, 19128), chunks=(4096, 19128), dtype="u1"
+    )
+    tiling = {"stride": (64, 460), "blend": "gaussian", "mask": mask, "mask_scale": (4096 / 17, 19128 / 17)}
+    with warnings.catch_warnings(), dask.config.set(scheduler="threads", num_workers=2):
+        warnings.simplefilter("ignore", tw.CostWarning)
+        out = tw.tiled_map(np.copy, array, (64, 512), dtype="f4", memory_limit=limit, **tiling)
+    plan = plan_of(out)
+    assert decoded_ratio(plan) <= 32  # 21 with smaller blocks, and 1158 for each tile alone
+    assert decoded_ratio(plan) <= 8 or limit == "600MB"
+
+
 def test_large_chunks_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
     """Ten planes at a time took most of the memory of a task, and so its blocks were small."""
     image = np.random.default_rng(0).random((12, 2048, 2048), "f4")

@@ -26,6 +26,7 @@ import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.execution.progress import Tracker
 from tilework.graph.build import plan_of
+from tilework.plan.cost import busiest
 from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks, kept_levels
 from tilework.plan.memory import parallel_bytes, peak_bytes, room_bytes, seam_bytes
 from tilework.plan.tables import SourcePlan
@@ -635,6 +636,24 @@ def test_what_dask_decodes_in_its_own_order_is_told(tmp_path: Path) -> None:
             tw.compute(out)
     assert counts["decoded"] <= 1.1 * planned * array.nchunks
     assert "out.compute()" not in tw.explain(out, writing={})
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "crop", "tiling"),
+    [
+        ((47, 645, 775), (1, 645, 775), (16, 100, 64), {"stride": (8, 50, 57), "blend": "gaussian"}),
+        ((5333, 11103), (1, 11103), 512, {"overlap": 0, "batch_size": 16, "reuse": "recompute"}),
+    ],
+)
+def test_larger_blocks_pay_for_workers_that_wait_for_them(
+    shape: tuple[int, ...], chunks: tuple[int, ...], crop: Any, tiling: Any
+) -> None:
+    """Few blocks that decode less had workers wait for longer than they saved."""
+    array = zarr.create_array(zarr.storage.MemoryStore(), shape=shape, chunks=chunks, dtype="f4")
+    with warnings.catch_warnings(), dask.config.set(scheduler="threads", num_workers=2):
+        warnings.simplefilter("ignore", tw.CostWarning)
+        plan = plan_of(tw.tiled_map(np.copy, array, crop, dtype="f4", memory_limit="16GB", **tiling))
+    assert busiest(plan, plan.threads) <= 1.08 * plan.calls() / plan.threads
 
 
 @pytest.mark.parametrize("limit", ["600MB", "1GB", "2GB"])

@@ -137,7 +137,8 @@ class _Search:
     def __init__(self, plan: TilePlan, request: BlockRequest, asked: str, looks: int) -> None:
         self.plan, self.request, self.asked, self.looks = plan, request, asked, looks
         self.workers = request.workers or plan.threads
-        self.calls = _worth(plan) - _decoding(plan, 1)
+        self.uneven = _uneven(plan, self.workers)
+        self.calls = self.worth(plan) - _decoding(plan, 1)
         """Most crops with which blocks can cost less than those of the plan."""
         self.most = math.inf
         """Most samples of a block, where memory is not what bounds it."""
@@ -156,6 +157,14 @@ class _Search:
                 self.left.add(block)
         return self.seen.get(block)
 
+    def worth(self, plan: TilePlan) -> float:
+        """Return what a plan costs, in calls: those of the function, and what decoding takes besides.
+
+        Where workers wait longer than with the blocks of the search's own plan, so much more.
+        """
+        waits = max(1, _uneven(plan, self.workers) / self.uneven)
+        return waits * (plan.calls() + _decoding(plan, planned_ratio(plan)))
+
     def _is_refused(self, block: Index) -> bool:
         """Return whether blocks are larger than any may be, or as long as some that do not fit."""
         too_long = any(all(map(operator.le, other, block)) for other in self.refused)
@@ -172,7 +181,7 @@ class _Search:
             if not kinds or "share" in kinds or self.request.reuse == "recompute":
                 self.refused.append(block)
             return None
-        return found if _is_even(found, self.workers) else None
+        return found if _uneven(found, self.workers) <= FAIR else None
 
 
 def _flattened(plan: TilePlan, search: _Search) -> TilePlan:
@@ -189,7 +198,7 @@ def _flattened(plan: TilePlan, search: _Search) -> TilePlan:
     best = plan
     for block in flat(plan, request, fills):
         found = search.found(block)
-        if found is not None and _worth(found) < WORTH * _worth(best):
+        if found is not None and search.worth(found) < WORTH * search.worth(best):
             best = found
     return best
 
@@ -200,7 +209,7 @@ def _descended(plan: TilePlan, search: _Search) -> TilePlan:
     Each step takes the first similar shape that costs less. Which axes a limit of memory makes expensive, and
     which of them others can pay for, depends on chunks, supports and threads at once: no rule names them.
     """
-    best, cost = plan, _worth(plan)
+    best, cost = plan, search.worth(plan)
     least = plan.n_runs + _decoding(plan, 1)
     better: TilePlan | None = plan
     while better is not None:
@@ -209,15 +218,10 @@ def _descended(plan: TilePlan, search: _Search) -> TilePlan:
             if len(search.seen) >= search.looks or WORTH * cost <= least:
                 break
             found = search.found(block)
-            if found is not None and (worth := _worth(found)) < STEP * cost:
+            if found is not None and (worth := search.worth(found)) < STEP * cost:
                 better, cost = found, worth
                 break
-    return best if cost < WORTH * _worth(plan) else plan
-
-
-def _worth(plan: TilePlan) -> float:
-    """Return what a plan costs, in calls: those of the function, and what decoding takes besides."""
-    return plan.calls() + _decoding(plan, planned_ratio(plan))
+    return best if cost < WORTH * search.worth(plan) else plan
 
 
 def _decoding(plan: TilePlan, ratio: float) -> float:
@@ -230,9 +234,9 @@ def is_fair(plan: TilePlan, workers: int) -> bool:
     return _load(plan, workers) <= _fair(plan, workers)
 
 
-def _is_even(plan: TilePlan, workers: int) -> bool:
-    """Return the same where crops that run several times are not the fault of workers that wait."""
-    return _load(plan, workers) <= FAIR * max(plan.calls() / workers, plan.batch_size or 1)
+def _uneven(plan: TilePlan, workers: int) -> float:
+    """Return how many times an even share, or a batch, the busiest worker runs; crops that repeat count."""
+    return max(1, _load(plan, workers) / max(plan.calls() / workers, plan.batch_size or 1))
 
 
 def _fair(plan: TilePlan, workers: int) -> float:

@@ -15,7 +15,6 @@ from tilework.plan.tile_plan import TilePlan
 
 __all__ = [
     "FAIR",
-    "LARGE",
     "SMALL",
     "BlockRequest",
     "flat",

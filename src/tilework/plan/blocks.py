@@ -12,7 +12,6 @@ from tilework._types import Index
 from tilework.errors import AlignmentError, GridError, MemoryBudgetError
 from tilework.plan.block_shapes import (
     FAIR,
-    LARGE,
     SMALL,
     BlockRequest,
     flat,
@@ -45,6 +44,9 @@ DECODED = 1.1
 DECODING, WORTH = 1 / 32, 0.95
 # Part of a bound that is about right which is surely not too much, along axes of so many crops or more.
 SURE, LONG = 0.9, 16
+# Most bytes of blocks that grow as no chunk is shared, however much memory there is: dask's own compute() of
+# a slice runs all crops of a block.
+MOST = 64 * 2**20
 # Gain of a step towards such blocks, and the number of shapes, 0.3 ms each, from which on none is looked at.
 STEP, LOOKS = 0.99, 18
 
@@ -143,7 +145,7 @@ class _Search:
         self.most = math.inf
         """Most samples of a block, where memory is not what bounds it."""
         if not all(s.shared for s in plan.sources):
-            self.most = max(LARGE / sample_bytes(plan), math.prod(plan.block))
+            self.most = max(MOST / sample_bytes(plan), math.prod(plan.block))
         self.seen: dict[Index, TilePlan | None] = {plan.block: plan}
         self.left: set[Index] = set()
         self.refused: list[Index] = []

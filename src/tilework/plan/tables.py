@@ -327,12 +327,18 @@ class BlockPlan(Holder, Sequence[Tile]):
         -------
         int
         """
-        box = Box((0,) * len(self.axes), self.shape) if box is None else box
+        if box is None:
+            # The choice of blocks asks again and again.
+            return self.once("calls", lambda: self._calls(Box((0,) * len(self.axes), self.shape)))
         of_type("box", box, Box, "a Box of image samples")
         if len(box.start) != len(self.axes) or any(
             not 0 <= a <= b <= n for a, b, n in zip(box.start, box.stop, self.shape, strict=True)
         ):
             raise GridError(f"box must lie in the image of shape {self.shape}; got {box}.")
+        return self._calls(box)
+
+    def _calls(self, box: Box) -> int:
+        """Return the same for a part of the image."""
         if not box.size or not self.n_tiles:
             return 0
         chosen = [

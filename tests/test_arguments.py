@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,29 @@ def test_an_object_whose_methods_fail_is_refused_without_them() -> None:
     for name in ("resources", "scheduler", "accept", "chunks", "version", "on_error", "memory_limit"):
         with pytest.raises((tw.TilingError, TypeError), match=name):
             tw.to_zarr(result(), store(), **{name: VALUES["broken object"]()})
+
+
+@QUIET
+@pytest.mark.parametrize("name", ["dimension_names", "chunk_key_encoding"])
+def test_zarr_does_not_iterate_over_an_option_without_an_end(name: str) -> None:
+    """It took all memory of the machine, in a thread that no error and no signal ends."""
+    with elsewhere():
+        error = fuzz_arguments.call("to_zarr", {name: "lying object"})
+    assert f"refuses {name}=" in str(error)
+    assert "no list or tuple" in str(error)
+    tw.to_zarr(result(), zarr.storage.MemoryStore(), progress=False, fill_value=np.float32(2))
+
+
+def test_a_sampler_without_an_axis_is_refused() -> None:
+    with pytest.raises(tw.GridError, match=r"no axis to tile in spatial_size=\(\)"):
+        tw.GridSampler(IMAGE, spatial_size=(), patch_size=())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_the_fuzz_takes_no_memory_from_others() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with elsewhere(), pytest.raises(MemoryError):
+        np.empty(2 * fuzz_arguments.MEMORY, np.uint8)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before

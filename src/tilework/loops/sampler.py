@@ -164,6 +164,8 @@ class GridSampler:
         if spatial_size is None or patch_size is None:
             raise TypeError("GridSampler needs spatial_size and patch_size.")
         self.spatial_size = wholes("spatial_size", spatial_size)
+        if not self.spatial_size:
+            raise GridError("there is no axis to tile in spatial_size=(); give the lengths of the image.")
         self.mode, technique = SamplingMode.of(mode)
         names = tuple(map(str, range(len(self.spatial_size))))
         self.patch_size = per_axis("patch_size", patch_size, names)

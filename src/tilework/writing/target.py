@@ -343,6 +343,11 @@ class Fresh:
         options = dict(self.target.options)
         for name in ("storage_options", "zarr_format"):
             options.pop(name, None)
+        for name, value in options.items():
+            # zarr iterates over it, and what only has items by number need not have a last one.
+            endless = hasattr(type(value), "__getitem__") and not hasattr(type(value), "__iter__")
+            if endless and not isinstance(value, np.generic):
+                raise TilingError(f"zarr.create_array refuses {name}={brief(value)}: it is no list or tuple.")
         given = options.pop("attributes", None)
         attributes = {} if given is None else dict(as_options("attributes", given))
         return options | ({"attributes": attributes} if attributes else {})

@@ -454,6 +454,8 @@ def is_foreign(error: BaseException, arguments: Collection[str] = ()) -> bool:
         return False
     if str(error) == FAILED and "jobs" in arguments:
         return False  # an iterable of jobs is the caller's own code
+    if isinstance(error, MemoryError) and "crop_size" in arguments:
+        return False  # a loop reads a crop of any size as soon as it is asked for it
     if isinstance(error, OSError) and str(error) == GONE:
         return False
     last = _innermost(error.__traceback__)

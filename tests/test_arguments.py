@@ -233,6 +233,12 @@ def test_zarr_does_not_iterate_over_an_option_without_an_end(name: str) -> None:
     tw.to_zarr(result(), zarr.storage.MemoryStore(), progress=False, fill_value=np.float32(2))
 
 
+def test_chunks_of_more_samples_than_can_be_counted_are_refused() -> None:
+    for n in (2**63, 10**30, 10**400):
+        with pytest.raises(tw.GridError, match=r"source_chunks needs one positive length per axis"):
+            tw.plan_tiles((12, 10), 6, 1, source_chunks=(n, 5))
+
+
 def test_a_sampler_without_an_axis_is_refused() -> None:
     with pytest.raises(tw.GridError, match=r"no axis to tile in spatial_size=\(\)"):
         tw.GridSampler(IMAGE, spatial_size=(), patch_size=())

@@ -12,7 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike  # noqa: TC002 -- for typing.get_type_hints
 
-from tilework._checks import as_dtype, flag, of_type, scalar, warn, wholes
+from tilework._checks import as_dtype, brief, flag, of_type, scalar, warn, wholes
 from tilework._types import Function, Predicate
 from tilework.engine.spec import Spec, with_validity
 from tilework.errors import CostWarning, GridError, TilingError, TilingWarning
@@ -473,8 +473,12 @@ sigma_scale, output, batch_size, pad_batch, mask, mask_scale, chunks, memory_lim
     if isinstance(source_chunks, Mapping) and isinstance(shape, Mapping):
         source_chunks = [source_chunks.get(name, n) for name, n in zip(shape, extents, strict=True)]
     chunked = None if source_chunks is None else wholes("source_chunks", source_chunks)
-    if chunked is not None and (len(chunked) != len(extents) or min(chunked, default=1) < 1):
-        raise GridError(f"source_chunks needs one positive length per axis of {extents}; got {chunked}.")
+    if chunked is not None and (
+        len(chunked) != len(extents) or not all(1 <= n < 2**63 for n in chunked)  # what arrays can count
+    ):
+        raise GridError(
+            f"source_chunks needs one positive length per axis of {extents}; got {brief(source_chunks)}."
+        )
     source = Source(None, extents, as_dtype(dtype), chunked, meta, token="plan")
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,

@@ -340,17 +340,19 @@ def test_a_long_call_is_named_in_the_log_now_and_then(
 ) -> None:
     """By the tile, while it runs; at intervals that double, so that the log stays short."""
 
+    def named() -> list[logging.LogRecord]:
+        # A busy machine may keep another tile, or this one after its third line, for long as well.
+        return [one for one in list(caplog.records) if "by fn on tile 2 at (1, 0)" in one.getMessage()]
+
     def slow(crop: np.ndarray) -> np.ndarray:
         if crop[0, 0] == IMAGE[16, 0]:
-            wait_for(lambda: len(caplog.records) >= 3)
+            wait_for(lambda: len(named()) >= 3)
         return crop
 
     with caplog.at_level(logging.WARNING, "tilework"):
         tw.tiled_map(slow, IMAGE, 16, 0, dtype="f4").compute(scheduler="threads")
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 3
-    assert all("by fn on tile 2 at (1, 0)" in line for line in lines)
-    for number, record in enumerate(caplog.records):
+    assert len(named()) >= 3
+    for number, record in enumerate(named()):
         assert isinstance(record.args, tuple)
         assert record.args[0] >= guard.LONG * 2**number
 

@@ -319,7 +319,7 @@ def test_a_signal_ends_the_run_after_the_tiles_in_flight(
     name: str, code: int, scheduler_name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A terminal sends Ctrl-C to all processes of a command. No tile begins later; the rest is resumed."""
-    process = started(folder, scheduler_name, 0.2, 7)
+    process = started(folder, scheduler_name, 0.5, 7)
     (os.killpg if name == "SIGINT" else os.kill)(process.pid, getattr(signal, name))
     found, said = ended(process)
     assert found == code, said

@@ -8,7 +8,7 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,7 @@ def test_results_that_overtake_a_slow_one_hold_nothing(
     held: list[int] = []
 
     def watch(done: int, total: int) -> None:
+        _wait_until(lambda: len(client.futures) < 10)
         held.append(len(client.futures))
         if done == 19:
             flag.touch()
@@ -280,10 +281,15 @@ def test_results_that_overtake_a_slow_one_hold_nothing(
 
 
 def _wait_until_nothing_is_held(client: Any) -> None:
-    end = time.monotonic() + 10
-    while client.futures and time.monotonic() < end:
-        time.sleep(0.01)  # futures are released by the event loop
-    assert not client.futures
+    _wait_until(lambda: not client.futures)
+
+
+def _wait_until(there: Callable[[], bool]) -> None:
+    """Wait for the event loop, which releases futures when it gets to it."""
+    end = time.monotonic() + 60
+    while not there():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_more_workers_get_more_blocks_unless_blocks_were_given(

@@ -189,13 +189,16 @@ def waiter() -> Callable[[Any], Any]:
 class Crowd:
     """Remembers the most calls that ran at a time."""
 
-    def __init__(self) -> None:
-        self.lock, self.now, self.most = threading.Lock(), 0, 0
+    def __init__(self, wanted: int) -> None:
+        self.lock, self.now, self.most, self.wanted = threading.Lock(), 0, 0, wanted
 
     def __call__(self, crop: np.ndarray) -> np.ndarray:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
+        end = time.monotonic() + 10
+        while self.most < self.wanted and time.monotonic() < end:
+            time.sleep(0.005)  # the others may begin late
         time.sleep(0.005)
         with self.lock:
             self.now -= 1
@@ -204,7 +207,7 @@ class Crowd:
 
 @pytest.mark.parametrize("concurrent", [1, 2])
 def test_concurrent_bounds_the_calls_at_a_time(concurrent: int) -> None:
-    once = load_once(Crowd, concurrent=concurrent, version=f"{time.monotonic_ns()}")
+    once = load_once(Crowd, (concurrent,), concurrent=concurrent, version=f"{time.monotonic_ns()}")
     out = tiled_map(once, IMAGE, 8, 2, dtype="f4", chunks=8)
     out.compute(scheduler="threads", num_workers=8)
     assert once.get().most == concurrent

@@ -149,7 +149,7 @@ def test_an_async_task_is_told_what_to_do(workers: Any, tmp_path: Path) -> None:
 
 # -- how many at once ------------------------------------------------------------------------------------
 
-COUNTS: dict[str, Any] = {"now": 0, "most": 0, "lock": threading.Lock()}
+COUNTS: dict[str, Any] = {"now": 0, "most": 0, "wanted": 0, "lock": threading.Lock()}
 
 
 def counted(k: int) -> bool:
@@ -163,6 +163,9 @@ def counted(k: int) -> bool:
         with counts["lock"]:
             counts["now"] += 1
             counts["most"] = max(counts["most"], counts["now"])
+        end = time.monotonic() + PATIENCE
+        while counts["most"] < counts["wanted"] and time.monotonic() < end:
+            time.sleep(0.01)  # the others may begin late
         time.sleep(0.02)
         with outside_of_the_pool(get_client()):  # a run inside takes no slot of its own
             pass
@@ -176,7 +179,7 @@ def test_a_hundred_slides_do_not_start_at_once(threads: int) -> None:
     """As many as the worker has threads, and at most four; with an error, a slot is given back too."""
     from distributed import Client, LocalCluster
 
-    COUNTS.update(now=0, most=0)
+    COUNTS.update(now=0, most=0, wanted=min(threads, 4))
     with (
         LocalCluster(
             n_workers=1, threads_per_worker=threads, processes=False, dashboard_address=":0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -269,14 +270,19 @@ def test_I3_slabs_where_a_plane_of_seams_does_not_fit() -> None:
 
 def test_I3_fewer_threads_where_memory_asks_for_it() -> None:
     """Before a run is refused, it takes its tasks one at a time."""
-    running = most = 0
+    running, most, wanted, lock = 0, 0, 2, threading.Lock()
 
     def fn(crop: np.ndarray) -> np.ndarray:
         nonlocal running, most
-        running += 1
-        most = max(most, running)
+        with lock:
+            running += 1
+            most = max(most, running)
+        end = time.monotonic() + 10
+        while most < wanted and time.monotonic() < end:
+            time.sleep(0.002)  # another thread may begin late
         time.sleep(0.002)
-        running -= 1
+        with lock:
+            running -= 1
         return crop
 
     out = tw.tiled_map(fn, np.zeros((256, 256), "f4"), 64, 8, dtype="f4")
@@ -284,7 +290,7 @@ def test_I3_fewer_threads_where_memory_asks_for_it() -> None:
     with dask.config.set(scheduler="threads", num_workers=4):
         tw.to_zarr(out, zarr.storage.MemoryStore(), **options)
         assert most > 1
-        unlimited, most = most, 0
+        unlimited, most, wanted = most, 0, 1
         with pytest.raises(tw.MemoryBudgetError) as refused:
             tw.to_zarr(out, zarr.storage.MemoryStore(), memory_limit=1000, **options)
         least = int(str(refused.value).rpartition("memory_limit=")[2].rstrip("."))

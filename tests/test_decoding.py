@@ -638,6 +638,22 @@ def test_what_dask_decodes_in_its_own_order_is_told(tmp_path: Path) -> None:
     assert "out.compute()" not in tw.explain(out, writing={})
 
 
+def test_what_dask_decodes_of_an_address_is_told() -> None:
+    """Chunks of a store that gives no stamps are shared within one run of ours only."""
+    image = np.random.default_rng(0).random((96, 96, 96), "f4")
+    array = zarr.create_array("memory://told.zarr", data=image, chunks=(16, 16, 16), overwrite=True)
+    out = tw.tiled_map(np.copy, "memory://told.zarr", 20, 2, dtype="f4", chunks=32)
+    plan = plan_of(out)
+    again = dataclasses.replace(plan, sources=(dataclasses.replace(plan.sources[0], shared=False),))
+    for compute, ratio in ((out.compute, decoded_ratio(again)), (lambda: tw.compute(out), 1)):
+        with dask.config.set(scheduler="sync"), counted_codecs("f4") as counts:
+            np.testing.assert_array_equal(compute(), image)
+        assert counts["decoded"] == round(ratio * array.nchunks)
+    assert decoded_ratio(again) > 4
+    assert f"about {decoded_ratio(again):.2f} by out.compute()" in " ".join(plan.explain().split())
+    assert tw.TilePlan.from_json(plan.to_json()) == plan
+
+
 @pytest.mark.parametrize(
     ("shape", "chunks", "crop", "tiling"),
     [

@@ -16,7 +16,7 @@ from tilework.grid.progression import Progression
 from tilework.labels.owner import limit
 from tilework.plan.axis_table import Spans
 from tilework.plan.box_sums import weighed_sum
-from tilework.plan.decoding import decoded_ratio, is_bound
+from tilework.plan.decoding import as_dask_runs, decoded_ratio, is_bound
 from tilework.plan.memory import peak_bytes, tiles_of_blocks
 
 if TYPE_CHECKING:
@@ -314,9 +314,8 @@ def _decoded(plan: BlockPlan, *, lazy: bool) -> str:
     text = f"{about} {ratio:.2f} source bytes per image byte ({cache})"
     if not lazy:
         return text
-    # dask runs blocks in the order of their keys; chunks then wait along other axes.
-    by_keys = decoded_ratio(plan.with_order(range(plan.n_each, len(plan.axes))))
-    return text if by_keys <= SAME * ratio else f"{text}; about {by_keys:.2f} by out.compute()"
+    by_dask = decoded_ratio(as_dask_runs(plan))
+    return text if by_dask <= SAME * ratio else f"{text}; about {by_dask:.2f} by out.compute()"
 
 
 def _labels(plan: BlockPlan) -> str:

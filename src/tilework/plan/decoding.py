@@ -29,6 +29,7 @@ from tilework.source.padding import source_index
 
 __all__ = [
     "Kept",
+    "as_dask_runs",
     "chunks_under_mask",
     "decoded_ratio",
     "is_bound",
@@ -439,6 +440,12 @@ def decoded_ratio(plan: BlockPlan) -> float:
     bytes.
     """
     return _mean_ratio(plan, chunks_as_read)
+
+
+def as_dask_runs(plan: Plan) -> Plan:
+    """Return a plan as dask runs its blocks by itself: in the order of their keys, and as no run of ours."""
+    sources = tuple(replace(s, shared=s.shared and not s.in_runs) for s in plan.sources)
+    return replace(plan, sources=sources).with_order(range(plan.n_each, len(plan.axes)))
 
 
 def planned_ratio(plan: BlockPlan) -> float:

@@ -410,6 +410,7 @@ def _source_plan(source: Source, grid_axes: Sequence[int | None]) -> SourcePlan:
         chunks is None or source.shares,
         source.request_bytes,
         source.given and not source.in_memory,
+        source.shares_in_runs,
     )
 
 

@@ -71,6 +71,8 @@ class SourcePlan:
     """Bytes of samples that one request reads of chunks that are kept, where that is more than a chunk."""
     given: bool = False
     """Whether a task is given all from its first tile to its last, though reading takes memory."""
+    in_runs: bool = False
+    """Whether only tasks of one run may use each other's chunks, and not those that dask runs by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ class TilePlan(BlockPlan):
             for o in self.outputs
         ]
         # Records in stores of earlier versions have no word on sharing, and on requests.
-        usual = {"shared": True, "request": 0, "given": False}
+        usual = {"shared": True, "request": 0, "given": False, "in_runs": False}
         data["sources"] = [
             {k: v for k, v in asdict(s).items() if usual.get(k) != v or k not in usual} for s in self.sources
         ]
@@ -110,6 +110,7 @@ class TilePlan(BlockPlan):
                 s.get("shared", True),
                 s.get("request", 0),
                 s.get("given", False),
+                s.get("in_runs", False),
             )
             for s in data["sources"]
         )

@@ -108,6 +108,11 @@ class Source:
         return False
 
     @property
+    def shares_in_runs(self) -> bool:
+        """Whether only the tasks of one run of tilework's own may, and none that dask runs by itself."""
+        return False
+
+    @property
     def request_bytes(self) -> int:
         """Bytes of samples that one request reads of chunks that are kept, at most; 0: a chunk."""
         return 0

@@ -93,6 +93,11 @@ class ZarrSource(Source):
         """Whether the tasks of a run may use the chunks that others of them decoded."""
         return self.place.folder is not None or self.ours
 
+    @property
+    def shares_in_runs(self) -> bool:
+        """Whether only the tasks of one run of tilework's own may, and none that dask runs by itself."""
+        return self.place.folder is None and self.ours
+
     def read(self, box: Sequence[Span]) -> Array:
         """Return the samples of ``box``, intervals per axis inside the image."""
         self.check()

@@ -11,7 +11,7 @@ from tilework.errors import GridError, MemoryBudgetError
 from tilework.plan.block_shapes import BlockRequest, longer
 from tilework.plan.cost import human, threads_of
 from tilework.plan.decoding import kept_levels, with_cache
-from tilework.plan.memory import held_bytes, in_order, least_bytes, parallel_bytes, room_bytes
+from tilework.plan.memory import held_bytes, in_order, least_bytes, parallel_bytes, room_bytes, seam_bytes
 from tilework.plan.tile_plan import TilePlan
 
 __all__ = ["Candidate", "Notes", "RepeatsError", "TooLargeError", "choose_reuse", "enough", "paints"]
@@ -43,6 +43,8 @@ class Candidate:
         kind = "slabs" if plan.slabs else plan.reuse
         limit = math.inf if request.memory_limit is None else request.memory_limit
         encoding, none = plan.threads * request.encoding, plan.with_cache(0)
+        if plan.reuse == "share" and seam_bytes(none) > limit:
+            return cls(none, kind, none.calls(), encoding, longer)  # it does not fit, whatever else it takes
         if (room := limit - encoding - least_bytes(none)) >= 0:
             none = in_order(none)
             room = limit - encoding - least_bytes(none)
@@ -56,13 +58,15 @@ class Candidate:
         return room_bytes(self.plan) + self.encoding
 
     @property
-    def least(self) -> int:
-        """Bytes below the peak that take no time to count."""
-        return least_bytes(self.plan) + self.encoding
+    def bounds(self) -> Iterator[int]:
+        """Bytes that the peak is not below, and the peak; each takes longer to count than the one before."""
+        yield seam_bytes(self.plan) if self.plan.reuse == "share" else 0
+        yield least_bytes(self.plan) + self.encoding
+        yield self.peak
 
     def fits(self, limit: float) -> bool:
         """Return whether the peak is at most ``limit`` bytes."""
-        return self.least <= limit and self.peak <= limit
+        return all(need <= limit for need in self.bounds)
 
     @property
     def rank(self) -> tuple[int, int, int, str]:
@@ -89,9 +93,10 @@ def choose_reuse(
             return best.plan.with_notes((*notes, *reasons, *_reasons(best, tried, request, limit)))
     if request.reuse != "share" and all(way.kind != "recompute" for way in tried):
         alone = plan.with_blocks(block, "recompute").with_cache(0)
-        tried.append(Candidate(alone, "recompute", alone.calls(), plan.threads * request.encoding, 1))
-        if tried[-1].least <= limit:
+        encoding = plan.threads * request.encoding
+        if least_bytes(alone) + encoding <= limit:
             raise RepeatsError
+        tried.append(Candidate(alone, "recompute", alone.calls(), encoding, 1))
     raise TooLargeError(block, tried)
 
 
@@ -208,9 +213,8 @@ def _hindrance(plan: TilePlan, share: Candidate | None, limit: float) -> str:
     """Return why the blocks of a plan cannot share, as the end of a reason; "" if nobody asked."""
     if share is None:
         return ", and supports are longer than blocks" if _too_short(plan) else ""
-    if share.least > limit:
-        return f", and sharing would need more than {human(share.least)}"
-    return f", and sharing would need {human(share.peak)}"
+    need, more = next((need, n < 2) for n, need in enumerate(share.bounds) if need > limit)
+    return f", and sharing would need {'more than ' * more}{human(need)}"
 
 
 def enough(plan: TilePlan) -> float:

@@ -6,12 +6,14 @@ import asyncio
 import dataclasses
 import itertools
 import math
+import re
 import tracemalloc
 import warnings
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import dask
 import numpy as np
@@ -26,6 +28,7 @@ import tilework.writing.preparing
 from tests.store_counts import counted_codecs
 from tilework.execution.progress import Tracker
 from tilework.graph.build import plan_of
+from tilework.plan import decoding
 from tilework.plan.cost import busiest
 from tilework.plan.decoding import decoded_ratio, kept_bytes, kept_chunks, kept_levels
 from tilework.plan.memory import parallel_bytes, peak_bytes, room_bytes, seam_bytes
@@ -652,6 +655,21 @@ def test_what_dask_decodes_of_an_address_is_told() -> None:
     assert decoded_ratio(again) > 4
     assert f"about {decoded_ratio(again):.2f} by out.compute()" in " ".join(plan.explain().split())
     assert tw.TilePlan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(("classes", "word"), [(decoding.CLASSES, "about"), (4, "at most")])
+def test_what_dask_decodes_under_a_mask_takes_no_second_look(
+    monkeypatch: pytest.MonkeyPatch, classes: int, word: str
+) -> None:
+    """Blocks that read tiles one by one are those of the plan; too many to count, both numbers are bounds."""
+    monkeypatch.setattr(decoding, "CLASSES", classes)
+    plan = tw.plan_tiles((640, 640), 16, 2, chunks=64, source_chunks=(24, 24), mask=SPOTS, mask_scale=10)
+    source = dataclasses.replace(plan.sources[0], shared=True, in_runs=True)
+    plan = plan.with_sources([source]).with_cache(10**8)
+    with patch.object(decoding, "blocks_by_tile", wraps=decoding.blocks_by_tile) as looks:
+        told = dict(plan.explain().rows)["decoded"]
+    assert re.fullmatch(rf"{word} \S+ source.*; {word} \S+ by out.compute\(\)", told)
+    assert looks.call_count == 1 or word == "at most"
 
 
 @pytest.mark.parametrize(

@@ -307,15 +307,21 @@ def rows(plan: BlockPlan, *, lazy: bool = True) -> list[tuple[str, str]]:
 
 def _decoded(plan: BlockPlan, *, lazy: bool) -> str:
     """Return how often samples are decoded; ``lazy``: dask may run the blocks, too."""
-    about, ratio = "at most" if is_bound(plan) else "about", decoded_ratio(plan)
+    ratio = decoded_ratio(plan)
     cache = f"cache {human(plan.cache_bytes)}"
     if any(s.chunks for s in plan.sources) and not any(s.shared and s.chunks for s in plan.sources):
         cache = "no chunk is shared"
-    text = f"{about} {ratio:.2f} source bytes per image byte ({cache})"
+    text = f"{_about(plan)} {ratio:.2f} source bytes per image byte ({cache})"
     if not lazy:
         return text
-    by_dask = decoded_ratio(as_dask_runs(plan))
-    return text if by_dask <= SAME * ratio else f"{text}; about {by_dask:.2f} by out.compute()"
+    by_dask = as_dask_runs(plan)
+    more = decoded_ratio(by_dask)
+    return text if more <= SAME * ratio else f"{text}; {_about(by_dask)} {more:.2f} by out.compute()"
+
+
+def _about(plan: BlockPlan) -> str:
+    """Return what `decoded_ratio` is to what is decoded."""
+    return "at most" if is_bound(plan) else "about"
 
 
 def _labels(plan: BlockPlan) -> str:

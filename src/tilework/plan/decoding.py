@@ -445,7 +445,7 @@ def decoded_ratio(plan: BlockPlan) -> float:
 def as_dask_runs(plan: Plan) -> Plan:
     """Return a plan as dask runs its blocks by itself: in the order of their keys, and as no run of ours."""
     sources = tuple(replace(s, shared=s.shared and not s.in_runs) for s in plan.sources)
-    return replace(plan, sources=sources).with_order(range(plan.n_each, len(plan.axes)))
+    return plan.with_sources(sources).with_order(range(plan.n_each, len(plan.axes)))
 
 
 def planned_ratio(plan: BlockPlan) -> float:

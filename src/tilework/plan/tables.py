@@ -446,6 +446,10 @@ class BlockPlan(Holder, Sequence[Tile]):
         """Return the same plan with blocks that run in another order of the tiled axes, slowest first."""
         return self._with(order=tuple(order))
 
+    def with_sources(self, sources: Sequence[SourcePlan]) -> Self:
+        """Return the same plan with other words on who may use the chunks of its sources."""
+        return self._with(sources=tuple(sources))
+
     def with_notes(self, notes: Sequence[str]) -> Self:
         """Return the same plan with other reasons for `explain`."""
         return self._with(notes=tuple(notes))

@@ -316,7 +316,12 @@ def _decoded(plan: BlockPlan, *, lazy: bool) -> str:
         return text
     by_dask = as_dask_runs(plan)
     more = decoded_ratio(by_dask)
-    return text if more <= SAME * ratio else f"{text}; {_about(by_dask)} {more:.2f} by out.compute()"
+    if more <= SAME * ratio:
+        return text
+    # Chunks may be kept between tasks that happen to be close to each other in dask's order.
+    kept = plan.cache_bytes and any(s.shared and s.chunks for s in by_dask.sources)
+    about = "up to about" if kept and not is_bound(by_dask) else _about(by_dask)
+    return f"{text}; {about} {more:.2f} by out.compute()"
 
 
 def _about(plan: BlockPlan) -> str:

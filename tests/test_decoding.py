@@ -657,6 +657,16 @@ def test_what_dask_decodes_of_an_address_is_told() -> None:
     assert tw.TilePlan.from_json(plan.to_json()) == plan
 
 
+@pytest.mark.parametrize("limit", [None, "40MB", "16MB"])
+def test_a_plan_without_an_image_is_that_of_a_path(tmp_path: Path, limit: str | None) -> None:
+    """It was that of an array whose chunks no other task may use."""
+    zarr.create_array(tmp_path / "in.zarr", shape=(240, 320, 400), chunks=(48, 32, 64), dtype="f4")
+    options: dict[str, Any] = {"crop": 40, "overlap": 4, "memory_limit": limit, "edge": "squeeze"}
+    plan = tw.plan_tiles((240, 320, 400), source_chunks=(48, 32, 64), dtype="f4", **options)
+    assert plan == plan_of(tw.tiled_map(np.copy, tmp_path / "in.zarr", dtype="f4", **options))
+    assert "no chunk is shared" not in plan.explain()
+
+
 @pytest.mark.parametrize(("classes", "word"), [(decoding.CLASSES, "about"), (4, "at most")])
 def test_what_dask_decodes_under_a_mask_takes_no_second_look(
     monkeypatch: pytest.MonkeyPatch, classes: int, word: str
@@ -664,7 +674,7 @@ def test_what_dask_decodes_under_a_mask_takes_no_second_look(
     """Blocks that read tiles one by one are those of the plan; too many to count, both numbers are bounds."""
     monkeypatch.setattr(decoding, "CLASSES", classes)
     plan = tw.plan_tiles((640, 640), 16, 2, chunks=64, source_chunks=(24, 24), mask=SPOTS, mask_scale=10)
-    source = dataclasses.replace(plan.sources[0], shared=True, in_runs=True)
+    source = dataclasses.replace(plan.sources[0], in_runs=True)
     plan = plan.with_sources([source]).with_cache(10**8)
     with patch.object(decoding, "blocks_by_tile", wraps=decoding.blocks_by_tile) as looks:
         told = dict(plan.explain().rows)["decoded"]

@@ -46,7 +46,7 @@ from tilework.plan.request import (
 from tilework.plan.tile_plan import TilePlan
 from tilework.plan.trial import active_client, call_on_zeros
 from tilework.probing.probe import choose_overlap
-from tilework.source.base import Source
+from tilework.source.base import PlannedSource, Source
 from tilework.source.opening import Image, open_source
 from tilework.source.padding import Boundary
 
@@ -447,7 +447,8 @@ def plan_tiles(
     dtype : dtype
         Dtype of the image, and of the result if ``output`` does not declare one.
     source_chunks : sequence of int, samples per axis of the image, or dict by name, optional
-        Storage chunks, for the cost of reading. Default: any part can be read alone.
+        Storage chunks, for the cost of reading: the plan is that of an array that is given by its path.
+        Default: any part can be read alone.
     crop, overlap, axes, each, stride, starts, multiple, edge, boundary, pad_side, blend, rim, \
 sigma_scale, output, batch_size, pad_batch, mask, mask_scale, chunks, memory_limit, reuse
         As in `tiled_map`, except that ``overlap="auto"`` is an error: it needs the function.
@@ -479,7 +480,7 @@ sigma_scale, output, batch_size, pad_batch, mask, mask_scale, chunks, memory_lim
         raise GridError(
             f"source_chunks needs one positive length per axis of {extents}; got {brief(source_chunks)}."
         )
-    source = Source(None, extents, as_dtype(dtype), chunked, meta, token="plan")
+    source = PlannedSource(None, extents, as_dtype(dtype), chunked, meta, token="plan")
     request = Request(
         crop=crop, overlap=overlap, axes=axes, each=each, stride=stride, starts=starts, multiple=multiple,
         edge=edge, boundary=boundary, pad_side=pad_side, blend=blend, rim=rim, sigma_scale=sigma_scale,

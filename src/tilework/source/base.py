@@ -37,6 +37,7 @@ __all__ = [
     "MemoryPart",
     "MemorySource",
     "OnceSource",
+    "PlannedSource",
     "Source",
     "Unread",
     "slices_of",
@@ -379,6 +380,16 @@ def copy_overlap(out: Array, origin: Sequence[int], part: Array, start: Sequence
     high = [min(a + n, s + m) for a, n, s, m in zip(origin, out.shape, start, part.shape, strict=True)]
     to = tuple(slice(i - a, j - a) for i, j, a in zip(low, high, origin, strict=True))
     out[to] = part[tuple(slice(i - s, j - s) for i, j, s in zip(low, high, start, strict=True))]
+
+
+@dataclass(slots=True)
+class PlannedSource(Source):
+    """An image that is only planned for, as one that is given by its path."""
+
+    @property
+    def shares(self) -> bool:
+        """Whether the tasks of a run may use the chunks that others of them decoded."""
+        return True
 
 
 @dataclass(slots=True)

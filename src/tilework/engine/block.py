@@ -27,9 +27,9 @@ from tilework.engine.notices import report, tell
 from tilework.engine.reading import (
     CropCutter,
     Failure,
+    common,
     in_raster_order,
     looker_of,
-    n_tiles_of,
     run_tiles,
     tiles_of,
 )
@@ -121,22 +121,21 @@ def _gather(spec: Spec, index: Index, given: Sequence[Any], *, owned: bool) -> l
     for owner in owners_of(spec, index, alone):
         canvases[owner] = canvas_boxes(spec, owner)
         own = [t.owned[b] for t, b in zip(plan.tables, owner, strict=True)]
-        common = [(max(a, c), min(b, d)) for (a, b), (c, d) in zip(own, ranges, strict=True)]
+        parts[owner] = common(own, ranges)
         # Where tiles at an end do not run, the sums are no larger than what the others reach.
         whole = owner == index and spec.running(own) == own
         rooms = spec.rooms(index) if whole else ()
         regions = spans_of(spec, index, canvases[owner], alone, whole=whole)
-        order = [range(*span) for span in common] if in_raster_order(spec) else None
+        order = [range(*span) for span in parts[owner]] if in_raster_order(spec) else None
         sums[owner] = Accumulator(spec, regions, rooms, order)
-        parts[owner] = common
-    numbers = {owner: n_tiles_of(spec, common) for owner, common in parts.items()}
+    numbers = {owner: spec.active.running(part) for owner, part in parts.items()}
     skipped: list[int] = []
     failures: list[Failure] = []
     adding: dict[int, Accumulator] = {}
 
     def queue() -> Iterator[Tile]:
-        for owner, common in parts.items():
-            for tile in tiles_of(spec, common):
+        for owner, part in parts.items():
+            for tile in tiles_of(spec, part):
                 adding[tile.index] = sums[owner]
                 yield tile
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from tilework._types import Array, Index, Span
+from tilework._types import Array, Index
 from tilework.engine.accumulate import Accumulator
 from tilework.engine.block import canvas_boxes, owners_of
 from tilework.engine.canvas import combine, finish
 from tilework.engine.cover import cover, touching
-from tilework.engine.reading import tiles_of
+from tilework.engine.reading import common, tiles_of
 from tilework.engine.spec import Spec
 from tilework.engine.sums import real_dtype
 from tilework.engine.validity import Known, hide
@@ -167,12 +167,8 @@ def tiles_touching(spec: Spec, number: int, index: Index, box: Box) -> list[tupl
     found: list[tuple[Index, Sequence[Tile]]] = []
     for owner in owners_of(spec, index):
         own = [t.owned[b] for t, b in zip(spec.plan.tables, owner, strict=True)]
-        found.append((owner, list(tiles_of(spec, _common(own, ranges)))))
+        found.append((owner, list(tiles_of(spec, common(own, ranges)))))
     return found
-
-
-def _common(own: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
-    return [(max(a, c), max(max(a, c), min(b, d))) for (a, b), (c, d) in zip(own, ranges, strict=True)]
 
 
 def part_of_block(

@@ -36,9 +36,9 @@ from tilework.source.zarr_array import ZarrSource
 __all__ = [
     "CropCutter",
     "Failure",
+    "common",
     "in_raster_order",
     "looker_of",
-    "n_tiles_of",
     "run_tiles",
     "tiles_of",
     "wait",
@@ -198,12 +198,9 @@ def tiles_of(spec: Spec, ranges: Sequence[Span]) -> Iterable[Tile]:
     return _by_shape(spec, tiles)
 
 
-def n_tiles_of(spec: Spec, ranges: Sequence[Span]) -> int:
-    """Return how many tiles `tiles_of` returns."""
-    if any(a >= b for a, b in ranges):
-        return 0
-    mask = spec.active.mask
-    return math.prod(b - a for a, b in ranges) if mask is None else mask.running(ranges)
+def common(own: Sequence[Span], ranges: Sequence[Span]) -> list[Span]:
+    """Return what two boxes of tiles have in common; (first, first) along an axis where it is nothing."""
+    return [(max(a, c), max(max(a, c), min(b, d))) for (a, b), (c, d) in zip(own, ranges, strict=True)]
 
 
 def in_raster_order(spec: Spec) -> bool:

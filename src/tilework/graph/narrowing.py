@@ -222,7 +222,7 @@ def _tiles(
     around = []
     for table, (low, high) in zip(plan.tables, np.transpose(blocks, (1, 2, 0)), strict=True):
         around.append((int(table.touch[low.min()][0]), int(table.touch[high.max() - 1][1])))
-    every = math.prod(b - a for a, b in around) if mask is None else mask.running(around)
+    every = spec.active.running(around)
     runs = runs if mask is None else runs & mask
     return (first, stop, runs) if runs.running(around) < worth * every else None
 

@@ -295,12 +295,12 @@ def _choose_shape(plan: TilePlan, request: BlockRequest, asked: str) -> TilePlan
     for most, block, notes in shapes(plan, request):
         # 0. Blocks that share nothing, and repeat more crops than the best so far, are out, whatever memory
         #    they need.
-        # 1. Blocks that do not fit into memory are out.
         calls = math.inf if good is not None else max(some, least * workers)
         if _repeats(plan, block, request, calls):
             if least <= _fewest(plan, most) / workers:
                 break
             continue
+        # 1. Blocks that do not fit into memory are out.
         try:
             found = choose_reuse(plan, block, request, notes, asked, calls)
         except (TooLargeError, RepeatsError):  # smaller blocks may share

@@ -133,11 +133,11 @@ def _ways(
 def _reasons(best: Candidate, tried: Sequence[Candidate], request: BlockRequest, limit: float) -> Notes:
     """Return why a way was chosen among those that were ``tried``."""
     share = next((way for way in tried if way.kind == "share"), None)
-    extra = best.plan.with_blocks(best.plan.block, "recompute").calls() / max(1, best.plan.n_runs) - 1
     if best.kind == "slabs":
         return (_slab_reason(best, share),)
     if request.reuse != "auto":
         return ()
+    extra = best.plan.with_blocks(best.plan.block, "recompute").calls() / max(1, best.plan.n_runs) - 1
     if best.kind == "share":
         return (f"share: blocks alone would cost {extra:.1%} extra calls",)
     return (f"recompute: {extra:.1%} extra calls{_hindrance(best.plan, share, limit)}",)

@@ -53,6 +53,12 @@ SPOTS = np.random.default_rng(0).random((64, 64)) < 0.01
 SPOTS_3D = np.random.default_rng(0).random((24, 24, 24)) < 0.003
 
 
+@pytest.fixture(autouse=True)
+def _two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plan as on a machine with two processors: limits of memory are for so many tasks."""
+    monkeypatch.setattr("tilework.plan.request.n_threads", lambda: 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """A stored image, and how it is tiled and written."""
